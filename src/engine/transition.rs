@@ -1,0 +1,441 @@
+//! What the engine runs: transitions, the stages they stand in, and the operation that is a table of stages.
+//!
+//! A [`Transition`] is written once, with types of its own; [`Operation`] holds it behind [`Erased`], where intents and
+//! outcomes are bytes. Nothing here acts and nothing here does I/O.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+
+use super::record::{self, Ended};
+
+/// Names a transition on disk. Never reused for another meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransitionId(pub u16);
+
+/// Names a kind of operation on disk. Never reused for another meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationId(pub u16);
+
+/// A number that grows with every operation of a workspace. What an operation makes carries its generation.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+pub struct Generation(pub u64);
+
+impl std::fmt::Display for Generation {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// How a transition is taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UndoPolicy {
+    /// By its `undo`.
+    Undoable,
+    /// There is nothing to take back, for the reason given.
+    Nothing(&'static str),
+    /// It must never be taken back, for the reason given: the commit point, and all that comes after it.
+    Forbidden(&'static str),
+}
+
+/// What a probe found of an intent whose outcome is not in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe<O> {
+    /// It was done, with this outcome.
+    Done(O),
+    /// It was not done, or not wholly: `apply` has to run, or to run again.
+    NotDone,
+    /// The VM that it was about is gone.
+    Lost,
+    /// It cannot be told. A person is needed; the text says what was seen.
+    CannotTell(String),
+}
+
+impl<O> Probe<O> {
+    /// The same finding with another outcome in it.
+    pub fn map<P>(self, outcome: impl FnOnce(O) -> P) -> Probe<P> {
+        match self {
+            Self::Done(found) => Probe::Done(outcome(found)),
+            Self::NotDone => Probe::NotDone,
+            Self::Lost => Probe::Lost,
+            Self::CannotTell(why) => Probe::CannotTell(why),
+        }
+    }
+}
+
+/// Why a transition did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Somebody asked to stop, and it stopped.
+    #[error("interrupted")]
+    Interrupted,
+    /// No answer within the transition's time limit.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// The VM that it was about is gone.
+    #[error("the VM is gone")]
+    Lost,
+    /// An intent or outcome does not fit into a record, or does not decode as what the transition wrote.
+    #[error(transparent)]
+    Payload(#[from] record::PayloadError),
+    /// A transition asked for the outcome of one that has none in this operation.
+    #[error("the outcome of transition {0:?} is not known at this place")]
+    NoOutcome(TransitionId),
+    /// What the layer below says.
+    #[error(transparent)]
+    World(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Failure {
+    /// A failure of the layer below.
+    pub fn world(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::World(error.into())
+    }
+}
+
+/// A person's wish to stop, seen by everything that takes long. Clones share the wish.
+#[derive(Debug, Clone, Default)]
+pub struct Interrupt(CancellationToken);
+
+impl Interrupt {
+    /// Nobody has asked yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ask. Asking twice is asking once.
+    pub fn request(&self) {
+        self.0.cancel();
+    }
+
+    /// Whether somebody asked.
+    #[must_use]
+    pub fn requested(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// Resolves when somebody asks.
+    pub async fn wait(&self) {
+        self.0.cancelled().await;
+    }
+
+    /// For loops that copy: call it at least every 100 ms.
+    ///
+    /// # Errors
+    /// [`Failure::Interrupted`] once somebody asked.
+    pub fn check(&self) -> Result<(), Failure> {
+        if self.requested() { Err(Failure::Interrupted) } else { Ok(()) }
+    }
+
+    /// An interrupt that is requested when this one is, and can be requested alone.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self(self.0.child_token())
+    }
+
+    /// Requests this interrupt when dropped: work on another thread ends with the future that waited for it.
+    #[must_use]
+    pub fn on_drop(&self) -> impl Drop + Send + use<> {
+        self.0.clone().drop_guard()
+    }
+}
+
+/// Where a transition stands: the world, the operation's generation, what went before it, and the wish to stop.
+pub struct Scene<'a, W: ?Sized> {
+    /// The world to act on.
+    pub world: &'a W,
+    /// The generation of this operation.
+    pub generation: Generation,
+    /// To be looked at by whatever takes long. Never requested while an undo runs or after the commit point.
+    pub interrupt: Interrupt,
+    outcomes: Arc<BTreeMap<TransitionId, Vec<u8>>>,
+}
+
+impl<'a, W: ?Sized> Scene<'a, W> {
+    pub(super) fn new(
+        world: &'a W,
+        generation: Generation,
+        interrupt: Interrupt,
+        outcomes: Arc<BTreeMap<TransitionId, Vec<u8>>>,
+    ) -> Self {
+        Self { world, generation, interrupt, outcomes }
+    }
+
+    /// The outcome of a transition of an earlier stage.
+    ///
+    /// # Errors
+    /// [`Failure::NoOutcome`] if it has none, [`Failure::Payload`] if it does not decode.
+    pub fn outcome<T: Transition<World = W>>(&self) -> Result<T::Outcome, Failure> {
+        let bytes = self.outcomes.get(&T::ID).ok_or(Failure::NoOutcome(T::ID))?;
+        Ok(record::decode_payload(bytes)?)
+    }
+}
+
+impl<W: ?Sized> Clone for Scene<'_, W> {
+    fn clone(&self) -> Self {
+        Self {
+            world: self.world,
+            generation: self.generation,
+            interrupt: self.interrupt.clone(),
+            outcomes: Arc::clone(&self.outcomes),
+        }
+    }
+}
+
+/// One journaled change of the world.
+///
+/// `apply` and `undo` are idempotent: either may find its work done, half done, or not begun. `undo` makes sure that
+/// the world is as it was before, whether or not `apply` ever ran. `prepare` and `probe` change nothing.
+pub trait Transition: Send + Sync + 'static {
+    /// What it acts on.
+    type World: ?Sized + Sync;
+    /// What it is about to do; enough to probe and to undo without the outcome.
+    type Intent: Serialize + DeserializeOwned + Send + Sync;
+    /// What it did.
+    type Outcome: Serialize + DeserializeOwned + Send + Sync;
+
+    /// Its name on disk.
+    const ID: TransitionId;
+    /// Its name for people.
+    const LABEL: &'static str;
+    /// How it is taken back.
+    const UNDO: UndoPolicy;
+    /// How long `apply`, `probe` and `undo` may each take.
+    const LIMIT: Duration;
+
+    /// Decide what to do, without doing it.
+    fn prepare(
+        &self,
+        scene: &Scene<'_, Self::World>,
+    ) -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
+
+    /// Look whether the intent was carried out.
+    fn probe(
+        &self,
+        scene: &Scene<'_, Self::World>,
+        intent: &Self::Intent,
+    ) -> impl Future<Output = Result<Probe<Self::Outcome>, Failure>> + Send;
+
+    /// Carry the intent out.
+    fn apply(
+        &self,
+        scene: &Scene<'_, Self::World>,
+        intent: &Self::Intent,
+    ) -> impl Future<Output = Result<Self::Outcome, Failure>> + Send;
+
+    /// Make sure that it is as it was before. [`Failure::Lost`] means that there is nothing left to put right because
+    /// the VM is gone; it counts as undone. Never called unless the policy is [`UndoPolicy::Undoable`].
+    fn undo(
+        &self,
+        scene: &Scene<'_, Self::World>,
+        intent: &Self::Intent,
+    ) -> impl Future<Output = Result<(), Failure>> + Send {
+        let _ = (scene, intent);
+        std::future::ready(Ok(()))
+    }
+}
+
+/// A [`Transition`] with bytes for its intent and outcome.
+pub trait Erased<W: ?Sized>: Send + Sync {
+    /// [`Transition::ID`].
+    fn id(&self) -> TransitionId;
+    /// [`Transition::LABEL`].
+    fn label(&self) -> &'static str;
+    /// [`Transition::UNDO`].
+    fn policy(&self) -> UndoPolicy;
+    /// [`Transition::LIMIT`].
+    fn limit(&self) -> Duration;
+    /// [`Transition::prepare`].
+    fn prepare<'a>(&'a self, scene: &'a Scene<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
+    /// [`Transition::probe`].
+    fn probe<'a>(
+        &'a self,
+        scene: &'a Scene<'_, W>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>>;
+    /// [`Transition::apply`].
+    fn apply<'a>(
+        &'a self,
+        scene: &'a Scene<'_, W>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
+    /// [`Transition::undo`].
+    fn undo<'a>(&'a self, scene: &'a Scene<'_, W>, intent: &'a [u8]) -> BoxFuture<'a, Result<(), Failure>>;
+}
+
+impl<T: Transition> Erased<T::World> for T {
+    fn id(&self) -> TransitionId {
+        T::ID
+    }
+
+    fn label(&self) -> &'static str {
+        T::LABEL
+    }
+
+    fn policy(&self) -> UndoPolicy {
+        T::UNDO
+    }
+
+    fn limit(&self) -> Duration {
+        T::LIMIT
+    }
+
+    fn prepare<'a>(&'a self, scene: &'a Scene<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+        async move { Ok(record::encode_payload(&Transition::prepare(self, scene).await?)?) }.boxed()
+    }
+
+    fn probe<'a>(
+        &'a self,
+        scene: &'a Scene<'_, T::World>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>> {
+        async move {
+            let intent = record::decode_payload(intent)?;
+            Ok(match Transition::probe(self, scene, &intent).await? {
+                Probe::Done(outcome) => Probe::Done(record::encode_payload(&outcome)?),
+                Probe::NotDone => Probe::NotDone,
+                Probe::Lost => Probe::Lost,
+                Probe::CannotTell(why) => Probe::CannotTell(why),
+            })
+        }
+        .boxed()
+    }
+
+    fn apply<'a>(
+        &'a self,
+        scene: &'a Scene<'_, T::World>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+        async move {
+            let intent = record::decode_payload(intent)?;
+            Ok(record::encode_payload(&Transition::apply(self, scene, &intent).await?)?)
+        }
+        .boxed()
+    }
+
+    fn undo<'a>(
+        &'a self,
+        scene: &'a Scene<'_, T::World>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        async move {
+            let intent = record::decode_payload(intent)?;
+            Transition::undo(self, scene, &intent).await
+        }
+        .boxed()
+    }
+}
+
+/// Transitions of one operation that may run at the same time.
+pub struct Stage<W: ?Sized> {
+    /// Its name for people.
+    pub label: &'static str,
+    /// What runs in it.
+    pub transitions: Vec<Box<dyn Erased<W>>>,
+}
+
+/// What becomes of an operation whose transition after the commit point fails for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forward {
+    /// The VM is of no use without it: end as lost, and let what is left be cleared away.
+    ClearAway,
+    /// It is itself a clearing away: stuck, until a later run gets through.
+    Stuck,
+}
+
+type Conclude<W> =
+    dyn for<'a> Fn(Scene<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>> + Send + Sync;
+
+/// A table of stages with one commit point.
+pub struct Operation<W: ?Sized> {
+    /// Its name on disk.
+    pub id: OperationId,
+    /// Its name for people.
+    pub label: &'static str,
+    /// What a failure after the commit point leads to.
+    pub forward: Forward,
+    pub(super) stages: Vec<Stage<W>>,
+    pub(super) commit: Option<usize>,
+    conclude: Box<Conclude<W>>,
+}
+
+impl<W: ?Sized + Sync> Operation<W> {
+    /// An operation without stages. `conclude` says how the workspace stands when it has ended; the bytes go into the
+    /// journal's end record. It may look at the world, and changes nothing.
+    pub fn new(
+        id: OperationId,
+        label: &'static str,
+        forward: Forward,
+        conclude: impl for<'a> Fn(Scene<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { id, label, forward, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
+    }
+
+    /// Adds a stage.
+    #[must_use]
+    pub fn stage<const N: usize>(
+        mut self,
+        label: &'static str,
+        transitions: [Box<dyn Erased<W>>; N],
+    ) -> Self {
+        self.stages.push(Stage { label, transitions: transitions.into() });
+        self
+    }
+
+    /// Adds a stage if `wanted`.
+    #[must_use]
+    pub fn stage_if<const N: usize>(
+        self,
+        wanted: bool,
+        label: &'static str,
+        transitions: [Box<dyn Erased<W>>; N],
+    ) -> Self {
+        if wanted { self.stage(label, transitions) } else { self }
+    }
+
+    /// Adds the commit point, a stage of its own.
+    #[must_use]
+    pub fn commit(mut self, transition: Box<dyn Erased<W>>) -> Self {
+        self.commit = Some(self.stages.iter().map(|stage| stage.transitions.len()).sum());
+        self.stages.push(Stage { label: transition.label(), transitions: vec![transition] });
+        self
+    }
+
+    /// Its stages, in order.
+    #[must_use]
+    pub fn stages(&self) -> &[Stage<W>] {
+        &self.stages
+    }
+
+    /// Its transitions, in order.
+    pub fn transitions(&self) -> impl Iterator<Item = &dyn Erased<W>> {
+        self.stages.iter().flat_map(|stage| stage.transitions.iter().map(AsRef::as_ref))
+    }
+
+    /// The place of the commit point among the transitions.
+    #[must_use]
+    pub fn commit_point(&self) -> Option<usize> {
+        self.commit
+    }
+
+    pub(super) fn conclude<'a>(
+        &self,
+        scene: Scene<'a, W>,
+        ended: Ended,
+    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+        (self.conclude)(scene, ended)
+    }
+}

@@ -1,0 +1,3 @@
+//! nixbox
+pub mod engine;
+pub mod world;

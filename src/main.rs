@@ -1,0 +1,2 @@
+//! nixbox
+fn main() {}

@@ -1,0 +1,427 @@
+//! The seams between what nixbox does and what it does it with, and the values that cross them.
+//!
+//! `operations` sees the world through these traits alone. `host`, `vmm`, `guest` and `store` implement them on a real
+//! machine, `fakes` in memory. A [`World`] belongs to one workspace; whatever a seam makes carries a generation, so
+//! that things of this operation are told from things of another.
+//!
+//! What all seams promise:
+//! - every call is idempotent: its work may be done, half done or not begun when it is called;
+//! - `find`-like calls change nothing, and report what is there rather than what should be;
+//! - removing what is not there succeeds; removing what is another's is an error and removes nothing;
+//! - a call that takes long looks at its [`Interrupt`] at least every 100 ms, and leaves what it began to its remover.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use crate::engine::record::WorkspaceId;
+pub use crate::engine::transition::{Failure, Generation, Interrupt};
+
+/// The result of a call to a seam.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// One of the 64 places for a VM on this host. It decides the VM's TAP, addresses and MAC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Slot(u8);
+
+impl Slot {
+    /// How many there are.
+    pub const COUNT: u8 = 64;
+
+    /// All of them, lowest first.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..Self::COUNT).map(Self)
+    }
+
+    /// Its number, below [`Slot::COUNT`].
+    #[must_use]
+    pub fn number(self) -> u8 {
+        self.0
+    }
+}
+
+/// A number that is no slot's.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("slot {0} does not exist: there are slots 0 to {last}", last = Slot::COUNT - 1)]
+pub struct NoSuchSlot(u8);
+
+impl TryFrom<u8> for Slot {
+    type Error = NoSuchSlot;
+
+    fn try_from(number: u8) -> Result<Self, NoSuchSlot> {
+        if number < Self::COUNT { Ok(Self(number)) } else { Err(NoSuchSlot(number)) }
+    }
+}
+
+impl From<Slot> for u8 {
+    fn from(slot: Slot) -> Self {
+        slot.0
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// A snapshot: the generation of the operation that made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SnapshotId(pub Generation);
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// A name that a person gave to a snapshot: 1 to 64 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName(String);
+
+/// A text that is no snapshot's name.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit")]
+pub struct BadSnapshotName(String);
+
+impl SnapshotName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = BadSnapshotName;
+
+    fn try_from(text: String) -> Result<Self, BadSnapshotName> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let good = (1..=64).contains(&text.len())
+            && text.bytes().all(plain)
+            && text.as_bytes()[0].is_ascii_alphanumeric();
+        if good { Ok(Self(text)) } else { Err(BadSnapshotName(text)) }
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// What the guest's kernel calls this boot: `/proc/sys/kernel/random/boot_id`, which lives in RAM alone. A restored
+/// guest still has it, a rebooted one has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootId(pub [u8; 16]);
+
+/// What of a VM is decided when it is booted or loaded, and by which generation its parts are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The VMM process and the share daemons.
+    pub vmm: Generation,
+    /// The disk images.
+    pub disk: Generation,
+    /// The RAM file.
+    pub memory: Generation,
+    /// TAP, addresses, firewall table, DHCP.
+    pub slot: Slot,
+    /// Whether the shares are devices of the VM from the start; if not, they are attached later.
+    pub shares: bool,
+}
+
+/// What a running VMM says of its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmState {
+    /// The VMM answers and has no VM.
+    Empty,
+    /// There is a VM that has not been booted, or has shut down.
+    Stopped,
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+}
+
+/// What the VMM's version can do. `vmm/capability.rs` holds the table; nothing else asks for a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ability {
+    /// A share mounted in the guest still works, open files too, after `vm.restore`.
+    pub shares_survive_restore: bool,
+    /// A share mounted in the guest still works after `vm.snapshot` and an in-place `vm.resume`.
+    pub shares_survive_resume: bool,
+}
+
+/// Where a snapshot stands on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Nowhere.
+    Absent,
+    /// In its staging directory: not listed, of no use to anybody but the operation that makes it.
+    Staged,
+    /// Committed.
+    Listed,
+    /// Renamed out of the list, not yet removed.
+    Trashed,
+}
+
+/// Whether something that has several parts is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// No part of it.
+    Absent,
+    /// Some of it, or all of it but not in order.
+    Partial,
+    /// All of it.
+    Whole,
+}
+
+/// What a snapshot says of itself: enough to restore it, and to tell whether it fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// A name given by a person, or none.
+    pub name: Option<SnapshotName>,
+    /// When it was committed: milliseconds since 1970, UTC.
+    pub created_ms: u64,
+    /// The slot that the guest's address belongs to.
+    pub slot: Slot,
+    /// The boot that it was taken of.
+    pub boot: BootId,
+    /// Whether the shares are attached in the VMM state.
+    pub shares: bool,
+    /// Every file with its size in bytes and its hash, by name.
+    pub files: Vec<FileRecord>,
+}
+
+/// One file of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its name within the snapshot's directory.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// BLAKE3 of its content.
+    pub hash: [u8; 32],
+}
+
+/// One VMM process per generation, spoken to through its API socket.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// What the installed VMM can do. Starts nothing.
+    async fn ability(&self) -> Result<Ability>;
+    /// The state of the VM in the VMM of this generation; `None` if no such process lives. A VMM that lives but does
+    /// not answer is an error.
+    async fn find(&self, generation: Generation) -> Result<Option<VmState>>;
+    /// Start the VMM and wait until its API answers.
+    async fn start(&self, generation: Generation) -> Result<()>;
+    /// `vm.create` and `vm.boot`.
+    async fn boot(&self, machine: &Machine) -> Result<()>;
+    /// `vm.pause`; a paused VM stays paused.
+    async fn pause(&self, generation: Generation) -> Result<()>;
+    /// `vm.resume`; a running VM runs on.
+    async fn resume(&self, generation: Generation) -> Result<()>;
+    /// `vm.snapshot` into the staging directory of `into`, which then holds it synced.
+    async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()>;
+    /// `vm.restore` from a copy of the VMM state of `from`, staged or listed, with its paths rewritten to `machine`'s.
+    /// The VM is paused then.
+    async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
+    /// Ask the guest to shut down by the power button, and wait for the VM to stop for as long as is sensible.
+    async fn power_button(&self, generation: Generation) -> Result<()>;
+    /// End the process (TERM, then KILL) and remove its sockets.
+    async fn stop(&self, generation: Generation) -> Result<()>;
+    /// `vm.add-fs` for every share.
+    async fn attach_shares(&self, generation: Generation) -> Result<()>;
+    /// `vm.remove-device` for every share.
+    async fn detach_shares(&self, generation: Generation) -> Result<()>;
+    /// Whether the shares are devices of the VM.
+    async fn shares_attached(&self, generation: Generation) -> Result<Presence>;
+}
+
+/// The slots of this host, claimed across workspaces.
+#[async_trait]
+pub trait Slots: Send + Sync {
+    /// The slot that this workspace holds.
+    async fn held(&self) -> Result<Option<Slot>>;
+    /// The slots that nobody holds.
+    async fn free(&self) -> Result<Vec<Slot>>;
+    /// Claim the first of `wanted` that nobody holds; one that this workspace holds already is kept.
+    async fn claim(&self, wanted: &[Slot]) -> Result<Slot>;
+    /// Give back the slot, if this workspace holds it.
+    async fn release(&self, slot: Slot) -> Result<()>;
+}
+
+/// TAP, addresses, firewall table and DHCP of a slot.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// How much of it is there.
+    async fn find(&self, slot: Slot) -> Result<Presence>;
+    /// Build it, or what is missing of it.
+    async fn build(&self, slot: Slot, generation: Generation) -> Result<()>;
+    /// Remove all of it.
+    async fn remove(&self, slot: Slot) -> Result<()>;
+}
+
+/// The daemons that serve the host's directories, one set per VMM generation.
+#[async_trait]
+pub trait Shares: Send + Sync {
+    /// Whether the configuration has any.
+    fn wanted(&self) -> bool;
+    /// How many of them serve.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Start them, and wait until each listens on its socket.
+    async fn start(&self, generation: Generation) -> Result<()>;
+    /// End them, and remove their sockets.
+    async fn stop(&self, generation: Generation) -> Result<()>;
+}
+
+/// The VM's disk images, one set per generation.
+#[async_trait]
+pub trait Disk: Send + Sync {
+    /// Whether they are there, whole.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Clone them from their templates, or make empty ones.
+    async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Clone them into the staging directory.
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Clone them from a snapshot.
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Remove them.
+    async fn remove(&self, generation: Generation) -> Result<()>;
+}
+
+/// The VM's RAM file, one per generation.
+#[async_trait]
+pub trait Memory: Send + Sync {
+    /// Whether it is there, whole.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Make an empty one.
+    async fn create(&self, generation: Generation) -> Result<()>;
+    /// Copy it into the staging directory.
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Copy it from a snapshot.
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Remove it.
+    async fn remove(&self, generation: Generation) -> Result<()>;
+}
+
+/// The system in the VM, spoken to over SSH.
+///
+/// Every call makes a connection of its own or uses one made under the same VMM generation. A guest that is gone with
+/// its VMM is [`Failure::Lost`].
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// Wait until an authenticated command has run, and say which boot it ran in. This alone is "ready".
+    async fn ready(&self, machine: &Machine) -> Result<BootId>;
+    /// Make the credentials of the configuration be there, as the configuration is now.
+    async fn inject(&self, machine: &Machine) -> Result<()>;
+    /// Overwrite and remove every credential, forget histories, drop the page cache, trim the disks.
+    async fn wipe(&self, machine: &Machine) -> Result<()>;
+    /// Mount the shares.
+    async fn mount(&self, machine: &Machine) -> Result<()>;
+    /// Unmount the shares.
+    async fn unmount(&self, machine: &Machine) -> Result<()>;
+    /// Whether credentials and mounts are as `inject` and `mount` leave them.
+    async fn equipped(&self, machine: &Machine) -> Result<Equipment>;
+    /// Force fresh entropy into the kernel's pool, then set the clock.
+    async fn settle(&self, machine: &Machine) -> Result<()>;
+    /// Ask it to shut down.
+    async fn shut_down(&self, machine: &Machine) -> Result<()>;
+}
+
+/// What the guest has of what it should have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Equipment {
+    /// Its credentials.
+    pub credentials: Presence,
+    /// Its mounted shares.
+    pub mounts: Presence,
+}
+
+/// The workspace's snapshots on disk.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// The committed ones, oldest first.
+    async fn list(&self) -> Result<Vec<Manifest>>;
+    /// Where one stands.
+    async fn find(&self, id: SnapshotId) -> Result<Entry>;
+    /// Make its staging directory.
+    async fn stage(&self, id: SnapshotId) -> Result<()>;
+    /// Whether the staging directory holds a whole VMM state.
+    async fn holds_vmm_state(&self, id: SnapshotId) -> Result<bool>;
+    /// Read every file of a listed one and compare with the manifest.
+    async fn verify(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Write the manifest, sync files and directories, rename the staging directory into the list, sync the list.
+    async fn commit(&self, manifest: Manifest) -> Result<()>;
+    /// Remove the staging directory.
+    async fn discard(&self, id: SnapshotId) -> Result<()>;
+    /// Rename it out of the list.
+    async fn trash(&self, id: SnapshotId) -> Result<()>;
+    /// Remove what was renamed out of the list.
+    async fn purge(&self, id: SnapshotId) -> Result<()>;
+    /// The files of the staging directory with their hashes. Taken while copying where that was possible.
+    async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
+}
+
+/// When the user's own scripts run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookPoint {
+    /// Before anything of `up`.
+    PreUp,
+    /// When the guest is ready.
+    PostUp,
+    /// Before the guest is stopped.
+    PreDown,
+    /// When everything is cleared away.
+    PostDown,
+}
+
+/// The user's own scripts on the host. They run at least once for each operation that is not interrupted, and again
+/// where a crash hides whether they ran.
+#[async_trait]
+pub trait Hooks: Send + Sync {
+    /// Run those of this point, in order.
+    async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> Result<()>;
+}
+
+/// The time of day.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since 1970, UTC.
+    fn unix_ms(&self) -> u64;
+}
+
+/// All the seams, for one workspace.
+#[derive(Clone)]
+pub struct World {
+    /// Cloud Hypervisor.
+    pub vmm: Arc<dyn Vmm>,
+    /// Slots.
+    pub slots: Arc<dyn Slots>,
+    /// Network.
+    pub network: Arc<dyn Network>,
+    /// Shares.
+    pub shares: Arc<dyn Shares>,
+    /// Disks.
+    pub disk: Arc<dyn Disk>,
+    /// RAM.
+    pub memory: Arc<dyn Memory>,
+    /// Guest.
+    pub guest: Arc<dyn Guest>,
+    /// Snapshots.
+    pub catalog: Arc<dyn Catalog>,
+    /// The user's scripts.
+    pub hooks: Arc<dyn Hooks>,
+    /// Time of day.
+    pub clock: Arc<dyn Clock>,
+}
