@@ -1,0 +1,516 @@
+//! The only loop that runs anything, for fresh runs and for recovery alike.
+//!
+//! ```text
+//!  run ──► forward ──────────────────────────────► conclude: done
+//!             │ setback                                ▲
+//!             ▼                                        │
+//!  recover ► plan ──► commit point done ──► forward ───┤ (a second setback: conclude: lost, or stuck)
+//!             │
+//!             └─────► commit point not done ► back ───► conclude: rolled back (a failed undo: stuck)
+//! ```
+//!
+//! A stage: prepare all, write all intents, sync once, then run them at the same time and write each outcome as it
+//! comes. A transition that fails lets its stage-mates end. Every call of a transition has its time limit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, timeout};
+
+use super::history::Status;
+use super::journal::{Journal, JournalError, Storage};
+use super::planner::{self, Decision, Direction, NoPlan, Plan, Shape};
+use super::record::{Ended, PayloadError};
+use super::transition::{
+    Erased, Failure, Forward, Generation, Interrupt, Operation, Probe, Scene, TransitionId, UndoPolicy,
+};
+
+/// How long it may take to look how a workspace stands at the end of an operation.
+const CONCLUDE_LIMIT: Duration = Duration::from_secs(30);
+
+/// A transition that did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{label} failed")]
+pub struct Setback {
+    /// Of the transition.
+    pub label: &'static str,
+    /// Why.
+    #[source]
+    pub failure: Failure,
+}
+
+/// How a run of an operation came out.
+#[derive(Debug)]
+pub enum Ending {
+    /// All of it was done.
+    Done,
+    /// All of it was taken back. In a recovery the reason may be that it had been left half done, and nothing more.
+    RolledBack(Option<Setback>),
+    /// It had passed its commit point, but its VM is gone or of no use; what is left is to be cleared away.
+    Lost(Setback),
+    /// An undo failed, or it cannot be told whether something was done. The operation stays open.
+    Stuck(Setback),
+}
+
+/// Why a run stopped without an ending. What was done so far is in the journal, and the next run goes on from there.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The journal's history is not one of this operation.
+    #[error("the journal does not fit the operation; nothing was done")]
+    NoPlan(#[from] NoPlan),
+    /// There is nothing to recover.
+    #[error("no operation is open")]
+    NothingOpen,
+    /// A table without a commit point: an error of the program.
+    #[error("the operation has no commit point")]
+    NoCommitPoint,
+    /// Something the operation wants to remember is too large.
+    #[error("the operation cannot be written down")]
+    Payload(#[from] PayloadError),
+}
+
+/// What happens while an operation runs, for those who show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An operation begins, or is taken up again.
+    Begun {
+        /// The operation's name for people.
+        operation: &'static str,
+        /// Its generation.
+        generation: Generation,
+        /// Whether it was left open by an earlier run.
+        recovery: bool,
+    },
+    /// The direction of an operation that did not end by itself.
+    Turned(Direction),
+    /// A stage begins.
+    Stage(&'static str),
+    /// A transition is done.
+    Done {
+        /// The transition's name for people.
+        label: &'static str,
+        /// How long it took; `None` if a probe found it done.
+        took: Option<Duration>,
+    },
+    /// A transition failed.
+    Failed(&'static str),
+    /// A transition is taken back.
+    Undone(&'static str),
+}
+
+/// Sees what happens.
+pub trait Observer: Send + Sync {
+    /// Called in order, from the thread that runs the operation.
+    fn event(&self, event: Event);
+}
+
+/// Looks away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn event(&self, _: Event) {}
+}
+
+/// Runs operations on a world, and writes a journal of it.
+pub struct Executor<'a, W: ?Sized, S> {
+    /// What is changed.
+    pub world: &'a W,
+    /// Where it is written down first.
+    pub journal: &'a mut Journal<S>,
+    /// A person's wish to stop. Heeded before the commit point.
+    pub interrupt: Interrupt,
+    /// Milliseconds since 1970, UTC.
+    pub unix_ms: &'a (dyn Fn() -> u64 + Sync),
+    /// Who sees what happens.
+    pub observer: &'a dyn Observer,
+}
+
+enum Halt {
+    Setback(Setback),
+    /// It cannot be told whether something was done.
+    Blind(Setback),
+    Stopped(Stopped),
+}
+
+impl Halt {
+    fn gravity(&self) -> u8 {
+        match self {
+            Self::Setback(_) => 0,
+            Self::Blind(_) => 1,
+            Self::Stopped(_) => 2,
+        }
+    }
+}
+
+impl<E: Into<Stopped>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Self::Stopped(error.into())
+    }
+}
+
+/// A transition that is to run in a stage, and whether it is looked at first.
+struct Call<'o, W: ?Sized> {
+    index: u16,
+    transition: &'o dyn Erased<W>,
+    intent: Vec<u8>,
+    probe_first: bool,
+}
+
+impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
+    /// Runs an operation from its beginning.
+    ///
+    /// # Errors
+    /// If the journal failed. The operation is then left as it is, for the next run.
+    pub async fn run(&mut self, operation: &Operation<W>, parameters: &[u8]) -> Result<Ending, Stopped> {
+        let shape = shape(operation)?;
+        let generation = self.journal.begin(operation.id, parameters, (self.unix_ms)())?;
+        self.observer.event(Event::Begun { operation: operation.label, generation, recovery: false });
+        let fresh = vec![Decision::Apply; shape.stages.iter().map(Vec::len).sum()];
+        match self.forward(operation, &shape, &fresh).await {
+            Ok(()) => self.conclude(operation, Ended::Done, None).await,
+            Err(Halt::Setback(setback)) => self.resolve(operation, &shape, Some(setback)).await,
+            Err(Halt::Blind(setback)) => Ok(Ending::Stuck(setback)),
+            Err(Halt::Stopped(stopped)) => Err(stopped),
+        }
+    }
+
+    /// Takes up the operation that is open in the journal, and brings it to an end.
+    ///
+    /// # Errors
+    /// If the journal failed, or does not fit `operation`.
+    pub async fn recover(&mut self, operation: &Operation<W>) -> Result<Ending, Stopped> {
+        let shape = shape(operation)?;
+        let generation = self.journal.open_operation().ok_or(Stopped::NothingOpen)?.generation;
+        self.observer.event(Event::Begun { operation: operation.label, generation, recovery: true });
+        self.resolve(operation, &shape, None).await
+    }
+
+    /// The decision table, carried out.
+    async fn resolve(
+        &mut self,
+        operation: &Operation<W>,
+        shape: &Shape,
+        mut setback: Option<Setback>,
+    ) -> Result<Ending, Stopped> {
+        let mut retried = false;
+        loop {
+            let Plan { decisions, mut direction } = planner::plan(shape, &self.found())?;
+            if direction == Direction::ProbeDecides {
+                direction = match self.probe_commit_point(operation, shape.commit).await {
+                    Ok(direction) => direction,
+                    Err(Halt::Setback(blind) | Halt::Blind(blind)) => return Ok(Ending::Stuck(blind)),
+                    Err(Halt::Stopped(stopped)) => return Err(stopped),
+                };
+            }
+            self.observer.event(Event::Turned(direction));
+            if direction != Direction::Forward {
+                return match self.back(operation, &decisions).await {
+                    Ok(()) => self.conclude(operation, Ended::RolledBack, setback).await,
+                    Err(Halt::Setback(stuck) | Halt::Blind(stuck)) => Ok(Ending::Stuck(stuck)),
+                    Err(Halt::Stopped(stopped)) => Err(stopped),
+                };
+            }
+            match self.forward(operation, shape, &decisions).await {
+                Ok(()) => return self.conclude(operation, Ended::Done, None).await,
+                Err(Halt::Stopped(stopped)) => return Err(stopped),
+                Err(Halt::Blind(stuck)) => return Ok(Ending::Stuck(stuck)),
+                Err(Halt::Setback(again)) => {
+                    let lost = matches!(again.failure, Failure::Lost);
+                    match (lost || retried, operation.forward) {
+                        // One more look: the world may have done what it did not say.
+                        (false, _) => retried = true,
+                        (true, Forward::ClearAway) => {
+                            return self.conclude(operation, Ended::Lost, Some(again)).await;
+                        }
+                        (true, Forward::Stuck) => return Ok(Ending::Stuck(again)),
+                    }
+                    setback = Some(again);
+                }
+            }
+        }
+    }
+
+    fn found(&self) -> Vec<(TransitionId, Status)> {
+        self.journal
+            .open_operation()
+            .map(|open| open.entries().iter().map(|entry| (entry.id, entry.status)).collect())
+            .unwrap_or_default()
+    }
+
+    async fn probe_commit_point(
+        &mut self,
+        operation: &Operation<W>,
+        commit: usize,
+    ) -> Result<Direction, Halt> {
+        let Some(transition) = operation.transitions().nth(commit) else {
+            return Err(Stopped::NoCommitPoint.into());
+        };
+        let scene = self.scene(Interrupt::new());
+        let intent = self.intent(commit);
+        match bounded(transition.limit(), transition.probe(&scene, &intent)).await {
+            Ok(Probe::Done(outcome)) => {
+                self.journal.outcome(place(commit), &outcome, 0)?;
+                self.journal.sync()?;
+                self.observer.event(Event::Done { label: transition.label(), took: None });
+                Ok(Direction::Forward)
+            }
+            // Gone with its VM before it was known to be done: there is nothing to go forward to.
+            Ok(Probe::NotDone | Probe::Lost) => Ok(Direction::Back),
+            Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
+            Err(failure) => Err(Halt::Blind(Setback { label: transition.label(), failure })),
+        }
+    }
+
+    /// Runs every stage, in order, as far as `decisions` ask for it.
+    async fn forward(
+        &mut self,
+        operation: &Operation<W>,
+        shape: &Shape,
+        decisions: &[Decision],
+    ) -> Result<(), Halt> {
+        let mut first = 0;
+        for stage in operation.stages() {
+            let before_commit = first <= shape.commit && self.status(shape.commit) != Status::Done;
+            let interrupt = if before_commit { self.interrupt.clone() } else { Interrupt::new() };
+            let wanted: Vec<_> = (first..)
+                .zip(&stage.transitions)
+                .filter(|(index, _)| matches!(decisions[*index], Decision::Apply | Decision::ProbeThenApply))
+                .map(|(index, transition)| (index, transition.as_ref()))
+                .collect();
+            first += stage.transitions.len();
+            if wanted.is_empty() {
+                continue;
+            }
+            if interrupt.requested() {
+                return Err(Halt::Setback(Setback { label: stage.label, failure: Failure::Interrupted }));
+            }
+            self.observer.event(Event::Stage(stage.label));
+            let scene = self.scene(interrupt);
+            let calls = self.prepare(&scene, wanted).await?;
+            self.apply(&scene, calls, shape.commit).await?;
+        }
+        Ok(())
+    }
+
+    /// Decides on every intent of a stage, writes those that are new, and syncs once.
+    async fn prepare<'o>(
+        &mut self,
+        scene: &Scene<'_, W>,
+        wanted: Vec<(usize, &'o dyn Erased<W>)>,
+    ) -> Result<Vec<Call<'o, W>>, Halt> {
+        let mut calls = Vec::with_capacity(wanted.len());
+        let mut intents = Vec::with_capacity(wanted.len());
+        for (index, transition) in wanted {
+            let probe_first = self.status(index) != Status::NeverStarted;
+            let intent = if probe_first {
+                self.intent(index)
+            } else {
+                let intent = bounded(transition.limit(), transition.prepare(scene))
+                    .await
+                    .map_err(|failure| self.setback(transition, failure))?;
+                intents.push((place(index), transition.id(), intent.clone()));
+                intent
+            };
+            calls.push(Call { index: place(index), transition, intent, probe_first });
+        }
+        if !intents.is_empty() {
+            self.journal.intents(&intents)?;
+        }
+        Ok(calls)
+    }
+
+    /// Runs a stage's transitions at the same time, and writes each outcome as it comes.
+    async fn apply(
+        &mut self,
+        scene: &Scene<'_, W>,
+        calls: Vec<Call<'_, W>>,
+        commit: usize,
+    ) -> Result<(), Halt> {
+        let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(scene, call)).collect();
+        let mut halt = None;
+        while let Some((call, result)) = running.next().await {
+            let recorded = match result {
+                Ok((outcome, took)) => self.record(call, &outcome, took, usize::from(call.index) == commit),
+                Err(Halt::Setback(setback)) => Err(self.setback_of(setback)),
+                Err(halt) => Err(halt),
+            };
+            // The gravest failure is the one to tell, and of equals the first; its stage-mates end all the same.
+            if let Err(new) = recorded {
+                halt = match halt {
+                    Some(old) if Halt::gravity(&old) >= Halt::gravity(&new) => Some(old),
+                    _ => Some(new),
+                };
+            }
+        }
+        halt.map_or(Ok(()), Err)
+    }
+
+    fn record(
+        &mut self,
+        call: &Call<'_, W>,
+        outcome: &[u8],
+        took: Option<Duration>,
+        commit: bool,
+    ) -> Result<(), Halt> {
+        let micros = took.map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        self.journal.outcome(call.index, outcome, micros)?;
+        if commit {
+            self.journal.sync()?;
+        }
+        self.observer.event(Event::Done { label: call.transition.label(), took });
+        Ok(())
+    }
+
+    /// Takes back, in reverse order, all that `decisions` ask for.
+    async fn back(&mut self, operation: &Operation<W>, decisions: &[Decision]) -> Result<(), Halt> {
+        let transitions: Vec<_> = operation.transitions().collect();
+        let scene = self.scene(Interrupt::new());
+        for (index, (transition, decision)) in transitions.into_iter().zip(decisions).enumerate().rev() {
+            match decision {
+                Decision::ProbeThenUndo => self.look_before_undo(&scene, transition, index).await?,
+                Decision::Undo => {}
+                _ => continue,
+            }
+            self.undo(&scene, transition, index).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_before_undo(
+        &mut self,
+        scene: &Scene<'_, W>,
+        transition: &dyn Erased<W>,
+        index: usize,
+    ) -> Result<(), Halt> {
+        if transition.policy() != UndoPolicy::Undoable {
+            return Ok(());
+        }
+        let intent = self.intent(index);
+        match bounded(transition.limit(), transition.probe(scene, &intent)).await {
+            Ok(Probe::Done(_) | Probe::NotDone | Probe::Lost) => Ok(()),
+            Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
+            Err(failure) => Err(Halt::Blind(Setback { label: transition.label(), failure })),
+        }
+    }
+
+    async fn undo(
+        &mut self,
+        scene: &Scene<'_, W>,
+        transition: &dyn Erased<W>,
+        index: usize,
+    ) -> Result<(), Halt> {
+        if self.status(index) != Status::UndoBegun {
+            self.journal.undo_begun(place(index))?;
+        }
+        let begun = Instant::now();
+        if transition.policy() == UndoPolicy::Undoable {
+            let intent = self.intent(index);
+            match bounded(transition.limit(), transition.undo(scene, &intent)).await {
+                Ok(()) | Err(Failure::Lost) => {}
+                Err(failure) => return Err(self.setback(transition, failure)),
+            }
+            self.observer.event(Event::Undone(transition.label()));
+        }
+        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.journal.undone(place(index), micros)?;
+        Ok(())
+    }
+
+    async fn conclude(
+        &mut self,
+        operation: &Operation<W>,
+        ended: Ended,
+        setback: Option<Setback>,
+    ) -> Result<Ending, Stopped> {
+        let scene = self.scene(Interrupt::new());
+        let standing = match bounded(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
+            Ok(standing) => standing,
+            Err(failure) => return Ok(Ending::Stuck(Setback { label: "look how it stands", failure })),
+        };
+        self.journal.end(ended, &standing, (self.unix_ms)())?;
+        Ok(match (ended, setback) {
+            (Ended::Done, _) => Ending::Done,
+            (Ended::RolledBack, setback) => Ending::RolledBack(setback),
+            (Ended::Lost, Some(setback)) => Ending::Lost(setback),
+            (Ended::Lost, None) => {
+                Ending::Lost(Setback { label: operation.label, failure: Failure::Lost })
+            }
+        })
+    }
+
+    fn scene(&self, interrupt: Interrupt) -> Scene<'w, W> {
+        let open = self.journal.open_operation();
+        let done = |open: &super::history::Open| -> BTreeMap<TransitionId, Vec<u8>> {
+            let done = open.entries().iter().filter(|entry| entry.status == Status::Done);
+            done.map(|entry| (entry.id, entry.outcome.clone())).collect()
+        };
+        let generation = open.map(|open| open.generation).unwrap_or_default();
+        Scene::new(self.world, generation, interrupt, Arc::new(open.map(done).unwrap_or_default()))
+    }
+
+    fn status(&self, index: usize) -> Status {
+        self.journal.open_operation().map_or(Status::NeverStarted, |open| open.entry(index).status)
+    }
+
+    fn intent(&self, index: usize) -> Vec<u8> {
+        self.journal.open_operation().map(|open| open.entry(index).intent.clone()).unwrap_or_default()
+    }
+
+    fn setback(&self, transition: &dyn Erased<W>, failure: Failure) -> Halt {
+        self.setback_of(Setback { label: transition.label(), failure })
+    }
+
+    fn setback_of(&self, setback: Setback) -> Halt {
+        self.observer.event(Event::Failed(setback.label));
+        Halt::Setback(setback)
+    }
+}
+
+async fn carry_out<'c, 'o, W: ?Sized + Sync>(
+    scene: &Scene<'_, W>,
+    call: &'c Call<'o, W>,
+) -> (&'c Call<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
+    let transition = call.transition;
+    let setback = |failure| Halt::Setback(Setback { label: transition.label(), failure });
+    if call.probe_first {
+        match bounded(transition.limit(), transition.probe(scene, &call.intent)).await {
+            Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
+            Ok(Probe::NotDone) => {}
+            Ok(Probe::Lost) => return (call, Err(setback(Failure::Lost))),
+            Ok(Probe::CannotTell(why)) => return (call, Err(blind(transition, why))),
+            Err(failure) => return (call, Err(setback(failure))),
+        }
+    }
+    let begun = Instant::now();
+    let result = bounded(transition.limit(), transition.apply(scene, &call.intent)).await;
+    (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(setback))
+}
+
+async fn bounded<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
+}
+
+fn blind<W: ?Sized>(transition: &dyn Erased<W>, why: String) -> Halt {
+    Halt::Blind(Setback { label: transition.label(), failure: Failure::world(why) })
+}
+
+fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<Shape, Stopped> {
+    let stages =
+        operation.stages().iter().map(|stage| stage.transitions.iter().map(|one| one.id()).collect()).collect();
+    Ok(Shape { stages, commit: operation.commit_point().ok_or(Stopped::NoCommitPoint)? })
+}
+
+/// A place as it stands in a record. Tables are short: a test holds every one of them below `MAX_TRANSITIONS`.
+fn place(index: usize) -> u16 {
+    u16::try_from(index).unwrap_or(u16::MAX)
+}
