@@ -140,17 +140,29 @@ pub struct Machine {
     pub shares: bool,
 }
 
-/// What a running VMM says of its VM.
+/// What is known of the VMM of a generation, and of the VM in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VmState {
-    /// The VMM answers and has no VM.
+pub enum VmmState {
+    /// No VMM of this generation was ever started, as far as can be told; after a reboot of the host nothing can.
+    Never,
+    /// One was started, and lives no more.
+    Gone,
+    /// It answers and has no VM.
     Empty,
-    /// There is a VM that has not been booted, or has shut down.
+    /// Its VM has not been booted, or has shut down.
     Stopped,
-    /// It runs.
+    /// Its VM runs.
     Running,
-    /// It is paused.
+    /// Its VM is paused.
     Paused,
+}
+
+impl VmmState {
+    /// Whether there is a VM that holds a running system, paused or not.
+    #[must_use]
+    pub fn has_system(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
 }
 
 /// What the VMM's version can do. `vmm/capability.rs` holds the table; nothing else asks for a version.
@@ -221,9 +233,9 @@ pub struct FileRecord {
 pub trait Vmm: Send + Sync {
     /// What the installed VMM can do. Starts nothing.
     async fn ability(&self) -> Result<Ability>;
-    /// The state of the VM in the VMM of this generation; `None` if no such process lives. A VMM that lives but does
-    /// not answer is an error.
-    async fn find(&self, generation: Generation) -> Result<Option<VmState>>;
+    /// What is known of the VMM of this generation. A VMM that lives but does not answer is an error. Waits for a call
+    /// that an earlier nixbox made and that the VMM is still busy with.
+    async fn find(&self, generation: Generation) -> Result<VmmState>;
     /// Start the VMM and wait until its API answers.
     async fn start(&self, generation: Generation) -> Result<()>;
     /// `vm.create` and `vm.boot`.

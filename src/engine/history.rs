@@ -164,6 +164,12 @@ pub struct History {
 }
 
 impl History {
+    /// The history of a workspace whose first operation will be of a later generation than this.
+    #[must_use]
+    pub fn above(generation: Generation) -> Self {
+        Self { generation, ..Self::default() }
+    }
+
     /// The operation that has not ended.
     #[must_use]
     pub fn open(&self) -> Option<&Open> {

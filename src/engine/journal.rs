@@ -183,7 +183,7 @@ impl<S: Storage> Journal<S> {
                 JournalError::Io { path: storage.path(Name::Current), what: "choose a salt for", source }
             })?;
             let header = FileHeader { version: VERSION, workspace, salt, first_sequence: 1 };
-            let history = History { generation: floor, ..History::default() };
+            let history = History::above(floor);
             let mut journal = Self::over(storage, header, history, 0, 1);
             journal.replace(at_ms)?;
             return Ok(journal);
