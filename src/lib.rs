@@ -1,3 +1,6 @@
 //! nixbox
 pub mod engine;
+#[doc(hidden)]
+pub mod fakes;
+pub mod operations;
 pub mod world;

@@ -52,7 +52,11 @@ impl TryFrom<u8> for Slot {
     type Error = NoSuchSlot;
 
     fn try_from(number: u8) -> Result<Self, NoSuchSlot> {
-        if number < Self::COUNT { Ok(Self(number)) } else { Err(NoSuchSlot(number)) }
+        if number < Self::COUNT {
+            Ok(Self(number))
+        } else {
+            Err(NoSuchSlot(number))
+        }
     }
 }
 
@@ -85,7 +89,9 @@ pub struct SnapshotName(String);
 
 /// A text that is no snapshot's name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit")]
+#[error(
+    "{0:?} cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit"
+)]
 pub struct BadSnapshotName(String);
 
 impl SnapshotName {
@@ -104,7 +110,11 @@ impl TryFrom<String> for SnapshotName {
         let good = (1..=64).contains(&text.len())
             && text.bytes().all(plain)
             && text.as_bytes()[0].is_ascii_alphanumeric();
-        if good { Ok(Self(text)) } else { Err(BadSnapshotName(text)) }
+        if good {
+            Ok(Self(text))
+        } else {
+            Err(BadSnapshotName(text))
+        }
     }
 }
 
@@ -126,7 +136,7 @@ impl fmt::Display for SnapshotName {
 pub struct BootId(pub [u8; 16]);
 
 /// What of a VM is decided when it is booted or loaded, and by which generation its parts are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Machine {
     /// The VMM process and the share daemons.
     pub vmm: Generation,
@@ -141,7 +151,7 @@ pub struct Machine {
 }
 
 /// What is known of the VMM of a generation, and of the VM in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VmmState {
     /// No VMM of this generation was ever started, as far as can be told; after a reboot of the host nothing can.
     Never,
@@ -188,7 +198,7 @@ pub enum Entry {
 }
 
 /// Whether something that has several parts is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Presence {
     /// No part of it.
     Absent,
@@ -306,9 +316,19 @@ pub trait Disk: Send + Sync {
     /// Clone them from their templates, or make empty ones.
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Clone them into the staging directory.
-    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    async fn capture(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> Result<()>;
     /// Clone them from a snapshot.
-    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    async fn fill(
+        &self,
+        from: SnapshotId,
+        generation: Generation,
+        interrupt: &Interrupt,
+    ) -> Result<()>;
     /// Remove them.
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
@@ -321,9 +341,19 @@ pub trait Memory: Send + Sync {
     /// Make an empty one.
     async fn create(&self, generation: Generation) -> Result<()>;
     /// Copy it into the staging directory.
-    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    async fn capture(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> Result<()>;
     /// Copy it from a snapshot.
-    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    async fn fill(
+        &self,
+        from: SnapshotId,
+        generation: Generation,
+        interrupt: &Interrupt,
+    ) -> Result<()>;
     /// Remove it.
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
@@ -366,7 +396,7 @@ pub struct Equipment {
 pub trait Catalog: Send + Sync {
     /// The committed ones, oldest first.
     async fn list(&self) -> Result<Vec<Manifest>>;
-    /// Where one stands.
+    /// Where one stands. What it reports is on the medium: the caller builds upon it.
     async fn find(&self, id: SnapshotId) -> Result<Entry>;
     /// Make its staging directory.
     async fn stage(&self, id: SnapshotId) -> Result<()>;

@@ -42,8 +42,12 @@ pub struct Entry {
     pub outcome: Vec<u8>,
 }
 
-static BLANK: Entry =
-    Entry { id: TransitionId(0), status: Status::NeverStarted, intent: Vec::new(), outcome: Vec::new() };
+static BLANK: Entry = Entry {
+    id: TransitionId(0),
+    status: Status::NeverStarted,
+    intent: Vec::new(),
+    outcome: Vec::new(),
+};
 
 /// An operation that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -74,7 +78,13 @@ impl Open {
         &self.entries[..self.used]
     }
 
-    fn begin(&mut self, operation: OperationId, generation: Generation, parameters: &[u8], begun_ms: u64) {
+    fn begin(
+        &mut self,
+        operation: OperationId,
+        generation: Generation,
+        parameters: &[u8],
+        begun_ms: u64,
+    ) {
         self.operation = Some(operation);
         self.generation = generation;
         self.parameters.clear();
@@ -167,7 +177,10 @@ impl History {
     /// The history of a workspace whose first operation will be of a later generation than this.
     #[must_use]
     pub fn above(generation: Generation) -> Self {
-        Self { generation, ..Self::default() }
+        Self {
+            generation,
+            ..Self::default()
+        }
     }
 
     /// The operation that has not ended.
@@ -180,7 +193,11 @@ impl History {
     ///
     /// # Errors
     /// If it cannot follow those before it; the history is of no use then.
-    pub fn push(&mut self, generation: Generation, record: &Record<'_>) -> Result<(), IllegalHistory> {
+    pub fn push(
+        &mut self,
+        generation: Generation,
+        record: &Record<'_>,
+    ) -> Result<(), IllegalHistory> {
         if matches!(record, Record::Checkpoint { .. }) == self.checkpointed {
             return Err(IllegalHistory::MisplacedCheckpoint);
         }
@@ -191,7 +208,11 @@ impl History {
                 standing.clone_into(&mut self.standing);
                 return Ok(());
             }
-            Record::Begin { operation, parameters, at_ms } => {
+            Record::Begin {
+                operation,
+                parameters,
+                at_ms,
+            } => {
                 return self.begin(generation, OperationId(operation), parameters, at_ms);
             }
             _ => {}
@@ -200,16 +221,25 @@ impl History {
             return Err(IllegalHistory::NoneOpen);
         }
         if generation != self.generation {
-            return Err(IllegalHistory::WrongGeneration { expected: self.generation, found: generation });
+            return Err(IllegalHistory::WrongGeneration {
+                expected: self.generation,
+                found: generation,
+            });
         }
         match *record {
-            Record::Intent { index, transition, payload } => {
+            Record::Intent {
+                index,
+                transition,
+                payload,
+            } => {
                 let entry = self.lead(index, Status::IntentOnly)?;
                 entry.id = TransitionId(transition);
                 entry.intent.extend_from_slice(payload);
             }
             Record::Outcome { index, payload, .. } => {
-                self.lead(index, Status::Done)?.outcome.extend_from_slice(payload);
+                self.lead(index, Status::Done)?
+                    .outcome
+                    .extend_from_slice(payload);
             }
             Record::UndoBegun { index } => {
                 self.lead(index, Status::UndoBegun)?;
@@ -234,10 +264,15 @@ impl History {
         at_ms: u64,
     ) -> Result<(), IllegalHistory> {
         if self.open.operation.is_some() {
-            return Err(IllegalHistory::StillOpen { open: self.generation });
+            return Err(IllegalHistory::StillOpen {
+                open: self.generation,
+            });
         }
         if generation <= self.generation {
-            return Err(IllegalHistory::WrongGeneration { expected: self.generation, found: generation });
+            return Err(IllegalHistory::WrongGeneration {
+                expected: self.generation,
+                found: generation,
+            });
         }
         self.generation = generation;
         self.rolling_back = false;
@@ -261,10 +296,13 @@ impl History {
                 | (Status::UndoBegun, Status::Undone)
         );
         if !legal {
-            return Err(IllegalHistory::WrongStatus { index, from: entry.status, to });
+            return Err(IllegalHistory::WrongStatus {
+                index,
+                from: entry.status,
+                to,
+            });
         }
         entry.status = to;
         Ok(entry)
     }
 }
-

@@ -106,7 +106,9 @@ pub struct Shape {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoPlan {
     /// Written by a nixbox with another table, or not by one at all.
-    #[error("the journal has transition {found:?} in place {index}, and this nixbox has {expected:?} there")]
+    #[error(
+        "the journal has transition {found:?} in place {index}, and this nixbox has {expected:?} there"
+    )]
     OtherTable {
         /// The place.
         index: usize,
@@ -148,25 +150,43 @@ pub fn plan(shape: &Shape, found: &[(TransitionId, Status)]) -> Result<Plan, NoP
     let table: Vec<TransitionId> = shape.stages.iter().flatten().copied().collect();
     for (index, (id, status)) in found.iter().enumerate() {
         if *status != Status::NeverStarted && table.get(index) != Some(id) {
-            return Err(NoPlan::OtherTable { index, expected: table.get(index).copied(), found: *id });
+            return Err(NoPlan::OtherTable {
+                index,
+                expected: table.get(index).copied(),
+                found: *id,
+            });
         }
     }
-    let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
-    let decisions: Vec<_> =
-        (0..table.len()).map(|index| decide(Place::of(index, shape.commit), status(index))).collect();
-    if let Some(index) = decisions.iter().position(|decision| *decision == Decision::Illegal) {
+    let status = |index: usize| {
+        found
+            .get(index)
+            .map_or(Status::NeverStarted, |(_, status)| *status)
+    };
+    let decisions: Vec<_> = (0..table.len())
+        .map(|index| decide(Place::of(index, shape.commit), status(index)))
+        .collect();
+    if let Some(index) = decisions
+        .iter()
+        .position(|decision| *decision == Decision::Illegal)
+    {
         return Err(NoPlan::BackPastCommit { index });
     }
     refuse_gaps(shape, status)?;
     let taken_back = |index: &usize| matches!(status(*index), Status::UndoBegun | Status::Undone);
-    let direction = match (decisions.get(shape.commit), (0..shape.commit).find(taken_back)) {
+    let direction = match (
+        decisions.get(shape.commit),
+        (0..shape.commit).find(taken_back),
+    ) {
         (Some(Decision::RollForward), Some(index)) => return Err(NoPlan::BackPastCommit { index }),
         (Some(Decision::RollForward), None) => Direction::Forward,
         (Some(Decision::ProbeDecides), None) => Direction::ProbeDecides,
         // Undoing has begun, so the commit point was probed by then, and found not done.
         _ => Direction::Back,
     };
-    Ok(Plan { decisions, direction })
+    Ok(Plan {
+        decisions,
+        direction,
+    })
 }
 
 /// A transition begins only when all of the stages before have been done, even if some were taken back since.
@@ -175,11 +195,14 @@ fn refuse_gaps(shape: &Shape, status: impl Fn(usize) -> Status) -> Result<(), No
     let mut first = 0;
     for stage in &shape.stages {
         let here = first..first + stage.len();
-        let begun = here.clone().find(|index| status(*index) != Status::NeverStarted);
+        let begun = here
+            .clone()
+            .find(|index| status(*index) != Status::NeverStarted);
         if let (Some(index), Some(unfinished)) = (begun, unfinished) {
             return Err(NoPlan::ForwardPastGap { index, unfinished });
         }
-        let open = |index: &usize| matches!(status(*index), Status::NeverStarted | Status::IntentOnly);
+        let open =
+            |index: &usize| matches!(status(*index), Status::NeverStarted | Status::IntentOnly);
         unfinished = unfinished.or(here.clone().find(open));
         first = here.end;
     }

@@ -13,8 +13,8 @@
 use std::io;
 
 use super::record::{
-    self, ALIGNMENT, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_PAYLOAD, PayloadError,
-    Record, WorkspaceId,
+    self, ALIGNMENT, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_PAYLOAD,
+    PayloadError, Record, WorkspaceId,
 };
 use super::transition::Generation;
 
@@ -37,7 +37,10 @@ pub trait Source {
 
 impl Source for &[u8] {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)).unwrap_or_default();
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| self.get(offset..))
+            .unwrap_or_default();
         let size = rest.len().min(buffer.len());
         buffer[..size].copy_from_slice(&rest[..size]);
         Ok(size)
@@ -100,7 +103,9 @@ pub enum ReadError<E> {
     #[error("it is corrupt: its first record is damaged or missing")]
     NoCheckpoint,
     /// A frame that was on the medium is damaged.
-    #[error("it is corrupt at byte {offset}: record {sequence} is damaged, and record {witness} was written after it")]
+    #[error(
+        "it is corrupt at byte {offset}: record {sequence} is damaged, and record {witness} was written after it"
+    )]
     Corrupt {
         /// Where, in bytes from the beginning.
         offset: u64,
@@ -110,7 +115,9 @@ pub enum ReadError<E> {
         witness: u64,
     },
     /// A good frame that does not belong where it stands.
-    #[error("it is corrupt at byte {offset}: record {found} stands where record {expected} should be")]
+    #[error(
+        "it is corrupt at byte {offset}: record {found} stands where record {expected} should be"
+    )]
     OutOfPlace {
         /// Where, in bytes from the beginning.
         offset: u64,
@@ -160,7 +167,12 @@ pub fn scan<S: Source, E>(
     workspace: Option<WorkspaceId>,
     mut visit: impl FnMut(Located<'_>) -> Result<(), E>,
 ) -> Result<Scan, ReadError<E>> {
-    let mut window = Window { source, bytes: Vec::new(), start: 0, ended: false };
+    let mut window = Window {
+        source,
+        bytes: Vec::new(),
+        start: 0,
+        ended: false,
+    };
     let header = FileHeader::decode(window.at(0, FILE_HEADER)?, workspace)?;
     let mut scan = Scan {
         header,
@@ -184,7 +196,11 @@ pub fn scan<S: Source, E>(
             return Ok(scan);
         };
         if frame.sequence != expected || frame.durable >= expected {
-            return Err(ReadError::OutOfPlace { offset, expected, found: frame.sequence });
+            return Err(ReadError::OutOfPlace {
+                offset,
+                expected,
+                found: frame.sequence,
+            });
         }
         let record = record::decode_record(payload).map_err(|source| ReadError::Unknown {
             offset,
@@ -192,8 +208,16 @@ pub fn scan<S: Source, E>(
             source,
         })?;
         let generation = frame.generation;
-        visit(Located { offset, sequence: expected, generation, record }).map_err(|source| {
-            ReadError::Refused { offset, sequence: expected, source }
+        visit(Located {
+            offset,
+            sequence: expected,
+            generation,
+            record,
+        })
+        .map_err(|source| ReadError::Refused {
+            offset,
+            sequence: expected,
+            source,
         })?;
         scan.valid += frame.frame_size() as u64;
         scan.records += 1;
@@ -203,9 +227,12 @@ pub fn scan<S: Source, E>(
 
 fn good_frame<'b>(header: &FileHeader, bytes: &'b [u8]) -> Option<(FrameHeader, &'b [u8])> {
     let frame = FrameHeader::decode(bytes)?;
-    frame
-        .matches(header.salt, bytes)
-        .then(|| (frame, &bytes[FRAME_HEADER..FRAME_HEADER + frame.length as usize]))
+    frame.matches(header.salt, bytes).then(|| {
+        (
+            frame,
+            &bytes[FRAME_HEADER..FRAME_HEADER + frame.length as usize],
+        )
+    })
 }
 
 /// The size of the torn tail that begins at `offset`, unless a frame behind it says that it is none.
@@ -222,7 +249,10 @@ fn torn_tail<S: Source, E>(
             return Ok(window.end() - offset);
         }
         if at - offset > MAX_TORN {
-            return Err(ReadError::TailTooLong { offset, size: window.end() - offset });
+            return Err(ReadError::TailTooLong {
+                offset,
+                size: window.end() - offset,
+            });
         }
         // A number that cannot have been reached here saves taking the check over what is no frame.
         let most = expected.saturating_add((at - offset) / (FRAME_HEADER + ALIGNMENT) as u64 + 1);
@@ -231,7 +261,11 @@ fn torn_tail<S: Source, E>(
             .filter(|frame| frame.matches(header.salt, bytes));
         match plausible {
             Some(frame) if frame.durable >= expected => {
-                return Err(ReadError::Corrupt { offset, sequence: expected, witness: frame.sequence });
+                return Err(ReadError::Corrupt {
+                    offset,
+                    sequence: expected,
+                    witness: frame.sequence,
+                });
             }
             Some(frame) => at += frame.frame_size() as u64,
             None => at += ALIGNMENT as u64,
@@ -252,7 +286,8 @@ impl<S: Source> Window<'_, S> {
     fn at<E>(&mut self, offset: u64, size: usize) -> Result<&[u8], ReadError<E>> {
         let have = |window: &Self| window.end().saturating_sub(offset);
         if have(self) < size as u64 && !self.ended {
-            self.refill(offset).map_err(|source| ReadError::Io { offset, source })?;
+            self.refill(offset)
+                .map_err(|source| ReadError::Io { offset, source })?;
         }
         let have = have(self).min(size as u64) as usize;
         let from = self.bytes.len().min((offset - self.start) as usize);
@@ -267,7 +302,10 @@ impl<S: Source> Window<'_, S> {
         self.bytes.resize(WINDOW, 0);
         let mut end = filled;
         while end < WINDOW {
-            match self.source.read_at(self.start + end as u64, &mut self.bytes[end..]) {
+            match self
+                .source
+                .read_at(self.start + end as u64, &mut self.bytes[end..])
+            {
                 Ok(0) => {
                     self.ended = true;
                     break;

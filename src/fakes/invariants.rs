@@ -1,0 +1,273 @@
+//! The ten invariants of the design, checked on the host itself. No code of `operations` is asked: of nixbox, only the
+//! journal's reader is used, to know how the workspace believes to stand.
+
+use super::files::Content;
+use super::guest::Mount;
+use super::seams::{Reach, reach, records};
+use super::state::{DISK, MANIFEST, NEIGHBOUR, RAM, SAVED, State, disk_name};
+use crate::engine::history::History;
+use crate::engine::journal::Name;
+use crate::engine::reader;
+use crate::operations::Standing;
+use crate::world::{Generation, Machine, Presence, VmmState, WorkspaceId};
+
+/// Something that must never be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The number of the invariant in the design.
+    pub invariant: u8,
+    /// What was seen.
+    pub what: String,
+}
+
+/// Everything of `workspace` that the invariants forbid while no operation is open. Those about more than one instant
+/// (6 to 8, 10) are for the caller to compare.
+pub(super) fn violations(state: &State, workspace: WorkspaceId) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut forbid = |invariant: u8, forbidden: bool, what: &str| {
+        if forbidden {
+            found.push(Violation {
+                invariant,
+                what: what.to_owned(),
+            });
+        }
+    };
+    snapshots(state, workspace, &mut forbid);
+    let standing = match journal(state, workspace) {
+        Ok((standing, open)) => {
+            forbid(6, open, "an operation is still open");
+            standing
+        }
+        Err(what) => {
+            forbid(6, true, &what);
+            return found;
+        }
+    };
+    let machine = match standing {
+        Standing::Up(vm) => {
+            forbid(4, vm.condemned, "a condemned VM was not cleared away");
+            running(state, workspace, &vm.machine, &mut forbid);
+            Some(vm.machine)
+        }
+        Standing::Down { .. } => None,
+    };
+    left_overs(state, workspace, machine, &mut forbid);
+    disks(state, workspace, standing, &mut forbid);
+    neighbour(state, &mut forbid);
+    found
+}
+
+type Forbid<'a> = dyn FnMut(u8, bool, &str) + 'a;
+
+fn journal(state: &State, workspace: WorkspaceId) -> Result<(Standing, bool), String> {
+    let directory = state
+        .workspace_directory(workspace)
+        .ok_or("the workspace is gone")?;
+    let Some(Content::Bytes(bytes)) = state.files.get(directory, Name::Current.file_name()) else {
+        return Ok((Standing::Down { disk: None }, false));
+    };
+    let mut history = History::default();
+    reader::scan(&mut bytes.as_slice(), Some(workspace), |located| {
+        history.push(located.generation, &located.record)
+    })
+    .map_err(|error| format!("the journal cannot be read: {error}"))?;
+    let standing = Standing::of(&history.standing).map_err(|error| error.to_string())?;
+    Ok((standing, history.open().is_some()))
+}
+
+fn snapshots(state: &State, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
+    let Some(directory) = state.workspace_directory(workspace) else {
+        return;
+    };
+    let Some(snapshots) = state.files.find(directory, "snapshots") else {
+        return;
+    };
+    for (name, ino) in state.files.list(snapshots) {
+        if name.starts_with('.') {
+            forbid(3, true, &format!("{name} was left behind"));
+            continue;
+        }
+        let Some(Content::Manifest(manifest)) = state.files.get(ino, MANIFEST) else {
+            forbid(1, true, &format!("snapshot {name} has no manifest"));
+            continue;
+        };
+        let same = manifest.0.files == records(state, ino);
+        forbid(
+            1,
+            !same,
+            &format!("the files of snapshot {name} are not those of its manifest"),
+        );
+        match (
+            state.files.get(ino, DISK),
+            state.files.get(ino, RAM),
+            state.files.get(ino, SAVED),
+        ) {
+            (Some(Content::Disk(disk)), Some(Content::Ram(ram)), Some(Content::State(saved))) => {
+                let instant = disk.ticks == ram.ticks && ram.ticks == saved.ticks;
+                forbid(
+                    1,
+                    !instant,
+                    &format!("snapshot {name} is of several instants"),
+                );
+                let clean =
+                    disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
+                forbid(2, !clean, &format!("snapshot {name} holds a credential"));
+            }
+            _ => forbid(1, true, &format!("snapshot {name} lacks a file")),
+        }
+    }
+}
+
+fn running(state: &State, workspace: WorkspaceId, machine: &Machine, forbid: &mut Forbid<'_>) {
+    let Some(vmm) = state.vmms.get(&(workspace, machine.vmm)) else {
+        forbid(4, true, "the VM is neither running nor cleanly down");
+        return;
+    };
+    forbid(4, vmm.state != VmmState::Running, "the VM does not run");
+    forbid(
+        4,
+        vmm.machine.is_none_or(|own| own.slot != machine.slot),
+        "the VM has another slot",
+    );
+    forbid(
+        1,
+        vmm.mangled,
+        "the VM was put together from several instants",
+    );
+    forbid(
+        7,
+        reach(state, workspace) != Reach::Ready,
+        "the guest is not SSH-ready",
+    );
+    let Some(ram) = state.ram(workspace, machine.memory) else {
+        forbid(4, true, "the VM has no RAM");
+        return;
+    };
+    forbid(
+        4,
+        !ram.secrets.contains(&state.secret),
+        "the guest lacks its credentials in RAM",
+    );
+    let disk = state.disk(workspace, machine.disk);
+    let on_disk = disk.is_some_and(|disk| disk.secrets.contains(&state.secret));
+    forbid(4, !on_disk, "the guest lacks its credentials on disk");
+    let shares = vmm.shares == Presence::Whole && ram.mount == Mount::Works;
+    forbid(
+        4,
+        state.shares_wanted && !shares,
+        "the guest lacks its shares",
+    );
+    let serving = state
+        .daemons
+        .get(&(workspace, machine.vmm))
+        .is_some_and(|daemons| daemons.serve());
+    forbid(
+        4,
+        state.shares_wanted && !serving,
+        "no share daemon serves the guest",
+    );
+    forbid(
+        4,
+        !ram.seeded || !ram.clock,
+        "the guest has no fresh entropy, or a wrong clock",
+    );
+}
+
+fn left_overs(
+    state: &State,
+    workspace: WorkspaceId,
+    machine: Option<Machine>,
+    forbid: &mut Forbid<'_>,
+) {
+    let of_vm = |generation: Generation, of: fn(&Machine) -> Generation| {
+        machine.is_some_and(|machine| of(&machine) == generation)
+    };
+    for (of, generation) in state.vmms.keys() {
+        let left = *of == workspace && !of_vm(*generation, |machine| machine.vmm);
+        forbid(
+            5,
+            left,
+            &format!("a VMM of generation {generation} was left behind"),
+        );
+    }
+    for (of, generation) in state.daemons.keys() {
+        let left = *of == workspace && !of_vm(*generation, |machine| machine.vmm);
+        forbid(
+            5,
+            left,
+            &format!("share daemons of generation {generation} were left behind"),
+        );
+    }
+    for (of, generation) in state.memories.keys() {
+        let left = *of == workspace && !of_vm(*generation, |machine| machine.memory);
+        forbid(
+            5,
+            left,
+            &format!("a RAM file of generation {generation} was left behind"),
+        );
+    }
+    for (slot, network) in &state.networks {
+        let left =
+            network.owner == workspace && machine.is_none_or(|machine| machine.slot != *slot);
+        forbid(
+            5,
+            left,
+            &format!("the network of slot {slot} was left behind"),
+        );
+    }
+    for (slot, holder) in &state.slots {
+        let left = *holder == workspace && machine.is_none_or(|machine| machine.slot != *slot);
+        forbid(5, left, &format!("slot {slot} was left behind"));
+    }
+}
+
+fn disks(state: &State, workspace: WorkspaceId, standing: Standing, forbid: &mut Forbid<'_>) {
+    let (current, former) = match standing {
+        Standing::Down { disk } => (disk, None),
+        Standing::Up(vm) => (Some(vm.machine.disk), vm.former_disk),
+    };
+    let wanted: Vec<String> = [current, former]
+        .into_iter()
+        .flatten()
+        .map(disk_name)
+        .collect();
+    let Some(directory) = state.workspace_directory(workspace) else {
+        return;
+    };
+    for (name, _) in state
+        .files
+        .list(directory)
+        .filter(|(name, _)| name.starts_with("disk-"))
+    {
+        forbid(
+            5,
+            !wanted.iter().any(|wanted| wanted == name),
+            &format!("{name} was left behind"),
+        );
+    }
+    for name in wanted {
+        let whole = matches!(state.files.get(directory, &name), Some(Content::Disk(_)));
+        forbid(9, !whole, &format!("{name} is gone or torn"));
+    }
+}
+
+fn neighbour(state: &State, forbid: &mut Forbid<'_>) {
+    let untouched = state
+        .vmms
+        .iter()
+        .any(|((of, _), vmm)| *of == NEIGHBOUR && vmm.state == VmmState::Running)
+        && state
+            .daemons
+            .iter()
+            .any(|((of, _), daemons)| *of == NEIGHBOUR && daemons.serve())
+        && state.memories.keys().any(|(of, _)| *of == NEIGHBOUR)
+        && state
+            .networks
+            .values()
+            .any(|net| net.owner == NEIGHBOUR && net.presence() == Presence::Whole)
+        && state.slots.values().any(|holder| *holder == NEIGHBOUR)
+        && state
+            .workspace_directory(NEIGHBOUR)
+            .is_some_and(|directory| state.files.find(directory, "disk-7").is_some());
+    forbid(9, !untouched, "another workspace's VM was touched");
+}

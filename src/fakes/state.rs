@@ -1,0 +1,390 @@
+//! The host's state, and what happens to it without nixbox: time, death, power cuts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::files::{Content, Files, Ino, ROOT, Survival};
+use super::guest::{DiskImage, Mount, Ram, Secret};
+use super::{Counts, Crash, Dead, Fault};
+use crate::world::{
+    Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
+    WorkspaceId,
+};
+
+/// The files of a snapshot.
+pub(super) const DISK: &str = "disk";
+pub(super) const RAM: &str = "ram";
+pub(super) const SAVED: &str = "state";
+pub(super) const MANIFEST: &str = "manifest";
+
+/// The workspace whose VM is always there, and which nobody may touch.
+pub(super) const NEIGHBOUR: WorkspaceId = WorkspaceId([0xEE; 16]);
+
+/// Of a workspace, and of a generation of it.
+pub(super) type Key = (WorkspaceId, Generation);
+
+/// A VMM process, or what is left of one.
+#[derive(Debug, Clone, Hash)]
+pub(super) struct VmmProcess {
+    /// `VmmState::Gone` when it lives no more: its socket and its record are still there.
+    pub(super) state: VmmState,
+    pub(super) machine: Option<Machine>,
+    pub(super) shares: Presence,
+    /// `vm.snapshot` has left the share daemons unusable, once the VM runs on in place.
+    pub(super) shares_spoilt: bool,
+    /// RAM, disk or devices of different instants came together.
+    pub(super) mangled: bool,
+    /// It is busy with a `vm.snapshot`.
+    pub(super) saving: Option<SnapshotId>,
+}
+
+/// A set of share daemons, or what is left of one.
+#[derive(Debug, Clone, Hash)]
+pub(super) struct ShareDaemons {
+    pub(super) listening: Presence,
+    pub(super) alive: bool,
+}
+
+/// TAP, table and DHCP of a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct NetworkParts {
+    pub(super) owner: WorkspaceId,
+    pub(super) tap: bool,
+    pub(super) table: bool,
+    pub(super) dhcp: bool,
+}
+
+impl NetworkParts {
+    pub(super) fn presence(&self) -> Presence {
+        match (self.tap, self.table, self.dhcp) {
+            (true, true, true) => Presence::Whole,
+            (false, false, false) => Presence::Absent,
+            _ => Presence::Partial,
+        }
+    }
+}
+
+/// A RAM file. It lives in memory: it outlives processes, and no power cut.
+#[derive(Debug, Clone, Hash)]
+pub(super) struct RamFile {
+    pub(super) ram: Option<Ram>,
+    pub(super) presence: Presence,
+}
+
+#[derive(Clone)]
+pub(super) struct State {
+    pub(super) version: u32,
+    pub(super) shares_wanted: bool,
+    pub(super) files: Files,
+    pub(super) vmms: BTreeMap<Key, VmmProcess>,
+    pub(super) daemons: BTreeMap<Key, ShareDaemons>,
+    pub(super) memories: BTreeMap<Key, RamFile>,
+    pub(super) networks: BTreeMap<Slot, NetworkParts>,
+    pub(super) slots: BTreeMap<Slot, WorkspaceId>,
+    pub(super) secret: Secret,
+    pub(super) boots: u64,
+    pub(super) salts: u64,
+    pub(super) clock_ms: u64,
+    pub(super) hooks_run: u64,
+    pub(super) fault: Fault,
+    pub(super) counts: Counts,
+    pub(super) dead: bool,
+    pub(super) wrong_kind: Option<&'static str>,
+    pub(super) interrupt: Option<Interrupt>,
+}
+
+impl State {
+    pub(super) fn new(version: u32, shares_wanted: bool) -> Self {
+        let slot = Slot::all().next();
+        let network = NetworkParts {
+            owner: NEIGHBOUR,
+            tap: true,
+            table: true,
+            dhcp: true,
+        };
+        let generation = Generation(7);
+        let neighbour = VmmProcess {
+            state: VmmState::Running,
+            machine: None,
+            shares: Presence::Whole,
+            shares_spoilt: false,
+            mangled: false,
+            saving: None,
+        };
+        let daemons = ShareDaemons {
+            listening: Presence::Whole,
+            alive: true,
+        };
+        let memory = RamFile {
+            ram: None,
+            presence: Presence::Whole,
+        };
+        let mut files = Files::default();
+        let directory = files.directory(ROOT, &NEIGHBOUR.to_string());
+        let disk = files.create(directory, "disk-7", Content::Disk(DiskImage::blank()));
+        files.sync(disk);
+        files.sync_names(directory);
+        Self {
+            version,
+            shares_wanted,
+            files,
+            vmms: BTreeMap::from([((NEIGHBOUR, generation), neighbour)]),
+            daemons: BTreeMap::from([((NEIGHBOUR, generation), daemons)]),
+            memories: BTreeMap::from([((NEIGHBOUR, generation), memory)]),
+            networks: slot.map(|slot| (slot, network)).into_iter().collect(),
+            slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
+            secret: Secret(1),
+            boots: 0,
+            salts: 0,
+            clock_ms: 1_800_000_000_000,
+            hooks_run: 0,
+            fault: Fault::None,
+            counts: Counts::default(),
+            dead: false,
+            wrong_kind: None,
+            interrupt: None,
+        }
+    }
+
+    /// What each version of the VMM can do (measured; see `vmm/capability.rs`).
+    pub(super) fn ability(&self) -> Ability {
+        Ability {
+            shares_survive_restore: self.version >= 52,
+            shares_survive_resume: self.version < 52 || self.version >= 54,
+        }
+    }
+
+    pub(super) fn point(&mut self) -> Result<(), Failure> {
+        if self.dead {
+            return Err(Failure::world(Dead));
+        }
+        let here = self.counts.points;
+        self.counts.points += 1;
+        self.tick();
+        match self.fault {
+            Fault::CrashAt(at, Crash::Death) if at == here => self.dead = true,
+            Fault::CrashAt(at, Crash::PowerCut(survival)) if at == here => {
+                self.dead = true;
+                self.power_cut(survival);
+            }
+            Fault::CrashAt(at, Crash::VmmKilled) if at == here => self.kill_every_vmm(),
+            Fault::InterruptAt(at) if at == here => {
+                if let Some(interrupt) = &self.interrupt {
+                    interrupt.request();
+                }
+            }
+            _ => {}
+        }
+        if self.dead {
+            Err(Failure::world(Dead))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Guests that run go on: their RAM changes, and their disk with it.
+    pub(super) fn tick(&mut self) {
+        let running: Vec<(WorkspaceId, Machine)> = self
+            .vmms
+            .iter()
+            .filter(|(_, vmm)| vmm.state == VmmState::Running)
+            .filter_map(|((workspace, _), vmm)| Some((*workspace, vmm.machine?)))
+            .collect();
+        for (workspace, machine) in running {
+            let Some(ram) = self
+                .memories
+                .get_mut(&(workspace, machine.memory))
+                .and_then(|file| file.ram.as_mut())
+            else {
+                continue;
+            };
+            ram.ticks += 1;
+            let ticks = ram.ticks;
+            self.change_disk(workspace, machine.disk, |disk| disk.ticks = ticks);
+        }
+    }
+
+    pub(super) fn change_disk(
+        &mut self,
+        workspace: WorkspaceId,
+        generation: Generation,
+        change: impl FnOnce(&mut DiskImage),
+    ) {
+        let Some(directory) = self.workspace_directory(workspace) else {
+            return;
+        };
+        let Some(ino) = self.files.find(directory, &disk_name(generation)) else {
+            return;
+        };
+        if let Content::Disk(mut disk) = self.files.content(ino).clone() {
+            change(&mut disk);
+            self.files.change_in_place(ino, Content::Disk(disk));
+        }
+    }
+
+    pub(super) fn disk(
+        &self,
+        workspace: WorkspaceId,
+        generation: Generation,
+    ) -> Option<&DiskImage> {
+        match self
+            .files
+            .get(self.workspace_directory(workspace)?, &disk_name(generation))
+        {
+            Some(Content::Disk(disk)) => Some(disk),
+            _ => None,
+        }
+    }
+
+    pub(super) fn ram(&self, workspace: WorkspaceId, generation: Generation) -> Option<&Ram> {
+        self.memories.get(&(workspace, generation))?.ram.as_ref()
+    }
+
+    pub(super) fn ram_mut(
+        &mut self,
+        workspace: WorkspaceId,
+        generation: Generation,
+    ) -> Option<&mut Ram> {
+        self.memories
+            .get_mut(&(workspace, generation))?
+            .ram
+            .as_mut()
+    }
+
+    pub(super) fn kill_vmm(&mut self, workspace: WorkspaceId) {
+        let keys: Vec<Key> = self
+            .vmms
+            .keys()
+            .filter(|(of, _)| *of == workspace)
+            .copied()
+            .collect();
+        keys.into_iter().for_each(|key| self.end_vmm(key));
+    }
+
+    fn kill_every_vmm(&mut self) {
+        let of: BTreeSet<WorkspaceId> = self.vmms.keys().map(|(workspace, _)| *workspace).collect();
+        of.into_iter()
+            .filter(|workspace| *workspace != NEIGHBOUR)
+            .for_each(|workspace| self.kill_vmm(workspace));
+    }
+
+    /// The process ends, and so do the share daemons that it was connected to. Sockets and records stay.
+    pub(super) fn end_vmm(&mut self, key: Key) {
+        if let Some(vmm) = self
+            .vmms
+            .get_mut(&key)
+            .filter(|vmm| vmm.state != VmmState::Gone)
+        {
+            vmm.state = VmmState::Gone;
+            if vmm.shares != Presence::Absent {
+                self.end_daemons(key);
+            }
+        }
+    }
+
+    pub(super) fn end_daemons(&mut self, key: Key) {
+        if let Some(daemons) = self.daemons.get_mut(&key) {
+            daemons.alive = false;
+        }
+    }
+
+    pub(super) fn power_cut(&mut self, survival: Survival) {
+        let of_neighbour = |workspace: &WorkspaceId| *workspace == NEIGHBOUR;
+        // The neighbour is on another host, as far as power goes: what it lost would not be nixbox's doing.
+        self.vmms
+            .retain(|(workspace, _), _| of_neighbour(workspace));
+        self.daemons
+            .retain(|(workspace, _), _| of_neighbour(workspace));
+        self.memories
+            .retain(|(workspace, _), _| of_neighbour(workspace));
+        self.networks
+            .retain(|_, network| of_neighbour(&network.owner));
+        self.slots.retain(|_, workspace| of_neighbour(workspace));
+        self.files.power_cut(survival);
+    }
+
+    pub(super) fn workspace_directory(&self, workspace: WorkspaceId) -> Option<Ino> {
+        self.files.find(ROOT, &workspace.to_string())
+    }
+
+    pub(super) fn make_workspace_directory(&mut self, workspace: WorkspaceId) -> Ino {
+        self.files.directory(ROOT, &workspace.to_string())
+    }
+
+    pub(super) fn snapshots_directory(&mut self, workspace: WorkspaceId) -> Ino {
+        let directory = self.make_workspace_directory(workspace);
+        self.files.directory(directory, "snapshots")
+    }
+
+    pub(super) fn snapshots(&mut self, workspace: WorkspaceId) -> Vec<(SnapshotId, u64)> {
+        let directory = self.snapshots_directory(workspace);
+        let listed = self.files.list(directory).filter_map(|(name, ino)| {
+            let id = SnapshotId(Generation(name.parse().ok()?));
+            let mut hasher = DefaultHasher::new();
+            for (name, file) in self.files.list(ino) {
+                (name, self.files.content(file)).hash(&mut hasher);
+            }
+            Some((id, hasher.finish()))
+        });
+        let mut listed: Vec<_> = listed.collect();
+        listed.sort();
+        listed
+    }
+
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut still = self.clone();
+        for file in still.memories.values_mut() {
+            if let Some(ram) = &mut file.ram {
+                ram.ticks = 0;
+            }
+        }
+        let disks: Vec<Key> = still
+            .vmms
+            .iter()
+            .filter_map(|((workspace, _), vmm)| Some((*workspace, vmm.machine?.disk)))
+            .collect();
+        for (workspace, disk) in disks {
+            still.change_disk(workspace, disk, |disk| disk.ticks = 0);
+        }
+        let mut hasher = DefaultHasher::new();
+        (
+            still.vmms,
+            still.daemons,
+            still.memories,
+            still.networks,
+            still.slots,
+        )
+            .hash(&mut hasher);
+        still.files.hash_live(&mut hasher);
+        hasher.finish()
+    }
+}
+
+pub(super) fn disk_name(generation: Generation) -> String {
+    format!("disk-{generation}")
+}
+
+impl DiskImage {
+    pub(super) fn blank() -> Self {
+        Self {
+            ticks: 0,
+            secrets: BTreeSet::new(),
+            residue: BTreeSet::new(),
+        }
+    }
+}
+
+impl Ram {
+    pub(super) fn booted(boot: u64) -> Self {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&boot.to_le_bytes());
+        Self {
+            boot: id,
+            ticks: 0,
+            secrets: BTreeSet::new(),
+            mount: Mount::No,
+            seeded: true,
+            clock: true,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The journal's files on the fake host.
+
+use std::io;
+
+use super::files::Content;
+use super::{Fault, Host};
+use crate::engine::journal::{Name, Storage};
+use crate::world::WorkspaceId;
+
+/// A workspace's journal files.
+pub struct FakeStorage {
+    host: Host,
+    workspace: WorkspaceId,
+}
+
+impl FakeStorage {
+    pub(super) fn new(host: Host, workspace: WorkspaceId) -> Self {
+        Self { host, workspace }
+    }
+
+    /// Passes a point before, in the middle of and after a change. The first half alone is what a crash leaves.
+    fn change(
+        &mut self,
+        first_half: impl FnOnce(&mut super::State, super::files::Ino),
+        second_half: impl FnOnce(&mut super::State, super::files::Ino),
+    ) -> io::Result<()> {
+        self.fail_if_told()?;
+        self.point()?;
+        let directory = {
+            let mut state = self.host.lock();
+            let directory = state.make_workspace_directory(self.workspace);
+            first_half(&mut state, directory);
+            directory
+        };
+        self.point()?;
+        second_half(&mut self.host.lock(), directory);
+        self.point()
+    }
+
+    fn fail_if_told(&self) -> io::Result<()> {
+        let mut state = self.host.lock();
+        let here = state.counts.writes;
+        state.counts.writes += 1;
+        match state.fault {
+            Fault::StorageFails(at, kind) if here >= at => Err(io::Error::from(kind)),
+            _ => Ok(()),
+        }
+    }
+
+    fn point(&self) -> io::Result<()> {
+        self.host.point().map_err(io::Error::other)
+    }
+}
+
+impl Storage for FakeStorage {
+    fn size(&mut self, name: Name) -> io::Result<Option<u64>> {
+        let mut state = self.host.lock();
+        let directory = state.make_workspace_directory(self.workspace);
+        Ok(match state.files.get(directory, name.file_name()) {
+            Some(Content::Bytes(bytes)) => Some(bytes.len() as u64),
+            _ => None,
+        })
+    }
+
+    fn read_at(&mut self, name: Name, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.host.lock();
+        let directory = state.make_workspace_directory(self.workspace);
+        let Some(Content::Bytes(bytes)) = state.files.get(directory, name.file_name()) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let rest = bytes.get(offset as usize..).unwrap_or_default();
+        let size = rest.len().min(buffer.len());
+        buffer[..size].copy_from_slice(&rest[..size]);
+        Ok(size)
+    }
+
+    fn append(&mut self, name: Name, bytes: &[u8]) -> io::Result<()> {
+        let (first, second) = bytes.split_at(bytes.len() / 2);
+        self.change(
+            |state, directory| {
+                let ino = state
+                    .files
+                    .find(directory, name.file_name())
+                    .unwrap_or_else(|| {
+                        state
+                            .files
+                            .create(directory, name.file_name(), Content::Bytes(Vec::new()))
+                    });
+                state.files.append(ino, first);
+            },
+            |state, directory| {
+                if let Some(ino) = state.files.find(directory, name.file_name()) {
+                    state.files.append(ino, second);
+                }
+            },
+        )
+    }
+
+    fn reserve(&mut self, _: Name, _: u64) -> io::Result<()> {
+        self.fail_if_told()
+    }
+
+    fn sync(&mut self, name: Name) -> io::Result<()> {
+        self.change(
+            |_, _| {},
+            |state, directory| {
+                if let Some(ino) = state.files.find(directory, name.file_name()) {
+                    state.files.sync(ino);
+                }
+            },
+        )
+    }
+
+    fn truncate(&mut self, name: Name, size: u64) -> io::Result<()> {
+        self.change(
+            |_, _| {},
+            |state, directory| {
+                if let Some(ino) = state.files.find(directory, name.file_name()) {
+                    state.files.cut(ino, size as usize);
+                }
+            },
+        )
+    }
+
+    fn remove(&mut self, name: Name) -> io::Result<()> {
+        if self.size(name)?.is_none() {
+            return Ok(());
+        }
+        self.change(
+            |_, _| {},
+            |state, directory| state.files.remove(directory, name.file_name()),
+        )
+    }
+
+    fn link(&mut self, from: Name, to: Name) -> io::Result<()> {
+        if self.size(to)?.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.change(
+            |_, _| {},
+            |state, directory| {
+                state
+                    .files
+                    .link(directory, from.file_name(), to.file_name())
+            },
+        )
+    }
+
+    fn rename(&mut self, from: Name, to: Name) -> io::Result<()> {
+        self.change(
+            |_, _| {},
+            |state, directory| {
+                state
+                    .files
+                    .rename(directory, from.file_name(), to.file_name())
+            },
+        )
+    }
+
+    fn sync_names(&mut self) -> io::Result<()> {
+        self.change(
+            |_, _| {},
+            |state, directory| state.files.sync_names(directory),
+        )
+    }
+
+    fn path(&self, name: Name) -> String {
+        format!("{}/{}", self.workspace, name.file_name())
+    }
+
+    fn salt(&mut self) -> io::Result<u64> {
+        let mut state = self.host.lock();
+        state.salts += 1;
+        Ok(state.salts.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+}

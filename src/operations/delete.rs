@@ -1,0 +1,69 @@
+//! `delete`: a snapshot leaves the list at once, and the disk after that.
+//!
+//! ```text
+//! check ─► RENAME TO TRASH ─► remove
+//! ```
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+
+use super::parts::{Purge, QUICK};
+use super::{Standing, standing_bytes};
+use crate::engine::transition::{
+    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+};
+use crate::world::{Entry, SnapshotId, World};
+
+pub(super) const ID: OperationId = OperationId(5);
+
+/// What `delete` was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// How the workspace stands, before and after.
+    pub standing: Standing,
+}
+
+pub(super) fn table(plan: Plan) -> Operation<World> {
+    let standing = plan.standing;
+    Operation::new(ID, "delete", Forward::Stuck, move |_, _| {
+        async move { standing_bytes(&standing) }.boxed()
+    })
+    .commit(Box::new(Trash(plan.snapshot)))
+    .stage("remove", [Box::new(Purge(plan.snapshot))])
+}
+
+/// The snapshot is renamed out of the list.
+pub(super) struct Trash(SnapshotId);
+
+impl Transition for Trash {
+    type World = World;
+    type Intent = SnapshotId;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(26);
+    const LABEL: &'static str = "rename to trash";
+    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
+    const LIMIT: Duration = QUICK;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<SnapshotId, Failure> {
+        Ok(self.0)
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, id: &SnapshotId) -> Result<Probe<()>, Failure> {
+        Ok(match scene.world.catalog.find(*id).await? {
+            Entry::Listed => Probe::NotDone,
+            Entry::Trashed | Entry::Absent => Probe::Done(()),
+            Entry::Staged => Probe::CannotTell(format!(
+                "snapshot {id} is in its staging directory, though it was in the list"
+            )),
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, id: &SnapshotId) -> Result<(), Failure> {
+        scene.world.catalog.trash(*id).await
+    }
+}

@@ -1,0 +1,247 @@
+//! `restore`: a snapshot comes back to life, on clones of its files.
+//!
+//! ```text
+//! check ─► claim slot ─► disk ∥ fill RAM ∥ network ∥ shares ∥ start VMM ─► load ─► RESUME
+//!       ─► settle ─► ready ─► inject credentials ∥ mount shares ─► post-up scripts
+//! ```
+//!
+//! The slot is the one that the guest's address belongs to. All is ready before the VM resumes: the network, and the
+//! share daemons, which the VMM connects to when it loads. After it has resumed, fresh entropy comes first, so that no
+//! two restored guests draw the same random numbers; and no credential is given to a guest that has not proven to be the
+//! same. The disk of an earlier session is left alone until the VM has gone down: a restore that is lost falls back to it.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+
+use super::parts::{
+    BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares,
+    StartVmm, Target, presence,
+};
+use super::{Standing, Vm, standing_bytes};
+use crate::engine::record::Ended;
+use crate::engine::transition::{
+    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+};
+use crate::world::{BootId, Generation, Machine, Slot, SnapshotId, VmmState, World};
+
+pub(super) const ID: OperationId = OperationId(4);
+
+/// What `restore` was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The slot that the guest's address belongs to.
+    pub slot: Slot,
+    /// The boot that the guest has to be.
+    pub boot: BootId,
+    /// Whether the shares are attached in the VMM state.
+    pub shares: bool,
+    /// The disk of an earlier session, which the snapshot's takes the place of.
+    pub former_disk: Option<Generation>,
+}
+
+pub(super) fn table(plan: Plan) -> Operation<World> {
+    let target = Target::New {
+        disk: None,
+        shares: plan.shares,
+    };
+    let from = plan.snapshot;
+    Operation::new(ID, "restore", Forward::ClearAway, move |scene, ended| {
+        async move { standing_bytes(&standing(plan.former_disk, target, &scene, ended)?) }.boxed()
+    })
+    .stage(
+        "claim slot",
+        [Box::new(ClaimSlot {
+            only: Some(plan.slot),
+        })],
+    )
+    .stage(
+        "rebuild",
+        [
+            Box::new(FillDisk(from)),
+            Box::new(FillMemory(from)),
+            Box::new(BuildNetwork),
+            Box::new(StartShares),
+            Box::new(StartVmm),
+        ],
+    )
+    .stage("load", [Box::new(Load { target, from })])
+    .commit(Box::new(Resume { target }))
+    .stage("settle", [Box::new(Settle(target))])
+    .stage(
+        "ready",
+        [Box::new(Ready {
+            target,
+            same_as: Some(plan.boot),
+        })],
+    )
+    .stage(
+        "reinject",
+        [Box::new(Inject(target)), Box::new(MountShares(target))],
+    )
+    .stage("post-up scripts", [Box::new(PostUp)])
+}
+
+fn standing(
+    former_disk: Option<Generation>,
+    target: Target,
+    scene: &Scene<'_, World>,
+    ended: Ended,
+) -> Result<Standing, Failure> {
+    Ok(match ended {
+        Ended::RolledBack => Standing::Down { disk: former_disk },
+        Ended::Done | Ended::Lost => Standing::Up(Vm {
+            machine: target.machine(scene)?,
+            former_disk,
+            condemned: ended == Ended::Lost,
+        }),
+    })
+}
+
+/// The disk images, cloned from the snapshot.
+pub(super) struct FillDisk(SnapshotId);
+
+impl Transition for FillDisk {
+    type World = World;
+    type Intent = SnapshotId;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(30);
+    const LABEL: &'static str = "clone disk";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<SnapshotId, Failure> {
+        Ok(self.0)
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<Probe<()>, Failure> {
+        Ok(presence(scene.world.disk.find(scene.generation).await?))
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, from: &SnapshotId) -> Result<(), Failure> {
+        scene
+            .world
+            .disk
+            .fill(*from, scene.generation, &scene.interrupt)
+            .await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<(), Failure> {
+        scene.world.disk.remove(scene.generation).await
+    }
+}
+
+/// The RAM file, filled from the snapshot.
+pub(super) struct FillMemory(SnapshotId);
+
+impl Transition for FillMemory {
+    type World = World;
+    type Intent = SnapshotId;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(31);
+    const LABEL: &'static str = "fill RAM";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<SnapshotId, Failure> {
+        Ok(self.0)
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<Probe<()>, Failure> {
+        Ok(presence(scene.world.memory.find(scene.generation).await?))
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, from: &SnapshotId) -> Result<(), Failure> {
+        scene
+            .world
+            .memory
+            .fill(*from, scene.generation, &scene.interrupt)
+            .await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<(), Failure> {
+        scene.world.memory.remove(scene.generation).await
+    }
+}
+
+/// `vm.restore`: the VM is there, and paused.
+pub(super) struct Load {
+    target: Target,
+    from: SnapshotId,
+}
+
+impl Transition for Load {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(32);
+    const LABEL: &'static str = "load";
+    const UNDO: UndoPolicy = UndoPolicy::Nothing("what was loaded goes with its VMM");
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(scene)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        Ok(match scene.world.vmm.find(machine.vmm).await? {
+            VmmState::Paused => Probe::Done(()),
+            VmmState::Empty | VmmState::Stopped => Probe::NotDone,
+            VmmState::Never | VmmState::Gone => Probe::Lost,
+            VmmState::Running => Probe::CannotTell("the VM runs before it was resumed".to_owned()),
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene.world.vmm.load(machine, self.from).await
+    }
+}
+
+/// `vm.resume`: from here on there is a guest that goes on with what it was doing.
+pub(super) struct Resume {
+    target: Target,
+}
+
+impl Transition for Resume {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(33);
+    const LABEL: &'static str = "resume";
+    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
+    const LIMIT: Duration = QUICK;
+
+    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(scene)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        Ok(match scene.world.vmm.find(machine.vmm).await? {
+            VmmState::Running => Probe::Done(()),
+            VmmState::Paused => Probe::NotDone,
+            VmmState::Never | VmmState::Gone => Probe::Lost,
+            VmmState::Empty | VmmState::Stopped => {
+                Probe::CannotTell("the VM that was loaded is not in its VMM".to_owned())
+            }
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene.world.vmm.resume(machine.vmm).await
+    }
+}

@@ -1,0 +1,633 @@
+//! `snapshot`: disk, RAM and VMM state of one instant, without a credential, and the VM goes on.
+//!
+//! ```text
+//! check ─► stage ∥ wipe ─► detach* ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► resume ─► reinject ─► COMMIT
+//! check ─► stage ∥ wipe ─► detach* ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► COMMIT ─► clear away     (--stop)
+//! ```
+//!
+//! Whatever happens before the commit point, the VM runs on with its shares and credentials and nothing is left of the
+//! snapshot. How it runs on depends on what the VMM's version can do ([`Care`]):
+//!
+//! - *in place*: `vm.resume`. Nothing else is to be seen of it.
+//! - *detached*: the shares are taken away before, and given back after an in-place resume.
+//! - *rolled over*: `vm.snapshot` has left the share daemons unusable, so the VMM and its daemons are ended, and fresh
+//!   ones load what was just saved, upon the same RAM file. Nothing is copied; the guest does not notice.
+//!
+//! Rolling over is safe only while the guest has not run since it was saved: its RAM must be that of the saved state.
+//! Hence the rule of [`make_it_run`]: a new VMM that is gone may have run, and then the VM is lost.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+
+use super::parts::{
+    GUEST, Inject, LONG, MountShares, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork,
+    RemoveShares, RemoveVmm, Settle, Target, attach_and_mount, must_live, presence,
+};
+use super::{Standing, Vm, standing_bytes};
+use crate::engine::record::Ended;
+use crate::engine::transition::{
+    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+};
+use crate::world::{
+    Ability, BootId, Entry, Generation, Machine, Manifest, Presence, SnapshotId, SnapshotName,
+    VmmState, World,
+};
+
+pub(super) const ID: OperationId = OperationId(3);
+
+/// What the shares need on a VMM of this ability.
+pub(super) fn care(shares: bool, ability: Ability) -> Care {
+    match ability {
+        _ if !shares => Care::InPlace,
+        Ability {
+            shares_survive_restore: false,
+            ..
+        } => Care::Detach,
+        Ability {
+            shares_survive_resume: false,
+            ..
+        } => Care::RollOver,
+        Ability { .. } => Care::InPlace,
+    }
+}
+
+/// What the shares need, so that they work in the VM that goes on and in the one that is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Care {
+    /// Nothing.
+    InPlace,
+    /// To be detached before and attached after.
+    Detach,
+    /// A fresh VMM and fresh daemons for the VM that goes on.
+    RollOver,
+}
+
+/// What `snapshot` was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The VM.
+    pub vm: Vm,
+    /// The boot that it runs.
+    pub boot: BootId,
+    /// The snapshot's name.
+    pub name: Option<SnapshotName>,
+    /// Whether there are shares.
+    pub shares: bool,
+    /// What they need.
+    pub care: Care,
+    /// Whether the VM is down afterwards.
+    pub stop: bool,
+}
+
+pub(super) fn table(plan: Plan) -> Operation<World> {
+    let Plan { vm, care, stop, .. } = plan;
+    let machine = vm.machine;
+    let target = if care == Care::RollOver {
+        Target::RolledOver(machine)
+    } else {
+        Target::Standing(machine)
+    };
+    let operation = Operation::new(
+        ID,
+        "snapshot",
+        if stop {
+            Forward::Stuck
+        } else {
+            Forward::ClearAway
+        },
+        {
+            move |scene, ended| {
+                async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
+            }
+        },
+    )
+    .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
+    .stage_if(
+        care == Care::Detach,
+        "detach",
+        [Box::new(Detach { machine })],
+    )
+    .stage("pause", [Box::new(Pause { machine, care })])
+    .stage(
+        "capture",
+        [
+            Box::new(CloneDisk { machine }),
+            Box::new(SaveState { machine, care }),
+            Box::new(CopyMemory { machine }),
+        ],
+    );
+    let shares = plan.shares && care != Care::Detach;
+    let commit = Commit {
+        machine,
+        boot: plan.boot,
+        name: plan.name,
+        shares,
+    };
+    if stop {
+        let operation = operation.commit(Box::new(commit)).stage(
+            "clear away",
+            [
+                Box::new(RemoveVmm(machine.vmm)),
+                Box::new(RemoveNetwork(machine.slot)),
+                Box::new(RemoveShares(machine.vmm)),
+                Box::new(RemoveMemory(machine.memory)),
+            ],
+        );
+        let operation = match vm.former_disk {
+            Some(disk) => operation.stage("former disk", [Box::new(RemoveDisk(disk))]),
+            None => operation,
+        };
+        return operation.stage("release slot", [Box::new(ReleaseSlot(machine.slot))]);
+    }
+    operation
+        .stage("resume", [Box::new(Resume { machine, care })])
+        .stage("settle", [Box::new(Settle(target))])
+        .stage_if(
+            care == Care::Detach,
+            "attach",
+            [Box::new(MountShares(target))],
+        )
+        .stage("reinject", [Box::new(Inject(target))])
+        .commit(Box::new(commit))
+}
+
+async fn standing(
+    vm: Vm,
+    stop: bool,
+    scene: &Scene<'_, World>,
+    ended: Ended,
+) -> Result<Standing, Failure> {
+    if stop && ended == Ended::Done {
+        return Ok(Standing::Down {
+            disk: Some(vm.machine.disk),
+        });
+    }
+    let machine = alive(scene, &vm.machine).await?;
+    Ok(Standing::Up(Vm {
+        machine,
+        condemned: ended == Ended::Lost,
+        ..vm
+    }))
+}
+
+/// The VM in the VMM that has it now: the one that this operation started, if it started one.
+async fn alive(scene: &Scene<'_, World>, machine: &Machine) -> Result<Machine, Failure> {
+    Ok(match scene.world.vmm.find(scene.generation).await? {
+        VmmState::Never => *machine,
+        _ => Machine {
+            vmm: scene.generation,
+            ..*machine
+        },
+    })
+}
+
+/// Brings the VM back to running, from wherever an interrupted capture or roll-over has left it.
+async fn make_it_run(
+    scene: &Scene<'_, World>,
+    machine: &Machine,
+    care: Care,
+) -> Result<(), Failure> {
+    let world = scene.world;
+    let (old, new) = (machine.vmm, scene.generation);
+    match (world.vmm.find(new).await?, world.vmm.find(old).await?) {
+        (VmmState::Running, VmmState::Never | VmmState::Gone)
+        | (VmmState::Never, VmmState::Running) => Ok(()),
+        (VmmState::Paused, _) => finish_roll_over(world, old, new).await,
+        // It has no VM yet, so that nothing can have run in it. It is not ended: one that is gone may have run.
+        (VmmState::Empty, _) => roll_over(scene, machine).await,
+        (VmmState::Never, VmmState::Paused) => {
+            let saved = world.catalog.holds_vmm_state(SnapshotId(new)).await?;
+            if care == Care::RollOver && saved {
+                roll_over(scene, machine).await
+            } else {
+                world.vmm.resume(old).await
+            }
+        }
+        // It was ended to be rolled over, or killed while it was paused: what was saved is what its RAM is.
+        (VmmState::Never, VmmState::Gone | VmmState::Never) if care == Care::RollOver => {
+            roll_over(scene, machine).await
+        }
+        _ => Err(Failure::Lost),
+    }
+}
+
+/// Ends the old VMM and loads what was saved into a new one, upon the same RAM file. The guest must not have run since.
+async fn roll_over(scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    let world = scene.world;
+    let saved = SnapshotId(scene.generation);
+    let ram = world.memory.find(machine.memory).await?;
+    if ram != Presence::Whole || !world.catalog.holds_vmm_state(saved).await? {
+        return Err(Failure::Lost);
+    }
+    world.vmm.stop(machine.vmm).await?;
+    world.shares.stop(machine.vmm).await?;
+    world.shares.start(scene.generation).await?;
+    world.vmm.start(scene.generation).await?;
+    world
+        .vmm
+        .load(
+            &Machine {
+                vmm: scene.generation,
+                ..*machine
+            },
+            saved,
+        )
+        .await?;
+    finish_roll_over(world, machine.vmm, scene.generation).await
+}
+
+async fn finish_roll_over(world: &World, old: Generation, new: Generation) -> Result<(), Failure> {
+    world.vmm.stop(old).await?;
+    world.shares.stop(old).await?;
+    world.vmm.resume(new).await
+}
+
+/// The staging directory that everything is captured into.
+pub(super) struct OpenStaging;
+
+impl Transition for OpenStaging {
+    type World = World;
+    type Intent = ();
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(40);
+    const LABEL: &'static str = "stage";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = GUEST;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+        Ok(
+            match scene
+                .world
+                .catalog
+                .find(SnapshotId(scene.generation))
+                .await?
+            {
+                Entry::Absent => Probe::NotDone,
+                _ => Probe::Done(()),
+            },
+        )
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+        scene
+            .world
+            .catalog
+            .stage(SnapshotId(scene.generation))
+            .await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+        scene
+            .world
+            .catalog
+            .discard(SnapshotId(scene.generation))
+            .await
+    }
+}
+
+/// Credentials leave the guest before it is paused.
+pub(super) struct Wipe {
+    machine: Machine,
+}
+
+impl Transition for Wipe {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(41);
+    const LABEL: &'static str = "wipe credentials";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = GUEST;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+        Ok(self.machine)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        let machine = alive(scene, machine).await?;
+        match must_live(scene.world, machine.vmm).await {
+            Err(Failure::Lost) => return Ok(Probe::Lost),
+            other => other?,
+        }
+        Ok(
+            match scene.world.guest.equipped(&machine).await?.credentials {
+                Presence::Absent => Probe::Done(()),
+                Presence::Partial | Presence::Whole => Probe::NotDone,
+            },
+        )
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene.world.guest.wipe(machine).await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        let machine = alive(scene, machine).await?;
+        must_live(scene.world, machine.vmm).await?;
+        scene.world.guest.settle(&machine).await?;
+        scene.world.guest.inject(&machine).await
+    }
+}
+
+/// The shares leave the guest and the VM, where the VMM's version asks for it.
+pub(super) struct Detach {
+    machine: Machine,
+}
+
+impl Transition for Detach {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(42);
+    const LABEL: &'static str = "detach shares";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = GUEST;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+        Ok(self.machine)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        match must_live(scene.world, machine.vmm).await {
+            Err(Failure::Lost) => return Ok(Probe::Lost),
+            other => other?,
+        }
+        Ok(match scene.world.vmm.shares_attached(machine.vmm).await? {
+            Presence::Absent => Probe::Done(()),
+            Presence::Partial | Presence::Whole => Probe::NotDone,
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene.world.guest.unmount(machine).await?;
+        scene.world.vmm.detach_shares(machine.vmm).await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        must_live(scene.world, machine.vmm).await?;
+        attach_and_mount(scene.world, machine).await
+    }
+}
+
+/// `vm.pause`. From here to the resume nothing is done that can be done before or after.
+pub(super) struct Pause {
+    machine: Machine,
+    care: Care,
+}
+
+impl Transition for Pause {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(43);
+    const LABEL: &'static str = "pause";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = GUEST;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+        Ok(self.machine)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        Ok(match scene.world.vmm.find(machine.vmm).await? {
+            VmmState::Paused => Probe::Done(()),
+            VmmState::Running => Probe::NotDone,
+            _ => Probe::Lost,
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene.world.vmm.pause(machine.vmm).await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(scene, machine, self.care).await
+    }
+}
+
+/// The disk images of this instant.
+pub(super) struct CloneDisk {
+    machine: Machine,
+}
+
+impl Transition for CloneDisk {
+    type World = World;
+    type Intent = Generation;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(44);
+    const LABEL: &'static str = "clone disk";
+    const UNDO: UndoPolicy = UndoPolicy::Nothing("it goes with the staging directory");
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Generation, Failure> {
+        Ok(self.machine.disk)
+    }
+
+    async fn probe(&self, _: &Scene<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
+        Ok(Probe::NotDone)
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, disk: &Generation) -> Result<(), Failure> {
+        scene
+            .world
+            .disk
+            .capture(*disk, SnapshotId(scene.generation), &scene.interrupt)
+            .await
+    }
+}
+
+/// The VMM's own state of this instant: `vm.snapshot`.
+pub(super) struct SaveState {
+    machine: Machine,
+    care: Care,
+}
+
+impl Transition for SaveState {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(45);
+    const LABEL: &'static str = "VMM state";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+        Ok(self.machine)
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
+        let saved = scene
+            .world
+            .catalog
+            .holds_vmm_state(SnapshotId(scene.generation))
+            .await?;
+        Ok(if saved {
+            Probe::Done(())
+        } else {
+            Probe::NotDone
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene
+            .world
+            .vmm
+            .save(machine.vmm, SnapshotId(scene.generation))
+            .await
+    }
+
+    /// What was saved is needed to roll over, so that the VM is made to run before the staging directory goes.
+    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(scene, machine, self.care).await
+    }
+}
+
+/// The RAM of this instant.
+pub(super) struct CopyMemory {
+    machine: Machine,
+}
+
+impl Transition for CopyMemory {
+    type World = World;
+    type Intent = Generation;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(46);
+    const LABEL: &'static str = "copy RAM";
+    const UNDO: UndoPolicy = UndoPolicy::Nothing("it goes with the staging directory");
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Generation, Failure> {
+        Ok(self.machine.memory)
+    }
+
+    async fn probe(&self, _: &Scene<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
+        Ok(Probe::NotDone)
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, memory: &Generation) -> Result<(), Failure> {
+        scene
+            .world
+            .memory
+            .capture(*memory, SnapshotId(scene.generation), &scene.interrupt)
+            .await
+    }
+}
+
+/// The VM goes on.
+pub(super) struct Resume {
+    machine: Machine,
+    care: Care,
+}
+
+impl Transition for Resume {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(47);
+    const LABEL: &'static str = "resume";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = GUEST;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+        Ok(self.machine)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        let machine = alive(scene, machine).await?;
+        Ok(presence(match scene.world.vmm.find(machine.vmm).await? {
+            VmmState::Running => Presence::Whole,
+            VmmState::Never => Presence::Absent,
+            _ => Presence::Partial,
+        }))
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(scene, machine, self.care).await
+    }
+
+    /// Half a roll-over cannot be taken back: the VM runs when it is finished, which is what it did before.
+    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(scene, machine, self.care).await
+    }
+}
+
+/// The manifest is written, everything synced, and the staging directory renamed into the list.
+pub(super) struct Commit {
+    machine: Machine,
+    boot: BootId,
+    name: Option<SnapshotName>,
+    shares: bool,
+}
+
+impl Transition for Commit {
+    type World = World;
+    type Intent = Manifest;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(48);
+    const LABEL: &'static str = "commit";
+    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Manifest, Failure> {
+        let id = SnapshotId(scene.generation);
+        Ok(Manifest {
+            id,
+            name: self.name.clone(),
+            created_ms: scene.world.clock.unix_ms(),
+            slot: self.machine.slot,
+            boot: self.boot,
+            shares: self.shares,
+            files: scene.world.catalog.digest(id, &scene.interrupt).await?,
+        })
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        manifest: &Manifest,
+    ) -> Result<Probe<()>, Failure> {
+        Ok(match scene.world.catalog.find(manifest.id).await? {
+            Entry::Listed => Probe::Done(()),
+            Entry::Staged | Entry::Absent => Probe::NotDone,
+            Entry::Trashed => Probe::CannotTell(format!(
+                "snapshot {} is in the trash before it was in the list",
+                manifest.id
+            )),
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, manifest: &Manifest) -> Result<(), Failure> {
+        scene.world.catalog.commit(manifest.clone()).await
+    }
+}

@@ -1,0 +1,201 @@
+//! `up`: a fresh boot.
+//!
+//! ```text
+//! check ─► pre-up scripts ─► claim slot ─► disk ∥ memory ∥ network ∥ shares ∥ start VMM ─► BOOT
+//!       ─► connect ─► inject credentials ∥ mount shares ─► post-up scripts
+//! ```
+//!
+//! The disk of an earlier session is used again. One that this operation makes goes with it if it rolls back.
+
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde::{Deserialize, Serialize};
+
+use super::parts::{
+    BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready,
+    StartShares, StartVmm, Target, presence,
+};
+use super::{Standing, Vm, standing_bytes};
+use crate::engine::record::Ended;
+use crate::engine::transition::{
+    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+};
+use crate::world::{Generation, Machine, VmmState, World};
+
+pub(super) const ID: OperationId = OperationId(1);
+
+/// What `up` was asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The disk of an earlier session.
+    pub disk: Option<Generation>,
+    /// Whether there are shares.
+    pub shares: bool,
+}
+
+pub(super) fn table(plan: Plan) -> Operation<World> {
+    let target = Target::New {
+        disk: plan.disk,
+        shares: plan.shares,
+    };
+    let operation = Operation::new(ID, "up", Forward::ClearAway, move |scene, ended| {
+        async move { standing_bytes(&standing(plan.disk, target, &scene, ended)?) }.boxed()
+    })
+    .stage("pre-up scripts", [Box::new(PreUp)])
+    .stage("claim slot", [Box::new(ClaimSlot { only: None })]);
+    let operation = match plan.disk {
+        Some(_) => operation.stage(
+            "build",
+            [
+                Box::new(MakeMemory),
+                Box::new(BuildNetwork),
+                Box::new(StartShares),
+                Box::new(StartVmm),
+            ],
+        ),
+        None => operation.stage(
+            "build",
+            [
+                Box::new(MakeDisk),
+                Box::new(MakeMemory),
+                Box::new(BuildNetwork),
+                Box::new(StartShares),
+                Box::new(StartVmm),
+            ],
+        ),
+    };
+    operation
+        .commit(Box::new(Boot { target }))
+        .stage(
+            "connect",
+            [Box::new(Ready {
+                target,
+                same_as: None,
+            })],
+        )
+        .stage(
+            "equip",
+            [Box::new(Inject(target)), Box::new(MountShares(target))],
+        )
+        .stage("post-up scripts", [Box::new(PostUp)])
+}
+
+fn standing(
+    disk: Option<Generation>,
+    target: Target,
+    scene: &Scene<'_, World>,
+    ended: Ended,
+) -> Result<Standing, Failure> {
+    Ok(match ended {
+        Ended::RolledBack => Standing::Down { disk },
+        Ended::Done | Ended::Lost => Standing::Up(Vm {
+            machine: target.machine(scene)?,
+            former_disk: None,
+            condemned: ended == Ended::Lost,
+        }),
+    })
+}
+
+/// The disk images, cloned from their templates.
+pub(super) struct MakeDisk;
+
+impl Transition for MakeDisk {
+    type World = World;
+    type Intent = ();
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(20);
+    const LABEL: &'static str = "disk";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+        Ok(presence(scene.world.disk.find(scene.generation).await?))
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+        scene
+            .world
+            .disk
+            .create(scene.generation, &scene.interrupt)
+            .await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+        scene.world.disk.remove(scene.generation).await
+    }
+}
+
+/// The RAM file, empty.
+pub(super) struct MakeMemory;
+
+impl Transition for MakeMemory {
+    type World = World;
+    type Intent = ();
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(21);
+    const LABEL: &'static str = "memory";
+    const UNDO: UndoPolicy = UndoPolicy::Undoable;
+    const LIMIT: Duration = QUICK;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+        Ok(presence(scene.world.memory.find(scene.generation).await?))
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+        scene.world.memory.create(scene.generation).await
+    }
+
+    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+        scene.world.memory.remove(scene.generation).await
+    }
+}
+
+/// `vm.create` and `vm.boot`: from here on there is a guest that somebody may have begun to use.
+pub(super) struct Boot {
+    pub(super) target: Target,
+}
+
+impl Transition for Boot {
+    type World = World;
+    type Intent = Machine;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(22);
+    const LABEL: &'static str = "boot";
+    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
+    const LIMIT: Duration = GUEST;
+
+    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(scene)
+    }
+
+    async fn probe(
+        &self,
+        scene: &Scene<'_, World>,
+        machine: &Machine,
+    ) -> Result<Probe<()>, Failure> {
+        Ok(match scene.world.vmm.find(machine.vmm).await? {
+            VmmState::Running => Probe::Done(()),
+            VmmState::Empty | VmmState::Stopped => Probe::NotDone,
+            VmmState::Never | VmmState::Gone => Probe::Lost,
+            VmmState::Paused => Probe::CannotTell(
+                "the VM is paused, which nothing in this operation does".to_owned(),
+            ),
+        })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        scene.world.vmm.boot(machine).await
+    }
+}

@@ -1,0 +1,165 @@
+//! Every crash point there is, and a second crash at every point of the recovery.
+
+use nixbox::fakes::{Crash, Fault, Host, Reach, Survival};
+
+use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
+
+use Command::{DeleteNewest, Down, RestoreNewest, Snapshot, SnapshotStop, Up};
+
+/// How the first run and the recovery are ended.
+const CRASHES: [Crash; 5] = [
+    Crash::Death,
+    Crash::VmmKilled,
+    Crash::PowerCut(Survival::Nothing),
+    Crash::PowerCut(Survival::Everything),
+    Crash::PowerCut(Survival::Some(1)),
+];
+const CRASHES_OF_RECOVERY: [Crash; 2] = [Crash::Death, Crash::PowerCut(Survival::Some(2))];
+
+struct Scenario {
+    version: u32,
+    shares: bool,
+    before: &'static [Command],
+    command: Command,
+}
+
+/// Runs `scenario` with every crash at every point, each recovery with every crash at every point, and then once more
+/// to the end. Returns how many schedules that was.
+fn every_crash(scenario: &Scenario) -> u64 {
+    let before = host_after(scenario.version, scenario.shares, scenario.before);
+    let mut schedules = 0;
+    for crash in CRASHES {
+        for point in 0.. {
+            let host = before.fork();
+            run_with(&host, scenario.command, Fault::CrashAt(point, crash));
+            let (reached, died) = (host.counts().points > point, host.died());
+            if !reached {
+                break;
+            }
+            let context = || format!("{:?}, {crash:?} at point {point}", scenario.command);
+            schedules += 1;
+            let recovered = host.fork();
+            check(&before, &recovered, scenario.command, crash, &context());
+            works_again(&recovered, &context());
+            if died {
+                schedules += every_crash_of_recovery(&before, &host, scenario, crash, &context());
+            }
+        }
+    }
+    schedules
+}
+
+fn every_crash_of_recovery(
+    before: &Host,
+    crashed: &Host,
+    scenario: &Scenario,
+    first: Crash,
+    context: &str,
+) -> u64 {
+    let mut schedules = 0;
+    for crash in CRASHES_OF_RECOVERY {
+        for point in 0.. {
+            let host = crashed.fork();
+            run_with(&host, Command::Recover, Fault::CrashAt(point, crash));
+            if !host.died() {
+                break;
+            }
+            schedules += 1;
+            let gravest = if crash == Crash::Death { first } else { crash };
+            let context = format!("{context}, then {crash:?} at point {point} of the recovery");
+            check(before, &host, scenario.command, gravest, &context);
+        }
+    }
+    schedules
+}
+
+/// The run after the last crash: it must bring everything in order, whatever was left.
+fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &str) {
+    let said = run(host, Command::Recover);
+    assert!(
+        matches!(&said, Said::Recovered(_)) && !said.stuck(),
+        "{context}: recovery said {said:?}"
+    );
+    assert_eq!(
+        host.violations(WORKSPACE),
+        [],
+        "{context}; recovery said {said:?}"
+    );
+
+    let once = host.fingerprint();
+    run(host, Command::Recover);
+    assert_eq!(
+        once,
+        host.fingerprint(),
+        "{context}: recovering twice changed something"
+    );
+
+    let (had, has) = (before.snapshots(WORKSPACE), host.snapshots(WORKSPACE));
+    for snapshot in &has {
+        let fresh = !had.iter().any(|(id, _)| *id == snapshot.0);
+        assert!(
+            fresh || had.contains(snapshot),
+            "{context}: snapshot {} was changed",
+            snapshot.0
+        );
+    }
+    let lost = had.iter().filter(|one| !has.contains(one)).count();
+    assert!(
+        lost == 0 || (command == DeleteNewest && lost == 1),
+        "{context}: snapshots were lost"
+    );
+
+    // Nothing but a power cut or a dead VMM takes a VM that was there away from a snapshot.
+    if command == Snapshot && crash == Crash::Death {
+        assert_eq!(
+            host.reach(WORKSPACE),
+            Reach::Ready,
+            "{context}: the VM is gone"
+        );
+    }
+}
+
+/// What was recovered is as good as new.
+fn works_again(host: &Host, context: &str) {
+    let again = if host.reach(WORKSPACE) == Reach::Ready {
+        Down
+    } else {
+        Up
+    };
+    let said = run(host, again);
+    assert!(said.done(), "{context}: {again:?} afterwards said {said:?}");
+    assert_eq!(host.violations(WORKSPACE), [], "{context}, then {again:?}");
+}
+
+macro_rules! scenarios {
+    ($($name:ident: $version:literal, $shares:literal, [$($before:ident),*] => $command:ident;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                let scenario = Scenario {
+                    version: $version,
+                    shares: $shares,
+                    before: &[$($before),*],
+                    command: $command,
+                };
+                let schedules = every_crash(&scenario);
+                println!("{schedules} schedules of {}", stringify!($name));
+                assert!(schedules > 100, "only {schedules} schedules");
+            }
+        )*
+    };
+}
+
+scenarios! {
+    first_up: 53, true, [] => Up;
+    up_on_a_disk: 53, false, [Up, Down] => Up;
+    down: 53, true, [Up] => Down;
+    snapshot_in_place: 54, true, [Up] => Snapshot;
+    snapshot_detached: 51, true, [Up] => Snapshot;
+    snapshot_rolled_over: 53, true, [Up] => Snapshot;
+    snapshot_and_stop: 53, true, [Up] => SnapshotStop;
+    restore: 53, true, [Up, SnapshotStop] => RestoreNewest;
+    restore_detached: 51, true, [Up, Snapshot, Down] => RestoreNewest;
+    restored_goes_down: 54, true, [Up, SnapshotStop, RestoreNewest] => Down;
+    delete: 53, false, [Up, SnapshotStop] => DeleteNewest;
+}

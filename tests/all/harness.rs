@@ -1,0 +1,140 @@
+//! A workspace on a fake host, and nixbox run on it like from a shell: one session a command.
+
+use std::cell::RefCell;
+
+use nixbox::engine::executor::{Ending, Unobserved};
+use nixbox::engine::journal::Journal;
+use nixbox::engine::transition::Interrupt;
+use nixbox::fakes::{Fault, Host};
+use nixbox::operations::{Recovered, Refusal, Report, Session};
+use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
+
+pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
+
+/// One command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command {
+    Up,
+    Down,
+    Snapshot,
+    SnapshotNamed,
+    SnapshotStop,
+    RestoreNewest,
+    DeleteNewest,
+    Recover,
+}
+
+/// What a command printed, as far as it matters.
+#[derive(Debug)]
+pub(crate) enum Said {
+    Report(Report),
+    Recovered(Recovered),
+    Refused(Refusal),
+    JournalFailed(nixbox::engine::journal::JournalError),
+}
+
+impl Said {
+    pub(crate) fn done(&self) -> bool {
+        matches!(self, Self::Report(Report::Done | Report::Already))
+    }
+
+    pub(crate) fn stuck(&self) -> bool {
+        match self {
+            Self::Report(report) => matches!(report, Report::Stuck(_)),
+            Self::Refused(refusal) => matches!(refusal, Refusal::Stuck(_)),
+            Self::Recovered(recovered) => recovered.stuck.is_some(),
+            Self::JournalFailed(_) => false,
+        }
+    }
+
+    /// Whether it says that all is as it was before.
+    pub(crate) fn rolled_back(&self) -> bool {
+        match self {
+            Self::Report(report) => matches!(report, Report::RolledBack(_)),
+            Self::Recovered(recovered) => {
+                matches!(recovered.operation, Some((_, Ending::RolledBack(_))))
+            }
+            _ => false,
+        }
+    }
+}
+
+thread_local! {
+    static RUNTIME: RefCell<tokio::runtime::Runtime> = RefCell::new(
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap(),
+    );
+}
+
+/// Runs a command to its end, in a time that passes only when everybody waits.
+pub(crate) fn run(host: &Host, command: Command) -> Said {
+    run_with(host, command, Fault::None)
+}
+
+/// Runs a command, with a fault set.
+pub(crate) fn run_with(host: &Host, command: Command, fault: Fault) -> Said {
+    let interrupt = Interrupt::new();
+    host.set_fault(fault, Some(interrupt.clone()));
+    RUNTIME.with_borrow(|runtime| runtime.block_on(session(host, command, interrupt)))
+}
+
+async fn session(host: &Host, command: Command, interrupt: Interrupt) -> Said {
+    let world = host.world(WORKSPACE);
+    let journal = match Journal::open(
+        host.storage(WORKSPACE),
+        WORKSPACE,
+        Generation(0),
+        world.clock.unix_ms(),
+    ) {
+        Ok(journal) => journal,
+        Err(error) => return Said::JournalFailed(error),
+    };
+    let mut session = Session {
+        world: &world,
+        journal,
+        interrupt,
+        observer: &Unobserved,
+    };
+    let newest = || {
+        host.snapshots(WORKSPACE)
+            .last()
+            .map_or(SnapshotId(Generation(0)), |(id, _)| *id)
+    };
+    let report = match command {
+        Command::Up => session.up().await,
+        Command::Down => session.down().await,
+        Command::Snapshot => session.snapshot(None, false).await,
+        Command::SnapshotNamed => {
+            session
+                .snapshot(SnapshotName::try_from("warm".to_owned()).ok(), false)
+                .await
+        }
+        Command::SnapshotStop => session.snapshot(None, true).await,
+        Command::RestoreNewest => session.restore(newest()).await,
+        Command::DeleteNewest => session.delete(newest()).await,
+        Command::Recover => {
+            return match session.recover().await {
+                Ok(recovered) => Said::Recovered(recovered),
+                Err(refusal) => Said::Refused(refusal),
+            };
+        }
+    };
+    match report {
+        Ok(report) => Said::Report(report),
+        Err(refusal) => Said::Refused(refusal),
+    }
+}
+
+/// A host on which these commands went well.
+pub(crate) fn host_after(version: u32, shares: bool, commands: &[Command]) -> Host {
+    let host = Host::new(version, shares);
+    for command in commands {
+        let said = run(&host, *command);
+        assert!(
+            said.done(),
+            "{command:?} on a host without faults: {said:?}"
+        );
+        host.guest_works(3);
+    }
+    assert_eq!(host.violations(WORKSPACE), [], "after {commands:?}");
+    host
+}

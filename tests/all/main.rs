@@ -1,0 +1,4 @@
+//! Black-box tests: they see the public face of the crate, and the fakes.
+
+mod crashes;
+mod harness;
