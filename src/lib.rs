@@ -3,4 +3,5 @@ pub mod engine;
 #[doc(hidden)]
 pub mod fakes;
 pub mod operations;
+pub mod store;
 pub mod world;

@@ -1,5 +1,7 @@
 //! One run of nixbox on a workspace: recover, check, run. Its owner holds the workspace's lock.
 
+use std::time::Duration;
+
 use super::snapshot::Care;
 use super::{NoTable, Standing, Vm, delete, down, restore, snapshot, table, up};
 use crate::engine::executor::{Ending, Executor, Observer, Setback, Stopped};
@@ -7,6 +9,20 @@ use crate::engine::journal::{Journal, Storage};
 use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{Failure, Interrupt, Operation};
 use crate::world::{Manifest, SnapshotId, SnapshotName, VmmState, World};
+
+/// How long a look at the world may take. Verifying a snapshot reads all of it, and is interruptible.
+const LOOK: Duration = Duration::from_secs(60);
+const VERIFY: Duration = Duration::from_secs(3600);
+
+/// Looks at the world before an operation begins, within a time limit.
+async fn look<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::time::timeout(limit, call)
+        .await
+        .unwrap_or(Err(Failure::TimedOut(limit)))
+}
 
 /// Runs operations on one workspace.
 pub struct Session<'a, S> {
@@ -181,16 +197,16 @@ impl<S: Storage> Session<'_, S> {
         stop: bool,
     ) -> Result<snapshot::Plan, Refusal> {
         let world = self.world;
-        match world
-            .vmm
-            .find(vm.machine.vmm)
+        match look(LOOK, world.vmm.find(vm.machine.vmm))
             .await
             .map_err(Refusal::Look)?
         {
             VmmState::Running => {}
             state => return Err(Refusal::NotInOrder(state)),
         }
-        let listed = world.catalog.list().await.map_err(Refusal::Look)?;
+        let listed = look(LOOK, world.catalog.list())
+            .await
+            .map_err(Refusal::Look)?;
         if let Some(name) = name
             .as_ref()
             .filter(|name| listed.iter().any(|one| one.name.as_ref() == Some(name)))
@@ -198,10 +214,13 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::NameTaken(name.clone()));
         }
         let shares = world.shares.wanted();
-        let care: Care = snapshot::care(shares, world.vmm.ability().await.map_err(Refusal::Look)?);
-        let boot = world
-            .guest
-            .ready(&vm.machine)
+        let care: Care = snapshot::care(
+            shares,
+            look(LOOK, world.vmm.ability())
+                .await
+                .map_err(Refusal::Look)?,
+        );
+        let boot = look(LOOK, world.guest.ready(&vm.machine))
             .await
             .map_err(Refusal::Look)?;
         Ok(snapshot::Plan {
@@ -224,7 +243,7 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::Running);
         };
         let manifest = self.listed(snapshot).await?;
-        let fits = self.world.catalog.verify(snapshot, &self.interrupt).await;
+        let fits = look(VERIFY, self.world.catalog.verify(snapshot, &self.interrupt)).await;
         fits.map_err(|failure| Refusal::Unfit(snapshot, failure))?;
         let plan = restore::Plan {
             snapshot,
@@ -253,7 +272,9 @@ impl<S: Storage> Session<'_, S> {
     }
 
     async fn listed(&self, snapshot: SnapshotId) -> Result<Manifest, Refusal> {
-        let listed = self.world.catalog.list().await.map_err(Refusal::Look)?;
+        let listed = look(LOOK, self.world.catalog.list())
+            .await
+            .map_err(Refusal::Look)?;
         let found = listed.into_iter().find(|manifest| manifest.id == snapshot);
         found.ok_or_else(|| Refusal::NoSuchSnapshot(snapshot.to_string()))
     }
@@ -270,10 +291,7 @@ impl<S: Storage> Session<'_, S> {
         let Standing::Up(vm) = self.standing()? else {
             return Ok(None);
         };
-        let state = self
-            .world
-            .vmm
-            .find(vm.machine.vmm)
+        let state = look(LOOK, self.world.vmm.find(vm.machine.vmm))
             .await
             .map_err(Refusal::Look)?;
         if state.has_system() && !vm.condemned {

@@ -127,6 +127,7 @@ async fn session(host: &Host, command: Command, interrupt: Interrupt) -> Said {
 /// A host on which these commands went well.
 pub(crate) fn host_after(version: u32, shares: bool, commands: &[Command]) -> Host {
     let host = Host::new(version, shares);
+    drop(host.world(WORKSPACE));
     for command in commands {
         let said = run(&host, *command);
         assert!(

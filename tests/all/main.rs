@@ -1,4 +1,5 @@
 //! Black-box tests: they see the public face of the crate, and the fakes.
 
 mod crashes;
+mod faults;
 mod harness;

@@ -1,0 +1,285 @@
+//! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
+
+use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
+use nixbox::operations::{Refusal, Report};
+
+use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
+
+use Command::{DeleteNewest, Down, RestoreNewest, Snapshot, SnapshotStop, Up};
+
+const WRONGS: [Wrong; 4] = [
+    Wrong::ErrorBefore,
+    Wrong::ErrorAfter,
+    Wrong::SilentBefore,
+    Wrong::SilentAfter,
+];
+
+const SCENARIOS: [(u32, bool, &[Command], Command); 10] = [
+    (53, true, &[], Up),
+    (53, true, &[Up], Down),
+    (54, true, &[Up], Snapshot),
+    (51, true, &[Up], Snapshot),
+    (53, true, &[Up], Snapshot),
+    (52, true, &[Up], SnapshotStop),
+    (53, true, &[Up, SnapshotStop], RestoreNewest),
+    (51, true, &[Up, Snapshot, Down], RestoreNewest),
+    (53, true, &[Up, SnapshotStop, Up], Down),
+    (53, false, &[Up, SnapshotStop], DeleteNewest),
+];
+
+/// What is compared of a host before and after: how the VM stands, and which snapshots there are.
+fn essence(host: &Host) -> (bool, Vec<u64>) {
+    let snapshots = host
+        .snapshots(WORKSPACE)
+        .into_iter()
+        .map(|(_, hash)| hash)
+        .collect();
+    (host.reach(WORKSPACE) == Reach::Ready, snapshots)
+}
+
+/// What an operation said agrees with the world.
+fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &str) {
+    let (was_up, had) = essence(before);
+    let (is_up, has) = essence(host);
+    match said {
+        Said::Report(Report::Done) => match command {
+            Up | RestoreNewest | Command::SnapshotNamed => {
+                assert!(is_up, "{context}: done, and not up")
+            }
+            Snapshot => assert!(
+                is_up && has.len() == had.len() + 1,
+                "{context}: done, and no snapshot"
+            ),
+            SnapshotStop => assert!(
+                !is_up && has.len() == had.len() + 1,
+                "{context}: done, and not stopped"
+            ),
+            Down => assert!(!is_up, "{context}: done, and not down"),
+            DeleteNewest => assert!(
+                has.len() + 1 == had.len(),
+                "{context}: done, and still listed"
+            ),
+            Command::Recover => {}
+        },
+        Said::Report(Report::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
+            assert_eq!(
+                (was_up, had),
+                (is_up, has),
+                "{context}: rolled back, and not as before"
+            );
+        }
+        Said::Report(Report::ClearedAway(_)) => {
+            assert_eq!(
+                (false, had),
+                (is_up, has),
+                "{context}: cleared away, and not down"
+            );
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_call_goes_wrong_once() {
+    let mut schedules = 0;
+    for (version, shares, commands, command) in SCENARIOS {
+        let before = host_after(version, shares, commands);
+        for wrong in WRONGS {
+            for call in 0.. {
+                let host = before.fork();
+                let said = run_with(&host, command, Fault::CallGoesWrong(call, wrong));
+                if host.counts().calls <= call {
+                    assert!(said.done(), "{command:?} without a fault: {said:?}");
+                    break;
+                }
+                schedules += 1;
+                let context = format!("v{version} {command:?}, {wrong:?} at call {call}: {said:?}");
+                if !said.stuck() {
+                    assert_eq!(host.violations(WORKSPACE), [], "{context}");
+                    agree(&before, &host, command, &said, &context);
+                }
+                // Whoever is stuck gets through once the cause is gone.
+                let recovered = run(&host, Command::Recover);
+                assert!(!recovered.stuck(), "{context}: recovery said {recovered:?}");
+                assert_eq!(
+                    host.violations(WORKSPACE),
+                    [],
+                    "{context}: recovery said {recovered:?}"
+                );
+            }
+        }
+    }
+    println!("{schedules} schedules of every_call_goes_wrong_once");
+    assert!(schedules > 500);
+}
+
+#[test]
+fn every_call_goes_wrong_for_good() {
+    let mut schedules = 0;
+    for (version, shares, commands, command) in SCENARIOS {
+        let before = host_after(version, shares, commands);
+        for wrong in WRONGS {
+            for call in 0.. {
+                let host = before.fork();
+                let said = run_with(&host, command, Fault::CallsGoWrong(call, wrong));
+                if host.counts().calls <= call {
+                    break;
+                }
+                schedules += 1;
+                let context =
+                    format!("v{version} {command:?}, {wrong:?} from call {call} on: {said:?}");
+                assert!(
+                    !said.done() || host.violations(WORKSPACE).is_empty(),
+                    "{context}: done, and not in order"
+                );
+                if !said.stuck() && !matches!(said, Said::Refused(_)) {
+                    assert_eq!(host.violations(WORKSPACE), [], "{context}");
+                    agree(&before, &host, command, &said, &context);
+                }
+                let recovered = run(&host, Command::Recover);
+                assert!(!recovered.stuck(), "{context}: recovery said {recovered:?}");
+                assert_eq!(
+                    host.violations(WORKSPACE),
+                    [],
+                    "{context}: recovery said {recovered:?}"
+                );
+            }
+        }
+    }
+    println!("{schedules} schedules of every_call_goes_wrong_for_good");
+    assert!(schedules > 500);
+}
+
+#[test]
+fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
+    let (mut back, mut finished) = (0, 0);
+    for (version, shares, commands, command) in SCENARIOS {
+        let before = host_after(version, shares, commands);
+        for point in 0.. {
+            let host = before.fork();
+            let said = run_with(&host, command, Fault::InterruptAt(point));
+            if host.counts().points <= point {
+                break;
+            }
+            let context = format!("v{version} {command:?}, interrupted at point {point}: {said:?}");
+            assert_eq!(host.violations(WORKSPACE), [], "{context}");
+            agree(&before, &host, command, &said, &context);
+            match said {
+                Said::Report(Report::Done) => finished += 1,
+                Said::Report(Report::RolledBack(_)) => back += 1,
+                _ => panic!("{context}"),
+            }
+        }
+    }
+    assert!(
+        back > 100 && finished > 100,
+        "{back} rolled back, {finished} finished"
+    );
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_before_anything_is_touched() {
+    let host = host_after(53, true, &[Up, SnapshotStop]);
+    let newest = host.snapshots(WORKSPACE)[0].0;
+    host.damage_snapshot(WORKSPACE, newest);
+    let looks = host.fingerprint();
+    let said = run(&host, RestoreNewest);
+    assert!(
+        matches!(said, Said::Refused(Refusal::Unfit(..))),
+        "{said:?}"
+    );
+    assert_eq!(host.reach(WORKSPACE), Reach::None);
+    // Only the journal was opened.
+    assert_eq!(host.snapshots(WORKSPACE).len(), 1);
+    assert_eq!(host.fingerprint(), looks);
+}
+
+#[test]
+fn a_name_is_given_once() {
+    let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
+    let said = run(&host, Command::SnapshotNamed);
+    assert!(
+        matches!(said, Said::Refused(Refusal::NameTaken(_))),
+        "{said:?}"
+    );
+}
+
+#[test]
+fn five_generations_deep_and_ten_times_from_one() {
+    let host = host_after(53, true, &[Up, SnapshotStop]);
+    for generation in 0..5 {
+        for command in [RestoreNewest, SnapshotStop] {
+            let said = run(&host, command);
+            assert!(
+                said.done(),
+                "{command:?} in generation {generation}: {said:?}"
+            );
+            assert_eq!(
+                host.violations(WORKSPACE),
+                [],
+                "{command:?} in generation {generation}"
+            );
+            host.guest_works(10);
+        }
+    }
+    let (_, first) = host.snapshots(WORKSPACE)[5];
+    for time in 0..10 {
+        assert!(run(&host, RestoreNewest).done(), "restore {time}");
+        host.guest_works(100);
+        assert!(run(&host, Down).done(), "down {time}");
+        assert_eq!(
+            host.snapshots(WORKSPACE)[5].1,
+            first,
+            "restore {time} changed the snapshot"
+        );
+    }
+}
+
+#[test]
+fn what_is_left_of_a_lost_vm_is_cleared_away() {
+    let host = host_after(53, true, &[Up, Snapshot]);
+    host.kill_vmm(WORKSPACE);
+    assert_ne!(host.violations(WORKSPACE), []);
+    let said = run(&host, Command::Recover);
+    assert!(
+        matches!(&said, Said::Recovered(recovered) if recovered.cleared),
+        "{said:?}"
+    );
+    assert_eq!(host.violations(WORKSPACE), []);
+
+    let host = host_after(53, true, &[Up, Snapshot]);
+    host.power_cut(Survival::Nothing);
+    assert!(run(&host, RestoreNewest).done());
+    assert_eq!(host.violations(WORKSPACE), []);
+}
+
+#[test]
+fn a_vmm_that_dies_at_any_point_of_a_recovery_is_cleared_away() {
+    for command in [Snapshot, SnapshotStop] {
+        let before = host_after(53, true, &[Up]);
+        for first in 0.. {
+            let crashed = before.fork();
+            run_with(&crashed, command, Fault::CrashAt(first, Crash::Death));
+            if !crashed.died() {
+                break;
+            }
+            for second in 0.. {
+                let host = crashed.fork();
+                run_with(
+                    &host,
+                    Command::Recover,
+                    Fault::CrashAt(second, Crash::VmmKilled),
+                );
+                let reached = host.counts().points > second;
+                let said = run(&host, Command::Recover);
+                let context =
+                    format!("{command:?} died at {first}, VMM killed at {second} of the recovery");
+                assert!(!said.stuck(), "{context}: {said:?}");
+                assert_eq!(host.violations(WORKSPACE), [], "{context}: {said:?}");
+                if !reached {
+                    break;
+                }
+            }
+        }
+    }
+}
