@@ -3,3 +3,4 @@
 //! Uses the kernel's interfaces, nft and dnsmasq; knows of `world`, and nothing of operations.
 
 pub mod ioctl;
+pub mod slots;
