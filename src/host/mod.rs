@@ -3,4 +3,5 @@
 //! Uses the kernel's interfaces, nft and dnsmasq; knows of `world`, and nothing of operations.
 
 pub mod ioctl;
+pub mod network;
 pub mod slots;
