@@ -37,7 +37,7 @@ pub use program::ProgramError;
 pub use tap::LinkError;
 
 use crate::world::{Failure, Generation, Network, Presence, Result, Slot, WorkspaceId};
-use daemon::Mark;
+use daemon::{Mark, Role};
 use program::Program;
 use tap::{Found, Link};
 
@@ -150,6 +150,18 @@ struct Plan {
     table: String,
 }
 
+impl Plan {
+    fn mark(&self, role: Role) -> Mark {
+        Mark { workspace: self.workspace, slot: self.slot, role }
+    }
+
+    /// End what an earlier run left, and wait for that.
+    async fn end(&self, role: Role) -> Result<(), NetworkError> {
+        let slot = self.slot;
+        self.mark(role).stop().await.map_err(|source| NetworkError::Daemon { slot, source })
+    }
+}
+
 impl HostNetwork {
     /// Touches nothing yet.
     #[must_use]
@@ -237,7 +249,7 @@ impl HostNetwork {
 
     async fn build_daemon(&self, plan: &Plan, generation: Generation) -> Result<(), NetworkError> {
         let slot = plan.slot;
-        let mark = Mark { workspace: plan.workspace, slot };
+        let mark = plan.mark(Role::Dhcp);
         let failed = |source| NetworkError::Daemon { slot, source };
         if self.serves(plan, &mark).map_err(failed)? {
             return Ok(());
@@ -255,7 +267,7 @@ impl HostNetwork {
         let program = Program {
             name: "dnsmasq",
             arguments: &[&configuration],
-            environment: &mark.environment(generation),
+            environment: &mark.environment(Some(generation)),
             input: &[],
             limit: START_LIMIT,
         };
@@ -283,7 +295,7 @@ impl Network for HostNetwork {
         let found = Link::new(&plan).map_err(device)?.find().await.map_err(device)?;
         let listing =
             firewall::list(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
-        let mark = Mark { workspace: plan.workspace, slot };
+        let mark = plan.mark(Role::Dhcp);
         let failed = |source| NetworkError::Daemon { slot, source };
         let whole = matches!(&found, Found::Ours(device) if device.whole(&plan))
             && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
@@ -312,10 +324,10 @@ impl Network for HostNetwork {
             Found::Ours(found) if found.whole(&plan) => {}
             // A daemon of an earlier device would listen on that for ever.
             Found::Ours(_) | Found::Nothing => {
-                let mark = Mark { workspace: plan.workspace, slot };
-                mark.stop().await.map_err(|source| NetworkError::Daemon { slot, source })?;
+                plan.end(Role::Dhcp).await?;
             }
         }
+        plan.end(Role::Firewall).await?;
         self.build_firewall(&plan).await?;
         link.build(generation).await.map_err(device)?;
         if self.settings.mode != Mode::Off {
@@ -328,8 +340,8 @@ impl Network for HostNetwork {
     async fn remove(&self, slot: Slot) -> Result<()> {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
-        let mark = Mark { workspace: plan.workspace, slot };
-        mark.stop().await.map_err(|source| NetworkError::Daemon { slot, source })?;
+        plan.end(Role::Firewall).await?;
+        plan.end(Role::Dhcp).await?;
         Link::new(&plan).map_err(device)?.remove().await.map_err(device)?;
         firewall::remove(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
         for name in dhcp::FILES.iter().chain([&LISTING]) {

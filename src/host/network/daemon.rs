@@ -1,8 +1,10 @@
-//! The DHCP and DNS daemon as a process: started, known again, ended. Nothing here knows what it serves.
+//! The DHCP and DNS daemon as a process: known again, ended. Nothing here knows what it serves. So is an nft that
+//! outlives the nixbox that ran it, and would make a table that was just removed.
 //!
-//! It is known by the marks in its environment, which it got at its start and nobody can change from outside. That
+//! Each is known by the marks in its environment, which it got at its start and nobody can change from outside. That
 //! needs no file that could be lost or go stale, and a pid that is reused has other marks.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +19,8 @@ use crate::world::{Generation, Slot, WorkspaceId};
 /// How long it gets after TERM, and then after KILL.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How often it is looked for again after it was ended. dnsmasq forks twice.
+/// How often to look where processes end while they are looked at, and how often to look for what is left of one that
+/// was ended: dnsmasq forks twice when it starts.
 const ROUNDS: usize = 5;
 
 /// What cannot be done about the daemon.
@@ -39,10 +42,20 @@ pub enum DaemonError {
     Immortal(i32),
 }
 
-/// Whose daemon, and for what.
+/// What a process is there for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Role {
+    /// dnsmasq.
+    Dhcp,
+    /// nft, while it changes something.
+    Firewall,
+}
+
+/// Whose process, and what for.
 pub(super) struct Mark {
     pub(super) workspace: WorkspaceId,
     pub(super) slot: Slot,
+    pub(super) role: Role,
 }
 
 /// A running daemon, held by a descriptor that stays with it and never with one that gets its pid later.
@@ -54,31 +67,57 @@ pub(super) struct Daemon {
 impl Mark {
     /// The variables that it is known by.
     fn identity(&self) -> [(&'static str, String); 2] {
-        [("NIXBOX_WORKSPACE", self.workspace.to_string()), ("NIXBOX_ROLE", format!("network-{}", self.slot))]
+        let role = match self.role {
+            Role::Dhcp => "dhcp",
+            Role::Firewall => "firewall",
+        };
+        [("NIXBOX_WORKSPACE", self.workspace.to_string()), ("NIXBOX_ROLE", format!("{role}-{}", self.slot))]
     }
 
     /// All of the variables that it is started with.
-    pub(super) fn environment(&self, generation: Generation) -> Vec<(&'static str, String)> {
+    pub(super) fn environment(&self, generation: Option<Generation>) -> Vec<(&'static str, String)> {
         let mut all = self.identity().to_vec();
-        all.push(("NIXBOX_GENERATION", generation.to_string()));
+        all.extend(generation.map(|generation| ("NIXBOX_GENERATION", generation.to_string())));
         all
     }
 
-    /// Those that run: more than one only if somebody meddled, or started two at once.
+    /// Those that run: more than one only while it starts, or if somebody meddled.
     pub(super) fn find(&self) -> Result<Vec<Daemon>, DaemonError> {
-        let mut found = Vec::new();
+        let mut dead_before = BTreeSet::new();
+        for _ in 0..ROUNDS {
+            let (found, dead) = self.look()?;
+            // One that ended after it was listed may have forked, and what it forked may not be in the list. Without
+            // such, nothing can have been missed. Zombies stay, and are told from those that just ended by looking twice.
+            if !found.is_empty() || dead.is_subset(&dead_before) {
+                return Ok(found);
+            }
+            dead_before.extend(dead);
+        }
+        Ok(Vec::new())
+    }
+
+    /// Those that are marked, and those that are listed but not alive.
+    fn look(&self) -> Result<(Vec<Daemon>, BTreeSet<i32>), DaemonError> {
+        let (mut found, mut dead) = (Vec::new(), BTreeSet::new());
         for entry in std::fs::read_dir("/proc").map_err(DaemonError::Look)? {
             let entry = entry.map_err(DaemonError::Look)?;
-            let pid = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-            // First the descriptor, then the look: what was looked at is then what the descriptor holds. One that is
-            // gone meanwhile is none of those that run.
-            let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
-            if self.is_on(&entry.path()) && alive(&handle) {
-                found.push(Daemon { pid: pid.as_raw_nonzero().get(), handle });
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            let Some((number, pid)) = number.and_then(|number| Some((number, Pid::from_raw(number)?))) else {
+                continue;
+            };
+            // First the descriptor, then the look: what was looked at is then what the descriptor holds.
+            let handle = pidfd_open(pid, PidfdFlags::empty());
+            let marked = self.is_on(&entry.path());
+            match handle {
+                Ok(handle) if alive(&handle) => {
+                    if marked {
+                        found.push(Daemon { pid: number, handle });
+                    }
+                }
+                _ => drop(dead.insert(number)),
             }
         }
-        Ok(found)
+        Ok((found, dead))
     }
 
     /// Whether the process is marked. Other users' cannot be read, and are not ours.
@@ -95,8 +134,7 @@ impl Mark {
             })
     }
 
-    /// End it and wait for that. One that is just starting forks into the background, so that there may be more of it
-    /// than were found: it is looked for until there is none.
+    /// End it and wait for that, until there is none.
     pub(super) async fn stop(&self) -> Result<(), DaemonError> {
         let mut last = 0;
         for _ in 0..ROUNDS {

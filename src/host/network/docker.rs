@@ -74,7 +74,7 @@ async fn replace(plan: &Plan, wanted: Vec<Vec<Statement<'static>>>) -> Result<()
         if there.is_empty() && wanted.is_empty() {
             return Ok(());
         }
-        match nft(&batch).await {
+        match nft(plan, &batch).await {
             Err(FirewallError::Nft(_)) if attempt < ATTEMPTS => attempt += 1,
             other => return other,
         }

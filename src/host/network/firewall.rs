@@ -20,6 +20,7 @@ use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value;
 
+use super::daemon::Role;
 use super::program::{Program, ProgramError};
 use super::{Mode, Plan, docker};
 
@@ -46,7 +47,7 @@ pub(super) type Listing = Value;
 
 /// Build the table, or replace it, and put Docker's rules in order.
 pub(super) async fn apply(plan: &Plan, mode: &Mode) -> Result<(), FirewallError> {
-    nft(&table(plan, mode)).await?;
+    nft(plan, &table(plan, mode)).await?;
     docker::apply(plan, mode).await
 }
 
@@ -62,7 +63,7 @@ pub(super) async fn remove(plan: &Plan) -> Result<(), FirewallError> {
     // Adding what is there changes nothing, and makes deleting it right whether or not it was.
     batch.add(NfListObject::Table(own_table(plan)));
     batch.delete(NfListObject::Table(own_table(plan)));
-    if is_there(plan).await? { nft(&batch).await } else { Ok(()) }
+    if is_there(plan).await? { nft(plan, &batch).await } else { Ok(()) }
 }
 
 /// What is there of it: `None` for nothing at all.
@@ -105,20 +106,25 @@ pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<It
     all.iter().filter_map(move |object| object.get(kind))
 }
 
-/// Carry out a batch, all of it or nothing.
-pub(super) async fn nft(batch: &Batch<'_>) -> Result<(), FirewallError> {
+/// Carry out a batch, all of it or nothing. nft is marked, so that one that goes on without us can be ended.
+pub(super) async fn nft(plan: &Plan, batch: &Batch<'_>) -> Result<(), FirewallError> {
     let input = serde_json::to_vec(&batch.clone().to_nftables())?;
-    run(&["-j", "-f", "-"], &input).await.map(drop)
+    let environment = plan.mark(Role::Firewall).environment(None);
+    run(&["-j", "-f", "-"], &environment, &input).await.map(drop)
 }
 
 /// Ask for a listing, in nft's own words.
 pub(super) async fn ask(question: &str) -> Result<Value, FirewallError> {
     let arguments: Vec<&str> = std::iter::once("-j").chain(question.split(' ')).collect();
-    Ok(serde_json::from_slice(&run(&arguments, &[]).await?)?)
+    Ok(serde_json::from_slice(&run(&arguments, &[], &[]).await?)?)
 }
 
-async fn run(arguments: &[&str], input: &[u8]) -> Result<Vec<u8>, FirewallError> {
-    let program = Program { name: "nft", arguments, environment: &[], input, limit: LIMIT };
+async fn run(
+    arguments: &[&str],
+    environment: &[(&'static str, String)],
+    input: &[u8],
+) -> Result<Vec<u8>, FirewallError> {
+    let program = Program { name: "nft", arguments, environment, input, limit: LIMIT };
     Ok(program.run().await?.stdout)
 }
 

@@ -23,7 +23,7 @@ use rustix::thread::{
     set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::super::daemon::Mark;
+use super::super::daemon::{Mark, Role};
 use super::super::{HostNetwork, Mode, Settings};
 use crate::world::{Slot, WorkspaceId};
 
@@ -143,6 +143,8 @@ impl Namespace {
 /// A host with a network outside of it.
 pub(super) struct Arena {
     pub(super) workspace: WorkspaceId,
+    /// Of a second workspace on the same host.
+    pub(super) neighbour: WorkspaceId,
     host: Namespace,
     outside: Namespace,
     directory: tempfile::TempDir,
@@ -168,6 +170,7 @@ impl Arena {
         std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut id).unwrap();
         let arena = Self {
             workspace: WorkspaceId(id),
+            neighbour: WorkspaceId(id.map(|byte| !byte)),
             host: Namespace::new(),
             outside: Namespace::new(),
             directory: tempfile::tempdir().unwrap(),
@@ -322,16 +325,16 @@ impl Arena {
     }
 
     fn mark(&self, slot: Slot) -> Mark {
-        Mark { workspace: self.workspace, slot }
+        Mark { workspace: self.workspace, slot, role: Role::Dhcp }
     }
 }
 
 impl Drop for Arena {
     /// A test that fails leaves no daemon either; all else goes with the namespaces.
     fn drop(&mut self) {
-        for workspace in [self.workspace, WorkspaceId([9; 16])] {
+        for workspace in [self.workspace, self.neighbour] {
             for slot in Slot::all().take(if std::thread::panicking() { 64 } else { 0 }) {
-                drop(block_on(Mark { workspace, slot }.stop()));
+                drop(block_on(Mark { workspace, slot, role: Role::Dhcp }.stop()));
             }
         }
     }
