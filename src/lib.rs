@@ -2,6 +2,7 @@
 pub mod engine;
 #[doc(hidden)]
 pub mod fakes;
+pub mod host;
 pub mod operations;
 pub mod store;
 pub mod world;

@@ -1,0 +1,148 @@
+//! Calls on the kernel that no safe crate has: making a TAP. The only unsafe code of `host`; safe functions come out.
+//!
+//! Source: Linux `Documentation/networking/tuntap.rst` and `include/uapi/linux/if_tun.h`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+
+const TUNSETIFF: Opcode = opcode::write::<i32>(b'T', 202);
+const TUNSETPERSIST: Opcode = opcode::write::<i32>(b'T', 203);
+const TUNSETOWNER: Opcode = opcode::write::<i32>(b'T', 204);
+
+const IFF_TAP: i16 = 0x0002;
+const IFF_NO_PI: i16 = 0x1000;
+const IFF_VNET_HDR: i16 = 0x4000;
+/// Makes `TUNSETIFF` fail with EBUSY where it would attach to a device that is there already.
+const IFF_TUN_EXCL: i16 = i16::MIN;
+
+/// `struct ifreq`: 16 bytes of name, then a union of 24 of which the first two are the flags.
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; 16],
+    flags: i16,
+    rest: [u8; 22],
+}
+
+/// Why a TAP could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The kernel takes 1 to 15 bytes without NUL.
+    #[error("{0:?} cannot name a network device: 1 to 15 bytes")]
+    Name(String),
+    /// Most often: no such device node, because the module is not loaded.
+    #[error("cannot open /dev/net/tun (is the tun module loaded?)")]
+    Open(#[source] io::Error),
+    /// Another process made a device of this name, or holds it.
+    #[error("network device {0} exists already")]
+    Exists(String),
+    /// One of the calls on it failed. EPERM: CAP_NET_ADMIN is missing.
+    #[error("{call} failed for network device {name}")]
+    Call {
+        /// The request, as in `linux/if_tun.h`.
+        call: &'static str,
+        /// The device.
+        name: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+/// An open TAP. The device is gone when this is dropped, unless [`Tap::persist`] was called.
+#[derive(Debug)]
+pub struct Tap {
+    file: OwnedFd,
+    name: String,
+}
+
+impl Tap {
+    /// Make a TAP that does not exist yet: single queue, no packet information, with virtio-net headers, as Cloud
+    /// Hypervisor opens it for one queue pair.
+    ///
+    /// # Errors
+    /// [`TapError`]; [`TapError::Exists`] leaves the other device untouched.
+    pub fn create(name: &str) -> Result<Self, TapError> {
+        Self::open(name, IFF_TUN_EXCL)
+    }
+
+    /// Take the place of a VMM on an existing TAP.
+    #[cfg(test)]
+    pub(crate) fn attach(name: &str) -> Result<Self, TapError> {
+        Self::open(name, 0)
+    }
+
+    fn open(name: &str, more_flags: i16) -> Result<Self, TapError> {
+        let mut request = InterfaceRequest {
+            name: [0; 16],
+            flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | more_flags,
+            rest: [0; 22],
+        };
+        if name.is_empty() || name.len() > 15 || name.contains('\0') {
+            return Err(TapError::Name(name.to_owned()));
+        }
+        request.name[..name.len()].copy_from_slice(name.as_bytes());
+        let file = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| TapError::Open(error.into()))?;
+        // SAFETY: TUNSETIFF reads and writes one `struct ifreq` (40 bytes, `InterfaceRequest` has its layout) and keeps
+        // no pointer to it.
+        let done = unsafe { ioctl(&file, Setter::<TUNSETIFF, _>::new(request)) };
+        match done {
+            Ok(()) => Ok(Self { file, name: name.to_owned() }),
+            Err(rustix::io::Errno::BUSY) => Err(TapError::Exists(name.to_owned())),
+            Err(error) => {
+                Err(TapError::Call { call: "TUNSETIFF", name: name.to_owned(), source: error.into() })
+            }
+        }
+    }
+
+    /// Let this user, and nobody else without CAP_NET_ADMIN, attach to it. Without an owner anybody may.
+    ///
+    /// # Errors
+    /// [`TapError::Call`].
+    pub fn set_owner(&self, uid: u32) -> Result<(), TapError> {
+        // SAFETY: TUNSETOWNER takes its argument by value.
+        let done = unsafe { ioctl(&self.file, IntegerSetter::<TUNSETOWNER>::new_usize(uid as usize)) };
+        done.map_err(|error| self.failed("TUNSETOWNER", error))
+    }
+
+    /// Let the device outlive this descriptor.
+    ///
+    /// # Errors
+    /// [`TapError::Call`].
+    pub fn persist(&self) -> Result<(), TapError> {
+        // SAFETY: TUNSETPERSIST takes its argument by value.
+        let done = unsafe { ioctl(&self.file, IntegerSetter::<TUNSETPERSIST>::new_usize(1)) };
+        done.map_err(|error| self.failed("TUNSETPERSIST", error))
+    }
+
+    fn failed(&self, call: &'static str, error: rustix::io::Errno) -> TapError {
+        TapError::Call { call, name: self.name.clone(), source: error.into() }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_request_has_the_size_of_the_kernels() {
+        assert_eq!(size_of::<InterfaceRequest>(), 40);
+        assert_eq!((TUNSETIFF, TUNSETPERSIST, TUNSETOWNER), (0x4004_54ca, 0x4004_54cb, 0x4004_54cc));
+    }
+
+    #[test]
+    fn names_that_the_kernel_would_cut_or_misread_are_refused() {
+        for name in ["", "a\0b", "sixteen-bytes-lo"] {
+            assert!(matches!(Tap::create(name), Err(TapError::Name(_))), "{name:?}");
+        }
+    }
+}

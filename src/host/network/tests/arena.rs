@@ -1,0 +1,345 @@
+//! A host, a network outside of it and guests, each in a network namespace of its own.
+//!
+//! ```text
+//! guest: eth0 ==frames==> host: vm{slot}, up0 10.99.0.1 ---- outside: up1 10.99.0.2 to .5, .53
+//! ```
+//! The guest's eth0 is a TAP, and a thread carries frames between it and the host's, as a VMM would. Outside, TCP
+//! ports greet, UDP ports echo, and a name server answers on .53.
+
+mod guest;
+
+use std::fs::File;
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Gid, Uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
+    set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+use super::super::daemon::{Mark, Role};
+use super::super::{HostNetwork, Mode, Settings};
+use crate::world::{Slot, WorkspaceId};
+
+pub(super) use guest::{Guest, REFUSED};
+
+pub(super) const PEER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+pub(super) const PEER_OTHER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 3);
+
+/// Longer than anything takes that succeeds, on a busy machine too.
+const LIMIT: Duration = Duration::from_secs(3);
+
+pub(super) fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+/// A network namespace, which lives as long as this, a thread or a device's other end holds it.
+pub(super) struct Namespace(File);
+
+impl Namespace {
+    fn new() -> Self {
+        let made = std::thread::spawn(|| {
+            // Deprecated because some of its flags are unsafe. This one takes this thread to a network of its own.
+            #[allow(deprecated)]
+            rustix::thread::unshare(UnshareFlags::NEWNET).unwrap();
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let namespace = Self(made.join().unwrap());
+        // So that what does not arrive was dropped by the firewall, and what is refused is refused at once.
+        for setting in ["all.rp_filter=0", "default.rp_filter=0"] {
+            namespace.run(&format!("sysctl -qw net.ipv4.conf.{setting}"));
+        }
+        namespace.run("sysctl -qw net.ipv4.icmp_ratelimit=0");
+        namespace
+    }
+
+    /// Do it there, on a thread of its own.
+    fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
+        let thread = || {
+            move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            act()
+        };
+        std::thread::scope(|scope| match scope.spawn(thread).join() {
+            Ok(value) => value,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
+    /// Begin what goes on by itself: until the test program ends, unless it ends of itself.
+    fn begin(&self, act: impl FnOnce() + Send + 'static) {
+        self.within(|| std::thread::spawn(act));
+    }
+
+    fn run(&self, command: &str) {
+        self.output(command);
+    }
+
+    /// Run a command of words, where '…' is one word, and return what it prints.
+    fn output(&self, command: &str) -> String {
+        let quoted = command.split('\'').enumerate();
+        let words: Vec<String> = quoted
+            .flat_map(|(number, part)| match number % 2 {
+                0 => part.split_ascii_whitespace().map(str::to_owned).collect(),
+                _ => vec![part.to_owned()],
+            })
+            .collect();
+        let output = self.within(|| Command::new(&words[0]).args(&words[1..]).output().unwrap());
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    fn connect(&self, to: impl Into<IpAddr>, port: u16) -> bool {
+        let to = SocketAddr::new(to.into(), port);
+        self.within(|| {
+            let Ok(mut stream) = TcpStream::connect_timeout(&to, LIMIT) else { return false };
+            stream.set_read_timeout(Some(LIMIT)).unwrap();
+            let mut greeting = String::new();
+            std::io::Read::read_to_string(&mut stream, &mut greeting).is_ok() && greeting == "hello"
+        })
+    }
+
+    /// Greet whoever connects, and note who it was.
+    fn greet(&self, port: u16, seen: &Arc<Mutex<Vec<String>>>) {
+        let listener = self.within(|| TcpListener::bind(("::", port)).unwrap());
+        let seen = Arc::clone(seen);
+        self.begin(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { continue };
+                if let Ok(peer) = stream.peer_addr() {
+                    seen.lock()
+                        .unwrap()
+                        .push(SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string());
+                }
+                // Whoever is gone already needs no greeting.
+                drop(stream.write_all(b"hello"));
+            }
+        });
+    }
+
+    /// Send every datagram back, and note it.
+    fn echo(&self, port: u16, seen: &Arc<Mutex<Vec<String>>>) {
+        let socket = self.within(|| UdpSocket::bind(("0.0.0.0", port)).unwrap());
+        let seen = Arc::clone(seen);
+        self.begin(move || {
+            let mut buffer = [0; 2000];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                seen.lock().unwrap().push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+                drop(socket.send_to(&buffer[..length], from));
+            }
+        });
+    }
+}
+
+/// A host with a network outside of it.
+pub(super) struct Arena {
+    pub(super) workspace: WorkspaceId,
+    /// Of a second workspace on the same host.
+    pub(super) neighbour: WorkspaceId,
+    host: Namespace,
+    outside: Namespace,
+    directory: tempfile::TempDir,
+    connected: Arc<Mutex<Vec<String>>>,
+    datagrams: Arc<Mutex<Vec<String>>>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Arena {
+    /// `None`, and a word about it, where it cannot be had.
+    pub(super) fn new() -> Option<Self> {
+        let programs = ["nft", "dnsmasq", "ip", "sysctl"];
+        let missing = |name: &&&str| Command::new(name).arg("--version").output().is_err();
+        if let Some(missing) = programs.iter().find(missing) {
+            eprintln!("skipped: {missing} is not installed");
+            return None;
+        }
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        let mut id = [0; 16];
+        std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut id).unwrap();
+        let arena = Self {
+            workspace: WorkspaceId(id),
+            neighbour: WorkspaceId(id.map(|byte| !byte)),
+            host: Namespace::new(),
+            outside: Namespace::new(),
+            directory: tempfile::tempdir().unwrap(),
+            connected: Arc::default(),
+            datagrams: Arc::default(),
+            asked: Arc::default(),
+        };
+        arena.connect_namespaces();
+        arena.serve();
+        // dnsmasq reads resolv.conf as nobody.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(arena.directory.path(), open).unwrap();
+        std::fs::write(arena.resolv_conf(), "nameserver 10.99.0.53\n").unwrap();
+        std::fs::create_dir(arena.runtime()).unwrap();
+        Some(arena)
+    }
+
+    fn connect_namespaces(&self) {
+        let (host, outside) = (&self.host, &self.outside);
+        host.run("ip link set lo up");
+        host.run("ip link add up0 type veth peer name up1");
+        host.run(&format!("ip link set up1 netns {}", outside.path()));
+        // Without addresses that come and go by themselves while states are compared.
+        host.run("ip link set up0 addrgenmode none up");
+        host.run("ip addr add 10.99.0.1/24 dev up0");
+        host.run("ip route add 169.254.169.254 via 10.99.0.2");
+        outside.run("ip link set lo up");
+        outside.run("ip link set up1 addrgenmode none up");
+        for last in [2, 3, 4, 5, 53] {
+            outside.run(&format!("ip addr add 10.99.0.{last}/24 dev up1"));
+        }
+        outside.run("ip addr add 169.254.169.254/32 dev lo");
+        outside.run("ip route add 172.16.0.0/16 via 10.99.0.1");
+    }
+
+    fn serve(&self) {
+        for port in [80, 443, 8080] {
+            self.outside.greet(port, &self.connected);
+        }
+        for port in [443, 5353, 7000] {
+            self.outside.echo(port, &self.datagrams);
+        }
+        for port in [22, 80] {
+            self.host.greet(port, &Arc::default());
+        }
+        let socket = self.outside.within(|| UdpSocket::bind("10.99.0.53:53").unwrap());
+        let asked = Arc::clone(&self.asked);
+        self.outside.begin(move || guest::answer_names(&socket, &asked));
+    }
+
+    pub(super) fn network(&self, mode: Mode) -> HostNetwork {
+        HostNetwork::new(Settings {
+            workspace: self.workspace,
+            owner: 0,
+            runtime: self.runtime(),
+            mode,
+            resolv_conf: self.resolv_conf(),
+        })
+    }
+
+    /// Another workspace's, with a runtime directory of its own.
+    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: Mode) -> HostNetwork {
+        let runtime = self.directory.path().join(workspace.to_string());
+        std::fs::create_dir(&runtime).unwrap();
+        HostNetwork::new(Settings { workspace, runtime, ..self.network(mode).settings })
+    }
+
+    pub(super) fn runtime(&self) -> PathBuf {
+        self.directory.path().join("run")
+    }
+
+    fn resolv_conf(&self) -> PathBuf {
+        self.directory.path().join("resolv.conf")
+    }
+
+    /// Run it in the host's namespace.
+    pub(super) fn on_host<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        self.host.within(|| block_on(future))
+    }
+
+    /// Run it there as this user, who has what `setcap` would give to nixbox and nothing more.
+    pub(super) fn on_host_as<T: Send>(&self, user: u32, future: impl Future<Output = T> + Send) -> T {
+        self.host.within(|| {
+            let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+            set_keep_capabilities(true).unwrap();
+            set_thread_groups(&[]).unwrap();
+            set_thread_res_gid(gid, gid, gid).unwrap();
+            set_thread_res_uid(uid, uid, uid).unwrap();
+            let three = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
+            let sets =
+                CapabilitySets { effective: three, permitted: three, inheritable: CapabilitySet::empty() };
+            set_capabilities(None, sets).unwrap();
+            block_on(future)
+        })
+    }
+
+    pub(super) fn host_run(&self, command: &str) {
+        self.host.run(command);
+    }
+
+    pub(super) fn host_output(&self, command: &str) -> String {
+        self.host.output(command)
+    }
+
+    pub(super) fn host_reaches(&self, address: Ipv4Addr, port: u16) -> bool {
+        self.host.connect(address, port)
+    }
+
+    pub(super) fn peer_reaches(&self, address: Ipv4Addr, port: u16) -> bool {
+        self.outside.connect(address, port)
+    }
+
+    /// Who connected last outside.
+    pub(super) fn sender_seen(&self) -> String {
+        self.connected.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+
+    /// What the name server outside was asked for.
+    pub(super) fn names_asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    /// Let the host forward IPv6 between this device and the outside.
+    pub(super) fn open_ipv6(&self, device: &str) {
+        self.host.run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        self.host.run(&format!("sysctl -qw net.ipv6.conf.{device}.disable_ipv6=0"));
+        self.host.run(&format!("ip -6 addr add fd00:3::1/64 dev {device} nodad"));
+        // Without a link-local address of its own it asks for no neighbour of what it forwards.
+        for device in [device, "up0"] {
+            self.host.run(&format!("ip -6 addr add fe80::1/64 dev {device} nodad"));
+        }
+        self.host.run("ip -6 addr add fd00:99::1/64 dev up0 nodad");
+        self.outside.run("ip -6 addr add fd00:99::2/64 dev up1 nodad");
+        self.outside.run("ip -6 route add fd00:3::/64 via fd00:99::1");
+    }
+
+    /// All that could be left behind: devices, addresses, rules, files, daemons.
+    pub(super) fn state(&self) -> String {
+        let mut files: Vec<_> =
+            std::fs::read_dir(self.runtime()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let daemons: usize = Slot::all().map(|slot| self.mark(slot).find().unwrap().len()).sum();
+        let shown =
+            ["ip -d -o link", "ip -o addr", "nft -s list ruleset"].map(|command| self.host.output(command));
+        format!("{}\n{files:?}\n{daemons} daemons", shown.join("\n"))
+    }
+
+    pub(super) fn kill_daemons(&self) {
+        for slot in Slot::all() {
+            block_on(self.mark(slot).stop()).unwrap();
+        }
+    }
+
+    fn mark(&self, slot: Slot) -> Mark {
+        Mark { workspace: self.workspace, slot, role: Role::Dhcp }
+    }
+}
+
+impl Drop for Arena {
+    /// A test that fails leaves no daemon either; all else goes with the namespaces.
+    fn drop(&mut self) {
+        for workspace in [self.workspace, self.neighbour] {
+            for slot in Slot::all().take(if std::thread::panicking() { 64 } else { 0 }) {
+                drop(block_on(Mark { workspace, slot, role: Role::Dhcp }.stop()));
+            }
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
