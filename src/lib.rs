@@ -1,3 +1,4 @@
 //! nixbox
 pub mod engine;
+pub mod host;
 pub mod world;
