@@ -1,4 +1,5 @@
 //! nixbox
 pub mod engine;
 pub mod host;
+pub mod vmm;
 pub mod world;
