@@ -3,4 +3,8 @@
 pub mod capability;
 pub mod client;
 pub mod config;
+pub mod error;
+mod live;
 pub mod restore;
+pub mod seam;
+pub mod state;
