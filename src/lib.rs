@@ -5,4 +5,5 @@ pub mod fakes;
 pub mod host;
 pub mod operations;
 pub mod store;
+pub mod vmm;
 pub mod world;

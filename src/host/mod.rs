@@ -1,7 +1,10 @@
-//! This machine: what `world`'s seams for network and slots are made of on Linux.
-//!
-//! Uses the kernel's interfaces, nft and dnsmasq; knows of `world`, and nothing of operations.
+//! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
 
+pub mod identity;
 pub mod ioctl;
 pub mod network;
+pub mod process;
+pub mod shares;
 pub mod slots;
+pub mod socket;
+pub mod spawn;

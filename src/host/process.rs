@@ -1,0 +1,451 @@
+//! Daemons that outlive the command that started them, and how a later command knows them again.
+//!
+//! A daemon is found by its record, `<runtime>/<role>-<generation>.pid`, and where that is missing, torn or stale
+//! (nixbox was killed between fork and record) by the mark in its environment. Both are verified against the live
+//! process before anything is done to it. Between fork and exec a child has no mark yet; nobody looks for it then,
+//! because until its exec it shares the lock of the workspace with the nixbox that forked it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::identity::host_boot;
+pub use super::identity::{BadRole, Daemon, Exit, Identity, Mark, Role};
+use super::spawn::Program;
+use crate::world::{Generation, WorkspaceId};
+
+/// How long a killed process may take to be gone. Only one that hangs in the kernel takes any time at all.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the environment of a process may stay invisible after its exec began: microseconds, on a host that runs.
+const EXEC_LIMIT: Duration = Duration::from_secs(5);
+/// How often what carries a mark is looked for and killed, before it counts as breeding faster than that.
+const SWEEPS: usize = 8;
+/// Logs kept of earlier generations of a role.
+const LOGS_KEPT: usize = 4;
+/// A record is some 200 bytes.
+const RECORD_LIMIT: u64 = 4096;
+
+/// Why a daemon cannot be started, found or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// A file, of ours or of /proc.
+    #[error("cannot {action} {path:?}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It could not be started at all.
+    #[error("cannot start {program:?}")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why not: of exec, or of what comes before it in the child.
+        source: io::Error,
+    },
+    /// There is one.
+    #[error("the {mark} runs already, as process {pid}")]
+    Runs {
+        /// Which.
+        mark: Mark,
+        /// Its process id.
+        pid: u32,
+    },
+    /// It ended while it was being started.
+    #[error("the {mark} ended with {exit} while it was started; its log {log:?} ends with: {tail}")]
+    Ended {
+        /// Which.
+        mark: Mark,
+        /// How.
+        exit: Exit,
+        /// Its log.
+        log: PathBuf,
+        /// The last lines of it, printable.
+        tail: String,
+    },
+    /// It did not begin to serve.
+    #[error("the {mark} does not serve after {limit:?}; its log is {log:?}")]
+    Mute {
+        /// Which.
+        mark: Mark,
+        /// How long it was given.
+        limit: Duration,
+        /// Its log.
+        log: PathBuf,
+    },
+    /// A process could not be acted on.
+    #[error("cannot {action} process {pid}")]
+    Process {
+        /// What was tried.
+        action: &'static str,
+        /// On which process.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// /proc/PID/stat is not as proc(5) has it.
+    #[error("/proc/{pid}/stat is not in the form that Linux documents")]
+    Stat {
+        /// Which.
+        pid: u32,
+    },
+    /// It is still there after SIGKILL.
+    #[error(
+        "process {pid}, the {mark}, is still there {KILL_LIMIT:?} after SIGKILL; it hangs in the kernel, see /proc/{pid}/stack"
+    )]
+    Undying {
+        /// Which.
+        mark: Mark,
+        /// Its process id.
+        pid: u32,
+    },
+    /// More processes with the mark come up than can be killed.
+    #[error("processes that carry the mark of the {mark} keep appearing")]
+    Breeding {
+        /// Which.
+        mark: Mark,
+    },
+}
+
+/// What a record file holds. JSON, so that a person can read it too.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Record {
+    mark: Mark,
+    identity: Identity,
+}
+
+/// The daemons of one workspace. Calls that start or stop need the lock of the workspace; finding does not.
+#[derive(Debug, Clone)]
+pub struct Daemons {
+    runtime: PathBuf,
+    workspace: WorkspaceId,
+}
+
+impl Daemons {
+    /// The daemons whose records and logs are in `runtime`, an existing directory of this workspace alone (absolute).
+    #[must_use]
+    pub fn new(runtime: PathBuf, workspace: WorkspaceId) -> Self {
+        Self { runtime, workspace }
+    }
+
+    /// The mark of a daemon.
+    #[must_use]
+    pub fn mark(&self, role: &Role, generation: Generation) -> Mark {
+        Mark {
+            workspace: self.workspace,
+            generation,
+            role: role.clone(),
+        }
+    }
+
+    /// Where its record is.
+    #[must_use]
+    pub fn record(&self, role: &Role, generation: Generation) -> PathBuf {
+        self.runtime.join(format!("{role}-{generation}.pid"))
+    }
+
+    /// Where its stdout and stderr go.
+    #[must_use]
+    pub fn log(&self, role: &Role, generation: Generation) -> PathBuf {
+        self.runtime.join(format!("{role}-{generation}.log"))
+    }
+
+    /// Starts `program` as a daemon, and returns once it has been exec'd and recorded. It is no child to be waited
+    /// for: it stays when this process ends.
+    ///
+    /// # Errors
+    /// [`ProcessError::Runs`] if there is one; whatever keeps it from being started or recorded. There is no process
+    /// then.
+    pub fn spawn(
+        &self,
+        role: &Role,
+        generation: Generation,
+        program: &Program,
+    ) -> Result<Daemon, ProcessError> {
+        let mark = self.mark(role, generation);
+        if let Some(daemon) = self.find(role, generation)? {
+            return Err(ProcessError::Runs {
+                mark,
+                pid: daemon.pid(),
+            });
+        }
+        self.forget_old_logs(&role.to_string(), generation)?;
+        let log = self.log(role, generation);
+        let opened = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&log)
+            .and_then(|file| Ok((file.try_clone()?, file)));
+        let (stdout, stderr) = opened.map_err(|source| ProcessError::File {
+            action: "open",
+            path: log,
+            source,
+        })?;
+        let mut command = program.command();
+        command
+            .envs(mark.environment())
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(stderr);
+        let mut child = command.spawn().map_err(|source| ProcessError::Spawn {
+            program: program.path().to_owned(),
+            source,
+        })?;
+        match self.adopt(child.id(), &mark) {
+            Ok(Some(daemon)) => Ok(daemon),
+            // Ended already, or not to be left running without a record.
+            other => {
+                let taken_back = child.kill().and_then(|()| child.wait());
+                let status = taken_back.map_err(|source| ProcessError::Process {
+                    action: "take back",
+                    pid: child.id(),
+                    source,
+                })?;
+                other.and(Err(self.ended(&mark, status.into())))
+            }
+        }
+    }
+
+    /// `pid` is a child not waited for, so nobody else can have it.
+    /// `None` if it has ended.
+    fn adopt(&self, pid: u32, mark: &Mark) -> Result<Option<Daemon>, ProcessError> {
+        let boot = host_boot()?;
+        let deadline = Instant::now() + EXEC_LIMIT;
+        while let Some(daemon) = Daemon::open_pid(pid, boot)? {
+            if daemon.shows(mark)? {
+                let record = Record {
+                    mark: mark.clone(),
+                    identity: daemon.identity(),
+                };
+                write_atomically(&self.record(&mark.role, mark.generation), &record)?;
+                return Ok(Some(daemon));
+            }
+            if Instant::now() > deadline {
+                return Err(self.mute(mark, EXEC_LIMIT));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(None)
+    }
+
+    /// The error for a daemon that ended while it was started.
+    pub(crate) fn ended(&self, mark: &Mark, exit: Exit) -> ProcessError {
+        let log = self.log(&mark.role, mark.generation);
+        let tail = self.log_tail(&mark.role, mark.generation);
+        ProcessError::Ended {
+            mark: mark.clone(),
+            exit,
+            log,
+            tail,
+        }
+    }
+
+    /// The error for a daemon that did not begin to serve.
+    pub(crate) fn mute(&self, mark: &Mark, limit: Duration) -> ProcessError {
+        ProcessError::Mute {
+            mark: mark.clone(),
+            limit,
+            log: self.log(&mark.role, mark.generation),
+        }
+    }
+
+    /// The live daemon of this role and generation. Changes nothing.
+    ///
+    /// # Errors
+    /// [`ProcessError::File`], [`ProcessError::Process`], if /proc or the record cannot be read.
+    pub fn find(
+        &self,
+        role: &Role,
+        generation: Generation,
+    ) -> Result<Option<Daemon>, ProcessError> {
+        let mark = self.mark(role, generation);
+        if let Some(identity) = self.read_record(&mark)?
+            && let Some(daemon) = Daemon::open(identity, &mark)?
+        {
+            return Ok(Some(daemon));
+        }
+        Daemon::marked_leader(&mark)
+    }
+
+    /// The identity in the record, if that is one of `mark` and of this boot of the host. One that cannot be
+    /// understood counts as missing: a power cut leaves such.
+    fn read_record(&self, mark: &Mark) -> Result<Option<Identity>, ProcessError> {
+        let path = self.record(&mark.role, mark.generation);
+        let mut bytes = Vec::new();
+        let read = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
+            .open(&path)
+            .and_then(|file| file.take(RECORD_LIMIT).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(ProcessError::File {
+                    action: "read",
+                    path,
+                    source,
+                });
+            }
+        }
+        let boot = host_boot()?;
+        Ok(serde_json::from_slice::<Record>(&bytes)
+            .ok()
+            .filter(|record| record.mark == *mark && record.identity.boot == boot)
+            .map(|record| record.identity))
+    }
+
+    /// Ends the daemon: TERM, `grace`, KILL; then whatever else carries its mark, and its record. Its log stays.
+    ///
+    /// # Errors
+    /// [`ProcessError::Undying`], [`ProcessError::Breeding`], or what `find` and signalling give. Something may be
+    /// left then, and the record with it.
+    pub async fn stop(
+        &self,
+        role: &Role,
+        generation: Generation,
+        grace: Duration,
+    ) -> Result<(), ProcessError> {
+        let mark = self.mark(role, generation);
+        if let Some(daemon) = self.find(role, generation)? {
+            // Its children, held before they begin to die: one that dies has no environment to be known by any more,
+            // and still has its sockets.
+            let family = Daemon::all_marked(&mark)?;
+            daemon.signal(Signal::TERM)?;
+            match timeout(grace, daemon.exited()).await {
+                Ok(exit) => drop(exit?),
+                Err(_elapsed) => kill(&daemon, &mark).await?,
+            }
+            for member in family {
+                kill(&member, &mark).await?;
+            }
+        }
+        for _ in 0..SWEEPS {
+            let left = Daemon::all_marked(&mark)?;
+            if left.is_empty() {
+                let path = self.record(role, generation);
+                return remove(&path);
+            }
+            for daemon in left {
+                kill(&daemon, &mark).await?;
+            }
+        }
+        Err(ProcessError::Breeding { mark })
+    }
+
+    /// The last lines of a daemon's log, for an error message: printable, at most ten, at most 2000 bytes.
+    #[must_use]
+    pub fn log_tail(&self, role: &Role, generation: Generation) -> String {
+        match tail(&self.log(role, generation)) {
+            Ok(text) if text.is_empty() => "(nothing)".to_owned(),
+            Ok(text) => text,
+            Err(error) => format!("(which cannot be read: {error})"),
+        }
+    }
+
+    /// Removes `<name>-<generation>.log` of all but the last few generations before `current`.
+    pub(crate) fn forget_old_logs(
+        &self,
+        name: &str,
+        current: Generation,
+    ) -> Result<(), ProcessError> {
+        let failed = |source| ProcessError::File {
+            action: "list",
+            path: self.runtime.clone(),
+            source,
+        };
+        let mut old = Vec::new();
+        for entry in fs::read_dir(&self.runtime).map_err(failed)? {
+            let file = entry.map_err(failed)?.file_name();
+            let generation = file.to_str().and_then(|file| {
+                file.strip_prefix(name)?
+                    .strip_prefix('-')?
+                    .strip_suffix(".log")?
+                    .parse()
+                    .ok()
+            });
+            old.extend(generation.filter(|generation: &u64| *generation < current.0));
+        }
+        old.sort_unstable();
+        let surplus = old.len().saturating_sub(LOGS_KEPT);
+        old[..surplus].iter().try_for_each(|generation| {
+            remove(&self.runtime.join(format!("{name}-{generation}.log")))
+        })
+    }
+}
+
+async fn kill(daemon: &Daemon, mark: &Mark) -> Result<(), ProcessError> {
+    daemon.signal(Signal::KILL)?;
+    match timeout(KILL_LIMIT, daemon.exited()).await {
+        Ok(exit) => exit.map(drop),
+        Err(_elapsed) => Err(ProcessError::Undying {
+            mark: mark.clone(),
+            pid: daemon.pid(),
+        }),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), ProcessError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(ProcessError::File {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// No sync: after a power cut there is no such process.
+fn write_atomically(path: &Path, record: &Record) -> Result<(), ProcessError> {
+    let new = path.with_extension("pid.new");
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&new)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        fs::rename(&new, path)
+    };
+    write().map_err(|source| ProcessError::File {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn tail(path: &Path) -> io::Result<String> {
+    const BYTES: u64 = 2000;
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| line.replace(char::is_control, " ").trim().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect();
+    Ok(lines[lines.len().saturating_sub(10)..].join(" | "))
+}
+
+#[cfg(test)]
+mod tests;

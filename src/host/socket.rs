@@ -1,0 +1,294 @@
+//! Unix sockets of our daemons: paths that fit, who listens on them, and removing what a dead daemon left.
+//!
+//! Who listens is read from /proc/net/unix: connecting to find out would use up the one connection that virtiofsd
+//! serves.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The longest path of a Unix socket in bytes: `sun_path` has 108 with its closing NUL (unix(7)).
+pub const LONGEST: usize = 107;
+
+/// How long a dying process may keep its sockets.
+const RELEASE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a socket cannot be used or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Longer than the kernel allows.
+    #[error("the socket path {path:?} has {length} bytes and Linux allows {LONGEST}; choose a shorter runtime directory", length = path.as_os_str().len())]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Not absolute, not UTF-8, or with control characters: the VMM's JSON or /proc/net/unix could not carry it.
+    #[error(
+        "{path:?} cannot be the path of a socket: it must be absolute, UTF-8, and without control characters"
+    )]
+    Unfit {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Somebody still uses what was to be removed.
+    #[error("the socket {0} is in use by a process that nixbox did not start; see `ss -xlp`")]
+    InUse(SocketPath),
+    /// Something else is where a file of ours should be.
+    #[error("{path:?} is not a {wanted}, so nixbox did not make it and does not remove it")]
+    NotOurs {
+        /// The path.
+        path: PathBuf,
+        /// What ours would be.
+        wanted: &'static str,
+    },
+    /// The file system or /proc does not do as asked.
+    #[error("cannot {action} {path:?}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A path that a Unix socket can have, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketPath(String);
+
+impl SocketPath {
+    /// `path`, if a socket can be there.
+    ///
+    /// # Errors
+    /// [`SocketError::TooLong`], [`SocketError::Unfit`].
+    pub fn new(path: PathBuf) -> Result<Self, SocketError> {
+        match path.to_str() {
+            Some(text) if path.is_absolute() && !text.contains(char::is_control) => {
+                if text.len() <= LONGEST {
+                    Ok(Self(text.to_owned()))
+                } else {
+                    Err(SocketError::TooLong { path })
+                }
+            }
+            _ => Err(SocketError::Unfit { path }),
+        }
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// As a path.
+    #[must_use]
+    pub fn as_path(&self) -> &Path {
+        Path::new(&self.0)
+    }
+
+    /// The path with `suffix` appended to its last name.
+    #[must_use]
+    pub fn with_suffix(&self, suffix: &str) -> PathBuf {
+        format!("{}{suffix}", self.0).into()
+    }
+}
+
+impl fmt::Display for SocketPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+/// Who is on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Nobody.
+    Unused,
+    /// A process listens.
+    Listening,
+    /// Nobody listens any more, and a connection that was accepted there lives.
+    Connected,
+}
+
+/// Who is on `path`, in this network namespace.
+///
+/// # Errors
+/// [`SocketError::Io`] if /proc cannot be read.
+pub fn usage(path: &SocketPath) -> Result<Use, SocketError> {
+    const TABLE: &str = "/proc/net/unix";
+    let table = std::fs::read(TABLE).map_err(|source| SocketError::Io {
+        action: "read",
+        path: TABLE.into(),
+        source,
+    })?;
+    Ok(usage_in(&table, path))
+}
+
+/// Lines are `Num RefCount Protocol Flags Type St Inode Path`; flag 0x10000 (`__SO_ACCEPTCON`) is set while listening.
+fn usage_in(table: &[u8], path: &SocketPath) -> Use {
+    const LISTENS: u32 = 0x1_0000;
+    let mut found = Use::Unused;
+    for line in table.split(|byte| *byte == b'\n') {
+        let Some(head) = line
+            .strip_suffix(path.as_str().as_bytes())
+            .and_then(|head| std::str::from_utf8(head).ok())
+        else {
+            continue;
+        };
+        // Eight fields but the path itself: a path that merely ends like ours leaves a ninth.
+        let fields: Vec<&str> = head.split_whitespace().collect();
+        if fields.len() != 7 || !head.ends_with(' ') {
+            continue;
+        }
+        match u32::from_str_radix(fields[3], 16) {
+            Ok(flags) if flags & LISTENS != 0 => return Use::Listening,
+            _ => found = Use::Connected,
+        }
+    }
+    found
+}
+
+/// Removes the socket file at `path`, if one is there and nobody is on it. Waits a little for the last one to go: a
+/// process that dies closes its sockets after it can be found by its environment no more.
+///
+/// # Errors
+/// [`SocketError::InUse`], [`SocketError::NotOurs`], [`SocketError::Io`].
+pub async fn remove_stale(path: &SocketPath) -> Result<(), SocketError> {
+    let deadline = Instant::now() + RELEASE_LIMIT;
+    let mut pause = Duration::from_millis(1);
+    while usage(path)? != Use::Unused {
+        if Instant::now() > deadline {
+            return Err(SocketError::InUse(path.clone()));
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+    remove_if(path.as_path(), "socket", |kind| kind.is_socket())
+}
+
+/// Removes the plain file at `path`, if one is there.
+///
+/// # Errors
+/// [`SocketError::NotOurs`], [`SocketError::Io`].
+pub fn remove_file(path: &Path) -> Result<(), SocketError> {
+    remove_if(path, "plain file", std::fs::FileType::is_file)
+}
+
+fn remove_if(
+    path: &Path,
+    wanted: &'static str,
+    is_wanted: impl Fn(&std::fs::FileType) -> bool,
+) -> Result<(), SocketError> {
+    let failed = |action| {
+        move |source| SocketError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("look at")(error)),
+        Ok(metadata) if !is_wanted(&metadata.file_type()) => Err(SocketError::NotOurs {
+            path: path.to_owned(),
+            wanted,
+        }),
+        Ok(_) => match std::fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove")(error)),
+            _ => Ok(()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    fn path(directory: &tempfile::TempDir, name: &str) -> SocketPath {
+        SocketPath::new(directory.path().join(name)).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_and_we_agree_on_the_longest_path() {
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let fill = LONGEST - directory.path().as_os_str().len() - 1;
+        let longest = path(&directory, &"x".repeat(fill));
+        UnixListener::bind(longest.as_path()).unwrap();
+        let longer = directory.path().join("x".repeat(fill + 1));
+        assert!(UnixListener::bind(&longer).is_err());
+        assert!(matches!(
+            SocketPath::new(longer),
+            Err(SocketError::TooLong { .. })
+        ));
+    }
+
+    #[test]
+    fn paths_that_would_be_misread_are_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let not_text = PathBuf::from(std::ffi::OsString::from_vec(b"/tmp/\xff".to_vec()));
+        for bad in ["relative".into(), "/tmp/a\nb".into(), not_text] {
+            assert!(matches!(
+                SocketPath::new(bad),
+                Err(SocketError::Unfit { .. })
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_listening_connected_unused_in_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = path(&directory, "a b");
+        assert_eq!(usage(&socket).unwrap(), Use::Unused);
+        let listener = UnixListener::bind(socket.as_path()).unwrap();
+        assert_eq!(usage(&socket).unwrap(), Use::Listening);
+        assert!(matches!(
+            remove_stale(&socket).await,
+            Err(SocketError::InUse(_))
+        ));
+        let client = UnixStream::connect(socket.as_path()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        drop(listener);
+        assert_eq!(usage(&socket).unwrap(), Use::Connected);
+        drop((client, server));
+        assert_eq!(usage(&socket).unwrap(), Use::Unused);
+        assert!(socket.as_path().exists());
+        remove_stale(&socket).await.unwrap();
+        assert!(!socket.as_path().exists());
+        remove_stale(&socket).await.unwrap();
+    }
+
+    #[test]
+    fn a_longer_path_with_the_same_end_is_another_socket() {
+        let table =
+            b"Num\n0000000000000000: 00000002 00000000 00010000 0001 01 45345 /tmp/x /run/s\n";
+        let of = |text: &str| usage_in(table, &SocketPath::new(text.into()).unwrap());
+        assert_eq!(of("/run/s"), Use::Unused);
+        assert_eq!(of("/tmp/x /run/s"), Use::Listening);
+        assert_eq!(of("/tmp/x"), Use::Unused);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = path(&directory, "s");
+        std::fs::write(socket.as_path(), "precious").unwrap();
+        assert!(matches!(
+            remove_stale(&socket).await,
+            Err(SocketError::NotOurs { .. })
+        ));
+        assert_eq!(std::fs::read(socket.as_path()).unwrap(), b"precious");
+        remove_file(socket.as_path()).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", socket.as_path()).unwrap();
+        assert!(matches!(
+            remove_file(socket.as_path()),
+            Err(SocketError::NotOurs { .. })
+        ));
+        assert!(socket.as_path().is_symlink());
+    }
+}

@@ -1,0 +1,323 @@
+//! The machine that nixbox asks for, as the body of `vm.create`.
+//!
+//! Ids of devices are chosen here, so that a device is known again in `vm.info` and in a snapshot. Keys that not every
+//! version has are set by [`super::capability`].
+
+use std::num::NonZeroU32;
+
+use serde::Serialize;
+
+use super::capability::Capability;
+use crate::world::Slot;
+
+/// What a VM is made of, with paths as the VMM is to use them: absolute, and UTF-8 since they travel as JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Virtual CPUs.
+    pub vcpus: NonZeroU32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// The file that RAM is, shared with it; `None` for memory of the VMM's own.
+    pub memory_file: Option<String>,
+    /// Kernel, bzImage or vmlinux.
+    pub kernel: String,
+    /// Its initramfs.
+    pub initramfs: Option<String>,
+    /// Its command line.
+    pub cmdline: String,
+    /// Raw disk images, in the order in which the guest sees them.
+    pub disks: Vec<String>,
+    /// The place of the VM, which decides TAP and MAC; `None` for no network.
+    pub slot: Option<Slot>,
+    /// The shares that are devices from the start.
+    pub shares: Vec<FsConfig>,
+    /// Where the serial console is written. The VMM truncates it: a name of its own for every incarnation.
+    pub serial: String,
+}
+
+/// The TAP of a slot.
+#[must_use]
+pub fn tap(slot: Slot) -> String {
+    format!("vm{slot}")
+}
+
+/// The MAC of the guest in a slot.
+#[must_use]
+pub fn mac(slot: Slot) -> String {
+    format!("02:00:00:00:00:{:02x}", slot.number() + 1)
+}
+
+/// The body of `vm.create`, as far as nixbox sets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VmConfig {
+    cpus: Cpus,
+    memory: Memory,
+    payload: Payload,
+    disks: Vec<Disk>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    net: Vec<Net>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    fs: Vec<FsConfig>,
+    rng: Rng,
+    balloon: Balloon,
+    serial: Console,
+    console: Console,
+}
+
+/// A share as a device: the body of `vm.add-fs` too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FsConfig {
+    id: String,
+    tag: String,
+    socket: String,
+    num_queues: usize,
+    queue_size: u16,
+}
+
+impl FsConfig {
+    /// The share that the guest mounts by `tag`, whose daemon listens on `socket`.
+    #[must_use]
+    pub fn new(tag: &str, socket: &str) -> Self {
+        Self {
+            id: Self::id_of(tag),
+            tag: tag.to_owned(),
+            socket: socket.to_owned(),
+            num_queues: 1,
+            queue_size: 1024,
+        }
+    }
+
+    /// Its tag.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Its device id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where its daemon listens.
+    #[must_use]
+    pub fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// The device id of the share `tag`.
+    #[must_use]
+    pub fn id_of(tag: &str) -> String {
+        format!("share-{tag}")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Cpus {
+    boot_vcpus: u32,
+    max_vcpus: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Memory {
+    size: u64,
+    /// A daemon of a share maps the guest's RAM.
+    shared: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    zones: Vec<Zone>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Zone {
+    id: &'static str,
+    size: u64,
+    file: String,
+    /// Only a shared zone with a file is left to the owner of the file by `vm.snapshot`.
+    shared: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Payload {
+    kernel: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initramfs: Option<String>,
+    cmdline: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Disk {
+    id: String,
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image_type: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Net {
+    id: &'static str,
+    tap: String,
+    mac: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Rng {
+    src: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Balloon {
+    size: u64,
+    deflate_on_oom: bool,
+    /// Pages that the guest freed leave the RAM file: snapshots get smaller.
+    free_page_reporting: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Console {
+    mode: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+}
+
+impl VmConfig {
+    /// What `vm.create` is to be told for this machine by a VMM that can do this.
+    #[must_use]
+    pub fn new(machine: &Description, capability: Capability) -> Self {
+        let vcpus = machine.vcpus.get();
+        let disk = |(index, path): (usize, &String)| Disk {
+            id: format!("disk-{index}"),
+            path: path.clone(),
+            image_type: capability.image_type.then_some("Raw"),
+        };
+        Self {
+            cpus: Cpus {
+                boot_vcpus: vcpus,
+                max_vcpus: vcpus,
+            },
+            memory: memory(machine),
+            payload: Payload {
+                kernel: machine.kernel.clone(),
+                initramfs: machine.initramfs.clone(),
+                cmdline: machine.cmdline.clone(),
+            },
+            disks: machine.disks.iter().enumerate().map(disk).collect(),
+            net: machine
+                .slot
+                .iter()
+                .map(|slot| Net {
+                    id: "net",
+                    tap: tap(*slot),
+                    mac: mac(*slot),
+                })
+                .collect(),
+            fs: machine.shares.clone(),
+            rng: Rng {
+                src: "/dev/urandom",
+            },
+            balloon: Balloon {
+                size: 0,
+                deflate_on_oom: true,
+                free_page_reporting: true,
+            },
+            serial: Console {
+                mode: "File",
+                file: Some(machine.serial.clone()),
+            },
+            console: Console {
+                mode: "Off",
+                file: None,
+            },
+        }
+    }
+}
+
+/// With zones the size beside them has to be 0: the zones are all the memory there is.
+fn memory(machine: &Description) -> Memory {
+    match &machine.memory_file {
+        None => Memory {
+            size: machine.memory,
+            shared: true,
+            zones: Vec::new(),
+        },
+        Some(file) => Memory {
+            size: 0,
+            shared: false,
+            zones: vec![Zone {
+                id: "ram",
+                size: machine.memory,
+                file: file.clone(),
+                shared: true,
+            }],
+        },
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::vmm::capability;
+
+    pub(in crate::vmm) fn description() -> Description {
+        Description {
+            vcpus: NonZeroU32::new(2).unwrap(),
+            memory: 256 << 20,
+            memory_file: Some("/run/m/ram-3".into()),
+            kernel: "/k/vmlinuz".into(),
+            initramfs: Some("/k/initramfs".into()),
+            cmdline: "console=ttyS0".into(),
+            disks: vec!["/d/root-3".into(), "/d/data-3".into()],
+            slot: Some(Slot::try_from(9).unwrap()),
+            shares: vec![FsConfig::new("work", "/run/m/fs-3-0.sock")],
+            serial: "/run/m/serial-3.log".into(),
+        }
+    }
+
+    fn json(machine: &Description, version: &str) -> serde_json::Value {
+        serde_json::to_value(VmConfig::new(machine, capability::of(version).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn the_machine_is_what_was_described() {
+        let expected = serde_json::json!({
+            "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+            "memory": {"size": 0, "shared": false,
+                "zones": [{"id": "ram", "size": 268_435_456, "file": "/run/m/ram-3", "shared": true}]},
+            "payload": {"kernel": "/k/vmlinuz", "initramfs": "/k/initramfs", "cmdline": "console=ttyS0"},
+            "disks": [{"id": "disk-0", "path": "/d/root-3", "image_type": "Raw"},
+                {"id": "disk-1", "path": "/d/data-3", "image_type": "Raw"}],
+            "net": [{"id": "net", "tap": "vm9", "mac": "02:00:00:00:00:0a"}],
+            "fs": [{"id": "share-work", "tag": "work", "socket": "/run/m/fs-3-0.sock", "num_queues": 1,
+                "queue_size": 1024}],
+            "rng": {"src": "/dev/urandom"},
+            "balloon": {"size": 0, "deflate_on_oom": true, "free_page_reporting": true},
+            "serial": {"mode": "File", "file": "/run/m/serial-3.log"},
+            "console": {"mode": "Off"},
+        });
+        assert_eq!(json(&description(), "v53.0"), expected);
+    }
+
+    #[test]
+    fn v51_is_not_told_an_image_type() {
+        assert!(
+            json(&description(), "v51.1")["disks"][0]
+                .get("image_type")
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn memory_of_the_vmm_itself_is_shared_and_has_no_zone() {
+        let machine = Description {
+            memory_file: None,
+            slot: None,
+            shares: Vec::new(),
+            ..description()
+        };
+        let json = json(&machine, "v53.0");
+        assert_eq!(
+            json["memory"],
+            serde_json::json!({"size": 268_435_456, "shared": true})
+        );
+        assert!(json.get("net").is_none() && json.get("fs").is_none());
+    }
+}

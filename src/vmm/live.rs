@@ -1,0 +1,117 @@
+//! A VMM process that lives, and what is asked of it in more than one call.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::client::{Client, Info, State};
+use super::config::FsConfig;
+use super::error::VmmError;
+use crate::host::process::Daemon;
+use crate::host::socket::{self, SocketPath, Use};
+use crate::world::VmState;
+
+/// How long a guest may take to let go of a device.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
+
+/// A VMM that was alive when it was looked for.
+pub(super) struct Live {
+    /// Its process.
+    pub(super) daemon: Daemon,
+    /// Its API.
+    pub(super) client: Client,
+}
+
+impl Live {
+    async fn info(&self) -> Result<Option<Info>, VmmError> {
+        match self.client.info().await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.is_no_vm() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) async fn state(&self) -> Result<VmState, VmmError> {
+        Ok(match self.info().await?.map(|info| info.state) {
+            None => VmState::Empty,
+            Some(State::Created | State::Shutdown) => VmState::Stopped,
+            Some(State::Running) => VmState::Running,
+            // Stopped in a debugger: no vCPU runs.
+            Some(State::Paused | State::BreakPoint) => VmState::Paused,
+        })
+    }
+
+    /// Ids of the shares that the VM has: in its configuration, or not yet let go of by the guest.
+    pub(super) async fn share_ids(&self) -> Result<BTreeSet<String>, VmmError> {
+        let Some(info) = self.info().await? else {
+            return Ok(BTreeSet::new());
+        };
+        let configured = info
+            .config
+            .fs
+            .into_iter()
+            .flatten()
+            .filter_map(|share| share.id);
+        Ok(configured
+            .chain(info.device_tree.into_iter().flat_map(BTreeMap::into_keys))
+            .collect())
+    }
+
+    pub(super) async fn configured(&self, id: &str) -> Result<bool, VmmError> {
+        let shares = self
+            .info()
+            .await?
+            .and_then(|info| info.config.fs)
+            .unwrap_or_default();
+        Ok(shares.iter().any(|share| share.id.as_deref() == Some(id)))
+    }
+
+    /// Waits until the guest has let go of all of `devices`: it does so in its own time, and a snapshot before then
+    /// would hold them.
+    pub(super) async fn let_go_of(&self, devices: &BTreeSet<String>) -> Result<(), VmmError> {
+        let deadline = Instant::now() + UNPLUG_LIMIT;
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let left: Vec<String> = self
+                .share_ids()
+                .await?
+                .intersection(devices)
+                .cloned()
+                .collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(VmmError::Held {
+                    devices: left,
+                    limit: UNPLUG_LIMIT,
+                });
+            }
+            // Asked with a growing pause: the API has no call that waits for it.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits until the daemons of shares that were let go have ended or listen anew: one that still has its old
+    /// connection would be taken for one that serves.
+    pub(super) async fn disconnected(&self, shares: &[FsConfig]) -> Result<(), VmmError> {
+        let deadline = Instant::now() + UNPLUG_LIMIT;
+        for share in shares {
+            let socket = SocketPath::new(share.socket().into())?;
+            // No event tells of it.
+            while socket::usage(&socket)? == Use::Connected {
+                if Instant::now() > deadline {
+                    let devices = vec![share.id().to_owned()];
+                    return Err(VmmError::Held {
+                        devices,
+                        limit: UNPLUG_LIMIT,
+                    });
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Ok(())
+    }
+}

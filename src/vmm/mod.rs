@@ -1,0 +1,10 @@
+//! Cloud Hypervisor: its API, its configuration, what its versions can do, and the seam [`crate::world::Vmm`] over
+//! these. Uses `host` for processes and sockets; knows nothing of operations.
+pub mod capability;
+pub mod client;
+pub mod config;
+pub mod error;
+mod live;
+pub mod restore;
+pub mod seam;
+pub mod state;

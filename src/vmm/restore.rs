@@ -1,0 +1,450 @@
+//! Rewriting a copy of a snapshot's `config.json`, so that the VM comes up with the things of another generation.
+//!
+//! The file holds absolute paths of everything that the VM had. All of them are replaced; a device that nixbox never
+//! gives a VM is refused, because its path would be restored as it is.
+
+use serde_json::{Map, Value};
+
+use super::config::{Description, FsConfig, mac, tap};
+
+/// Why a snapshot's configuration cannot be restored as this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// Not JSON.
+    #[error("config.json of the snapshot is not JSON")]
+    NotJson(#[source] serde_json::Error),
+    /// Not of the form that Cloud Hypervisor writes.
+    #[error("config.json of the snapshot has no fitting {0}")]
+    Form(&'static str),
+    /// Something that nixbox does not make.
+    #[error("the snapshot's VM has {0}, which nixbox never gives one")]
+    Foreign(String),
+    /// The VM had another number, size or kind of things than the machine has.
+    #[error(
+        "the snapshot's VM has {found} and this machine has {wanted}; a restore cannot change that"
+    )]
+    Mismatch {
+        /// The snapshot's.
+        found: String,
+        /// The machine's.
+        wanted: String,
+    },
+}
+
+/// What nixbox sets, or what decides nothing outside of the VM. Everything else has to be off.
+const KNOWN: [&str; 17] = [
+    "balloon",
+    "console",
+    "cpus",
+    "debug_console",
+    "disks",
+    "fs",
+    "iommu",
+    "landlock_enable",
+    "memory",
+    "net",
+    "payload",
+    "platform",
+    "pvpanic",
+    "rng",
+    "serial",
+    "vmm_config_version",
+    "watchdog",
+];
+
+/// The snapshot's `config` as that of `machine`.
+///
+/// # Errors
+/// [`RewriteError`].
+pub fn rewrite(config: &[u8], machine: &Description) -> Result<Vec<u8>, RewriteError> {
+    let mut config: Value = serde_json::from_slice(config).map_err(RewriteError::NotJson)?;
+    let top = config.as_object_mut().ok_or(RewriteError::Form("object"))?;
+    if let Some((key, _)) = top
+        .iter()
+        .find(|(key, value)| !KNOWN.contains(&key.as_str()) && is_on(value))
+    {
+        return Err(RewriteError::Foreign(format!("{key:?}")));
+    }
+    rewrite_cpus(top, machine)?;
+    rewrite_memory(top, machine)?;
+    rewrite_payload(top, machine)?;
+    rewrite_disks(top, machine)?;
+    rewrite_net(top, machine)?;
+    rewrite_shares(top, machine)?;
+    rewrite_consoles(top, machine)?;
+    serde_json::to_vec(&config).map_err(RewriteError::NotJson)
+}
+
+fn is_on(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(true) | Value::Number(_) | Value::String(_) => true,
+    }
+}
+
+/// What is under `key`, none if it is off.
+fn list<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &'static str,
+) -> Result<Vec<&'a mut Map<String, Value>>, RewriteError> {
+    match map.get_mut(key) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(items)) => items
+            .iter_mut()
+            .map(|item| item.as_object_mut().ok_or(RewriteError::Form(key)))
+            .collect(),
+        Some(_) => Err(RewriteError::Form(key)),
+    }
+}
+
+fn object<'a>(
+    map: &'a mut Map<String, Value>,
+    key: &'static str,
+) -> Result<&'a mut Map<String, Value>, RewriteError> {
+    map.get_mut(key)
+        .and_then(Value::as_object_mut)
+        .ok_or(RewriteError::Form(key))
+}
+
+fn same<T: PartialEq + std::fmt::Display>(
+    what: &str,
+    found: T,
+    wanted: T,
+) -> Result<(), RewriteError> {
+    if found == wanted {
+        return Ok(());
+    }
+    Err(RewriteError::Mismatch {
+        found: format!("{found} {what}"),
+        wanted: wanted.to_string(),
+    })
+}
+
+fn refuse_paths(
+    what: &str,
+    map: &Map<String, Value>,
+    foreign: &[&str],
+) -> Result<(), RewriteError> {
+    match foreign.iter().find(|key| map.get(**key).is_some_and(is_on)) {
+        Some(key) => Err(RewriteError::Foreign(format!("{what} with {key:?}"))),
+        None => Ok(()),
+    }
+}
+
+fn set(map: &mut Map<String, Value>, key: &str, text: &str) {
+    map.insert(key.to_owned(), Value::from(text));
+}
+
+fn rewrite_cpus(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+    let vcpus = object(top, "cpus")?
+        .get("boot_vcpus")
+        .and_then(Value::as_u64)
+        .ok_or(RewriteError::Form("cpus"))?;
+    same("vCPUs", vcpus, u64::from(machine.vcpus.get()))
+}
+
+fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+    let memory = object(top, "memory")?;
+    let own = memory
+        .get("size")
+        .and_then(Value::as_u64)
+        .ok_or(RewriteError::Form("memory"))?;
+    let mut zones = list(memory, "zones")?;
+    match (zones.as_mut_slice(), &machine.memory_file) {
+        ([], None) => same("bytes of RAM", own, machine.memory),
+        ([zone], Some(file)) if zone.get("file").is_some_and(is_on) => {
+            let size = zone
+                .get("size")
+                .and_then(Value::as_u64)
+                .ok_or(RewriteError::Form("zones"))?;
+            same("bytes of RAM", own.saturating_add(size), machine.memory)?;
+            set(zone, "file", file);
+            Ok(())
+        }
+        (zones, file) => {
+            let kind = |of_file| {
+                if of_file {
+                    "RAM in a file"
+                } else {
+                    "RAM of the VMM's own"
+                }
+            };
+            Err(RewriteError::Mismatch {
+                found: kind(!zones.is_empty()).to_owned(),
+                wanted: kind(file.is_some()).to_owned(),
+            })
+        }
+    }
+}
+
+fn rewrite_payload(
+    top: &mut Map<String, Value>,
+    machine: &Description,
+) -> Result<(), RewriteError> {
+    let payload = object(top, "payload")?;
+    refuse_paths("a payload", payload, &["firmware", "igvm", "fw_cfg_config"])?;
+    // The paths alone: the command line stays what the guest was booted with.
+    set(payload, "kernel", &machine.kernel);
+    match &machine.initramfs {
+        Some(initramfs) => set(payload, "initramfs", initramfs),
+        None => drop(payload.remove("initramfs")),
+    }
+    Ok(())
+}
+
+fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+    let disks = list(top, "disks")?;
+    same("disks", disks.len(), machine.disks.len())?;
+    for (disk, path) in disks.into_iter().zip(&machine.disks) {
+        refuse_paths(
+            "a disk",
+            disk,
+            &["vhost_user", "vhost_socket", "backing_files"],
+        )?;
+        set(disk, "path", path);
+    }
+    Ok(())
+}
+
+fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+    let nets = list(top, "net")?;
+    same(
+        "network devices",
+        nets.len(),
+        usize::from(machine.slot.is_some()),
+    )?;
+    for (net, slot) in nets.into_iter().zip(machine.slot) {
+        refuse_paths(
+            "a network device",
+            net,
+            &["vhost_user", "vhost_socket", "fds"],
+        )?;
+        // The guest keeps the address and MAC that it has: they belong to a slot.
+        let found = net
+            .get("mac")
+            .and_then(Value::as_str)
+            .ok_or(RewriteError::Form("net"))?;
+        same("as its MAC", found, mac(slot).as_str())?;
+        set(net, "tap", &tap(slot));
+        // The MAC that the old TAP had on the host. The VMM would give it to the new one, and may not as a user.
+        net.remove("host_mac");
+    }
+    Ok(())
+}
+
+fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+    let mut shares = list(top, "fs")?;
+    let tag = |share: &Map<String, Value>| {
+        share
+            .get("tag")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let mut found: Vec<String> = shares.iter().map(|share| tag(share)).collect();
+    let mut wanted: Vec<String> = machine
+        .shares
+        .iter()
+        .map(|share| share.tag().to_owned())
+        .collect();
+    found.sort();
+    wanted.sort();
+    same("as shares", format!("{found:?}"), format!("{wanted:?}"))?;
+    for share in &mut shares {
+        let tag = tag(share);
+        let ours = machine
+            .shares
+            .iter()
+            .find(|ours| ours.tag() == tag)
+            .ok_or(RewriteError::Form("fs"))?;
+        // Without the id it could not be removed again.
+        let id = share.get("id").and_then(Value::as_str).unwrap_or_default();
+        same("as the id of a share", id, FsConfig::id_of(&tag).as_str())?;
+        set(share, "socket", ours.socket());
+    }
+    Ok(())
+}
+
+fn rewrite_consoles(
+    top: &mut Map<String, Value>,
+    machine: &Description,
+) -> Result<(), RewriteError> {
+    for key in ["console", "debug_console"] {
+        if let Some(console) = top
+            .get_mut(key)
+            .filter(|value| is_on(value))
+            .and_then(Value::as_object_mut)
+        {
+            refuse_paths("a console", console, &["file", "socket"])?;
+        }
+    }
+    let serial = object(top, "serial")?;
+    refuse_paths("a serial console", serial, &["socket"])?;
+    set(serial, "mode", "File");
+    set(serial, "file", &machine.serial);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::vmm::config::tests::description;
+
+    /// As v53.0 wrote it on `vm.snapshot` of a VM that this crate's [`super::super::config`] describes.
+    const REAL: &str = include_str!("restore/config-v53.0.json");
+
+    fn machine() -> Description {
+        Description {
+            disks: vec!["/d/root-4".into()],
+            ..description()
+        }
+    }
+
+    fn with(change: impl FnOnce(&mut Value)) -> Vec<u8> {
+        let mut config: Value = serde_json::from_str(REAL).unwrap();
+        change(&mut config);
+        serde_json::to_vec(&config).unwrap()
+    }
+
+    #[test]
+    fn every_path_of_a_real_one_is_replaced_and_nothing_else() {
+        let rewritten: Value =
+            serde_json::from_slice(&rewrite(REAL.as_bytes(), &machine()).unwrap()).unwrap();
+        let expected = with(|config| {
+            config["memory"]["zones"][0]["file"] = json!("/run/m/ram-3");
+            config["payload"]["kernel"] = json!("/k/vmlinuz");
+            config["payload"]["initramfs"] = json!("/k/initramfs");
+            config["disks"][0]["path"] = json!("/d/root-4");
+            config["net"][0]
+                .as_object_mut()
+                .unwrap()
+                .remove("host_mac")
+                .unwrap();
+            config["fs"][0]["socket"] = json!("/run/m/fs-3-0.sock");
+            config["serial"]["file"] = json!("/run/m/serial-3.log");
+        });
+        assert_eq!(
+            rewritten,
+            serde_json::from_slice::<Value>(&expected).unwrap()
+        );
+        let text = rewritten.to_string();
+        assert!(
+            !text.contains("/run/old") && !text.contains("/srv/guest"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_nixbox_makes_is_known_by_what_it_rewrites() {
+        let ours = super::super::config::VmConfig::new(
+            &machine(),
+            super::super::capability::of("v51.1").unwrap(),
+        );
+        let ours = serde_json::to_vec(&ours).unwrap();
+        let again: Value = serde_json::from_slice(&rewrite(&ours, &machine()).unwrap()).unwrap();
+        assert_eq!(again, serde_json::from_slice::<Value>(&ours).unwrap());
+    }
+
+    #[test]
+    fn a_machine_that_differs_is_a_mismatch() {
+        let differing = [
+            Description {
+                disks: Vec::new(),
+                ..machine()
+            },
+            Description {
+                memory: 1 << 30,
+                ..machine()
+            },
+            Description {
+                memory_file: None,
+                ..machine()
+            },
+            Description {
+                vcpus: std::num::NonZeroU32::new(1).unwrap(),
+                ..machine()
+            },
+            Description {
+                slot: None,
+                ..machine()
+            },
+            Description {
+                slot: Some(crate::world::Slot::try_from(8).unwrap()),
+                ..machine()
+            },
+            Description {
+                shares: Vec::new(),
+                ..machine()
+            },
+            Description {
+                shares: vec![FsConfig::new("other", "/s")],
+                ..machine()
+            },
+        ];
+        for machine in differing {
+            let result = rewrite(REAL.as_bytes(), &machine);
+            assert!(
+                matches!(result, Err(RewriteError::Mismatch { .. })),
+                "{machine:?}: {result:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_device_that_nixbox_never_makes_is_refused() {
+        let foreign: [fn(&mut Value); 8] = [
+            |config| config["vsock"] = json!({"cid": 3, "socket": "/etc/x"}),
+            |config| config["pmem"] = json!([{"file": "/etc/shadow"}]),
+            |config| config["devices"] = json!([{"path": "/sys/x"}]),
+            |config| config["something_new"] = json!(1),
+            |config| config["disks"][0]["vhost_socket"] = json!("/x"),
+            |config| config["net"][0]["fds"] = json!([3]),
+            |config| config["debug_console"]["file"] = json!("/etc/x"),
+            |config| config["payload"]["firmware"] = json!("/etc/x"),
+        ];
+        for change in foreign {
+            let config = with(change);
+            let result = rewrite(&config, &machine());
+            assert!(
+                matches!(result, Err(RewriteError::Foreign(_))),
+                "{result:?}"
+            );
+        }
+        assert!(rewrite(&with(|config| config["pmem"] = json!([])), &machine()).is_ok());
+    }
+
+    #[test]
+    fn any_other_shape_is_an_error_and_no_panic() {
+        let keys = ["cpus", "memory", "payload", "disks", "net", "fs", "serial"];
+        for key in keys {
+            for value in [
+                json!(7),
+                json!("x"),
+                json!([1]),
+                json!({"a": 1}),
+                Value::Null,
+            ] {
+                if ["payload", "serial"].contains(&key) && value.is_object() {
+                    // All that nixbox needs of these, it sets.
+                    continue;
+                }
+                let config = with(|config| config[key] = value.clone());
+                assert!(rewrite(&config, &machine()).is_err(), "{key}: {value}");
+            }
+        }
+        for bad in [
+            &b""[..],
+            b"[]",
+            b"null",
+            b"{}",
+            b"{\"cpus\":",
+            &[b'['; 1000],
+        ] {
+            assert!(rewrite(bad, &machine()).is_err());
+        }
+    }
+}

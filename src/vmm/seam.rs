@@ -1,0 +1,501 @@
+//! The seam [`Vmm`] over Cloud Hypervisor: one process per generation, spoken to through its API socket.
+//!
+//! Every call finds the process first, so that a VM that is gone is [`Failure::Lost`] and nothing else.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+use tokio::time::Instant;
+
+use super::capability::{self, Capability};
+use super::client::{Client, ClientError};
+use super::config::{Description, FsConfig, VmConfig};
+use super::error::VmmError;
+use super::live::Live;
+use super::state::{self, StateError};
+use crate::host::process::{Daemons, Role};
+use crate::host::shares;
+use crate::host::socket::{self, SocketPath};
+use crate::host::spawn::{self, Invoker, Privileges, Program};
+use crate::world::{
+    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, VmState, Vmm,
+    WorkspaceId,
+};
+
+/// How long a VMM may take until its API answers.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take to end by itself after TERM.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a guest may take to shut down after its power button was pressed.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
+/// How long a VMM that closed a connection is watched for its death.
+const DYING_LIMIT: Duration = Duration::from_secs(2);
+/// How long `--version` may take.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the other seams keep what the VMM is to use. All paths absolute and UTF-8.
+pub trait Places: Send + Sync {
+    /// The disk images of a generation, in the order in which the guest sees them.
+    fn disks(&self, generation: Generation) -> Vec<PathBuf>;
+    /// The RAM file of a generation; `None` for memory of the VMM's own.
+    fn memory(&self, generation: Generation) -> Option<PathBuf>;
+    /// The directory for the VMM state in the staging directory of a snapshot. Its parent exists.
+    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf;
+    /// The directory of the VMM state in a snapshot, staged or listed.
+    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf;
+}
+
+/// The machine of a workspace, as far as no generation decides it.
+#[derive(Clone)]
+pub struct VmmSettings {
+    /// Where sockets, records and logs are: an existing directory that the invoking user can write, absolute and short.
+    pub runtime: PathBuf,
+    /// Whose it is.
+    pub workspace: WorkspaceId,
+    /// As whom the VMM runs.
+    pub invoker: Invoker,
+    /// Virtual CPUs.
+    pub vcpus: NonZeroU32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Kernel, bzImage or vmlinux.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initramfs: Option<PathBuf>,
+    /// Its command line.
+    pub cmdline: String,
+    /// Whether the VM has a network device.
+    pub network: bool,
+    /// The tags of the shares, in the order of `ShareSettings::shares`.
+    pub shares: Vec<String>,
+    /// Where the rest is.
+    pub places: Arc<dyn Places>,
+}
+
+/// [`Vmm`] over Cloud Hypervisor (`NIXBOX_CLOUD_HYPERVISOR`, or on PATH).
+pub struct CloudHypervisor {
+    settings: VmmSettings,
+    daemons: Daemons,
+    role: Role,
+    installed: OnceCell<Capability>,
+}
+
+impl CloudHypervisor {
+    /// By these settings. Starts nothing yet.
+    #[must_use]
+    pub fn new(settings: VmmSettings) -> Self {
+        let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
+        Self {
+            settings,
+            daemons,
+            role: Role::vmm(),
+            installed: OnceCell::new(),
+        }
+    }
+
+    /// Where the serial console of a generation's VM is written.
+    #[must_use]
+    pub fn serial_log(&self, generation: Generation) -> PathBuf {
+        self.settings
+            .runtime
+            .join(format!("serial-{generation}.log"))
+    }
+
+    fn socket(&self, generation: Generation) -> std::result::Result<SocketPath, VmmError> {
+        Ok(SocketPath::new(
+            self.settings.runtime.join(format!("vmm-{generation}.sock")),
+        )?)
+    }
+
+    fn program(&self) -> std::result::Result<Program, VmmError> {
+        let path = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR")?;
+        Ok(Program::new(
+            path,
+            Privileges::Invoker(self.settings.invoker.clone()),
+        ))
+    }
+
+    fn live(&self, generation: Generation) -> std::result::Result<Option<Live>, VmmError> {
+        let Some(daemon) = self.daemons.find(&self.role, generation)? else {
+            return Ok(None);
+        };
+        Ok(Some(Live {
+            daemon,
+            client: Client::new(self.socket(generation)?),
+        }))
+    }
+
+    /// Does something to the VMM of a generation. If there is none, or it ended meanwhile, the VM is lost.
+    async fn with<T>(
+        &self,
+        generation: Generation,
+        act: impl AsyncFnOnce(&Live) -> std::result::Result<T, VmmError>,
+    ) -> Result<T> {
+        let live = self.live(generation)?.ok_or(Failure::Lost)?;
+        let error = match act(&live).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        if matches!(error, VmmError::Client(ClientError::Connection { .. })) {
+            // A process that dies closes its sockets a little before it is dead.
+            if let Ok(exit) = tokio::time::timeout(DYING_LIMIT, live.daemon.exited()).await {
+                exit.map_err(VmmError::from)?;
+            }
+        }
+        match live.daemon.alive().map_err(VmmError::from)? {
+            true => Err(error.into()),
+            false => Err(Failure::Lost),
+        }
+    }
+
+    async fn version(&self) -> std::result::Result<Capability, VmmError> {
+        let program = self.program()?;
+        let failed = |source| VmmError::NoVersion {
+            program: program.path().to_owned(),
+            source,
+        };
+        let mut command =
+            tokio::process::Command::from(program.clone().argument("--version").command());
+        command
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true);
+        let output = tokio::time::timeout(VERSION_LIMIT, command.output())
+            .await
+            .map_err(|_elapsed| failed(ErrorKind::TimedOut.into()))?
+            .map_err(failed)?;
+        Ok(capability::of_program(&String::from_utf8_lossy(
+            &output.stdout,
+        ))?)
+    }
+
+    /// Waits until the API answers, and is that of the process that was started.
+    async fn answering(
+        &self,
+        live: &Live,
+        generation: Generation,
+    ) -> std::result::Result<(), VmmError> {
+        let mark = self.daemons.mark(&self.role, generation);
+        let deadline = Instant::now() + START_LIMIT;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match live.client.ping().await {
+                Ok(ping) if ping.pid == live.daemon.pid() => {
+                    return Ok(capability::of(&ping.build_version).map(drop)?);
+                }
+                Ok(ping) => {
+                    let socket = self.socket(generation)?;
+                    return Err(VmmError::Stranger {
+                        socket,
+                        found: ping.pid,
+                        wanted: live.daemon.pid(),
+                    });
+                }
+                Err(ClientError::Connection { .. }) if Instant::now() < deadline => {}
+                Err(ClientError::Connection { .. }) => {
+                    return Err(self.daemons.mute(&mark, START_LIMIT).into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+            // The socket appears before it listens, with no event: tried with a growing pause, cut short by its end.
+            if let Ok(exit) = tokio::time::timeout(pause, live.daemon.exited()).await {
+                return Err(self.daemons.ended(&mark, exit?).into());
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    fn shares(&self, generation: Generation) -> std::result::Result<Vec<FsConfig>, VmmError> {
+        let share = |(index, tag): (usize, &String)| {
+            Ok(FsConfig::new(
+                tag,
+                shares::socket_of(&self.settings.runtime, index, generation)?.as_str(),
+            ))
+        };
+        self.settings.shares.iter().enumerate().map(share).collect()
+    }
+
+    fn describe(&self, machine: &Machine) -> std::result::Result<Description, VmmError> {
+        let settings = &self.settings;
+        let slot: Option<Slot> = settings.network.then_some(machine.slot);
+        Ok(Description {
+            vcpus: settings.vcpus,
+            memory: settings.memory,
+            memory_file: settings
+                .places
+                .memory(machine.memory)
+                .map(text)
+                .transpose()?,
+            kernel: text(settings.kernel.clone())?,
+            initramfs: settings.initramfs.clone().map(text).transpose()?,
+            cmdline: settings.cmdline.clone(),
+            disks: settings
+                .places
+                .disks(machine.disk)
+                .into_iter()
+                .map(text)
+                .collect::<std::result::Result<_, _>>()?,
+            slot,
+            shares: if machine.shares {
+                self.shares(machine.vmm)?
+            } else {
+                Vec::new()
+            },
+            serial: text(self.serial_log(machine.vmm))?,
+        })
+    }
+
+    /// The directory that `vm.restore` reads.
+    fn restore_directory(&self, generation: Generation) -> PathBuf {
+        self.settings.runtime.join(format!("restore-{generation}"))
+    }
+
+    async fn load_into(
+        &self,
+        live: &Live,
+        machine: &Machine,
+        from: SnapshotId,
+    ) -> std::result::Result<(), VmmError> {
+        match live.state().await? {
+            VmState::Paused => return Ok(()),
+            state @ VmState::Running => {
+                return Err(VmmError::Unfit {
+                    what: "restored",
+                    state,
+                });
+            }
+            VmState::Stopped => live.client.delete().await?,
+            VmState::Empty => {}
+        }
+        let directory = self.restore_directory(machine.vmm);
+        let source = self.settings.places.stored_state(from);
+        state::prepare_restore(
+            &source,
+            &directory,
+            &self.describe(machine)?,
+            &self.settings.invoker,
+        )?;
+        let restored = live.client.restore(&text(directory.clone())?).await;
+        let removed = state::remove(&directory);
+        restored?;
+        Ok(removed?)
+    }
+}
+
+#[async_trait]
+impl Vmm for CloudHypervisor {
+    async fn ability(&self) -> Result<Ability> {
+        Ok(self
+            .installed
+            .get_or_try_init(|| self.version())
+            .await?
+            .ability)
+    }
+
+    async fn find(&self, generation: Generation) -> Result<Option<VmState>> {
+        match self.with(generation, async |live| live.state().await).await {
+            Ok(state) => Ok(Some(state)),
+            Err(Failure::Lost) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    async fn start(&self, generation: Generation) -> Result<()> {
+        if let Some(live) = self.live(generation)? {
+            return Ok(self.answering(&live, generation).await?);
+        }
+        let socket = self.socket(generation)?;
+        remove_sockets(&socket).await?;
+        self.daemons
+            .forget_old_logs("serial", generation)
+            .map_err(VmmError::from)?;
+        let program = self
+            .program()?
+            .argument("--api-socket")
+            .argument(format!("path={socket}"));
+        let daemon = self
+            .daemons
+            .spawn(&self.role, generation, &program)
+            .map_err(VmmError::from)?;
+        let live = Live {
+            daemon,
+            client: Client::new(socket),
+        };
+        Ok(self.answering(&live, generation).await?)
+    }
+
+    async fn boot(&self, machine: &Machine) -> Result<()> {
+        self.with(machine.vmm, async |live| {
+            match live.state().await? {
+                VmState::Running => return Ok(()),
+                state @ VmState::Paused => {
+                    return Err(VmmError::Unfit {
+                        what: "booted",
+                        state,
+                    });
+                }
+                VmState::Stopped => live.client.delete().await?,
+                VmState::Empty => {}
+            }
+            let capability = capability::of(&live.client.ping().await?.build_version)?;
+            live.client
+                .create(&VmConfig::new(&self.describe(machine)?, capability))
+                .await?;
+            Ok(live.client.boot().await?)
+        })
+        .await
+    }
+
+    async fn pause(&self, generation: Generation) -> Result<()> {
+        self.with(generation, async |live| match live.state().await? {
+            VmState::Paused => Ok(()),
+            VmState::Running => Ok(live.client.pause().await?),
+            state => Err(VmmError::Unfit {
+                what: "paused",
+                state,
+            }),
+        })
+        .await
+    }
+
+    async fn resume(&self, generation: Generation) -> Result<()> {
+        self.with(generation, async |live| match live.state().await? {
+            VmState::Running => Ok(()),
+            VmState::Paused => Ok(live.client.resume().await?),
+            state => Err(VmmError::Unfit {
+                what: "resumed",
+                state,
+            }),
+        })
+        .await
+    }
+
+    async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
+        self.with(generation, async |live| {
+            match live.state().await? {
+                VmState::Paused => {}
+                state => {
+                    return Err(VmmError::Unfit {
+                        what: "saved",
+                        state,
+                    });
+                }
+            }
+            let directory = self.settings.places.staged_state(into);
+            state::make_fresh(&directory, &self.settings.invoker)?;
+            live.client.snapshot(&text(directory.clone())?).await?;
+            let synced = tokio::task::spawn_blocking(move || state::sync(&directory)).await;
+            Ok(synced.map_err(|error| StateError::Died(error.into()))??)
+        })
+        .await
+    }
+
+    async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
+        self.with(machine.vmm, async |live| {
+            self.load_into(live, machine, from).await
+        })
+        .await
+    }
+
+    async fn power_button(&self, generation: Generation) -> Result<()> {
+        let Some(live) = self.live(generation)? else {
+            return Ok(());
+        };
+        let pressed = live.client.power_button().await;
+        if !live.daemon.alive().map_err(VmmError::from)? {
+            return Ok(());
+        }
+        match live.state().await {
+            Ok(VmState::Empty | VmState::Stopped) => return Ok(()),
+            Ok(VmState::Running | VmState::Paused) => pressed.map_err(VmmError::from)?,
+            Err(error) if live.daemon.alive().map_err(VmmError::from)? => return Err(error.into()),
+            Err(_of_a_vmm_that_is_gone) => return Ok(()),
+        }
+        // The VMM ends with its guest.
+        match tokio::time::timeout(POWER_OFF_LIMIT, live.daemon.exited()).await {
+            Ok(exit) => Ok(exit.map(drop).map_err(VmmError::from)?),
+            Err(_elapsed) => Err(Failure::TimedOut(POWER_OFF_LIMIT)),
+        }
+    }
+
+    async fn stop(&self, generation: Generation) -> Result<()> {
+        self.daemons
+            .stop(&self.role, generation, GRACE)
+            .await
+            .map_err(VmmError::from)?;
+        remove_sockets(&self.socket(generation)?).await?;
+        Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
+    }
+
+    async fn attach_shares(&self, generation: Generation) -> Result<()> {
+        self.with(generation, async |live| {
+            let there = live.share_ids().await?;
+            for share in self
+                .shares(generation)?
+                .iter()
+                .filter(|share| !there.contains(share.id()))
+            {
+                live.client.add_fs(share).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn detach_shares(&self, generation: Generation) -> Result<()> {
+        self.with(generation, async |live| {
+            let ours: BTreeSet<String> = self
+                .settings
+                .shares
+                .iter()
+                .map(|tag| FsConfig::id_of(tag))
+                .collect();
+            for id in live.share_ids().await?.intersection(&ours) {
+                match live.client.remove_device(id).await {
+                    Ok(()) => {}
+                    // Asked before: the VMM has forgotten it, and the guest has not let go of it yet.
+                    Err(ClientError::Refused { .. }) if !live.configured(id).await? => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            live.let_go_of(&ours).await?;
+            live.disconnected(&self.shares(generation)?).await
+        })
+        .await
+    }
+
+    async fn shares_attached(&self, generation: Generation) -> Result<Presence> {
+        self.with(generation, async |live| {
+            let there = live.share_ids().await?;
+            let wanted = self.settings.shares.iter().map(|tag| FsConfig::id_of(tag));
+            let attached = wanted.filter(|id| there.contains(id)).count();
+            Ok(match attached {
+                0 => Presence::Absent,
+                some if some == self.settings.shares.len() => Presence::Whole,
+                _ => Presence::Partial,
+            })
+        })
+        .await
+    }
+}
+
+fn text(path: PathBuf) -> std::result::Result<String, VmmError> {
+    match path.to_str() {
+        Some(text) if path.is_absolute() => Ok(text.to_owned()),
+        _ => Err(VmmError::Path { path }),
+    }
+}
+
+/// After the process is proven dead: versions before v53 refuse to start on a socket that is there, v53 leaves a lock.
+async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), VmmError> {
+    socket::remove_stale(socket).await?;
+    Ok(socket::remove_file(&socket.with_suffix(".lock"))?)
+}
+
+#[cfg(test)]
+mod tests;

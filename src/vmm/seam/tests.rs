@@ -1,0 +1,192 @@
+//! Against a real Cloud Hypervisor, as far as it goes without KVM. With KVM and a guest: `tests/seam.rs`.
+
+use std::os::unix::net::UnixListener;
+
+use rustix::process::Signal;
+
+use super::*;
+
+const GENERATION: Generation = Generation(1);
+
+struct Nowhere;
+
+impl Places for Nowhere {
+    fn disks(&self, _: Generation) -> Vec<PathBuf> {
+        vec!["/nowhere/disk".into()]
+    }
+
+    fn memory(&self, _: Generation) -> Option<PathBuf> {
+        None
+    }
+
+    fn staged_state(&self, _: SnapshotId) -> PathBuf {
+        "/nowhere/state".into()
+    }
+
+    fn stored_state(&self, _: SnapshotId) -> PathBuf {
+        "/nowhere/state".into()
+    }
+}
+
+struct Fixture {
+    vmm: CloudHypervisor,
+    directory: tempfile::TempDir,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some(live) = self.vmm.live(GENERATION).unwrap() {
+            live.daemon.signal(Signal::KILL).unwrap();
+        }
+    }
+}
+
+fn at(runtime: PathBuf) -> CloudHypervisor {
+    let mut id = [0; 16];
+    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut id).unwrap();
+    CloudHypervisor::new(VmmSettings {
+        runtime,
+        workspace: WorkspaceId(id),
+        invoker: Invoker::detect().unwrap(),
+        vcpus: NonZeroU32::MIN,
+        memory: 64 << 20,
+        kernel: "/nowhere/vmlinuz".into(),
+        initramfs: None,
+        cmdline: String::new(),
+        network: false,
+        shares: vec!["work".into()],
+        places: Arc::new(Nowhere),
+    })
+}
+
+fn fixture() -> Fixture {
+    let directory = tempfile::tempdir().unwrap();
+    Fixture {
+        vmm: at(directory.path().to_owned()),
+        directory,
+    }
+}
+
+fn machine() -> Machine {
+    Machine {
+        vmm: GENERATION,
+        disk: GENERATION,
+        memory: GENERATION,
+        slot: Slot::try_from(0).unwrap(),
+        shares: false,
+    }
+}
+
+#[tokio::test]
+async fn a_vmm_comes_stays_and_goes_without_a_trace() {
+    let fixture = fixture();
+    let vmm = &fixture.vmm;
+    vmm.ability().await.unwrap();
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), None);
+    vmm.start(GENERATION).await.unwrap();
+    let pid = vmm.live(GENERATION).unwrap().unwrap().daemon.pid();
+    vmm.start(GENERATION).await.unwrap();
+    assert_eq!(vmm.live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), Some(VmState::Empty));
+    assert_eq!(
+        vmm.shares_attached(GENERATION).await.unwrap(),
+        Presence::Absent
+    );
+    vmm.stop(GENERATION).await.unwrap();
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), None);
+    let left: Vec<_> = std::fs::read_dir(fixture.directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["vmm-1.log"]);
+    vmm.stop(GENERATION).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
+    let fixture = fixture();
+    let vmm = &fixture.vmm;
+    vmm.start(GENERATION).await.unwrap();
+    let daemon = vmm.live(GENERATION).unwrap().unwrap().daemon;
+    daemon.signal(Signal::KILL).unwrap();
+    daemon.exited().await.unwrap();
+    let socket = vmm.socket(GENERATION).unwrap();
+    assert!(socket.as_path().exists());
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), None);
+    let snapshot = SnapshotId(GENERATION);
+    let calls = [
+        vmm.boot(&machine()).await,
+        vmm.pause(GENERATION).await,
+        vmm.resume(GENERATION).await,
+        vmm.save(GENERATION, snapshot).await,
+        vmm.load(&machine(), snapshot).await,
+        vmm.attach_shares(GENERATION).await,
+        vmm.detach_shares(GENERATION).await,
+        vmm.shares_attached(GENERATION).await.map(drop),
+    ];
+    for call in calls {
+        assert!(matches!(call, Err(Failure::Lost)), "{call:?}");
+    }
+    vmm.power_button(GENERATION).await.unwrap();
+    vmm.start(GENERATION).await.unwrap();
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), Some(VmState::Empty));
+    vmm.stop(GENERATION).await.unwrap();
+    assert!(!socket.as_path().exists());
+}
+
+#[tokio::test]
+async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
+    let fixture = fixture();
+    let vmm = &fixture.vmm;
+    vmm.start(GENERATION).await.unwrap();
+    for _ in 0..2 {
+        let error = vmm.boot(&machine()).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("vm.boot was refused with") && error.contains("os error 2"),
+            "{error}"
+        );
+        assert_eq!(vmm.find(GENERATION).await.unwrap(), Some(VmState::Stopped));
+    }
+    let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
+    assert_eq!(error, "the VM cannot be paused: it is Stopped");
+    let error = vmm
+        .load(&machine(), SnapshotId(GENERATION))
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("/nowhere/state/config.json"), "{error}");
+    vmm.stop(GENERATION).await.unwrap();
+    assert!(!vmm.restore_directory(GENERATION).exists());
+}
+
+#[tokio::test]
+async fn a_socket_of_somebody_else_is_left_alone() {
+    let fixture = fixture();
+    let socket = fixture.vmm.socket(GENERATION).unwrap();
+    let _other = UnixListener::bind(socket.as_path()).unwrap();
+    let error = fixture.vmm.start(GENERATION).await.unwrap_err().to_string();
+    assert!(
+        error.contains("in use by a process that nixbox did not start"),
+        "{error}"
+    );
+    assert!(fixture.vmm.stop(GENERATION).await.is_err());
+    assert!(socket.as_path().exists());
+    assert_eq!(fixture.vmm.find(GENERATION).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_runtime_directory_that_is_too_deep_is_an_error_before_anything_is_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let deep = directory.path().join("d".repeat(100));
+    std::fs::create_dir(&deep).unwrap();
+    let error = at(deep.clone())
+        .start(GENERATION)
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("choose a shorter runtime directory"),
+        "{error}"
+    );
+    assert_eq!(std::fs::read_dir(deep).unwrap().count(), 0);
+}

@@ -1,0 +1,303 @@
+//! The seams of VMM and shares against a real Cloud Hypervisor and a real guest, the whole way round: boot, pause, save,
+//! stop, load, resume, with a share in it.
+//!
+//! Needs root, a KVM that works, and in `NIXBOX_TEST_GUEST` a directory with `vmlinuz` and `initramfs.gz` of a guest
+//! that prints `GUEST-READY` on its serial console. Reported as ignored otherwise; run it with `--ignored`.
+
+// clippy.toml lets tests unwrap, and does not see that all of this file is one.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
+use nixbox::host::spawn::Invoker;
+use nixbox::vmm::seam::{CloudHypervisor, Places, VmmSettings};
+use nixbox::world::{
+    Failure, Generation, Machine, Presence, Shares, Slot, SnapshotId, VmState, Vmm, WorkspaceId,
+};
+
+/// Much more than a guest takes, in software emulation too.
+const LIMIT: Duration = Duration::from_secs(120);
+const MEMORY: u64 = 256 << 20;
+
+struct Directory {
+    path: PathBuf,
+    memory_file: bool,
+}
+
+impl Places for Directory {
+    fn disks(&self, generation: Generation) -> Vec<PathBuf> {
+        vec![self.path.join(format!("root-{generation}.img"))]
+    }
+
+    fn memory(&self, generation: Generation) -> Option<PathBuf> {
+        self.memory_file
+            .then(|| self.path.join(format!("ram-{generation}")))
+    }
+
+    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
+        self.path.join(format!("state-{snapshot}"))
+    }
+
+    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
+        self.staged_state(snapshot)
+    }
+}
+
+struct House {
+    path: PathBuf,
+    vmm: CloudHypervisor,
+    shares: Virtiofs,
+}
+
+fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
+    let guest = PathBuf::from(std::env::var_os("NIXBOX_TEST_GUEST").expect("NIXBOX_TEST_GUEST"));
+    let source = path.join("shared");
+    fs::create_dir_all(&source).unwrap();
+    for directory in [path, &source] {
+        std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
+    }
+    let workspace = WorkspaceId([u8::from(memory_file); 16]);
+    let share = Share {
+        tag: "work".into(),
+        source,
+        readonly: false,
+    };
+    let shares = Virtiofs::new(ShareSettings {
+        runtime: path.into(),
+        workspace,
+        invoker: invoker.clone(),
+        guest: (1000, 1000),
+        shares: vec![share],
+    });
+    let vmm = CloudHypervisor::new(VmmSettings {
+        runtime: path.into(),
+        workspace,
+        invoker,
+        vcpus: NonZeroU32::new(1).unwrap(),
+        memory: MEMORY,
+        kernel: guest.join("vmlinuz"),
+        initramfs: Some(guest.join("initramfs.gz")),
+        cmdline: "console=ttyS0 panic=-1 quiet".into(),
+        network: true,
+        shares: vec!["work".into()],
+        places: Arc::new(Directory {
+            path: path.into(),
+            memory_file,
+        }),
+    });
+    House {
+        path: path.into(),
+        vmm,
+        shares,
+    }
+}
+
+impl House {
+    fn file(&self, name: &str, size: u64, invoker: &Invoker) {
+        let path = self.path.join(name);
+        fs::File::create(&path).unwrap().set_len(size).unwrap();
+        std::os::unix::fs::chown(path, Some(invoker.uid()), Some(invoker.gid())).unwrap();
+    }
+
+    async fn until_printed(&self, generation: Generation, wanted: &str) {
+        let log = self.vmm.serial_log(generation);
+        let printed = async {
+            while !fs::read_to_string(&log).is_ok_and(|text| text.contains(wanted)) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, printed)
+            .await
+            .unwrap_or_else(|_| panic!("{:?}", fs::read_to_string(&log)));
+    }
+
+    /// Runs a command in the guest, over SSH with the system's own client.
+    async fn guest(&self, command: &str) -> String {
+        let key = self.path.join("key");
+        if !key.exists() {
+            let guest = PathBuf::from(std::env::var_os("NIXBOX_TEST_GUEST").unwrap());
+            fs::copy(guest.join("key"), &key).unwrap();
+        }
+        let options = [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "ConnectTimeout=30",
+        ];
+        let mut ssh = tokio::process::Command::new("ssh");
+        ssh.arg("-i")
+            .arg(&key)
+            .args(options.iter().flat_map(|option| ["-o", option]));
+        let output = ssh
+            .arg("root@172.16.0.2")
+            .arg(command)
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(LIMIT, output).await.unwrap().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+}
+
+fn run(command: &str) {
+    assert!(
+        Command::new("sh")
+            .arg("-ec")
+            .arg(command)
+            .status()
+            .unwrap()
+            .success(),
+        "{command}"
+    );
+}
+
+fn machine(generation: u64, memory: u64) -> Machine {
+    Machine {
+        vmm: Generation(generation),
+        disk: Generation(1),
+        memory: Generation(memory),
+        slot: Slot::try_from(0).unwrap(),
+        shares: true,
+    }
+}
+
+/// As the user who has nothing but /dev/kvm and a TAP, or as root.
+async fn round(invoker: Invoker, memory_file: bool) {
+    let directory = tempfile::tempdir().unwrap();
+    let house = house(directory.path(), invoker.clone(), memory_file);
+    let (vmm, shares) = (&house.vmm, &house.shares);
+    println!("{:?}", vmm.ability().await.unwrap());
+    run(&format!(
+        "ip tuntap add dev vm0 mode tap user {}; ip addr add 172.16.0.1/30 dev vm0; ip link set vm0 up",
+        invoker.uid()
+    ));
+    house.file("root-1.img", 64 << 20, &invoker);
+    house.file("ram-1", MEMORY, &invoker);
+
+    let first = machine(1, 1);
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), None);
+    assert!(matches!(vmm.pause(first.vmm).await, Err(Failure::Lost)));
+    shares.start(first.vmm).await.unwrap();
+    vmm.start(first.vmm).await.unwrap();
+    vmm.start(first.vmm).await.unwrap();
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), Some(VmState::Empty));
+    vmm.boot(&first).await.unwrap();
+    vmm.boot(&first).await.unwrap();
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), Some(VmState::Running));
+    assert_eq!(
+        vmm.shares_attached(first.vmm).await.unwrap(),
+        Presence::Whole
+    );
+    house.until_printed(first.vmm, "GUEST-READY").await;
+    house
+        .guest("mkdir -p /mnt/w && mount -t virtiofs work /mnt/w && echo old > /mnt/w/file")
+        .await;
+    // Whoever wrote it in the guest, it is the invoking user's here; and the guest's user's there.
+    let owner = fs::metadata(house.path.join("shared/file")).unwrap();
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((owner.uid(), owner.gid()), (invoker.uid(), invoker.gid()));
+    assert_eq!(house.guest("stat -c %u:%g /mnt/w/file").await, "1000:1000");
+    house.guest("echo gone > /mnt/w/gone; (sleep 1000 < /mnt/w/gone & sleep 1000 < /mnt/w/file &) >/dev/null 2>&1").await;
+    let nonce = house.guest("cat /run/nonce").await;
+
+    vmm.pause(first.vmm).await.unwrap();
+    vmm.pause(first.vmm).await.unwrap();
+    let snapshot = SnapshotId(Generation(2));
+    vmm.save(first.vmm, snapshot).await.unwrap();
+    // Over what an earlier attempt left.
+    vmm.save(first.vmm, snapshot).await.unwrap();
+    assert_eq!(
+        house.path.join("state-2/memory-ranges").exists(),
+        !memory_file
+    );
+    vmm.stop(first.vmm).await.unwrap();
+    shares.stop(first.vmm).await.unwrap();
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), None);
+    run("ip link del vm0");
+    let original = fs::read(house.path.join("state-2/config.json")).unwrap();
+
+    // The same guest under another generation, on another TAP of that name, other sockets and another RAM file; and a
+    // file that the guest had open is not there any more.
+    fs::remove_file(house.path.join("shared/gone")).unwrap();
+    run(&format!(
+        "ip tuntap add dev vm0 mode tap user {}; ip addr add 172.16.0.1/30 dev vm0; ip link set vm0 up",
+        invoker.uid()
+    ));
+    if memory_file {
+        fs::rename(house.path.join("ram-1"), house.path.join("ram-3")).unwrap();
+    }
+    let second = machine(3, 3);
+    shares.start(second.vmm).await.unwrap();
+    vmm.start(second.vmm).await.unwrap();
+    vmm.load(&second, snapshot).await.unwrap();
+    vmm.load(&second, snapshot).await.unwrap();
+    assert_eq!(vmm.find(second.vmm).await.unwrap(), Some(VmState::Paused));
+    vmm.resume(second.vmm).await.unwrap();
+    vmm.resume(second.vmm).await.unwrap();
+    assert_eq!(house.guest("cat /run/nonce").await, nonce);
+    assert_eq!(house.guest("cat /mnt/w/file").await, "old");
+    assert_eq!(
+        fs::read(house.path.join("state-2/config.json")).unwrap(),
+        original
+    );
+    assert!(
+        fs::read_to_string(vmm.serial_log(first.vmm))
+            .unwrap()
+            .contains("GUEST-READY")
+    );
+
+    house.guest("killall sleep; for i in $(seq 100); do umount /mnt/w && exit 0; sleep 0.1; done; exit 1").await;
+    vmm.detach_shares(second.vmm).await.unwrap();
+    vmm.detach_shares(second.vmm).await.unwrap();
+    assert_eq!(
+        vmm.shares_attached(second.vmm).await.unwrap(),
+        Presence::Absent
+    );
+    // The daemon ended with its device.
+    shares.start(second.vmm).await.unwrap();
+    vmm.attach_shares(second.vmm).await.unwrap();
+    vmm.attach_shares(second.vmm).await.unwrap();
+    assert_eq!(
+        vmm.shares_attached(second.vmm).await.unwrap(),
+        Presence::Whole
+    );
+    house
+        .guest("mount -t virtiofs work /mnt/w && cat /mnt/w/file")
+        .await;
+
+    let pid = fs::read_to_string(house.path.join("vmm-3.pid")).unwrap();
+    println!("{pid}");
+    vmm.stop(second.vmm).await.unwrap();
+    shares.stop(second.vmm).await.unwrap();
+    run("ip link del vm0");
+    let mut left: Vec<String> = fs::read_dir(&house.path)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.retain(|name| {
+        !name.ends_with(".log") && !name.starts_with("ram-") && !name.starts_with("root-")
+    });
+    left.sort();
+    assert_eq!(left, ["key", "shared", "state-2"]);
+}
+
+#[tokio::test]
+#[ignore = "needs KVM and NIXBOX_TEST_GUEST"]
+async fn a_guest_goes_round_as_root_with_memory_of_ours() {
+    round(Invoker::user(0, 0).unwrap(), true).await;
+}
+
+#[tokio::test]
+#[ignore = "needs KVM and NIXBOX_TEST_GUEST"]
+async fn a_guest_goes_round_as_a_user_with_memory_of_the_vmm() {
+    // /dev/kvm is the group's that udev or the distribution chose.
+    use std::os::unix::fs::MetadataExt;
+    let gid = fs::metadata("/dev/kvm").unwrap().gid();
+    round(Invoker::user(12345, gid).unwrap(), false).await;
+}
