@@ -1,3 +1,4 @@
 //! nixbox
 pub mod engine;
+pub mod guest;
 pub mod world;
