@@ -358,10 +358,10 @@ mod tests {
             };
             let cut = run(b"echo ran\nnixbox:en");
             assert_eq!((cut.status.code(), cut.stdout.as_slice()), (Some(125), BEGIN), "{shell:?}");
-            let whole = run(b"echo \\\\ran\ncat\nexit 3\nnixbox:end\n\0\xff\nnixbox:end\n");
+            let whole = run(b"printf '%s\\n' '\\ran'\ncat\nexit 3\nnixbox:end\n\0\xff\nnixbox:end\n");
             assert_eq!(whole.status.code(), Some(3), "{shell:?}");
             let rest = &whole.stdout[BEGIN.len()..];
-            assert!(rest.ends_with(b"ran\n\0\xff\nnixbox:end\n"), "{shell:?}: {rest:?}");
+            assert!(rest.ends_with(b"\\ran\n\0\xff\nnixbox:end\n"), "{shell:?}: {rest:?}");
         }
     }
 
