@@ -52,7 +52,11 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { reach: Duration::from_secs(5), connect: Duration::from_secs(10), silence: Duration::from_secs(5) }
+        Self {
+            reach: Duration::from_secs(5),
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(5),
+        }
     }
 }
 
@@ -87,7 +91,9 @@ pub enum ChannelError {
     #[error("the guest's SSH server is not to be trusted")]
     HostKey(#[source] PinError),
     /// It does not let the key in.
-    #[error("the guest does not let {user} in with the key {fingerprint}: is it in the image's authorized_keys?")]
+    #[error(
+        "the guest does not let {user} in with the key {fingerprint}: is it in the image's authorized_keys?"
+    )]
     Denied {
         /// As whom.
         user: UserName,
@@ -197,10 +203,11 @@ impl Session {
         let shown = Arc::new(Mutex::new(None));
         let client = Client { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
         let configuration = Arc::new(client.configuration(limits));
-        let mut handle = client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
-            ClientError::Pin(error) => ChannelError::HostKey(error),
-            ClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
-        })?;
+        let mut handle =
+            client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
+                ClientError::Pin(error) => ChannelError::HostKey(error),
+                ClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
+            })?;
         let protocol = |source| ChannelError::Protocol { doing: "logging in", source };
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
         let answer = handle.authenticate_publickey(endpoint.user.as_str(), key).await.map_err(protocol)?;
@@ -340,7 +347,9 @@ fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError>
         Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
         Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
         Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(Exit::Status(exit_status))),
-        Some(ChannelMsg::ExitSignal { signal_name, .. }) => Some(Said::Ended(Exit::Signal(signal_text(&signal_name)))),
+        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+            Some(Said::Ended(Exit::Signal(signal_text(&signal_name))))
+        }
         Some(ChannelMsg::Eof) => Some(Said::NoMore),
         Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
         Some(ChannelMsg::Close) | None => return Err(ChannelError::Closed),
@@ -395,16 +404,14 @@ async fn drain(reader: &mut ChannelReadHalf, sink: &mut impl Sink) -> Result<Exi
 }
 
 /// Send what stdin gives until it ends.
-async fn pump(
-    mut stdin: impl AsyncRead + Unpin,
-    writer: &ChannelWriteHalf<Msg>,
-) -> Result<(), ChannelError> {
+async fn pump(mut stdin: impl AsyncRead + Unpin, writer: &ChannelWriteHalf<Msg>) -> Result<(), ChannelError> {
     let mut buffer = Zeroizing::new(vec![0; 32 * 1024]);
     loop {
         let read = stdin.read(&mut buffer).await;
         let read = read.map_err(|source| ChannelError::Local { doing: "read from stdin", source })?;
         let chunk = Zeroizing::new(buffer[..read].to_vec());
-        let sent = if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
+        let sent =
+            if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
         // Closed on the other side: the receiving side says how the command ended.
         if read == 0 || sent.is_err() {
             return Ok(());

@@ -125,7 +125,8 @@ impl Source {
         match self {
             Self::Plain(value) => Ok(secret(value.expose_secret().clone())),
             Self::FromEnv(name) => {
-                let value = std::env::var_os(name.as_str()).ok_or_else(|| SourceError::NoVariable(name.clone()))?;
+                let value =
+                    std::env::var_os(name.as_str()).ok_or_else(|| SourceError::NoVariable(name.clone()))?;
                 let value = Zeroizing::new(value.into_encoded_bytes());
                 bounded(&value, || format!("the environment variable {name}"))
             }
@@ -140,7 +141,11 @@ fn secret(bytes: Vec<u8>) -> Secret {
 }
 
 fn bounded(bytes: &[u8], from: impl Fn() -> String) -> Result<Secret, SourceError> {
-    if bytes.len() > LONGEST { Err(SourceError::TooLong { from: from() }) } else { Ok(secret(bytes.to_vec())) }
+    if bytes.len() > LONGEST {
+        Err(SourceError::TooLong { from: from() })
+    } else {
+        Ok(secret(bytes.to_vec()))
+    }
 }
 
 fn read_file(path: &Path) -> Result<Secret, SourceError> {
@@ -282,15 +287,30 @@ impl Wanted {
         let mut credentials = Vec::new();
         if !self.environment.is_empty() {
             let content = self.environment_file().await?;
-            credentials.push(Credential { target: fixed(Self::ENVIRONMENT)?, owner: None, mode: 0o600, content });
+            credentials.push(Credential {
+                target: fixed(Self::ENVIRONMENT)?,
+                owner: None,
+                mode: 0o600,
+                content,
+            });
         }
         for FileRule { source, target, owner } in &self.files {
             let content = source.resolve().await?;
-            credentials.push(Credential { target: target.clone(), owner: owner.clone(), mode: 0o600, content });
+            credentials.push(Credential {
+                target: target.clone(),
+                owner: owner.clone(),
+                mode: 0o600,
+                content,
+            });
         }
         if let Some(key) = &self.key {
             let private = secret(key::private_text(key)?.as_bytes().to_vec());
-            credentials.push(Credential { target: fixed(Self::KEY)?, owner: None, mode: 0o600, content: private });
+            credentials.push(Credential {
+                target: fixed(Self::KEY)?,
+                owner: None,
+                mode: 0o600,
+                content: private,
+            });
             let public = secret(key::public_text(key)?.into_bytes());
             let target = fixed(&format!("{}.pub", Self::KEY))?;
             credentials.push(Credential { target, owner: None, mode: 0o644, content: public });

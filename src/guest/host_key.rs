@@ -89,7 +89,8 @@ impl Pin {
         let foreign = |why| PinError::Foreign { path: self.path.clone(), why };
         let read = |source| PinError::Read { path: self.path.clone(), source };
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let mut file = match OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(&self.path) {
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(&self.path)
+        {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
@@ -219,7 +220,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pin = Pin::new(directory.path().join("host-key"));
         let line = format!("{ALIAS} {}\n", fresh().to_openssh().unwrap());
-        for content in ["", "\n", "nixbox", "other ssh-ed25519 AAAA\n", &line[..line.len() - 1], &format!("{line}{line}")] {
+        for content in [
+            "",
+            "\n",
+            "nixbox",
+            "other ssh-ed25519 AAAA\n",
+            &line[..line.len() - 1],
+            &format!("{line}{line}"),
+        ] {
             fs::write(pin.path(), content).unwrap();
             assert!(matches!(pin.load(), Err(PinError::Foreign { .. })), "{content:?}");
         }

@@ -154,7 +154,8 @@ mod tests {
         assert_eq!(load(&path).unwrap().public_key(), key.public_key());
 
         let theirs = directory.path().join("theirs");
-        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&theirs).status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&theirs).status();
         assert!(made.unwrap().success());
         load(&theirs).unwrap();
     }

@@ -130,8 +130,10 @@ async fn places(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptEr
     if mounts.is_empty() {
         return Ok(Vec::new());
     }
-    let targets: Vec<_> = mounts.iter().map(|mount| quoted(&mount.target.expand(&shell.facts.home))).collect();
-    let script = format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done", targets.join(" "));
+    let targets: Vec<_> =
+        mounts.iter().map(|mount| quoted(&mount.target.expand(&shell.facts.home))).collect();
+    let script =
+        format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done", targets.join(" "));
     let places: Vec<_> = ask(shell, what, Rights::User, &script).await?.lines().map(str::to_owned).collect();
     if places.len() == mounts.len() { Ok(places) } else { Err(ScriptError::Senseless { what }) }
 }
@@ -214,7 +216,10 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
         return Ok(());
     }
     let told = ask(shell, "find who uses a share", Rights::Root, &holders(place)).await?;
-    let holders = told.lines().map(|line| line.chars().filter(|letter| !letter.is_control()).take(80).collect()).collect();
+    let holders = told
+        .lines()
+        .map(|line| line.chars().filter(|letter| !letter.is_control()).take(80).collect())
+        .collect();
     Err(MountError::Busy { target: place.to_owned(), said, holders })
 }
 

@@ -214,8 +214,8 @@ mod tests {
     fn hostile_paths_are_refused() {
         let long = format!("/{}", "a/".repeat(600));
         let hostile = [
-            "", "~", "/", "~/", "a", "a/b", "~user/x", "../x", "/..", "/a/../b", "~/../x", "~/a/..", "/./a", "/a/",
-            "~/a\nb", "/a\0b", "/a\tb", "/a\u{7f}", &long,
+            "", "~", "/", "~/", "a", "a/b", "~user/x", "../x", "/..", "/a/../b", "~/../x", "~/a/..", "/./a",
+            "/a/", "~/a\nb", "/a\0b", "/a\tb", "/a\u{7f}", &long,
         ];
         for text in hostile {
             assert!(path(text).is_err(), "{text:?} was taken");
@@ -241,7 +241,10 @@ mod tests {
     fn within_goes_by_components() {
         let share = path("~/workspace").unwrap();
         assert!(path("~/workspace/a").unwrap().is_within(&share) && share.is_within(&share));
-        assert!(!path("~/workspaces").unwrap().is_within(&share) && !path("/workspace/a").unwrap().is_within(&share));
+        assert!(
+            !path("~/workspaces").unwrap().is_within(&share)
+                && !path("/workspace/a").unwrap().is_within(&share)
+        );
     }
 
     #[test]

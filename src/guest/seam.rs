@@ -259,12 +259,14 @@ impl Guest for SshGuest {
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| mounts::mount(shell, mounts).await.map_err(Failure::world)).await
+        self.with(machine, async |shell: &Shell| mounts::mount(shell, mounts).await.map_err(Failure::world))
+            .await
     }
 
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| mounts::unmount(shell, mounts).await.map_err(Failure::world)).await
+        self.with(machine, async |shell: &Shell| mounts::unmount(shell, mounts).await.map_err(Failure::world))
+            .await
     }
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
@@ -279,7 +281,10 @@ impl Guest for SshGuest {
     }
 
     async fn settle(&self, machine: &Machine) -> Result<()> {
-        self.with(machine, async |shell: &Shell| settle::settle(shell).await.map(drop).map_err(Failure::world)).await
+        self.with(machine, async |shell: &Shell| {
+            settle::settle(shell).await.map(drop).map_err(Failure::world)
+        })
+        .await
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
@@ -287,7 +292,10 @@ impl Guest for SshGuest {
         let (what, nothing) = ("ask the guest to shut down", Zeroizing::new(Vec::new()));
         match shell.script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT).await {
             // It went while it was asked.
-            Ok(_) | Err(ScriptError::Channel { source: ChannelError::Closed | ChannelError::Silent { .. }, .. }) => Ok(()),
+            Ok(_)
+            | Err(ScriptError::Channel {
+                source: ChannelError::Closed | ChannelError::Silent { .. }, ..
+            }) => Ok(()),
             Err(error) => Err(Failure::world(error)),
         }
     }

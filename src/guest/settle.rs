@@ -48,11 +48,11 @@ pub enum SettleError {
         /// What was refused.
         why: &'static str,
         /// What the guest says.
-        source: ScriptError,
+        source: Box<ScriptError>,
     },
     /// Something else went wrong in the guest.
     #[error("cannot settle the guest")]
-    Script(#[source] ScriptError),
+    Script(#[source] Box<ScriptError>),
     /// It took too long.
     #[error("the guest was not settled within {LIMIT:?}")]
     Slow,
@@ -78,11 +78,11 @@ impl From<ScriptError> for SettleError {
                 13 => "it refuses RNDRESEEDCRNG, which Linux knows since 4.17",
                 16 => "it refuses adjtimex with ADJ_SETOFFSET",
                 126 => "there is no directory to run a program from (/dev/shm, /run, /tmp, the home)",
-                _ => return Self::Script(source),
+                _ => return Self::Script(Box::new(source)),
             },
-            _ => return Self::Script(source),
+            _ => return Self::Script(Box::new(source)),
         };
-        Self::Refused { why, source }
+        Self::Refused { why, source: Box::new(source) }
     }
 }
 
@@ -198,7 +198,8 @@ async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
 /// Send one `timex`, and compare the time that comes back.
 async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, SettleError> {
     let frame = timex(shift);
-    let nanoseconds = |duration: Duration| i128::try_from(duration.as_nanos()).map_err(|_| SettleError::HostClock);
+    let nanoseconds =
+        |duration: Duration| i128::try_from(duration.as_nanos()).map_err(|_| SettleError::HostClock);
     let asked = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| SettleError::HostClock)?;
     let clock = Instant::now();
     settler.send(frame).await?;

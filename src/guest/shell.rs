@@ -158,7 +158,8 @@ impl Shell {
         let (Ok(uid), Some(boot)) = (uid.parse(), parse_boot(boot)) else {
             return Err(ScriptError::Senseless { what });
         };
-        let facts = Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
+        let facts =
+            Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
         Ok(Self { session, facts })
     }
 
@@ -348,7 +349,9 @@ mod tests {
     /// Every shell that is here runs the loader as a guest's would.
     #[test]
     fn a_script_cut_short_is_not_run_and_input_is_left_alone() {
-        for shell in [&["dash", "-c"][..], &["busybox", "ash", "-c"], &["bash", "-c"], &["bash", "--posix", "-c"]] {
+        for shell in
+            [&["dash", "-c"][..], &["busybox", "ash", "-c"], &["bash", "-c"], &["bash", "--posix", "-c"]]
+        {
             let run = |input: &[u8]| {
                 let mut process = Process::new(shell[0]);
                 process.args(&shell[1..]).arg(LOADER).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -378,8 +381,14 @@ mod tests {
     fn run_has_the_environment_and_the_arguments() {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join(".env"), "export GREETING='a b'\n").unwrap();
-        let arguments = ["sh", "-c", "printf '%s|' \"$GREETING\" \"$@\"; exit 7", "x", "it's", "", "a\nb"].map(String::from);
-        let output = Process::new("dash").arg("-c").arg(run_command(&arguments)).env("HOME", home.path()).output().unwrap();
+        let arguments = ["sh", "-c", "printf '%s|' \"$GREETING\" \"$@\"; exit 7", "x", "it's", "", "a\nb"]
+            .map(String::from);
+        let output = Process::new("dash")
+            .arg("-c")
+            .arg(run_command(&arguments))
+            .env("HOME", home.path())
+            .output()
+            .unwrap();
         assert_eq!(String::from_utf8(output.stdout).unwrap(), "a b|it's||a\nb|");
         assert_eq!(output.status.code(), Some(7));
     }

@@ -81,7 +81,17 @@ impl Server {
             }
         }
         let process = Command::new("unshare")
-            .args(["--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-ec", &script])
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--propagation",
+                "private",
+                "sh",
+                "-ec",
+                &script,
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(fs::File::create(directory.path().join("log")).unwrap())
@@ -146,7 +156,9 @@ fn busybox(directory: &Path, port: u16) -> (PathBuf, String) {
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     let applets = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
-    for applet in String::from_utf8(applets).unwrap().lines().filter(|applet| !matches!(*applet, "busybox" | "fstrim")) {
+    for applet in
+        String::from_utf8(applets).unwrap().lines().filter(|applet| !matches!(*applet, "busybox" | "fstrim"))
+    {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     executable(&root.join("bin/fstrim"), &FSTRIM.replace("LOG", "/run/fstrim.log"));
@@ -180,7 +192,9 @@ fn debian(directory: &Path, port: u16, sudo: bool) -> (PathBuf, String) {
     fs::write(directory.join("sudoers"), format!("root ALL=(ALL) ALL\n{rule}")).unwrap();
     fs::set_permissions(directory.join("sudoers"), fs::Permissions::from_mode(0o440)).unwrap();
     executable(&directory.join("fstrim"), &FSTRIM.replace("LOG", &format!("{path}/fstrim.log")));
-    sh(&format!("ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'"));
+    sh(&format!(
+        "ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'"
+    ));
     fs::write(directory.join("sshd_config"), format!(
         "ListenAddress 127.0.0.1:{port}\nHostKey {path}/hostkey\nHostKey {path}/hostkey2\nUsePAM no\nPidFile none\n\
          PermitRootLogin prohibit-password\nMaxStartups 100\n"

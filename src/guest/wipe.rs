@@ -116,7 +116,15 @@ pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Re
     let list = format!("rm -f {}", quoted(&home.join(LEDGER)));
     let nothing = || Zeroizing::new(Vec::new());
     shell.script("remove the list of injected files", Rights::User, &list, nothing(), REMOVE_LIMIT).await?;
-    shell.script("drop the guest's caches", Rights::Root, &format!("{FUNCTIONS}{FLUSH}"), nothing(), FLUSH_LIMIT).await?;
+    shell
+        .script(
+            "drop the guest's caches",
+            Rights::Root,
+            &format!("{FUNCTIONS}{FLUSH}"),
+            nothing(),
+            FLUSH_LIMIT,
+        )
+        .await?;
     Ok(())
 }
 
@@ -167,7 +175,11 @@ async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String
         }
         Err(error) => return Err(error.into()),
     }
-    if left.paths.is_empty() { Ok(()) } else { Err(WipeError::Left { left: left.paths, why: left.why.join("; ") }) }
+    if left.paths.is_empty() {
+        Ok(())
+    } else {
+        Err(WipeError::Left { left: left.paths, why: left.why.join("; ") })
+    }
 }
 
 /// Whether a path that is left is this one, or its unfinished self.
@@ -186,7 +198,12 @@ impl Left {
     }
 }
 
-async fn attempt(shell: &Shell, with: Rights, ours: &[&String], theirs: &[&String]) -> Result<Left, ScriptError> {
+async fn attempt(
+    shell: &Shell,
+    with: Rights,
+    ours: &[&String],
+    theirs: &[&String],
+) -> Result<Left, ScriptError> {
     if ours.is_empty() && theirs.is_empty() {
         return Ok(Left { paths: Vec::new(), why: Vec::new() });
     }
@@ -198,7 +215,8 @@ async fn attempt(shell: &Shell, with: Rights, ours: &[&String], theirs: &[&Strin
         script += &format!("try {} follow\n", quoted(path));
     }
     let nothing = Zeroizing::new(Vec::new());
-    let told = shell.script("remove credentials from the guest", with, &script, nothing, REMOVE_LIMIT).await?;
+    let told =
+        shell.script("remove credentials from the guest", with, &script, nothing, REMOVE_LIMIT).await?;
     Ok(Left {
         paths: told.lines().filter_map(|line| line.strip_prefix("left ")).map(str::to_owned).collect(),
         why: told.lines().filter_map(|line| line.strip_prefix("why ")).map(printable).collect(),

@@ -4,8 +4,8 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Instant;
 
-use russh::server::{self, Server as _, VerifiedPublicKey};
 use russh::ChannelId;
+use russh::server::{self, Server as _, VerifiedPublicKey};
 use tokio::io::AsyncReadExt;
 
 use super::*;
@@ -222,7 +222,11 @@ impl server::Server for Hostile {
 impl server::Handler for Hostile {
     type Error = russh::Error;
 
-    async fn auth_publickey(&mut self, _: &str, _: VerifiedPublicKey<'_>) -> Result<server::Auth, russh::Error> {
+    async fn auth_publickey(
+        &mut self,
+        _: &str,
+        _: VerifiedPublicKey<'_>,
+    ) -> Result<server::Auth, russh::Error> {
         Ok(server::Auth::Accept)
     }
 
@@ -271,15 +275,19 @@ async fn servers_that_misbehave_are_found_out() {
         let directory = tempfile::tempdir().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let guest = endpoint(listener.local_addr().unwrap(), directory.path());
-        let configuration = server::Config { keys: vec![key::generate().unwrap()], ..server::Config::default() };
+        let configuration =
+            server::Config { keys: vec![key::generate().unwrap()], ..server::Config::default() };
         let mut hostile = how;
-        let serving = tokio::spawn(async move { hostile.run_on_socket(Arc::new(configuration), &listener).await });
+        let serving =
+            tokio::spawn(async move { hostile.run_on_socket(Arc::new(configuration), &listener).await });
         let limits = Limits { connect: LIMIT, ..short() };
         let session = Session::open(&guest, limits).await.unwrap();
         let done = session.exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE).await;
         match how {
             Hostile::Refuses => assert!(matches!(done, Err(ChannelError::NoCommands)), "{done:?}"),
-            Hostile::OddSignal => assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14)))),
+            Hostile::OddSignal => {
+                assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14))))
+            }
             _ => assert!(matches!(done, Err(ChannelError::Closed)), "{done:?}"),
         }
         serving.abort();
@@ -306,7 +314,9 @@ async fn waiting_ends_by_limit_by_wish_and_by_success() {
         async move { Err(again()) }
     });
     let error = never.await.unwrap_err();
-    assert!(matches!(&error, ChannelError::NotReady { last: Some(last), .. } if last.to_string() == "not yet"));
+    assert!(
+        matches!(&error, ChannelError::NotReady { last: Some(last), .. } if last.to_string() == "not yet")
+    );
     assert_eq!(begun.elapsed(), Duration::from_secs(10));
     // 5, 10, … 160 ms, then 250 ms.
     assert!((40..=46).contains(&count), "{count} attempts");

@@ -127,7 +127,9 @@ fn in_arguments(needles: Vec<String>, stop: Arc<AtomicBool>) -> std::thread::Joi
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_come_stay_and_go() {
-    for (kind, user, uid) in [(Kind::Busybox, "root", 0), (Kind::Busybox, "user", 1000), (Kind::Debian, "user", 1000)] {
+    for (kind, user, uid) in
+        [(Kind::Busybox, "root", 0), (Kind::Busybox, "user", 1000), (Kind::Debian, "user", 1000)]
+    {
         let server = Server::start(kind);
         let (first, second) = (token(), token());
         let value = format!("{first} it's \"$HOME\"\n`x` \\");
@@ -159,7 +161,12 @@ async fn credentials_come_stay_and_go() {
         assert!(found.is_empty(), "{found:?}");
 
         assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Whole);
-        for (name, mode) in [(".env", 0o600), (".aws/deep er/it's", 0o600), (".ssh/id_ed25519", 0o600), (".ssh/id_ed25519.pub", 0o644)] {
+        for (name, mode) in [
+            (".env", 0o600),
+            (".aws/deep er/it's", 0o600),
+            (".ssh/id_ed25519", 0o600),
+            (".ssh/id_ed25519.pub", 0o644),
+        ] {
             let about = fs::metadata(home(name)).unwrap();
             assert_eq!((about.mode() & 0o7777, about.uid()), (mode, uid), "{kind:?} {user} {name}");
         }
@@ -169,11 +176,19 @@ async fn credentials_come_stay_and_go() {
         }
         assert_eq!(fs::read_to_string(home(".aws/deep er/it's")).unwrap(), second);
         let shell = server.connect(user).await;
-        for command in ["sh -lc 'printf %s \"$TOKEN\"'".to_owned(), crate::guest::shell::run_command(&["sh".into(), "-c".into(), "printf %s \"$TOKEN\"".into()])] {
+        for command in [
+            "sh -lc 'printf %s \"$TOKEN\"'".to_owned(),
+            crate::guest::shell::run_command(&["sh".into(), "-c".into(), "printf %s \"$TOKEN\"".into()]),
+        ] {
             let capture = crate::guest::channel::Capture { most: 9999, within: LIMIT };
-            let told = shell.session.exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture).await.unwrap();
+            let told =
+                shell.session.exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture).await.unwrap();
             let complaint = String::from_utf8_lossy(&told.stderr);
-            assert_eq!(String::from_utf8(told.stdout).unwrap().trim_end_matches('\n'), value, "{kind:?} {user} {command}: {complaint}");
+            assert_eq!(
+                String::from_utf8(told.stdout).unwrap().trim_end_matches('\n'),
+                value,
+                "{kind:?} {user} {command}: {complaint}"
+            );
         }
         let profile = fs::read_to_string(home(".profile")).unwrap();
         assert_eq!((profile.lines().count(), profile.lines().next()), (2, Some("# no line end")));
@@ -202,11 +217,17 @@ async fn credentials_come_stay_and_go() {
         symlink("real", home("linked")).unwrap();
         fs::write(home(".bash_history"), &first).unwrap();
         fs::write(home(".env.nixbox-new"), &first).unwrap();
-        for name in [".docker", ".docker/sub", ".docker/sub/config.json", "real", ".bash_history", ".env.nixbox-new"] {
+        for name in
+            [".docker", ".docker/sub", ".docker/sub/config.json", "real", ".bash_history", ".env.nixbox-new"]
+        {
             std::os::unix::fs::chown(home(name), Some(uid), Some(uid)).unwrap();
         }
         // The list of files is the guest's: a configuration that forgot them all still finds them.
-        let forgetful = self::guest(&server, user, Wanted { wipe: vec![path("~/.docker"), path("~/linked")], ..Wanted::default() });
+        let forgetful = self::guest(
+            &server,
+            user,
+            Wanted { wipe: vec![path("~/.docker"), path("~/linked")], ..Wanted::default() },
+        );
         let outcome = forgetful.wipe(&machine).await;
         if (kind, user) == (Kind::Busybox, "user") {
             let error = outcome.unwrap_err().to_string();
@@ -215,7 +236,16 @@ async fn credentials_come_stay_and_go() {
             outcome.unwrap();
             forgetful.wipe(&machine).await.unwrap();
         }
-        for name in [".env", ".env.nixbox-new", ".aws/deep er/it's", ".ssh/id_ed25519", ".docker", "linked", "real", ".bash_history"] {
+        for name in [
+            ".env",
+            ".env.nixbox-new",
+            ".aws/deep er/it's",
+            ".ssh/id_ed25519",
+            ".docker",
+            "linked",
+            "real",
+            ".bash_history",
+        ] {
             assert!(fs::symlink_metadata(home(name)).is_err(), "{kind:?} {user} {name} is left");
         }
         assert!(fs::read(home("witness")).unwrap().iter().all(|byte| *byte == 0));
@@ -250,7 +280,8 @@ async fn files_of_root_need_rights_and_are_roots() {
     let error = guest(&server, "user", Wanted::default()).settle(&machine()).await.unwrap_err();
     let Failure::World(error) = error else { panic!("{error:?}") };
     let error = error.downcast::<SettleError>().unwrap();
-    assert!(matches!(*error, SettleError::Script(ScriptError::NoRights { .. })), "{error:?}");
+    let SettleError::Script(why) = *error else { panic!("{error:?}") };
+    assert!(matches!(*why, ScriptError::NoRights { .. }), "{why:?}");
 }
 
 #[tokio::test]
@@ -262,7 +293,8 @@ async fn a_wipe_names_what_is_left() {
     fs::write(server.home("user", "mine"), "s").unwrap();
     std::os::unix::fs::chown(server.home("user", "mine"), Some(1000), Some(1000)).unwrap();
     let wipe = vec![path("~/stubborn/secret"), path("~/mine")];
-    let error = guest(&server, "user", Wanted { wipe, ..Wanted::default() }).wipe(&machine()).await.unwrap_err();
+    let error =
+        guest(&server, "user", Wanted { wipe, ..Wanted::default() }).wipe(&machine()).await.unwrap_err();
     let Failure::World(error) = error else { panic!("{error:?}") };
     let WipeError::Left { left, .. } = *error.downcast::<WipeError>().unwrap() else { panic!() };
     assert_eq!(left, [stubborn.join("secret").to_str().unwrap()]);
@@ -301,7 +333,8 @@ async fn guests_settle() {
 async fn readiness_gives_the_boot_and_a_gone_vm_is_lost() {
     let server = Server::start(Kind::Busybox);
     let boot = guest(&server, "user", Wanted::default()).ready(&machine()).await.unwrap();
-    let text: String = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().split('-').collect();
+    let text: String =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().split('-').collect();
     assert_eq!(u128::from_be_bytes(boot.0), u128::from_str_radix(&text, 16).unwrap());
 
     // Nobody listens, and the VM goes while one waits.
@@ -324,11 +357,15 @@ async fn another_disk_has_another_host_key_and_a_clone_inherits() {
     let (first, second) = (Server::start(Kind::Busybox), Server::start(Kind::Busybox));
     let old = guest(&first, "user", Wanted::default());
     old.ready(&machine()).await.unwrap();
-    let settings = settings(second.address, "user", Arc::clone(&second.key), first.directory.path(), Wanted::default());
+    let settings =
+        settings(second.address, "user", Arc::clone(&second.key), first.directory.path(), Wanted::default());
     let new = SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
     let refused = |outcome: Result<BootId>| match outcome {
         Err(Failure::World(error)) => {
-            matches!(*error.downcast::<ChannelError>().unwrap(), ChannelError::HostKey(PinError::Changed { .. }))
+            matches!(
+                *error.downcast::<ChannelError>().unwrap(),
+                ChannelError::HostKey(PinError::Changed { .. })
+            )
         }
         _ => false,
     };
@@ -350,7 +387,10 @@ fn settings_that_would_touch_the_host_are_refused() {
     };
     let work = || vec![share("w", "~/workspace", false)];
     assert_eq!(check(vec![rule("", "~/a", None)], &["~/b"], work()), Ok(()));
-    assert!(matches!(check(vec![rule("", "~/workspace/.env", None)], &[], work()), Err(SettingsError::OnShare { .. })));
+    assert!(matches!(
+        check(vec![rule("", "~/workspace/.env", None)], &[], work()),
+        Err(SettingsError::OnShare { .. })
+    ));
     assert!(matches!(check(Vec::new(), &["~/workspace/x"], work()), Err(SettingsError::OnShare { .. })));
     let deep = vec![share("w", "~/a/b", false)];
     assert!(matches!(check(Vec::new(), &["~/a"], deep), Err(SettingsError::AroundShare { .. })));
@@ -369,8 +409,10 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     let key = Arc::new(key::load(Path::new(&std::env::var("NIXBOX_TEST_GUEST_KEY").unwrap())).unwrap());
     let directory = tempfile::tempdir().unwrap();
     let secret = token();
-    let wanted = Wanted { environment: environment(&secret), key: Some(Arc::clone(&key)), ..Wanted::default() };
-    let base = settings((at.parse::<std::net::IpAddr>().unwrap(), 22).into(), "root", key, directory.path(), wanted);
+    let wanted =
+        Wanted { environment: environment(&secret), key: Some(Arc::clone(&key)), ..Wanted::default() };
+    let base =
+        settings((at.parse::<std::net::IpAddr>().unwrap(), 22).into(), "root", key, directory.path(), wanted);
     let credentials = base.wanted.resolve().await.unwrap();
     assert!(credentials[0].content.expose_secret().len() > secret.len());
     let mounts = vec![share("share", "~/my share", true)];
@@ -392,8 +434,16 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     guest.inject(&machine).await.unwrap();
     guest.mount(&machine).await.unwrap();
     guest.mount(&machine).await.unwrap();
-    assert_eq!(guest.equipped(&machine).await.unwrap(), Equipment { credentials: Presence::Whole, mounts: Presence::Whole });
-    assert_eq!(run("grep -c virtiofs /proc/mounts; touch '/root/my share/x' 2>/dev/null || echo readonly").await.unwrap(), "1\nreadonly\n");
+    assert_eq!(
+        guest.equipped(&machine).await.unwrap(),
+        Equipment { credentials: Presence::Whole, mounts: Presence::Whole }
+    );
+    assert_eq!(
+        run("grep -c virtiofs /proc/mounts; touch '/root/my share/x' 2>/dev/null || echo readonly")
+            .await
+            .unwrap(),
+        "1\nreadonly\n"
+    );
 
     // What is on a share is the host's: neither written nor wiped, whatever link leads there.
     run("mount -o remount,rw '/root/my share'; echo kept > '/root/my share/kept'; ln -s '/root/my share' /root/link").await.unwrap();
@@ -420,7 +470,10 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     while guest.unmount(&machine).await.is_err() {}
     guest.unmount(&machine).await.unwrap();
     guest.wipe(&machine).await.unwrap();
-    assert_eq!(guest.equipped(&machine).await.unwrap(), Equipment { credentials: Presence::Absent, mounts: Presence::Absent });
+    assert_eq!(
+        guest.equipped(&machine).await.unwrap(),
+        Equipment { credentials: Presence::Absent, mounts: Presence::Absent }
+    );
     assert_eq!(guest.ready(&machine).await.unwrap(), boot);
     println!("secret {secret}");
     guest.shut_down(&machine).await.unwrap();
