@@ -2,6 +2,7 @@
 pub mod engine;
 #[doc(hidden)]
 pub mod fakes;
+pub mod guest;
 pub mod host;
 pub mod operations;
 pub mod store;

@@ -1,0 +1,524 @@
+//! One SSH connection to the guest, made in this process.
+//!
+//! A connection belongs to one VMM generation: after a pause the guest's end of it is stale, so nothing here is kept open
+//! for longer than one call to a seam or one `nixbox run`. Dropping a [`Session`] cuts its connection at once, whatever was
+//! going on in it.
+//!
+//! Everything that the other side sends is bounded: its greeting by russh (21 lines of 255 bytes), what commands write by
+//! [`Capture`], its silence by [`Limits`].
+
+use std::future::Future;
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::client::{self, Handle, Msg};
+use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Disconnect, Sig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+use super::host_key::{Pin, PinError};
+use super::names::UserName;
+
+/// Where a guest's SSH server is, and as whom and to whom one talks there.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The user to log in as.
+    pub user: UserName,
+    /// The key to log in with.
+    pub key: Arc<PrivateKey>,
+    /// The host key that it must show.
+    pub pin: Pin,
+}
+
+/// How long one waits for the other side.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Until its kernel answers at all. A packet that it was not there to hear is sent again after a second only
+    /// (RFC 6298): while it is not known to listen, a fresh attempt is faster than patience.
+    pub reach: Duration,
+    /// From the first packet until logged in.
+    pub connect: Duration,
+    /// Silence after which it is asked for a sign of life. After four without one the connection is given up.
+    pub silence: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            reach: Duration::from_secs(5),
+            connect: Duration::from_secs(10),
+            silence: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why talking to the guest failed. No message holds anything that was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ChannelError {
+    /// Nobody listens there, or it cannot be reached.
+    #[error("cannot connect to the guest's SSH server at {address}")]
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It accepted the connection, or ran the command, and then said nothing.
+    #[error("the guest did not answer within {limit:?} while {doing}")]
+    Silent {
+        /// What was going on.
+        doing: &'static str,
+        /// For how long it was waited.
+        limit: Duration,
+    },
+    /// The SSH protocol broke down.
+    #[error("the SSH connection to the guest broke while {doing}")]
+    Protocol {
+        /// What was going on.
+        doing: &'static str,
+        /// What russh says.
+        source: russh::Error,
+    },
+    /// The host key is not the pinned one, or could not be pinned.
+    #[error("the guest's SSH server is not to be trusted")]
+    HostKey(#[source] PinError),
+    /// It does not let the key in.
+    #[error(
+        "the guest does not let {user} in with the key {fingerprint}: is it in the image's authorized_keys?"
+    )]
+    Denied {
+        /// As whom.
+        user: UserName,
+        /// With which key.
+        fingerprint: String,
+    },
+    /// It runs no commands.
+    #[error("the guest's SSH server refused to run a command")]
+    NoCommands,
+    /// The connection ended before the command did.
+    #[error("the guest closed the connection before the command ended")]
+    Closed,
+    /// A command wrote more than it was expected to.
+    #[error("a command in the guest wrote more than {limit} bytes")]
+    TooMuch {
+        /// The limit, in bytes, for each of stdout and stderr.
+        limit: usize,
+    },
+    /// The guest was not ready in time.
+    #[error("no command has run in the guest within {limit:?}")]
+    NotReady {
+        /// For how long it was waited.
+        limit: Duration,
+        /// Why the last attempt failed.
+        #[source]
+        last: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// A person asked to stop.
+    #[error("interrupted while waiting for the guest")]
+    Interrupted,
+    /// Our own stdin, stdout or stderr failed.
+    #[error("cannot {doing}")]
+    Local {
+        /// Which.
+        doing: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself.
+    Status(u32),
+    /// By a signal; its name without `SIG`.
+    Signal(String),
+}
+
+/// How much of a command's output is kept, and for how long it may run.
+#[derive(Debug, Clone, Copy)]
+pub struct Capture {
+    /// Bytes of stdout, and of stderr, above which it is an error.
+    pub most: usize,
+    /// Time until it must have ended.
+    pub within: Duration,
+}
+
+/// A command that ended.
+#[derive(Debug)]
+pub struct Finished {
+    /// How.
+    pub exit: Exit,
+    /// What it wrote.
+    pub stdout: Vec<u8>,
+    /// What it complained of.
+    pub stderr: Vec<u8>,
+}
+
+/// A connection that is logged in.
+pub struct Session {
+    handle: Handle<Client>,
+    _cut: Cut,
+}
+
+/// Ends the connection when dropped: russh's own part in it runs on its own until its socket ends.
+struct Cut(std::net::TcpStream);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        // Fails where the other side was faster, which is as good.
+        self.0.shutdown(Shutdown::Both).ok();
+    }
+}
+
+impl Session {
+    /// Connect, hold the host key to the pin, and log in. A key that is seen for the first time is pinned once the server
+    /// has let us in.
+    ///
+    /// # Errors
+    /// Any of [`ChannelError`] but those about commands.
+    pub async fn open(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
+        let silent = |_| ChannelError::Silent { doing: "logging in", limit: limits.connect };
+        timeout(limits.connect, Self::open_unhurried(endpoint, limits)).await.map_err(silent)?
+    }
+
+    async fn open_unhurried(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
+        let pinned = endpoint.pin.load().map_err(ChannelError::HostKey)?;
+        let connect = |source| ChannelError::Connect { address: endpoint.address, source };
+        let stream = timeout(limits.reach, TcpStream::connect(endpoint.address)).await;
+        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(connect)?;
+        stream.set_nodelay(true).map_err(connect)?;
+        let stream = stream.into_std().map_err(connect)?;
+        let cut = Cut(stream.try_clone().map_err(connect)?);
+        let stream = TcpStream::from_std(stream).map_err(connect)?;
+
+        let shown = Arc::new(Mutex::new(None));
+        let client = Client { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
+        let configuration = Arc::new(client.configuration(limits));
+        let mut handle =
+            client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
+                ClientError::Pin(error) => ChannelError::HostKey(error),
+                ClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
+            })?;
+        let protocol = |source| ChannelError::Protocol { doing: "logging in", source };
+        let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
+        let answer = handle.authenticate_publickey(endpoint.user.as_str(), key).await.map_err(protocol)?;
+        if !answer.success() {
+            let fingerprint = endpoint.key.fingerprint(russh::keys::HashAlg::Sha256).to_string();
+            return Err(ChannelError::Denied { user: endpoint.user.clone(), fingerprint });
+        }
+        let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match shown {
+            Some(key) => endpoint.pin.learn(&key).map_err(ChannelError::HostKey)?,
+            None => return Err(protocol(russh::Error::UnknownKey)),
+        }
+        Ok(Self { handle, _cut: cut })
+    }
+
+    /// Start a command under the user's login shell.
+    ///
+    /// # Errors
+    /// [`ChannelError::Protocol`].
+    pub async fn start(&self, command: &[u8]) -> Result<Command, ChannelError> {
+        let protocol = |source| ChannelError::Protocol { doing: "starting a command", source };
+        let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
+        channel.exec(true, command).await.map_err(protocol)?;
+        let (reader, writer) = channel.split();
+        Ok(Command { reader, writer })
+    }
+
+    /// Run a command to its end, giving it `input`, which is overwritten in memory once sent.
+    ///
+    /// # Errors
+    /// [`ChannelError::Silent`], [`ChannelError::TooMuch`], [`ChannelError::Closed`], [`ChannelError::NoCommands`],
+    /// [`ChannelError::Protocol`]. How the command itself ended is no error.
+    pub async fn exec(
+        &self,
+        command: &[u8],
+        input: Zeroizing<Vec<u8>>,
+        capture: Capture,
+    ) -> Result<Finished, ChannelError> {
+        let run = async {
+            let Command { mut reader, writer } = self.start(command).await?;
+            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new() };
+            let feed = async {
+                // A command that ended closes its side; how it ended, the receiving side says.
+                if writer.data_bytes(Bytes::from_owner(input)).await.is_ok() {
+                    writer.eof().await.ok();
+                }
+                Ok(())
+            };
+            let exit = converse(feed, drain(&mut reader, &mut sink)).await?;
+            Ok(Finished { exit, stdout: sink.stdout, stderr: sink.stderr })
+        };
+        let silent = |_| ChannelError::Silent { doing: "running a command", limit: capture.within };
+        timeout(capture.within, run).await.map_err(silent)?
+    }
+
+    /// Run a command to its end with stdin, stdout and stderr passed through. It may run for as long as it likes, and is
+    /// given up when the guest no longer shows signs of life. With tokio's own stdin the runtime must be shut down without
+    /// waiting for it: a blocked read cannot be taken back.
+    ///
+    /// # Errors
+    /// Those of [`Session::exec`] but [`ChannelError::TooMuch`], and [`ChannelError::Local`].
+    pub async fn pass_through(
+        &self,
+        command: &[u8],
+        stdin: impl AsyncRead + Unpin + Send,
+        stdout: impl AsyncWrite + Unpin + Send,
+        stderr: impl AsyncWrite + Unpin + Send,
+    ) -> Result<Exit, ChannelError> {
+        let Command { mut reader, writer } = self.start(command).await?;
+        let mut sink = Passed { stdout, stderr };
+        converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
+    }
+
+    /// Say goodbye. A guest that does not hear it loses nothing.
+    pub async fn close(self) {
+        let Self { handle, _cut } = self;
+        if handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
+            // What ends the connection from here on is of no interest: nothing is in it any more.
+            timeout(Duration::from_secs(1), handle).await.ok();
+        }
+    }
+}
+
+/// A command that runs.
+pub struct Command {
+    reader: ChannelReadHalf,
+    writer: ChannelWriteHalf<Msg>,
+}
+
+impl Command {
+    /// Send to its stdin.
+    ///
+    /// # Errors
+    /// [`ChannelError::Protocol`] when the connection has ended.
+    pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ChannelError> {
+        let sent = self.writer.data_bytes(Bytes::from_owner(input)).await;
+        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
+    }
+
+    /// End its stdin.
+    ///
+    /// # Errors
+    /// [`ChannelError::Protocol`] when the connection has ended.
+    pub async fn send_no_more(&self) -> Result<(), ChannelError> {
+        let sent = self.writer.eof().await;
+        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
+    }
+
+    /// What it says next.
+    ///
+    /// # Errors
+    /// [`ChannelError::Closed`], [`ChannelError::NoCommands`].
+    pub async fn next(&mut self) -> Result<Said, ChannelError> {
+        loop {
+            if let Some(said) = understand(self.reader.wait().await)? {
+                return Ok(said);
+            }
+        }
+    }
+}
+
+/// What a command says.
+#[derive(Debug)]
+pub enum Said {
+    /// On stdout.
+    Out(Bytes),
+    /// On stderr.
+    Err(Bytes),
+    /// By ending.
+    Ended(Exit),
+    /// That no more output follows.
+    NoMore,
+}
+
+fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError> {
+    Ok(match message {
+        Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
+        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
+        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(Exit::Status(exit_status))),
+        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+            Some(Said::Ended(Exit::Signal(signal_text(&signal_name))))
+        }
+        Some(ChannelMsg::Eof) => Some(Said::NoMore),
+        Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
+        Some(ChannelMsg::Close) | None => return Err(ChannelError::Closed),
+        Some(_) => None,
+    })
+}
+
+fn signal_text(signal: &Sig) -> String {
+    match signal {
+        Sig::Custom(name) => name.chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
+        known => format!("{known:?}"),
+    }
+}
+
+/// Let both sides run, until the receiving one is through. Waiting for the sending one as well would be for ever where a
+/// command ends without reading its stdin.
+async fn converse(
+    feed: impl Future<Output = Result<(), ChannelError>>,
+    drain: impl Future<Output = Result<Exit, ChannelError>>,
+) -> Result<Exit, ChannelError> {
+    tokio::pin!(feed, drain);
+    let mut fed = false;
+    loop {
+        tokio::select! {
+            exit = &mut drain => return exit,
+            sent = &mut feed, if !fed => {
+                sent?;
+                fed = true;
+            }
+        }
+    }
+}
+
+/// Hand everything to the sink until the command has ended and there is no more. A server may send the end before the last
+/// output, and a process left behind in the guest may keep the output open: then the closing of the channel decides.
+async fn drain(reader: &mut ChannelReadHalf, sink: &mut impl Sink) -> Result<Exit, ChannelError> {
+    let (mut exit, mut no_more) = (None, false);
+    loop {
+        match understand(reader.wait().await) {
+            Ok(Some(Said::Out(data))) => sink.out(&data).await?,
+            Ok(Some(Said::Err(data))) => sink.err(&data).await?,
+            Ok(Some(Said::Ended(how))) => exit = Some(how),
+            Ok(Some(Said::NoMore)) => no_more = true,
+            Ok(None) => {}
+            Err(ChannelError::Closed) => return exit.ok_or(ChannelError::Closed),
+            Err(error) => return Err(error),
+        }
+        if no_more && let Some(how) = exit {
+            return Ok(how);
+        }
+    }
+}
+
+/// Send what stdin gives until it ends.
+async fn pump(mut stdin: impl AsyncRead + Unpin, writer: &ChannelWriteHalf<Msg>) -> Result<(), ChannelError> {
+    let mut buffer = Zeroizing::new(vec![0; 32 * 1024]);
+    loop {
+        let read = stdin.read(&mut buffer).await;
+        let read = read.map_err(|source| ChannelError::Local { doing: "read from stdin", source })?;
+        let chunk = Zeroizing::new(buffer[..read].to_vec());
+        let sent =
+            if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
+        // Closed on the other side: the receiving side says how the command ended.
+        if read == 0 || sent.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+trait Sink {
+    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError>;
+    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError>;
+}
+
+struct Kept {
+    most: usize,
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+impl Kept {
+    fn keep(most: usize, into: &mut Vec<u8>, data: &[u8]) -> Result<(), ChannelError> {
+        if into.len() + data.len() > most {
+            return Err(ChannelError::TooMuch { limit: most });
+        }
+        into.extend_from_slice(data);
+        Ok(())
+    }
+}
+
+impl Sink for Kept {
+    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        Self::keep(self.most, &mut self.stdout, data)
+    }
+
+    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        Self::keep(self.most, &mut self.stderr, data)
+    }
+}
+
+struct Passed<O, E> {
+    stdout: O,
+    stderr: E,
+}
+
+impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for Passed<O, E> {
+    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        let failed = |source| ChannelError::Local { doing: "write to stdout", source };
+        self.stdout.write_all(data).await.map_err(failed)?;
+        self.stdout.flush().await.map_err(failed)
+    }
+
+    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        let failed = |source| ChannelError::Local { doing: "write to stderr", source };
+        self.stderr.write_all(data).await.map_err(failed)?;
+        self.stderr.flush().await.map_err(failed)
+    }
+}
+
+/// Our end of the key exchange.
+struct Client {
+    pin: Pin,
+    pinned: Option<PublicKey>,
+    shown: Arc<Mutex<Option<PublicKey>>>,
+}
+
+impl Client {
+    fn configuration(&self, limits: Limits) -> client::Config {
+        let mut configuration = client::Config {
+            keepalive_interval: Some(limits.silence),
+            keepalive_max: 3,
+            // For a connection that is dropped before it is made; signs of life keep it from ending others.
+            inactivity_timeout: Some(limits.silence * 6),
+            nodelay: true,
+            ..client::Config::default()
+        };
+        if let Some(key) = &self.pinned {
+            // A server has several host keys: ask for the one that is known.
+            configuration.preferred.key = vec![key.algorithm()].into();
+        }
+        configuration
+    }
+}
+
+#[derive(Debug)]
+enum ClientError {
+    Ssh(russh::Error),
+    Pin(PinError),
+}
+
+impl From<russh::Error> for ClientError {
+    fn from(error: russh::Error) -> Self {
+        Self::Ssh(error)
+    }
+}
+
+impl client::Handler for Client {
+    type Error = ClientError;
+
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
+        // Certificates are not asked for.
+        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else { return Ok(false) };
+        if let Some(pinned) = &self.pinned {
+            self.pin.compare(pinned, key).map_err(ClientError::Pin)?;
+        }
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests;

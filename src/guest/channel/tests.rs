@@ -1,0 +1,351 @@
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+use russh::ChannelId;
+use russh::server::{self, Server as _, VerifiedPublicKey};
+use tokio::io::AsyncReadExt;
+
+use super::*;
+use crate::engine::transition::Interrupt;
+use crate::guest::key;
+use crate::guest::ready::{Attempt, until_ready};
+use crate::guest::testing::{Kind, LIMIT, Server, free_port};
+
+const CAPTURE: Capture = Capture { most: 4 << 20, within: LIMIT };
+
+fn nothing() -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(Vec::new())
+}
+
+async fn exec(session: &Session, command: &str) -> Finished {
+    session.exec(command.as_bytes(), nothing(), CAPTURE).await.unwrap()
+}
+
+#[tokio::test]
+async fn commands_run_with_input_output_and_status() {
+    for kind in [Kind::Busybox, Kind::Debian] {
+        let server = Server::start(kind);
+        let session = server.connect("user").await.session;
+        let done = exec(&session, "echo out; echo err >&2; exit 42").await;
+        assert_eq!(done.exit, Exit::Status(42));
+        assert_eq!((done.stdout.as_slice(), done.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+
+        let input: Vec<u8> = (0..3_000_000_u32).map(|byte| byte as u8).collect();
+        let echoed = session.exec(b"cat", Zeroizing::new(input.clone()), CAPTURE).await.unwrap();
+        assert_eq!(echoed.exit, Exit::Status(0));
+        assert!(echoed.stdout == input, "{kind:?}: {} bytes came back", echoed.stdout.len());
+
+        // Ends without reading: neither the sending nor the receiving side may wait for it.
+        let ignored = session.exec(b"exit 5", Zeroizing::new(vec![0; 16 << 20]), CAPTURE).await.unwrap();
+        assert_eq!(ignored.exit, Exit::Status(5), "{kind:?}");
+
+        assert_eq!(exec(&session, "kill -KILL $$").await.exit, Exit::Signal("KILL".into()));
+        session.close().await;
+    }
+}
+
+#[tokio::test]
+async fn output_and_time_are_limited() {
+    let server = Server::start(Kind::Busybox);
+    let session = server.connect("user").await.session;
+    let capture = Capture { most: 1000, within: LIMIT };
+    for command in [&b"yes"[..], b"yes >&2", b"head -c 1001 /dev/zero"] {
+        let error = session.exec(command, nothing(), capture).await.unwrap_err();
+        assert!(matches!(error, ChannelError::TooMuch { limit: 1000 }), "{error:?}");
+    }
+    let whole = session.exec(b"head -c 1000 /dev/zero", nothing(), capture).await.unwrap();
+    assert_eq!(whole.stdout.len(), 1000);
+    let within = Duration::from_millis(100);
+    let error = session.exec(b"sleep 1000", nothing(), Capture { most: 1000, within }).await.unwrap_err();
+    assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn streams_pass_through() {
+    for kind in [Kind::Busybox, Kind::Debian] {
+        let server = Server::start(kind);
+        let session = server.connect("user").await.session;
+        let input = vec![7_u8; 2 << 20];
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let command = b"wc -c; echo oops >&2; exit 9";
+        let exit = session.pass_through(command, input.as_slice(), &mut out, &mut err).await.unwrap();
+        assert_eq!(exit, Exit::Status(9));
+        assert_eq!(String::from_utf8(out).unwrap().trim(), (2 << 20).to_string());
+        assert_eq!(err, b"oops\n");
+
+        // An answer comes before stdin ends, and an end before it is used up.
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let (stdin, mut stdout) = tokio::io::split(theirs);
+        let (mut reader, mut writer) = tokio::io::split(ours);
+        let talk = async {
+            writer.write_all(b"ping\n").await.unwrap();
+            let mut answer = [0; 5];
+            reader.read_exact(&mut answer).await.unwrap();
+            assert_eq!(&answer, b"ping\n");
+        };
+        let command = b"read l; echo $l; exit 3";
+        let mut nowhere = tokio::io::sink();
+        let run = session.pass_through(command, stdin, &mut stdout, &mut nowhere);
+        let (exit, ()) = tokio::join!(run, talk);
+        assert_eq!(exit.unwrap(), Exit::Status(3));
+
+        // Nobody reads what it says.
+        let (mut broken, other) = tokio::io::duplex(16);
+        drop(other);
+        let run = session.pass_through(b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
+        assert!(matches!(run.await.unwrap_err(), ChannelError::Local { doing: "write to stdout", .. }));
+    }
+}
+
+#[tokio::test]
+async fn the_host_key_is_learned_once() {
+    let server = Server::start(Kind::Debian);
+    let pin = server.endpoint("user").pin;
+    drop(server.connect("user").await);
+    let learned = pin.load().unwrap().unwrap();
+    drop(server.connect("root").await);
+    assert_eq!(pin.load().unwrap().unwrap(), learned);
+
+    // The system's ssh agrees with it.
+    let private = server.directory.path().join("key");
+    key::write(&server.key, &private).unwrap();
+    let ssh = std::process::Command::new("ssh")
+        .args(["-F", "none", "-o", "StrictHostKeyChecking=yes", "-o", "HostKeyAlias=nixbox", "-o"])
+        .arg(format!("UserKnownHostsFile={}", pin.path().display()))
+        .arg("-i")
+        .arg(&private)
+        .args(["-p", &server.address.port().to_string(), "user@127.0.0.1", "echo hello"])
+        .output()
+        .unwrap();
+    assert_eq!(ssh.stdout, b"hello\n", "{}", String::from_utf8_lossy(&ssh.stderr));
+
+    // Of several host keys, the one that was learned is asked for, whichever that was.
+    let second = fs::read_to_string(server.directory.path().join("hostkey2.pub")).unwrap();
+    fs::write(pin.path(), format!("nixbox {second}")).unwrap();
+    Session::open(&server.endpoint("user"), Limits::default()).await.map(drop).unwrap();
+
+    // Another key is refused at once, however long one would wait, and nothing is learned from it.
+    let other = key::generate().unwrap().public_key().to_openssh().unwrap();
+    fs::write(pin.path(), format!("nixbox {other}\n")).unwrap();
+    let endpoint = server.endpoint("user");
+    let attempt = async |limits: Limits| Ok(Session::open(&endpoint, limits).await?);
+    let refused = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
+    let error = refused.map(drop).unwrap_err();
+    assert!(matches!(&error, ChannelError::HostKey(PinError::Changed { .. })), "{error:?}");
+    assert_eq!(pin.load().unwrap().unwrap().to_openssh().unwrap(), other);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_let_in_teaches_nothing() {
+    for kind in [Kind::Busybox, Kind::Debian] {
+        let server = Server::start(kind);
+        drop(server.connect("user").await);
+        let pin = Pin::new(server.directory.path().join("second"));
+        let key = Arc::new(key::generate().unwrap());
+        let endpoint = Endpoint { key, pin: pin.clone(), ..server.endpoint("user") };
+        let error = Session::open(&endpoint, Limits::default()).await.map(drop).unwrap_err();
+        assert!(matches!(error, ChannelError::Denied { .. }), "{error:?}");
+        assert!(pin.load().unwrap().is_none());
+    }
+}
+
+fn endpoint(address: SocketAddr, directory: &std::path::Path) -> Endpoint {
+    Endpoint {
+        address,
+        user: UserName::try_from("user".to_owned()).unwrap(),
+        key: Arc::new(key::generate().unwrap()),
+        pin: Pin::new(directory.join("pin")),
+    }
+}
+
+fn short() -> Limits {
+    let half = Duration::from_millis(500);
+    Limits { reach: half, connect: half, silence: Duration::from_millis(200) }
+}
+
+#[tokio::test]
+async fn silence_noise_and_nobody_are_told_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    // Accepts by its backlog, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let guest = endpoint(silent.local_addr().unwrap(), directory.path());
+    let error = Session::open(&guest, short()).await.map(drop).unwrap_err();
+    assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
+
+    // Never ends its greeting.
+    let noisy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let guest = endpoint(noisy.local_addr().unwrap(), directory.path());
+    let noise = std::thread::spawn(move || {
+        let (mut stream, _) = noisy.accept().unwrap();
+        let mut sent = 0;
+        while sent < 64 << 20 && stream.write_all(&[b'A'; 4096]).is_ok() {
+            sent += 4096;
+        }
+        sent
+    });
+    let error = Session::open(&guest, Limits::default()).await.map(drop).unwrap_err();
+    assert!(matches!(error, ChannelError::Protocol { source: russh::Error::Version, .. }), "{error:?}");
+    assert!(noise.join().unwrap() < 64 << 20, "all of the noise was taken");
+
+    let guest = endpoint(([127, 0, 0, 1], free_port()).into(), directory.path());
+    let error = Session::open(&guest, short()).await.map(drop).unwrap_err();
+    assert!(matches!(error, ChannelError::Connect { .. }), "{error:?}");
+    assert!(guest.pin.load().unwrap().is_none());
+}
+
+/// Lets everybody in, and misbehaves once a command is asked for.
+#[derive(Clone, Copy)]
+enum Hostile {
+    /// Ends the connection in the middle of the output.
+    Hangs,
+    /// Ends the channel without saying how the command ended.
+    NoStatus,
+    /// Refuses to run it.
+    Refuses,
+    /// Says nothing any more, not even to signs of life.
+    Freezes,
+    /// Says that it was ended by a signal with a long and odd name.
+    OddSignal,
+}
+
+impl server::Server for Hostile {
+    type Handler = Self;
+
+    fn new_client(&mut self, _: Option<SocketAddr>) -> Self {
+        *self
+    }
+}
+
+impl server::Handler for Hostile {
+    type Error = russh::Error;
+
+    async fn auth_publickey(
+        &mut self,
+        _: &str,
+        _: VerifiedPublicKey<'_>,
+    ) -> Result<server::Auth, russh::Error> {
+        Ok(server::Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        _: Channel<server::Msg>,
+        reply: server::ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        _: &[u8],
+        session: &mut server::Session,
+    ) -> Result<(), russh::Error> {
+        match self {
+            Self::Refuses => session.channel_failure(id)?,
+            Self::Hangs => {
+                session.data(id, &b"half of "[..])?;
+                session.disconnect(Disconnect::ByApplication, "", "")?;
+            }
+            Self::NoStatus => {
+                session.data(id, &b"all"[..])?;
+                session.eof(id)?;
+                session.close(id)?;
+            }
+            Self::OddSignal => {
+                let name = Sig::Custom(format!("\x1b[2J{}", "X".repeat(100)));
+                session.exit_signal_request(id, name, false, "", "")?;
+                session.eof(id)?;
+                session.close(id)?;
+            }
+            Self::Freezes => std::future::pending().await,
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn servers_that_misbehave_are_found_out() {
+    for how in [Hostile::Hangs, Hostile::NoStatus, Hostile::Refuses, Hostile::Freezes, Hostile::OddSignal] {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = endpoint(listener.local_addr().unwrap(), directory.path());
+        let configuration =
+            server::Config { keys: vec![key::generate().unwrap()], ..server::Config::default() };
+        let mut hostile = how;
+        let serving =
+            tokio::spawn(async move { hostile.run_on_socket(Arc::new(configuration), &listener).await });
+        let limits = Limits { connect: LIMIT, ..short() };
+        let session = Session::open(&guest, limits).await.unwrap();
+        let done = session.exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE).await;
+        match how {
+            Hostile::Refuses => assert!(matches!(done, Err(ChannelError::NoCommands)), "{done:?}"),
+            Hostile::OddSignal => {
+                assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14))))
+            }
+            _ => assert!(matches!(done, Err(ChannelError::Closed)), "{done:?}"),
+        }
+        serving.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_ends_by_limit_by_wish_and_by_success() {
+    let again = || Attempt::Again("not yet".into());
+    let (limits, interrupt) = (Limits::default(), Interrupt::new());
+    let mut reaches = Vec::new();
+    let third = until_ready(LIMIT, limits, &interrupt, |limits: Limits| {
+        reaches.push(limits.reach.as_millis());
+        let count = reaches.len();
+        async move { if count < 3 { Err(again()) } else { Ok(count) } }
+    });
+    assert_eq!(third.await.unwrap(), 3);
+    assert_eq!(reaches, [200, 400, 800]);
+
+    let begun = tokio::time::Instant::now();
+    let mut count = 0;
+    let never = until_ready::<(), _>(Duration::from_secs(10), limits, &interrupt, |_| {
+        count += 1;
+        async move { Err(again()) }
+    });
+    let error = never.await.unwrap_err();
+    assert!(
+        matches!(&error, ChannelError::NotReady { last: Some(last), .. } if last.to_string() == "not yet")
+    );
+    assert_eq!(begun.elapsed(), Duration::from_secs(10));
+    // 5, 10, … 160 ms, then 250 ms.
+    assert!((40..=46).contains(&count), "{count} attempts");
+
+    let waiting = until_ready::<(), _>(LIMIT, limits, &interrupt, |_| std::future::pending());
+    let wish = async { interrupt.request() };
+    let (outcome, ()) = tokio::join!(waiting, wish);
+    assert!(matches!(outcome, Err(ChannelError::Interrupted)));
+}
+
+#[tokio::test]
+async fn a_session_that_is_dropped_ends_its_connection() {
+    let server = Server::start(Kind::Debian);
+    let session = server.connect("root").await.session;
+    let begun = Instant::now();
+    let others = exec(&session, "ls /proc/*/comm | wc -l").await;
+    let count: u32 = String::from_utf8(others.stdout).unwrap().trim().parse().unwrap();
+    let second = server.connect("root").await.session;
+    let command = second.start(b"sleep 1000").await.unwrap();
+    drop(command);
+    drop(second);
+    loop {
+        let now = exec(&session, "ls /proc/*/comm | wc -l").await;
+        let now: u32 = String::from_utf8(now.stdout).unwrap().trim().parse().unwrap();
+        // Its sshd processes are gone; `sleep` itself hears of nothing.
+        if now <= count + 1 {
+            break;
+        }
+        assert!(begun.elapsed() < LIMIT, "{now} processes, {count} before");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,243 @@
+//! The host key of a VM's SSH server: learned once, demanded ever after.
+//!
+//! The file is an OpenSSH `known_hosts` of one line under the name [`ALIAS`], so that the system's `ssh` can be held to it too
+//! (`-o UserKnownHostsFile=FILE -o HostKeyAlias=nixbox -o StrictHostKeyChecking=yes`).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use russh::keys::{HashAlg, PublicKey};
+use rustix::fs::{CWD, OFlags, RenameFlags};
+
+/// The name that the key stands under in the file.
+pub const ALIAS: &str = "nixbox";
+
+/// More than any public key's line has, in bytes.
+const LONGEST: u64 = 16 * 1024;
+
+/// Where the host key of one VM disk is kept. Clones share a lock: of two connections that learn at once, one learns.
+#[derive(Debug, Clone)]
+pub struct Pin {
+    path: PathBuf,
+    learning: Arc<Mutex<()>>,
+}
+
+/// Why a pin could not be read, written or met.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The file cannot be read.
+    #[error("cannot read the pinned host key in {path}")]
+    Read {
+        /// The pin.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file cannot be written.
+    #[error("cannot keep the guest's host key in {path}")]
+    Write {
+        /// The pin.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is not one that nixbox wrote.
+    #[error("{path} is not a host key kept by nixbox: {why}. Remove it if the VM's disk is a new one")]
+    Foreign {
+        /// The pin.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Another key than the pinned one was shown.
+    #[error(
+        "the guest shows the host key {shown}, but {path} holds {pinned}: something else answers at its address, or its \
+         disk was replaced; if you replaced it, remove that file"
+    )]
+    Changed {
+        /// The pin.
+        path: PathBuf,
+        /// Fingerprint of what was shown.
+        shown: String,
+        /// Fingerprint of what was pinned.
+        pinned: String,
+    },
+}
+
+impl Pin {
+    /// The pin kept at `path`, whose directory exists and is the user's own.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, learning: Arc::default() }
+    }
+
+    /// Where it is kept.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The key that was learned, if one was.
+    ///
+    /// # Errors
+    /// [`PinError::Read`], or [`PinError::Foreign`] for a symlink, another user's file, one that others may write, or
+    /// text that is not one key.
+    pub fn load(&self) -> Result<Option<PublicKey>, PinError> {
+        let foreign = |why| PinError::Foreign { path: self.path.clone(), why };
+        let read = |source| PinError::Read { path: self.path.clone(), source };
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(&self.path)
+        {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+                return Err(foreign("it is a symbolic link"));
+            }
+            Err(error) => return Err(read(error)),
+        };
+        let about = file.metadata().map_err(read)?;
+        if !about.is_file() || about.len() > LONGEST {
+            return Err(foreign("it is no small regular file"));
+        }
+        if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o022 != 0 {
+            return Err(foreign("others own it or may write to it"));
+        }
+        let mut text = String::new();
+        Read::by_ref(&mut file).take(LONGEST).read_to_string(&mut text).map_err(read)?;
+        let line = text.strip_suffix('\n').filter(|line| !line.contains('\n'));
+        let key = line.and_then(|line| line.strip_prefix(ALIAS)).and_then(|rest| rest.strip_prefix(' '));
+        let key = key.and_then(|key| PublicKey::from_openssh(key).ok());
+        key.map(Some).ok_or_else(|| foreign("its content is not one key"))
+    }
+
+    /// Hold a key that was shown to the pin; where there is none, this makes it.
+    ///
+    /// # Errors
+    /// [`PinError::Changed`] for another key than the pinned one; those of [`Pin::load`]; [`PinError::Write`].
+    pub fn learn(&self, shown: &PublicKey) -> Result<(), PinError> {
+        let _one_at_a_time = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pinned) = self.load()? {
+            return self.compare(&pinned, shown);
+        }
+        self.write(shown).map_err(|source| PinError::Write { path: self.path.clone(), source })
+    }
+
+    /// Give the pin of one disk to a disk that was cloned from it.
+    ///
+    /// # Errors
+    /// Those of [`Pin::learn`].
+    pub fn inherit(&self, from: &Self) -> Result<(), PinError> {
+        match from.load()? {
+            Some(key) => self.learn(&key),
+            None => Ok(()),
+        }
+    }
+
+    /// Forget the key: the disk that it was learned of is gone.
+    ///
+    /// # Errors
+    /// [`PinError::Write`].
+    pub fn remove(&self) -> Result<(), PinError> {
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(PinError::Write { path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `shown` is `pinned`. Comments do not count.
+    pub(super) fn compare(&self, pinned: &PublicKey, shown: &PublicKey) -> Result<(), PinError> {
+        if pinned.key_data() == shown.key_data() {
+            return Ok(());
+        }
+        let print = |key: &PublicKey| key.fingerprint(HashAlg::Sha256).to_string();
+        Err(PinError::Changed { path: self.path.clone(), shown: print(shown), pinned: print(pinned) })
+    }
+
+    /// Whole or not at all: a file of another name, synced, then renamed without replacing anything.
+    fn write(&self, key: &PublicKey) -> io::Result<()> {
+        let mut bare = key.clone();
+        bare.set_comment("");
+        let text = bare.to_openssh().map_err(io::Error::other)?;
+        let mut name = self.path.clone().into_os_string();
+        name.push(".new");
+        let new = PathBuf::from(name);
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
+        let mut file = options.open(&new)?;
+        writeln!(file, "{ALIAS} {}", text.trim_end())?;
+        file.sync_all()?;
+        rustix::fs::renameat_with(CWD, &new, CWD, &self.path, RenameFlags::NOREPLACE)?;
+        match self.path.parent() {
+            Some(directory) => File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::guest::key;
+
+    fn fresh() -> PublicKey {
+        key::generate().unwrap().public_key().clone()
+    }
+
+    #[test]
+    fn learns_once_and_holds_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let pin = Pin::new(directory.path().join("host-key"));
+        let (first, second) = (fresh(), fresh());
+        assert!(pin.load().unwrap().is_none());
+        pin.learn(&first).unwrap();
+        pin.learn(&first).unwrap();
+        assert_eq!(pin.load().unwrap().unwrap().key_data(), first.key_data());
+        let text = pin.learn(&second).unwrap_err().to_string();
+        for key in [&first, &second] {
+            assert!(text.contains(&key.fingerprint(HashAlg::Sha256).to_string()), "{text}");
+        }
+        assert_eq!(fs::metadata(pin.path()).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+
+        let clone = Pin::new(directory.path().join("clone"));
+        clone.inherit(&pin).unwrap();
+        assert!(matches!(clone.learn(&second), Err(PinError::Changed { .. })));
+        pin.remove().unwrap();
+        pin.remove().unwrap();
+        pin.learn(&second).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_ours_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let pin = Pin::new(directory.path().join("host-key"));
+        let line = format!("{ALIAS} {}\n", fresh().to_openssh().unwrap());
+        for content in [
+            "",
+            "\n",
+            "nixbox",
+            "other ssh-ed25519 AAAA\n",
+            &line[..line.len() - 1],
+            &format!("{line}{line}"),
+        ] {
+            fs::write(pin.path(), content).unwrap();
+            assert!(matches!(pin.load(), Err(PinError::Foreign { .. })), "{content:?}");
+        }
+        fs::write(pin.path(), &line).unwrap();
+        assert!(pin.load().unwrap().is_some());
+        fs::set_permissions(pin.path(), fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(matches!(pin.load(), Err(PinError::Foreign { .. })));
+        fs::set_permissions(pin.path(), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::rename(pin.path(), directory.path().join("real")).unwrap();
+        symlink(directory.path().join("real"), pin.path()).unwrap();
+        assert!(matches!(pin.learn(&fresh()), Err(PinError::Foreign { .. })));
+    }
+}

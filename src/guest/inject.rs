@@ -1,0 +1,250 @@
+//! Putting credentials into the guest, and telling whether they are there.
+//!
+//! Content goes over the connection's stdin alone and is written by `cat`, so it is in no argument list, in no variable of
+//! a shell and in no temporary file of one. Before a file is written its name is added to [`LEDGER`] in the guest, which
+//! lives on the guest's disk and so is always of one age with the files: whatever the configuration says by then,
+//! [`super::wipe`] finds all that was ever put there.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use zeroize::Zeroizing;
+
+use super::credentials::{Credential, Digest, Wanted};
+use super::names::{GuestPath, Home, Owner};
+use super::shell::{Rights, ScriptError, Shell, quoted};
+use crate::world::Presence;
+
+/// The names of the files that nixbox put into this guest, one a line, below the user's home. It holds no content.
+pub const LEDGER: &str = ".nixbox-injected";
+
+/// What a file is called below its final name while it is written. [`super::wipe`] removes it too.
+pub(super) const UNFINISHED: &str = ".nixbox-new";
+
+/// Time for one script that writes or reads a handful of files.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Functions that scripts of this module and of [`super::wipe`] share.
+///
+/// `plain TEXT`: a path out of `/proc/mounts`, which writes a space as `\040`; `%b` wants `\0040`.
+/// `shared PATH`: whether an absolute path without symbolic links lies on a virtiofs share.
+/// `overwrite FILE…`: zeros over the whole file, synced; a file system that writes elsewhere is left to fstrim.
+pub(super) const FUNCTIONS: &str = r#"
+plain() { printf '%b' "$(printf '%s\n' "$1" | sed 's/\\\([0-7]\)/\\0\1/g')"; }
+shared() {
+  while read -r _ m f _; do
+    [ "$f" = virtiofs ] || continue
+    m=$(plain "$m")
+    case "$1/" in "$m"/*) return 0 ;; esac
+  done < /proc/mounts
+  return 1
+}
+real_parent() { p=${1%/*}; readlink -f "${p:-/}"; }
+OVERWRITE='overwrite() {
+  for f; do
+    chmod 600 "$f" || return 1
+    s=$(wc -c < "$f") || return 1
+    [ "$s" -eq 0 ] || e=$(dd if=/dev/zero of="$f" bs=4096 count=$(( (s + 4095) / 4096 )) conv=notrunc,fsync 2>&1) || {
+      printf "%s\n" "$e" >&2; return 1
+    }
+  done
+}'
+eval "$OVERWRITE"
+"#;
+
+/// Needs `t`, `owner`, `mode` and `size` set. Directories that are missing above the target are made, 0700, the owner's.
+const PLACE: &str = r#"
+fail() { printf '%s\n' "$1" >&2; exit 1; }
+own() { [ -z "$owner" ] || chown -h "$owner" "$1"; }
+parents() {
+  p=${1%/*}
+  while [ -n "$p" ] && [ ! -d "$p" ]; do set -- "$p" "$@"; p=${p%/*}; done
+  while [ $# -gt 1 ]; do
+    mkdir -m 700 "$1" 2>/dev/null && own "$1" || [ -d "$1" ] || fail "cannot make the directory $1"
+    shift
+  done
+}
+[ -L "$t" ] || [ ! -d "$t" ] || fail "$t is a directory"
+parents "$t"
+! shared "$(real_parent "$t")" || fail "$t lies on a share: it would be written to the host"
+n=$t.nixbox-new
+rm -f "$n" && set -C && cat > "$n" || fail "cannot write $n"
+set +C
+if [ "$(wc -c < "$n")" -ne "$size" ]; then overwrite "$n"; rm -f "$n"; fail "$t arrived cut short"; fi
+chmod "$mode" "$n" && own "$n" || fail "cannot give $n its mode and owner"
+if [ -L "$t" ]; then rm -f "$t"
+elif [ -f "$t" ]; then overwrite "$t" || fail "cannot overwrite what $t held before"
+fi
+mv -f "$n" "$t" || fail "cannot rename $n"
+"#;
+
+/// Adds the line that sources `~/.env` to what login shells read, once. bash reads `.profile` only where the others are not.
+const PROFILE: &str = r#"
+line='[ ! -r "$HOME/.env" ] || . "$HOME/.env" # nixbox: the environment of the workspace'
+umask 022
+for f in .profile .bash_profile .bash_login .zprofile; do
+  case $f in
+    .profile) ;;
+    .zprofile) case ${SHELL:-} in */zsh) ;; *) [ -f "$HOME/$f" ] || continue ;; esac ;;
+    *) [ -f "$HOME/$f" ] || continue ;;
+  esac
+  ! grep -qxF -- "$line" "$HOME/$f" 2>/dev/null || continue
+  [ ! -s "$HOME/$f" ] || [ -z "$(tail -c 1 "$HOME/$f")" ] || echo >> "$HOME/$f" || exit 1
+  printf '%s\n' "$line" >> "$HOME/$f" || exit 1
+done
+"#;
+
+/// With whose rights a path is touched: what is in the user's home is the user's, all else is root's.
+pub(super) fn rights(home: &Home, path: &str, owner: Option<&Owner>) -> Rights {
+    if home.holds(path) && owner.is_none() { Rights::User } else { Rights::Root }
+}
+
+/// The absolute paths in the ledger of this guest. Lines that no nixbox wrote are passed over.
+///
+/// # Errors
+/// Those of [`ScriptError`].
+pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
+    let list = quoted(&shell.facts.home.join(LEDGER));
+    let script = format!("[ ! -e {list} ] || cat {list}");
+    let nothing = Zeroizing::new(Vec::new());
+    let text = shell.script("read the list of injected files", Rights::User, &script, nothing, LIMIT).await?;
+    Ok(text.lines().filter_map(|line| GuestPath::try_from(line.to_owned()).ok()).collect())
+}
+
+/// Add names to the ledger, before the files are.
+async fn note(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
+    let list = quoted(&shell.facts.home.join(LEDGER));
+    let names: Vec<_> = paths.iter().map(|path| quoted(path)).collect();
+    let script = format!(
+        "list={list}; [ ! -L \"$list\" ] || rm -f \"$list\" || exit 1\nfor t in {}; do\n  \
+         grep -qxF -- \"$t\" \"$list\" 2>/dev/null || printf '%s\\n' \"$t\" >> \"$list\" || exit 1\ndone",
+        names.join(" ")
+    );
+    let nothing = Zeroizing::new(Vec::new());
+    shell.script("note what is injected", Rights::User, &script, nothing, LIMIT).await.map(drop)
+}
+
+/// Put every credential where it belongs, whole or not at all, over what was there.
+///
+/// # Errors
+/// Those of [`ScriptError`]; what was written stays, is in the ledger, and is written again next time.
+pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), ScriptError> {
+    if credentials.is_empty() {
+        return Ok(());
+    }
+    let home = &shell.facts.home;
+    let paths: Vec<_> = credentials.iter().map(|credential| credential.target.expand(home)).collect();
+    note(shell, &paths).await?;
+    for (credential, path) in credentials.iter().zip(&paths) {
+        let owner = credential.owner.as_ref();
+        let rights = rights(home, path, owner);
+        // Root writing into a home, or outside of it, makes what it writes the user's unless somebody is named.
+        let owner = match (owner, rights) {
+            (Some(owner), _) => owner.as_str().to_owned(),
+            (None, Rights::Root) => shell.facts.uid.to_string(),
+            (None, Rights::User) => String::new(),
+        };
+        let content = credential.content.expose_secret();
+        let script = format!(
+            "{FUNCTIONS}t={}; owner={}; mode={:o}; size={}\n{PLACE}",
+            quoted(path),
+            quoted(&owner),
+            credential.mode,
+            content.len(),
+        );
+        let content = Zeroizing::new(content.clone());
+        shell.script("put a credential into the guest", rights, &script, content, LIMIT).await?;
+    }
+    if paths.contains(&environment(home)) {
+        let nothing = Zeroizing::new(Vec::new());
+        shell.script("have login shells read ~/.env", Rights::User, PROFILE, nothing, LIMIT).await?;
+    }
+    Ok(())
+}
+
+fn environment(home: &Home) -> String {
+    home.join(Wanted::ENVIRONMENT.trim_start_matches("~/"))
+}
+
+/// How one injected file must look.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Where.
+    pub target: GuestPath,
+    /// Whose.
+    pub owner: Option<Owner>,
+    /// With which mode.
+    pub mode: u32,
+    /// With which content.
+    pub digest: Digest,
+}
+
+impl From<&Credential> for Expected {
+    fn from(credential: &Credential) -> Self {
+        let Credential { target, owner, mode, .. } = credential;
+        Self { target: target.clone(), owner: owner.clone(), mode: *mode, digest: credential.digest() }
+    }
+}
+
+/// How much of it is there. Without any credential to expect, none is whole; one too many is partial.
+///
+/// # Errors
+/// Those of [`ScriptError`].
+pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, ScriptError> {
+    let home = &shell.facts.home;
+    let mut seen = BTreeSet::new();
+    let (mut there, mut right) = (0, 0);
+    for file in expected {
+        let path = file.target.expand(home);
+        let answer = look(shell, &path, rights(home, &path, file.owner.as_ref())).await?;
+        there += usize::from(answer.is_some());
+        right += usize::from(answer.is_some_and(|answer| answer.is(file, shell.facts.uid)));
+        seen.insert(path);
+    }
+    let noted = ledger(shell).await?;
+    let stray = noted.iter().any(|path| !seen.contains(path.as_str()));
+    Ok(if right == expected.len() && !stray {
+        Presence::Whole
+    } else if there == 0 && noted.is_empty() {
+        Presence::Absent
+    } else {
+        Presence::Partial
+    })
+}
+
+/// What the guest says of a file.
+struct Look {
+    mode: String,
+    uid: String,
+    owner: String,
+    digest: String,
+}
+
+impl Look {
+    fn is(&self, expected: &Expected, user: u32) -> bool {
+        let owner = match &expected.owner {
+            Some(owner) if owner.as_str().contains(':') => self.owner == owner.as_str(),
+            Some(owner) => self.owner.split(':').next() == Some(owner.as_str()),
+            None => self.uid == user.to_string(),
+        };
+        let digest: String = expected.digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        owner && self.mode == format!("{:o}", expected.mode) && self.digest == digest
+    }
+}
+
+async fn look(shell: &Shell, path: &str, rights: Rights) -> Result<Option<Look>, ScriptError> {
+    let what = "look at an injected file";
+    let script = format!(
+        "t={}\n[ -e \"$t\" ] || [ -L \"$t\" ] || exit 0\necho there\nif [ -f \"$t\" ] && [ ! -L \"$t\" ]; then\n  \
+         stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"\nfi",
+        quoted(path)
+    );
+    let answer = shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await?;
+    let mut words = answer.split_whitespace().map(str::to_owned);
+    if words.next().is_none() {
+        return Ok(None);
+    }
+    let mut word = || words.next().unwrap_or_default();
+    Ok(Some(Look { mode: word(), uid: word(), owner: word(), digest: word() }))
+}

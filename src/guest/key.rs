@@ -1,0 +1,186 @@
+//! The workspace's own SSH key: nixbox logs in with it, and the guest gets it as its user's.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::ssh_key::private::Ed25519Keypair;
+use russh::keys::{self, PrivateKey, ssh_key};
+use rustix::fs::OFlags;
+use rustix::rand::{GetRandomFlags, getrandom};
+use zeroize::Zeroizing;
+
+/// More than any private key has, in bytes.
+const LONGEST: u64 = 64 * 1024;
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// The system has no random bytes.
+    #[error("cannot get random bytes for a key")]
+    Random(#[source] io::Error),
+    /// A key file cannot be written. One that is there is never overwritten.
+    #[error("cannot write the key to {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A key file cannot be read.
+    #[error("cannot read the key in {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Others than its owner may read it.
+    #[error("the key in {path} can be read by others, or is not yours: make it yours alone (chmod 600)")]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It is no private key, or one under a passphrase.
+    #[error("{path} holds no private key that can be used without a passphrase")]
+    NotAKey {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        source: keys::Error,
+    },
+    /// The key cannot be written as text.
+    #[error("cannot encode the key")]
+    Encode(#[source] ssh_key::Error),
+}
+
+/// A new ed25519 key.
+///
+/// # Errors
+/// [`KeyError::Random`].
+pub fn generate() -> Result<PrivateKey, KeyError> {
+    let mut seed = Zeroizing::new([0_u8; Ed25519Keypair::BYTE_SIZE / 2]);
+    let filled = getrandom(seed.as_mut_slice(), GetRandomFlags::empty());
+    // Up to 256 bytes come whole once the pool is ready (random(7)).
+    filled.map_err(|error| KeyError::Random(error.into()))?;
+    let mut key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
+    key.set_comment("nixbox");
+    Ok(key)
+}
+
+/// The private key as OpenSSH's text.
+///
+/// # Errors
+/// [`KeyError::Encode`].
+pub fn private_text(key: &PrivateKey) -> Result<Zeroizing<String>, KeyError> {
+    key.to_openssh(LineEnding::LF).map_err(KeyError::Encode)
+}
+
+/// The public key as one line of `authorized_keys`.
+///
+/// # Errors
+/// [`KeyError::Encode`].
+pub fn public_text(key: &PrivateKey) -> Result<String, KeyError> {
+    let mut line = key.public_key().to_openssh().map_err(KeyError::Encode)?;
+    line.push('\n');
+    Ok(line)
+}
+
+/// Write the key to `path` (0600) and its public half to `path` with `.pub` added (0644). Neither may exist.
+///
+/// # Errors
+/// [`KeyError::Write`], [`KeyError::Encode`].
+pub fn write(key: &PrivateKey, path: &Path) -> Result<(), KeyError> {
+    let mut public = path.as_os_str().to_owned();
+    public.push(".pub");
+    create(path, 0o600, private_text(key)?.as_bytes())?;
+    create(Path::new(&public), 0o644, public_text(key)?.as_bytes())
+}
+
+fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), KeyError> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().map_err(|source| KeyError::Write { path: path.to_owned(), source })
+}
+
+/// Read a private key: of any kind that OpenSSH writes but RSA, without a passphrase, its owner's alone.
+///
+/// # Errors
+/// [`KeyError::Read`], [`KeyError::Exposed`], [`KeyError::NotAKey`].
+pub fn load(path: &Path) -> Result<PrivateKey, KeyError> {
+    let read = |source| KeyError::Read { path: path.to_owned(), source };
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(read)?;
+    let about = file.metadata().map_err(read)?;
+    if !about.is_file() || about.len() > LONGEST {
+        return Err(read(io::Error::new(io::ErrorKind::InvalidData, "it is no small regular file")));
+    }
+    if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
+        return Err(KeyError::Exposed { path: path.to_owned() });
+    }
+    // Room for all of it at once: text that grows leaves copies of itself behind.
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(LONGEST).unwrap_or(0)));
+    take_all(file, &mut text).map_err(read)?;
+    keys::decode_secret_key(&text, None).map_err(|source| KeyError::NotAKey { path: path.to_owned(), source })
+}
+
+fn take_all(file: File, text: &mut String) -> io::Result<()> {
+    file.take(LONGEST).read_to_string(text).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn openssh_reads_what_is_written_and_we_read_what_it_writes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let key = generate().unwrap();
+        write(&key, &path).unwrap();
+        let told = Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output().unwrap();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        assert_eq!(String::from_utf8(told.stdout).unwrap(), public_text(&key).unwrap());
+        assert_eq!(fs::read_to_string(directory.path().join("key.pub")).unwrap(), public_text(&key).unwrap());
+        assert_eq!(load(&path).unwrap().public_key(), key.public_key());
+
+        let theirs = directory.path().join("theirs");
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&theirs).status();
+        assert!(made.unwrap().success());
+        load(&theirs).unwrap();
+    }
+
+    #[test]
+    fn keys_differ_and_are_never_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        let (first, second) = (generate().unwrap(), generate().unwrap());
+        assert_ne!(first.public_key().key_data(), second.public_key().key_data());
+        write(&first, &path).unwrap();
+        assert!(matches!(write(&second, &path), Err(KeyError::Write { .. })));
+        assert_eq!(load(&path).unwrap().public_key(), first.public_key());
+    }
+
+    #[test]
+    fn exposed_and_foreign_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        write(&generate().unwrap(), &path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(matches!(load(&path), Err(KeyError::Exposed { .. })));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(&path, "no key").unwrap();
+        assert!(matches!(load(&path), Err(KeyError::NotAKey { .. })));
+        assert!(matches!(load(directory.path()), Err(KeyError::Read { .. })));
+    }
+}

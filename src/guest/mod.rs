@@ -1,0 +1,25 @@
+//! The system in the VM, spoken to over SSH.
+//!
+//! What lives here: one connection ([`channel`], [`ready`]), the host key that it must show ([`host_key`]), the key that it is made with
+//! ([`key`]), what is hostile until parsed ([`names`]), scripts for any POSIX shell ([`shell`]), and what nixbox does to a
+//! guest: [`credentials`] are made on the host and put there by [`inject`], taken away by [`wipe`]; [`mounts`] are the
+//! shares; [`settle`] gives entropy and time. [`seam`] puts them together as [`crate::world::Guest`].
+//!
+//! It uses `world` and the words of `engine::transition`, and nothing else of nixbox.
+
+pub mod channel;
+pub mod credentials;
+pub mod host_key;
+pub mod inject;
+pub mod key;
+pub mod mounts;
+pub mod names;
+pub mod ready;
+pub mod seam;
+pub mod settle;
+mod settler;
+pub mod shell;
+pub mod wipe;
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,308 @@
+//! Shares as the guest sees them: virtiofs mounts. `/proc/mounts` says what is there, and is read here rather than there.
+
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::inject::rights;
+use super::names::{GuestPath, Tag};
+use super::shell::{Rights, ScriptError, Shell, quoted};
+use crate::world::Presence;
+
+/// Time for one script.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A share of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// What it is called in the VM.
+    pub tag: Tag,
+    /// Where it belongs.
+    pub target: GuestPath,
+    /// Whether the guest may only read it.
+    pub readonly: bool,
+}
+
+/// Why shares are not as they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// A script did not run.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    /// Something else is mounted there.
+    #[error("cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already")]
+    Taken {
+        /// The share.
+        tag: Tag,
+        /// Where, in the guest.
+        target: String,
+        /// What is there.
+        source_name: String,
+        /// Its kind.
+        kind: String,
+    },
+    /// It could not be mounted.
+    #[error("cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?")]
+    Mount {
+        /// The share.
+        tag: Tag,
+        /// Where, in the guest.
+        target: String,
+        /// What the guest's `mount` said.
+        said: String,
+    },
+    /// It could not be unmounted.
+    #[error("cannot unmount {target} in the guest: {said}{}", users(.holders))]
+    Busy {
+        /// Where, in the guest.
+        target: String,
+        /// What the guest's `umount` said.
+        said: String,
+        /// The processes that use it, as `number (name)`, where it could be told.
+        holders: Vec<String>,
+    },
+}
+
+fn users(holders: &[String]) -> String {
+    if holders.is_empty() { String::new() } else { format!(". It is used by {}", holders.join(", ")) }
+}
+
+/// A line of `/proc/mounts`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Mounted {
+    source: String,
+    target: String,
+    kind: String,
+    readonly: bool,
+}
+
+impl Mounted {
+    /// The share's tag is there, whatever its options.
+    fn is_of(&self, tag: &Tag) -> bool {
+        self.kind == "virtiofs" && self.source == tag.as_str()
+    }
+}
+
+/// Every line that has the four fields; the kernel writes no other.
+fn parse(table: &str) -> Vec<Mounted> {
+    let line = |line: &str| {
+        let mut fields = line.split(' ');
+        let (source, target) = (unescape(fields.next()?), unescape(fields.next()?));
+        let (kind, options) = (fields.next()?.to_owned(), fields.next()?);
+        Some(Mounted { source, target, kind, readonly: options.split(',').any(|option| option == "ro") })
+    };
+    table.lines().filter_map(line).collect()
+}
+
+/// The kernel writes space, tab, line end, backslash and `#` as a backslash and three octal digits (`fs/proc_namespace.c`).
+fn unescape(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) if bytes[at] == b'\\' => {
+                plain.push(code);
+                at += 4;
+            }
+            _ => {
+                plain.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+async fn ask(shell: &Shell, what: &'static str, with: Rights, script: &str) -> Result<String, ScriptError> {
+    shell.script(what, with, script, Zeroizing::new(Vec::new()), LIMIT).await
+}
+
+async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
+    Ok(parse(&ask(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
+}
+
+/// Where each target really is, its symbolic links followed; a target that does not exist is where it would be.
+async fn places(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
+    let what = "find the places of the shares";
+    if mounts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let targets: Vec<_> =
+        mounts.iter().map(|mount| quoted(&mount.target.expand(&shell.facts.home))).collect();
+    let script =
+        format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done", targets.join(" "));
+    let places: Vec<_> = ask(shell, what, Rights::User, &script).await?.lines().map(str::to_owned).collect();
+    if places.len() == mounts.len() { Ok(places) } else { Err(ScriptError::Senseless { what }) }
+}
+
+/// Make the directories and mount every share that is not mounted as it should be.
+///
+/// # Errors
+/// Those of [`MountError`].
+pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
+    for mount in mounts {
+        make_directory(shell, mount).await?;
+    }
+    let places = places(shell, mounts).await?;
+    let before = table(shell).await?;
+    for (mount, place) in mounts.iter().zip(places) {
+        // The last line for a place is what one sees there.
+        match before.iter().rfind(|mounted| mounted.target == place) {
+            Some(there) if !there.is_of(&mount.tag) => {
+                return Err(MountError::Taken {
+                    tag: mount.tag.clone(),
+                    target: place,
+                    source_name: there.source.clone(),
+                    kind: there.kind.clone(),
+                });
+            }
+            Some(there) if there.readonly == mount.readonly => continue,
+            Some(_) => unmount_one(shell, &place).await?,
+            None => {}
+        }
+        let how = if mount.readonly { "-o ro " } else { "" };
+        let (tag, at) = (quoted(mount.tag.as_str()), quoted(&place));
+        let script = format!("mount -t virtiofs {how}{tag} {at}");
+        match ask(shell, "mount a share in the guest", Rights::Root, &script).await {
+            Err(ScriptError::Failed { stderr, .. }) => {
+                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, said: stderr });
+            }
+            other => drop(other?),
+        }
+    }
+    Ok(())
+}
+
+/// Below the home the user makes it; elsewhere root does, for the user.
+async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError> {
+    let target = mount.target.expand(&shell.facts.home);
+    let with = rights(&shell.facts.home, &target, None);
+    let script = format!(
+        "umask 022; t={}; uid={}\nset -- \"$t\"; p=${{t%/*}}\n[ ! -d \"$t\" ] || exit 0\n\
+         while [ -n \"$p\" ] && [ ! -d \"$p\" ]; do set -- \"$p\" \"$@\"; p=${{p%/*}}; done\n\
+         for d; do\n  mkdir \"$d\" || [ -d \"$d\" ] || exit 1\n  \
+         [ \"$(id -u)\" = \"$uid\" ] || chown \"$uid\" \"$d\" || exit 1\ndone",
+        quoted(&target),
+        shell.facts.uid,
+    );
+    ask(shell, "make the directory for a share", with, &script).await.map(drop)
+}
+
+/// Unmount every mount of the shares, wherever it is, the last one first.
+///
+/// # Errors
+/// [`MountError::Busy`] with the processes that use it; [`MountError::Script`].
+pub async fn unmount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
+    for there in table(shell).await?.iter().rev() {
+        if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
+            unmount_one(shell, &there.target).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
+    let script = format!("umount {}", quoted(place));
+    let error = match ask(shell, "unmount a share in the guest", Rights::Root, &script).await {
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    let ScriptError::Failed { stderr: said, .. } = error else { return Err(error.into()) };
+    // Somebody else may have been faster.
+    if !table(shell).await?.iter().any(|there| there.target == place) {
+        return Ok(());
+    }
+    let told = ask(shell, "find who uses a share", Rights::Root, &holders(place)).await?;
+    let holders = told
+        .lines()
+        .map(|line| line.chars().filter(|letter| !letter.is_control()).take(80).collect())
+        .collect();
+    Err(MountError::Busy { target: place.to_owned(), said, holders })
+}
+
+/// Every process whose directory, root, program or open file is there.
+fn holders(place: &str) -> String {
+    format!(
+        r#"t={}
+for p in /proc/[0-9]*; do
+  for l in "$p/cwd" "$p/root" "$p/exe" "$p"/fd/*; do
+    d=$(readlink "$l" 2>/dev/null) || continue
+    case $d/ in "$t"/*)
+      c=$(cat "$p/comm" 2>/dev/null) && printf '%s (%s)\n' "${{p#/proc/}}" "$c"
+      break ;;
+    esac
+  done
+done
+true"#,
+        quoted(place)
+    )
+}
+
+/// How many of the shares are mounted as they should be. Without any to expect, none is whole.
+///
+/// # Errors
+/// Those of [`ScriptError`].
+pub async fn presence(shell: &Shell, mounts: &[Mount]) -> Result<Presence, ScriptError> {
+    let (places, table) = (places(shell, mounts).await?, table(shell).await?);
+    Ok(judge(mounts, &places, &table))
+}
+
+fn judge(mounts: &[Mount], places: &[String], table: &[Mounted]) -> Presence {
+    let right = |(mount, place): &(&Mount, &String)| {
+        let there = table.iter().rfind(|mounted| mounted.target == **place);
+        there.is_some_and(|there| there.is_of(&mount.tag) && there.readonly == mount.readonly)
+    };
+    if mounts.iter().zip(places).all(|pair| right(&pair)) {
+        Presence::Whole
+    } else if table.iter().any(|there| mounts.iter().any(|mount| there.is_of(&mount.tag))) {
+        Presence::Partial
+    } else {
+        Presence::Absent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "proc /proc proc rw,relatime 0 0\n\
+        work /home/u/my\\040work virtiofs rw,relatime 0 0\n\
+        data /data virtiofs ro,relatime 0 0\n\
+        tmpfs /data\\134x\\011y tmpfs rw,errors=remount-ro 0 0\nbroken line\n";
+
+    fn share(tag: &str, target: &str, readonly: bool) -> Mount {
+        let tag = Tag::try_from(tag.to_owned()).unwrap();
+        Mount { tag, target: GuestPath::try_from(target.to_owned()).unwrap(), readonly }
+    }
+
+    #[test]
+    fn the_table_is_read_as_the_kernel_writes_it() {
+        let table = parse(TABLE);
+        assert_eq!(table.len(), 4);
+        assert_eq!(table[1].target, "/home/u/my work");
+        assert_eq!((table[3].target.as_str(), table[3].readonly), ("/data\\x\ty", false));
+        assert!(table[2].readonly);
+        for odd in ["\\", "\\0", "\\04", "\\999", "\\040", "é\\", "\\é0"] {
+            unescape(odd);
+        }
+        assert_eq!(unescape("\\é0"), "\\é0");
+    }
+
+    #[test]
+    fn presence_minds_tag_place_and_access() {
+        let table = parse(TABLE);
+        let judge = |mounts: &[Mount]| {
+            let places: Vec<_> = mounts.iter().map(|mount| mount.target.as_str().to_owned()).collect();
+            super::judge(mounts, &places, &table)
+        };
+        let (work, data) = (share("work", "/home/u/my work", false), share("data", "/data", true));
+        assert_eq!(judge(&[work.clone(), data.clone()]), Presence::Whole);
+        assert_eq!(judge(&[work.clone(), share("data", "/data", false)]), Presence::Partial);
+        assert_eq!(judge(&[share("work", "/elsewhere", false)]), Presence::Partial);
+        assert_eq!(judge(&[share("none", "/data", true)]), Presence::Absent);
+        assert_eq!(judge(&[]), Presence::Whole);
+    }
+}

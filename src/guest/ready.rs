@@ -1,0 +1,62 @@
+//! Waiting for a guest that is about to be there.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::channel::{ChannelError, Limits};
+use crate::engine::transition::Interrupt;
+
+/// Why an attempt to reach the guest came to nothing.
+#[derive(Debug)]
+pub enum Attempt {
+    /// It may be different in a moment.
+    Again(Box<dyn std::error::Error + Send + Sync>),
+    /// Waiting cannot heal it.
+    Hopeless(ChannelError),
+}
+
+impl From<ChannelError> for Attempt {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::HostKey(_) => Self::Hopeless(error),
+            _ => Self::Again(Box::new(error)),
+        }
+    }
+}
+
+/// Repeat `attempt` until it succeeds, with a pause that grows from 5 to 250 ms. `attempt` gets its [`Limits`], whose
+/// `reach` grows from 200 ms.
+///
+/// # Errors
+/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], and at once what is [`Attempt::Hopeless`].
+pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
+    within: Duration,
+    limits: Limits,
+    interrupt: &Interrupt,
+    mut attempt: impl FnMut(Limits) -> F,
+) -> Result<T, ChannelError> {
+    const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+    let deadline = Instant::now() + within;
+    let mut last = None;
+    let mut pause = Duration::from_millis(5);
+    let mut reach = Duration::from_millis(200);
+    let trying = async {
+        loop {
+            match attempt(Limits { reach, ..limits }).await {
+                Ok(value) => return Ok(value),
+                Err(Attempt::Hopeless(error)) => return Err(error),
+                Err(Attempt::Again(error)) => last = Some(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            reach = (reach * 2).min(limits.reach);
+        }
+    };
+    let outcome = tokio::select! {
+        () = interrupt.wait() => return Err(ChannelError::Interrupted),
+        outcome = timeout_at(deadline, trying) => outcome,
+    };
+    outcome.unwrap_or(Err(ChannelError::NotReady { limit: within, last }))
+}

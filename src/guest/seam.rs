@@ -1,0 +1,305 @@
+//! [`world::Guest`](crate::world::Guest) over SSH.
+//!
+//! Every call makes a connection of its own, so none outlives a pause of the VM. While one is under way the VMM is asked
+//! four times a second whether it still has the VM: a guest that is gone does not say so.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use russh::keys::PrivateKey;
+use tokio::time::sleep;
+use zeroize::Zeroizing;
+
+use super::channel::{ChannelError, Endpoint, Limits, Session};
+use super::credentials::{SourceError, Wanted};
+use super::host_key::Pin;
+use super::inject::{self, Expected};
+use super::mounts::{self, Mount};
+use super::names::{GuestPath, UserName};
+use super::ready::until_ready;
+use super::shell::{Rights, ScriptError, Shell};
+use super::{settle, wipe};
+use crate::engine::transition::Interrupt;
+use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm};
+
+/// How often the VMM is asked whether the VM is there.
+const WATCH: Duration = Duration::from_millis(250);
+
+/// Time for a command that asks the guest to shut down.
+const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the guest's SSH server listens, by the VM's slot.
+pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
+
+/// What a guest of this workspace is to be like.
+pub struct Settings {
+    /// The user to log in as: root, or one with `sudo` without a password.
+    pub user: UserName,
+    /// The key that the image lets in.
+    pub key: Arc<PrivateKey>,
+    /// The directory in which host keys are kept, one file for each generation of disks. It exists.
+    pub pins: PathBuf,
+    /// Where the SSH server listens; [`address`] but in tests.
+    pub address: Arc<Address>,
+    /// Its credentials.
+    pub wanted: Wanted,
+    /// Its shares.
+    pub mounts: Vec<Mount>,
+    /// Time from the first attempt until a command has run: a whole boot.
+    pub ready: Duration,
+    /// Limits of single connections.
+    pub limits: Limits,
+}
+
+/// Port 22 of the guest's address in a slot: 172.16.{4·slot}.2.
+#[must_use]
+pub fn address(slot: Slot) -> SocketAddr {
+    (Ipv4Addr::new(172, 16, 4 * slot.number(), 2), 22).into()
+}
+
+/// Why settings make no sense together.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A credential, or an entry of the wipe list, is on a share: it would be written to, or removed from, the host.
+    #[error("{path} is on the share mounted at {share}: what is there is the host's")]
+    OnShare {
+        /// The path.
+        path: GuestPath,
+        /// The share's target.
+        share: GuestPath,
+    },
+    /// A share would hide another, or is one with it.
+    #[error("two shares are to be mounted at {0}, or with the same tag")]
+    SharesCollide(GuestPath),
+    /// Two credentials for one file.
+    #[error("two credentials are to be written to {0}")]
+    CredentialsCollide(GuestPath),
+    /// A wipe entry that would take a share with it.
+    #[error("the wipe list has {path}, in which the share {share} is mounted")]
+    AroundShare {
+        /// The path.
+        path: GuestPath,
+        /// The share's target.
+        share: GuestPath,
+    },
+    /// A fixed target cannot be used.
+    #[error("a credential has a target that cannot be used")]
+    Target,
+}
+
+impl Settings {
+    fn check(&self) -> Result<(), SettingsError> {
+        let targets = self.wanted.targets().map_err(|_: SourceError| SettingsError::Target)?;
+        let (mut seen, mut tags) = (BTreeSet::new(), BTreeSet::new());
+        if let Some(twice) = targets.iter().find(|target| !seen.insert((*target).clone())) {
+            return Err(SettingsError::CredentialsCollide(twice.clone()));
+        }
+        let mut places = BTreeSet::new();
+        for Mount { tag, target: share, .. } in &self.mounts {
+            if !places.insert(share) || !tags.insert(tag) {
+                return Err(SettingsError::SharesCollide(share.clone()));
+            }
+            if let Some(path) = targets.iter().chain(&self.wanted.wipe).find(|path| path.is_within(share)) {
+                return Err(SettingsError::OnShare { path: path.clone(), share: share.clone() });
+            }
+            if let Some(path) = self.wanted.wipe.iter().find(|path| share.is_within(path)) {
+                return Err(SettingsError::AroundShare { path: path.clone(), share: share.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The guest of one workspace.
+pub struct SshGuest {
+    settings: Settings,
+    vmm: Arc<dyn Vmm>,
+    /// How injected files must look, once known: finding out may run commands that ask a person.
+    expected: Mutex<Option<Arc<[Expected]>>>,
+}
+
+impl SshGuest {
+    /// A guest with these settings, in a VM of this VMM.
+    ///
+    /// # Errors
+    /// Those of [`SettingsError`].
+    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
+        settings.check()?;
+        Ok(Self { settings, vmm, expected: Mutex::default() })
+    }
+
+    /// The pin of the host key of a disk. A disk cloned from another's snapshot [inherits](Pin::inherit) its pin; a pin is
+    /// removed with its disk.
+    #[must_use]
+    pub fn pin(&self, disk: Generation) -> Pin {
+        Pin::new(self.settings.pins.join(format!("{disk}.host-key")))
+    }
+
+    /// Wait until a command has run, and give the connection that it ran on.
+    ///
+    /// # Errors
+    /// [`Failure::Lost`] if the VM goes; [`Failure::Interrupted`]; otherwise why the last attempt failed.
+    pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
+        let Settings { user, key, address, ready, limits, .. } = &self.settings;
+        let endpoint = Endpoint {
+            address: address(machine.slot),
+            user: user.clone(),
+            key: Arc::clone(key),
+            pin: self.pin(machine.disk),
+        };
+        let endpoint = &endpoint;
+        let attempt = async move |limits: Limits| {
+            let session = Session::open(endpoint, limits).await?;
+            Ok(Shell::greet(session, limits.connect).await?)
+        };
+        let connected = async { until_ready(*ready, *limits, interrupt, attempt).await.map_err(failure) };
+        self.while_there(machine, connected).await
+    }
+
+    /// Connect, and do something that ends when the VM does.
+    async fn with<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
+        let shell = self.connect(machine, &Interrupt::new()).await?;
+        let done = self.while_there(machine, act(&shell)).await;
+        shell.session.close().await;
+        done
+    }
+
+    /// [`Failure::Lost`] as soon as the VM is gone, and instead of whatever its going made fail.
+    async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
+        let watch = async {
+            loop {
+                sleep(WATCH).await;
+                if self.is_gone(machine).await {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = watch => Err(Failure::Lost),
+            done = act => match done {
+                Err(Failure::World(_)) if self.is_gone(machine).await => Err(Failure::Lost),
+                done => done,
+            },
+        }
+    }
+
+    /// A VMM that does not answer right now is no proof of anything: what is under way has limits of its own.
+    async fn is_gone(&self, machine: &Machine) -> bool {
+        self.vmm.find(machine.vmm).await.is_ok_and(|state| !state.has_system())
+    }
+
+    fn remember(&self, expected: Arc<[Expected]>) {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(expected);
+    }
+
+    async fn expected(&self) -> Result<Arc<[Expected]>> {
+        let known = self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
+        let expected: Arc<[Expected]> = credentials.iter().map(Expected::from).collect();
+        self.remember(Arc::clone(&expected));
+        Ok(expected)
+    }
+
+    fn targets(&self) -> Result<Vec<GuestPath>> {
+        self.settings.wanted.targets().map_err(Failure::world)
+    }
+}
+
+fn failure(error: ChannelError) -> Failure {
+    match error {
+        ChannelError::Interrupted => Failure::Interrupted,
+        error => Failure::world(error),
+    }
+}
+
+/// Asks whoever is in charge of the guest to end it.
+const SHUT_DOWN: &str = r#"
+for c in poweroff shutdown halt; do
+  command -v "$c" > /dev/null || continue
+  case $c in shutdown) "$c" -h now ;; halt) "$c" -p ;; *) "$c" ;; esac
+  exit
+done
+echo 'there is no poweroff, shutdown or halt' >&2
+exit 127
+"#;
+
+#[async_trait]
+impl Guest for SshGuest {
+    async fn ready(&self, machine: &Machine) -> Result<BootId> {
+        self.with(machine, async |shell: &Shell| Ok(shell.facts.boot)).await
+    }
+
+    async fn inject(&self, machine: &Machine) -> Result<()> {
+        let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
+        self.remember(credentials.iter().map(Expected::from).collect());
+        let targets = self.targets()?;
+        self.with(machine, async move |shell: &Shell| {
+            wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
+            inject::inject(shell, &credentials).await.map_err(Failure::world)
+        })
+        .await
+    }
+
+    async fn wipe(&self, machine: &Machine) -> Result<()> {
+        let targets = self.targets()?;
+        let list = &self.settings.wanted.wipe;
+        self.with(machine, async |shell: &Shell| {
+            wipe::wipe(shell, &targets, list).await.map_err(Failure::world)
+        })
+        .await
+    }
+
+    async fn mount(&self, machine: &Machine) -> Result<()> {
+        let mounts = &self.settings.mounts;
+        self.with(machine, async |shell: &Shell| mounts::mount(shell, mounts).await.map_err(Failure::world))
+            .await
+    }
+
+    async fn unmount(&self, machine: &Machine) -> Result<()> {
+        let mounts = &self.settings.mounts;
+        self.with(machine, async |shell: &Shell| mounts::unmount(shell, mounts).await.map_err(Failure::world))
+            .await
+    }
+
+    async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
+        let expected = self.expected().await?;
+        let shares = &self.settings.mounts;
+        self.with(machine, async |shell: &Shell| {
+            let credentials = inject::presence(shell, &expected).await.map_err(Failure::world)?;
+            let mounts = mounts::presence(shell, shares).await.map_err(Failure::world)?;
+            Ok(Equipment { credentials, mounts })
+        })
+        .await
+    }
+
+    async fn settle(&self, machine: &Machine) -> Result<()> {
+        self.with(machine, async |shell: &Shell| {
+            settle::settle(shell).await.map(drop).map_err(Failure::world)
+        })
+        .await
+    }
+
+    async fn shut_down(&self, machine: &Machine) -> Result<()> {
+        let shell = self.connect(machine, &Interrupt::new()).await?;
+        let (what, nothing) = ("ask the guest to shut down", Zeroizing::new(Vec::new()));
+        match shell.script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT).await {
+            // It went while it was asked.
+            Ok(_)
+            | Err(ScriptError::Channel {
+                source: ChannelError::Closed | ChannelError::Silent { .. }, ..
+            }) => Ok(()),
+            Err(error) => Err(Failure::world(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Real SSH servers for tests: each with homes, users and processes of its own, all gone when it is dropped.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use russh::keys::PrivateKey;
+use tempfile::TempDir;
+
+use super::channel::{Endpoint, Limits, Session};
+use super::host_key::Pin;
+use super::key;
+use super::names::UserName;
+use super::ready::until_ready;
+use super::shell::Shell;
+use crate::engine::transition::Interrupt;
+
+/// What stands behind the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// dropbear, in a root of its own with nothing but busybox: the smallest guest there is.
+    Busybox,
+    /// OpenSSH, with this machine's own programs, and `sudo` for `user`.
+    Debian,
+    /// The same without `sudo`.
+    DebianWithoutSudo,
+}
+
+/// A server, and the "guest" that it serves.
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) key: Arc<PrivateKey>,
+    pub(super) directory: TempDir,
+    /// Where its users' homes are, seen from here.
+    homes: PathBuf,
+    process: Child,
+}
+
+/// A port of the loopback that nobody has, below those that the kernel gives to anybody.
+pub(super) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = u16::try_from(std::process::id() % 100).unwrap() * 100;
+    loop {
+        let port = 20_000 + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn sh(script: &str) {
+    let output = Command::new("sh").arg("-ec").arg(script).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Server {
+    pub(super) fn start(kind: Kind) -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test makes users and namespaces and needs root");
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let key = Arc::new(key::generate().unwrap());
+        let port = free_port();
+        let (homes, script) = match kind {
+            Kind::Busybox => busybox(directory.path(), port),
+            Kind::Debian => debian(directory.path(), port, true),
+            Kind::DebianWithoutSudo => debian(directory.path(), port, false),
+        };
+        for (user, id) in [("root", 0), ("user", 1000)] {
+            let home = homes.join(user);
+            let ssh = home.join(".ssh");
+            fs::create_dir_all(&ssh).unwrap();
+            fs::write(ssh.join("authorized_keys"), key::public_text(&key).unwrap()).unwrap();
+            for path in [&home, &ssh, &ssh.join("authorized_keys")] {
+                chown(path, Some(id), Some(id)).unwrap();
+                let mode = if path.is_dir() { 0o700 } else { 0o600 };
+                fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+            }
+        }
+        let process = Command::new("unshare")
+            .args([
+                "--mount",
+                "--pid",
+                "--fork",
+                "--kill-child",
+                "--propagation",
+                "private",
+                "sh",
+                "-ec",
+                &script,
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(directory.path().join("log")).unwrap())
+            .spawn()
+            .unwrap();
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        Self { address, key, directory, homes, process }
+    }
+
+    /// A file in the home of a user.
+    pub(super) fn home(&self, user: &str, name: &str) -> PathBuf {
+        self.homes.join(user).join(name)
+    }
+
+    pub(super) fn endpoint(&self, user: &str) -> Endpoint {
+        Endpoint {
+            address: self.address,
+            user: UserName::try_from(user.to_owned()).unwrap(),
+            key: Arc::clone(&self.key),
+            pin: Pin::new(self.directory.path().join("pin")),
+        }
+    }
+
+    pub(super) async fn connect(&self, user: &str) -> Shell {
+        let endpoint = &self.endpoint(user);
+        let attempt = async move |limits: Limits| {
+            Ok(Shell::greet(Session::open(endpoint, limits).await?, limits.connect).await?)
+        };
+        let shell = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
+        shell.unwrap_or_else(|error| panic!("{error:?}\n{}", self.log()))
+    }
+
+    pub(super) fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+/// Longer than anything here takes on a busy machine.
+pub(super) const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+const PASSWD: &str = "root::0:0:root:HOMES/root:/bin/sh\nuser::1000:1000:user:HOMES/user:/bin/sh\n";
+
+/// Writes down what it was asked to trim: the real one would trim this machine's disks.
+const FSTRIM: &str = "#!/bin/sh\necho \"$@\" >> LOG\n";
+
+fn executable(path: &Path, text: &str) {
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn busybox(directory: &Path, port: u16) -> (PathBuf, String) {
+    let root = directory.join("root");
+    for name in ["bin", "dev", "proc", "tmp", "run", "etc", "usr/sbin", "home"] {
+        fs::create_dir_all(root.join(name)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    let applets = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
+    for applet in
+        String::from_utf8(applets).unwrap().lines().filter(|applet| !matches!(*applet, "busybox" | "fstrim"))
+    {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    executable(&root.join("bin/fstrim"), &FSTRIM.replace("LOG", "/run/fstrim.log"));
+    fs::write(root.join("etc/passwd"), PASSWD.replace("HOMES", "/home")).unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\nusers:x:1000:\n").unwrap();
+    fs::write(root.join("etc/shells"), "/bin/sh\n").unwrap();
+    let path = root.display();
+    sh(&format!(
+        "cp /usr/sbin/dropbear '{path}/usr/sbin/'
+         for l in $(ldd /usr/sbin/dropbear | grep -o '/[^ ]*') /lib/x86_64-linux-gnu/libnss_files.so.2; do
+           mkdir -p \"{path}${{l%/*}}\"; cp -L \"$l\" \"{path}$l\"
+         done
+         dropbearkey -t ed25519 -f '{path}/etc/hostkey' 2>&1"
+    ));
+    let script = format!(
+        "mount --bind '{path}' '{path}'; mount -t proc proc '{path}/proc'; mount --rbind /dev '{path}/dev'
+         mount -t tmpfs tmpfs '{path}/dev/shm'
+         exec env -i PATH=/bin /usr/sbin/chroot '{path}' /usr/sbin/dropbear -F -E -r /etc/hostkey -p 127.0.0.1:{port}"
+    );
+    (root.join("home"), script)
+}
+
+fn debian(directory: &Path, port: u16, sudo: bool) -> (PathBuf, String) {
+    let homes = directory.join("homes");
+    let path = directory.display();
+    fs::create_dir_all(&homes).unwrap();
+    fs::write(directory.join("passwd"), PASSWD.replace("HOMES", &homes.display().to_string())
+        + "sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n").unwrap();
+    fs::write(directory.join("shadow"), "root:*:19000:0:99999:7:::\nuser:*:19000:0:99999:7:::\n").unwrap();
+    let rule = if sudo { "user ALL=(ALL) NOPASSWD: ALL\n" } else { "" };
+    fs::write(directory.join("sudoers"), format!("root ALL=(ALL) ALL\n{rule}")).unwrap();
+    fs::set_permissions(directory.join("sudoers"), fs::Permissions::from_mode(0o440)).unwrap();
+    executable(&directory.join("fstrim"), &FSTRIM.replace("LOG", &format!("{path}/fstrim.log")));
+    sh(&format!(
+        "ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'"
+    ));
+    fs::write(directory.join("sshd_config"), format!(
+        "ListenAddress 127.0.0.1:{port}\nHostKey {path}/hostkey\nHostKey {path}/hostkey2\nUsePAM no\nPidFile none\n\
+         PermitRootLogin prohibit-password\nMaxStartups 100\n"
+    )).unwrap();
+    let script = format!(
+        "cd '{path}'; for f in passwd shadow sudoers; do mount --bind $f /etc/$f; done
+         mount --bind fstrim /usr/sbin/fstrim; mount -t tmpfs tmpfs /run; mkdir -p /run/sshd
+         mount -t tmpfs tmpfs /dev/shm; mount -t proc proc /proc
+         exec /usr/sbin/sshd -D -e -f '{path}/sshd_config'"
+    );
+    (homes, script)
+}

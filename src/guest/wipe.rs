@@ -1,0 +1,228 @@
+//! Taking credentials out of the guest, and out of what its kernel keeps of its disks.
+//!
+//! What is overwritten and removed: every file in the ledger, every file that the configuration wants injected, its wipe
+//! list, and the histories of shells. Then the page cache is dropped and free blocks are trimmed. Memory that processes
+//! have freed is not reached from here: the guest's kernel must be told to zero it (`init_on_free=1`).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
+use super::names::{BadGuestPath, GuestPath};
+use super::shell::{Rights, ScriptError, Shell, quoted};
+
+/// Time for removing files: some may be large directories.
+const REMOVE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Time for sync and fstrim.
+const FLUSH_LIMIT: Duration = Duration::from_secs(120);
+
+/// What shells and their like remember of what was typed, below a home.
+const HISTORIES: [&str; 10] = [
+    ".ash_history",
+    ".bash_history",
+    ".sh_history",
+    ".zsh_history",
+    ".histfile",
+    ".python_history",
+    ".node_repl_history",
+    ".lesshst",
+    ".viminfo",
+    ".local/share/fish/fish_history",
+];
+
+/// Why a guest is not clean.
+#[derive(Debug, thiserror::Error)]
+pub enum WipeError {
+    /// Some targets are still there.
+    #[error("not removed from the guest: {}{}", .left.join(", "), reasons(.why))]
+    Left {
+        /// Which: absolute paths in the guest.
+        left: Vec<String>,
+        /// What the guest says.
+        why: String,
+    },
+    /// A script did not run.
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    /// A path cannot be used.
+    #[error("the wipe list has a path that cannot be used")]
+    Path(#[from] BadGuestPath),
+}
+
+fn reasons(why: &str) -> String {
+    if why.is_empty() { String::new() } else { format!(" ({why})") }
+}
+
+/// `forget PATH FOLLOW`: overwrites and removes; nothing there is fine. A symbolic link is removed itself; where FOLLOW is
+/// set, so is the file that it leads to, unless that is the host's. Never touches a share, and never crosses a mount.
+const FORGET: &str = r#"
+no() { printf '%s: %s\n' "$1" "$2"; return 1; }
+forget() {
+  [ -e "$1" ] || [ -L "$1" ] || return 0
+  ! shared "$(real_parent "$1")" || no "$1" 'lies on a share and is the host'\''s' || return 1
+  if [ -L "$1" ]; then
+    d=$(readlink -f "$1") || d=
+    if [ -n "$2" ] && [ -f "$d" ] && ! shared "${d%/*}"; then
+      e=$(overwrite "$d" 2>&1 && rm -f "$d" 2>&1) || no "$d" "$e" || return 1
+    fi
+    rm -f "$1"
+  elif [ -d "$1" ]; then
+    r=$(readlink -f "$1") || return 1
+    while read -r _ m _; do
+      m=$(plain "$m")
+      case $m/ in "$r"/*) no "$1" "$m is mounted there" || return 1 ;; esac
+    done < /proc/mounts
+    e=$(find "$1" -xdev -type f -exec sh -c "$OVERWRITE"'
+overwrite "$@"' sh {} + 2>&1 && rm -rf "$1" 2>&1) || no "$1" "$e" || return 1
+  elif [ -f "$1" ]; then
+    e=$(overwrite "$1" 2>&1 && rm -f "$1" 2>&1) || no "$1" "$e" || return 1
+  else
+    rm -f "$1"
+  fi
+  [ ! -e "$1" ] && [ ! -L "$1" ]
+}
+# An answer begins with a word of its own, so that no path can be taken for another answer.
+try() { w=$(forget "$1" "$2" 2>&1) || { printf 'left %s\n' "$1"; printf '%s\n' "$w" | sed 's/^/why /'; }; }
+"#;
+
+/// Drops caches, and trims what can be trimmed; a device without discard says so and is no error.
+const FLUSH: &str = r#"
+sync || exit 1
+echo 3 > /proc/sys/vm/drop_caches || exit 1
+command -v fstrim > /dev/null || exit 0
+while read -r _ m f o _; do
+  case $f in ext[234]|xfs|btrfs|f2fs) ;; *) continue ;; esac
+  case ,$o, in *,ro,*) continue ;; esac
+  e=$(fstrim "$(plain "$m")" 2>&1) && continue
+  case $e in *'ot supported'*|*'nappropriate ioctl'*) ;; *) printf '%s\n' "$e" >&2; exit 1 ;; esac
+done < /proc/mounts
+"#;
+
+/// Remove what was injected, what is `wanted` to be injected, and all of `list`, then flush.
+///
+/// # Errors
+/// [`WipeError::Left`] names every target that is still there; the rest is removed all the same.
+pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Result<(), WipeError> {
+    let home = &shell.facts.home;
+    let mut ours: BTreeSet<String> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
+    ours.extend(wanted.iter().map(|path| path.expand(home)));
+    let mut theirs: BTreeSet<String> = list.iter().map(|path| path.expand(home)).collect();
+    theirs.extend(HISTORIES.iter().map(|name| home.join(name)));
+
+    remove(shell, &ours, &theirs).await?;
+    let list = format!("rm -f {}", quoted(&home.join(LEDGER)));
+    let nothing = || Zeroizing::new(Vec::new());
+    shell.script("remove the list of injected files", Rights::User, &list, nothing(), REMOVE_LIMIT).await?;
+    shell
+        .script(
+            "drop the guest's caches",
+            Rights::Root,
+            &format!("{FUNCTIONS}{FLUSH}"),
+            nothing(),
+            FLUSH_LIMIT,
+        )
+        .await?;
+    Ok(())
+}
+
+/// Remove what was injected and is wanted no more.
+///
+/// # Errors
+/// Those of [`wipe`].
+pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), WipeError> {
+    let home = &shell.facts.home;
+    let wanted: BTreeSet<_> = wanted.iter().map(|path| path.expand(home)).collect();
+    let noted: BTreeSet<_> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
+    let strays: BTreeSet<_> = noted.difference(&wanted).cloned().collect();
+    if strays.is_empty() {
+        return Ok(());
+    }
+    remove(shell, &strays, &BTreeSet::new()).await?;
+    let kept: String = noted.intersection(&wanted).map(|path| format!("{path}\n")).collect();
+    let list = quoted(&home.join(LEDGER));
+    let script = format!("list={list}; cat > \"$list.new\" && mv -f \"$list.new\" \"$list\"");
+    let input = Zeroizing::new(kept.into_bytes());
+    shell.script("note what is injected no more", Rights::User, &script, input, REMOVE_LIMIT).await?;
+    Ok(())
+}
+
+/// Overwrite and remove, each with the rights that its place asks for; what is ours and resists the user, root removes.
+/// Links are followed for `theirs` alone: nixbox puts no links there, and what another's link leads to was never ours.
+async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String>) -> Result<(), WipeError> {
+    let home = &shell.facts.home;
+    let mine = |path: &&String| rights(home, path, None) == Rights::User;
+    let (user_ours, mut root_ours): (Vec<_>, Vec<_>) = ours.iter().partition(mine);
+    let (user_theirs, root_theirs): (Vec<_>, Vec<_>) = theirs.iter().partition(mine);
+
+    let mut left = attempt(shell, Rights::User, &user_ours, &user_theirs).await?;
+    let resisting: Vec<_> = user_ours.into_iter().filter(|path| left.holds(path)).collect();
+    root_ours.extend(&resisting);
+    match attempt(shell, Rights::Root, &root_ours, &root_theirs).await {
+        Ok(rest) => {
+            left.paths.retain(|path| !resisting.iter().any(|ours| is_of(path, ours)));
+            left.paths.extend(rest.paths);
+            left.why.extend(rest.why);
+        }
+        // Nobody can help: what is left already says more than this does.
+        Err(ScriptError::NoRights { .. }) if !left.paths.is_empty() => {
+            left.paths.extend(root_ours.iter().chain(&root_theirs).map(|path| (*path).clone()));
+            left.paths.sort();
+            left.paths.dedup();
+            left.why.push("the guest's user has no `sudo` without a password".to_owned());
+        }
+        Err(error) => return Err(error.into()),
+    }
+    if left.paths.is_empty() {
+        Ok(())
+    } else {
+        Err(WipeError::Left { left: left.paths, why: left.why.join("; ") })
+    }
+}
+
+/// Whether a path that is left is this one, or its unfinished self.
+fn is_of(left: &str, path: &str) -> bool {
+    left.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == UNFINISHED)
+}
+
+struct Left {
+    paths: Vec<String>,
+    why: Vec<String>,
+}
+
+impl Left {
+    fn holds(&self, path: &str) -> bool {
+        self.paths.iter().any(|left| is_of(left, path))
+    }
+}
+
+async fn attempt(
+    shell: &Shell,
+    with: Rights,
+    ours: &[&String],
+    theirs: &[&String],
+) -> Result<Left, ScriptError> {
+    if ours.is_empty() && theirs.is_empty() {
+        return Ok(Left { paths: Vec::new(), why: Vec::new() });
+    }
+    let mut script = format!("{FUNCTIONS}{FORGET}");
+    for path in ours {
+        script += &format!("try {} ''\ntry {} ''\n", quoted(path), quoted(&format!("{path}{UNFINISHED}")));
+    }
+    for path in theirs {
+        script += &format!("try {} follow\n", quoted(path));
+    }
+    let nothing = Zeroizing::new(Vec::new());
+    let told =
+        shell.script("remove credentials from the guest", with, &script, nothing, REMOVE_LIMIT).await?;
+    Ok(Left {
+        paths: told.lines().filter_map(|line| line.strip_prefix("left ")).map(str::to_owned).collect(),
+        why: told.lines().filter_map(|line| line.strip_prefix("why ")).map(printable).collect(),
+    })
+}
+
+fn printable(line: &str) -> String {
+    line.chars().filter(|letter| !letter.is_control()).take(300).collect()
+}
