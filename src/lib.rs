@@ -1,4 +1,5 @@
 //! nixbox
+pub mod config;
 pub mod engine;
 #[doc(hidden)]
 pub mod fakes;
@@ -7,4 +8,5 @@ pub mod host;
 pub mod operations;
 pub mod store;
 pub mod vmm;
+pub mod workspace;
 pub mod world;

@@ -1,7 +1,12 @@
 //! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
 
+pub mod copy;
+pub mod disk;
+pub mod files;
+pub mod hash;
 pub mod identity;
 pub mod ioctl;
+pub mod memory;
 pub mod network;
 pub mod process;
 pub mod shares;

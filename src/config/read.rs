@@ -1,0 +1,215 @@
+//! Reading TOML strictly: every key is known, every value has its type, and every complaint has its place.
+//!
+//! On the parsed tree with its spans rather than on serde's, which knows neither the nearest key nor, for a wrong type
+//! in a nested table, the full path of it; and so that no complaint ever quotes a value of `[env]`.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::value::ValueError;
+use super::{ConfigError, Result};
+
+/// Where in a file something stands. Lines and columns begin with 1; columns count characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// The file.
+    pub path: PathBuf,
+    /// The line.
+    pub line: usize,
+    /// The column.
+    pub column: usize,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}:{}", self.path.display(), self.line, self.column)
+    }
+}
+
+/// A text and the file that it is the content of.
+#[derive(Clone, Copy)]
+pub(super) struct Text<'a> {
+    pub(super) path: &'a Path,
+    pub(super) text: &'a str,
+}
+
+impl<'a> Text<'a> {
+    pub(super) fn position(self, span: &Range<usize>) -> Position {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Position {
+            path: self.path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+
+    /// The text as a tree.
+    pub(super) fn parse(self) -> Result<Spanned<DeTable<'a>>> {
+        DeTable::parse(self.text).map_err(|error| ConfigError::Syntax {
+            at: self.position(&error.span().unwrap_or(0..0)),
+            // Only the message: the error itself shows the line, which may be one of `[env]`.
+            message: error.message().to_owned(),
+        })
+    }
+}
+
+/// One value with its place.
+pub(super) struct Value<'a> {
+    text: Text<'a>,
+    key: String,
+    span: Range<usize>,
+    value: &'a DeValue<'a>,
+}
+
+impl<'a> Value<'a> {
+    /// A complaint about it.
+    pub(super) fn refuse(&self, source: ValueError) -> ConfigError {
+        ConfigError::Value { at: self.position(), key: self.key.clone(), source }
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.text.position(&self.span)
+    }
+
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(super) fn wrong_type(&self, wanted: &'static str) -> ConfigError {
+        let found = self.value.type_str();
+        ConfigError::Type { at: self.position(), key: self.key.clone(), found, wanted }
+    }
+
+    pub(super) fn text(&self) -> Result<&'a str> {
+        self.value.as_str().ok_or_else(|| self.wrong_type("string"))
+    }
+
+    pub(super) fn parse<T: FromStr<Err = ValueError>>(&self) -> Result<T> {
+        self.text()?.parse().map_err(|error| self.refuse(error))
+    }
+
+    pub(super) fn truth(&self) -> Result<bool> {
+        self.value.as_bool().ok_or_else(|| self.wrong_type("boolean"))
+    }
+
+    /// A whole number within limits.
+    pub(super) fn number(&self, least: u32, most: u32) -> Result<u32> {
+        let number = self.value.as_integer().ok_or_else(|| self.wrong_type("integer"))?;
+        // One that does not even fit is out of any range; its exact value does not matter.
+        let number =
+            i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).unwrap_or(i64::MAX);
+        u32::try_from(number)
+            .ok()
+            .filter(|number| (least..=most).contains(number))
+            .ok_or_else(|| self.refuse(ValueError::Range(number, least.into(), most.into())))
+    }
+
+    pub(super) fn list(&self) -> Result<Vec<Self>> {
+        let list = self.value.as_array().ok_or_else(|| self.wrong_type("array"))?;
+        Ok(list.iter().map(|entry| self.inner(self.key.clone(), entry)).collect())
+    }
+
+    pub(super) fn is_text(&self) -> bool {
+        self.value.is_str()
+    }
+
+    /// A table with these keys and no others.
+    pub(super) fn table(&self, known: &'static [&'static str]) -> Result<Section<'a>> {
+        let section = self.open_table()?;
+        section.check_keys(known)?;
+        Ok(section)
+    }
+
+    /// A table with whatever keys.
+    pub(super) fn open_table(&self) -> Result<Section<'a>> {
+        let table = self.value.as_table().ok_or_else(|| self.wrong_type("table"))?;
+        Ok(Section { text: self.text, key: self.key.clone(), span: self.span.clone(), table })
+    }
+
+    fn inner(&self, key: String, entry: &'a Spanned<DeValue<'a>>) -> Self {
+        Self { text: self.text, key, span: entry.span(), value: entry.get_ref() }
+    }
+}
+
+/// One table with its place.
+pub(super) struct Section<'a> {
+    text: Text<'a>,
+    key: String,
+    span: Range<usize>,
+    table: &'a DeTable<'a>,
+}
+
+impl<'a> Section<'a> {
+    /// The whole file.
+    pub(super) fn whole(
+        text: Text<'a>,
+        table: &'a DeTable<'a>,
+        known: &'static [&'static str],
+    ) -> Result<Self> {
+        let section = Self { text, key: String::new(), span: 0..0, table };
+        section.check_keys(known)?;
+        Ok(section)
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        if self.key.is_empty() { key.to_owned() } else { format!("{}.{key}", self.key) }
+    }
+
+    fn check_keys(&self, known: &'static [&'static str]) -> Result<()> {
+        // The first by place, not by name.
+        let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
+        let Some(key) = unknown.min_by_key(|key| key.span().start) else { return Ok(()) };
+        Err(ConfigError::UnknownKey {
+            at: self.text.position(&key.span()),
+            key: self.path_of(key.get_ref()),
+            nearest: super::tables::elsewhere(key.get_ref()).or_else(|| nearest(key.get_ref(), known)),
+            known,
+        })
+    }
+
+    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+        let value = self.table.get(key)?;
+        Some(Value { text: self.text, key: self.path_of(key), span: value.span(), value: value.get_ref() })
+    }
+
+    /// A value that has to be there.
+    pub(super) fn need(&self, key: &'static str) -> Result<Value<'a>> {
+        self.get(key).ok_or_else(|| ConfigError::Missing { at: self.position(), key: self.path_of(key) })
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.text.position(&self.span)
+    }
+
+    /// A list; empty if it is not there.
+    pub(super) fn list(&self, key: &str) -> Result<Vec<Value<'a>>> {
+        self.get(key).map_or(Ok(Vec::new()), |value| value.list())
+    }
+
+    /// All entries in the order of their keys, with the place of each key.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Position, Value<'a>)> {
+        self.table.iter().map(|(key, value)| {
+            let name: &str = key.get_ref();
+            let path = self.path_of(name);
+            let value = Value { text: self.text, key: path, span: value.span(), value: value.get_ref() };
+            (name, self.text.position(&key.span()), value)
+        })
+    }
+}
+
+/// The known key that a misspelt one is most like; none if it is like none.
+fn nearest(key: &str, known: &'static [&'static str]) -> Option<&'static str> {
+    let key = key.to_lowercase().replace('_', "-");
+    let likeness = |known: &str| strsim::jaro_winkler(&key, known);
+    known
+        .iter()
+        .copied()
+        .filter(|known| likeness(known) > 0.75)
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+}

@@ -1,0 +1,427 @@
+//! Copies of large files: a reflink where the file system has it, else the data alone, by several threads, holes kept.
+//!
+//! A sparse copy reads the extents that the source says it has (`SEEK_DATA`, `SEEK_HOLE`), leaves out pages of zeros,
+//! can hash on the way ([`super::hash`]), tells how far it is, and ends within some milliseconds of an [`Interrupt`].
+//! Nothing is synced but by [`sync`]: a VM may be paused for the copy, and a sync can be made when it runs again.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use futures_util::future::join_all;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use super::hash::{PIECE, PieceHasher, PieceHashes, pieces};
+use crate::world::{Failure, Interrupt};
+
+/// Bytes read at once: the interrupt is looked at before each.
+const CHUNK: usize = 1 << 20;
+/// A run of this many zeros, at a multiple of it, becomes a hole.
+const PAGE: usize = 4096;
+static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
+/// More threads than this gain nothing on one disk or one memory bus.
+const MAX_THREADS: usize = 8;
+
+/// Hears how far a copy is. Called from the threads that copy, so it must not wait for anything.
+pub trait Progress: Send + Sync {
+    /// `done` of about `total` bytes of `what`. The last call of a copy has both equal.
+    fn progress(&self, what: &str, done: u64, total: u64);
+}
+
+/// Hears nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn progress(&self, _what: &str, _done: u64, _total: u64) {}
+}
+
+/// How a copy was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// The file system shares the blocks: nothing was copied.
+    Reflink,
+    /// The data was copied, the holes kept.
+    Sparse {
+        /// Bytes of data read.
+        read: u64,
+        /// Bytes of it that were not zeros, and written.
+        written: u64,
+    },
+}
+
+/// An open file and the path that it is known by.
+#[derive(Debug)]
+pub struct Named {
+    /// The file.
+    pub file: File,
+    /// For messages.
+    pub path: PathBuf,
+}
+
+/// One copy to be made.
+#[derive(Debug)]
+pub struct Copying {
+    /// For people: "disk 0", "memory".
+    pub what: String,
+    /// Opened for reading.
+    pub source: Named,
+    /// Empty, opened for reading and writing.
+    pub target: Named,
+    /// Whether to share blocks where the file system can. A reflink is not hashed.
+    pub reflink: bool,
+    /// Whether to hash on the way.
+    pub hash: bool,
+}
+
+/// What a copy came to.
+#[derive(Debug)]
+pub struct Copied {
+    /// How it was made.
+    pub method: Method,
+    /// The hashes of its pieces, if that was asked for and data was copied.
+    pub hashes: Option<PieceHashes>,
+}
+
+/// Why a copy was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// Somebody asked to stop.
+    #[error("the copy was interrupted")]
+    Interrupted,
+    /// The source cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The source.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The target cannot be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The target.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The target's file system is full.
+    #[error("no space left for {}: about {missing} bytes are missing", path.display())]
+    Full {
+        /// The target.
+        path: PathBuf,
+        /// What is still to be copied and does not fit, in bytes.
+        missing: u64,
+    },
+    /// The source has become shorter while it was copied.
+    #[error("{} has become shorter while it was copied", path.display())]
+    Shrunk {
+        /// The source.
+        path: PathBuf,
+    },
+    /// A thread of ours ended without a result.
+    #[error("a copying thread ended without a result")]
+    Thread(#[source] tokio::task::JoinError),
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Interrupted => Self::Interrupted,
+            error => Self::world(error),
+        }
+    }
+}
+
+type Result<T, E = CopyError> = std::result::Result<T, E>;
+
+/// Makes the copy. The target then has the source's size and content.
+///
+/// # Errors
+/// See [`CopyError`]. The target then has some of the content.
+pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Interrupt) -> Result<Copied> {
+    let Copying { what, source, target, reflink, hash } = copying;
+    let (size, total) = extent(&source)?;
+    let (source, target) = (Arc::new(source), Arc::new(target));
+    if reflink && share(&source, &target, interrupt).await? {
+        progress.progress(&what, total, total);
+        return Ok(Copied { method: Method::Reflink, hashes: None });
+    }
+    target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
+    let stop = interrupt.child();
+    let _stop_with_this_future = stop.on_drop();
+    let reading = Reading::new(what, source, Some(target), size, total, hash, progress, stop);
+    let (read, written, hashes) = reading.run().await?;
+    Ok(Copied { method: Method::Sparse { read, written }, hashes })
+}
+
+/// Hashes a file without copying it.
+///
+/// # Errors
+/// [`CopyError::Interrupted`], or if it cannot be read.
+pub async fn hash(
+    what: String,
+    source: Named,
+    progress: Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<PieceHashes> {
+    let (size, total) = extent(&source)?;
+    let stop = interrupt.child();
+    let _stop_with_this_future = stop.on_drop();
+    let reading = Reading::new(what, Arc::new(source), None, size, total, true, progress, stop);
+    let (_, _, hashes) = reading.run().await?;
+    Ok(hashes.unwrap_or_else(|| PieceHashes::new(size)))
+}
+
+/// A file's size in bytes, and about how much of it is data.
+fn extent(source: &Named) -> Result<(u64, u64)> {
+    let status = rustix::fs::fstat(&source.file)
+        .map_err(|error| CopyError::Read { path: source.path.clone(), source: error.into() })?;
+    let size = status.st_size.unsigned_abs();
+    // 512: the unit of st_blocks, whatever the file system's own is.
+    Ok((size, size.min(status.st_blocks.unsigned_abs().saturating_mul(512))))
+}
+
+/// Runs `work` on a thread that may wait, and answers an interrupt at once. The thread then goes on with the open files
+/// that it has and ends by itself, so `work` must not look anything up by path.
+pub(crate) async fn answering<T: Send + 'static>(
+    interrupt: &Interrupt,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    tokio::select! {
+        biased;
+        () = interrupt.wait() => Err(CopyError::Interrupted),
+        ended = tokio::task::spawn_blocking(work) => ended.map_err(CopyError::Thread),
+    }
+}
+
+/// Waits until the file is on the medium.
+///
+/// # Errors
+/// [`CopyError::Interrupted`] at once, or if the medium fails.
+pub async fn sync(named: Named, interrupt: &Interrupt) -> Result<()> {
+    answering(interrupt, move || named.file.sync_all().map_err(|error| write_error(&named, error, 0))).await?
+}
+
+/// Whether the file systems share the source's blocks with the target now.
+async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) -> Result<bool> {
+    let (from, to) = (Arc::clone(source), Arc::clone(target));
+    // A source with unwritten pages is written inside the call, which may take long.
+    let shared = answering(interrupt, move || rustix::fs::ioctl_ficlone(&to.file, &from.file)).await?;
+    match shared {
+        Ok(()) => Ok(true),
+        // Not this file system (EOPNOTSUPP, ENOTTY), not across two (EXDEV), not these two files (EINVAL: one of them
+        // is without copy-on-write). A thread's seccomp filter or an old overlay answers ENOSYS or EPERM.
+        Err(
+            Errno::OPNOTSUPP
+            | Errno::NOTTY
+            | Errno::XDEV
+            | Errno::INVAL
+            | Errno::NOSYS
+            | Errno::PERM
+            | Errno::TXTBSY,
+        ) => Ok(false),
+        Err(error) => Err(write_error(target, error.into(), 0)),
+    }
+}
+
+fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {
+    let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+    if !full {
+        return CopyError::Write { path: target.path.clone(), source };
+    }
+    let free = rustix::fs::fstatvfs(&target.file)
+        .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize));
+    CopyError::Full { path: target.path.clone(), missing: remaining.saturating_sub(free).max(1) }
+}
+
+/// The pieces of one file being read by several threads: hashed, written elsewhere, or both.
+struct Reading {
+    what: String,
+    source: Arc<Named>,
+    target: Option<Arc<Named>>,
+    size: u64,
+    total: u64,
+    hashes: Option<Mutex<PieceHashes>>,
+    next: AtomicU64,
+    read: AtomicU64,
+    written: AtomicU64,
+    progress: Arc<dyn Progress>,
+    stop: Interrupt,
+}
+
+impl Reading {
+    #[expect(clippy::too_many_arguments, reason = "it is called twice, with all of them different")]
+    fn new(
+        what: String,
+        source: Arc<Named>,
+        target: Option<Arc<Named>>,
+        size: u64,
+        total: u64,
+        hash: bool,
+        progress: Arc<dyn Progress>,
+        stop: Interrupt,
+    ) -> Arc<Self> {
+        let hashes = hash.then(|| Mutex::new(PieceHashes::new(size)));
+        let [next, read, written] = [const { AtomicU64::new(0) }; 3];
+        Arc::new(Self { what, source, target, size, total, hashes, next, read, written, progress, stop })
+    }
+
+    /// All pieces. Says how many bytes were read, and written, and the hashes.
+    async fn run(self: Arc<Self>) -> Result<(u64, u64, Option<PieceHashes>)> {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        let threads = threads.min(usize::try_from(pieces(self.size)).unwrap_or(MAX_THREADS));
+        let running = (0..threads).map(|_| {
+            let reading = Arc::clone(&self);
+            tokio::task::spawn_blocking(move || reading.run_pieces().inspect_err(|_| reading.stop.request()))
+        });
+        let mut interrupted = false;
+        let mut failed = None;
+        for ended in join_all(running).await {
+            match ended.map_err(CopyError::Thread).flatten() {
+                Ok(()) => {}
+                // One thread's failure stops the others: it is the reason, not their being stopped.
+                Err(CopyError::Interrupted) => interrupted = true,
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) => return Err(error),
+            None if interrupted => return Err(CopyError::Interrupted),
+            None => {}
+        }
+        let (read, written) = (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed));
+        self.progress.progress(&self.what, read, read);
+        let hashes =
+            self.hashes.as_ref().map(|hashes| hashes.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok((read, written, hashes))
+    }
+
+    /// Copies pieces until none is left.
+    fn run_pieces(&self) -> Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let piece = self.next.fetch_add(1, Ordering::Relaxed);
+            if piece >= pieces(self.size) {
+                return Ok(());
+            }
+            self.copy_piece(piece, &mut buffer)?;
+        }
+    }
+
+    fn copy_piece(&self, piece: u64, buffer: &mut [u8]) -> Result<()> {
+        let start = piece * PIECE;
+        let end = self.size.min(start + PIECE);
+        let mut hasher = None;
+        let mut at = start;
+        while at < end {
+            self.check()?;
+            let (data, hole) =
+                next_extent(&self.source.file, at, end).map_err(|error| self.read_error(error))?;
+            if self.hashes.is_some() && (hasher.is_some() || data < end) {
+                hasher.get_or_insert_with(|| PieceHasher::new(self.size, piece)).zeros(data - at);
+            }
+            at = data;
+            while at < hole {
+                self.check()?;
+                let chunk = &mut buffer[..CHUNK.min((hole - at) as usize)];
+                self.source.file.read_exact_at(chunk, at).map_err(|error| self.read_error(error))?;
+                if let Some(hasher) = &mut hasher {
+                    hasher.bytes(chunk);
+                }
+                self.write(chunk, at)?;
+                at += chunk.len() as u64;
+                let read = self.read.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
+                self.progress.progress(&self.what, read, self.total.max(read));
+            }
+        }
+        // An empty file is one piece without bytes, and has a hash all the same.
+        if self.size == 0 && self.hashes.is_some() {
+            hasher = Some(PieceHasher::new(0, 0));
+        }
+        if let (Some(hashes), Some(hasher)) = (&self.hashes, hasher) {
+            hashes.lock().unwrap_or_else(PoisonError::into_inner).set(piece, hasher.finish());
+        }
+        Ok(())
+    }
+
+    /// Writes what is not zeros, if it is to be written.
+    fn write(&self, chunk: &[u8], at: u64) -> Result<()> {
+        let Some(target) = &self.target else { return Ok(()) };
+        for (from, to) in runs_of_data(chunk) {
+            target.file.write_all_at(&chunk[from..to], at + from as u64).map_err(|error| {
+                write_error(target, error, self.total.saturating_sub(self.read.load(Ordering::Relaxed)))
+            })?;
+            self.written.fetch_add((to - from) as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.stop.requested() { Err(CopyError::Interrupted) } else { Ok(()) }
+    }
+
+    fn read_error(&self, source: io::Error) -> CopyError {
+        let path = self.source.path.clone();
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => CopyError::Shrunk { path },
+            _ => CopyError::Read { path, source },
+        }
+    }
+}
+
+/// Where the next data at or after `at` begins and ends, both at most `end`.
+///
+/// Several threads may ask of one file: the answers are right although they share the offset that the call moves,
+/// because nobody reads at it.
+fn next_extent(file: &File, at: u64, end: u64) -> io::Result<(u64, u64)> {
+    let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+        Ok(data) => data.min(end),
+        // No data from here on.
+        Err(Errno::NXIO) => end,
+        // A file system without holes.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((at, end)),
+        Err(error) => return Err(error.into()),
+    };
+    if data == end {
+        return Ok((end, end));
+    }
+    let hole = match rustix::fs::seek(file, SeekFrom::Hole(data)) {
+        Ok(hole) => hole.min(end),
+        // The file has become shorter: reading will tell.
+        Err(Errno::NXIO) => end,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((data, hole))
+}
+
+/// The runs of pages that are not all zeros, as ranges within the chunk.
+fn runs_of_data(chunk: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let zero = |at: usize| {
+            let page = &chunk[at..chunk.len().min(at + PAGE)];
+            page == &ZERO_PAGE[..page.len()]
+        };
+        while from < chunk.len() && zero(from) {
+            from += PAGE;
+        }
+        let mut to = from;
+        while to < chunk.len() && !zero(to) {
+            to += PAGE;
+        }
+        let run = (from, to.min(chunk.len()));
+        from = to;
+        (run.0 < run.1).then_some(run)
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

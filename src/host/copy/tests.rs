@@ -1,0 +1,258 @@
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Command;
+
+use super::*;
+use crate::world::Interrupt;
+
+/// A directory with one file system of each kind mounted below it, in a mount namespace of this process's own.
+///
+/// Called at the head of a test: runs the same test again in such a namespace and gives `None`; there it gives the
+/// directory. The mounts go with the namespace.
+pub(crate) fn mounted(test: &str) -> Option<PathBuf> {
+    const MOUNTS: &str = "NIXBOX_TEST_MOUNTS";
+    if let Some(directory) = std::env::var_os(MOUNTS) {
+        return Some(directory.into());
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: mounting file systems takes root");
+        return None;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let mut script = "set -e; cd \"$0\"\n".to_owned();
+    for (name, make) in [("ext4", "mkfs.ext4 -q -F"), ("btrfs", "mkfs.btrfs -q"), ("xfs", "mkfs.xfs -q")] {
+        script += &format!(
+            "mkdir {name}; truncate -s 400M {name}.img; {make} {name}.img >&2; mount -o loop {name}.img {name}\n"
+        );
+    }
+    script += "mkdir tmpfs small; mount -t tmpfs none tmpfs; mount -t tmpfs -o size=8m none small\n";
+    script += "\"$1\" --exact \"$2\" --nocapture";
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+        .arg(directory.path())
+        .arg(std::env::current_exe().unwrap())
+        .arg(test)
+        .env(MOUNTS, directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    None
+}
+
+/// Runs the same test in a process of its own, with `role` set to a directory, until it prints `ready`; then kills it.
+pub(crate) fn kill_when_ready(test: &str, role: &str, directory: &Path) {
+    let mut victim = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(role, directory)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = io::BufReader::new(victim.stdout.take().unwrap());
+    assert!(io::BufRead::lines(output).any(|line| line.unwrap() == "ready"));
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+}
+
+/// Says that it is ready at the first bytes, and never returns: for processes that are killed in mid-copy.
+pub(crate) struct Stuck;
+
+impl Progress for Stuck {
+    fn progress(&self, _what: &str, _done: u64, _total: u64) {
+        println!("\nready");
+        loop {
+            thread::park();
+        }
+    }
+}
+
+/// Asks to stop at the first bytes.
+pub(crate) struct Stopping(pub(crate) Interrupt);
+
+impl Progress for Stopping {
+    fn progress(&self, _what: &str, _done: u64, _total: u64) {
+        self.0.request();
+    }
+}
+
+/// A sparse file with data here and there, and pages of zeros that are data.
+pub(crate) fn patchy(path: &Path, size: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    let pattern: Vec<u8> = (0..300_000_u32).map(|number| (number * 7 % 251) as u8 + 1).collect();
+    for at in [0, 5 << 20, (8 << 20) - 150_000, 40 << 20] {
+        if at + pattern.len() as u64 <= size {
+            file.write_all_at(&pattern, at).unwrap();
+        }
+    }
+    if size > 30 << 20 {
+        file.write_all_at(&vec![0; 2 << 20], 20 << 20).unwrap();
+    }
+    if size > 0 {
+        file.write_all_at(&[9], size - 1).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+pub(crate) fn allocated(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().blocks() * 512
+}
+
+fn copying(from: &Path, to: &Path, reflink: bool) -> Copying {
+    let source = Named { file: File::open(from).unwrap(), path: from.to_owned() };
+    let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
+    Copying {
+        what: "it".to_owned(),
+        source,
+        target: Named { file, path: to.to_owned() },
+        reflink,
+        hash: true,
+    }
+}
+
+fn same(from: &Path, to: &Path) -> bool {
+    std::fs::read(from).unwrap() == std::fs::read(to).unwrap()
+}
+
+#[tokio::test]
+async fn copies_are_right_and_sparse_on_every_file_system() {
+    let Some(mounts) = mounted("host::copy::tests::copies_are_right_and_sparse_on_every_file_system") else {
+        return;
+    };
+    let never = Interrupt::new();
+    for from in ["ext4", "btrfs", "xfs", "tmpfs"] {
+        for size in [0, 1, 4097, 8 << 20, (64 << 20) + 123] {
+            let source = mounts.join(from).join(format!("source-{size}"));
+            patchy(&source, size);
+            for to in ["ext4", "btrfs", "xfs", "tmpfs"] {
+                for reflink in [false, true] {
+                    let target = mounts.join(to).join(format!("{from}-{size}-{reflink}"));
+                    let copied =
+                        copy(copying(&source, &target, reflink), Arc::new(Silent), &never).await.unwrap();
+                    let shares = reflink && from == to && matches!(from, "btrfs" | "xfs");
+                    assert_eq!(copied.method == Method::Reflink, shares, "{target:?}");
+                    assert!(same(&source, &target), "{target:?}");
+                    let Some(hashes) = copied.hashes else { continue };
+                    let expected = *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes();
+                    assert_eq!(hashes.finish(&never).unwrap(), expected, "{target:?}");
+                    File::open(&target).unwrap().sync_all().unwrap();
+                    // Four patches and the last byte; the 2 MiB of zeros have become a hole.
+                    assert!(allocated(&target) < 2 << 20, "{target:?}: {}", allocated(&target));
+                    std::fs::remove_file(&target).unwrap();
+                }
+            }
+            let named = Named { file: File::open(&source).unwrap(), path: source.clone() };
+            let read = hash("it".to_owned(), named, Arc::new(Silent), &never).await.unwrap();
+            assert_eq!(
+                read.finish(&never).unwrap(),
+                *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes()
+            );
+            std::fs::remove_file(&source).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_full_file_system_is_said_with_what_is_missing() {
+    let Some(mounts) = mounted("host::copy::tests::a_full_file_system_is_said_with_what_is_missing") else {
+        return;
+    };
+    let source = mounts.join("tmpfs/source");
+    std::fs::write(&source, vec![1; 32 << 20]).unwrap();
+    let target = mounts.join("small/target");
+    let error = copy(copying(&source, &target, true), Arc::new(Silent), &Interrupt::new()).await.unwrap_err();
+    let CopyError::Full { missing, .. } = error else { panic!("{error:?}") };
+    // 8 of the 32 MiB fit.
+    assert!((20 << 20..=25 << 20).contains(&missing), "{missing}");
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_a_copy_in_its_middle() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    std::fs::write(&source, vec![1; 64 << 20]).unwrap();
+    let interrupt = Interrupt::new();
+    let progress = Arc::new(Stopping(interrupt.clone()));
+    let error = copy(copying(&source, &target, true), progress, &interrupt).await.unwrap_err();
+    assert!(matches!(Failure::from(error), Failure::Interrupted));
+    // Each thread finishes the piece of a megabyte that it is at.
+    assert!(allocated(&target) <= (MAX_THREADS * 2 * CHUNK) as u64, "{}", allocated(&target));
+    let named = Named { file: File::open(&source).unwrap(), path: source };
+    assert!(matches!(sync(named, &interrupt).await, Err(CopyError::Interrupted)));
+}
+
+#[tokio::test]
+async fn a_copy_that_nobody_waits_for_ends() {
+    struct Count(Mutex<u64>, tokio::sync::Notify);
+    impl Progress for Count {
+        fn progress(&self, _what: &str, done: u64, _total: u64) {
+            *self.0.lock().unwrap() = done;
+            self.1.notify_one();
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    std::fs::write(&source, vec![1; 256 << 20]).unwrap();
+    let progress = Arc::new(Count(Mutex::new(0), tokio::sync::Notify::new()));
+    let never = Interrupt::new();
+    tokio::select! {
+        biased;
+        () = progress.1.notified() => {}
+        done = copy(copying(&source, &target, false), progress.clone(), &never) => panic!("{done:?}"),
+    }
+    // The threads hold the progress as long as they run.
+    while Arc::strong_count(&progress) > 1 {
+        tokio::task::yield_now().await;
+    }
+    assert!(*progress.0.lock().unwrap() < 256 << 20);
+}
+
+#[tokio::test]
+async fn a_source_that_shrinks_is_noticed() {
+    struct Cutting(PathBuf);
+    impl Progress for Cutting {
+        fn progress(&self, _what: &str, _done: u64, _total: u64) {
+            File::options().write(true).open(&self.0).unwrap().set_len(1 << 20).unwrap();
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    std::fs::write(&source, vec![1; 64 << 20]).unwrap();
+    let cutting = Arc::new(Cutting(source.clone()));
+    let copied = copy(copying(&source, &target, false), cutting, &Interrupt::new()).await;
+    assert!(matches!(copied, Err(CopyError::Shrunk { .. })), "{copied:?}");
+}
+
+#[tokio::test]
+async fn progress_ends_with_everything_done() {
+    struct Last(Mutex<Vec<(u64, u64)>>);
+    impl Progress for Last {
+        fn progress(&self, what: &str, done: u64, total: u64) {
+            assert!(what == "it" && done <= total);
+            self.0.lock().unwrap().push((done, total));
+        }
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    std::fs::write(&source, vec![1; 20 << 20]).unwrap();
+    let last = Arc::new(Last(Mutex::default()));
+    copy(copying(&source, &target, false), last.clone(), &Interrupt::new()).await.unwrap();
+    let calls = last.0.lock().unwrap();
+    assert_eq!(calls.last(), Some(&(20 << 20, 20 << 20)));
+    assert!(calls.len() >= 20);
+}
+
+#[test]
+fn runs_of_data_are_whole_pages_but_for_the_last() {
+    let mut chunk = vec![0; 5 * PAGE + 10];
+    assert_eq!(runs_of_data(&chunk).count(), 0);
+    chunk[PAGE] = 1;
+    chunk[2 * PAGE + 5] = 1;
+    chunk[5 * PAGE + 9] = 1;
+    let runs: Vec<_> = runs_of_data(&chunk).collect();
+    assert_eq!(runs, [(PAGE, 3 * PAGE), (5 * PAGE, 5 * PAGE + 10)]);
+}

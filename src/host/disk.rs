@@ -1,0 +1,436 @@
+//! The VM's disk images: `.nixbox/run/disk-<generation>/<n>.img`.
+//!
+//! A set is made in `disk-<generation>.partial/`, synced, and renamed when it is whole, so that a crash leaves what
+//! [`Disk::find`] can tell. `images.json` in it says which images there should be. Templates and the images of
+//! snapshots are opened for reading only. In a snapshot the images are `disk-<n>.img`.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::copy::{self, CopyError, Copying, Method, Named, Progress};
+use super::files::{FileError, Folder};
+use super::hash::{Identity, KnownHashes};
+use crate::store::StoreError;
+use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
+
+mod mkfs;
+
+pub use mkfs::MkfsError;
+
+const INVENTORY: &str = "images.json";
+/// More than an inventory of any sane number of images takes.
+const INVENTORY_LIMIT: u64 = 64 << 10;
+
+/// One disk of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The template, never written.
+    pub image: Option<PathBuf>,
+    /// Its size in bytes; without one, the template's.
+    pub size: Option<u64>,
+}
+
+/// Why disk images could not be made, captured or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// A file or directory of ours.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A copy.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The template cannot be opened.
+    #[error("cannot open the disk image {}", path.display())]
+    Template {
+        /// The template.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The template is a directory, a device, a pipe.
+    #[error("the disk image {} is not a regular file", path.display())]
+    TemplateKind {
+        /// The template.
+        path: PathBuf,
+    },
+    /// The template is larger than the configured size: it would have to be cut.
+    #[error(
+        "the disk image {} has {found} bytes, and its disk is to have {wanted}: raise `size` or leave it out",
+        path.display()
+    )]
+    TooSmall {
+        /// The template.
+        path: PathBuf,
+        /// Its bytes.
+        found: u64,
+        /// The configured bytes.
+        wanted: u64,
+    },
+    /// Neither a template nor a size.
+    #[error("disk {0} has neither an image nor a size")]
+    Nothing(usize),
+    /// An empty file system could not be made.
+    #[error(transparent)]
+    Mkfs(#[from] MkfsError),
+    /// The inventory of a set is not what we write.
+    #[error("{} is not the inventory of disk images that nixbox wrote", path.display())]
+    Inventory {
+        /// The inventory.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The set of a generation is not there, or not all of it.
+    #[error("the disk images of generation {0} are not there, or not all of them")]
+    NotWhole(Generation),
+    /// The snapshot is not there.
+    #[error("there is no snapshot {0} to take disk images from or to put them into")]
+    NoSnapshot(SnapshotId),
+    /// The snapshot is not readable.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An image of the snapshot is not there, or of another size than its manifest says.
+    #[error("{name} of snapshot {id} is not what its manifest says: the snapshot is damaged")]
+    Damaged {
+        /// The snapshot.
+        id: SnapshotId,
+        /// The image.
+        name: String,
+    },
+    /// Something that nixbox did not put there.
+    #[error("{} holds {name:?}, which is not nixbox's: nothing was removed", folder.display())]
+    Foreign {
+        /// The directory.
+        folder: PathBuf,
+        /// What is in it.
+        name: std::ffi::OsString,
+    },
+}
+
+impl From<DiskError> for Failure {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Copy(error) => error.into(),
+            DiskError::Mkfs(MkfsError::Interrupted) => Self::Interrupted,
+            error => Self::world(error),
+        }
+    }
+}
+
+type Result<T, E = DiskError> = std::result::Result<T, E>;
+
+/// An image as the inventory has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Image {
+    /// In bytes.
+    size: u64,
+}
+
+/// The disk images of one workspace.
+pub struct Disks {
+    /// `.nixbox/run`.
+    pub run: PathBuf,
+    /// `.nixbox/snapshots`.
+    pub snapshots: PathBuf,
+    /// What the configuration asks for.
+    pub specs: Vec<DiskSpec>,
+    /// Hears how far copies are.
+    pub progress: Arc<dyn Progress>,
+    /// Takes the hashes of what is copied into staging directories.
+    pub hashes: Arc<KnownHashes>,
+    methods: Mutex<Vec<Method>>,
+}
+
+/// The name of image `n` in a snapshot.
+#[must_use]
+pub fn snapshot_file(n: usize) -> String {
+    format!("disk-{n}.img")
+}
+
+fn image_file(n: usize) -> String {
+    format!("{n}.img")
+}
+
+/// The number of an image's name, if it is `prefix`, a number as we write it, `.img`.
+fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
+    let digits = name.to_str()?.strip_prefix(prefix)?.strip_suffix(".img")?;
+    let number: usize = digits.parse().ok()?;
+    (number.to_string() == digits).then_some(number)
+}
+
+impl Disks {
+    /// For the workspace whose `.nixbox` has these two directories.
+    #[must_use]
+    pub fn new(
+        run: PathBuf,
+        snapshots: PathBuf,
+        specs: Vec<DiskSpec>,
+        progress: Arc<dyn Progress>,
+        hashes: Arc<KnownHashes>,
+    ) -> Self {
+        Self { run, snapshots, specs, progress, hashes, methods: Mutex::default() }
+    }
+
+    /// The paths of the images of a generation in order, for the VMM's configuration.
+    ///
+    /// # Errors
+    /// If they are not all there.
+    pub fn images(&self, generation: Generation) -> Result<Vec<PathBuf>> {
+        let (folder, images) = self.whole(generation)?;
+        Ok((0..images.len()).map(|n| folder.path_of(image_file(n))).collect())
+    }
+
+    /// How each copy of this process was made, in order.
+    #[must_use]
+    pub fn methods(&self) -> Vec<Method> {
+        self.methods.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn name(generation: Generation) -> String {
+        format!("disk-{generation}")
+    }
+
+    fn partial(generation: Generation) -> String {
+        format!("disk-{generation}.partial")
+    }
+
+    fn look(&self, generation: Generation) -> Result<Presence> {
+        let run = Folder::open(&self.run)?;
+        if let Some(folder) = run.folder(Self::name(generation))? {
+            let whole = inventory(&folder)?.is_some_and(|images| all_there(&folder, &images));
+            return Ok(if whole { Presence::Whole } else { Presence::Partial });
+        }
+        let begun = run.folder(Self::partial(generation))?.is_some();
+        Ok(if begun { Presence::Partial } else { Presence::Absent })
+    }
+
+    fn whole(&self, generation: Generation) -> Result<(Folder, Vec<Image>)> {
+        let folder = Folder::open(&self.run)?
+            .folder(Self::name(generation))?
+            .ok_or(DiskError::NotWhole(generation))?;
+        let images = inventory(&folder)?.filter(|images| all_there(&folder, images));
+        Ok((folder, images.ok_or(DiskError::NotWhole(generation))?))
+    }
+
+    /// An empty directory to build a set in; `None` if the set is there already.
+    fn begin(&self, generation: Generation) -> Result<Option<(Folder, Folder)>> {
+        let run = Folder::open(&self.run)?;
+        if run.folder(Self::name(generation))?.is_some() {
+            // A set that lost a file after it was renamed is not made whole here: a VM may run on it.
+            return self.whole(generation).map(|_| None);
+        }
+        remove_set(&run, &Self::partial(generation))?;
+        let (folder, _) = run.make_folder(Self::partial(generation))?;
+        Ok(Some((run, folder)))
+    }
+
+    async fn finish(
+        &self,
+        generation: Generation,
+        (run, folder): (Folder, Folder),
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let mut images = Vec::new();
+        for n in 0.. {
+            let name = image_file(n);
+            let Some(file) = folder.file_to_write(&name)? else { break };
+            let path = folder.path_of(&name);
+            let size = file.metadata().map_err(FileError::system("examine", &path))?.len();
+            copy::sync(Named { file, path }, interrupt).await?;
+            images.push(Image { size });
+        }
+        let text = serde_json::to_vec(&images)
+            .map_err(|source| DiskError::Inventory { path: folder.path_of(INVENTORY), source })?;
+        folder.replace(INVENTORY, &text)?;
+        run.rename(Self::partial(generation), Self::name(generation))?;
+        run.sync()?;
+        Ok(())
+    }
+
+    async fn clone_image(
+        &self,
+        what: String,
+        source: Named,
+        target: Named,
+        hash: bool,
+        interrupt: &Interrupt,
+    ) -> Result<copy::Copied> {
+        let copying = Copying { what, source, target, reflink: true, hash };
+        let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
+        self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
+        Ok(copied)
+    }
+
+    async fn make(&self, folder: &Folder, n: usize, spec: &DiskSpec, interrupt: &Interrupt) -> Result<()> {
+        let name = image_file(n);
+        let path = folder.path_of(&name);
+        let Some(template) = &spec.image else {
+            let size = spec.size.ok_or(DiskError::Nothing(n))?;
+            let file = folder.new_file(&name)?;
+            file.set_len(size).map_err(FileError::system("grow", &path))?;
+            return Ok(mkfs::ext4(&path, interrupt).await?);
+        };
+        let source = open_template(template)?;
+        let found = source.metadata().map_err(FileError::system("examine", template))?.len();
+        let wanted = spec.size.unwrap_or(found);
+        if wanted < found {
+            return Err(DiskError::TooSmall { path: template.clone(), found, wanted });
+        }
+        let file = folder.new_file(&name)?;
+        let target = file.try_clone().map_err(FileError::system("open", &path))?;
+        let source = Named { file: source, path: template.clone() };
+        self.clone_image(
+            format!("disk {n}"),
+            source,
+            Named { file: target, path: path.clone() },
+            false,
+            interrupt,
+        )
+        .await?;
+        Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
+    }
+
+    async fn build(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
+        let Some((run, folder)) = self.begin(generation)? else { return Ok(()) };
+        for (n, spec) in self.specs.iter().enumerate() {
+            self.make(&folder, n, spec, interrupt).await?;
+        }
+        self.finish(generation, (run, folder), interrupt).await
+    }
+
+    async fn save(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
+        let (folder, images) = self.whole(generation)?;
+        let staging = Folder::open(&self.snapshots)?
+            .folder(crate::store::staging_name(into))?
+            .ok_or(DiskError::NoSnapshot(into))?;
+        for n in 0..images.len() {
+            let (from, to) = (image_file(n), snapshot_file(n));
+            let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
+            let source = Named { file, path: folder.path_of(&from) };
+            staging.remove_file(&to)?;
+            let path = staging.path_of(&to);
+            let kept = staging.new_file(&to)?;
+            let file = kept.try_clone().map_err(FileError::system("open", &path))?;
+            let target = Named { file, path: path.clone() };
+            let copied = self.clone_image(format!("disk {n}"), source, target, true, interrupt).await?;
+            if let Some(hashes) = copied.hashes {
+                let identity = Identity::of(&kept).map_err(FileError::system("examine", &path))?;
+                self.hashes.note(into, &to, identity, hashes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that an image of a listed snapshot has its manifest's size; its content is `verify`'s to check.
+    fn check_size(&self, snapshot: &Folder, id: SnapshotId, name: &str) -> Result<()> {
+        // The numbers have a gap if it is not there.
+        let file = snapshot.file(name)?.ok_or(DiskError::Damaged { id, name: name.to_owned() })?;
+        let size = file.metadata().map_err(FileError::system("examine", snapshot.path_of(name)))?.len();
+        match crate::store::record_of(snapshot, id, name)? {
+            Some(record) if record.size != size => Err(DiskError::Damaged { id, name: name.to_owned() }),
+            _ => Ok(()),
+        }
+    }
+
+    async fn load(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
+        let snapshots = Folder::open(&self.snapshots)?;
+        let snapshot = crate::store::open(&snapshots, from)?.ok_or(DiskError::NoSnapshot(from))?;
+        let count = snapshot.names()?.iter().filter(|name| image_number(name, "disk-").is_some()).count();
+        for n in 0..count {
+            self.check_size(&snapshot, from, &snapshot_file(n))?;
+        }
+        let Some((run, folder)) = self.begin(generation)? else { return Ok(()) };
+        for n in 0..count {
+            let (name, to) = (snapshot_file(n), image_file(n));
+            let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
+            let source = Named { file, path: snapshot.path_of(&name) };
+            let target = Named { file: folder.new_file(&to)?, path: folder.path_of(&to) };
+            self.clone_image(format!("disk {n}"), source, target, false, interrupt).await?;
+        }
+        self.finish(generation, (run, folder), interrupt).await
+    }
+}
+
+fn open_template(path: &PathBuf) -> Result<File> {
+    let failed = |source| DiskError::Template { path: path.clone(), source };
+    // Looked at before it is opened: opening a FIFO would wait for a writer.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(DiskError::TemplateKind { path: path.clone() });
+    }
+    File::open(path).map_err(failed)
+}
+
+fn inventory(folder: &Folder) -> Result<Option<Vec<Image>>> {
+    let Some(bytes) = folder.read(INVENTORY, INVENTORY_LIMIT)? else { return Ok(None) };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| DiskError::Inventory { path: folder.path_of(INVENTORY), source })
+}
+
+fn all_there(folder: &Folder, images: &[Image]) -> bool {
+    images.iter().enumerate().all(|(n, image)| {
+        let file = folder.file(image_file(n)).ok().flatten();
+        file.and_then(|file| file.metadata().ok()).is_some_and(|status| status.len() == image.size)
+    })
+}
+
+/// Removes a directory of images, if there is nothing else in it.
+fn remove_set(run: &Folder, name: &str) -> Result<()> {
+    let Some(folder) = run.folder(name)? else { return Ok(()) };
+    let unfinished = format!(".{INVENTORY}.unfinished");
+    let ours = |entry: &std::ffi::OsString| {
+        entry.to_str().is_some_and(|entry| entry == INVENTORY || entry == unfinished)
+            || image_number(entry, "").is_some()
+    };
+    if let Some(foreign) = folder.names()?.into_iter().find(|entry| !ours(entry)) {
+        return Err(DiskError::Foreign { folder: folder.path().to_owned(), name: foreign });
+    }
+    // First, so that a set that is half removed is never taken for a whole one.
+    folder.remove_file(INVENTORY)?;
+    Ok(run.remove_tree(name)?)
+}
+
+#[async_trait]
+impl Disk for Disks {
+    async fn find(&self, generation: Generation) -> world::Result<Presence> {
+        Ok(self.look(generation)?)
+    }
+
+    async fn create(&self, generation: Generation, interrupt: &Interrupt) -> world::Result<()> {
+        Ok(self.build(generation, interrupt).await?)
+    }
+
+    async fn capture(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> world::Result<()> {
+        Ok(self.save(generation, into, interrupt).await?)
+    }
+
+    async fn fill(
+        &self,
+        from: SnapshotId,
+        generation: Generation,
+        interrupt: &Interrupt,
+    ) -> world::Result<()> {
+        Ok(self.load(from, generation, interrupt).await?)
+    }
+
+    async fn remove(&self, generation: Generation) -> world::Result<()> {
+        let run = Folder::open(&self.run).map_err(DiskError::from)?;
+        remove_set(&run, &Self::name(generation))?;
+        Ok(remove_set(&run, &Self::partial(generation))?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

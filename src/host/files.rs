@@ -1,0 +1,531 @@
+//! Files within directories that are ours, reached by handle and name and never through a link.
+//!
+//! A path is looked up again at every call, and another process may have put a symbolic link into it in between. A
+//! [`Folder`] is an open directory: what it opens, makes, renames and removes are plain names within it, and a link
+//! where a file of ours should be is refused. Uses rustix (openat and its family) and knows nothing of nixbox.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::io::Errno;
+
+/// Directories within the workspace are their owner's alone.
+const DIRECTORY_MODE: Mode = Mode::RWXU;
+/// And so are files.
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// How deep a tree may be that [`Folder::remove_tree`] removes: ours are flat.
+const MAX_DEPTH: usize = 8;
+
+/// Why something within a directory of ours could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The system says no.
+    #[error("cannot {doing} {}", path.display())]
+    System {
+        /// What was asked.
+        doing: &'static str,
+        /// Of which file or directory.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// A symbolic link where a file or directory of ours should be.
+    #[error("{} is a symbolic link, and nixbox follows none among its own files: remove it", path.display())]
+    Symlink {
+        /// The link.
+        path: PathBuf,
+    },
+    /// Neither that nor what it should be.
+    #[error("{} is not a {wanted}", path.display())]
+    Kind {
+        /// What is there.
+        path: PathBuf,
+        /// What should be.
+        wanted: &'static str,
+    },
+    /// More than anything that we write.
+    #[error("{} is larger than {limit} bytes: this is no file of nixbox's", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// How much would have been read.
+        limit: u64,
+    },
+    /// Another user's.
+    #[error("{} belongs to user {owner}, and nixbox runs as user {user}", path.display())]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Who runs nixbox.
+        user: u32,
+    },
+    /// Others may write in it.
+    #[error("others may write in {}: run `chmod go-w` on it once you have looked at what is there", path.display())]
+    Writable {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Empty, `.`, `..`, or with a slash or a NUL in it.
+    #[error("{0:?} cannot be the name of a file")]
+    Name(OsString),
+}
+
+impl FileError {
+    /// For `map_err`: what was asked, of which path.
+    pub(crate) fn system<S: Into<io::Error>>(
+        doing: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(S) -> Self {
+        let path = path.into();
+        move |source| Self::System { doing, path, source: source.into() }
+    }
+
+    /// Whether the system said `kind`.
+    #[must_use]
+    pub fn is(&self, kind: io::ErrorKind) -> bool {
+        matches!(self, Self::System { source, .. } if source.kind() == kind)
+    }
+}
+
+type Result<T, E = FileError> = std::result::Result<T, E>;
+
+/// An open directory, and the path it was opened by, for messages.
+#[derive(Debug)]
+pub struct Folder {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Opens a directory. Links on the way to it are followed, a link in its own place is refused.
+    ///
+    /// # Errors
+    /// If it is not there, not a directory, or a symbolic link.
+    pub fn open(path: &Path) -> Result<Self> {
+        open_directory(fs::CWD, path.as_os_str(), path)?
+            .ok_or_else(|| FileError::system("open", path)(io::Error::from(io::ErrorKind::NotFound)))
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of a name within it, for messages and for programs that take paths.
+    #[must_use]
+    pub fn path_of(&self, name: impl AsRef<OsStr>) -> PathBuf {
+        self.path.join(name.as_ref())
+    }
+
+    /// Its owner and permissions.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn status(&self) -> Result<Stat> {
+        fs::fstat(&self.handle).map_err(FileError::system("examine", &self.path))
+    }
+
+    /// Makes sure that it belongs to who runs nixbox, and that nobody else may write in it.
+    ///
+    /// # Errors
+    /// If it is not so.
+    pub fn check_ours(&self) -> Result<()> {
+        let (status, user) = (self.status()?, rustix::process::geteuid().as_raw());
+        if status.st_uid != user {
+            return Err(FileError::Owner { path: self.path.clone(), owner: status.st_uid, user });
+        }
+        if Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
+            return Err(FileError::Writable { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    /// How many bytes a file in it may still take: what the file system has left for those without privileges.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn free_bytes(&self) -> Result<u64> {
+        let status = fs::fstatvfs(&self.handle).map_err(FileError::system("examine", &self.path))?;
+        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    }
+
+    /// The kernel's number of its file system's kind (`f_type` of statfs).
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn file_system(&self) -> Result<i64> {
+        let status = fs::fstatfs(&self.handle).map_err(FileError::system("examine", &self.path))?;
+        Ok(status.f_type as i64)
+    }
+
+    /// What a name stands for, `None` if for nothing. Links are not followed.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn examine(&self, name: impl AsRef<OsStr>) -> Result<Option<Stat>> {
+        let name = plain(name.as_ref())?;
+        match fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => Ok(Some(status)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(FileError::system("examine", self.path_of(name))(error)),
+        }
+    }
+
+    /// A directory in it, `None` if there is nothing of that name.
+    ///
+    /// # Errors
+    /// If it is something else, or cannot be opened.
+    pub fn folder(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>> {
+        let name = plain(name.as_ref())?;
+        open_directory(&self.handle, name, &self.path_of(name))
+    }
+
+    /// A directory in it, made with mode 0700 if there is nothing of that name. Says whether it was made.
+    ///
+    /// # Errors
+    /// If it is something else, or cannot be made.
+    pub fn make_folder(&self, name: impl AsRef<OsStr>) -> Result<(Self, bool)> {
+        let name = plain(name.as_ref())?;
+        let made = match fs::mkdirat(&self.handle, name, DIRECTORY_MODE) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(error) => return Err(FileError::system("make the directory", self.path_of(name))(error)),
+        };
+        let missing =
+            || FileError::system("open", self.path_of(name))(io::Error::from(io::ErrorKind::NotFound));
+        Ok((self.folder(name)?.ok_or_else(missing)?, made))
+    }
+
+    /// A regular file in it, opened for reading; `None` if there is nothing of that name.
+    ///
+    /// # Errors
+    /// If it is something else, or cannot be opened.
+    pub fn file(&self, name: impl AsRef<OsStr>) -> Result<Option<File>> {
+        self.open_file(name.as_ref(), OFlags::RDONLY)
+    }
+
+    /// A regular file in it, opened for reading and writing; `None` if there is nothing of that name.
+    ///
+    /// # Errors
+    /// If it is something else, or cannot be opened.
+    pub fn file_to_write(&self, name: impl AsRef<OsStr>) -> Result<Option<File>> {
+        self.open_file(name.as_ref(), OFlags::RDWR)
+    }
+
+    fn open_file(&self, name: &OsStr, access: OFlags) -> Result<Option<File>> {
+        let name = plain(name)?;
+        let path = self.path_of(name);
+        // NONBLOCK: a FIFO in its place must not hold us up. It has no meaning for a regular file.
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = match fs::openat(&self.handle, name, flags, Mode::empty()) {
+            Ok(handle) => File::from(handle),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP) => return Err(FileError::Symlink { path }),
+            Err(Errno::ISDIR | Errno::NXIO) => return Err(FileError::Kind { path, wanted: "regular file" }),
+            Err(error) => return Err(FileError::system("open", path)(error)),
+        };
+        let status = fs::fstat(&file).map_err(FileError::system("examine", &path))?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+            return Err(FileError::Kind { path, wanted: "regular file" });
+        }
+        Ok(Some(file))
+    }
+
+    /// A new file in it, empty, mode 0600, opened for reading and writing.
+    ///
+    /// # Errors
+    /// If there is something of that name, or it cannot be made.
+    pub fn new_file(&self, name: impl AsRef<OsStr>) -> Result<File> {
+        let name = plain(name.as_ref())?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        fs::openat(&self.handle, name, flags, FILE_MODE)
+            .map(File::from)
+            .map_err(FileError::system("make", self.path_of(name)))
+    }
+
+    /// The bytes of a regular file in it, `None` if there is nothing of that name.
+    ///
+    /// # Errors
+    /// If it is something else, larger than `limit` bytes, or cannot be read.
+    pub fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>> {
+        let name = name.as_ref();
+        let Some(file) = self.file(name)? else { return Ok(None) };
+        let mut bytes = Vec::new();
+        file.take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(FileError::system("read", self.path_of(name)))?;
+        if bytes.len() as u64 > limit {
+            return Err(FileError::TooLarge { path: self.path_of(name), limit });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Makes a file with these bytes, on the medium when this returns. One that is there already is left as it is;
+    /// says whether it was made.
+    ///
+    /// # Errors
+    /// If it cannot be written. What was begun is removed again where that is possible, and never read as whole: it
+    /// has another name until it is.
+    pub fn write_new(&self, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<bool> {
+        let name = plain(name.as_ref())?;
+        if self.examine(name)?.is_some() {
+            return Ok(false);
+        }
+        let unfinished = self.write_unfinished(name, bytes)?;
+        match fs::renameat_with(&self.handle, &unfinished, &self.handle, name, RenameFlags::NOREPLACE) {
+            Ok(()) => self.sync().map(|()| true),
+            Err(Errno::EXIST) => self.remove_file(&unfinished).map(|()| false),
+            Err(error) => Err(FileError::system("make", self.path_of(name))(error)),
+        }
+    }
+
+    /// Makes a file with these bytes or puts it in the place of the one that is there, in one instant, on the medium
+    /// when this returns.
+    ///
+    /// # Errors
+    /// If it cannot be written; the file that was there is there still.
+    pub fn replace(&self, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<()> {
+        let name = plain(name.as_ref())?;
+        let unfinished = self.write_unfinished(name, bytes)?;
+        fs::renameat(&self.handle, &unfinished, &self.handle, name)
+            .map_err(FileError::system("replace", self.path_of(name)))?;
+        self.sync()
+    }
+
+    fn write_unfinished(&self, name: &OsStr, bytes: &[u8]) -> Result<OsString> {
+        let mut unfinished = OsString::from(".");
+        unfinished.push(name);
+        unfinished.push(".unfinished");
+        self.remove_file(&unfinished)?;
+        let mut file = self.new_file(&unfinished)?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(FileError::system("write", self.path_of(&unfinished)))?;
+        Ok(unfinished)
+    }
+
+    /// Gives an entry another name; nothing may be there of that name.
+    ///
+    /// # Errors
+    /// If something is, or the file system cannot do it (every one that Linux keeps files on can).
+    pub fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> Result<()> {
+        let (from, to) = (plain(from.as_ref())?, plain(to.as_ref())?);
+        fs::renameat_with(&self.handle, from, &self.handle, to, RenameFlags::NOREPLACE)
+            .map_err(FileError::system("rename", self.path_of(from)))
+    }
+
+    /// Waits until its entries are on the medium.
+    ///
+    /// # Errors
+    /// If the medium fails.
+    pub fn sync(&self) -> Result<()> {
+        fs::fsync(&self.handle).map_err(FileError::system("sync", &self.path))
+    }
+
+    /// The names in it, sorted, without `.` and `..`.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn names(&self) -> Result<Vec<OsString>> {
+        let failed = |error: Errno| FileError::system("list", &self.path)(error);
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(&self.handle).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name().to_owned();
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                names.push(OsStr::from_bytes(name.to_bytes()).to_owned());
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// Removes a file or a link; succeeds if there is none.
+    ///
+    /// # Errors
+    /// If it is a directory, or cannot be removed.
+    pub fn remove_file(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        let name = plain(name.as_ref())?;
+        match fs::unlinkat(&self.handle, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(FileError::system("remove", self.path_of(name))(error)),
+        }
+    }
+
+    /// Removes an empty directory; succeeds if there is none, and says `false` if it is not empty.
+    ///
+    /// # Errors
+    /// If it is something else, or cannot be removed.
+    pub fn remove_empty(&self, name: impl AsRef<OsStr>) -> Result<bool> {
+        let name = plain(name.as_ref())?;
+        match fs::unlinkat(&self.handle, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
+            Err(error) => Err(FileError::system("remove", self.path_of(name))(error)),
+        }
+    }
+
+    /// Removes a directory and all that is in it; succeeds if there is none. Links in it are removed and not followed.
+    /// Its removal is on the medium when this returns.
+    ///
+    /// # Errors
+    /// If it is not a directory, is deeper than any of ours, or cannot be removed.
+    pub fn remove_tree(&self, name: impl AsRef<OsStr>) -> Result<()> {
+        self.remove_below(name.as_ref(), 0)?;
+        self.sync()
+    }
+
+    fn remove_below(&self, name: &OsStr, depth: usize) -> Result<()> {
+        let Some(folder) = self.folder(name)? else { return Ok(()) };
+        if depth == MAX_DEPTH {
+            return Err(FileError::Kind {
+                path: folder.path,
+                wanted: "directory that nixbox made: it is too deep",
+            });
+        }
+        for entry in folder.names()? {
+            let directory = folder
+                .examine(&entry)?
+                .is_some_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory);
+            if directory {
+                folder.remove_below(&entry, depth + 1)?;
+            } else {
+                folder.remove_file(&entry)?;
+            }
+        }
+        self.remove_empty(name)?.then_some(()).ok_or_else(|| {
+            FileError::system("remove", self.path_of(name))(io::Error::from(io::ErrorKind::DirectoryNotEmpty))
+        })
+    }
+}
+
+fn open_directory(at: impl rustix::fd::AsFd, name: &OsStr, path: &Path) -> Result<Option<Folder>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match fs::openat(at.as_fd(), name, flags, Mode::empty()) {
+        Ok(handle) => Ok(Some(Folder { handle, path: path.to_owned() })),
+        Err(Errno::NOENT) => Ok(None),
+        // With DIRECTORY and NOFOLLOW together Linux answers NOTDIR for a link.
+        Err(Errno::NOTDIR | Errno::LOOP) => match fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) if FileType::from_raw_mode(status.st_mode) == FileType::Symlink => {
+                Err(FileError::Symlink { path: path.to_owned() })
+            }
+            _ => Err(FileError::Kind { path: path.to_owned(), wanted: "directory" }),
+        },
+        Err(error) => Err(FileError::system("open", path)(error)),
+    }
+}
+
+/// The name itself, if it is one within a directory.
+fn plain(name: &OsStr) -> Result<&OsStr> {
+    let bytes = name.as_bytes();
+    let good =
+        !bytes.is_empty() && bytes != b"." && bytes != b".." && !bytes.contains(&b'/') && !bytes.contains(&0);
+    if good { Ok(name) } else { Err(FileError::Name(name.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn folder() -> (tempfile::TempDir, Folder) {
+        let directory = tempfile::tempdir().unwrap();
+        let folder = Folder::open(directory.path()).unwrap();
+        (directory, folder)
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let (_directory, folder) = folder();
+        for name in ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"] {
+            assert!(matches!(folder.examine(name), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.read(name, 1), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.new_file(name), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.remove_tree(name), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.rename("a", name), Err(FileError::Name(_))), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn links_are_not_followed() {
+        let (directory, folder) = folder();
+        let outside = tempfile::tempdir().unwrap();
+        std::fs::write(outside.path().join("kept"), "kept").unwrap();
+        symlink(outside.path(), directory.path().join("to-directory")).unwrap();
+        symlink(outside.path().join("kept"), directory.path().join("to-file")).unwrap();
+        symlink("nowhere", directory.path().join("dangling")).unwrap();
+        assert!(matches!(folder.folder("to-directory"), Err(FileError::Symlink { .. })));
+        assert!(matches!(folder.make_folder("to-directory"), Err(FileError::Symlink { .. })));
+        assert!(matches!(folder.remove_tree("to-directory"), Err(FileError::Symlink { .. })));
+        assert!(matches!(
+            Folder::open(&directory.path().join("to-directory")),
+            Err(FileError::Symlink { .. })
+        ));
+        assert!(matches!(folder.file("to-file"), Err(FileError::Symlink { .. })));
+        assert!(matches!(folder.file_to_write("dangling"), Err(FileError::Symlink { .. })));
+        assert!(folder.new_file("dangling").unwrap_err().is(io::ErrorKind::AlreadyExists));
+        assert!(!folder.write_new("to-file", b"new").unwrap());
+
+        std::fs::create_dir(directory.path().join("tree")).unwrap();
+        symlink(outside.path(), directory.path().join("tree/link")).unwrap();
+        folder.remove_tree("tree").unwrap();
+        assert!(!directory.path().join("tree").exists());
+        assert_eq!(std::fs::read(outside.path().join("kept")).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn other_kinds_of_files_are_refused_without_waiting_for_them() {
+        let (directory, folder) = folder();
+        fs::mknodat(fs::CWD, directory.path().join("fifo"), FileType::Fifo, FILE_MODE, 0).unwrap();
+        assert!(matches!(folder.read("fifo", 10), Err(FileError::Kind { .. })));
+        std::fs::create_dir(directory.path().join("directory")).unwrap();
+        assert!(matches!(folder.read("directory", 10), Err(FileError::Kind { .. })));
+        assert!(matches!(folder.file_to_write("directory"), Err(FileError::Kind { .. })));
+        std::fs::write(directory.path().join("file"), "12345").unwrap();
+        assert!(matches!(folder.folder("file"), Err(FileError::Kind { .. })));
+        assert!(matches!(folder.read("file", 4), Err(FileError::TooLarge { limit: 4, .. })));
+        assert_eq!(folder.read("file", 5).unwrap().unwrap(), b"12345");
+        assert!(folder.read("absent", 5).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_written_is_there_once_and_for_its_owner_alone() {
+        let (directory, folder) = folder();
+        assert!(folder.write_new("a", b"first").unwrap());
+        assert!(!folder.write_new("a", b"second").unwrap());
+        assert_eq!(folder.read("a", 100).unwrap().unwrap(), b"first");
+        std::fs::write(directory.path().join(".a.unfinished"), "left by a crash").unwrap();
+        folder.replace("a", b"third").unwrap();
+        assert_eq!(folder.read("a", 100).unwrap().unwrap(), b"third");
+        assert_eq!(folder.names().unwrap(), ["a"]);
+        let (made, new) = folder.make_folder("d").unwrap();
+        assert!(new && !folder.make_folder("d").unwrap().1);
+        for (path, mode) in [(directory.path().join("a"), 0o600), (made.path().to_owned(), 0o700)] {
+            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o7777, mode);
+        }
+    }
+
+    #[test]
+    fn renaming_replaces_nothing_and_removing_twice_succeeds() {
+        let (directory, folder) = folder();
+        std::fs::create_dir_all(directory.path().join("a/b/c")).unwrap();
+        std::fs::write(directory.path().join("a/b/file"), "").unwrap();
+        std::fs::create_dir(directory.path().join("z")).unwrap();
+        assert!(folder.rename("a", "z").unwrap_err().is(io::ErrorKind::AlreadyExists));
+        assert!(!folder.remove_empty("a").unwrap());
+        folder.rename("a", "y").unwrap();
+        folder.remove_tree("y").unwrap();
+        folder.remove_tree("y").unwrap();
+        assert!(folder.remove_empty("z").unwrap() && folder.remove_empty("z").unwrap());
+        assert!(folder.names().unwrap().is_empty());
+    }
+}

@@ -1,0 +1,243 @@
+//! BLAKE3 of a file, computed piece by piece in any order, and what is known of files hashed while they were copied.
+//!
+//! The hash is that of the file's bytes as anybody reads them, holes as zeros: `b3sum FILE` prints the same. BLAKE3 is a
+//! tree, and a piece of [`PIECE`] bytes at a multiple of [`PIECE`] is a subtree of it (`blake3::hazmat`), so that threads
+//! can hash pieces while they copy them. Pieces that are holes throughout need not be hashed while a VM is paused:
+//! [`PieceHashes::finish`] does it later.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
+
+use blake3::hazmat::{
+    ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
+};
+
+use crate::world::{Failure, Interrupt, SnapshotId};
+
+/// The bytes of a piece: a power of two, and small enough to be interrupted after one.
+pub const PIECE: u64 = 8 << 20;
+
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// How many pieces a file of this size has. An empty one has one, of no bytes.
+#[must_use]
+pub fn pieces(size: u64) -> u64 {
+    size.div_ceil(PIECE).max(1)
+}
+
+/// One piece being hashed, fed from its first byte to its last.
+#[derive(Debug)]
+pub struct PieceHasher {
+    hasher: blake3::Hasher,
+    alone: bool,
+}
+
+impl PieceHasher {
+    /// The piece of this number in a file of this size in bytes.
+    #[must_use]
+    pub fn new(size: u64, piece: u64) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.set_input_offset(piece * PIECE);
+        Self { hasher, alone: size <= PIECE }
+    }
+
+    /// The next bytes.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+    }
+
+    /// That many zeros come next.
+    pub fn zeros(&mut self, mut count: u64) {
+        while count > 0 {
+            let some = count.min(ZEROS.len() as u64);
+            self.hasher.update(&ZEROS[..some as usize]);
+            count -= some;
+        }
+    }
+
+    /// The value that the whole is computed from.
+    #[must_use]
+    pub fn finish(self) -> ChainingValue {
+        if self.alone { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }
+    }
+}
+
+/// The hashes of a file's pieces: `None` for those that are holes throughout and were not hashed yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PieceHashes {
+    size: u64,
+    pieces: Vec<Option<ChainingValue>>,
+}
+
+impl PieceHashes {
+    /// Of a file of this size in bytes; all of it holes until something is set.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        Self { size, pieces: vec![None; pieces(size) as usize] }
+    }
+
+    /// What [`PieceHasher::finish`] gave for a piece.
+    pub fn set(&mut self, piece: u64, value: ChainingValue) {
+        self.pieces[piece as usize] = Some(value);
+    }
+
+    /// BLAKE3 of the file. Hashes the holes, which takes a second for some gigabytes.
+    ///
+    /// # Errors
+    /// [`Failure::Interrupted`].
+    pub fn finish(self, interrupt: &Interrupt) -> Result<[u8; 32], Failure> {
+        let mut values = Vec::with_capacity(self.pieces.len());
+        for (number, known) in self.pieces.iter().enumerate() {
+            let number = number as u64;
+            values.push(match known {
+                Some(value) => *value,
+                None => {
+                    interrupt.check()?;
+                    let mut hasher = PieceHasher::new(self.size, number);
+                    hasher.zeros(PIECE.min(self.size - number * PIECE));
+                    hasher.finish()
+                }
+            });
+        }
+        Ok(match values.as_slice() {
+            [alone] => *alone,
+            values => {
+                let left = (left_subtree_len(self.size) / PIECE) as usize;
+                let (left, right) = values.split_at(left);
+                let left = subtree(left, (left.len() as u64) * PIECE);
+                let right = subtree(right, self.size - (values.len() - right.len()) as u64 * PIECE);
+                *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
+            }
+        })
+    }
+}
+
+/// The value of the subtree over these pieces, which are `length` bytes together.
+fn subtree(values: &[ChainingValue], length: u64) -> ChainingValue {
+    match values {
+        [alone] => *alone,
+        values => {
+            let left_length = left_subtree_len(length);
+            let (left, right) = values.split_at((left_length / PIECE) as usize);
+            let (left, right) = (subtree(left, left_length), subtree(right, length - left_length));
+            merge_subtrees_non_root(&left, &right, Mode::Hash)
+        }
+    }
+}
+
+/// Tells a file's content from another's without reading it: the file itself, its size, and when it last changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Identity {
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn of(file: impl AsFd) -> std::io::Result<Self> {
+        let status = rustix::fs::fstat(file)?;
+        Ok(Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+            size: status.st_size.unsigned_abs(),
+            changed: (status.st_ctime, status.st_ctime_nsec as i64),
+        })
+    }
+}
+
+/// What this process hashed while it copied files into staging directories. A hint: it is believed of a file that has
+/// not changed since, and whoever does not find it here reads the file.
+#[derive(Debug, Default)]
+pub struct KnownHashes(Mutex<BTreeMap<(SnapshotId, String), (Identity, PieceHashes)>>);
+
+impl KnownHashes {
+    /// Remembers what a staged file of this name hashes to. To be called when nothing more will be written to it.
+    pub fn note(&self, id: SnapshotId, name: &str, identity: Identity, hashes: PieceHashes) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert((id, name.to_owned()), (identity, hashes));
+    }
+
+    /// What was remembered, if the file is still the same.
+    #[must_use]
+    pub fn look_up(&self, id: SnapshotId, name: &str, identity: Identity) -> Option<PieceHashes> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .get(&(id, name.to_owned()))
+            .filter(|(then, _)| *then == identity)
+            .map(|(_, hashes)| hashes.clone())
+    }
+
+    /// Forgets a snapshot that is committed or discarded.
+    pub fn forget(&self, id: SnapshotId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| *of != id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Generation;
+
+    #[test]
+    fn pieces_make_up_the_plain_hash_of_the_bytes() {
+        let piece = PIECE as usize;
+        let sizes = [
+            0,
+            1,
+            1024,
+            1025,
+            piece - 1,
+            piece,
+            piece + 1,
+            2 * piece,
+            2 * piece + 5,
+            3 * piece,
+            5 * piece + 700,
+        ];
+        for size in sizes {
+            let mut bytes = vec![0_u8; size];
+            for (at, byte) in bytes.iter_mut().enumerate() {
+                // Piece 1 stays zeros and is left to `finish`.
+                *byte = if at / piece == 1 { 0 } else { (at * 31 % 251) as u8 };
+            }
+            let mut hashes = PieceHashes::new(size as u64);
+            for number in (0..pieces(size as u64)).rev().filter(|&number| number != 1) {
+                let at = number as usize * piece;
+                let mut hasher = PieceHasher::new(size as u64, number);
+                for part in bytes[at..size.min(at + piece)].chunks(100_000) {
+                    hasher.bytes(part);
+                }
+                hashes.set(number, hasher.finish());
+            }
+            let found = hashes.finish(&Interrupt::new()).unwrap();
+            assert_eq!(found, *blake3::hash(&bytes).as_bytes(), "{size} bytes");
+        }
+    }
+
+    #[test]
+    fn hashing_holes_can_be_interrupted() {
+        let interrupt = Interrupt::new();
+        interrupt.request();
+        assert!(matches!(PieceHashes::new(1 << 50 >> 8).finish(&interrupt), Err(Failure::Interrupted)));
+    }
+
+    #[test]
+    fn a_file_that_has_changed_is_not_known() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (id, known) = (SnapshotId(Generation(7)), KnownHashes::default());
+        let identity = Identity::of(file.as_file()).unwrap();
+        known.note(id, "memory.img", identity, PieceHashes::new(0));
+        assert!(known.look_up(id, "memory.img", identity).is_some());
+        assert!(known.look_up(id, "disk-0.img", identity).is_none());
+        std::fs::write(file.path(), "longer").unwrap();
+        assert!(known.look_up(id, "memory.img", Identity::of(file.as_file()).unwrap()).is_none());
+        known.forget(id);
+        assert!(known.look_up(id, "memory.img", identity).is_none());
+    }
+}

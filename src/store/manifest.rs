@@ -1,0 +1,289 @@
+//! The bytes of `manifest.json`.
+//!
+//! JSON for people and their tools, and yet exact: `check` is the BLAKE3 of the same text with `check` empty, and a text
+//! is taken only if it is byte for byte what this module writes for what it says. So a changed byte is noticed anywhere,
+//! in a name, a hash or a blank. All this guards against accidents; it is no signature.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Result, StoreError};
+use crate::host::files::Folder;
+use crate::world::{
+    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Slot, SnapshotId, SnapshotName,
+};
+
+/// Its name in a snapshot's directory.
+pub const FILE: &str = "manifest.json";
+/// The most that is read, in bytes.
+pub const LIMIT: u64 = 1 << 20;
+/// The version that this program writes, and the only one that it reads.
+pub const FORMAT: u32 = 1;
+
+/// Why a text is no manifest, or a manifest cannot be written as one.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON, or not the JSON of a manifest.
+    #[error("it is not the JSON of a manifest")]
+    Json(#[from] serde_json::Error),
+    /// Written by a newer nixbox.
+    #[error("it is of format {0}, and this nixbox reads format {FORMAT}")]
+    Format(u32),
+    /// Changed since it was written.
+    #[error("it was changed after nixbox wrote it: its check does not fit")]
+    Check,
+    /// Says what its `check` covers, but not in our bytes.
+    #[error("it was changed after nixbox wrote it: it says the same in other bytes")]
+    Rewritten,
+    /// Another snapshot's.
+    #[error("it is the manifest of snapshot {0}")]
+    OtherSnapshot(SnapshotId),
+    /// Not a slot.
+    #[error(transparent)]
+    Slot(#[from] NoSuchSlot),
+    /// Not a name.
+    #[error(transparent)]
+    Name(#[from] BadSnapshotName),
+    /// Not as many hexadecimal digits as it should have.
+    #[error("{0:?} is not a number of {1} bytes in lower-case hexadecimal digits")]
+    Hex(String, usize),
+    /// Not the name of a file that a snapshot could have.
+    #[error("{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot")]
+    FileName(String),
+    /// Twice the same.
+    #[error("it names {0} twice")]
+    Twice(String),
+    /// More than is ever read.
+    #[error("it would have {0} bytes, and {LIMIT} are read")]
+    TooLarge(usize),
+}
+
+/// The order of these fields is that of the text.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: u32,
+    id: u64,
+    name: Option<String>,
+    created_ms: u64,
+    slot: u8,
+    boot: String,
+    shares: bool,
+    files: Vec<FileText>,
+    check: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileText {
+    name: String,
+    size: u64,
+    blake3: String,
+}
+
+/// Read before the rest, which another format may have otherwise.
+#[derive(Deserialize)]
+struct FormatOnly {
+    format: u32,
+}
+
+/// The bytes of a manifest.
+///
+/// # Errors
+/// If it names a file that cannot be one, or is larger than [`LIMIT`].
+pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
+    check_files(&manifest.files)?;
+    let files = manifest.files.iter().map(|file| FileText {
+        name: file.name.clone(),
+        size: file.size,
+        blake3: hex(&file.hash),
+    });
+    let mut text = Text {
+        format: FORMAT,
+        id: manifest.id.0.0,
+        name: manifest.name.as_ref().map(|name| name.as_str().to_owned()),
+        created_ms: manifest.created_ms,
+        slot: manifest.slot.number(),
+        boot: hex(&manifest.boot.0),
+        shares: manifest.shares,
+        files: files.collect(),
+        check: String::new(),
+    };
+    text.check = hex(blake3::hash(&bytes(&text)?).as_bytes());
+    let encoded = bytes(&text)?;
+    if encoded.len() as u64 > LIMIT { Err(ManifestError::TooLarge(encoded.len())) } else { Ok(encoded) }
+}
+
+/// The manifest in these bytes.
+///
+/// # Errors
+/// If they are not exactly what [`encode`] gives for it.
+pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
+    let FormatOnly { format } = serde_json::from_slice(encoded)?;
+    if format != FORMAT {
+        return Err(ManifestError::Format(format));
+    }
+    let mut text: Text = serde_json::from_slice(encoded)?;
+    let check = std::mem::take(&mut text.check);
+    if hex(blake3::hash(&bytes(&text)?).as_bytes()) != check {
+        return Err(ManifestError::Check);
+    }
+    let file =
+        |file: FileText| Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? });
+    let manifest = Manifest {
+        id: SnapshotId(Generation(text.id)),
+        name: text.name.map(SnapshotName::try_from).transpose()?,
+        created_ms: text.created_ms,
+        slot: Slot::try_from(text.slot)?,
+        boot: BootId(unhex(&text.boot)?),
+        shares: text.shares,
+        files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
+    };
+    if encode(&manifest)? == encoded { Ok(manifest) } else { Err(ManifestError::Rewritten) }
+}
+
+/// The manifest in an open snapshot; `None` if there is none.
+///
+/// # Errors
+/// If it is damaged, or another snapshot's.
+pub fn read(snapshot: &Folder, id: SnapshotId) -> Result<Option<Manifest>> {
+    let Some(encoded) = snapshot.read(FILE, LIMIT)? else { return Ok(None) };
+    let checked = decode(&encoded).and_then(|manifest| {
+        if manifest.id == id { Ok(manifest) } else { Err(ManifestError::OtherSnapshot(manifest.id)) }
+    });
+    checked.map(Some).map_err(|source| StoreError::Manifest { id, path: snapshot.path_of(FILE), source })
+}
+
+/// Whether a snapshot may have a file of this name besides its manifest.
+#[must_use]
+pub fn is_file_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && !name.starts_with('.')
+        && name != FILE
+}
+
+fn check_files(files: &[FileRecord]) -> Result<(), ManifestError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for file in files {
+        if !is_file_name(&file.name) {
+            return Err(ManifestError::FileName(file.name.clone()));
+        }
+        if !seen.insert(&file.name) {
+            return Err(ManifestError::Twice(file.name.clone()));
+        }
+    }
+    Ok(())
+}
+
+fn bytes(text: &Text) -> Result<Vec<u8>, ManifestError> {
+    let mut bytes = serde_json::to_vec_pretty(text)?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
+    let bad = || ManifestError::Hex(text.to_owned(), N);
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err(bad());
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let pair = std::str::from_utf8(pair).map_err(|_| bad())?;
+        *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let file = |name: &str, size, byte| FileRecord { name: name.to_owned(), size, hash: [byte; 32] };
+        Manifest {
+            id: SnapshotId(Generation(12)),
+            name: Some(SnapshotName::try_from("warm".to_owned()).unwrap()),
+            created_ms: 1_764_000_000_123,
+            slot: Slot::try_from(3).unwrap(),
+            boot: BootId([0xab; 16]),
+            shares: true,
+            files: vec![
+                file("disk-0.img", 1 << 36, 1),
+                file("memory.img", 4096, 2),
+                file("state.json", 7, 3),
+            ],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for manifest in [manifest(), Manifest { name: None, files: vec![], ..manifest() }] {
+            assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
+        }
+    }
+
+    #[test]
+    fn every_changed_bit_is_noticed_and_every_cut() {
+        let encoded = encode(&manifest()).unwrap();
+        for bit in 0..encoded.len() * 8 {
+            let mut changed = encoded.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode(&changed).is_err(), "bit {bit}");
+        }
+        for length in 0..encoded.len() {
+            assert!(decode(&encoded[..length]).is_err(), "{length} bytes");
+        }
+        let blank = String::from_utf8(encoded).unwrap().replace("  \"id\"", "   \"id\"");
+        assert!(matches!(decode(blank.as_bytes()), Err(ManifestError::Rewritten)));
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        let long = "x".repeat(65);
+        for name in
+            ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "a b", "a\n", "manifest.json", &long]
+        {
+            let file = FileRecord { name: name.to_owned(), size: 0, hash: [0; 32] };
+            let manifest = Manifest { files: vec![file], ..manifest() };
+            assert!(matches!(encode(&manifest), Err(ManifestError::FileName(_))), "{name:?}");
+        }
+        let twice =
+            Manifest { files: vec![manifest().files[0].clone(), manifest().files[0].clone()], ..manifest() };
+        assert!(matches!(encode(&twice), Err(ManifestError::Twice(_))));
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let newer = r#"{"format": 2, "something": "else"}"#;
+        assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Format(2))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_manifest_survives(
+            id in any::<u64>(), created_ms in any::<u64>(), slot in 0_u8..64, boot in any::<[u8; 16]>(),
+            shares in any::<bool>(), name in proptest::option::of("[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}"),
+            files in proptest::collection::btree_map("[a-z0-9][a-z0-9._-]{0,63}", any::<(u64, [u8; 32])>(), 0..5),
+        ) {
+            let manifest = Manifest {
+                id: SnapshotId(Generation(id)),
+                name: name.map(|name| SnapshotName::try_from(name).unwrap()),
+                created_ms, slot: Slot::try_from(slot).unwrap(), boot: BootId(boot), shares,
+                files: files.into_iter().map(|(name, (size, hash))| FileRecord { name, size, hash }).collect(),
+            };
+            prop_assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! A workspace: a directory with `.nixbox/` in it.
+//!
+//! ```text
+//! .nixbox/                  0700, of the invoking user, no link
+//!   config.toml             the user's
+//!   .gitignore              keeps all but these two out of version control
+//!   workspace-id            32 hexadecimal digits, made by `init`
+//!   lock                    held while something is changed; never removed
+//!   run/                    images and notes of the VM that runs
+//!   snapshots/  ssh/
+//! ```
+//!
+//! Sockets are in [`Workspace::runtime`], whose path is short.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fs2::FileExt;
+use serde::{Deserialize, Serialize};
+
+use crate::config;
+use crate::host::files::{FileError, Folder};
+use crate::world::WorkspaceId;
+
+mod template;
+
+/// The directory that makes a directory a workspace.
+pub const DIRECTORY: &str = ".nixbox";
+const ID_FILE: &str = "workspace-id";
+const LOCK_FILE: &str = "lock";
+const DIRECTORIES: [&str; 3] = ["run", "snapshots", "ssh"];
+/// More than the holder of a lock writes down.
+const LOCK_LIMIT: u64 = 4096;
+
+/// Why there is no workspace to work in.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    /// A file or directory of ours is not as we made it.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The directory to begin with is not there.
+    #[error("cannot find the directory {}", path.display())]
+    Start {
+        /// Where it was to begin.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither it nor one above it is a workspace.
+    #[error("neither {} nor a directory above it is a workspace: `nixbox init` makes one", from.display())]
+    None {
+        /// Where it began.
+        from: PathBuf,
+    },
+    /// Something is missing in `.nixbox`.
+    #[error("{} is missing: `nixbox init` makes what is missing and leaves the rest as it is", path.display())]
+    Incomplete {
+        /// What.
+        path: PathBuf,
+    },
+    /// The id is not one.
+    #[error("{} does not hold 32 hexadecimal digits: it is not what `nixbox init` wrote", path.display())]
+    BadId {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No random bytes.
+    #[error("the system gives no random bytes")]
+    Random(#[source] io::Error),
+    /// Nowhere to put sockets.
+    #[error("no directory for sockets can be made: {}", tried.join("; "))]
+    NoRuntime {
+        /// Each directory, and why not there.
+        tried: Vec<String>,
+    },
+}
+
+/// Why the workspace's lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error("another nixbox is at work in this workspace: {}", describe(.0.as_ref()))]
+    Locked(Option<Holder>),
+    /// It cannot be opened or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+fn describe(holder: Option<&Holder>) -> String {
+    match holder {
+        Some(holder) => {
+            let seconds = now_ms().saturating_sub(holder.since_ms) / 1000;
+            format!("process {} runs `{}` for {seconds} s now", holder.pid, holder.operation)
+        }
+        None => "it has not said yet what it does".to_owned(),
+    }
+}
+
+/// Who holds a workspace's lock, as the file says. For people: the lock itself is the kernel's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Holder {
+    /// Its process.
+    pub pid: u32,
+    /// What it runs.
+    pub operation: String,
+    /// Since when: milliseconds since 1970, UTC.
+    pub since_ms: u64,
+}
+
+/// An exclusive lock on a workspace; given back when dropped, and by the kernel when the process ends.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // What remains in the file means nothing without the lock, and that ends with the file's handle in any case.
+        drop(self.0.set_len(0));
+        drop(FileExt::unlock(&self.0));
+    }
+}
+
+/// A workspace that has been found, and whose `.nixbox` is as it should be.
+#[derive(Debug)]
+pub struct Workspace {
+    root: PathBuf,
+    nixbox: Folder,
+    id: WorkspaceId,
+}
+
+impl Workspace {
+    /// The nearest one at or above `from`.
+    ///
+    /// # Errors
+    /// If there is none, or its `.nixbox` is a link, another user's, open for others to write, or incomplete.
+    pub fn find(from: &Path) -> Result<Self, WorkspaceError> {
+        let start = std::fs::canonicalize(from)
+            .map_err(|source| WorkspaceError::Start { path: from.to_owned(), source })?;
+        for root in start.ancestors() {
+            // Whatever bears the name, even a dangling link: looking further up could find somebody else's.
+            if std::fs::symlink_metadata(root.join(DIRECTORY)).is_ok() {
+                return Self::open(root);
+            }
+        }
+        Err(WorkspaceError::None { from: start })
+    }
+
+    fn open(root: &Path) -> Result<Self, WorkspaceError> {
+        let nixbox = Folder::open(&root.join(DIRECTORY))?;
+        nixbox.check_ours()?;
+        for name in DIRECTORIES {
+            let path = nixbox.path_of(name);
+            nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_ours()?;
+        }
+        let path = nixbox.path_of(ID_FILE);
+        let id =
+            nixbox.read(ID_FILE, 33)?.ok_or_else(|| WorkspaceError::Incomplete { path: path.clone() })?;
+        let id = parse_id(&id).ok_or(WorkspaceError::BadId { path })?;
+        Ok(Self { root: root.to_owned(), nixbox, id })
+    }
+
+    /// The directory that the workspace is.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its `.nixbox`.
+    #[must_use]
+    pub fn nixbox(&self) -> &Folder {
+        &self.nixbox
+    }
+
+    /// What tells it from all others.
+    #[must_use]
+    pub fn id(&self) -> WorkspaceId {
+        self.id
+    }
+
+    /// `.nixbox/run`.
+    #[must_use]
+    pub fn run(&self) -> PathBuf {
+        self.nixbox.path_of("run")
+    }
+
+    /// `.nixbox/snapshots`.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.nixbox.path_of("snapshots")
+    }
+
+    /// `.nixbox/ssh`.
+    #[must_use]
+    pub fn ssh(&self) -> PathBuf {
+        self.nixbox.path_of("ssh")
+    }
+
+    /// The directory for sockets, made if it is not there: short, of mode 0700, and the same for every command
+    /// whatever its environment, for the next one has to find the sockets again. `XDG_RUNTIME_DIR` is not asked for
+    /// that reason; it is `/run/user/<user>` wherever there is one.
+    ///
+    /// # Errors
+    /// If it can be made nowhere, or is another's.
+    pub fn runtime(&self) -> Result<Folder, WorkspaceError> {
+        let user = rustix::process::geteuid();
+        let own = PathBuf::from(format!("/run/user/{user}", user = user.as_raw()));
+        // A session's end removes a root's /run/user/0 too, and its VMs live on.
+        let bases =
+            if user.is_root() { vec!["/run".into()] } else { vec![own, "/dev/shm".into(), "/tmp".into()] };
+        self.runtime_in(&bases)
+    }
+
+    fn runtime_in(&self, bases: &[PathBuf]) -> Result<Folder, WorkspaceError> {
+        let name = format!("nixbox-{}", rustix::process::geteuid().as_raw());
+        // Half of the id: 64 bits tell workspaces apart, and a socket's path has 108 bytes.
+        let id = &self.id.to_string()[..16];
+        let make = |base: &Path| -> Result<Folder, FileError> {
+            let (user, _) = Folder::open(base)?.make_folder(&name)?;
+            user.check_ours()?;
+            let (folder, _) = user.make_folder(id)?;
+            folder.check_ours()?;
+            Ok(folder)
+        };
+        let mut tried = Vec::new();
+        for base in bases {
+            match make(base) {
+                Ok(folder) => return Ok(folder),
+                Err(error) => tried.push(format!("{}: {error}", base.display())),
+            }
+        }
+        Err(WorkspaceError::NoRuntime { tried })
+    }
+
+    /// Takes the workspace's lock for an operation, without waiting.
+    ///
+    /// # Errors
+    /// [`LockError::Locked`] with who has it.
+    pub fn lock(&self, operation: &str) -> Result<Lock, LockError> {
+        let path = self.nixbox.path_of(LOCK_FILE);
+        let mut file = match self.nixbox.file_to_write(LOCK_FILE)? {
+            Some(file) => file,
+            None => self.make_lock_file()?,
+        };
+        match FileExt::try_lock_exclusive(&file) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {
+                return Err(LockError::Locked(read_holder(&mut file)));
+            }
+            Err(error) => return Err(FileError::system("lock", path)(error).into()),
+        }
+        let holder = Holder { pid: std::process::id(), operation: operation.to_owned(), since_ms: now_ms() };
+        let written = serde_json::to_vec(&holder)
+            .map_err(io::Error::from)
+            .and_then(|text| file.set_len(0).and_then(|()| file.write_all(&text)));
+        written.map_err(FileError::system("write", path))?;
+        Ok(Lock(file))
+    }
+
+    /// Two may make it at once: both then open the one that came first.
+    fn make_lock_file(&self) -> Result<File, FileError> {
+        match self.nixbox.new_file(LOCK_FILE) {
+            Ok(file) => Ok(file),
+            Err(error) if error.is(io::ErrorKind::AlreadyExists) => {
+                let gone = || {
+                    FileError::system("open", self.nixbox.path_of(LOCK_FILE))(io::Error::from(
+                        io::ErrorKind::NotFound,
+                    ))
+                };
+                self.nixbox.file_to_write(LOCK_FILE)?.ok_or_else(gone)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// What the holder wrote down. It writes right after it has the lock, so an empty file is worth a few more looks.
+fn read_holder(file: &mut File) -> Option<Holder> {
+    for _ in 0..10 {
+        let mut text = Vec::new();
+        let read = file.rewind().and_then(|()| file.take(LOCK_LIMIT).read_to_end(&mut text));
+        if let (Ok(_), Ok(holder)) = (read, serde_json::from_slice(&text)) {
+            return Some(holder);
+        }
+        // The kernel has no event for a write to a file that is cheaper than this.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    None
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
+    let digits = text.strip_suffix(b"\n").unwrap_or(text);
+    if digits.len() != 32 || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let number = u128::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    Some(WorkspaceId(number.to_be_bytes()))
+}
+
+/// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and directories. What is there
+/// already is left as it is. Says which files were made.
+///
+/// # Errors
+/// If something cannot be made, or is not as we would make it.
+pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
+    let root = std::fs::canonicalize(directory)
+        .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
+    let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
+    nixbox.check_ours()?;
+    for name in DIRECTORIES {
+        nixbox.make_folder(name)?.0.check_ours()?;
+    }
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| WorkspaceError::Random(error.into()))?;
+    let id = format!("{}\n", WorkspaceId(random));
+    let mut made = Vec::new();
+    for (name, content) in
+        [(config::FILE, template::CONFIG), (".gitignore", template::GITIGNORE), (ID_FILE, id.as_str())]
+    {
+        if nixbox.write_new(name, content.as_bytes())? {
+            made.push(nixbox.path_of(name));
+        }
+    }
+    Ok((Workspace::open(&root)?, made))
+}
+
+#[cfg(test)]
+mod tests;

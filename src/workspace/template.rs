@@ -1,0 +1,56 @@
+//! What `init` writes.
+
+/// The configuration. What is commented out shows the default, or an example where there is none.
+pub(super) const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it with every default filled in.
+# Relative paths are relative to the directory that holds .nixbox; ~ is your home.
+
+# name = "dev"                      # default: the directory's name
+
+[vm]
+# vcpus = 2                         # 0 or absent: half of the host's
+# memory = "4GiB"                   # absent: half of the host's, at least 4GiB where the host has it
+kernel = "image/vmlinuz"            # bzImage or vmlinux
+# initramfs = "image/initramfs.gz"
+# cmdline = "console=ttyS0 quiet"
+# backing = "auto"                  # guest RAM: auto | tmpfs | disk | vmm
+
+# [[disks]]
+# image = "image/root.img"          # template, never written; cloned to .nixbox/run/
+# size = "64GiB"                    # grown to this; without an image: an empty ext4
+
+# [[mounts]]                        # this one is there when none is given; `mounts = []` for none
+# source = "."
+# target = "~/workspace"
+# readonly = false
+
+# [network]
+# mode = "open"                     # off | filtered | open
+# domains = ["github.com"]          # filtered: these and what is below them
+# ports = [80, 443]
+
+# [guest]
+# user = "user"
+# ssh-key = ".nixbox/ssh/vm_key"    # private key that the image lets in
+
+# [env]                             # kept out of every snapshot
+# GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
+# NPM_TOKEN = { file = "~/.config/npm-token" }
+# API_KEY = { command = ["op", "read", "op://dev/api/key"] }
+# EDITOR = "vi"
+
+# [credentials]                     # kept out of every snapshot
+# files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
+# wipe = ["~/.docker/config.json"]  # removed before a snapshot though nixbox did not put it there
+
+# [hooks]                           # run on the host in the workspace
+# pre-up = []
+# post-up = ["echo up"]
+# pre-down = []
+# post-down = []
+
+# [snapshot]
+# keep = 5                          # prune the oldest unnamed ones; absent: keep all
+"#;
+
+/// All but itself and the configuration stays out of version control.
+pub(super) const GITIGNORE: &str = "*\n!.gitignore\n!config.toml\n";
