@@ -18,7 +18,7 @@ use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
 use nixbox::vmm::seam::{CloudHypervisor, Places, VmmSettings};
 use nixbox::world::{
-    Failure, Generation, Machine, Presence, Shares, Slot, SnapshotId, VmState, Vmm, WorkspaceId,
+    Failure, Generation, Machine, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };
 
 /// Much more than a guest takes, in software emulation too.
@@ -186,10 +186,10 @@ async fn round(invoker: Invoker, memory_file: bool) {
     shares.start(first.vmm).await.unwrap();
     vmm.start(first.vmm).await.unwrap();
     vmm.start(first.vmm).await.unwrap();
-    assert_eq!(vmm.find(first.vmm).await.unwrap(), Some(VmState::Empty));
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Empty);
     vmm.boot(&first).await.unwrap();
     vmm.boot(&first).await.unwrap();
-    assert_eq!(vmm.find(first.vmm).await.unwrap(), Some(VmState::Running));
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Running);
     assert_eq!(
         vmm.shares_attached(first.vmm).await.unwrap(),
         Presence::Whole
@@ -237,7 +237,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     vmm.start(second.vmm).await.unwrap();
     vmm.load(&second, snapshot).await.unwrap();
     vmm.load(&second, snapshot).await.unwrap();
-    assert_eq!(vmm.find(second.vmm).await.unwrap(), Some(VmState::Paused));
+    assert_eq!(vmm.find(second.vmm).await.unwrap(), VmmState::Paused);
     vmm.resume(second.vmm).await.unwrap();
     vmm.resume(second.vmm).await.unwrap();
     assert_eq!(house.guest("cat /run/nonce").await, nonce);

@@ -281,6 +281,15 @@ impl Daemons {
         Daemon::marked_leader(&mark)
     }
 
+    /// Whether a daemon of this generation was started in this boot of the host, and not stopped since. It may have
+    /// ended by itself.
+    ///
+    /// # Errors
+    /// [`ProcessError::File`] if its record cannot be read.
+    pub fn remembers(&self, role: &Role, generation: Generation) -> Result<bool, ProcessError> {
+        Ok(self.read_record(&self.mark(role, generation))?.is_some())
+    }
+
     /// The identity in the record, if that is one of `mark` and of this boot of the host. One that cannot be
     /// understood counts as missing: a power cut leaves such.
     fn read_record(&self, mark: &Mark) -> Result<Option<Identity>, ProcessError> {

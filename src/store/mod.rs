@@ -157,7 +157,15 @@ pub fn open(snapshots: &Folder, id: SnapshotId) -> Result<Option<Folder>> {
 /// # Errors
 /// If the manifest is damaged, or does not name the file.
 pub fn record_of(snapshot: &Folder, id: SnapshotId, name: &str) -> Result<Option<FileRecord>> {
-    let Some(manifest) = manifest::read(snapshot, id)? else { return Ok(None) };
-    let record = manifest.files.into_iter().find(|record| record.name == name);
-    record.map(Some).ok_or_else(|| StoreError::Extra { id, name: name.into() })
+    let Some(manifest) = manifest::read(snapshot, id)? else {
+        return Ok(None);
+    };
+    let record = manifest
+        .files
+        .into_iter()
+        .find(|record| record.name == name);
+    record.map(Some).ok_or_else(|| StoreError::Extra {
+        id,
+        name: name.into(),
+    })
 }

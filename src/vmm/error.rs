@@ -10,7 +10,7 @@ use super::state::StateError;
 use crate::host::process::ProcessError;
 use crate::host::socket::{SocketError, SocketPath};
 use crate::host::spawn::SpawnError;
-use crate::world::{Failure, VmState};
+use crate::world::{Failure, VmmState};
 
 /// Why the VMM did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +60,7 @@ pub enum VmmError {
         /// What was to be done.
         what: &'static str,
         /// Its state.
-        state: VmState,
+        state: VmmState,
     },
     /// The guest does not let go of a share.
     #[error(

@@ -10,7 +10,7 @@ use super::config::FsConfig;
 use super::error::VmmError;
 use crate::host::process::Daemon;
 use crate::host::socket::{self, SocketPath, Use};
-use crate::world::VmState;
+use crate::world::VmmState;
 
 /// How long a guest may take to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
@@ -32,13 +32,13 @@ impl Live {
         }
     }
 
-    pub(super) async fn state(&self) -> Result<VmState, VmmError> {
+    pub(super) async fn state(&self) -> Result<VmmState, VmmError> {
         Ok(match self.info().await?.map(|info| info.state) {
-            None => VmState::Empty,
-            Some(State::Created | State::Shutdown) => VmState::Stopped,
-            Some(State::Running) => VmState::Running,
+            None => VmmState::Empty,
+            Some(State::Created | State::Shutdown) => VmmState::Stopped,
+            Some(State::Running) => VmmState::Running,
             // Stopped in a debugger: no vCPU runs.
-            Some(State::Paused | State::BreakPoint) => VmState::Paused,
+            Some(State::Paused | State::BreakPoint) => VmmState::Paused,
         })
     }
 

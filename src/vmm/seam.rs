@@ -24,7 +24,7 @@ use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, VmState, Vmm,
+    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState,
     WorkspaceId,
 };
 
@@ -262,15 +262,15 @@ impl CloudHypervisor {
         from: SnapshotId,
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
-            VmState::Paused => return Ok(()),
-            state @ VmState::Running => {
+            VmmState::Paused => return Ok(()),
+            state @ (VmmState::Running | VmmState::Never | VmmState::Gone) => {
                 return Err(VmmError::Unfit {
                     what: "restored",
                     state,
                 });
             }
-            VmState::Stopped => live.client.delete().await?,
-            VmState::Empty => {}
+            VmmState::Stopped => live.client.delete().await?,
+            VmmState::Empty => {}
         }
         let directory = self.restore_directory(machine.vmm);
         let source = self.settings.places.stored_state(from);
@@ -297,11 +297,17 @@ impl Vmm for CloudHypervisor {
             .ability)
     }
 
-    async fn find(&self, generation: Generation) -> Result<Option<VmState>> {
+    async fn find(&self, generation: Generation) -> Result<VmmState> {
         match self.with(generation, async |live| live.state().await).await {
-            Ok(state) => Ok(Some(state)),
-            Err(Failure::Lost) => Ok(None),
-            Err(failure) => Err(failure),
+            Err(Failure::Lost) => {
+                let remembered = self.daemons.remembers(&self.role, generation);
+                Ok(if remembered.map_err(VmmError::from)? {
+                    VmmState::Gone
+                } else {
+                    VmmState::Never
+                })
+            }
+            found => found,
         }
     }
 
@@ -332,15 +338,15 @@ impl Vmm for CloudHypervisor {
     async fn boot(&self, machine: &Machine) -> Result<()> {
         self.with(machine.vmm, async |live| {
             match live.state().await? {
-                VmState::Running => return Ok(()),
-                state @ VmState::Paused => {
+                VmmState::Running => return Ok(()),
+                state @ (VmmState::Paused | VmmState::Never | VmmState::Gone) => {
                     return Err(VmmError::Unfit {
                         what: "booted",
                         state,
                     });
                 }
-                VmState::Stopped => live.client.delete().await?,
-                VmState::Empty => {}
+                VmmState::Stopped => live.client.delete().await?,
+                VmmState::Empty => {}
             }
             let capability = capability::of(&live.client.ping().await?.build_version)?;
             live.client
@@ -353,8 +359,8 @@ impl Vmm for CloudHypervisor {
 
     async fn pause(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| match live.state().await? {
-            VmState::Paused => Ok(()),
-            VmState::Running => Ok(live.client.pause().await?),
+            VmmState::Paused => Ok(()),
+            VmmState::Running => Ok(live.client.pause().await?),
             state => Err(VmmError::Unfit {
                 what: "paused",
                 state,
@@ -365,8 +371,8 @@ impl Vmm for CloudHypervisor {
 
     async fn resume(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| match live.state().await? {
-            VmState::Running => Ok(()),
-            VmState::Paused => Ok(live.client.resume().await?),
+            VmmState::Running => Ok(()),
+            VmmState::Paused => Ok(live.client.resume().await?),
             state => Err(VmmError::Unfit {
                 what: "resumed",
                 state,
@@ -378,7 +384,7 @@ impl Vmm for CloudHypervisor {
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
         self.with(generation, async |live| {
             match live.state().await? {
-                VmState::Paused => {}
+                VmmState::Paused => {}
                 state => {
                     return Err(VmmError::Unfit {
                         what: "saved",
@@ -411,8 +417,10 @@ impl Vmm for CloudHypervisor {
             return Ok(());
         }
         match live.state().await {
-            Ok(VmState::Empty | VmState::Stopped) => return Ok(()),
-            Ok(VmState::Running | VmState::Paused) => pressed.map_err(VmmError::from)?,
+            Ok(VmmState::Empty | VmmState::Stopped | VmmState::Never | VmmState::Gone) => {
+                return Ok(());
+            }
+            Ok(VmmState::Running | VmmState::Paused) => pressed.map_err(VmmError::from)?,
             Err(error) if live.daemon.alive().map_err(VmmError::from)? => return Err(error.into()),
             Err(_of_a_vmm_that_is_gone) => return Ok(()),
         }

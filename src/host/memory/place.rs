@@ -97,14 +97,23 @@ impl Place {
     }
 
     /// The place that the configuration asks for, where there is room.
-    pub(super) fn choose(run: &Folder, tmpfs: &[PathBuf], size: u64, backing: Backing) -> Result<Self> {
+    pub(super) fn choose(
+        run: &Folder,
+        tmpfs: &[PathBuf],
+        size: u64,
+        backing: Backing,
+    ) -> Result<Self> {
         match backing {
             Backing::Vmm => Ok(Self::Vmm),
             Backing::Disk => {
                 let free = run.free_bytes()?;
                 let path = || run.path().to_owned();
                 if free < size {
-                    Err(PlaceError::NoDisk { size, path: path(), free })
+                    Err(PlaceError::NoDisk {
+                        size,
+                        path: path(),
+                        free,
+                    })
                 } else {
                     Ok(Self::Disk { size })
                 }
@@ -128,16 +137,23 @@ impl Place {
 
     pub(super) fn read(run: &Folder, generation: Generation) -> Result<Option<Self>> {
         let name = pointer_name(generation);
-        let Some(bytes) = run.read(&name, LIMIT)? else { return Ok(None) };
+        let Some(bytes) = run.read(&name, LIMIT)? else {
+            return Ok(None);
+        };
         serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|source| PlaceError::Unreadable { path: run.path_of(name), source })
+            .map_err(|source| PlaceError::Unreadable {
+                path: run.path_of(name),
+                source,
+            })
     }
 
     pub(super) fn write(&self, run: &Folder, generation: Generation) -> Result<()> {
         let name = pointer_name(generation);
-        let text = serde_json::to_vec(self)
-            .map_err(|source| PlaceError::Unreadable { path: run.path_of(&name), source })?;
+        let text = serde_json::to_vec(self).map_err(|source| PlaceError::Unreadable {
+            path: run.path_of(&name),
+            source,
+        })?;
         Ok(run.replace(name, &text)?)
     }
 
@@ -182,15 +198,20 @@ fn make_user_directory(base: &Folder) -> Result<Folder> {
 
 /// Makes and opens the workspace's directory below a base.
 pub(super) fn make_below(base: &Path, workspace: WorkspaceId) -> Result<Folder> {
-    let (folder, _) = make_user_directory(&Folder::open(base)?)?.make_folder(workspace.to_string())?;
+    let (folder, _) =
+        make_user_directory(&Folder::open(base)?)?.make_folder(workspace.to_string())?;
     folder.check_ours()?;
     Ok(folder)
 }
 
 /// Opens the workspace's directory below a base; `None` if it is not there.
 pub(super) fn open_below(base: &Path, workspace: WorkspaceId) -> Result<Option<Folder>> {
-    let Some(user) = open_user_directory(base)? else { return Ok(None) };
-    let Some(folder) = user.folder(workspace.to_string())? else { return Ok(None) };
+    let Some(user) = open_user_directory(base)? else {
+        return Ok(None);
+    };
+    let Some(folder) = user.folder(workspace.to_string())? else {
+        return Ok(None);
+    };
     folder.check_ours()?;
     Ok(Some(folder))
 }
@@ -211,7 +232,9 @@ fn open_user_directory(base: &Path) -> Result<Option<Folder>> {
         Err(error) if error.is(io::ErrorKind::NotFound) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let Some(user) = base.folder(user_directory())? else { return Ok(None) };
+    let Some(user) = base.folder(user_directory())? else {
+        return Ok(None);
+    };
     user.check_ours()?;
     Ok(Some(user))
 }

@@ -71,11 +71,17 @@ impl Mark {
             Role::Dhcp => "dhcp",
             Role::Firewall => "firewall",
         };
-        [("NIXBOX_WORKSPACE", self.workspace.to_string()), ("NIXBOX_ROLE", format!("{role}-{}", self.slot))]
+        [
+            ("NIXBOX_WORKSPACE", self.workspace.to_string()),
+            ("NIXBOX_ROLE", format!("{role}-{}", self.slot)),
+        ]
     }
 
     /// All of the variables that it is started with.
-    pub(super) fn environment(&self, generation: Option<Generation>) -> Vec<(&'static str, String)> {
+    pub(super) fn environment(
+        &self,
+        generation: Option<Generation>,
+    ) -> Vec<(&'static str, String)> {
         let mut all = self.identity().to_vec();
         all.extend(generation.map(|generation| ("NIXBOX_GENERATION", generation.to_string())));
         all
@@ -101,8 +107,13 @@ impl Mark {
         let (mut found, mut dead) = (Vec::new(), BTreeSet::new());
         for entry in std::fs::read_dir("/proc").map_err(DaemonError::Look)? {
             let entry = entry.map_err(DaemonError::Look)?;
-            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
-            let Some((number, pid)) = number.and_then(|number| Some((number, Pid::from_raw(number)?))) else {
+            let number = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok());
+            let Some((number, pid)) =
+                number.and_then(|number| Some((number, Pid::from_raw(number)?)))
+            else {
                 continue;
             };
             // First the descriptor, then the look: what was looked at is then what the descriptor holds.
@@ -111,7 +122,10 @@ impl Mark {
             match handle {
                 Ok(handle) if alive(&handle) => {
                     if marked {
-                        found.push(Daemon { pid: number, handle });
+                        found.push(Daemon {
+                            pid: number,
+                            handle,
+                        });
                     }
                 }
                 _ => drop(dead.insert(number)),
@@ -122,10 +136,14 @@ impl Mark {
 
     /// Whether the process is marked. Other users' cannot be read, and are not ours.
     fn is_on(&self, process: &Path) -> bool {
-        let Ok(environment) = std::fs::read(process.join("environ")) else { return false };
+        let Ok(environment) = std::fs::read(process.join("environ")) else {
+            return false;
+        };
         let has = |(name, value): (&str, String)| {
             let wanted = format!("{name}={value}");
-            environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
+            environment
+                .split(|&byte| byte == 0)
+                .any(|variable| variable == wanted.as_bytes())
         };
         // Root can read everybody's, and anybody can write anything into his own.
         self.identity().into_iter().all(has)
@@ -139,10 +157,15 @@ impl Mark {
         let mut last = 0;
         for _ in 0..ROUNDS {
             let running = self.find()?;
-            let Some(first) = running.first() else { return Ok(()) };
+            let Some(first) = running.first() else {
+                return Ok(());
+            };
             last = first.pid;
-            let ending = tokio::task::spawn_blocking(move || running.iter().try_for_each(Daemon::end));
-            ending.await.map_err(|error| DaemonError::Look(error.into()))??;
+            let ending =
+                tokio::task::spawn_blocking(move || running.iter().try_for_each(Daemon::end));
+            ending
+                .await
+                .map_err(|error| DaemonError::Look(error.into()))??;
         }
         Err(DaemonError::Immortal(last))
     }
@@ -150,7 +173,10 @@ impl Mark {
 
 impl Daemon {
     fn end(&self) -> Result<(), DaemonError> {
-        let failed = |error: rustix::io::Errno| DaemonError::End { pid: self.pid, source: error.into() };
+        let failed = |error: rustix::io::Errno| DaemonError::End {
+            pid: self.pid,
+            source: error.into(),
+        };
         for signal in [Signal::TERM, Signal::KILL] {
             match pidfd_send_signal(&self.handle, signal) {
                 Ok(()) => {}
@@ -184,6 +210,10 @@ fn alive(handle: &OwnedFd) -> bool {
 /// The user that dnsmasq becomes where root starts it.
 fn nobody() -> u32 {
     let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let line = accounts.lines().find_map(|line| line.strip_prefix("nobody:"));
-    line.and_then(|rest| rest.split(':').nth(1)).and_then(|uid| uid.parse().ok()).unwrap_or(65534)
+    let line = accounts
+        .lines()
+        .find_map(|line| line.strip_prefix("nobody:"));
+    line.and_then(|rest| rest.split(':').nth(1))
+        .and_then(|uid| uid.parse().ok())
+        .unwrap_or(65534)
 }

@@ -29,7 +29,9 @@ fn comment(plan: &Plan) -> String {
 
 /// Our rules that are in the chain, without their handles; `None` without a chain.
 pub(super) async fn list(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallError> {
-    let Some(mut rules) = ours(plan).await? else { return Ok(None) };
+    let Some(mut rules) = ours(plan).await? else {
+        return Ok(None);
+    };
     for rule in rules.iter_mut().filter_map(Value::as_object_mut) {
         rule.remove("handle");
     }
@@ -38,7 +40,15 @@ pub(super) async fn list(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallErro
 
 /// Put our rules first in the chain, in place of any that are there.
 pub(super) async fn apply(plan: &Plan, mode: &Mode) -> Result<(), FirewallError> {
-    replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
+    replace(
+        plan,
+        if *mode == Mode::Off {
+            vec![]
+        } else {
+            wanted(plan)
+        },
+    )
+    .await
 }
 
 /// Remove our rules from the chain.
@@ -61,11 +71,16 @@ fn wanted(plan: &Plan) -> Vec<Vec<Statement<'static>>> {
 async fn replace(plan: &Plan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), FirewallError> {
     let mut attempt = 1;
     loop {
-        let Some(there) = ours(plan).await? else { return Ok(()) };
+        let Some(there) = ours(plan).await? else {
+            return Ok(());
+        };
         let mut batch = Batch::new();
         for handle in there.iter().filter_map(|rule| rule["handle"].as_u64()) {
             let handle = u32::try_from(handle).ok();
-            batch.delete(NfListObject::Rule(Rule { handle, ..rule(vec![], None) }));
+            batch.delete(NfListObject::Rule(Rule {
+                handle,
+                ..rule(vec![], None)
+            }));
         }
         for statements in wanted.iter().rev() {
             let first = rule(statements.clone(), Some(comment(plan)));
@@ -101,5 +116,10 @@ async fn ours(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallError> {
     }
     let listing = ask(&format!("list chain ip {TABLE} {CHAIN}")).await?;
     let comment = comment(plan);
-    Ok(Some(objects(&listing, "rule").filter(|rule| rule["comment"] == comment.as_str()).cloned().collect()))
+    Ok(Some(
+        objects(&listing, "rule")
+            .filter(|rule| rule["comment"] == comment.as_str())
+            .cloned()
+            .collect(),
+    ))
 }

@@ -82,18 +82,18 @@ async fn a_vmm_comes_stays_and_goes_without_a_trace() {
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.ability().await.unwrap();
-    assert_eq!(vmm.find(GENERATION).await.unwrap(), None);
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
     vmm.start(GENERATION).await.unwrap();
     let pid = vmm.live(GENERATION).unwrap().unwrap().daemon.pid();
     vmm.start(GENERATION).await.unwrap();
     assert_eq!(vmm.live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
-    assert_eq!(vmm.find(GENERATION).await.unwrap(), Some(VmState::Empty));
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
     assert_eq!(
         vmm.shares_attached(GENERATION).await.unwrap(),
         Presence::Absent
     );
     vmm.stop(GENERATION).await.unwrap();
-    assert_eq!(vmm.find(GENERATION).await.unwrap(), None);
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
     let left: Vec<_> = std::fs::read_dir(fixture.directory.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -112,7 +112,7 @@ async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
     daemon.exited().await.unwrap();
     let socket = vmm.socket(GENERATION).unwrap();
     assert!(socket.as_path().exists());
-    assert_eq!(vmm.find(GENERATION).await.unwrap(), None);
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Gone);
     let snapshot = SnapshotId(GENERATION);
     let calls = [
         vmm.boot(&machine()).await,
@@ -129,7 +129,7 @@ async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
     }
     vmm.power_button(GENERATION).await.unwrap();
     vmm.start(GENERATION).await.unwrap();
-    assert_eq!(vmm.find(GENERATION).await.unwrap(), Some(VmState::Empty));
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
     vmm.stop(GENERATION).await.unwrap();
     assert!(!socket.as_path().exists());
 }
@@ -145,7 +145,7 @@ async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
             error.starts_with("vm.boot was refused with") && error.contains("os error 2"),
             "{error}"
         );
-        assert_eq!(vmm.find(GENERATION).await.unwrap(), Some(VmState::Stopped));
+        assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Stopped);
     }
     let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
     assert_eq!(error, "the VM cannot be paused: it is Stopped");
@@ -171,7 +171,7 @@ async fn a_socket_of_somebody_else_is_left_alone() {
     );
     assert!(fixture.vmm.stop(GENERATION).await.is_err());
     assert!(socket.as_path().exists());
-    assert_eq!(fixture.vmm.find(GENERATION).await.unwrap(), None);
+    assert_eq!(fixture.vmm.find(GENERATION).await.unwrap(), VmmState::Never);
 }
 
 #[tokio::test]
