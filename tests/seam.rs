@@ -181,7 +181,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     house.file("ram-1", MEMORY, &invoker);
 
     let first = machine(1, 1);
-    assert_eq!(vmm.find(first.vmm).await.unwrap(), None);
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Never);
     assert!(matches!(vmm.pause(first.vmm).await, Err(Failure::Lost)));
     shares.start(first.vmm).await.unwrap();
     vmm.start(first.vmm).await.unwrap();
@@ -218,7 +218,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     );
     vmm.stop(first.vmm).await.unwrap();
     shares.stop(first.vmm).await.unwrap();
-    assert_eq!(vmm.find(first.vmm).await.unwrap(), None);
+    assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Never);
     run("ip link del vm0");
     let original = fs::read(house.path.join("state-2/config.json")).unwrap();
 

@@ -92,7 +92,9 @@ pub enum Event {
     Turned(Direction),
     /// A stage begins.
     Stage(&'static str),
-    /// A transition is done.
+    /// The intent of a transition is on the medium, and it is about to act.
+    Acts(&'static str),
+    /// A transition is done, and its outcome is written.
     Done {
         /// The transition's name for people.
         label: &'static str,
@@ -101,8 +103,12 @@ pub enum Event {
     },
     /// A transition failed.
     Failed(&'static str),
-    /// A transition is taken back.
+    /// A transition is about to be taken back.
+    Undoes(&'static str),
+    /// A transition has been taken back, and that is written.
     Undone(&'static str),
+    /// The operation has ended, and that is on the medium.
+    Ended(Ended),
 }
 
 /// Sees what happens.
@@ -387,6 +393,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ) -> Result<(), Halt> {
         let mut running: FuturesUnordered<_> =
             calls.iter().map(|call| carry_out(scene, call)).collect();
+        calls
+            .iter()
+            .for_each(|call| self.observer.event(Event::Acts(call.transition.label())));
         let mut halt = None;
         while let Some((call, result)) = running.next().await {
             let recorded = match result {
@@ -476,15 +485,18 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         }
         let begun = Instant::now();
         if transition.policy() == UndoPolicy::Undoable {
+            self.observer.event(Event::Undoes(transition.label()));
             let intent = self.intent(index);
             match bounded(transition.limit(), transition.undo(scene, &intent)).await {
                 Ok(()) | Err(Failure::Lost) => {}
                 Err(failure) => return Err(self.setback(transition, failure)),
             }
-            self.observer.event(Event::Undone(transition.label()));
         }
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.journal.undone(place(index), micros)?;
+        if transition.policy() == UndoPolicy::Undoable {
+            self.observer.event(Event::Undone(transition.label()));
+        }
         Ok(())
     }
 
@@ -505,6 +517,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             }
         };
         self.journal.end(ended, &standing, (self.unix_ms)())?;
+        self.observer.event(Event::Ended(ended));
         Ok(match (ended, setback) {
             (Ended::Done, _) => Ending::Done,
             (Ended::RolledBack, setback) => Ending::RolledBack(setback),
