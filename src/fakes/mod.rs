@@ -113,8 +113,19 @@ impl Host {
         state.fault = fault;
         state.counts = Counts::default();
         state.dead = false;
+        state.locks.clear();
         state.wrong_kind = None;
         state.interrupt = interrupt;
+    }
+
+    /// Takes the lock of a workspace, unless somebody has it. A program that dies has it no more.
+    #[must_use]
+    pub fn try_lock(&self, workspace: WorkspaceId) -> Option<WorkspaceLock> {
+        let fresh = self.lock().locks.insert(workspace);
+        fresh.then(|| WorkspaceLock {
+            host: self.clone(),
+            workspace,
+        })
     }
 
     /// What the program did since the fault was set.
@@ -207,6 +218,18 @@ impl Host {
     /// Passes a point. An error means that the program has died there or before.
     fn point(&self) -> Result<(), Failure> {
         self.lock().point()
+    }
+}
+
+/// The lock of a workspace, until it is dropped.
+pub struct WorkspaceLock {
+    host: Host,
+    workspace: WorkspaceId,
+}
+
+impl Drop for WorkspaceLock {
+    fn drop(&mut self) {
+        self.host.lock().locks.remove(&self.workspace);
     }
 }
 

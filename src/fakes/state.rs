@@ -91,6 +91,7 @@ pub(super) struct State {
     pub(super) dead: bool,
     pub(super) wrong_kind: Option<&'static str>,
     pub(super) interrupt: Option<Interrupt>,
+    pub(super) locks: BTreeSet<WorkspaceId>,
 }
 
 impl State {
@@ -143,6 +144,7 @@ impl State {
             dead: false,
             wrong_kind: None,
             interrupt: None,
+            locks: BTreeSet::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use crate::engine::executor::{Ending, Executor, Observer, Setback, Stopped};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{Manifest, SnapshotId, SnapshotName, VmmState, World};
+use crate::world::{Manifest, Slot, SnapshotId, SnapshotName, VmmState, World};
 
 /// How long a look at the world may take. Verifying a snapshot reads all of it, and is interruptible.
 const LOOK: Duration = Duration::from_secs(60);
@@ -86,6 +86,9 @@ pub enum Refusal {
     /// It cannot be restored.
     #[error("snapshot {0} does not fit")]
     Unfit(SnapshotId, #[source] Failure),
+    /// The guest's address belongs to a slot that another VM has.
+    #[error("slot {0}, which the snapshot's guest has its address from, is taken by another VM")]
+    SlotTaken(Slot),
     /// Looking at the world failed.
     #[error("cannot look how the workspace stands")]
     Look(#[source] Failure),
@@ -245,6 +248,12 @@ impl<S: Storage> Session<'_, S> {
         let manifest = self.listed(snapshot).await?;
         let fits = look(VERIFY, self.world.catalog.verify(snapshot, &self.interrupt)).await;
         fits.map_err(|failure| Refusal::Unfit(snapshot, failure))?;
+        let slots = &self.world.slots;
+        let held = look(LOOK, slots.held()).await.map_err(Refusal::Look)?;
+        let free = look(LOOK, slots.free()).await.map_err(Refusal::Look)?;
+        if held != Some(manifest.slot) && !free.contains(&manifest.slot) {
+            return Err(Refusal::SlotTaken(manifest.slot));
+        }
         let plan = restore::Plan {
             snapshot,
             slot: manifest.slot,

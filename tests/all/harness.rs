@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use nixbox::engine::executor::{Ending, Unobserved};
+use nixbox::engine::executor::{Stopped, Unobserved};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
@@ -31,6 +31,7 @@ pub(crate) enum Said {
     Recovered(Recovered),
     Refused(Refusal),
     JournalFailed(nixbox::engine::journal::JournalError),
+    Locked,
 }
 
 impl Said {
@@ -38,23 +39,21 @@ impl Said {
         matches!(self, Self::Report(Report::Done | Report::Already))
     }
 
+    /// The journal's error that ended it.
+    pub(crate) fn journal_error(&self) -> Option<&nixbox::engine::journal::JournalError> {
+        match self {
+            Self::JournalFailed(error)
+            | Self::Refused(Refusal::Stopped(Stopped::Journal(error))) => Some(error),
+            _ => None,
+        }
+    }
+
     pub(crate) fn stuck(&self) -> bool {
         match self {
             Self::Report(report) => matches!(report, Report::Stuck(_)),
             Self::Refused(refusal) => matches!(refusal, Refusal::Stuck(_)),
             Self::Recovered(recovered) => recovered.stuck.is_some(),
-            Self::JournalFailed(_) => false,
-        }
-    }
-
-    /// Whether it says that all is as it was before.
-    pub(crate) fn rolled_back(&self) -> bool {
-        match self {
-            Self::Report(report) => matches!(report, Report::RolledBack(_)),
-            Self::Recovered(recovered) => {
-                matches!(recovered.operation, Some((_, Ending::RolledBack(_))))
-            }
-            _ => false,
+            Self::JournalFailed(_) | Self::Locked => false,
         }
     }
 }
@@ -74,17 +73,34 @@ pub(crate) fn run(host: &Host, command: Command) -> Said {
 pub(crate) fn run_with(host: &Host, command: Command, fault: Fault) -> Said {
     let interrupt = Interrupt::new();
     host.set_fault(fault, Some(interrupt.clone()));
-    RUNTIME.with_borrow(|runtime| runtime.block_on(session(host, command, interrupt)))
+    RUNTIME.with_borrow(|runtime| runtime.block_on(session(host, WORKSPACE, command, interrupt)))
 }
 
-async fn session(host: &Host, command: Command, interrupt: Interrupt) -> Said {
-    let world = host.world(WORKSPACE);
-    let journal = match Journal::open(
-        host.storage(WORKSPACE),
-        WORKSPACE,
-        Generation(0),
-        world.clock.unix_ms(),
-    ) {
+/// Runs two commands at the same time, each in a workspace, with a fault set.
+pub(crate) fn run_both(
+    host: &Host,
+    commands: [(WorkspaceId, Command); 2],
+    fault: Fault,
+) -> (Said, Said) {
+    let interrupt = Interrupt::new();
+    host.set_fault(fault, Some(interrupt.clone()));
+    let [first, second] =
+        commands.map(|(workspace, command)| session(host, workspace, command, interrupt.clone()));
+    RUNTIME.with_borrow(|runtime| runtime.block_on(async { tokio::join!(first, second) }))
+}
+
+async fn session(
+    host: &Host,
+    workspace: WorkspaceId,
+    command: Command,
+    interrupt: Interrupt,
+) -> Said {
+    let Some(_lock) = host.try_lock(workspace) else {
+        return Said::Locked;
+    };
+    let world = host.world(workspace);
+    let storage = host.storage(workspace);
+    let journal = match Journal::open(storage, workspace, Generation(0), world.clock.unix_ms()) {
         Ok(journal) => journal,
         Err(error) => return Said::JournalFailed(error),
     };
@@ -95,7 +111,8 @@ async fn session(host: &Host, command: Command, interrupt: Interrupt) -> Said {
         observer: &Unobserved,
     };
     let newest = || {
-        host.snapshots(WORKSPACE)
+        let snapshots = host.snapshots(workspace);
+        snapshots
             .last()
             .map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
@@ -104,9 +121,8 @@ async fn session(host: &Host, command: Command, interrupt: Interrupt) -> Said {
         Command::Down => session.down().await,
         Command::Snapshot => session.snapshot(None, false).await,
         Command::SnapshotNamed => {
-            session
-                .snapshot(SnapshotName::try_from("warm".to_owned()).ok(), false)
-                .await
+            let name = SnapshotName::try_from("warm".to_owned()).ok();
+            session.snapshot(name, false).await
         }
         Command::SnapshotStop => session.snapshot(None, true).await,
         Command::RestoreNewest => session.restore(newest()).await,
