@@ -1,0 +1,210 @@
+//! The snapshots.
+
+use super::*;
+
+#[async_trait]
+impl Catalog for Seams {
+    async fn list(&self) -> Result<Vec<Manifest>> {
+        self.look("catalog.list", |state| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            let listed = state
+                .files
+                .list(snapshots)
+                .filter(|(name, _)| !name.starts_with('.'));
+            let manifests = listed.filter_map(|(_, ino)| match state.files.get(ino, MANIFEST) {
+                Some(Content::Manifest(manifest)) => Some(manifest.0.clone()),
+                _ => None,
+            });
+            let mut manifests: Vec<_> = manifests.collect();
+            manifests.sort_by_key(|manifest| manifest.id);
+            Ok(manifests)
+        })
+        .await
+    }
+
+    async fn find(&self, id: SnapshotId) -> Result<Entry> {
+        self.look("catalog.find", |state| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            // What is reported is built upon, so that it has to be on the medium.
+            state.files.sync_names(snapshots);
+            let is = |name: String| state.files.find(snapshots, &name).is_some();
+            Ok(
+                match (is(id.to_string()), is(trash_name(id)), is(staging_name(id))) {
+                    (true, ..) => Entry::Listed,
+                    (_, true, _) => Entry::Trashed,
+                    (_, _, true) => Entry::Staged,
+                    _ => Entry::Absent,
+                },
+            )
+        })
+        .await
+    }
+
+    async fn stage(&self, id: SnapshotId) -> Result<()> {
+        let make = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            if state.files.find(snapshots, &staging_name(id)).is_none() {
+                state
+                    .files
+                    .create(snapshots, &staging_name(id), Content::Directory);
+            }
+            Ok(())
+        };
+        self.act("catalog.stage", vec![Box::new(make)]).await
+    }
+
+    async fn holds_vmm_state(&self, id: SnapshotId) -> Result<bool> {
+        self.look("catalog.holds_vmm_state", |state| {
+            let Ok(directory) = self.staged_or_listed(state, id) else {
+                return Ok(false);
+            };
+            Ok(matches!(
+                state.files.get(directory, SAVED),
+                Some(Content::State(_))
+            ))
+        })
+        .await
+    }
+
+    async fn verify(&self, id: SnapshotId, _: &Interrupt) -> Result<()> {
+        self.look("catalog.verify", |state| {
+            let directory = self.staged_or_listed(state, id)?;
+            match state.files.get(directory, MANIFEST) {
+                Some(Content::Manifest(manifest))
+                    if manifest.0.files == records(state, directory) =>
+                {
+                    Ok(())
+                }
+                _ => refused("a file is not what the manifest says"),
+            }
+        })
+        .await
+    }
+
+    async fn commit(&self, manifest: Manifest) -> Result<()> {
+        let id = manifest.id;
+        let write = |state: &mut State| {
+            let Ok(staging) = self.staging(state, id) else {
+                return Ok(());
+            };
+            let content = Content::Manifest(Box::new(ManifestFile(manifest.clone())));
+            match state.files.find(staging, MANIFEST) {
+                Some(ino) => state.files.write_whole(ino, content),
+                None => {
+                    state.files.create(staging, MANIFEST, content);
+                }
+            }
+            Ok(())
+        };
+        let sync = |state: &mut State| {
+            let Ok(staging) = self.staging(state, id) else {
+                return Ok(());
+            };
+            let files: Vec<Ino> = state.files.list(staging).map(|(_, ino)| ino).collect();
+            files.into_iter().for_each(|ino| state.files.sync(ino));
+            state.files.sync_names(staging);
+            Ok(())
+        };
+        let rename = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            state
+                .files
+                .rename(snapshots, &staging_name(id), &id.to_string());
+            Ok(())
+        };
+        let sync_list = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            state.files.sync_names(snapshots);
+            Ok(())
+        };
+        let parts: Vec<Part<'_>> = vec![
+            Box::new(write),
+            Box::new(sync),
+            Box::new(rename),
+            Box::new(sync_list),
+        ];
+        self.act("catalog.commit", parts).await
+    }
+
+    async fn discard(&self, id: SnapshotId) -> Result<()> {
+        self.remove_directory("catalog.discard", staging_name(id))
+            .await
+    }
+
+    async fn trash(&self, id: SnapshotId) -> Result<()> {
+        let rename = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            state
+                .files
+                .rename(snapshots, &id.to_string(), &trash_name(id));
+            Ok(())
+        };
+        let sync = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            state.files.sync_names(snapshots);
+            Ok(())
+        };
+        self.act("catalog.trash", vec![Box::new(rename), Box::new(sync)])
+            .await
+    }
+
+    async fn purge(&self, id: SnapshotId) -> Result<()> {
+        self.remove_directory("catalog.purge", trash_name(id)).await
+    }
+
+    async fn digest(&self, id: SnapshotId, _: &Interrupt) -> Result<Vec<FileRecord>> {
+        self.look("catalog.digest", |state| {
+            let directory = self.staging(state, id)?;
+            Ok(records(state, directory))
+        })
+        .await
+    }
+}
+
+impl Seams {
+    async fn remove_directory(&self, kind: &'static str, name: String) -> Result<()> {
+        let empty = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            if let Some(directory) = state.files.find(snapshots, &name) {
+                let first = state
+                    .files
+                    .list(directory)
+                    .next()
+                    .map(|(name, _)| name.to_owned());
+                first
+                    .into_iter()
+                    .for_each(|first| state.files.remove(directory, &first));
+            }
+            Ok(())
+        };
+        let remove = |state: &mut State| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            state.files.remove(snapshots, &name);
+            state.files.sync_names(snapshots);
+            Ok(())
+        };
+        self.act(kind, vec![Box::new(empty), Box::new(remove)])
+            .await
+    }
+}
+
+/// What a manifest says of the files of a directory, but for the manifest itself.
+pub(in crate::fakes) fn records(state: &State, directory: Ino) -> Vec<FileRecord> {
+    let files = state
+        .files
+        .list(directory)
+        .filter(|(name, _)| *name != MANIFEST);
+    files
+        .map(|(name, ino)| {
+            let mut hasher = DefaultHasher::new();
+            state.files.content(ino).hash(&mut hasher);
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
+            FileRecord {
+                name: name.to_owned(),
+                size: 1,
+                hash,
+            }
+        })
+        .collect()
+}

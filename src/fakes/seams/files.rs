@@ -1,0 +1,211 @@
+//! Disks and RAM.
+
+use super::*;
+
+#[async_trait]
+impl Disk for Seams {
+    async fn find(&self, generation: Generation) -> Result<Presence> {
+        self.look("disk.find", |state| {
+            let directory = self.directory(state);
+            Ok(match state.files.get(directory, &disk_name(generation)) {
+                None => Presence::Absent,
+                Some(Content::Disk(_)) => Presence::Whole,
+                Some(_) => Presence::Partial,
+            })
+        })
+        .await
+    }
+
+    async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
+        self.put_disk("disk.create", generation, interrupt, |_| {
+            Ok(DiskImage::blank())
+        })
+        .await
+    }
+
+    async fn capture(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let begin = |state: &mut State| {
+            let staging = self.staging(state, into)?;
+            state.files.create(staging, DISK, Content::Torn);
+            Ok(())
+        };
+        let finish = |state: &mut State| {
+            interrupt.check()?;
+            let staging = self.staging(state, into)?;
+            let Some(disk) = state.disk(self.workspace, generation).cloned() else {
+                return refused("the disk image is not there");
+            };
+            if let Some(ino) = state.files.find(staging, DISK) {
+                state.files.write_whole(ino, Content::Disk(disk));
+            }
+            Ok(())
+        };
+        self.act("disk.capture", vec![Box::new(begin), Box::new(finish)])
+            .await
+    }
+
+    async fn fill(
+        &self,
+        from: SnapshotId,
+        generation: Generation,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        self.put_disk("disk.fill", generation, interrupt, |state| {
+            let directory = self.staged_or_listed(state, from)?;
+            match state.files.get(directory, DISK) {
+                Some(Content::Disk(disk)) => Ok(disk.clone()),
+                _ => refused("the snapshot's disk is not whole"),
+            }
+        })
+        .await
+    }
+
+    async fn remove(&self, generation: Generation) -> Result<()> {
+        let remove = |state: &mut State| {
+            let directory = self.directory(state);
+            state.files.remove(directory, &disk_name(generation));
+            Ok(())
+        };
+        let sync = |state: &mut State| {
+            let directory = self.directory(state);
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        self.act("disk.remove", vec![Box::new(remove), Box::new(sync)])
+            .await
+    }
+}
+
+impl Seams {
+    /// A disk image of our own: whole, or known not to be, and on the medium when it is reported.
+    async fn put_disk(
+        &self,
+        kind: &'static str,
+        generation: Generation,
+        interrupt: &Interrupt,
+        image: impl FnOnce(&mut State) -> Result<DiskImage> + Send,
+    ) -> Result<()> {
+        let name = disk_name(generation);
+        let begin = |state: &mut State| {
+            let directory = self.directory(state);
+            state.files.remove(directory, &name);
+            state.files.create(directory, &name, Content::Torn);
+            Ok(())
+        };
+        let finish = |state: &mut State| {
+            interrupt.check()?;
+            let image = image(state)?;
+            let directory = self.directory(state);
+            if let Some(ino) = state.files.find(directory, &name) {
+                state.files.write_whole(ino, Content::Disk(image));
+                state.files.sync(ino);
+            }
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        self.act(kind, vec![Box::new(begin), Box::new(finish)])
+            .await
+    }
+}
+
+#[async_trait]
+impl Memory for Seams {
+    async fn find(&self, generation: Generation) -> Result<Presence> {
+        let key = self.key(generation);
+        self.look("memory.find", move |state| {
+            Ok(state
+                .memories
+                .get(&key)
+                .map_or(Presence::Absent, |file| file.presence))
+        })
+        .await
+    }
+
+    async fn create(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let create = move |state: &mut State| {
+            state.memories.entry(key).or_insert(RamFile {
+                ram: None,
+                presence: Presence::Whole,
+            });
+            Ok(())
+        };
+        self.act("memory.create", vec![Box::new(create)]).await
+    }
+
+    async fn capture(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let begin = |state: &mut State| {
+            let staging = self.staging(state, into)?;
+            state.files.create(staging, RAM, Content::Torn);
+            Ok(())
+        };
+        let finish = |state: &mut State| {
+            interrupt.check()?;
+            let staging = self.staging(state, into)?;
+            let Some(ram) = state.ram(self.workspace, generation).cloned() else {
+                return Err(Failure::Lost);
+            };
+            if let Some(ino) = state.files.find(staging, RAM) {
+                state.files.write_whole(ino, Content::Ram(ram));
+            }
+            Ok(())
+        };
+        self.act("memory.capture", vec![Box::new(begin), Box::new(finish)])
+            .await
+    }
+
+    async fn fill(
+        &self,
+        from: SnapshotId,
+        generation: Generation,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let key = self.key(generation);
+        let begin = move |state: &mut State| {
+            state.memories.insert(
+                key,
+                RamFile {
+                    ram: None,
+                    presence: Presence::Partial,
+                },
+            );
+            Ok(())
+        };
+        let finish = |state: &mut State| {
+            interrupt.check()?;
+            let directory = self.staged_or_listed(state, from)?;
+            let Some(Content::Ram(ram)) = state.files.get(directory, RAM).cloned() else {
+                return refused("the snapshot's RAM is not whole");
+            };
+            state.memories.insert(
+                key,
+                RamFile {
+                    ram: Some(ram),
+                    presence: Presence::Whole,
+                },
+            );
+            Ok(())
+        };
+        self.act("memory.fill", vec![Box::new(begin), Box::new(finish)])
+            .await
+    }
+
+    async fn remove(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let remove = move |state: &mut State| {
+            state.memories.remove(&key);
+            Ok(())
+        };
+        self.act("memory.remove", vec![Box::new(remove)]).await
+    }
+}

@@ -1,0 +1,142 @@
+//! The guest.
+
+use super::*;
+
+#[async_trait]
+impl Guest for Seams {
+    async fn ready(&self, machine: &Machine) -> Result<BootId> {
+        self.look("guest.ready", |state| {
+            Ok(BootId(self.guest(state, machine)?.boot))
+        })
+        .await
+    }
+
+    async fn inject(&self, machine: &Machine) -> Result<()> {
+        let to_disk = |state: &mut State| {
+            self.guest(state, machine)?;
+            let secret = state.secret;
+            state.change_disk(self.workspace, machine.disk, |disk| {
+                let former = std::mem::take(&mut disk.secrets);
+                disk.residue
+                    .extend(former.into_iter().filter(|former| *former != secret));
+                disk.secrets.insert(secret);
+            });
+            Ok(())
+        };
+        let to_ram = |state: &mut State| {
+            let secret = state.secret;
+            self.guest(state, machine)?.secrets.insert(secret);
+            Ok(())
+        };
+        self.act("guest.inject", vec![Box::new(to_disk), Box::new(to_ram)])
+            .await
+    }
+
+    async fn wipe(&self, machine: &Machine) -> Result<()> {
+        let files = |state: &mut State| {
+            self.guest(state, machine)?;
+            state.change_disk(self.workspace, machine.disk, |disk| {
+                let former = std::mem::take(&mut disk.secrets);
+                disk.residue.extend(former);
+            });
+            Ok(())
+        };
+        let caches = |state: &mut State| {
+            self.guest(state, machine)?.secrets.clear();
+            state.change_disk(self.workspace, machine.disk, |disk| disk.residue.clear());
+            Ok(())
+        };
+        self.act("guest.wipe", vec![Box::new(files), Box::new(caches)])
+            .await
+    }
+
+    async fn mount(&self, machine: &Machine) -> Result<()> {
+        let key = self.key(machine.vmm);
+        let mount = |state: &mut State| {
+            let wanted = state.shares_wanted;
+            let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve)
+                && state
+                    .vmms
+                    .get(&key)
+                    .is_some_and(|vmm| vmm.shares == Presence::Whole);
+            let ram = self.guest(state, machine)?;
+            match ram.mount {
+                _ if !wanted => Ok(()),
+                Mount::Works => Ok(()),
+                Mount::No if serving => {
+                    ram.mount = Mount::Works;
+                    Ok(())
+                }
+                Mount::No | Mount::Dead => refused("the share cannot be mounted"),
+            }
+        };
+        self.act("guest.mount", vec![Box::new(mount)]).await
+    }
+
+    async fn unmount(&self, machine: &Machine) -> Result<()> {
+        let unmount = |state: &mut State| {
+            let ram = self.guest(state, machine)?;
+            match ram.mount {
+                Mount::Dead => refused("the share hangs"),
+                Mount::Works | Mount::No => {
+                    ram.mount = Mount::No;
+                    Ok(())
+                }
+            }
+        };
+        self.act("guest.unmount", vec![Box::new(unmount)]).await
+    }
+
+    async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
+        self.look("guest.equipped", |state| {
+            let (secret, wanted) = (state.secret, state.shares_wanted);
+            let disk = state
+                .disk(self.workspace, machine.disk)
+                .cloned()
+                .ok_or(Failure::Lost)?;
+            let ram = self.guest(state, machine)?;
+            let whole = disk.secrets.contains(&secret) && ram.secrets.contains(&secret);
+            let absent =
+                disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
+            let credentials = match (whole, absent) {
+                (true, _) => Presence::Whole,
+                (false, true) => Presence::Absent,
+                (false, false) => Presence::Partial,
+            };
+            let mounts = match ram.mount {
+                _ if !wanted => Presence::Whole,
+                Mount::Works => Presence::Whole,
+                Mount::No => Presence::Absent,
+                Mount::Dead => Presence::Partial,
+            };
+            Ok(Equipment {
+                credentials,
+                mounts,
+            })
+        })
+        .await
+    }
+
+    async fn settle(&self, machine: &Machine) -> Result<()> {
+        let entropy = |state: &mut State| {
+            self.guest(state, machine)?.seeded = true;
+            Ok(())
+        };
+        let clock = |state: &mut State| {
+            self.guest(state, machine)?.clock = true;
+            Ok(())
+        };
+        self.act("guest.settle", vec![Box::new(entropy), Box::new(clock)])
+            .await
+    }
+
+    async fn shut_down(&self, machine: &Machine) -> Result<()> {
+        let key = self.key(machine.vmm);
+        let shut_down = |state: &mut State| {
+            self.guest(state, machine)?;
+            state.end_vmm(key);
+            Ok(())
+        };
+        self.act("guest.shut_down", vec![Box::new(shut_down)]).await
+    }
+}

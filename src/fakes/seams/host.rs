@@ -1,0 +1,184 @@
+//! Slots, networks, shares.
+
+use super::*;
+
+#[async_trait]
+impl Slots for Seams {
+    async fn held(&self) -> Result<Option<Slot>> {
+        self.look("slots.held", |state| {
+            Ok(state
+                .slots
+                .iter()
+                .find(|(_, holder)| **holder == self.workspace)
+                .map(|(slot, _)| *slot))
+        })
+        .await
+    }
+
+    async fn free(&self) -> Result<Vec<Slot>> {
+        self.look("slots.free", |state| {
+            Ok(Slot::all()
+                .filter(|slot| !state.slots.contains_key(slot))
+                .collect())
+        })
+        .await
+    }
+
+    async fn claim(&self, wanted: &[Slot]) -> Result<Slot> {
+        let mut claimed = None;
+        let claim = |state: &mut State| {
+            let mine = |slot: &Slot| {
+                state
+                    .slots
+                    .get(slot)
+                    .is_none_or(|holder| *holder == self.workspace)
+            };
+            claimed = wanted.iter().copied().find(mine);
+            if let Some(slot) = claimed {
+                state.slots.insert(slot, self.workspace);
+            }
+            Ok(())
+        };
+        self.act("slots.claim", vec![Box::new(claim)]).await?;
+        claimed.map_or_else(|| refused("every slot is taken"), Ok)
+    }
+
+    async fn release(&self, slot: Slot) -> Result<()> {
+        let release = move |state: &mut State| {
+            if state.slots.get(&slot) == Some(&self.workspace) {
+                state.slots.remove(&slot);
+            }
+            Ok(())
+        };
+        self.act("slots.release", vec![Box::new(release)]).await
+    }
+}
+
+#[async_trait]
+impl Network for Seams {
+    async fn find(&self, slot: Slot) -> Result<Presence> {
+        self.look("network.find", |state| {
+            let mine = state
+                .networks
+                .get(&slot)
+                .filter(|network| network.owner == self.workspace);
+            Ok(mine.map_or(Presence::Absent, NetworkParts::presence))
+        })
+        .await
+    }
+
+    async fn build(&self, slot: Slot, _: Generation) -> Result<()> {
+        let owner = self.workspace;
+        let tap = move |state: &mut State| {
+            let blank = NetworkParts {
+                owner,
+                tap: false,
+                table: false,
+                dhcp: false,
+            };
+            let network = state.networks.entry(slot).or_insert(blank);
+            if network.owner != owner {
+                return refused("the TAP is another's");
+            }
+            network.tap = true;
+            Ok(())
+        };
+        let rest = move |state: &mut State| {
+            if let Some(network) = state.networks.get_mut(&slot) {
+                network.table = true;
+                network.dhcp = true;
+            }
+            Ok(())
+        };
+        self.act("network.build", vec![Box::new(tap), Box::new(rest)])
+            .await
+    }
+
+    async fn remove(&self, slot: Slot) -> Result<()> {
+        let owner = self.workspace;
+        let begin = move |state: &mut State| match state.networks.get_mut(&slot) {
+            Some(network) if network.owner == owner => {
+                network.dhcp = false;
+                network.tap = false;
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        let finish = move |state: &mut State| {
+            if state
+                .networks
+                .get(&slot)
+                .is_some_and(|network| network.owner == owner)
+            {
+                state.networks.remove(&slot);
+            }
+            Ok(())
+        };
+        self.act("network.remove", vec![Box::new(begin), Box::new(finish)])
+            .await
+    }
+}
+
+#[async_trait]
+impl Shares for Seams {
+    fn wanted(&self) -> bool {
+        self.host.lock().shares_wanted
+    }
+
+    async fn find(&self, generation: Generation) -> Result<Presence> {
+        let key = self.key(generation);
+        self.look("shares.find", move |state| {
+            Ok(match state.daemons.get(&key) {
+                _ if !state.shares_wanted => Presence::Whole,
+                None => Presence::Absent,
+                Some(daemons) if daemons.serve() => Presence::Whole,
+                Some(_) => Presence::Partial,
+            })
+        })
+        .await
+    }
+
+    async fn start(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        if !self.wanted() {
+            return Ok(());
+        }
+        let spawn = move |state: &mut State| {
+            if !state.daemons.get(&key).is_some_and(ShareDaemons::serve) {
+                state.daemons.insert(
+                    key,
+                    ShareDaemons {
+                        listening: Presence::Partial,
+                        alive: true,
+                    },
+                );
+            }
+            Ok(())
+        };
+        let listen = move |state: &mut State| {
+            if let Some(daemons) = state.daemons.get_mut(&key) {
+                daemons.listening = Presence::Whole;
+            }
+            Ok(())
+        };
+        self.act("shares.start", vec![Box::new(spawn), Box::new(listen)])
+            .await
+    }
+
+    async fn stop(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        if !self.wanted() {
+            return Ok(());
+        }
+        let end = move |state: &mut State| {
+            state.end_daemons(key);
+            Ok(())
+        };
+        let forget = move |state: &mut State| {
+            state.daemons.remove(&key);
+            Ok(())
+        };
+        self.act("shares.stop", vec![Box::new(end), Box::new(forget)])
+            .await
+    }
+}

@@ -1,0 +1,360 @@
+//! The VMM.
+
+use super::*;
+
+#[async_trait]
+impl Vmm for Seams {
+    async fn ability(&self) -> Result<Ability> {
+        self.look("vmm.ability", |state| Ok(state.ability())).await
+    }
+
+    async fn find(&self, generation: Generation) -> Result<VmmState> {
+        let key = self.key(generation);
+        self.look("vmm.find", |state| {
+            // A call that a nixbox made which died is carried on by the VMM, and this one waits for it.
+            if let Some(id) = state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
+                self.finish_save(state, key, id)?;
+            }
+            Ok(state
+                .vmms
+                .get(&key)
+                .map_or(VmmState::Never, |vmm| vmm.state))
+        })
+        .await
+    }
+
+    async fn start(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let start = move |state: &mut State| {
+            if state
+                .vmms
+                .get(&key)
+                .is_none_or(|vmm| vmm.state == VmmState::Gone)
+            {
+                state.vmms.insert(key, VmmProcess::empty());
+            }
+            Ok(())
+        };
+        self.act("vmm.start", vec![Box::new(start), nothing()])
+            .await
+    }
+
+    async fn boot(&self, machine: &Machine) -> Result<()> {
+        let key = self.key(machine.vmm);
+        let create = |state: &mut State| match state.vmms.get_mut(&key) {
+            Some(vmm) if vmm.state == VmmState::Empty => {
+                vmm.state = VmmState::Stopped;
+                vmm.machine = Some(*machine);
+                Ok(())
+            }
+            Some(vmm) if vmm.state.has_system() || vmm.state == VmmState::Stopped => Ok(()),
+            _ => refused("no VMM listens"),
+        };
+        let boot = |state: &mut State| self.boot_now(state, machine);
+        self.act("vmm.boot", vec![Box::new(create), Box::new(boot)])
+            .await
+    }
+
+    async fn pause(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let pause = move |state: &mut State| match state.vmms.get_mut(&key) {
+            Some(vmm) if vmm.state.has_system() => {
+                vmm.state = VmmState::Paused;
+                Ok(())
+            }
+            Some(vmm) if vmm.state == VmmState::Gone => Err(Failure::Lost),
+            _ => refused("there is no VM to pause"),
+        };
+        self.act("vmm.pause", vec![Box::new(pause)]).await
+    }
+
+    async fn resume(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        self.act(
+            "vmm.resume",
+            vec![Box::new(move |state: &mut State| {
+                self.resume_now(state, key)
+            })],
+        )
+        .await
+    }
+
+    async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
+        let key = self.key(generation);
+        let begin = |state: &mut State| {
+            let staging = self.staging(state, into)?;
+            if state.files.find(staging, SAVED).is_some() {
+                return refused("the VMM's files exist");
+            }
+            match state.vmms.get_mut(&key) {
+                Some(vmm) if vmm.state == VmmState::Paused => vmm.saving = Some(into),
+                Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
+                _ => return refused("the VM is not paused"),
+            }
+            state.files.create(staging, SAVED, Content::Torn);
+            Ok(())
+        };
+        let finish =
+            |state: &mut State| match state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
+                Some(id) => self.finish_save(state, key, id),
+                None => Err(Failure::Lost),
+            };
+        self.act("vmm.save", vec![Box::new(begin), Box::new(finish)])
+            .await
+    }
+
+    async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
+        let load = |state: &mut State| self.load_now(state, machine, from);
+        self.act("vmm.load", vec![nothing(), Box::new(load)]).await
+    }
+
+    async fn power_button(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let press = move |state: &mut State| {
+            state.end_vmm(key);
+            Ok(())
+        };
+        self.act("vmm.power_button", vec![Box::new(press)]).await
+    }
+
+    async fn stop(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let end = move |state: &mut State| {
+            state.end_vmm(key);
+            Ok(())
+        };
+        let forget = move |state: &mut State| {
+            state.vmms.remove(&key);
+            Ok(())
+        };
+        self.act("vmm.stop", vec![Box::new(end), Box::new(forget)])
+            .await
+    }
+
+    async fn attach_shares(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let attach = move |state: &mut State| {
+            if !state.shares_wanted {
+                return Ok(());
+            }
+            let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve);
+            match state.vmms.get_mut(&key) {
+                Some(vmm) if vmm.state.has_system() && serving => {
+                    vmm.shares = Presence::Whole;
+                    vmm.shares_spoilt = false;
+                    Ok(())
+                }
+                Some(vmm) if vmm.state == VmmState::Gone => Err(Failure::Lost),
+                _ => refused("no share daemon listens"),
+            }
+        };
+        self.act("vmm.attach_shares", vec![Box::new(attach)]).await
+    }
+
+    async fn detach_shares(&self, generation: Generation) -> Result<()> {
+        let key = self.key(generation);
+        let detach = move |state: &mut State| {
+            let memory = state
+                .vmms
+                .get(&key)
+                .and_then(|vmm| vmm.machine)
+                .map(|machine| machine.memory);
+            let mounted = memory
+                .and_then(|memory| state.ram(self.workspace, memory))
+                .is_some_and(|ram| ram.mount != Mount::No);
+            if mounted {
+                return refused("the share is mounted in the guest");
+            }
+            if let Some(vmm) = state.vmms.get_mut(&key) {
+                vmm.shares = Presence::Absent;
+            }
+            state.end_daemons(key);
+            Ok(())
+        };
+        self.act("vmm.detach_shares", vec![Box::new(detach)]).await
+    }
+
+    async fn shares_attached(&self, generation: Generation) -> Result<Presence> {
+        let key = self.key(generation);
+        self.look("vmm.shares_attached", move |state| {
+            Ok(match state.vmms.get(&key) {
+                Some(_) if !state.shares_wanted => Presence::Whole,
+                Some(vmm) => vmm.shares,
+                None => Presence::Absent,
+            })
+        })
+        .await
+    }
+}
+
+impl Seams {
+    fn boot_now(&self, state: &mut State, machine: &Machine) -> Result<()> {
+        let key = self.key(machine.vmm);
+        match state.vmms.get(&key).map(|vmm| vmm.state) {
+            Some(VmmState::Running) => return Ok(()),
+            Some(VmmState::Stopped) => {}
+            _ => return Err(Failure::Lost),
+        }
+        let Some(ticks) = state
+            .disk(self.workspace, machine.disk)
+            .map(|disk| disk.ticks)
+        else {
+            return refused("the disk image is not there");
+        };
+        self.check_parts(state, machine, machine.shares)?;
+        state.boots += 1;
+        let boot = state.boots;
+        let Some(file) = state.memories.get_mut(&self.key(machine.memory)) else {
+            return refused("the RAM file is not there");
+        };
+        file.ram = Some(Ram {
+            ticks,
+            ..Ram::booted(boot)
+        });
+        let shares = if machine.shares {
+            Presence::Whole
+        } else {
+            Presence::Absent
+        };
+        if let Some(vmm) = state.vmms.get_mut(&key) {
+            vmm.state = VmmState::Running;
+            vmm.shares = shares;
+        }
+        Ok(())
+    }
+
+    /// What a VMM connects to or opens when a VM is created in it.
+    fn check_parts(&self, state: &State, machine: &Machine, shares: bool) -> Result<()> {
+        if shares
+            && !state
+                .daemons
+                .get(&self.key(machine.vmm))
+                .is_some_and(ShareDaemons::serve)
+        {
+            return refused("no share daemon listens");
+        }
+        let tap = state
+            .networks
+            .get(&machine.slot)
+            .is_some_and(|net| net.owner == self.workspace && net.tap);
+        if !tap {
+            return refused("the TAP is not there");
+        }
+        match state.memories.get(&self.key(machine.memory)) {
+            Some(file) if file.presence == Presence::Whole => Ok(()),
+            _ => refused("the RAM file is not there"),
+        }
+    }
+
+    fn resume_now(&self, state: &mut State, key: Key) -> Result<()> {
+        let tap = |state: &State, machine: Machine| {
+            state
+                .networks
+                .get(&machine.slot)
+                .is_some_and(|net| net.owner == self.workspace && net.tap)
+        };
+        let (machine, spoilt) = match state.vmms.get(&key) {
+            Some(vmm) if vmm.state == VmmState::Running => return Ok(()),
+            Some(VmmProcess {
+                state: VmmState::Paused,
+                machine: Some(machine),
+                shares_spoilt,
+                ..
+            }) => (*machine, *shares_spoilt),
+            Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
+            _ => return refused("there is no VM to resume"),
+        };
+        // A transmit error on a TAP that is down has killed a VM (their issue 8722).
+        let mangled = !tap(state, machine);
+        if let Some(vmm) = state.vmms.get_mut(&key) {
+            vmm.state = VmmState::Running;
+            vmm.mangled |= mangled;
+        }
+        if let Some(ram) = state
+            .ram_mut(self.workspace, machine.memory)
+            .filter(|ram| spoilt && ram.mount == Mount::Works)
+        {
+            ram.mount = Mount::Dead;
+        }
+        Ok(())
+    }
+
+    fn finish_save(&self, state: &mut State, key: Key, into: SnapshotId) -> Result<()> {
+        let survives = state.ability().shares_survive_resume;
+        let Some(vmm) = state
+            .vmms
+            .get_mut(&key)
+            .filter(|vmm| vmm.state == VmmState::Paused)
+        else {
+            return Err(Failure::Lost);
+        };
+        let shares = vmm.shares == Presence::Whole;
+        vmm.shares_spoilt |= shares && !survives;
+        let memory = vmm
+            .machine
+            .map(|machine| machine.memory)
+            .unwrap_or_default();
+        let ticks = state.ram(self.workspace, memory).map_or(0, |ram| ram.ticks);
+        let Ok(staging) = self.staging(state, into) else {
+            return Ok(());
+        };
+        if let Some(ino) = state.files.find(staging, SAVED) {
+            state
+                .files
+                .write_whole(ino, Content::State(SavedState { ticks, shares }));
+        }
+        Ok(())
+    }
+
+    fn load_now(&self, state: &mut State, machine: &Machine, from: SnapshotId) -> Result<()> {
+        let key = self.key(machine.vmm);
+        match state.vmms.get(&key).map(|vmm| vmm.state) {
+            Some(VmmState::Empty) => {}
+            Some(VmmState::Paused) => return Ok(()),
+            Some(VmmState::Gone) | None => return Err(Failure::Lost),
+            Some(_) => return refused("there is a VM already"),
+        }
+        let directory = self.staged_or_listed(state, from)?;
+        let Some(Content::State(saved)) = state.files.get(directory, SAVED).cloned() else {
+            return refused("the saved state does not parse");
+        };
+        self.check_parts(state, machine, saved.shares)?;
+        let breaks_mounts = saved.shares && !state.ability().shares_survive_restore;
+        let disk = state
+            .disk(self.workspace, machine.disk)
+            .map(|disk| disk.ticks);
+        let Some(ram) = state.ram_mut(self.workspace, machine.memory) else {
+            return Err(Failure::Lost);
+        };
+        let mangled = ram.ticks != saved.ticks || disk != Some(saved.ticks);
+        ram.seeded = false;
+        ram.clock = false;
+        if breaks_mounts && ram.mount == Mount::Works {
+            ram.mount = Mount::Dead;
+        }
+        if let Some(vmm) = state.vmms.get_mut(&key) {
+            vmm.state = VmmState::Paused;
+            vmm.machine = Some(*machine);
+            vmm.mangled = mangled;
+            vmm.shares = if saved.shares {
+                Presence::Whole
+            } else {
+                Presence::Absent
+            };
+        }
+        Ok(())
+    }
+}
+
+impl VmmProcess {
+    fn empty() -> Self {
+        Self {
+            state: VmmState::Empty,
+            machine: None,
+            shares: Presence::Absent,
+            shares_spoilt: false,
+            mangled: false,
+            saving: None,
+        }
+    }
+}
