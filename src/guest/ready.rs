@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::channel::{ChannelError, Limits};
-use crate::engine::transition::Interrupt;
+use crate::world::Interrupt;
 
 /// Why an attempt to reach the guest came to nothing.
 #[derive(Debug)]

@@ -24,7 +24,7 @@ use super::names::{GuestPath, UserName};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
 use super::{settle, wipe};
-use crate::engine::transition::Interrupt;
+use crate::world::Interrupt;
 use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm};
 
 /// How often the VMM is asked whether the VM is there.

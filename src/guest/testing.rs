@@ -17,7 +17,7 @@ use super::key;
 use super::names::UserName;
 use super::ready::until_ready;
 use super::shell::Shell;
-use crate::engine::transition::Interrupt;
+use crate::world::Interrupt;
 
 /// What stands behind the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -111,64 +111,78 @@ impl Transition for ClaimSlot {
     }
 }
 
+/// A part of a VM, of this operation's generation: found, made and removed by a seam.
+macro_rules! part {
+    (
+        $name:ident, $id:literal, $label:literal, $limit:expr,
+        $intent:ty: |$scene:ident, $self:ident, $what:ident| $prepare:expr,
+        find: $find:expr, make: $make:expr, remove: $remove:expr $(,)?
+    ) => {
+        // Not every part needs each of what is given.
+        #[allow(unused_variables)]
+        impl Transition for $name {
+            type World = World;
+            type Intent = $intent;
+            type Outcome = ();
+
+            const ID: TransitionId = TransitionId($id);
+            const LABEL: &'static str = $label;
+            const UNDO: UndoPolicy = UndoPolicy::Undoable;
+            const LIMIT: Duration = $limit;
+
+            async fn prepare(&self, $scene: &Scene<'_, World>) -> Result<$intent, Failure> {
+                let $self = self;
+                $prepare
+            }
+
+            async fn probe(
+                &self,
+                $scene: &Scene<'_, World>,
+                $what: &$intent,
+            ) -> Result<Probe<()>, Failure> {
+                Ok(presence($find.await?))
+            }
+
+            async fn apply(
+                &self,
+                $scene: &Scene<'_, World>,
+                $what: &$intent,
+            ) -> Result<(), Failure> {
+                $make.await
+            }
+
+            async fn undo(
+                &self,
+                $scene: &Scene<'_, World>,
+                $what: &$intent,
+            ) -> Result<(), Failure> {
+                $remove.await
+            }
+        }
+    };
+}
+pub(super) use part;
+
 /// TAP, addresses, firewall and DHCP of the slot.
 pub(super) struct BuildNetwork;
 
-impl Transition for BuildNetwork {
-    type World = World;
-    type Intent = Slot;
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(2);
-    const LABEL: &'static str = "network";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = QUICK;
-
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Slot, Failure> {
-        scene.outcome::<ClaimSlot>()
-    }
-
-    async fn probe(&self, scene: &Scene<'_, World>, slot: &Slot) -> Result<Probe<()>, Failure> {
-        Ok(presence(scene.world.network.find(*slot).await?))
-    }
-
-    async fn apply(&self, scene: &Scene<'_, World>, slot: &Slot) -> Result<(), Failure> {
-        scene.world.network.build(*slot, scene.generation).await
-    }
-
-    async fn undo(&self, scene: &Scene<'_, World>, slot: &Slot) -> Result<(), Failure> {
-        scene.world.network.remove(*slot).await
-    }
+part! {
+    BuildNetwork, 2, "network", QUICK,
+    Slot: |scene, network, slot| scene.outcome::<ClaimSlot>(),
+    find: scene.world.network.find(*slot),
+    make: scene.world.network.build(*slot, scene.generation),
+    remove: scene.world.network.remove(*slot),
 }
 
 /// The share daemons of this generation.
 pub(super) struct StartShares;
 
-impl Transition for StartShares {
-    type World = World;
-    type Intent = ();
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(3);
-    const LABEL: &'static str = "shares";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = QUICK;
-
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(presence(scene.world.shares.find(scene.generation).await?))
-    }
-
-    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.shares.start(scene.generation).await
-    }
-
-    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.shares.stop(scene.generation).await
-    }
+part! {
+    StartShares, 3, "shares", QUICK,
+    (): |scene, shares, nothing| Ok(()),
+    find: scene.world.shares.find(scene.generation),
+    make: scene.world.shares.start(scene.generation),
+    remove: scene.world.shares.stop(scene.generation),
 }
 
 /// The VMM process of this generation, without a VM in it yet.

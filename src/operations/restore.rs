@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{
     BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares,
-    StartVmm, Target, presence,
+    StartVmm, Target, part, presence,
 };
 use super::{Standing, Vm, standing_bytes};
 use crate::engine::record::Ended;
@@ -104,69 +104,23 @@ fn standing(
 /// The disk images, cloned from the snapshot.
 pub(super) struct FillDisk(SnapshotId);
 
-impl Transition for FillDisk {
-    type World = World;
-    type Intent = SnapshotId;
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(30);
-    const LABEL: &'static str = "clone disk";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<SnapshotId, Failure> {
-        Ok(self.0)
-    }
-
-    async fn probe(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<Probe<()>, Failure> {
-        Ok(presence(scene.world.disk.find(scene.generation).await?))
-    }
-
-    async fn apply(&self, scene: &Scene<'_, World>, from: &SnapshotId) -> Result<(), Failure> {
-        scene
-            .world
-            .disk
-            .fill(*from, scene.generation, &scene.interrupt)
-            .await
-    }
-
-    async fn undo(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<(), Failure> {
-        scene.world.disk.remove(scene.generation).await
-    }
+part! {
+    FillDisk, 30, "clone disk", LONG,
+    SnapshotId: |scene, disk, from| Ok(disk.0),
+    find: scene.world.disk.find(scene.generation),
+    make: scene.world.disk.fill(*from, scene.generation, &scene.interrupt),
+    remove: scene.world.disk.remove(scene.generation),
 }
 
 /// The RAM file, filled from the snapshot.
 pub(super) struct FillMemory(SnapshotId);
 
-impl Transition for FillMemory {
-    type World = World;
-    type Intent = SnapshotId;
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(31);
-    const LABEL: &'static str = "fill RAM";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<SnapshotId, Failure> {
-        Ok(self.0)
-    }
-
-    async fn probe(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<Probe<()>, Failure> {
-        Ok(presence(scene.world.memory.find(scene.generation).await?))
-    }
-
-    async fn apply(&self, scene: &Scene<'_, World>, from: &SnapshotId) -> Result<(), Failure> {
-        scene
-            .world
-            .memory
-            .fill(*from, scene.generation, &scene.interrupt)
-            .await
-    }
-
-    async fn undo(&self, scene: &Scene<'_, World>, _: &SnapshotId) -> Result<(), Failure> {
-        scene.world.memory.remove(scene.generation).await
-    }
+part! {
+    FillMemory, 31, "fill RAM", LONG,
+    SnapshotId: |scene, memory, from| Ok(memory.0),
+    find: scene.world.memory.find(scene.generation),
+    make: scene.world.memory.fill(*from, scene.generation, &scene.interrupt),
+    remove: scene.world.memory.remove(scene.generation),
 }
 
 /// `vm.restore`: the VM is there, and paused.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::parts::{
     BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready,
-    StartShares, StartVmm, Target, presence,
+    StartShares, StartVmm, Target, part, presence,
 };
 use super::{Standing, Vm, standing_bytes};
 use crate::engine::record::Ended;
@@ -100,65 +100,23 @@ fn standing(
 /// The disk images, cloned from their templates.
 pub(super) struct MakeDisk;
 
-impl Transition for MakeDisk {
-    type World = World;
-    type Intent = ();
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(20);
-    const LABEL: &'static str = "disk";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(presence(scene.world.disk.find(scene.generation).await?))
-    }
-
-    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene
-            .world
-            .disk
-            .create(scene.generation, &scene.interrupt)
-            .await
-    }
-
-    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.disk.remove(scene.generation).await
-    }
+part! {
+    MakeDisk, 20, "disk", LONG,
+    (): |scene, disk, nothing| Ok(()),
+    find: scene.world.disk.find(scene.generation),
+    make: scene.world.disk.create(scene.generation, &scene.interrupt),
+    remove: scene.world.disk.remove(scene.generation),
 }
 
 /// The RAM file, empty.
 pub(super) struct MakeMemory;
 
-impl Transition for MakeMemory {
-    type World = World;
-    type Intent = ();
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(21);
-    const LABEL: &'static str = "memory";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = QUICK;
-
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(presence(scene.world.memory.find(scene.generation).await?))
-    }
-
-    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.memory.create(scene.generation).await
-    }
-
-    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.memory.remove(scene.generation).await
-    }
+part! {
+    MakeMemory, 21, "memory", QUICK,
+    (): |scene, memory, nothing| Ok(()),
+    find: scene.world.memory.find(scene.generation),
+    make: scene.world.memory.create(scene.generation),
+    remove: scene.world.memory.remove(scene.generation),
 }
 
 /// `vm.create` and `vm.boot`: from here on there is a guest that somebody may have begun to use.

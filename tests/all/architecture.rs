@@ -8,7 +8,7 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("engine", &["engine"]),
     ("world", &["engine", "world"]),
     ("operations", &["engine", "world", "operations"]),
-    ("host", &["world", "host"]),
+    ("host", &["world", "host", "store", "config"]),
     ("vmm", &["world", "host", "vmm"]),
     ("guest", &["world", "guest"]),
     ("store", &["engine", "world", "host", "store"]),
@@ -125,7 +125,12 @@ fn no_file_is_more_than_one_room() {
             .unwrap_or_default()
         {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            assert!(lines <= 700, "{} has {lines} lines", path.display());
+            let most = if is_test(&path) || directory.ends_with("tests") {
+                800
+            } else {
+                660
+            };
+            assert!(lines <= most, "{} has {lines} lines", path.display());
         }
     }
 }

@@ -9,10 +9,10 @@ use russh::server::{self, Server as _, VerifiedPublicKey};
 use tokio::io::AsyncReadExt;
 
 use super::*;
-use crate::engine::transition::Interrupt;
 use crate::guest::key;
 use crate::guest::ready::{Attempt, until_ready};
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
+use crate::world::Interrupt;
 
 const CAPTURE: Capture = Capture {
     most: 4 << 20,
