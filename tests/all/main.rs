@@ -1,6 +1,10 @@
 //! Black-box tests: they see the public face of the crate, and the fakes.
 
+// A test that cannot go on should say where.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod crashes;
 mod format;
 mod harness;
 mod journal_bytes;
+mod journal_files;
