@@ -306,3 +306,264 @@ impl History {
         Ok(entry)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::record::Ended;
+    use super::*;
+
+    const OPEN: Generation = Generation(7);
+    const STATUSES: [Status; 5] = [
+        Status::NeverStarted,
+        Status::IntentOnly,
+        Status::Done,
+        Status::UndoBegun,
+        Status::Undone,
+    ];
+
+    const CHECKPOINT: Record<'_> = Record::Checkpoint {
+        standing: b"stood",
+        at_ms: 1,
+    };
+    const BEGIN: Record<'_> = Record::Begin {
+        operation: 3,
+        parameters: b"what",
+        at_ms: 2,
+    };
+    const END: Record<'_> = Record::End {
+        ended: Ended::Done,
+        standing: b"stands",
+        at_ms: 3,
+    };
+
+    fn intent(index: u16) -> Record<'static> {
+        Record::Intent {
+            index,
+            transition: index.wrapping_add(40),
+            payload: b"intent",
+        }
+    }
+
+    fn outcome(index: u16) -> Record<'static> {
+        Record::Outcome {
+            index,
+            payload: b"outcome",
+            micros: 5,
+        }
+    }
+
+    /// An operation is open in which transition 0 is of this status, and 1 is done.
+    fn with(status: Status) -> History {
+        let mut history = History::default();
+        history.push(Generation(6), &CHECKPOINT).unwrap();
+        for record in [BEGIN, intent(1), outcome(1)] {
+            history.push(OPEN, &record).unwrap();
+        }
+        let path = [
+            intent(0),
+            outcome(0),
+            Record::UndoBegun { index: 0 },
+            Record::Undone {
+                index: 0,
+                micros: 1,
+            },
+        ];
+        for record in &path[..status as usize] {
+            history.push(OPEN, record).unwrap();
+        }
+        assert_eq!(history.open().unwrap().entry(0).status, status);
+        history
+    }
+
+    #[test]
+    fn every_record_in_every_status() {
+        use IllegalHistory::{ForwardAfterBack, MisplacedCheckpoint, StillOpen, WrongStatus};
+        for from in STATUSES {
+            let back = matches!(from, Status::UndoBegun | Status::Undone);
+            let wrong = |to| Err(WrongStatus { index: 0, from, to });
+            let forward = |legal: bool, to| match (back, legal) {
+                (true, _) => Err(ForwardAfterBack { index: 0 }),
+                (false, true) => Ok(to),
+                (false, false) => wrong(to),
+            };
+            let cases: [(Record<'_>, Result<Status, IllegalHistory>); 7] = [
+                (CHECKPOINT, Err(MisplacedCheckpoint)),
+                (BEGIN, Err(StillOpen { open: OPEN })),
+                (
+                    intent(0),
+                    forward(from == Status::NeverStarted, Status::IntentOnly),
+                ),
+                (
+                    outcome(0),
+                    forward(from == Status::IntentOnly, Status::Done),
+                ),
+                (
+                    Record::UndoBegun { index: 0 },
+                    match from {
+                        Status::IntentOnly | Status::Done => Ok(Status::UndoBegun),
+                        _ => wrong(Status::UndoBegun),
+                    },
+                ),
+                (
+                    Record::Undone {
+                        index: 0,
+                        micros: 1,
+                    },
+                    match from {
+                        Status::UndoBegun => Ok(Status::Undone),
+                        _ => wrong(Status::Undone),
+                    },
+                ),
+                (END, Ok(Status::NeverStarted)),
+            ];
+            for (record, expected) in cases {
+                let mut history = with(from);
+                let found = history.push(OPEN, &record);
+                match expected {
+                    Err(illegal) => assert_eq!(found, Err(illegal), "{record:?} from {from:?}"),
+                    Ok(_) if record == END => {
+                        assert_eq!(found, Ok(()));
+                        assert_eq!(history.open(), None);
+                        assert_eq!(history.standing, b"stands");
+                    }
+                    Ok(to) => {
+                        assert_eq!(found, Ok(()), "{record:?} from {from:?}");
+                        assert_eq!(history.open().unwrap().entry(0).status, to);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_goes_forward_once_another_was_taken_back() {
+        for (record, index) in [(intent(2), 2), (outcome(0), 0)] {
+            let mut history = with(Status::IntentOnly);
+            history.push(OPEN, &Record::UndoBegun { index: 1 }).unwrap();
+            let expected = IllegalHistory::ForwardAfterBack { index };
+            assert_eq!(history.push(OPEN, &record), Err(expected));
+        }
+        // The next operation is another matter.
+        let mut history = with(Status::Undone);
+        history.push(OPEN, &END).unwrap();
+        history.push(Generation(8), &BEGIN).unwrap();
+        assert_eq!(history.push(Generation(8), &intent(0)), Ok(()));
+    }
+
+    #[test]
+    fn every_record_while_none_is_open() {
+        let every = [
+            CHECKPOINT,
+            BEGIN,
+            intent(0),
+            outcome(0),
+            Record::UndoBegun { index: 0 },
+            Record::Undone {
+                index: 0,
+                micros: 1,
+            },
+            END,
+        ];
+        for record in every {
+            let mut fresh = History::default();
+            let first = fresh.push(OPEN, &record);
+            if record == CHECKPOINT {
+                assert_eq!(first, Ok(()));
+                assert_eq!(
+                    (fresh.generation, fresh.standing.as_slice()),
+                    (OPEN, &b"stood"[..])
+                );
+            } else {
+                assert_eq!(
+                    first,
+                    Err(IllegalHistory::MisplacedCheckpoint),
+                    "{record:?}"
+                );
+            }
+            let mut ended = with(Status::Done);
+            ended.push(OPEN, &END).unwrap();
+            let expected = match record {
+                Record::Checkpoint { .. } => Err(IllegalHistory::MisplacedCheckpoint),
+                Record::Begin { .. } => Ok(()),
+                _ => Err(IllegalHistory::NoneOpen),
+            };
+            assert_eq!(ended.push(Generation(8), &record), expected, "{record:?}");
+        }
+    }
+
+    #[test]
+    fn generations_only_grow() {
+        let records = [intent(0), outcome(0), Record::UndoBegun { index: 1 }, END];
+        for found in [
+            Generation(0),
+            Generation(6),
+            Generation(8),
+            Generation(u64::MAX),
+        ] {
+            for record in records {
+                let expected = IllegalHistory::WrongGeneration {
+                    expected: OPEN,
+                    found,
+                };
+                assert_eq!(with(Status::IntentOnly).push(found, &record), Err(expected));
+            }
+        }
+        for found in [0, 6, 7, 8, 9, u64::MAX].map(Generation) {
+            let mut history = with(Status::Done);
+            history.push(OPEN, &END).unwrap();
+            let expected = if found > OPEN {
+                Ok(())
+            } else {
+                Err(IllegalHistory::WrongGeneration {
+                    expected: OPEN,
+                    found,
+                })
+            };
+            assert_eq!(history.push(found, &BEGIN), expected);
+        }
+    }
+
+    #[test]
+    fn places_are_bounded() {
+        for index in [MAX_TRANSITIONS, u16::MAX] {
+            let expected = Err(IllegalHistory::NoSuchPlace { index });
+            assert_eq!(with(Status::Done).push(OPEN, &intent(index)), expected);
+        }
+        let mut history = with(Status::Done);
+        history.push(OPEN, &intent(MAX_TRANSITIONS - 1)).unwrap();
+        let open = history.open().unwrap();
+        assert_eq!(open.entries().len(), usize::from(MAX_TRANSITIONS));
+        assert_eq!(open.entry(100).status, Status::NeverStarted);
+        assert_eq!(open.entry(300).status, Status::NeverStarted);
+    }
+
+    #[test]
+    fn an_operation_remembers_what_it_was_and_nothing_of_the_one_before() {
+        let mut history = with(Status::Done);
+        let entry = history.open().unwrap().entry(0).clone();
+        assert_eq!(
+            (entry.id, entry.intent.as_slice(), entry.outcome.as_slice()),
+            (TransitionId(40), &b"intent"[..], &b"outcome"[..])
+        );
+        history.push(OPEN, &END).unwrap();
+        let again = Record::Begin {
+            operation: 4,
+            parameters: b"",
+            at_ms: 9,
+        };
+        history.push(Generation(9), &again).unwrap();
+        history.push(Generation(9), &intent(1)).unwrap();
+        let open = history.open().unwrap();
+        assert_eq!(
+            (open.operation, open.generation, open.begun_ms),
+            (Some(OperationId(4)), Generation(9), 9)
+        );
+        assert_eq!(open.parameters, b"");
+        assert_eq!(*open.entry(0), BLANK);
+        assert_eq!(
+            (open.entry(1).status, open.entry(1).outcome.as_slice()),
+            (Status::IntentOnly, &b""[..])
+        );
+    }
+}

@@ -257,7 +257,7 @@ impl<S: Storage> Journal<S> {
     /// intents, before which nothing acts.
     ///
     /// # Errors
-    /// If the storage fails or the journal is poisoned.
+    /// If the storage fails, the journal is poisoned, or an operation is open; nothing is written then.
     pub fn begin(
         &mut self,
         operation: OperationId,
@@ -265,6 +265,15 @@ impl<S: Storage> Journal<S> {
         at_ms: u64,
     ) -> Result<Generation, JournalError> {
         self.usable()?;
+        // A rotation would forget it.
+        if let Some(open) = self.history.open() {
+            return Err(JournalError::Illegal {
+                path: self.storage.path(Name::Current),
+                source: IllegalHistory::StillOpen {
+                    open: open.generation,
+                },
+            });
+        }
         if self.size >= ROTATE_AT {
             self.rotate(at_ms)?;
         }

@@ -208,3 +208,233 @@ fn refuse_gaps(shape: &Shape, status: impl Fn(usize) -> Status) -> Result<(), No
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use Status::{Done, IntentOnly, NeverStarted, UndoBegun, Undone};
+
+    const STATUSES: [Status; 5] = [NeverStarted, IntentOnly, Done, UndoBegun, Undone];
+
+    /// The table of the design, once more and in its own order.
+    #[test]
+    fn every_row_and_every_status() {
+        use Decision::*;
+        let table = [
+            (NeverStarted, [Skip, RollBack, Apply]),
+            (IntentOnly, [ProbeThenUndo, ProbeDecides, ProbeThenApply]),
+            (Done, [Undo, RollForward, Nothing]),
+            (UndoBegun, [Undo, Illegal, Illegal]),
+            (Undone, [Nothing, Illegal, Illegal]),
+        ];
+        assert_eq!(table.map(|(status, _)| status), STATUSES);
+        for (status, row) in table {
+            let found =
+                [Place::Before, Place::Commit, Place::After].map(|place| decide(place, status));
+            assert_eq!(found, row, "{status:?}");
+        }
+        assert_eq!(
+            [3, 4, 5].map(|index| Place::of(index, 4)),
+            [Place::Before, Place::Commit, Place::After]
+        );
+    }
+
+    /// Tables whose stages have so many transitions, and in which this stage is the commit point.
+    const TABLES: [(&[usize], usize); 7] = [
+        (&[1], 0),
+        (&[1, 1], 0),
+        (&[1, 2], 0),
+        (&[1, 1], 1),
+        (&[1, 1, 1, 1], 2),
+        (&[2, 2, 1], 2),
+        (&[2, 1, 1, 2], 2),
+    ];
+
+    fn shape(stages: &[usize], commit: usize) -> Shape {
+        let mut ids = (100..).map(TransitionId);
+        let transitions = |size: &usize| ids.by_ref().take(*size).collect();
+        Shape {
+            stages: stages.iter().map(transitions).collect(),
+            commit: stages[..commit].iter().sum(),
+        }
+    }
+
+    fn found(shape: &Shape, statuses: &[Status]) -> Vec<(TransitionId, Status)> {
+        let ids = shape.stages.iter().flatten().copied();
+        ids.zip(statuses.iter().copied()).collect()
+    }
+
+    fn every_vector(size: usize) -> impl Iterator<Item = Vec<Status>> {
+        (0..5_usize.pow(size as u32)).map(move |mut number| {
+            let mut digit = || {
+                let status = STATUSES[number % 5];
+                number /= 5;
+                status
+            };
+            (0..size).map(|_| digit()).collect()
+        })
+    }
+
+    /// Every vector that a run of this table, or a recovery of one, can leave after some record. It knows the rules of
+    /// running (a stage after the other, outcomes in any order, back in reverse order and only before the commit point)
+    /// and nothing of the planner.
+    fn left_by_runs(shape: &Shape) -> BTreeSet<Vec<Status>> {
+        let size: usize = shape.stages.iter().map(Vec::len).sum();
+        let mut left = BTreeSet::from([vec![NeverStarted; size]]);
+        let mut fresh: Vec<_> = left.iter().cloned().collect();
+        while let Some(vector) = fresh.pop() {
+            for next in next_of(shape, &vector) {
+                if left.insert(next.clone()) {
+                    fresh.push(next);
+                }
+            }
+        }
+        left
+    }
+
+    fn next_of(shape: &Shape, vector: &[Status]) -> Vec<Vec<Status>> {
+        let mut next = Vec::new();
+        let mut to = |index: usize, status| {
+            let mut changed = vector.to_vec();
+            changed[index] = status;
+            next.push(changed);
+        };
+        let back_begun = vector
+            .iter()
+            .any(|status| matches!(status, UndoBegun | Undone));
+        let mut first = 0;
+        for stage in shape.stages.iter().filter(|_| !back_begun) {
+            let here = first..first + stage.len();
+            // Intents of a stage are one write, of which a crash keeps the beginning.
+            if let Some(index) = here.clone().find(|index| vector[*index] == NeverStarted) {
+                if here.clone().all(|index| vector[index] != Done) {
+                    to(index, IntentOnly);
+                }
+            }
+            let begun = here.clone().all(|index| vector[index] != NeverStarted);
+            for index in here
+                .clone()
+                .filter(|index| begun && vector[*index] == IntentOnly)
+            {
+                to(index, Done);
+            }
+            first = here.end;
+            if vector[here].iter().any(|status| *status != Done) {
+                break;
+            }
+        }
+        if vector[shape.commit] != Done {
+            // Nothing after the commit point has begun. Back: the last one first.
+            let last = (0..shape.commit)
+                .rev()
+                .find(|index| !matches!(vector[*index], NeverStarted | Undone));
+            match last.map(|index| (index, vector[index])) {
+                Some((index, UndoBegun)) => to(index, Undone),
+                Some((index, _)) => to(index, UndoBegun),
+                None => {}
+            }
+        }
+        next
+    }
+
+    #[test]
+    fn what_a_run_can_leave_has_a_plan_that_goes_the_right_way() {
+        let mut vectors = 0;
+        for (stages, commit) in TABLES {
+            let shape = shape(stages, commit);
+            for vector in left_by_runs(&shape) {
+                vectors += 1;
+                let plan = plan(&shape, &found(&shape, &vector)).unwrap();
+                let back_begun = vector
+                    .iter()
+                    .any(|status| matches!(status, UndoBegun | Undone));
+                let direction = match vector[shape.commit] {
+                    Done => Direction::Forward,
+                    IntentOnly if !back_begun => Direction::ProbeDecides,
+                    _ => Direction::Back,
+                };
+                assert_eq!(plan.direction, direction, "{stages:?}: {vector:?}");
+                for (index, (decision, status)) in plan.decisions.iter().zip(&vector).enumerate() {
+                    assert_eq!(*decision, decide(Place::of(index, shape.commit), *status));
+                }
+                // A journal names no transition behind the last that has a record.
+                let begun = vector.iter().rposition(|status| *status != NeverStarted);
+                let short = found(&shape, &vector[..begun.map_or(0, |last| last + 1)]);
+                assert_eq!(super::plan(&shape, &short), Ok(plan));
+            }
+        }
+        assert!(vectors > 120, "{vectors} vectors");
+    }
+
+    #[test]
+    fn every_vector_has_a_plan_or_an_error_that_names_a_transition() {
+        let (mut plans, mut errors) = (0, 0);
+        for (stages, commit) in TABLES {
+            let shape = shape(stages, commit);
+            let size = stages.iter().sum();
+            let stage_of: Vec<usize> = stages
+                .iter()
+                .enumerate()
+                .flat_map(|(stage, size)| vec![stage; *size])
+                .collect();
+            let left = left_by_runs(&shape);
+            for vector in every_vector(size) {
+                let taken_back = |index: &usize| matches!(vector[*index], UndoBegun | Undone);
+                let past_commit = (shape.commit..size).find(taken_back);
+                let gap = (0..size)
+                    .filter(|later| vector[*later] != NeverStarted)
+                    .find_map(|later| {
+                        let unfinished = (0..later).find(|earlier| {
+                            stage_of[*earlier] < stage_of[later]
+                                && matches!(vector[*earlier], NeverStarted | IntentOnly)
+                        })?;
+                        Some(NoPlan::ForwardPastGap {
+                            index: later,
+                            unfinished,
+                        })
+                    });
+                let committed = (0..shape.commit)
+                    .find(taken_back)
+                    .filter(|_| vector[shape.commit] == Done);
+                let expected = past_commit
+                    .map(|index| NoPlan::BackPastCommit { index })
+                    .or(gap)
+                    .or(committed.map(|index| NoPlan::BackPastCommit { index }));
+                match (plan(&shape, &found(&shape, &vector)), expected) {
+                    (Ok(_), None) => plans += 1,
+                    (Err(error), Some(expected)) => {
+                        errors += 1;
+                        assert_eq!(error, expected, "{stages:?}: {vector:?}");
+                        assert!(!left.contains(&vector), "{stages:?}: {vector:?}");
+                    }
+                    (planned, expected) => {
+                        panic!("{stages:?}: {vector:?}: {planned:?}, not {expected:?}")
+                    }
+                }
+            }
+        }
+        assert!(
+            plans > 300 && errors > 10_000,
+            "{plans} plans, {errors} errors"
+        );
+    }
+
+    #[test]
+    fn a_table_that_is_not_the_journals_is_named() {
+        let shape = shape(&[1, 1, 1], 1);
+        for index in 0..5 {
+            let mut found = found(&shape, &[Done, Done, NeverStarted]);
+            found.resize(5, (TransitionId(0), NeverStarted));
+            found[index] = (TransitionId(7), Done);
+            let error = NoPlan::OtherTable {
+                index,
+                expected: shape.stages.get(index).map(|stage| stage[0]),
+                found: TransitionId(7),
+            };
+            assert_eq!(plan(&shape, &found), Err(error));
+        }
+    }
+}

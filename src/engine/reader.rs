@@ -13,8 +13,8 @@
 use std::io;
 
 use super::record::{
-    self, ALIGNMENT, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_PAYLOAD,
-    PayloadError, Record, WorkspaceId,
+    self, ALIGNMENT, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_NUMBER,
+    MAX_PAYLOAD, PayloadError, Record, WorkspaceId,
 };
 use super::transition::Generation;
 
@@ -126,12 +126,24 @@ pub enum ReadError<E> {
         /// The number that stands there.
         found: u64,
     },
+    /// A good frame with a number that no journal gets to.
+    #[error(
+        "it is corrupt at byte {offset}: sequence number {sequence} or generation {generation} is too large"
+    )]
+    NumberTooLarge {
+        /// Where, in bytes from the beginning.
+        offset: u64,
+        /// The frame's number.
+        sequence: u64,
+        /// The frame's generation.
+        generation: Generation,
+    },
     /// More behind a bad frame than a crash can leave.
-    #[error("it is corrupt at byte {offset}: {size} bytes follow that are no records")]
+    #[error("it is corrupt at byte {offset}: at least {size} bytes follow that are no records")]
     TailTooLong {
         /// Where, in bytes from the beginning.
         offset: u64,
-        /// How many bytes follow.
+        /// How many bytes follow, as far as it was looked.
         size: u64,
     },
     /// A good frame whose payload is no record.
@@ -202,12 +214,19 @@ pub fn scan<S: Source, E>(
                 found: frame.sequence,
             });
         }
+        let generation = frame.generation;
+        if expected > MAX_NUMBER || generation.0 > MAX_NUMBER {
+            return Err(ReadError::NumberTooLarge {
+                offset,
+                sequence: expected,
+                generation,
+            });
+        }
         let record = record::decode_record(payload).map_err(|source| ReadError::Unknown {
             offset,
             sequence: expected,
             source,
         })?;
-        let generation = frame.generation;
         visit(Located {
             offset,
             sequence: expected,
@@ -221,7 +240,7 @@ pub fn scan<S: Source, E>(
         })?;
         scan.valid += frame.frame_size() as u64;
         scan.records += 1;
-        scan.next_sequence = expected.wrapping_add(1);
+        scan.next_sequence = expected + 1;
     }
 }
 
@@ -254,22 +273,18 @@ fn torn_tail<S: Source, E>(
                 size: window.end() - offset,
             });
         }
-        // A number that cannot have been reached here saves taking the check over what is no frame.
-        let most = expected.saturating_add((at - offset) / (FRAME_HEADER + ALIGNMENT) as u64 + 1);
-        let plausible = FrameHeader::decode(bytes)
-            .filter(|frame| (expected..=most).contains(&frame.sequence))
+        // What it promises is looked at first: that saves taking the check over what is no witness.
+        let witness = FrameHeader::decode(bytes)
+            .filter(|frame| (expected..frame.sequence).contains(&frame.durable))
             .filter(|frame| frame.matches(header.salt, bytes));
-        match plausible {
-            Some(frame) if frame.durable >= expected => {
-                return Err(ReadError::Corrupt {
-                    offset,
-                    sequence: expected,
-                    witness: frame.sequence,
-                });
-            }
-            Some(frame) => at += frame.frame_size() as u64,
-            None => at += ALIGNMENT as u64,
+        if let Some(frame) = witness {
+            return Err(ReadError::Corrupt {
+                offset,
+                sequence: expected,
+                witness: frame.sequence,
+            });
         }
+        at += ALIGNMENT as u64;
     }
 }
 

@@ -19,6 +19,8 @@ pub const FILE_HEADER: usize = 64;
 pub const FRAME_HEADER: usize = 32;
 /// The largest payload of a frame in bytes; checked before it is written, and before it is decoded.
 pub const MAX_PAYLOAD: usize = 65_536;
+/// No sequence number and no generation is larger, so that both can be counted on without care.
+pub const MAX_NUMBER: u64 = i64::MAX as u64;
 /// Frames begin at multiples of this.
 pub const ALIGNMENT: usize = 8;
 

@@ -149,7 +149,7 @@ impl Files {
             ino,
             Inode {
                 live: blank.clone(),
-                durable: blank,
+                durable: blank.clone(),
                 unsynced: Vec::new(),
             },
         );
@@ -157,7 +157,7 @@ impl Files {
             removed: None,
             added: Some(((directory, name.to_owned()), ino)),
         });
-        if content != Content::Directory {
+        if content != blank {
             self.write_whole(ino, content);
         }
         ino

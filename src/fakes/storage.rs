@@ -18,13 +18,17 @@ impl FakeStorage {
         Self { host, workspace }
     }
 
-    /// Passes a point before, in the middle of and after a change. The first half alone is what a crash leaves.
+    /// Passes a point before, in the middle of and after a change. The first half alone is what a crash leaves, and a
+    /// full disk.
     fn change(
         &mut self,
         first_half: impl FnOnce(&mut super::State, super::files::Ino),
         second_half: impl FnOnce(&mut super::State, super::files::Ino),
     ) -> io::Result<()> {
-        self.fail_if_told()?;
+        let told = match self.fail_if_told() {
+            Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
+            told => told,
+        };
         self.point()?;
         let directory = {
             let mut state = self.host.lock();
@@ -32,6 +36,7 @@ impl FakeStorage {
             first_half(&mut state, directory);
             directory
         };
+        told?;
         self.point()?;
         second_half(&mut self.host.lock(), directory);
         self.point()

@@ -1,7 +1,13 @@
 //! Black-box tests: they see the public face of the crate, and the fakes.
 
+// A test that cannot go on should say where.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod architecture;
 mod crashes;
 mod faults;
+mod format;
 mod harness;
+mod journal_bytes;
+mod journal_files;
 mod model;

@@ -1,0 +1,833 @@
+//! Any bytes as a journal. The reader never panics, holds no more than its window, and never loses a record in silence
+//! that a later one says was on the medium.
+
+use std::convert::Infallible;
+use std::io;
+
+use nixbox::engine::history::{History, IllegalHistory};
+use nixbox::engine::journal::Journal;
+use nixbox::engine::reader::{self, MAX_TORN, ReadError, Scan, Source, Tail, WINDOW};
+use nixbox::engine::record::{
+    Ended, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_NUMBER,
+    MAX_PAYLOAD, PayloadError, Record, VERSION, WorkspaceId, encode_frame,
+};
+use nixbox::engine::transition::{Generation, OperationId, TransitionId};
+use nixbox::fakes::Host;
+use proptest::prelude::*;
+
+use crate::harness::WORKSPACE;
+
+const SALT: u64 = 0x1234_5678_9abc_def0;
+
+/// A journal with a record of every kind: one operation that goes forward, one that is taken back, one that is open.
+fn sample() -> Vec<u8> {
+    let host = Host::new(53, false);
+    let mut journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), 1).unwrap();
+    journal.begin(OperationId(5), b"what", 2).unwrap();
+    journal.intents(&[intent(0), intent(1)]).unwrap();
+    journal.outcome(1, b"did this", 30).unwrap();
+    journal.outcome(0, b"", 40).unwrap();
+    journal.sync().unwrap();
+    journal.end(Ended::Done, b"stands", 3).unwrap();
+    journal.begin(OperationId(1), b"", 4).unwrap();
+    journal.intents(&[intent(0), intent(1)]).unwrap();
+    journal.outcome(0, b"7", 10).unwrap();
+    journal.undo_begun(1).unwrap();
+    journal.undone(1, 5).unwrap();
+    journal.undo_begun(0).unwrap();
+    journal.undone(0, 6).unwrap();
+    journal.end(Ended::RolledBack, b"stood", 5).unwrap();
+    journal.begin(OperationId(2), b"more", 6).unwrap();
+    journal.intents(&[intent(0)]).unwrap();
+    journal.outcome(0, b"a tail", 1).unwrap();
+    journal.undo_begun(0).unwrap();
+    host.journal_bytes(WORKSPACE).unwrap()
+}
+
+fn intent(index: u16) -> (u16, TransitionId, Vec<u8>) {
+    (
+        index,
+        TransitionId(20 + index),
+        vec![0xC0; 3 + usize::from(index)],
+    )
+}
+
+/// Reads as nixbox does, the history included. Gives the scan, and what was shown.
+fn read(bytes: &[u8]) -> (Result<Scan, ReadError<IllegalHistory>>, Vec<String>) {
+    let mut history = History::default();
+    let mut shown = Vec::new();
+    let scan = reader::scan(&mut &*bytes, Some(WORKSPACE), |located| {
+        history.push(located.generation, &located.record)?;
+        shown.push(format!("{:?} {:?}", located.sequence, located.record));
+        Ok(())
+    });
+    (scan, shown)
+}
+
+struct Frame {
+    at: usize,
+    end: usize,
+    header: FrameHeader,
+}
+
+fn frames(bytes: &[u8]) -> Vec<Frame> {
+    let mut frames = Vec::new();
+    let mut at = FILE_HEADER;
+    while at < bytes.len() {
+        let header = FrameHeader::decode(&bytes[at..]).unwrap();
+        let end = at + header.frame_size();
+        frames.push(Frame { at, end, header });
+        at = end;
+    }
+    frames
+}
+
+/// What has to be said of a journal whose frame `bad` is damaged, and nothing else: computed from its neighbours.
+fn assert_damaged(bytes: &[u8], whole: &[Frame], bad: usize, records: &[String], context: &str) {
+    let (verdict, shown) = read(bytes);
+    let frame = &whole[bad];
+    let witness = whole[bad + 1..]
+        .iter()
+        .find(|later| later.header.durable >= frame.header.sequence);
+    match (bad, witness, verdict) {
+        (0, _, Err(ReadError::NoCheckpoint)) => assert!(shown.is_empty(), "{context}"),
+        (
+            1..,
+            Some(by),
+            Err(ReadError::Corrupt {
+                offset,
+                sequence,
+                witness,
+            }),
+        ) => {
+            assert_eq!(
+                (offset, sequence, witness),
+                (frame.at as u64, frame.header.sequence, by.header.sequence),
+                "{context}"
+            );
+        }
+        (1.., None, Ok(scan)) => {
+            assert_eq!(scan.valid, frame.at as u64, "{context}");
+            assert_eq!(
+                scan.tail,
+                Tail::Torn((bytes.len() - frame.at) as u64),
+                "{context}"
+            );
+            assert_eq!(shown, records[..bad], "{context}");
+        }
+        (_, _, verdict) => {
+            panic!("{context}: record {bad} is damaged, and the reader says {verdict:?}")
+        }
+    }
+}
+
+#[test]
+fn the_sample_has_records_with_and_without_a_witness() {
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let most = whole
+        .iter()
+        .map(|frame| frame.header.durable)
+        .max()
+        .unwrap();
+    let without = whole
+        .iter()
+        .filter(|frame| frame.header.sequence > most)
+        .count();
+    assert_eq!((whole.len(), without), (20, 2));
+    assert_eq!(read(&bytes).1.len(), whole.len());
+}
+
+#[test]
+fn truncated_at_every_length() {
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let records = read(&bytes).1;
+    for size in 0..=bytes.len() {
+        let (verdict, shown) = read(&bytes[..size]);
+        let kept = whole.iter().take_while(|frame| frame.end <= size).count();
+        if kept == 0 {
+            let refused = match verdict {
+                Err(ReadError::Header(HeaderError::NotAJournal)) => size < FILE_HEADER,
+                Err(ReadError::NoCheckpoint) => size >= FILE_HEADER,
+                _ => false,
+            };
+            assert!(refused, "{size} bytes");
+            continue;
+        }
+        let (scan, end) = (verdict.unwrap(), whole[kept - 1].end);
+        assert_eq!(
+            (scan.valid, shown.as_slice()),
+            (end as u64, &records[..kept]),
+            "{size} bytes"
+        );
+        let tail = if size == end {
+            Tail::Clean
+        } else {
+            Tail::Torn((size - end) as u64)
+        };
+        assert_eq!(scan.tail, tail, "{size} bytes");
+    }
+}
+
+#[test]
+fn every_single_bit_flipped() {
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let records = read(&bytes).1;
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let context = format!("bit {} of byte {:#x}", bit % 8, bit / 8);
+        match whole.iter().position(|frame| frame.end > bit / 8) {
+            _ if bit / 8 < FILE_HEADER => {
+                let (verdict, shown) = read(&flipped);
+                assert!(
+                    matches!(verdict, Err(ReadError::Header(_))) && shown.is_empty(),
+                    "{context}"
+                );
+            }
+            Some(bad) => assert_damaged(&flipped, &whole, bad, &records, &context),
+            None => unreachable!(),
+        }
+    }
+}
+
+#[test]
+fn every_length_field_made_huge() {
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let records = read(&bytes).1;
+    for (bad, frame) in whole.iter().enumerate() {
+        for length in [
+            0,
+            1 << 15,
+            MAX_PAYLOAD as u32,
+            MAX_PAYLOAD as u32 + 1,
+            1 << 31,
+            u32::MAX,
+        ] {
+            let mut changed = bytes.clone();
+            changed[frame.at..frame.at + 4].copy_from_slice(&length.to_le_bytes());
+            assert_damaged(
+                &changed,
+                &whole,
+                bad,
+                &records,
+                &format!("length {length} in frame {bad}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn frames_of_another_file_are_none_of_this_one() {
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let records = read(&bytes).1;
+    let mut other = bytes.clone();
+    other[32..40].copy_from_slice(&SALT.to_le_bytes());
+    for frame in &whole {
+        let check = check(SALT, &bytes[frame.at..frame.end]);
+        other[frame.at + 4..frame.at + 8].copy_from_slice(&check.to_le_bytes());
+    }
+    let check = crc32c::crc32c(&other[..60]);
+    other[60..64].copy_from_slice(&check.to_le_bytes());
+    assert_eq!(
+        read(&other).1,
+        records,
+        "the other file is as good as this one"
+    );
+    for (bad, frame) in whole.iter().enumerate() {
+        let mut spliced = bytes.clone();
+        spliced[frame.at..frame.end].copy_from_slice(&other[frame.at..frame.end]);
+        assert_damaged(
+            &spliced,
+            &whole,
+            bad,
+            &records,
+            &format!("frame {bad} of another file"),
+        );
+    }
+}
+
+#[test]
+fn frames_deleted_repeated_and_swapped_are_out_of_place() {
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let out_of_place = |bytes: &[u8], at: usize, context: &str| {
+        let verdict = read(bytes).0;
+        let found =
+            matches!(verdict, Err(ReadError::OutOfPlace { offset, .. }) if offset == at as u64);
+        assert!(found, "{context}: {verdict:?}");
+    };
+    for (index, frame) in whole.iter().enumerate() {
+        let (before, this, behind) = (
+            &bytes[..frame.at],
+            &bytes[frame.at..frame.end],
+            &bytes[frame.end..],
+        );
+        out_of_place(
+            &[before, this, this, behind].concat(),
+            frame.end,
+            &format!("{index} repeated"),
+        );
+        let Some(next) = whole.get(index + 1) else {
+            continue;
+        };
+        out_of_place(
+            &[before, behind].concat(),
+            frame.at,
+            &format!("{index} deleted"),
+        );
+        let swapped = [before, &bytes[next.at..next.end], this, &bytes[next.end..]].concat();
+        out_of_place(
+            &swapped,
+            frame.at,
+            &format!("{index} swapped with the next"),
+        );
+    }
+}
+
+#[test]
+fn another_version_and_another_workspace_are_named() {
+    let mut bytes = sample();
+    let header = FileHeader::decode(&bytes, None).unwrap();
+    for version in [0, VERSION + 1, u32::MAX] {
+        let newer = FileHeader { version, ..header };
+        bytes[..FILE_HEADER].copy_from_slice(&newer.encode());
+        let verdict = read(&bytes).0;
+        assert!(
+            matches!(verdict, Err(ReadError::Header(HeaderError::Version { version: found })) if found == version),
+            "{verdict:?}"
+        );
+    }
+    let workspace = WorkspaceId([0x22; 16]);
+    bytes[..FILE_HEADER].copy_from_slice(
+        &FileHeader {
+            workspace,
+            ..header
+        }
+        .encode(),
+    );
+    let verdict = read(&bytes).0;
+    let named = HeaderError::OtherWorkspace {
+        found: workspace,
+        expected: WORKSPACE,
+    };
+    assert!(
+        matches!(&verdict, Err(ReadError::Header(found)) if *found == named),
+        "{verdict:?}"
+    );
+}
+
+#[test]
+fn a_tail_of_zeros_or_garbage_is_torn_up_to_a_size() {
+    let bytes = sample();
+    let records = read(&bytes).1;
+    let mut noise = SALT;
+    for size in (1..200).chain([4096, 65_536, WINDOW, MAX_TORN as usize]) {
+        for zeros in [true, false] {
+            let mut longer = bytes.clone();
+            longer.extend((0..size).map(|_| {
+                noise = noise
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                if zeros { 0 } else { (noise >> 56) as u8 }
+            }));
+            let (verdict, shown) = read(&longer);
+            assert_eq!(
+                verdict.unwrap().tail,
+                Tail::Torn(size as u64),
+                "{size} bytes"
+            );
+            assert_eq!(shown, records);
+        }
+    }
+    let mut longer = bytes.clone();
+    longer.resize(bytes.len() + MAX_TORN as usize + 16, 0);
+    assert!(
+        matches!(read(&longer).0, Err(ReadError::TailTooLong { offset, .. }) if offset == bytes.len() as u64)
+    );
+}
+
+/// The power fails: of what was not synced, every subset of pieces is gone. It is never called corrupt, and nothing that
+/// was synced is lost.
+#[test]
+fn what_a_power_cut_leaves_is_never_corrupt() {
+    const PIECE: usize = 40;
+    let bytes = sample();
+    let whole = frames(&bytes);
+    let records = read(&bytes).1;
+    let mut syncs: Vec<u64> = whole.iter().map(|frame| frame.header.durable).collect();
+    syncs.dedup();
+    for synced in syncs.into_iter().filter(|synced| *synced > 0) {
+        let promised = whole
+            .iter()
+            .filter(|frame| frame.header.sequence <= synced)
+            .count();
+        // What was written until the next sync.
+        let written = whole
+            .iter()
+            .filter(|frame| frame.header.durable <= synced)
+            .count();
+        let (from, to) = (whole[promised - 1].end, whole[written - 1].end);
+        let pieces = (to - from).div_ceil(PIECE);
+        assert!(pieces <= 12, "{pieces} pieces");
+        for lost in 0..1_u32 << pieces {
+            let mut left = bytes[..to].to_vec();
+            for piece in (0..pieces).filter(|piece| lost >> piece & 1 == 1) {
+                let end = to.min(from + (piece + 1) * PIECE);
+                left[from + piece * PIECE..end].fill(0);
+            }
+            let (verdict, shown) = read(&left);
+            assert!(
+                verdict.is_ok(),
+                "synced up to {synced}, lost {lost:b}: {verdict:?}"
+            );
+            assert!(
+                shown.len() >= promised,
+                "synced up to {synced}, lost {lost:b}"
+            );
+            assert_eq!(shown, records[..shown.len()]);
+        }
+    }
+}
+
+fn check(salt: u64, frame: &[u8]) -> u32 {
+    crc32c::crc32c(&[&salt.to_le_bytes()[..], &frame[..4], &frame[8..]].concat())
+}
+
+/// A frame around a payload that may be no record.
+fn forged(sequence: u64, generation: u64, durable: u64, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; (FRAME_HEADER + payload.len()).next_multiple_of(8)];
+    frame[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    frame[8..16].copy_from_slice(&sequence.to_le_bytes());
+    frame[16..24].copy_from_slice(&generation.to_le_bytes());
+    frame[24..32].copy_from_slice(&durable.to_le_bytes());
+    frame[FRAME_HEADER..FRAME_HEADER + payload.len()].copy_from_slice(payload);
+    let check = check(SALT, &frame);
+    frame[4..8].copy_from_slice(&check.to_le_bytes());
+    frame
+}
+
+fn header(first_sequence: u64) -> Vec<u8> {
+    let header = FileHeader {
+        version: VERSION,
+        workspace: WORKSPACE,
+        salt: SALT,
+        first_sequence,
+    };
+    header.encode().to_vec()
+}
+
+/// A checkpoint with an empty standing.
+const CHECKPOINT: [u8; 20] = [0; 20];
+
+#[test]
+fn payloads_that_are_no_records_are_named_and_cost_nothing() {
+    let checkpoint = forged(1, 0, 0, &CHECKPOINT);
+    let string_of = |size: u64| [&[2, 0, 0, 0, 0, 0, 1, 0][..], &size.to_le_bytes()].concat();
+    let begin = |size: u64| [&[1, 0, 0, 0, 1, 0][..], &size.to_le_bytes(), &[0; 8]].concat();
+    for payload in [
+        vec![0],
+        vec![7, 0, 0, 0],
+        vec![4, 0, 0, 0, 0, 0, 0],
+        u32::MAX.to_le_bytes().to_vec(),
+        string_of(1),
+        string_of(1 << 16),
+        string_of(1 << 40),
+        string_of(u64::MAX),
+        begin(9),
+        begin(u64::MAX),
+        [&begin(0)[..], &[0]].concat(),
+        [&[6, 0, 0, 0, 3, 0, 0, 0][..], &[0; 16]].concat(),
+    ] {
+        let bytes = [header(1), checkpoint.clone(), forged(2, 1, 1, &payload)].concat();
+        let verdict = read(&bytes).0;
+        assert!(
+            matches!(verdict, Err(ReadError::Unknown { sequence: 2, .. })),
+            "{payload:?}: {verdict:?}"
+        );
+    }
+}
+
+#[test]
+fn numbers_that_no_journal_gets_to_are_refused() {
+    for (sequence, generation) in [
+        (u64::MAX, 0),
+        (MAX_NUMBER + 1, 0),
+        (1, MAX_NUMBER + 1),
+        (1, u64::MAX),
+        (0, 0),
+    ] {
+        let durable = sequence.saturating_sub(1);
+        let bytes = [
+            header(sequence),
+            forged(sequence, generation, durable, &CHECKPOINT),
+        ]
+        .concat();
+        let verdict = read(&bytes).0;
+        assert!(
+            matches!(
+                verdict,
+                Err(ReadError::NumberTooLarge { .. } | ReadError::OutOfPlace { .. })
+            ),
+            "{sequence}, {generation}: {verdict:?}"
+        );
+    }
+    let bytes = [
+        header(MAX_NUMBER),
+        forged(MAX_NUMBER, MAX_NUMBER, 0, &CHECKPOINT),
+    ]
+    .concat();
+    assert!(read(&bytes).0.is_ok());
+}
+
+#[test]
+fn a_frame_that_promises_itself_is_out_of_place() {
+    let checkpoint = forged(1, 0, 0, &CHECKPOINT);
+    let begin = [&[1, 0, 0, 0, 1, 0][..], &[0; 16]].concat();
+    for durable in [2, 3, u64::MAX] {
+        let bytes = [header(1), checkpoint.clone(), forged(2, 1, durable, &begin)].concat();
+        let verdict = read(&bytes).0;
+        assert!(
+            matches!(verdict, Err(ReadError::OutOfPlace { .. })),
+            "{durable}: {verdict:?}"
+        );
+    }
+}
+
+/// A file that never ends in memory: the same frame-sized chunks, made when they are read.
+struct Endless<'b> {
+    bytes: &'b [u8],
+    zeros: u64,
+    largest: usize,
+}
+
+impl Source for Endless<'_> {
+    fn read_at(&mut self, offset: u64, mut buffer: &mut [u8]) -> io::Result<usize> {
+        self.largest = self.largest.max(buffer.len());
+        let size = self.bytes.read_at(offset, buffer)?;
+        if size > 0 {
+            return Ok(size);
+        }
+        let rest = (self.bytes.len() as u64 + self.zeros).saturating_sub(offset);
+        let size = buffer.len().min(rest as usize);
+        buffer = &mut buffer[..size];
+        buffer.fill(0);
+        Ok(size)
+    }
+}
+
+impl Endless<'_> {
+    fn read_at_most_a_window(mut self) -> Result<Scan, ReadError<Infallible>> {
+        let scan = reader::scan(&mut self, None, |_| Ok(()));
+        assert!(
+            (1..=WINDOW).contains(&self.largest),
+            "{} bytes at once",
+            self.largest
+        );
+        scan
+    }
+}
+
+#[test]
+fn memory_is_bounded_by_the_window() {
+    // Large frames, a large tail, and one that is too large by far.
+    let mut bytes = header(1);
+    bytes.extend(forged(1, 0, 0, &CHECKPOINT));
+    let payload = vec![9; MAX_PAYLOAD - 16];
+    for sequence in 2..100 {
+        let record = Record::Intent {
+            index: 0,
+            transition: 1,
+            payload: &payload,
+        };
+        encode_frame(&mut bytes, SALT, sequence, Generation(1), 1, &record).unwrap();
+    }
+    let of = |zeros| {
+        Endless {
+            bytes: &bytes,
+            zeros,
+            largest: 0,
+        }
+        .read_at_most_a_window()
+    };
+    assert_eq!(of(0).unwrap().records, 99);
+    assert_eq!(of(MAX_TORN).unwrap().tail, Tail::Torn(MAX_TORN));
+    assert!(matches!(of(1 << 50), Err(ReadError::TailTooLong { .. })));
+}
+
+/// A medium that gives a byte at a time, and is interrupted before each.
+struct Dribble<'b>(&'b [u8], bool);
+
+impl Source for Dribble<'_> {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.1 = !self.1;
+        if self.1 {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        let size = buffer.len().min(1);
+        self.0.read_at(offset, &mut buffer[..size])
+    }
+}
+
+#[test]
+fn short_and_interrupted_reads_change_nothing() {
+    let bytes = sample();
+    let scan = reader::scan(&mut Dribble(&bytes, false), None, |_| {
+        Ok::<_, Infallible>(())
+    })
+    .unwrap();
+    assert_eq!(scan, read(&bytes).0.unwrap());
+}
+
+struct Failing<'b>(&'b [u8], u64);
+
+impl Source for Failing<'_> {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if offset >= self.1 {
+            return Err(io::ErrorKind::Other.into());
+        }
+        let size = buffer.len().min((self.1 - offset) as usize);
+        self.0.read_at(offset, &mut buffer[..size])
+    }
+}
+
+#[test]
+fn a_medium_that_cannot_be_read_is_no_end_of_the_file() {
+    let bytes = sample();
+    for fails_at in 0..bytes.len() as u64 {
+        let verdict = reader::scan(&mut Failing(&bytes, fails_at), None, |_| {
+            Ok::<_, Infallible>(())
+        });
+        assert!(
+            matches!(verdict, Err(ReadError::Io { .. })),
+            "at {fails_at}: {verdict:?}"
+        );
+    }
+}
+
+/// A record of which everything is owned.
+#[derive(Debug, Clone)]
+enum Owned {
+    Checkpoint(Vec<u8>, u64),
+    Begin(u16, Vec<u8>, u64),
+    Intent(u16, u16, Vec<u8>),
+    Outcome(u16, Vec<u8>, u64),
+    UndoBegun(u16),
+    Undone(u16, u64),
+    End(Ended, Vec<u8>, u64),
+}
+
+impl Owned {
+    fn record(&self) -> Record<'_> {
+        match self {
+            Self::Checkpoint(standing, at_ms) => Record::Checkpoint {
+                standing,
+                at_ms: *at_ms,
+            },
+            Self::Begin(operation, parameters, at_ms) => Record::Begin {
+                operation: *operation,
+                parameters,
+                at_ms: *at_ms,
+            },
+            Self::Intent(index, transition, payload) => Record::Intent {
+                index: *index,
+                transition: *transition,
+                payload,
+            },
+            Self::Outcome(index, payload, micros) => Record::Outcome {
+                index: *index,
+                payload,
+                micros: *micros,
+            },
+            Self::UndoBegun(index) => Record::UndoBegun { index: *index },
+            Self::Undone(index, micros) => Record::Undone {
+                index: *index,
+                micros: *micros,
+            },
+            Self::End(ended, standing, at_ms) => Record::End {
+                ended: *ended,
+                standing,
+                at_ms: *at_ms,
+            },
+        }
+    }
+}
+
+fn any_record() -> impl Strategy<Value = Owned> {
+    let bytes = || {
+        prop_oneof![
+            8 => proptest::collection::vec(any::<u8>(), 0..80),
+            1 => (MAX_PAYLOAD - 64..MAX_PAYLOAD + 64).prop_map(|size| vec![0xA5; size]),
+        ]
+    };
+    let ended = prop_oneof![
+        Just(Ended::Done),
+        Just(Ended::RolledBack),
+        Just(Ended::Lost)
+    ];
+    prop_oneof![
+        (bytes(), any::<u64>()).prop_map(|(standing, at)| Owned::Checkpoint(standing, at)),
+        (any::<u16>(), bytes(), any::<u64>())
+            .prop_map(|(id, bytes, at)| Owned::Begin(id, bytes, at)),
+        (any::<u16>(), any::<u16>(), bytes())
+            .prop_map(|(index, id, bytes)| Owned::Intent(index, id, bytes)),
+        (any::<u16>(), bytes(), any::<u64>())
+            .prop_map(|(index, bytes, took)| Owned::Outcome(index, bytes, took)),
+        any::<u16>().prop_map(Owned::UndoBegun),
+        (any::<u16>(), any::<u64>()).prop_map(|(index, took)| Owned::Undone(index, took)),
+        (ended, bytes(), any::<u64>()).prop_map(|(ended, bytes, at)| Owned::End(ended, bytes, at)),
+    ]
+}
+
+/// Bytes with the records that fit into a frame, each with some `durable` that a writer may have written.
+fn written(records: &[(Owned, u64)], first: u64) -> (Vec<u8>, Vec<String>) {
+    let (mut bytes, mut kept, mut sequence, mut durable) =
+        (header(first), Vec::new(), first, first - 1);
+    for (record, back) in records {
+        durable = durable.max((sequence - 1).saturating_sub(*back));
+        let before = bytes.len();
+        match encode_frame(
+            &mut bytes,
+            SALT,
+            sequence,
+            Generation(sequence % 3),
+            durable,
+            &record.record(),
+        ) {
+            Ok(()) => {
+                kept.push(format!("{sequence} {:?}", record.record()));
+                sequence += 1;
+            }
+            Err(PayloadError::TooLarge { size }) => {
+                assert!(size > MAX_PAYLOAD && bytes.len() == before);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    (bytes, kept)
+}
+
+fn shown(bytes: &[u8]) -> (Result<Scan, ReadError<Infallible>>, Vec<String>) {
+    let mut shown = Vec::new();
+    let scan = reader::scan(&mut &*bytes, Some(WORKSPACE), |located| {
+        shown.push(format!("{} {:?}", located.sequence, located.record));
+        Ok(())
+    });
+    (scan, shown)
+}
+
+#[derive(Debug, Clone)]
+enum Damage {
+    Flip(usize),
+    Set(usize, u8),
+    Cut(usize),
+    Delete(usize, usize),
+    Insert(usize, Vec<u8>),
+    Repeat(usize, usize),
+    Zero(usize, usize),
+}
+
+impl Damage {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        let size = bytes.len().max(1);
+        let range = |at: usize, length: usize| {
+            let at = at % size;
+            at.min(bytes.len())..(at + length % 300).min(bytes.len())
+        };
+        match self {
+            Self::Flip(bit) => {
+                if let Some(byte) = bytes.get_mut(bit / 8 % size) {
+                    *byte ^= 1 << (bit % 8);
+                }
+            }
+            Self::Set(at, value) => {
+                if let Some(byte) = bytes.get_mut(at % size) {
+                    *byte = *value;
+                }
+            }
+            Self::Cut(at) => bytes.truncate(at % size),
+            Self::Delete(at, length) => {
+                let range = range(*at, *length);
+                bytes.drain(range);
+            }
+            Self::Insert(at, more) => {
+                let at = at % (bytes.len() + 1);
+                bytes.splice(at..at, more.iter().copied());
+            }
+            Self::Repeat(at, length) => {
+                let range = range(*at, *length);
+                let copy = bytes[range.clone()].to_vec();
+                bytes.splice(range.end..range.end, copy);
+            }
+            Self::Zero(at, length) => {
+                let range = range(*at, *length);
+                bytes[range].fill(0);
+            }
+        }
+    }
+}
+
+fn any_damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        any::<usize>().prop_map(Damage::Flip),
+        (any::<usize>(), any::<u8>()).prop_map(|(at, value)| Damage::Set(at, value)),
+        any::<usize>().prop_map(Damage::Cut),
+        (any::<usize>(), any::<usize>()).prop_map(|(at, length)| Damage::Delete(at, length)),
+        (
+            any::<usize>(),
+            proptest::collection::vec(any::<u8>(), 1..60)
+        )
+            .prop_map(|(at, more)| Damage::Insert(at, more)),
+        (any::<usize>(), any::<usize>()).prop_map(|(at, length)| Damage::Repeat(at, length)),
+        (any::<usize>(), any::<usize>()).prop_map(|(at, length)| Damage::Zero(at, length)),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn records_come_back_as_they_went(
+        records in proptest::collection::vec((any_record(), 0..9_u64), 1..40),
+        first in 1..1_u64 << 40,
+    ) {
+        let (bytes, kept) = written(&records, first);
+        prop_assume!(!kept.is_empty());
+        let (scan, shown) = shown(&bytes);
+        let scan = scan.unwrap();
+        prop_assert_eq!(scan.tail, Tail::Clean);
+        prop_assert_eq!(scan.valid, bytes.len() as u64);
+        prop_assert_eq!(scan.next_sequence, first + kept.len() as u64);
+        prop_assert_eq!(shown, kept);
+    }
+
+    #[test]
+    fn damage_never_makes_records_up_and_never_loses_a_promised_one(
+        records in proptest::collection::vec((any_record(), 0..9_u64), 1..30),
+        damage in proptest::collection::vec(any_damage(), 1..5),
+    ) {
+        let (mut bytes, kept) = written(&records, 1);
+        damage.iter().for_each(|damage| damage.apply(&mut bytes));
+        let (scan, shown) = shown(&bytes);
+        prop_assert!(shown.len() <= kept.len());
+        prop_assert_eq!(&shown, &kept[..shown.len()]);
+        if let Ok(scan) = scan {
+            prop_assert_eq!(scan.records, shown.len() as u64);
+            // Frames are looked for where they were: damage may have moved them from their alignment, or away.
+            for at in (scan.valid as usize..bytes.len()).step_by(8) {
+                let good = FrameHeader::decode(&bytes[at..]).filter(|frame| frame.matches(SALT, &bytes[at..]));
+                if let Some(frame) = good {
+                    prop_assert!(frame.durable < scan.next_sequence, "record {} was lost", scan.next_sequence);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_behind_a_good_header(tail in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        let (scan, shown) = shown(&[header(1), tail].concat());
+        prop_assert!(scan.is_err() && shown.is_empty());
+    }
+}
