@@ -440,11 +440,8 @@ fn every_failing_write(before: &Host, command: Command) {
 }
 
 fn text_of(said: &Said) -> String {
-    match said {
-        Said::JournalFailed(error) => error.to_string(),
-        Said::Refused(refusal) => refusal.to_string(),
-        Said::Report(_) | Said::Recovered(_) => format!("{said:?}"),
-    }
+    said.journal_error()
+        .map_or_else(|| format!("{said:?}"), ToString::to_string)
 }
 
 #[test]
