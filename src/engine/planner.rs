@@ -309,10 +309,10 @@ mod tests {
         for stage in shape.stages.iter().filter(|_| !back_begun) {
             let here = first..first + stage.len();
             // Intents of a stage are one write, of which a crash keeps the beginning.
-            if let Some(index) = here.clone().find(|index| vector[*index] == NeverStarted) {
-                if here.clone().all(|index| vector[index] != Done) {
-                    to(index, IntentOnly);
-                }
+            if let Some(index) = here.clone().find(|index| vector[*index] == NeverStarted)
+                && here.clone().all(|index| vector[index] != Done)
+            {
+                to(index, IntentOnly);
             }
             let begun = here.clone().all(|index| vector[index] != NeverStarted);
             for index in here
