@@ -1,4 +1,5 @@
 //! nixbox
+pub mod cli;
 pub mod config;
 pub mod engine;
 #[doc(hidden)]

@@ -6,6 +6,7 @@
 //!   .gitignore              keeps all but these two out of version control
 //!   workspace-id            32 hexadecimal digits, made by `init`
 //!   lock                    held while something is changed; never removed
+//!   journal/                what was done and what is being done
 //!   run/                    images and notes of the VM that runs
 //!   snapshots/  ssh/
 //! ```
@@ -30,7 +31,7 @@ mod template;
 pub const DIRECTORY: &str = ".nixbox";
 const ID_FILE: &str = "workspace-id";
 const LOCK_FILE: &str = "lock";
-const DIRECTORIES: [&str; 3] = ["run", "snapshots", "ssh"];
+const DIRECTORIES: [&str; 4] = ["journal", "run", "snapshots", "ssh"];
 /// More than the holder of a lock writes down.
 const LOCK_LIMIT: u64 = 4096;
 
@@ -191,6 +192,12 @@ impl Workspace {
     #[must_use]
     pub fn id(&self) -> WorkspaceId {
         self.id
+    }
+
+    /// `.nixbox/journal`.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.nixbox.path_of("journal")
     }
 
     /// `.nixbox/run`.
