@@ -8,10 +8,28 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::config::{Config, HostFacts};
+use crate::host::sudo;
 use crate::workspace::Workspace;
 
+pub mod assembly;
+mod config;
+mod down;
+#[cfg(feature = "failpoints")]
+mod failpoints;
+mod init;
 mod journal;
+mod preflight;
+mod recover;
 pub mod report;
+mod run;
+mod session;
+mod shell;
+mod show;
+mod signals;
+mod standing;
+mod status;
+mod up;
 
 use report::{Exit, Outcome, Problem};
 
@@ -30,6 +48,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Arguments),
+    Up(up::Arguments),
+    Down(down::Arguments),
+    Shell(shell::Arguments),
+    Run(run::Arguments),
+    Status(status::Arguments),
+    Config(config::Arguments),
+    Recover(recover::Arguments),
     Journal(journal::Arguments),
 }
 
@@ -42,6 +68,11 @@ impl Place {
     fn workspace(&self) -> Result<Workspace, Problem> {
         Ok(Workspace::find(&self.directory)?)
     }
+
+    fn config(workspace: &Workspace) -> Result<Config, Problem> {
+        let host = HostFacts::of_this_machine();
+        Ok(Config::load(workspace.nixbox(), workspace.root(), &host)?)
+    }
 }
 
 /// Runs the command that the arguments of this process name.
@@ -51,15 +82,28 @@ pub fn main() -> ExitCode {
     let place = Place {
         directory: arguments.directory,
     };
-    let code = run(&place, arguments.command).unwrap_or_else(|problem| {
+    let ran = sudo::become_invoker()
+        .map_err(|error| Problem::new(Exit::Failed, error))
+        .and_then(|()| run(&place, arguments.command));
+    let code = ran.unwrap_or_else(|problem| {
         problem.print();
         problem.exit() as u8
     });
+    #[cfg(feature = "failpoints")]
+    failpoints::tell();
     ExitCode::from(code)
 }
 
 fn run(place: &Place, command: Command) -> Outcome {
     match command {
+        Command::Init(arguments) => init::run(place, &arguments),
+        Command::Up(arguments) => up::run(place, &arguments),
+        Command::Down(arguments) => down::run(place, &arguments),
+        Command::Shell(arguments) => shell::run(place, &arguments),
+        Command::Run(arguments) => run::run(place, &arguments),
+        Command::Status(arguments) => status::run(place, &arguments),
+        Command::Config(arguments) => config::run(place, &arguments),
+        Command::Recover(arguments) => recover::run(place, &arguments),
         Command::Journal(arguments) => journal::run(place, &arguments),
     }
 }

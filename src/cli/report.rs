@@ -4,6 +4,7 @@ use std::error::Error;
 use std::io::Write;
 use std::time::Duration;
 
+use super::assembly::AssemblyError;
 use crate::config::ConfigError;
 use crate::engine::executor::{Setback, Stopped};
 use crate::engine::journal::JournalError;
@@ -63,7 +64,9 @@ impl Problem {
         }
     }
 
-    fn with(mut self, hint: &'static str) -> Self {
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn with(mut self, hint: &'static str) -> Self {
         self.hint = Some(hint);
         self
     }
@@ -165,6 +168,18 @@ impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
         let exit = match error {
             WorkspaceError::None { .. } | WorkspaceError::Start { .. } => Exit::NotFound,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<AssemblyError> for Problem {
+    fn from(error: AssemblyError) -> Self {
+        let exit = match error {
+            AssemblyError::SharedRuntime { .. }
+            | AssemblyError::Value { .. }
+            | AssemblyError::Settings(_) => Exit::Usage,
             _ => Exit::Failed,
         };
         Self::new(exit, error)
