@@ -127,10 +127,16 @@ pub fn assemble(
         runtime: runtime.clone(),
         workspace: workspace.id(),
         invoker: invoker.clone(),
-        vcpus: NonZeroU32::from(std::num::NonZeroU8::new(config.vm.vcpus).unwrap_or(std::num::NonZeroU8::MIN)),
+        vcpus: NonZeroU32::from(
+            std::num::NonZeroU8::new(config.vm.vcpus).unwrap_or(std::num::NonZeroU8::MIN),
+        ),
         memory: config.vm.memory.bytes(),
         kernel: config.vm.kernel.as_path().to_owned(),
-        initramfs: config.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
+        initramfs: config
+            .vm
+            .initramfs
+            .as_ref()
+            .map(|path| path.as_path().to_owned()),
         cmdline: config.vm.cmdline.clone(),
         // Also without any way out: nixbox reaches the guest over it.
         network: true,
@@ -144,7 +150,11 @@ pub fn assemble(
     let guest = Arc::new(guest(workspace, config, &disk, &vmm)?);
     let world = World {
         vmm: vmm.clone(),
-        slots: Arc::new(HostSlots::new(slots::DIRECTORY, workspace.id(), workspace.root())),
+        slots: Arc::new(HostSlots::new(
+            slots::DIRECTORY,
+            workspace.id(),
+            workspace.root(),
+        )),
         network: Arc::new(HostNetwork::new(network::Settings {
             workspace: workspace.id(),
             owner: invoker.uid(),
@@ -310,7 +320,12 @@ fn guest(
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address: Arc::new(seam::address),
         wanted: wanted(workspace, config)?,
-        mounts: config.mounts.iter().enumerate().map(mount).collect::<Result<_>>()?,
+        mounts: config
+            .mounts
+            .iter()
+            .enumerate()
+            .map(mount)
+            .collect::<Result<_>>()?,
         ready: READY,
         limits: Limits::default(),
     };
@@ -334,7 +349,12 @@ fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
     };
     Ok(Wanted {
         environment: config.env.iter().map(variable).collect::<Result<_>>()?,
-        files: config.credentials.files.iter().map(file).collect::<Result<_>>()?,
+        files: config
+            .credentials
+            .files
+            .iter()
+            .map(file)
+            .collect::<Result<_>>()?,
         key: Some(Arc::new(
             key::load(&own_key(workspace)).map_err(AssemblyError::OwnKey)?,
         )),

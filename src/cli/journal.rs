@@ -181,7 +181,9 @@ fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<Illega
     Ok(match error {
         ReadError::Io { .. } => return Err(error),
         ReadError::Header(HeaderError::Version { .. }) => Verdict::NewerVersion { message },
-        ReadError::Header(HeaderError::OtherWorkspace { .. }) => Verdict::OtherWorkspace { message },
+        ReadError::Header(HeaderError::OtherWorkspace { .. }) => {
+            Verdict::OtherWorkspace { message }
+        }
         ReadError::Header(_) | ReadError::NoCheckpoint => Verdict::Corrupt { byte: 0, message },
         ReadError::Corrupt { offset, .. }
         | ReadError::OutOfPlace { offset, .. }

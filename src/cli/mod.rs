@@ -14,6 +14,7 @@ use crate::workspace::Workspace;
 
 pub mod assembly;
 mod config;
+mod doctor;
 mod down;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -36,11 +37,19 @@ use report::{Exit, Outcome, Problem};
 /// Developer sandboxes as microVMs, one per workspace.
 #[derive(Debug, Parser)]
 #[command(name = "nixbox", version, arg_required_else_help = true)]
-#[command(after_help = "Exit status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
-5 another nixbox is at work, 130 interrupted and rolled back.")]
+#[command(
+    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
+5 another nixbox is at work, 130 interrupted and rolled back."
+)]
 struct Arguments {
     /// Work in the workspace that this directory belongs to, not the current one
-    #[arg(short = 'C', long, global = true, value_name = "DIRECTORY", default_value = ".")]
+    #[arg(
+        short = 'C',
+        long,
+        global = true,
+        value_name = "DIRECTORY",
+        default_value = "."
+    )]
     directory: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -55,6 +64,7 @@ enum Command {
     Run(run::Arguments),
     Status(status::Arguments),
     Config(config::Arguments),
+    Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
 }
@@ -103,6 +113,7 @@ fn run(place: &Place, command: Command) -> Outcome {
         Command::Run(arguments) => run::run(place, &arguments),
         Command::Status(arguments) => status::run(place, &arguments),
         Command::Config(arguments) => config::run(place, &arguments),
+        Command::Doctor(arguments) => doctor::run(place, &arguments),
         Command::Recover(arguments) => recover::run(place, &arguments),
         Command::Journal(arguments) => journal::run(place, &arguments),
     }

@@ -31,7 +31,9 @@ enum PreflightError {
     NoSlot,
     #[error("the network of this host cannot be looked at")]
     Network(#[source] Failure),
-    #[error("there is a network device {0} that is not nixbox's, where the VM's would be: remove it, or wait for it to go")]
+    #[error(
+        "there is a network device {0} that is not nixbox's, where the VM's would be: remove it, or wait for it to go"
+    )]
     ForeignTap(String),
 }
 
@@ -48,6 +50,14 @@ pub(super) fn files(config: &Config) -> Result<(), Problem> {
             _ => "add your user to the group that owns /dev/kvm, and log in again",
         };
         failed(error).with(hint)
+    })
+}
+
+/// Whether this host has no KVM, or one that cannot be opened; nothing more can be known of it without a guest.
+pub(super) fn kvm_problem() -> Option<String> {
+    kvm().err().map(|error| match error {
+        PreflightError::Kvm(source) => format!("/dev/kvm cannot be opened: {source}"),
+        error => error.to_string(),
     })
 }
 
@@ -73,8 +83,8 @@ pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
         spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")
             .map_err(|error| failed(PreflightError::Virtiofsd(error)))?;
     }
-    let may = rustix::thread::capabilities(None)
-        .is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));
+    let may =
+        rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));
     if !may {
         return Err(failed(PreflightError::Capabilities)
             .with("run it as root or through sudo, or give it the capabilities once: `nixbox doctor` prints the line"));

@@ -160,8 +160,9 @@ pub fn ended(report: Report) -> Result<bool, Problem> {
 /// An operation that needs a person.
 #[must_use]
 pub fn stuck(setback: Setback) -> Problem {
-    Problem::new(Exit::Stuck, Ended::Stuck(setback))
-        .with("put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got")
+    Problem::new(Exit::Stuck, Ended::Stuck(setback)).with(
+        "put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got",
+    )
 }
 
 impl From<WorkspaceError> for Problem {
@@ -205,8 +206,9 @@ impl From<ConfigError> for Problem {
 impl From<JournalError> for Problem {
     fn from(error: JournalError) -> Self {
         match error {
-            JournalError::Unusable { .. } => Self::new(Exit::Stuck, error)
-                .with("`nixbox journal` shows what can be read of it"),
+            JournalError::Unusable { .. } => {
+                Self::new(Exit::Stuck, error).with("`nixbox journal` shows what can be read of it")
+            }
             error => Self::new(Exit::Failed, error),
         }
     }
@@ -224,9 +226,9 @@ impl From<Refusal> for Problem {
                 Self::new(Exit::NotFound, refusal).with("`nixbox up` starts one")
             }
             Refusal::NoSuchSnapshot(_) => Self::new(Exit::NotFound, refusal),
-            Refusal::NoTable(_)
-            | Refusal::Standing(_)
-            | Refusal::Stopped(Stopped::NoPlan(_)) => Self::new(Exit::Stuck, refusal),
+            Refusal::NoTable(_) | Refusal::Standing(_) | Refusal::Stopped(Stopped::NoPlan(_)) => {
+                Self::new(Exit::Stuck, refusal)
+            }
             _ => Self::new(Exit::Failed, refusal),
         }
     }

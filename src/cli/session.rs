@@ -61,9 +61,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
 }
 
 /// Waits for something, and for what it left on other threads a little longer only.
-pub(super) fn block_on<T>(
-    future: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let runtime = runtime()?;
     let done = runtime.block_on(future);
     runtime.shutdown_timeout(LAST_WAIT);

@@ -44,11 +44,7 @@ pub(super) fn listen(interrupt: &Interrupt, show: &Arc<Show>) -> Result<(), Prob
     Ok(())
 }
 
-async fn heed(
-    mut signals: Vec<tokio::signal::unix::Signal>,
-    interrupt: &Interrupt,
-    show: &Show,
-) {
+async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interrupt, show: &Show) {
     any(&mut signals).await;
     let way = if show.past_commit() {
         "interrupted; it is past the point of no return and will be finished"

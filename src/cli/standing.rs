@@ -72,8 +72,9 @@ pub(super) fn running(workspace: &Workspace) -> Result<Vm, Problem> {
             Err(Problem::new(Exit::NotFound, PeekError::HalfDone(operation))
                 .with("`nixbox recover` finishes it or takes it back"))
         }
-        (_, None) => Err(Problem::new(Exit::NotFound, PeekError::NotRunning)
-            .with("`nixbox up` starts one")),
+        (_, None) => {
+            Err(Problem::new(Exit::NotFound, PeekError::NotRunning).with("`nixbox up` starts one"))
+        }
     }
 }
 

@@ -108,7 +108,8 @@ fn text(status: &Status) -> String {
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
         if status.state != "running" {
-            lines.push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
+            lines
+                .push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
         }
     }
     match (&status.operation, &status.holder) {

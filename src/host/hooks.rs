@@ -84,11 +84,7 @@ pub struct ShellHooks {
 impl ShellHooks {
     /// Those of a configuration, run in `directory`.
     #[must_use]
-    pub fn new(
-        directory: PathBuf,
-        hooks: &crate::config::Hooks,
-        complain: Arc<Complain>,
-    ) -> Self {
+    pub fn new(directory: PathBuf, hooks: &crate::config::Hooks, complain: Arc<Complain>) -> Self {
         let scripts = [
             (HookPoint::PreUp, &hooks.pre_up),
             (HookPoint::PostUp, &hooks.post_up),
@@ -185,9 +181,7 @@ impl ShellHooks {
                 number,
                 source,
             };
-            let mut group = self
-                .start(script)
-                .map_err(start)?;
+            let mut group = self.start(script).map_err(start)?;
             let status = tokio::select! {
                 status = group.0.wait() => status,
                 () = interrupt.wait() => {

@@ -283,7 +283,9 @@ impl Shares for Virtiofs {
                     .record(&Role::share(*index), generation)
                     .exists()
         };
-        let stops = (0..MOST).filter(begun).map(|index| self.stop_one(index, generation));
+        let stops = (0..MOST)
+            .filter(begun)
+            .map(|index| self.stop_one(index, generation));
         // All of them, whatever becomes of one.
         let ended = futures_util::future::join_all(stops).await;
         ended.into_iter().collect::<std::result::Result<(), _>>()?;

@@ -76,12 +76,11 @@ pub fn become_invoker() -> Result<(), SudoError> {
     for variable in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"] {
         command.env_remove(variable);
     }
-    let user = nix::unistd::User::from_uid(invoker.uid().into()).map_err(|source| {
-        SudoError::User {
+    let user =
+        nix::unistd::User::from_uid(invoker.uid().into()).map_err(|source| SudoError::User {
             uid: invoker.uid(),
             source: source.into(),
-        }
-    })?;
+        })?;
     match user {
         Some(user) => {
             let name: &OsStr = user.name.as_ref();
