@@ -30,6 +30,7 @@
 //! implement the seams and know nothing of `operations`; `engine` knows nothing of VMs, and does no I/O but through its
 //! storage seam. A test holds the imports to this.
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 #[doc(hidden)]

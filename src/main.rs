@@ -1,2 +1,5 @@
-//! nixbox
-fn main() {}
+//! The program `nixbox`: see [`nixbox::cli`].
+
+fn main() -> std::process::ExitCode {
+    nixbox::cli::main()
+}

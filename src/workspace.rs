@@ -6,6 +6,7 @@
 //!   .gitignore              keeps all but these two out of version control
 //!   workspace-id            32 hexadecimal digits, made by `init`
 //!   lock                    held while something is changed; never removed
+//!   journal/                what was done and what is being done
 //!   run/                    images and notes of the VM that runs
 //!   snapshots/  ssh/
 //! ```
@@ -14,6 +15,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +32,7 @@ mod template;
 pub const DIRECTORY: &str = ".nixbox";
 const ID_FILE: &str = "workspace-id";
 const LOCK_FILE: &str = "lock";
-const DIRECTORIES: [&str; 3] = ["run", "snapshots", "ssh"];
+const DIRECTORIES: [&str; 4] = ["journal", "run", "snapshots", "ssh"];
 /// More than the holder of a lock writes down.
 const LOCK_LIMIT: u64 = 4096;
 
@@ -193,6 +195,12 @@ impl Workspace {
         self.id
     }
 
+    /// `.nixbox/journal`.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.nixbox.path_of("journal")
+    }
+
     /// `.nixbox/run`.
     #[must_use]
     pub fn run(&self) -> PathBuf {
@@ -279,6 +287,36 @@ impl Workspace {
         Ok(Lock(file))
     }
 
+    /// Who is at work in the workspace, without taking the lock, which would keep others from it.
+    ///
+    /// # Errors
+    /// If the lock's file cannot be read.
+    pub fn holder(&self) -> Result<Option<Holder>, LockError> {
+        let Some(mut file) = self.nixbox.file_to_write(LOCK_FILE)? else {
+            return Ok(None);
+        };
+        let path = self.nixbox.path_of(LOCK_FILE);
+        let inode = file
+            .metadata()
+            .map_err(FileError::system("examine", path))?
+            .ino();
+        let locks = Path::new("/proc/locks");
+        let locks = std::fs::read_to_string(locks).map_err(FileError::system("read", locks))?;
+        // `1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF`: which process has which inode (proc_locks(5)).
+        let holds = |line: &str| -> Option<u32> {
+            let words: Vec<_> = line.split_whitespace().collect();
+            let held: u64 = words.get(5)?.rsplit(':').next()?.parse().ok()?;
+            let pid = words.get(4)?.parse().ok()?;
+            (words.get(1) == Some(&"FLOCK") && held == inode).then_some(pid)
+        };
+        let pids: Vec<u32> = locks.lines().filter_map(holds).collect();
+        if pids.is_empty() {
+            return Ok(None);
+        }
+        // The file outlives its writer: it counts only if the kernel names the same process.
+        Ok(read_holder(&mut file).filter(|holder| pids.contains(&holder.pid)))
+    }
+
     /// Two may make it at once: both then open the one that came first.
     fn make_lock_file(&self) -> Result<File, FileError> {
         match self.nixbox.new_file(LOCK_FILE) {
@@ -361,6 +399,8 @@ pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceErro
             made.push(nixbox.path_of(name));
         }
     }
+    // Of no meaning until it is locked. Made here so that a command that is refused leaves nothing behind.
+    nixbox.write_new(LOCK_FILE, b"")?;
     Ok((Workspace::open(&root)?, made))
 }
 

@@ -31,13 +31,14 @@ struct Directory {
 }
 
 impl Places for Directory {
-    fn disks(&self, generation: Generation) -> Vec<PathBuf> {
-        vec![self.path.join(format!("root-{generation}.img"))]
+    fn disks(&self, generation: Generation) -> Result<Vec<PathBuf>, Failure> {
+        Ok(vec![self.path.join(format!("root-{generation}.img"))])
     }
 
-    fn memory(&self, generation: Generation) -> Option<PathBuf> {
-        self.memory_file
-            .then(|| self.path.join(format!("ram-{generation}")))
+    fn memory(&self, generation: Generation) -> Result<Option<PathBuf>, Failure> {
+        Ok(self
+            .memory_file
+            .then(|| self.path.join(format!("ram-{generation}"))))
     }
 
     fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {

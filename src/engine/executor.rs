@@ -85,6 +85,8 @@ pub enum Event {
         operation: &'static str,
         /// Its generation.
         generation: Generation,
+        /// The name of its commit point for people.
+        commit: &'static str,
         /// Whether it was left open by an earlier run.
         recovery: bool,
     },
@@ -162,6 +164,13 @@ impl<E: Into<Stopped>> From<E> for Halt {
     }
 }
 
+fn commit_label<W: ?Sized + Sync>(operation: &Operation<W>) -> &'static str {
+    let place = operation.commit_point();
+    place
+        .and_then(|place| operation.transitions().nth(place))
+        .map_or("", |transition| transition.label())
+}
+
 /// A transition that is to run in a stage, and whether it is looked at first.
 struct Call<'o, W: ?Sized> {
     index: u16,
@@ -186,6 +195,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             .begin(operation.id, parameters, (self.unix_ms)())?;
         self.observer.event(Event::Begun {
             operation: operation.label,
+            commit: commit_label(operation),
             generation,
             recovery: false,
         });
@@ -211,6 +221,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             .generation;
         self.observer.event(Event::Begun {
             operation: operation.label,
+            commit: commit_label(operation),
             generation,
             recovery: true,
         });

@@ -36,14 +36,17 @@ const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 /// Where the guest's SSH server listens, by the VM's slot.
 pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
 
+/// Where the host key of a generation of disks is kept, in a directory that exists.
+pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
+
 /// What a guest of this workspace is to be like.
 pub struct Settings {
     /// The user to log in as: root, or one with `sudo` without a password.
     pub user: UserName,
     /// The key that the image lets in.
     pub key: Arc<PrivateKey>,
-    /// The directory in which host keys are kept, one file for each generation of disks. It exists.
-    pub pins: PathBuf,
+    /// Where the host key of a generation of disks is kept: beside the images, so that it is copied and removed with them.
+    pub pin: Arc<PinPath>,
     /// Where the SSH server listens; [`address`] but in tests.
     pub address: Arc<Address>,
     /// Its credentials.
@@ -156,11 +159,10 @@ impl SshGuest {
         })
     }
 
-    /// The pin of the host key of a disk. A disk cloned from another's snapshot [inherits](Pin::inherit) its pin; a pin is
-    /// removed with its disk.
+    /// The pin of the host key of a disk.
     #[must_use]
     pub fn pin(&self, disk: Generation) -> Pin {
-        Pin::new(self.settings.pins.join(format!("{disk}.host-key")))
+        Pin::new((self.settings.pin)(disk))
     }
 
     /// Wait until a command has run, and give the connection that it ran on.

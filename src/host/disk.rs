@@ -21,6 +21,10 @@ mod mkfs;
 
 pub use mkfs::MkfsError;
 
+/// The host key that the system on the disks showed, kept with them: a clone of the disks has the same one.
+const HOST_KEY: &str = "host-key";
+/// More than any host key's line takes.
+const HOST_KEY_LIMIT: u64 = 16 << 10;
 const INVENTORY: &str = "images.json";
 /// More than an inventory of any sane number of images takes.
 const INVENTORY_LIMIT: u64 = 64 << 10;
@@ -194,6 +198,12 @@ impl Disks {
         Ok((0..images.len())
             .map(|n| folder.path_of(image_file(n)))
             .collect())
+    }
+
+    /// Where the host key of the system on a generation's disks is kept. It is captured, filled and removed with them.
+    #[must_use]
+    pub fn host_key(&self, generation: Generation) -> PathBuf {
+        self.run.join(Self::name(generation)).join(HOST_KEY)
     }
 
     /// How each copy of this process was made, in order.
@@ -398,7 +408,7 @@ impl Disks {
                 self.hashes.note(into, &to, identity, hashes);
             }
         }
-        Ok(())
+        keep_host_key(&folder, &staging)
     }
 
     /// Makes sure that an image of a listed snapshot has its manifest's size; its content is `verify`'s to check.
@@ -454,7 +464,16 @@ impl Disks {
             self.clone_image(format!("disk {n}"), source, target, false, interrupt)
                 .await?;
         }
+        keep_host_key(&snapshot, &folder)?;
         self.finish(generation, (run, folder), interrupt).await
+    }
+}
+
+/// Takes the host key along, if there is one.
+fn keep_host_key(from: &Folder, to: &Folder) -> Result<()> {
+    match from.read(HOST_KEY, HOST_KEY_LIMIT)? {
+        Some(bytes) => Ok(to.replace(HOST_KEY, &bytes)?),
+        None => Ok(to.remove_file(HOST_KEY)?),
     }
 }
 
@@ -495,12 +514,16 @@ fn remove_set(run: &Folder, name: &str) -> Result<()> {
     let Some(folder) = run.folder(name)? else {
         return Ok(());
     };
-    let unfinished = format!(".{INVENTORY}.unfinished");
+    // As guest/host_key.rs and Folder::replace leave files when they are killed, too.
+    let own = [
+        INVENTORY.to_owned(),
+        format!(".{INVENTORY}.unfinished"),
+        HOST_KEY.to_owned(),
+        format!("{HOST_KEY}.new"),
+        format!(".{HOST_KEY}.unfinished"),
+    ];
     let ours = |entry: &std::ffi::OsString| {
-        entry
-            .to_str()
-            .is_some_and(|entry| entry == INVENTORY || entry == unfinished)
-            || image_number(entry, "").is_some()
+        own.iter().any(|name| entry == name.as_str()) || image_number(entry, "").is_some()
     };
     if let Some(foreign) = folder.names()?.into_iter().find(|entry| !ours(entry)) {
         return Err(DiskError::Foreign {

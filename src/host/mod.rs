@@ -1,9 +1,11 @@
 //! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
 
+pub mod clock;
 pub mod copy;
 pub mod disk;
 pub mod files;
 pub mod hash;
+pub mod hooks;
 pub mod identity;
 pub mod ioctl;
 pub mod memory;
@@ -13,3 +15,4 @@ pub mod shares;
 pub mod slots;
 pub mod socket;
 pub mod spawn;
+pub mod sudo;

@@ -321,7 +321,19 @@ impl HostNetwork {
     }
 }
 
-async fn fills_sets() -> Result<bool, ProgramError> {
+/// Where a program is that gets privileges from nixbox: `nft` or `dnsmasq`.
+///
+/// # Errors
+/// [`ProgramError::Missing`], with where it was looked for.
+pub fn program_path(name: &'static str) -> Result<PathBuf, ProgramError> {
+    program::locate(name)
+}
+
+/// Whether the installed dnsmasq can do what filtered mode needs: fill nftables sets, which came with 2.87.
+///
+/// # Errors
+/// If it cannot be run.
+pub async fn fills_sets() -> Result<bool, ProgramError> {
     let program = Program {
         name: "dnsmasq",
         arguments: &["--version"],

@@ -16,6 +16,8 @@ use super::socket::{self, SocketError, SocketPath, Use};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError};
 use crate::world::{Failure, Generation, Presence, Result, Shares, WorkspaceId};
 
+/// No configuration has more.
+const MOST: usize = 64;
 /// How long a daemon may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to end by itself after TERM.
@@ -273,7 +275,17 @@ impl Shares for Virtiofs {
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
-        let stops = (0..self.settings.shares.len()).map(|index| self.stop_one(index, generation));
+        // Whatever the configuration says now: it may have had more shares when they were started.
+        let begun = |index: &usize| {
+            *index < self.settings.shares.len()
+                || self
+                    .daemons
+                    .record(&Role::share(*index), generation)
+                    .exists()
+        };
+        let stops = (0..MOST)
+            .filter(begun)
+            .map(|index| self.stop_one(index, generation));
         // All of them, whatever becomes of one.
         let ended = futures_util::future::join_all(stops).await;
         ended.into_iter().collect::<std::result::Result<(), _>>()?;

@@ -175,7 +175,10 @@ impl HostSlots {
     }
 
     /// Make the directory where it is missing. Only root can, below /run.
-    fn ensure(&self) -> Result<(), SlotError> {
+    ///
+    /// # Errors
+    /// If it cannot be made, or could be tampered with.
+    pub fn ensure(&self) -> Result<(), SlotError> {
         if self.look()? {
             return Ok(());
         }

@@ -154,6 +154,12 @@ impl Invoker {
         self.gid
     }
 
+    /// The supplementary groups.
+    #[must_use]
+    pub fn groups(&self) -> &[u32] {
+        &self.groups
+    }
+
     /// Whether a child has to change its ids to run as this user.
     #[must_use]
     pub fn is_other(&self) -> bool {

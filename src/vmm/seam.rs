@@ -42,10 +42,16 @@ const VERSION_LIMIT: Duration = Duration::from_secs(10);
 /// Where the other seams keep what the VMM is to use. All paths absolute and UTF-8.
 pub trait Places: Send + Sync {
     /// The disk images of a generation, in the order in which the guest sees them.
-    fn disks(&self, generation: Generation) -> Vec<PathBuf>;
+    ///
+    /// # Errors
+    /// If they are not all there: a VM without one of its disks is none of ours.
+    fn disks(&self, generation: Generation) -> Result<Vec<PathBuf>>;
     /// The RAM file of a generation; `None` for memory of the VMM's own.
-    fn memory(&self, generation: Generation) -> Option<PathBuf>;
-    /// The directory for the VMM state in the staging directory of a snapshot. Its parent exists.
+    ///
+    /// # Errors
+    /// If it is not there, whole.
+    fn memory(&self, generation: Generation) -> Result<Option<PathBuf>>;
+    /// The directory for the VMM state of a snapshot that is staged: it exists, or its parent does.
     fn staged_state(&self, snapshot: SnapshotId) -> PathBuf;
     /// The directory of the VMM state in a snapshot, staged or listed.
     fn stored_state(&self, snapshot: SnapshotId) -> PathBuf;
@@ -229,6 +235,7 @@ impl CloudHypervisor {
             memory_file: settings
                 .places
                 .memory(machine.memory)
+                .map_err(VmmError::Place)?
                 .map(text)
                 .transpose()?,
             kernel: text(settings.kernel.clone())?,
@@ -237,6 +244,7 @@ impl CloudHypervisor {
             disks: settings
                 .places
                 .disks(machine.disk)
+                .map_err(VmmError::Place)?
                 .into_iter()
                 .map(text)
                 .collect::<std::result::Result<_, _>>()?,

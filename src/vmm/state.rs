@@ -60,18 +60,35 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
     }
 }
 
-/// An empty directory at `directory` that the invoking user can write: `vm.snapshot` does not overwrite what an earlier
-/// attempt left. Only what a VMM writes is removed; anything else in it is an error.
+/// A directory at `directory` that the invoking user can write and that no VMM has written to: `vm.snapshot` does not
+/// overwrite what an earlier attempt left. What else is in it stays, for a snapshot has its disks and RAM there too.
 ///
 /// # Errors
 /// [`StateError::Io`].
 pub fn make_fresh(directory: &Path, invoker: &Invoker) -> Result<(), StateError> {
-    remove(directory)?;
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .create(directory)
-        .map_err(io_error("make", directory))?;
+    remove_files(directory)?;
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(io_error("make", directory)(error));
+        }
+        _ => {}
+    }
     give(directory, invoker)
+}
+
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn remove_files(directory: &Path) -> Result<(), StateError> {
+    for name in [CONFIG, STATE, MEMORY] {
+        let path = directory.join(name);
+        gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
+    }
+    Ok(())
 }
 
 /// Removes a directory of VMM state, if it is there.
@@ -79,14 +96,7 @@ pub fn make_fresh(directory: &Path, invoker: &Invoker) -> Result<(), StateError>
 /// # Errors
 /// [`StateError::Io`], also if anything else is in it.
 pub fn remove(directory: &Path) -> Result<(), StateError> {
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    for name in [CONFIG, STATE, MEMORY] {
-        let path = directory.join(name);
-        gone(fs::remove_file(&path)).map_err(io_error("remove", &path))?;
-    }
+    remove_files(directory)?;
     gone(fs::remove_dir(directory)).map_err(io_error("remove", directory))
 }
 
@@ -102,10 +112,10 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
             return Err(StateError::Missing { path });
         }
     }
-    for entry in fs::read_dir(directory).map_err(io_error("list", directory))? {
-        let path = entry.map_err(io_error("list", directory))?.path();
-        File::open(&path)
-            .and_then(|file| file.sync_all())
+    for name in [CONFIG, STATE, MEMORY] {
+        let path = directory.join(name);
+        // Disks and RAM of the snapshot are copied there meanwhile, by those who sync them.
+        gone(File::open(&path).and_then(|file| file.sync_all()))
             .map_err(io_error("sync", &path))?;
     }
     let parent = directory.parent().unwrap_or(directory);

@@ -120,11 +120,7 @@ fn no_file_is_more_than_one_room() {
     for directory in ["src", "tests", "fuzz/fuzz_targets"] {
         for path in sources(&root().join(directory)) {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            let most = if is_test(&path) {
-                800
-            } else {
-                660
-            };
+            let most = if is_test(&path) { 800 } else { 660 };
             assert!(lines <= most, "{} has {lines} lines", path.display());
         }
     }

@@ -107,7 +107,10 @@ fn settings(
     Settings {
         user: UserName::try_from(user.to_owned()).unwrap(),
         key,
-        pins: pins.to_owned(),
+        pin: {
+            let pins = pins.to_owned();
+            Arc::new(move |disk| pins.join(format!("{disk}.host-key")))
+        },
         address: Arc::new(move |_| address),
         wanted,
         mounts: Vec::new(),

@@ -123,7 +123,8 @@ pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<It
 pub(super) async fn nft(plan: &Plan, batch: &Batch<'_>) -> Result<(), FirewallError> {
     let input = serde_json::to_vec(&batch.clone().to_nftables())?;
     let environment = plan.mark(Role::Firewall).environment(None);
-    run(&["-j", "-f", "-"], &environment, &input)
+    // What nft makes of `-` is /dev/stdin, which a bare devtmpfs does not have.
+    run(&["-j", "-f", "/proc/self/fd/0"], &environment, &input)
         .await
         .map(drop)
 }

@@ -72,7 +72,7 @@ const TRUSTED: [&str; 6] = [
 
 /// Where the program is. Root's own PATH is searched first. A user's is not: whoever may run a nixbox with
 /// capabilities would give them to any program of his.
-fn locate(name: &'static str) -> Result<PathBuf, ProgramError> {
+pub(super) fn locate(name: &'static str) -> Result<PathBuf, ProgramError> {
     let root = rustix::process::getuid().is_root() && rustix::process::geteuid().is_root();
     let path = std::env::var_os("PATH")
         .filter(|_| root)

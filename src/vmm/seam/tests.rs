@@ -11,12 +11,12 @@ const GENERATION: Generation = Generation(1);
 struct Nowhere;
 
 impl Places for Nowhere {
-    fn disks(&self, _: Generation) -> Vec<PathBuf> {
-        vec!["/nowhere/disk".into()]
+    fn disks(&self, _: Generation) -> crate::world::Result<Vec<PathBuf>> {
+        Ok(vec!["/nowhere/disk".into()])
     }
 
-    fn memory(&self, _: Generation) -> Option<PathBuf> {
-        None
+    fn memory(&self, _: Generation) -> crate::world::Result<Option<PathBuf>> {
+        Ok(None)
     }
 
     fn staged_state(&self, _: SnapshotId) -> PathBuf {

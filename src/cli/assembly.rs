@@ -1,0 +1,423 @@
+//! The real [`World`] of a workspace: its configuration, put into the seams of `host`, `vmm`, `guest` and `store`.
+//!
+//! The words of the configuration become those of each layer here and nowhere else. Starts and makes nothing but the
+//! runtime directory.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::{self, Config, NetworkMode};
+use crate::guest::channel::Limits;
+use crate::guest::credentials::{FileRule, Source, Wanted};
+use crate::guest::key::{self, KeyError};
+use crate::guest::mounts::Mount;
+use crate::guest::names::{GuestPath, Tag, UserName, VariableName};
+use crate::guest::seam::{self, SettingsError, SshGuest};
+use crate::host::clock::HostClock;
+use crate::host::copy::Progress;
+use crate::host::disk::{DiskSpec, Disks};
+use crate::host::hash::KnownHashes;
+use crate::host::hooks::{Complain, ShellHooks};
+use crate::host::memory::{self, Location, Ram};
+use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
+use crate::host::shares::{Share, ShareSettings, Virtiofs};
+use crate::host::slots::{self, HostSlots};
+use crate::host::spawn::{Invoker, SpawnError};
+use crate::store::{self, Snapshots};
+use crate::vmm::seam::{CloudHypervisor, Places, VmmSettings};
+use crate::workspace::{Workspace, WorkspaceError};
+use crate::world::{self, Generation, SnapshotId, World};
+
+/// A guest in software emulation takes half a minute until it answers.
+const READY: Duration = Duration::from_secs(110);
+
+/// The first user of an image, by the custom of every distribution.
+const FIRST_USER: u32 = 1000;
+
+/// Why a workspace's world cannot be put together. Nothing was begun.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// No directory for sockets.
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    /// The guest could reach our own sockets.
+    #[error(
+        "mounts.source {} contains {}, where nixbox has the VM's sockets: the guest must not reach them",
+        source_path.display(), runtime.display()
+    )]
+    SharedRuntime {
+        /// The mount's source.
+        source_path: PathBuf,
+        /// The directory for sockets.
+        runtime: PathBuf,
+    },
+    /// Who runs nixbox is not known.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// The key that the guest lets in.
+    #[error("the key to log in to the guest with, guest.ssh-key, cannot be used")]
+    LoginKey(#[source] KeyError),
+    /// The key that the guest is given.
+    #[error("the workspace's own key cannot be used; `nixbox init` makes one where there is none")]
+    OwnKey(#[source] KeyError),
+    /// A value that the configuration lets pass and a layer below does not.
+    #[error("{key} cannot be used")]
+    Value {
+        /// In the configuration.
+        key: &'static str,
+        /// What is wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Values that do not go together.
+    #[error("the configuration contradicts itself")]
+    Settings(#[from] SettingsError),
+}
+
+type Result<T, E = AssemblyError> = std::result::Result<T, E>;
+
+fn wrong<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    key: &'static str,
+) -> impl Fn(E) -> AssemblyError {
+    move |source| AssemblyError::Value {
+        key,
+        source: source.into(),
+    }
+}
+
+/// The private key that the workspace's guests are given.
+#[must_use]
+pub fn own_key(workspace: &Workspace) -> PathBuf {
+    workspace.ssh().join("vm_key")
+}
+
+/// A world, and what commands need of it beyond its seams.
+pub struct Assembly {
+    /// The seams.
+    pub world: World,
+    /// The guest, for commands that are run in it.
+    pub guest: Arc<SshGuest>,
+    /// The VMM, for its log.
+    pub vmm: Arc<CloudHypervisor>,
+    /// The RAM.
+    pub memory: Arc<Ram>,
+    /// Where sockets, records and logs are.
+    pub runtime: PathBuf,
+}
+
+/// Puts the world of a workspace together.
+///
+/// # Errors
+/// If it cannot be, with what is wrong; nothing was begun.
+pub fn assemble(
+    workspace: &Workspace,
+    config: &Config,
+    progress: Arc<dyn Progress>,
+    complain: Arc<Complain>,
+) -> Result<Assembly> {
+    let invoker = Invoker::detect()?;
+    let runtime = workspace.runtime()?.path().to_owned();
+    check_apart(config, &runtime)?;
+    let hashes = Arc::new(KnownHashes::default());
+    let disk = Arc::new(disks(workspace, config, &progress, &hashes));
+    let memory = Arc::new(ram(workspace, config, &progress, &hashes));
+    let vmm = Arc::new(CloudHypervisor::new(VmmSettings {
+        runtime: runtime.clone(),
+        workspace: workspace.id(),
+        invoker: invoker.clone(),
+        vcpus: NonZeroU32::from(
+            std::num::NonZeroU8::new(config.vm.vcpus).unwrap_or(std::num::NonZeroU8::MIN),
+        ),
+        memory: config.vm.memory.bytes(),
+        kernel: config.vm.kernel.as_path().to_owned(),
+        initramfs: config
+            .vm
+            .initramfs
+            .as_ref()
+            .map(|path| path.as_path().to_owned()),
+        cmdline: config.vm.cmdline.clone(),
+        // Also without any way out: nixbox reaches the guest over it.
+        network: true,
+        shares: (0..config.mounts.len()).map(tag).collect(),
+        places: Arc::new(Layout {
+            disk: Arc::clone(&disk),
+            memory: Arc::clone(&memory),
+            snapshots: workspace.snapshots(),
+        }),
+    }));
+    let guest = Arc::new(guest(workspace, config, &disk, &vmm)?);
+    let world = World {
+        vmm: vmm.clone(),
+        slots: Arc::new(HostSlots::new(
+            slots::DIRECTORY,
+            workspace.id(),
+            workspace.root(),
+        )),
+        network: Arc::new(HostNetwork::new(network::Settings {
+            workspace: workspace.id(),
+            owner: invoker.uid(),
+            runtime: runtime.clone(),
+            mode: mode(config)?,
+            resolv_conf: "/etc/resolv.conf".into(),
+        })),
+        shares: Arc::new(Virtiofs::new(shares(workspace, config, &runtime, invoker))),
+        disk,
+        memory: memory.clone(),
+        guest: guest.clone(),
+        catalog: Arc::new(Snapshots {
+            root: workspace.snapshots(),
+            progress,
+            hashes,
+        }),
+        hooks: Arc::new(ShellHooks::new(
+            workspace.root().to_owned(),
+            &config.hooks,
+            complain,
+        )),
+        clock: Arc::new(HostClock),
+    };
+    Ok(Assembly {
+        world,
+        guest,
+        vmm,
+        memory,
+        runtime,
+    })
+}
+
+/// A guest that could reach the VMM's socket could have any file of the host put into its VM.
+fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
+    let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
+    for mount in &config.mounts {
+        let source = mount.source.as_path();
+        // One that is not there is found by those who look for it.
+        let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
+        if runtime.starts_with(&real) {
+            return Err(AssemblyError::SharedRuntime {
+                source_path: source.to_owned(),
+                runtime,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn disks(
+    workspace: &Workspace,
+    config: &Config,
+    progress: &Arc<dyn Progress>,
+    hashes: &Arc<KnownHashes>,
+) -> Disks {
+    let spec = |disk: &config::Disk| DiskSpec {
+        image: disk.image.as_ref().map(|path| path.as_path().to_owned()),
+        size: disk.size.map(|size| size.bytes()),
+    };
+    Disks::new(
+        workspace.run(),
+        workspace.snapshots(),
+        config.disks.iter().map(spec).collect(),
+        Arc::clone(progress),
+        Arc::clone(hashes),
+    )
+}
+
+fn ram(
+    workspace: &Workspace,
+    config: &Config,
+    progress: &Arc<dyn Progress>,
+    hashes: &Arc<KnownHashes>,
+) -> Ram {
+    Ram {
+        run: workspace.run(),
+        snapshots: workspace.snapshots(),
+        tmpfs: memory::tmpfs_directories(),
+        workspace: workspace.id(),
+        size: config.vm.memory.bytes(),
+        backing: config.vm.backing,
+        // A restore has verified every file of the snapshot just before.
+        check: false,
+        progress: Arc::clone(progress),
+        hashes: Arc::clone(hashes),
+    }
+}
+
+fn mode(config: &Config) -> Result<Mode> {
+    let network = &config.network;
+    Ok(match network.mode {
+        NetworkMode::Off => Mode::Off,
+        NetworkMode::Open => Mode::Open,
+        NetworkMode::Filtered => Mode::Filtered {
+            domains: network
+                .domains
+                .iter()
+                .map(|domain| Domain::try_from(domain.as_str()))
+                .collect::<Result<_, BadDomain>>()
+                .map_err(wrong("network.domains"))?,
+            ports: network
+                .ports
+                .iter()
+                .map(|port| Port::try_from(port.get()))
+                .collect::<Result<_, BadPort>>()
+                .map_err(wrong("network.ports"))?,
+        },
+    })
+}
+
+/// What the guest mounts a share by.
+fn tag(index: usize) -> String {
+    format!("share{index}")
+}
+
+fn shares(
+    workspace: &Workspace,
+    config: &Config,
+    runtime: &Path,
+    invoker: Invoker,
+) -> ShareSettings {
+    let in_guest = if config.guest.user.as_str() == "root" {
+        0
+    } else {
+        FIRST_USER
+    };
+    ShareSettings {
+        runtime: runtime.to_owned(),
+        workspace: workspace.id(),
+        invoker,
+        guest: (in_guest, in_guest),
+        shares: config
+            .mounts
+            .iter()
+            .enumerate()
+            .map(|(index, mount)| Share {
+                tag: tag(index),
+                source: mount.source.as_path().to_owned(),
+                readonly: mount.readonly,
+            })
+            .collect(),
+    }
+}
+
+fn guest(
+    workspace: &Workspace,
+    config: &Config,
+    disk: &Arc<Disks>,
+    vmm: &Arc<CloudHypervisor>,
+) -> Result<SshGuest> {
+    let user = config.guest.user.as_str().to_owned();
+    let mount = |(index, mount): (usize, &config::Mount)| {
+        Ok(Mount {
+            tag: Tag::try_from(tag(index)).map_err(wrong("mounts"))?,
+            target: path(&mount.target, "mounts.target")?,
+            readonly: mount.readonly,
+        })
+    };
+    let disk = Arc::clone(disk);
+    let settings = seam::Settings {
+        user: UserName::try_from(user).map_err(wrong("guest.user"))?,
+        key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(AssemblyError::LoginKey)?),
+        pin: Arc::new(move |generation| disk.host_key(generation)),
+        address: Arc::new(seam::address),
+        wanted: wanted(workspace, config)?,
+        mounts: config
+            .mounts
+            .iter()
+            .enumerate()
+            .map(mount)
+            .collect::<Result<_>>()?,
+        ready: READY,
+        limits: Limits::default(),
+    };
+    Ok(SshGuest::new(settings, vmm.clone())?)
+}
+
+fn path(path: &config::GuestPath, key: &'static str) -> Result<GuestPath> {
+    GuestPath::try_from(path.to_string()).map_err(wrong(key))
+}
+
+fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
+    let variable = |(name, source): (&config::VariableName, &config::Source)| {
+        Ok((variable_name(name)?, secret(source)?))
+    };
+    let file = |file: &config::CredentialFile| {
+        Ok(FileRule {
+            source: Source::File(file.source.as_path().to_owned()),
+            target: path(&file.target, "credentials.files.target")?,
+            owner: None,
+        })
+    };
+    Ok(Wanted {
+        environment: config.env.iter().map(variable).collect::<Result<_>>()?,
+        files: config
+            .credentials
+            .files
+            .iter()
+            .map(file)
+            .collect::<Result<_>>()?,
+        key: Some(Arc::new(
+            key::load(&own_key(workspace)).map_err(AssemblyError::OwnKey)?,
+        )),
+        wipe: config
+            .credentials
+            .wipe
+            .iter()
+            .map(|entry| path(entry, "credentials.wipe"))
+            .collect::<Result<_>>()?,
+    })
+}
+
+fn variable_name(name: &config::VariableName) -> Result<VariableName> {
+    VariableName::try_from(name.as_str().to_owned()).map_err(wrong("env"))
+}
+
+/// A source in the words of `guest`. It is not asked for its value before that is injected.
+fn secret(source: &config::Source) -> Result<Source> {
+    use secrecy::ExposeSecret as _;
+    Ok(match source {
+        config::Source::FromEnv(name) => Source::FromEnv(variable_name(name)?),
+        config::Source::File(path) => Source::File(path.as_path().to_owned()),
+        config::Source::Command(command) => Source::Command(
+            std::iter::once(command.program())
+                .chain(command.arguments())
+                .map(str::to_owned)
+                .collect(),
+        ),
+        config::Source::Plain(text) => {
+            crate::guest::credentials::plain(text.expose_secret().to_owned())
+        }
+    })
+}
+
+/// Where the other seams keep what the VMM is to use.
+struct Layout {
+    disk: Arc<Disks>,
+    memory: Arc<Ram>,
+    snapshots: PathBuf,
+}
+
+impl Places for Layout {
+    fn disks(&self, generation: Generation) -> world::Result<Vec<PathBuf>> {
+        Ok(self.disk.images(generation)?)
+    }
+
+    fn memory(&self, generation: Generation) -> world::Result<Option<PathBuf>> {
+        Ok(match self.memory.location(generation)? {
+            Location::File(path) => Some(path),
+            Location::Vmm => None,
+        })
+    }
+
+    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
+        self.snapshots.join(store::staging_name(snapshot))
+    }
+
+    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
+        let listed = self.snapshots.join(snapshot.to_string());
+        if listed.is_dir() {
+            listed
+        } else {
+            self.staged_state(snapshot)
+        }
+    }
+}

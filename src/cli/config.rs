@@ -1,0 +1,55 @@
+//! `nixbox config`.
+
+use super::report::{self, Exit, Outcome, Problem};
+use super::{Place, done};
+
+/// Show the configuration with every default filled in and every secret masked
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nixbox config --json | jq .vm.memory")]
+pub(super) struct Arguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration cannot be shown")]
+struct Unshown(#[source] serde_json::Error);
+
+pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+    let config = Place::config(&place.workspace()?)?;
+    if arguments.json {
+        report::print_json(&config)?;
+        return done();
+    }
+    let value = serde_json::to_value(&config)
+        .map_err(|error| Problem::new(Exit::Failed, Unshown(error)))?;
+    let mut lines = Vec::new();
+    flatten(&mut lines, "", &value);
+    report::print(&lines.join("\n"))?;
+    done()
+}
+
+/// One line `key = value` for every value, with the tables it is in.
+fn flatten(lines: &mut Vec<String>, key: &str, value: &serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (name, member) in members {
+                let key = if key.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{key}.{name}")
+                };
+                flatten(lines, &key, member);
+            }
+        }
+        Value::Array(members) if members.iter().any(Value::is_object) => {
+            for (index, member) in members.iter().enumerate() {
+                flatten(lines, &format!("{key}[{index}]"), member);
+            }
+        }
+        Value::Null => lines.push(format!("{key} (none)")),
+        value => lines.push(format!("{key} = {value}")),
+    }
+}

@@ -1,0 +1,395 @@
+//! `nixbox doctor`: every need, whether it is met, and what to do. Looks, and changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::report::{self, Exit, Outcome, Problem};
+use super::{Place, done, preflight, session};
+use crate::config::HostFacts;
+use crate::host::files::Folder;
+use crate::host::{memory, network, slots, spawn, sudo};
+use crate::vmm::capability;
+
+/// How long a program may take to say its version.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Check what nixbox needs of this host, and say what to do about what is missing
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: nixbox doctor --json | jq '.needs[] | select(.state != \"found\")'"
+)]
+pub(super) struct Arguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    Found,
+    /// `up` works without it, and something else is worse.
+    Lacking,
+    /// Nothing works without it.
+    Missing,
+}
+
+#[derive(Debug, Serialize)]
+struct Need {
+    name: &'static str,
+    state: State,
+    /// What there is: a version, a path, a number.
+    found: String,
+    /// What to do, or what cannot be known.
+    advice: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Diagnosis {
+    /// Whether nothing is missing.
+    ready: bool,
+    needs: Vec<Need>,
+}
+
+fn found(name: &'static str, found: impl Into<String>) -> Need {
+    Need {
+        name,
+        state: State::Found,
+        found: found.into(),
+        advice: None,
+    }
+}
+
+impl Need {
+    fn advice(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    fn missing(mut self) -> Self {
+        self.state = State::Missing;
+        self
+    }
+
+    fn lacking(mut self) -> Self {
+        self.state = State::Lacking;
+        self
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+#[derive(Debug, thiserror::Error)]
+enum VersionError {
+    #[error("{0} cannot be run")]
+    Run(PathBuf, #[source] std::io::Error),
+    #[error("{0} did not say its version within {LIMIT:?}")]
+    Slow(PathBuf),
+    #[error("{0} failed when it was asked for its version")]
+    Failed(PathBuf),
+}
+
+/// What `program --version` prints, its first line.
+async fn version(path: &Path) -> Result<String, VersionError> {
+    let asked = tokio::process::Command::new(path)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(LIMIT, asked)
+        .await
+        .map_err(|_| VersionError::Slow(path.to_owned()))?
+        .map_err(|source| VersionError::Run(path.to_owned(), source))?;
+    if !output.status.success() {
+        return Err(VersionError::Failed(path.to_owned()));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().next().unwrap_or_default().trim();
+    // It goes to a terminal.
+    Ok(line.chars().filter(|c| !c.is_control()).take(200).collect())
+}
+
+fn kvm() -> Need {
+    let nested = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
+        text.lines().any(|line| {
+            line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "hypervisor")
+        })
+    });
+    match preflight::kvm_problem() {
+        Some(problem) => found("kvm", problem).missing().advice(
+            "enable virtualization in the firmware, or nested virtualization in the host of this host, then `modprobe kvm_intel` or `kvm_amd`; if it is a matter of rights, join the group that owns /dev/kvm",
+        ),
+        None if nested => found("kvm", "/dev/kvm opens").advice(
+            "this host is itself a VM: whether a kernel boots on its KVM only a boot can tell",
+        ),
+        None => found("kvm", "/dev/kvm opens")
+            .advice("whether a kernel boots on it only a boot can tell"),
+    }
+}
+
+async fn vmm() -> Need {
+    const NAME: &str = "cloud-hypervisor";
+    let advice = "install Cloud Hypervisor v51.0 or later from https://github.com/cloud-hypervisor/cloud-hypervisor/releases, on PATH or named in NIXBOX_CLOUD_HYPERVISOR";
+    let path = match spawn::find_program(NAME, "NIXBOX_CLOUD_HYPERVISOR") {
+        Ok(path) => path,
+        Err(error) => return found(NAME, chain(&error)).missing().advice(advice),
+    };
+    let text = match version(&path).await {
+        Ok(text) => text,
+        Err(error) => return found(NAME, chain(&error)).missing().advice(advice),
+    };
+    match capability::of_program(&text) {
+        Err(error) => found(NAME, chain(&error)).missing().advice(advice),
+        Ok(capability) => {
+            let need = found(NAME, format!("{text}, {}", path.display()));
+            match capability.ability {
+                ability if !ability.shares_survive_restore => {
+                    need.advice("shares are detached for every snapshot with this version; v52.0 and later keep them")
+                }
+                ability if !ability.shares_survive_resume => need
+                    .advice("with shares, this version is started anew after every snapshot"),
+                _ => need,
+            }
+        }
+    }
+}
+
+async fn virtiofsd() -> Need {
+    const NAME: &str = "virtiofsd";
+    let advice = "`cargo install virtiofsd`, or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
+    let path = match spawn::find_program(NAME, "NIXBOX_VIRTIOFSD") {
+        Ok(path) => path,
+        Err(error) => return found(NAME, chain(&error)).lacking().advice(advice),
+    };
+    match version(&path).await {
+        Ok(text) => found(NAME, format!("{text}, {}", path.display())),
+        Err(error) => found(NAME, chain(&error)).lacking().advice(advice),
+    }
+}
+
+async fn privileged(name: &'static str) -> Need {
+    let advice = format!("install {name} from your distribution");
+    let path = match network::program_path(name) {
+        Ok(path) => path,
+        Err(error) => return found(name, chain(&error)).missing().advice(advice),
+    };
+    match version(&path).await {
+        Ok(text) => found(name, format!("{text}, {}", path.display())),
+        Err(error) => found(name, chain(&error)).missing().advice(advice),
+    }
+}
+
+async fn nftset() -> Need {
+    const NAME: &str = "dnsmasq with nftset";
+    match network::fills_sets().await {
+        Ok(true) => found(NAME, "yes"),
+        Ok(false) => found(NAME, "no")
+            .lacking()
+            .advice("network.mode = \"filtered\" needs dnsmasq 2.87 or later, built with nftset"),
+        Err(error) => found(NAME, chain(&error))
+            .lacking()
+            .advice("network.mode = \"filtered\" needs it"),
+    }
+}
+
+fn tun() -> Need {
+    let opened = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun");
+    match opened {
+        Ok(_) => found("tun", "/dev/net/tun opens"),
+        Err(error) => found("tun", format!("/dev/net/tun: {error}"))
+            .missing()
+            .advice("`modprobe tun`; in a container the device has to be passed in"),
+    }
+}
+
+fn forwarding() -> Need {
+    const NAME: &str = "ip forwarding";
+    match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
+        Ok(text) if text.trim() == "1" => found(NAME, "on"),
+        Ok(_) => found(NAME, "off").advice("`up` turns it on where the guest may reach anything"),
+        Err(error) => found(NAME, error.to_string()).lacking(),
+    }
+}
+
+fn rights() -> Need {
+    const NAME: &str = "network privileges";
+    let program = std::env::current_exe().map_or_else(
+        |_| "$(command -v nixbox)".to_owned(),
+        |path| path.display().to_string(),
+    );
+    let line = format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service=ep {program}");
+    let sets = rustix::thread::capabilities(None);
+    match sets {
+        Ok(sets) if sets.effective.contains(sudo::NEEDED) => {
+            if rustix::process::geteuid().is_root() {
+                found(NAME, "root").advice(format!("to run it as yourself: {line}"))
+            } else {
+                found(NAME, "capabilities of nixbox")
+            }
+        }
+        Ok(_) => found(NAME, "none")
+            .missing()
+            .advice(format!("run it through sudo, or once: {line}")),
+        Err(error) => found(NAME, error.to_string()).missing().advice(line),
+    }
+}
+
+fn slots() -> Need {
+    let path = Path::new(slots::DIRECTORY);
+    if path.is_dir() {
+        found("slots", slots::DIRECTORY)
+    } else if rustix::process::geteuid().is_root() {
+        found("slots", "no directory yet").advice("the first `up` makes it")
+    } else {
+        found("slots", "no directory yet").missing().advice(format!(
+            "once after each boot of the host, as tmpfiles.d can: sudo install -d -m 755 {} && sudo install -d -m 1777 {}",
+            path.parent().unwrap_or(path).display(),
+            path.display()
+        ))
+    }
+}
+
+fn user_namespaces() -> Need {
+    const NAME: &str = "user namespaces";
+    let number =
+        |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let advice = "virtiofsd run as a user needs them";
+    if rustix::process::geteuid().is_root() {
+        return found(NAME, "not needed by root");
+    }
+    if number("/proc/sys/user/max_user_namespaces") == Some(0) {
+        return found(NAME, "user.max_user_namespaces is 0")
+            .lacking()
+            .advice(advice);
+    }
+    if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
+        return found(NAME, "kernel.unprivileged_userns_clone is 0")
+            .lacking()
+            .advice(advice);
+    }
+    if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
+        return found(NAME, "AppArmor restricts them")
+            .lacking()
+            .advice(advice);
+    }
+    found(NAME, "allowed")
+}
+
+/// The file system that the workspace is on, or would be.
+fn reflink(directory: &Path) -> Need {
+    const NAME: &str = "reflink";
+    const BTRFS: i64 = 0x9123_683E;
+    const XFS: i64 = 0x5846_5342;
+    let real = std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    match Folder::open(&real).and_then(|folder| folder.file_system()) {
+        Ok(BTRFS) => found(NAME, format!("{} is on btrfs", real.display())),
+        Ok(XFS) => found(NAME, format!("{} is on XFS", real.display()))
+            .advice("an XFS made without reflink=1 copies: `xfs_info` tells"),
+        Ok(_) => found(NAME, format!("{} is on neither btrfs nor XFS", real.display()))
+            .lacking()
+            .advice("disks are copied in full for every snapshot; put the workspace on btrfs or XFS to have them cloned at once"),
+        Err(error) => found(NAME, chain(&error)).lacking(),
+    }
+}
+
+fn tmpfs(wanted: u64) -> Need {
+    const NAME: &str = "room for RAM on tmpfs";
+    let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
+    let roomiest = memory::tmpfs_directories()
+        .into_iter()
+        .filter_map(|path| {
+            let free = Folder::open(&path)
+                .and_then(|folder| folder.free_bytes())
+                .ok()?;
+            Some((free, path))
+        })
+        .max();
+    let advice = "guest RAM is the VMM's own then, and snapshots take longer; `mount -o remount,size=…` the tmpfs, or vm.backing = \"disk\"";
+    match roomiest {
+        Some((free, path)) => {
+            let text = format!(
+                "{} free in {}, {} wanted",
+                gib(free),
+                path.display(),
+                gib(wanted)
+            );
+            if free >= wanted {
+                found(NAME, text)
+            } else {
+                found(NAME, text).lacking().advice(advice)
+            }
+        }
+        None => found(NAME, "there is no tmpfs").lacking().advice(advice),
+    }
+}
+
+async fn examine(place: &Place) -> Diagnosis {
+    // A host can be looked at without a workspace, and with one whose configuration is not right yet.
+    let config = place
+        .workspace()
+        .and_then(|workspace| Place::config(&workspace));
+    let memory = config.map_or_else(
+        |_| HostFacts::of_this_machine().memory / 2,
+        |config| config.vm.memory.bytes(),
+    );
+    let needs = vec![
+        kvm(),
+        vmm().await,
+        virtiofsd().await,
+        privileged("nft").await,
+        privileged("dnsmasq").await,
+        nftset().await,
+        tun(),
+        forwarding(),
+        rights(),
+        slots(),
+        user_namespaces(),
+        reflink(&place.directory),
+        tmpfs(memory),
+    ];
+    Diagnosis {
+        ready: needs.iter().all(|need| need.state != State::Missing),
+        needs,
+    }
+}
+
+pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+    let diagnosis = session::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
+    if arguments.json {
+        report::print_json(&diagnosis)?;
+    } else {
+        let mut lines = Vec::new();
+        for need in &diagnosis.needs {
+            let mark = match need.state {
+                State::Found => "ok     ",
+                State::Lacking => "lacking",
+                State::Missing => "MISSING",
+            };
+            lines.push(format!("{mark}  {}: {}", need.name, need.found));
+            if let Some(advice) = &need.advice {
+                lines.push(format!("         {advice}"));
+            }
+        }
+        report::print(&lines.join("\n"))?;
+    }
+    if diagnosis.ready {
+        done()
+    } else {
+        Ok(Exit::Failed as u8)
+    }
+}

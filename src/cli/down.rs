@@ -1,0 +1,28 @@
+//! `nixbox down`.
+
+use super::report::{self, Outcome};
+use super::session::{self, Manner};
+use super::{Place, done};
+
+/// Shut this workspace's VM down; its disk stays
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nixbox down")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    manner: Manner,
+}
+
+pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+    let manner = arguments.manner;
+    let held = session::hold(place, "down")?;
+    let assembly = held.assemble()?;
+    let begun = held.run(&assembly, manner, async |session| {
+        report::ended(session.down().await?)
+    })?;
+    if begun {
+        manner.result("done", "the VM is down")?;
+    } else {
+        manner.result("already", "no VM is running")?;
+    }
+    done()
+}

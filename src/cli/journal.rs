@@ -1,0 +1,302 @@
+//! `nixbox journal`: every operation in the journal, and whether the file can be relied on. Reads only, without the lock.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::report::{self, Exit, Outcome, Problem};
+use super::{Place, done};
+use crate::engine::history::IllegalHistory;
+use crate::engine::journal::{self, JournalError, Name, Storage as _};
+use crate::engine::reader::{Located, ReadError, Tail};
+use crate::engine::record::{Ended, HeaderError, Record};
+use crate::engine::transition::{Generation, OperationId};
+use crate::operations;
+use crate::store::files::FileStorage;
+
+/// Show what was done in this workspace, and what was left half done
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nixbox journal --json | jq '.operations[-1]'")]
+pub(super) struct Arguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Listing {
+    path: String,
+    verdict: Verdict,
+    operations: Vec<Operation>,
+}
+
+/// Whether the file can be relied on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+enum Verdict {
+    /// There is none yet.
+    Absent,
+    Clean,
+    /// The last record is incomplete; the next changing command cuts it off.
+    Torn {
+        bytes: u64,
+    },
+    Corrupt {
+        byte: u64,
+        message: String,
+    },
+    NewerVersion {
+        message: String,
+    },
+    OtherWorkspace {
+        message: String,
+    },
+    /// Whole records that make no sense one after the other.
+    Illegal {
+        byte: u64,
+        message: String,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Operation {
+    generation: u64,
+    operation: &'static str,
+    begun_ms: u64,
+    ended_ms: Option<u64>,
+    /// `open` until it has ended.
+    ended: &'static str,
+    transitions: Vec<Transition>,
+    #[serde(skip)]
+    labels: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Transition {
+    index: u16,
+    id: u16,
+    label: String,
+    status: &'static str,
+    /// How long it took; none where a probe found it done.
+    micros: Option<u64>,
+    undo_micros: Option<u64>,
+}
+
+/// Folds the records that a scan shows into what people read.
+#[derive(Default)]
+struct Fold(Vec<Operation>);
+
+impl Fold {
+    fn take(&mut self, located: &Located<'_>) {
+        if let Record::Begin {
+            operation,
+            parameters,
+            at_ms,
+        } = located.record
+        {
+            self.0
+                .push(begun(located.generation, operation, parameters, at_ms));
+            return;
+        }
+        let Some(open) = self.0.last_mut() else {
+            return;
+        };
+        match located.record {
+            Record::Checkpoint { .. } | Record::Begin { .. } => {}
+            Record::Intent {
+                index, transition, ..
+            } => {
+                let entry = open.entry(index);
+                entry.id = transition;
+                entry.status = "intent only";
+            }
+            Record::Outcome { index, micros, .. } => {
+                let entry = open.entry(index);
+                entry.status = "done";
+                entry.micros = (micros > 0).then_some(micros);
+            }
+            Record::UndoBegun { index } => open.entry(index).status = "undo begun",
+            Record::Undone { index, micros } => {
+                let entry = open.entry(index);
+                entry.status = "undone";
+                entry.undo_micros = Some(micros);
+            }
+            Record::End { ended, at_ms, .. } => {
+                open.ended_ms = Some(at_ms);
+                open.ended = match ended {
+                    Ended::Done => "done",
+                    Ended::RolledBack => "rolled back",
+                    Ended::Lost => "lost",
+                };
+            }
+        }
+    }
+}
+
+fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> Operation {
+    let id = OperationId(id);
+    // An operation of another version has no table here; its transitions are shown by number then.
+    let labels = operations::table(id, parameters).map_or_else(
+        |_| Vec::new(),
+        |table| table.transitions().map(|one| one.label()).collect(),
+    );
+    Operation {
+        generation: generation.0,
+        operation: operations::label(id),
+        begun_ms,
+        ended_ms: None,
+        ended: "open",
+        transitions: Vec::new(),
+        labels,
+    }
+}
+
+impl Operation {
+    fn entry(&mut self, index: u16) -> &mut Transition {
+        let place = match self
+            .transitions
+            .binary_search_by_key(&index, |entry| entry.index)
+        {
+            Ok(place) => place,
+            Err(place) => {
+                let label = self.labels.get(usize::from(index));
+                let fresh = Transition {
+                    index,
+                    id: 0,
+                    label: label.map_or_else(|| format!("transition {index}"), |l| (*l).to_owned()),
+                    status: "never started",
+                    micros: None,
+                    undo_micros: None,
+                };
+                self.transitions.insert(place, fresh);
+                place
+            }
+        };
+        &mut self.transitions[place]
+    }
+}
+
+fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<IllegalHistory>> {
+    let message = error.to_string();
+    Ok(match error {
+        ReadError::Io { .. } => return Err(error),
+        ReadError::Header(HeaderError::Version { .. }) => Verdict::NewerVersion { message },
+        ReadError::Header(HeaderError::OtherWorkspace { .. }) => {
+            Verdict::OtherWorkspace { message }
+        }
+        ReadError::Header(_) | ReadError::NoCheckpoint => Verdict::Corrupt { byte: 0, message },
+        ReadError::Corrupt { offset, .. }
+        | ReadError::OutOfPlace { offset, .. }
+        | ReadError::NumberTooLarge { offset, .. }
+        | ReadError::TailTooLong { offset, .. } => Verdict::Corrupt {
+            byte: offset,
+            message,
+        },
+        ReadError::Unknown { offset, .. } => Verdict::Illegal {
+            byte: offset,
+            message,
+        },
+        ReadError::Refused {
+            offset, ref source, ..
+        } => Verdict::Illegal {
+            byte: offset,
+            message: format!("{message}: {source}"),
+        },
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the journal {path}")]
+struct Unreadable {
+    path: String,
+    #[source]
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn read(place: &Place) -> Result<Listing, Problem> {
+    let workspace = place.workspace()?;
+    let directory = workspace.journal();
+    let unreadable = |path: String, source: Box<dyn std::error::Error + Send + Sync>| {
+        Problem::new(Exit::Failed, Unreadable { path, source })
+    };
+    let mut storage = FileStorage::new(&directory)
+        .map_err(|error| unreadable(directory.display().to_string(), error.into()))?;
+    let path = storage.path(Name::Current);
+    let mut fold = Fold::default();
+    let inspected = journal::inspect(&mut storage, Some(workspace.id()), |located| {
+        fold.take(&located);
+    });
+    let verdict = match inspected {
+        Ok(None) => Verdict::Absent,
+        Ok(Some((scan, _))) => match scan.tail {
+            Tail::Clean => Verdict::Clean,
+            Tail::Torn(bytes) => Verdict::Torn { bytes },
+        },
+        Err(JournalError::Unusable { source, .. }) => {
+            verdict(*source).map_err(|error| unreadable(path.clone(), error.into()))?
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Listing {
+        path,
+        verdict,
+        operations: fold.0,
+    })
+}
+
+fn text(listing: &Listing) -> String {
+    let mut lines = Vec::new();
+    for operation in &listing.operations {
+        let took = operation.ended_ms.map_or_else(String::new, |ended| {
+            let took = Duration::from_millis(ended.saturating_sub(operation.begun_ms));
+            format!(" after {}", report::duration(took))
+        });
+        lines.push(format!(
+            "{:>5}  {}  {}: {}{took}",
+            operation.generation,
+            report::time(operation.begun_ms),
+            operation.operation,
+            operation.ended
+        ));
+        for entry in &operation.transitions {
+            let micros = |micros: Option<u64>| {
+                micros.map_or_else(String::new, |micros| {
+                    format!(" in {}", report::duration(Duration::from_micros(micros)))
+                })
+            };
+            let took = match entry.status {
+                "undone" => micros(entry.undo_micros),
+                _ => micros(entry.micros),
+            };
+            lines.push(format!("         {}: {}{took}", entry.label, entry.status));
+        }
+    }
+    lines.push(format!("{}: {}", listing.path, sentence(&listing.verdict)));
+    lines.join("\n")
+}
+
+fn sentence(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Absent => "there is none yet".to_owned(),
+        Verdict::Clean => "clean".to_owned(),
+        Verdict::Torn { bytes } => format!(
+            "a torn tail of {bytes} bytes, which the next command that changes something cuts off"
+        ),
+        Verdict::Corrupt { byte, message } => format!("corrupt at byte {byte}: {message}"),
+        Verdict::Illegal { byte, message } => format!("illegal at byte {byte}: {message}"),
+        Verdict::NewerVersion { message } | Verdict::OtherWorkspace { message } => message.clone(),
+    }
+}
+
+pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+    let listing = read(place)?;
+    if arguments.json {
+        report::print_json(&listing)?;
+    } else {
+        report::print(&text(&listing))?;
+    }
+    match listing.verdict {
+        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => done(),
+        _ => Ok(Exit::Stuck as u8),
+    }
+}

@@ -1,0 +1,277 @@
+//! The sole printer of errors and hints, and the one place that decides exit codes.
+
+use std::error::Error;
+use std::io::Write;
+use std::time::Duration;
+
+use super::assembly::AssemblyError;
+use crate::config::ConfigError;
+use crate::engine::executor::{Setback, Stopped};
+use crate::engine::journal::JournalError;
+use crate::engine::transition::Failure;
+use crate::operations::{Refusal, Report};
+use crate::workspace::{LockError, WorkspaceError};
+
+/// What nixbox exits with. `nixbox run` and `nixbox shell` exit with what their command did, once it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It was done.
+    Done = 0,
+    /// It failed, and was rolled back or never begun.
+    Failed = 1,
+    /// The command line or the configuration is wrong; nothing was begun.
+    Usage = 2,
+    /// There is no such workspace, snapshot or running VM.
+    NotFound = 3,
+    /// A person is needed.
+    Stuck = 4,
+    /// Another nixbox is at work in the workspace.
+    Locked = 5,
+    /// Somebody interrupted it, and it was rolled back.
+    Interrupted = 130,
+}
+
+/// Why a command did not do what it was asked, and what nixbox exits with then.
+#[derive(Debug)]
+pub struct Problem {
+    exit: Exit,
+    error: Box<dyn Error + Send + Sync>,
+    hint: Option<&'static str>,
+}
+
+/// What a command came to: what to exit with.
+pub type Outcome = Result<u8, Problem>;
+
+/// What a person reads about an operation that did not get through.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("all is as it was before")]
+    RolledBack(#[source] Setback),
+    #[error("the VM was of no use and what was left of it was cleared away; the workspace is down")]
+    ClearedAway(#[source] Setback),
+    #[error("it can be neither finished nor taken back")]
+    Stuck(#[source] Setback),
+}
+
+impl Problem {
+    /// A problem of its own kind.
+    pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            exit,
+            error: error.into(),
+            hint: None,
+        }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn with(mut self, hint: &'static str) -> Self {
+        self.hint = Some(hint);
+        self
+    }
+
+    /// What nixbox exits with because of it.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// Prints it with all that caused it.
+    pub fn print(&self) {
+        let mut text = format!("nixbox: {}\n", self.error);
+        let mut last = self.error.to_string();
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let message = error.to_string();
+            // A transparent layer says what the one below it says.
+            if message != last {
+                text.push_str(&format!("  because: {message}\n"));
+            }
+            last = message;
+            cause = error.source();
+        }
+        if let Some(hint) = self.hint {
+            text.push_str(&format!("  hint: {hint}\n"));
+        }
+        say(&text);
+    }
+}
+
+/// Writes to stderr. Who closed it does not want to know.
+pub fn say(text: &str) {
+    std::io::stderr().write_all(text.as_bytes()).ok();
+}
+
+/// Writes a result to stdout, with a line end.
+///
+/// # Errors
+/// If stdout cannot be written.
+pub fn print(text: &str) -> Result<(), Problem> {
+    let mut stdout = std::io::stdout().lock();
+    let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
+    written.map_err(|error| Problem::new(Exit::Failed, Unprinted(error)))
+}
+
+/// Prints a value as JSON on stdout.
+///
+/// # Errors
+/// If stdout cannot be written.
+pub fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
+    let text = serde_json::to_string_pretty(value);
+    print(&text.map_err(|error| Problem::new(Exit::Failed, Unprinted(error.into())))?)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the result to stdout")]
+struct Unprinted(#[source] std::io::Error);
+
+/// A duration as people read it.
+#[must_use]
+pub fn duration(took: Duration) -> String {
+    match took.as_secs_f64() {
+        seconds if seconds < 1.0 => format!("{:.0} ms", seconds * 1000.0),
+        seconds => format!("{seconds:.1} s"),
+    }
+}
+
+/// What an operation that ended came to: whether there was something to do.
+///
+/// # Errors
+/// If it did not get through.
+pub fn ended(report: Report) -> Result<bool, Problem> {
+    match report {
+        Report::Done => Ok(true),
+        Report::Already => Ok(false),
+        Report::RolledBack(setback) => {
+            let exit = match setback.failure {
+                Failure::Interrupted => Exit::Interrupted,
+                _ => Exit::Failed,
+            };
+            Err(Problem::new(exit, Ended::RolledBack(setback)))
+        }
+        Report::ClearedAway(setback) => {
+            Err(Problem::new(Exit::Failed, Ended::ClearedAway(setback)))
+        }
+        Report::Stuck(setback) => Err(stuck(setback)),
+    }
+}
+
+/// An operation that needs a person.
+#[must_use]
+pub fn stuck(setback: Setback) -> Problem {
+    Problem::new(Exit::Stuck, Ended::Stuck(setback)).with(
+        "put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got",
+    )
+}
+
+impl From<WorkspaceError> for Problem {
+    fn from(error: WorkspaceError) -> Self {
+        let exit = match error {
+            WorkspaceError::None { .. } | WorkspaceError::Start { .. } => Exit::NotFound,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<AssemblyError> for Problem {
+    fn from(error: AssemblyError) -> Self {
+        let exit = match error {
+            AssemblyError::SharedRuntime { .. }
+            | AssemblyError::Value { .. }
+            | AssemblyError::Settings(_) => Exit::Usage,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<LockError> for Problem {
+    fn from(error: LockError) -> Self {
+        let exit = match error {
+            LockError::Locked(_) => Exit::Locked,
+            LockError::File(_) => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<ConfigError> for Problem {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<JournalError> for Problem {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Unusable { .. } => {
+                Self::new(Exit::Stuck, error).with("`nixbox journal` shows what can be read of it")
+            }
+            error => Self::new(Exit::Failed, error),
+        }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Stuck(setback) => stuck(setback),
+            Refusal::Stopped(Stopped::Journal(error)) => error.into(),
+            Refusal::Look(Failure::Interrupted) | Refusal::Unfit(_, Failure::Interrupted) => {
+                Self::new(Exit::Interrupted, refusal)
+            }
+            Refusal::NotRunning => {
+                Self::new(Exit::NotFound, refusal).with("`nixbox up` starts one")
+            }
+            Refusal::NoSuchSnapshot(_) => Self::new(Exit::NotFound, refusal),
+            Refusal::NoTable(_) | Refusal::Standing(_) | Refusal::Stopped(Stopped::NoPlan(_)) => {
+                Self::new(Exit::Stuck, refusal)
+            }
+            _ => Self::new(Exit::Failed, refusal),
+        }
+    }
+}
+
+/// A moment, in milliseconds since 1970, as RFC 3339 in UTC.
+#[must_use]
+pub fn time(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = date(days);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// The day that is so many days after 1970-01-01, by the Gregorian calendar. Years are counted from March, so that the
+/// leap day is their last; 719,468 days lie between 0000-03-01 and 1970-01-01, and 146,097 in each 400 years.
+fn date(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        for (unix_ms, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400_000, "2000-02-29T00:00:00Z"),
+            (951_868_800_000, "2000-03-01T00:00:00Z"),
+            (1_767_225_599_999, "2025-12-31T23:59:59Z"),
+            (4_107_542_400_000, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(time(unix_ms), text);
+        }
+    }
+}

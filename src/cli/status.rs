@@ -1,0 +1,139 @@
+//! `nixbox status`: reads only, without the lock.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::report::{self, Exit, Outcome, Problem};
+use super::{Place, assembly, done, session, standing};
+use crate::engine::transition::Failure;
+use crate::guest::seam;
+use crate::host::copy::Silent;
+use crate::operations::Standing;
+use crate::workspace::Holder;
+use crate::world::VmmState;
+
+/// Show whether this workspace's VM runs
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nixbox status --json | jq -r .state")]
+pub(super) struct Arguments {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    name: String,
+    workspace: String,
+    id: String,
+    /// `down`, `running`, `paused`, `stopped`, or `lost`: a VM that should be there and is not.
+    state: &'static str,
+    vm: Option<Vm>,
+    /// The operation that has not ended: under way if there is a `holder`, left half done otherwise.
+    operation: Option<Open>,
+    holder: Option<Holder>,
+}
+
+#[derive(Debug, Serialize)]
+struct Vm {
+    generation: u64,
+    slot: u8,
+    address: String,
+    tap: String,
+    serial_log: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Open {
+    operation: &'static str,
+    generation: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot ask the VMM how the VM is")]
+struct Unknown(#[source] Failure);
+
+fn look(place: &Place) -> Result<Status, Problem> {
+    let workspace = place.workspace()?;
+    let config = Place::config(&workspace)?;
+    let peek = standing::peek(&workspace)?;
+    let holder = workspace.holder()?;
+    let (mut state, mut vm) = ("down", None);
+    if let Standing::Up(up) = peek.standing {
+        let assembly =
+            assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
+        let machine = up.machine;
+        let found = session::block_on(async {
+            let found = assembly.world.vmm.find(machine.vmm).await;
+            found.map_err(|failure| Problem::new(Exit::Failed, Unknown(failure)))
+        })?;
+        state = match found {
+            VmmState::Running if !up.condemned => "running",
+            VmmState::Paused => "paused",
+            VmmState::Stopped | VmmState::Empty => "stopped",
+            _ => "lost",
+        };
+        vm = Some(Vm {
+            generation: machine.vmm.0,
+            slot: machine.slot.number(),
+            address: seam::address(machine.slot).ip().to_string(),
+            tap: format!("vm{}", machine.slot),
+            serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
+        });
+    }
+    Ok(Status {
+        name: config.name.as_str().to_owned(),
+        workspace: workspace.root().display().to_string(),
+        id: workspace.id().to_string(),
+        state,
+        vm,
+        operation: peek.open.map(|(operation, generation)| Open {
+            operation,
+            generation: generation.0,
+        }),
+        holder,
+    })
+}
+
+fn text(status: &Status) -> String {
+    let mut lines = vec![format!(
+        "{} ({}): {}",
+        status.name, status.workspace, status.state
+    )];
+    if let Some(vm) = &status.vm {
+        lines.push(format!(
+            "  slot {}, address {}, TAP {}, generation {}",
+            vm.slot, vm.address, vm.tap, vm.generation
+        ));
+        lines.push(format!("  serial console: {}", vm.serial_log));
+        if status.state != "running" {
+            lines
+                .push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
+        }
+    }
+    match (&status.operation, &status.holder) {
+        (_, Some(holder)) => lines.push(format!(
+            "  `{}` is under way: process {} since {}",
+            holder.operation,
+            holder.pid,
+            report::time(holder.since_ms)
+        )),
+        (Some(open), None) => lines.push(format!(
+            "  `{}` was left half done: `nixbox recover` finishes it or takes it back",
+            open.operation
+        )),
+        (None, None) => {}
+    }
+    lines.join("\n")
+}
+
+pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+    let status = look(place)?;
+    if arguments.json {
+        report::print_json(&status)?;
+    } else {
+        report::print(&text(&status))?;
+    }
+    done()
+}

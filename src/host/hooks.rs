@@ -1,0 +1,274 @@
+//! The user's own scripts: `sh -c` in the workspace's directory, with what they print on our stderr.
+//!
+//! Each is a process group of its own, which is ended whole when somebody interrupts, and when the wait for it is given
+//! up. They run as whoever runs nixbox, with nixbox's environment and none of its capabilities.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::{Pid, Signal};
+use tokio::process::{Child, Command};
+
+use crate::world::{self, Failure, HookPoint, Hooks, Interrupt};
+
+/// How long a script may take to end after TERM.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Why a script did not do its work. The command line may hold a secret: it is named by its number.
+#[derive(Debug, thiserror::Error)]
+pub enum HookError {
+    /// It could not be started.
+    #[error("cannot start a shell for script {number} of {point}")]
+    Start {
+        /// When it runs.
+        point: &'static str,
+        /// Counted from 1.
+        number: usize,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It could not be waited for.
+    #[error("cannot wait for script {number} of {point}")]
+    Wait {
+        /// When it runs.
+        point: &'static str,
+        /// Counted from 1.
+        number: usize,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// It says that it failed.
+    #[error("script {number} of {point} failed: {status}")]
+    Failed {
+        /// When it runs.
+        point: &'static str,
+        /// Counted from 1.
+        number: usize,
+        /// How it ended.
+        status: ExitStatus,
+    },
+}
+
+/// The configuration's key for a point.
+fn key(point: HookPoint) -> &'static str {
+    match point {
+        HookPoint::PreUp => "hooks.pre-up",
+        HookPoint::PostUp => "hooks.post-up",
+        HookPoint::PreDown => "hooks.pre-down",
+        HookPoint::PostDown => "hooks.post-down",
+    }
+}
+
+/// Hears of a script that failed where no operation fails with it.
+pub type Complain = dyn Fn(&HookError) + Send + Sync;
+
+/// [`Hooks`] by the configuration.
+#[derive(Clone)]
+pub struct ShellHooks {
+    /// Where they run: the workspace.
+    pub directory: PathBuf,
+    /// Command lines for a shell, in order.
+    pub scripts: BTreeMap<&'static str, Vec<String>>,
+    /// After the commit point the VM stays whatever a script does, but its user has to know.
+    pub complain: Arc<Complain>,
+}
+
+impl ShellHooks {
+    /// Those of a configuration, run in `directory`.
+    #[must_use]
+    pub fn new(directory: PathBuf, hooks: &crate::config::Hooks, complain: Arc<Complain>) -> Self {
+        let scripts = [
+            (HookPoint::PreUp, &hooks.pre_up),
+            (HookPoint::PostUp, &hooks.post_up),
+            (HookPoint::PreDown, &hooks.pre_down),
+            (HookPoint::PostDown, &hooks.post_down),
+        ];
+        Self {
+            directory,
+            complain,
+            scripts: scripts
+                .into_iter()
+                .map(|(point, scripts)| (key(point), scripts.clone()))
+                .collect(),
+        }
+    }
+
+    fn start(&self, script: &str) -> io::Result<Group> {
+        // What it says is for people; stdout is for nixbox's own result.
+        let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+        let child = Command::new("/bin/sh")
+            .arg("-c")
+            .arg(script)
+            .current_dir(&self.directory)
+            .stdin(Stdio::null())
+            .stdout(stderr)
+            .process_group(0)
+            .spawn()?;
+        Ok(Group(child))
+    }
+}
+
+/// A script and all that it started. Killed when dropped, unless it has been waited for.
+struct Group(Child);
+
+impl Group {
+    fn signal(&self, signal: Signal) {
+        // Without an id it has been waited for, and its number may be another's by now.
+        let pid = self.0.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(pid) = pid.and_then(Pid::from_raw) {
+            // Fails where all of them have ended, which is what is wanted.
+            rustix::process::kill_process_group(pid, signal).ok();
+        }
+    }
+
+    async fn end(&mut self) {
+        self.signal(Signal::TERM);
+        if tokio::time::timeout(GRACE, self.0.wait()).await.is_err() {
+            self.signal(Signal::KILL);
+            self.0.wait().await.ok();
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+    }
+}
+
+#[async_trait]
+impl Hooks for ShellHooks {
+    async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> world::Result<()> {
+        let ran = self.run_all(key(point), interrupt).await;
+        if let (Err(Ended::Error(error)), HookPoint::PostUp | HookPoint::PostDown) = (&ran, point) {
+            (self.complain)(error);
+        }
+        ran.map_err(|ended| match ended {
+            Ended::Interrupted => Failure::Interrupted,
+            Ended::Error(error) => Failure::world(error),
+        })
+    }
+}
+
+enum Ended {
+    Interrupted,
+    Error(HookError),
+}
+
+impl From<HookError> for Ended {
+    fn from(error: HookError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl ShellHooks {
+    async fn run_all(&self, point: &'static str, interrupt: &Interrupt) -> Result<(), Ended> {
+        for (index, script) in self.scripts.get(point).into_iter().flatten().enumerate() {
+            if interrupt.requested() {
+                return Err(Ended::Interrupted);
+            }
+            let number = index + 1;
+            let start = |source| HookError::Start {
+                point,
+                number,
+                source,
+            };
+            let mut group = self.start(script).map_err(start)?;
+            let status = tokio::select! {
+                status = group.0.wait() => status,
+                () = interrupt.wait() => {
+                    group.end().await;
+                    return Err(Ended::Interrupted);
+                }
+            };
+            let status = status.map_err(|source| HookError::Wait {
+                point,
+                number,
+                source,
+            })?;
+            if !status.success() {
+                let failed = HookError::Failed {
+                    point,
+                    number,
+                    status,
+                };
+                return Err(failed.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
+        let hooks = crate::config::Hooks {
+            pre_up: scripts.iter().map(|script| (*script).to_owned()).collect(),
+            ..Default::default()
+        };
+        ShellHooks::new(directory.path().to_owned(), &hooks, Arc::new(|_| {}))
+    }
+
+    #[tokio::test]
+    async fn they_run_in_order_in_the_workspace_until_one_fails() {
+        let directory = tempfile::tempdir().unwrap();
+        let hooks = hooks(
+            &directory,
+            &["echo a >> out", "echo b >> out; exit 3", "echo c >> out"],
+        );
+        let failure = hooks
+            .run(HookPoint::PreUp, &Interrupt::new())
+            .await
+            .unwrap_err();
+        assert!(failure.to_string().contains("script 2 of hooks.pre-up"));
+        let written = std::fs::read_to_string(directory.path().join("out")).unwrap();
+        assert_eq!(written, "a\nb\n");
+        hooks
+            .run(HookPoint::PostUp, &Interrupt::new())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_interrupt_ends_a_script_and_all_that_it_started() {
+        let directory = tempfile::tempdir().unwrap();
+        // The pipe ends when the last process that has it does.
+        let pipe = directory.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        let hooks = hooks(
+            &directory,
+            &["exec 3> pipe; echo begun >&3; sleep 1000 & sleep 1000"],
+        );
+        let interrupt = Interrupt::new();
+        let asked = interrupt.clone();
+        let reader = tokio::task::spawn_blocking(move || {
+            use std::io::{BufRead as _, Read as _};
+            let mut pipe = std::io::BufReader::new(std::fs::File::open(pipe).unwrap());
+            let mut line = String::new();
+            pipe.read_line(&mut line).unwrap();
+            asked.request();
+            pipe.read_to_string(&mut line).unwrap();
+            line
+        });
+        let failure = hooks.run(HookPoint::PreUp, &interrupt).await.unwrap_err();
+        assert!(matches!(failure, Failure::Interrupted));
+        assert_eq!(reader.await.unwrap(), "begun\n");
+    }
+}

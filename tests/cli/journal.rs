@@ -1,0 +1,133 @@
+//! `nixbox journal` on journals that are empty, whole, torn and damaged.
+
+use std::fs;
+
+use nixbox::engine::journal::Journal;
+use nixbox::engine::record::Ended;
+use nixbox::engine::transition::{OperationId, TransitionId};
+use nixbox::store::files::FileStorage;
+use nixbox::workspace::Workspace;
+use nixbox::world::{Generation, WorkspaceId};
+
+use super::Room;
+
+/// A journal with a `down` that is done and an `up` that is not, and where it is.
+fn written(room: &Room, workspace: WorkspaceId) -> std::path::PathBuf {
+    let directory = room.nixbox().join("journal");
+    let storage = FileStorage::new(&directory).unwrap();
+    let mut journal = Journal::open(storage, workspace, Generation(6), 1_000).unwrap();
+    journal.begin(OperationId(2), &[], 2_000).unwrap();
+    journal
+        .intents(&[(0, TransitionId(25), vec![1, 2])])
+        .unwrap();
+    journal.outcome(0, &[], 1_500).unwrap();
+    journal.end(Ended::Done, &[], 3_000).unwrap();
+    // `up` without a disk of before and without shares, as operations/up.rs encodes its plan.
+    journal.begin(OperationId(1), &[0, 0], 4_000).unwrap();
+    journal.intents(&[(0, TransitionId(8), vec![])]).unwrap();
+    directory.join("journal")
+}
+
+fn id(room: &Room) -> WorkspaceId {
+    Workspace::find(room.path()).unwrap().id()
+}
+
+#[test]
+fn none_yet_is_no_fault() {
+    let room = Room::workspace();
+    let before = room.listing();
+    let listing = room.ok(&["journal", "--json"]).json();
+    assert_eq!(listing["verdict"]["kind"], "absent");
+    assert_eq!(listing["operations"].as_array().unwrap().len(), 0);
+    assert_eq!(room.listing(), before);
+}
+
+#[test]
+fn operations_are_shown_with_labels_statuses_and_durations() {
+    let room = Room::workspace();
+    written(&room, id(&room));
+    let before = room.listing();
+    let listing = room.ok(&["journal", "--json"]).json();
+    assert_eq!(listing["verdict"]["kind"], "clean");
+    let operations = listing["operations"].as_array().unwrap();
+    assert_eq!(operations.len(), 2);
+    let (down, up) = (&operations[0], &operations[1]);
+    assert_eq!(down["generation"], 7);
+    assert_eq!(down["operation"], "down");
+    assert_eq!(
+        (&down["begun_ms"], &down["ended_ms"]),
+        (&2_000.into(), &3_000.into())
+    );
+    assert_eq!(down["ended"], "done");
+    assert_eq!(down["transitions"][0]["status"], "done");
+    assert_eq!(down["transitions"][0]["micros"], 1_500);
+    assert_eq!(up["operation"], "up");
+    assert_eq!(up["ended"], "open");
+    assert_eq!(up["transitions"][0]["label"], "pre-up scripts");
+    assert_eq!(up["transitions"][0]["status"], "intent only");
+    let text = room.ok(&["journal"]).stdout;
+    for words in [
+        "1970-01-01T00:00:02Z  down: done after 1.0 s",
+        "up: open",
+        "pre-up scripts: intent only",
+        "clean",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert_eq!(room.listing(), before);
+    let status = room.ok(&["status"]).stdout;
+    assert!(status.contains("`up` was left half done"), "{status}");
+}
+
+#[test]
+fn a_torn_tail_is_named_and_left() {
+    let room = Room::workspace();
+    let path = written(&room, id(&room));
+    let mut bytes = fs::read(&path).unwrap();
+    let whole = bytes.len();
+    bytes.extend_from_slice(&[7; 13]);
+    fs::write(&path, &bytes).unwrap();
+    let before = room.listing();
+    let listing = room.ok(&["journal", "--json"]).json();
+    assert_eq!(listing["verdict"]["kind"], "torn");
+    assert_eq!(listing["verdict"]["bytes"], bytes.len() - whole);
+    assert_eq!(room.listing(), before);
+}
+
+#[test]
+fn a_damaged_one_is_named_and_nothing_is_begun_upon_it() {
+    let room = Room::workspace();
+    let path = written(&room, id(&room));
+    let mut bytes = fs::read(&path).unwrap();
+    // In the record of the first Begin: behind the header of 64 bytes and the checkpoint.
+    bytes[64 + 32 + 8 + 32 + 2] ^= 0x40;
+    fs::write(&path, &bytes).unwrap();
+    let before = room.listing();
+    let said = room.run(&["journal", "--json"]);
+    assert_eq!(said.code, Some(4), "{said:?}");
+    let listing = said.json();
+    assert_eq!(listing["verdict"]["kind"], "corrupt");
+    assert!(listing["verdict"]["byte"].as_u64().unwrap() >= 64);
+    for command in ["recover", "down"] {
+        room.run(&[command])
+            .failed(4, &["corrupt at byte", "nixbox journal"]);
+    }
+    assert_eq!(room.listing(), before);
+}
+
+#[test]
+fn another_workspaces_and_a_newer_one_are_named() {
+    let room = Room::workspace();
+    let path = written(&room, WorkspaceId([9; 16]));
+    let said = room.run(&["journal", "--json"]);
+    assert_eq!(said.code, Some(4));
+    assert_eq!(said.json()["verdict"]["kind"], "other-workspace");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 2;
+    let check = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&check.to_le_bytes());
+    fs::write(&path, &bytes).unwrap();
+    let said = room.run(&["journal", "--json"]);
+    assert_eq!(said.code, Some(4));
+    assert_eq!(said.json()["verdict"]["kind"], "newer-version");
+}
