@@ -22,8 +22,7 @@ mod value;
 pub use read::Position;
 pub use secret::{MASK, SecretCommand, Source};
 pub use value::{
-    Backing, ByteSize, Domain, GuestPath, HostPath, Name, NetworkMode, UserName, ValueError,
-    VariableName,
+    Backing, ByteSize, Domain, GuestPath, HostPath, Name, NetworkMode, UserName, ValueError, VariableName,
 };
 
 /// Its name in `.nixbox`.
@@ -152,9 +151,7 @@ impl HostFacts {
                 .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
             // `totalram` is as wide as a pointer, hence the conversion.
             memory: (info.totalram as u64).saturating_mul(info.mem_unit.into()),
-            home: std::env::var_os("HOME")
-                .map(PathBuf::from)
-                .filter(|home| home.is_absolute()),
+            home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
         }
     }
 }
@@ -296,13 +293,10 @@ impl Config {
     /// See [`ConfigError`].
     pub fn load(nixbox: &Folder, root: &Path, host: &HostFacts) -> Result<Self> {
         let path = nixbox.path_of(FILE);
-        let bytes = nixbox
-            .read(FILE, LIMIT)?
-            .ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
+        let bytes = nixbox.read(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
         // Values may be written down in it.
         let bytes = Zeroizing::new(bytes);
-        let text =
-            std::str::from_utf8(&bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?;
+        let text = std::str::from_utf8(&bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?;
         Self::parse(text, &path, root, host)
     }
 
@@ -334,18 +328,10 @@ impl Config {
                 });
             }
         }
-        match self
-            .mounts
-            .iter()
-            .find(|mount| !mount.source.as_path().is_dir())
-        {
+        match self.mounts.iter().find(|mount| !mount.source.as_path().is_dir()) {
             Some(mount) => {
                 let path = mount.source.as_path().to_owned();
-                Err(ConfigError::NotThere {
-                    key: "mounts.source",
-                    path,
-                    wanted: "directory",
-                })
+                Err(ConfigError::NotThere { key: "mounts.source", path, wanted: "directory" })
             }
             None => Ok(()),
         }

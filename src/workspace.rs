@@ -95,10 +95,7 @@ fn describe(holder: Option<&Holder>) -> String {
     match holder {
         Some(holder) => {
             let seconds = now_ms().saturating_sub(holder.since_ms) / 1000;
-            format!(
-                "process {} runs `{}` for {seconds} s now",
-                holder.pid, holder.operation
-            )
+            format!("process {} runs `{}` for {seconds} s now", holder.pid, holder.operation)
         }
         None => "it has not said yet what it does".to_owned(),
     }
@@ -142,10 +139,8 @@ impl Workspace {
     /// # Errors
     /// If there is none, or its `.nixbox` is a link, another user's, open for others to write, or incomplete.
     pub fn find(from: &Path) -> Result<Self, WorkspaceError> {
-        let start = std::fs::canonicalize(from).map_err(|source| WorkspaceError::Start {
-            path: from.to_owned(),
-            source,
-        })?;
+        let start = std::fs::canonicalize(from)
+            .map_err(|source| WorkspaceError::Start { path: from.to_owned(), source })?;
         for root in start.ancestors() {
             // Whatever bears the name, even a dangling link: looking further up could find somebody else's.
             if std::fs::symlink_metadata(root.join(DIRECTORY)).is_ok() {
@@ -160,21 +155,13 @@ impl Workspace {
         nixbox.check_ours()?;
         for name in DIRECTORIES {
             let path = nixbox.path_of(name);
-            nixbox
-                .folder(name)?
-                .ok_or(WorkspaceError::Incomplete { path })?
-                .check_ours()?;
+            nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_ours()?;
         }
         let path = nixbox.path_of(ID_FILE);
-        let id = nixbox
-            .read(ID_FILE, 33)?
-            .ok_or_else(|| WorkspaceError::Incomplete { path: path.clone() })?;
+        let id =
+            nixbox.read(ID_FILE, 33)?.ok_or_else(|| WorkspaceError::Incomplete { path: path.clone() })?;
         let id = parse_id(&id).ok_or(WorkspaceError::BadId { path })?;
-        Ok(Self {
-            root: root.to_owned(),
-            nixbox,
-            id,
-        })
+        Ok(Self { root: root.to_owned(), nixbox, id })
     }
 
     /// The directory that the workspace is.
@@ -229,11 +216,8 @@ impl Workspace {
         let user = rustix::process::geteuid();
         let own = PathBuf::from(format!("/run/user/{user}", user = user.as_raw()));
         // A session's end removes a root's /run/user/0 too, and its VMs live on.
-        let bases = if user.is_root() {
-            vec!["/run".into()]
-        } else {
-            vec![own, "/dev/shm".into(), "/tmp".into()]
-        };
+        let bases =
+            if user.is_root() { vec!["/run".into()] } else { vec![own, "/dev/shm".into(), "/tmp".into()] };
         self.runtime_in(&bases)
     }
 
@@ -275,11 +259,7 @@ impl Workspace {
             }
             Err(error) => return Err(FileError::system("lock", path)(error).into()),
         }
-        let holder = Holder {
-            pid: std::process::id(),
-            operation: operation.to_owned(),
-            since_ms: now_ms(),
-        };
+        let holder = Holder { pid: std::process::id(), operation: operation.to_owned(), since_ms: now_ms() };
         let written = serde_json::to_vec(&holder)
             .map_err(io::Error::from)
             .and_then(|text| file.set_len(0).and_then(|()| file.write_all(&text)));
@@ -296,10 +276,7 @@ impl Workspace {
             return Ok(None);
         };
         let path = self.nixbox.path_of(LOCK_FILE);
-        let inode = file
-            .metadata()
-            .map_err(FileError::system("examine", path))?
-            .ino();
+        let inode = file.metadata().map_err(FileError::system("examine", path))?.ino();
         let locks = Path::new("/proc/locks");
         let locks = std::fs::read_to_string(locks).map_err(FileError::system("read", locks))?;
         // `1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF`: which process has which inode (proc_locks(5)).
@@ -338,9 +315,7 @@ impl Workspace {
 fn read_holder(file: &mut File) -> Option<Holder> {
     for _ in 0..10 {
         let mut text = Vec::new();
-        let read = file
-            .rewind()
-            .and_then(|()| file.take(LOCK_LIMIT).read_to_end(&mut text));
+        let read = file.rewind().and_then(|()| file.take(LOCK_LIMIT).read_to_end(&mut text));
         if let (Ok(_), Ok(holder)) = (read, serde_json::from_slice(&text)) {
             return Some(holder);
         }
@@ -351,19 +326,13 @@ fn read_holder(file: &mut File) -> Option<Holder> {
 }
 
 fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
     let digits = text.strip_suffix(b"\n").unwrap_or(text);
-    if digits.len() != 32
-        || !digits
-            .iter()
-            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-    {
+    if digits.len() != 32 || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
         return None;
     }
     let number = u128::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
@@ -376,10 +345,8 @@ fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
 /// # Errors
 /// If something cannot be made, or is not as we would make it.
 pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
-    let root = std::fs::canonicalize(directory).map_err(|source| WorkspaceError::Start {
-        path: directory.to_owned(),
-        source,
-    })?;
+    let root = std::fs::canonicalize(directory)
+        .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
     let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
     nixbox.check_ours()?;
     for name in DIRECTORIES {
@@ -390,11 +357,9 @@ pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceErro
         .map_err(|error| WorkspaceError::Random(error.into()))?;
     let id = format!("{}\n", WorkspaceId(random));
     let mut made = Vec::new();
-    for (name, content) in [
-        (config::FILE, template::CONFIG),
-        (".gitignore", template::GITIGNORE),
-        (ID_FILE, id.as_str()),
-    ] {
+    for (name, content) in
+        [(config::FILE, template::CONFIG), (".gitignore", template::GITIGNORE), (ID_FILE, id.as_str())]
+    {
         if nixbox.write_new(name, content.as_bytes())? {
             made.push(nixbox.path_of(name));
         }

@@ -52,11 +52,7 @@ impl TryFrom<u8> for Slot {
     type Error = NoSuchSlot;
 
     fn try_from(number: u8) -> Result<Self, NoSuchSlot> {
-        if number < Self::COUNT {
-            Ok(Self(number))
-        } else {
-            Err(NoSuchSlot(number))
-        }
+        if number < Self::COUNT { Ok(Self(number)) } else { Err(NoSuchSlot(number)) }
     }
 }
 
@@ -89,9 +85,7 @@ pub struct SnapshotName(String);
 
 /// A text that is no snapshot's name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit"
-)]
+#[error("{0:?} cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit")]
 pub struct BadSnapshotName(String);
 
 impl SnapshotName {
@@ -110,11 +104,7 @@ impl TryFrom<String> for SnapshotName {
         let good = (1..=64).contains(&text.len())
             && text.bytes().all(plain)
             && text.as_bytes()[0].is_ascii_alphanumeric();
-        if good {
-            Ok(Self(text))
-        } else {
-            Err(BadSnapshotName(text))
-        }
+        if good { Ok(Self(text)) } else { Err(BadSnapshotName(text)) }
     }
 }
 
@@ -316,19 +306,9 @@ pub trait Disk: Send + Sync {
     /// Clone them from their templates, or make empty ones.
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Clone them into the staging directory.
-    async fn capture(
-        &self,
-        generation: Generation,
-        into: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<()>;
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
     /// Clone them from a snapshot.
-    async fn fill(
-        &self,
-        from: SnapshotId,
-        generation: Generation,
-        interrupt: &Interrupt,
-    ) -> Result<()>;
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Remove them.
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
@@ -341,19 +321,9 @@ pub trait Memory: Send + Sync {
     /// Make an empty one.
     async fn create(&self, generation: Generation) -> Result<()>;
     /// Copy it into the staging directory.
-    async fn capture(
-        &self,
-        generation: Generation,
-        into: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<()>;
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
     /// Copy it from a snapshot.
-    async fn fill(
-        &self,
-        from: SnapshotId,
-        generation: Generation,
-        interrupt: &Interrupt,
-    ) -> Result<()>;
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Remove it.
     async fn remove(&self, generation: Generation) -> Result<()>;
 }

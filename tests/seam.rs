@@ -36,9 +36,7 @@ impl Places for Directory {
     }
 
     fn memory(&self, generation: Generation) -> Result<Option<PathBuf>, Failure> {
-        Ok(self
-            .memory_file
-            .then(|| self.path.join(format!("ram-{generation}"))))
+        Ok(self.memory_file.then(|| self.path.join(format!("ram-{generation}"))))
     }
 
     fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
@@ -64,11 +62,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
     }
     let workspace = WorkspaceId([u8::from(memory_file); 16]);
-    let share = Share {
-        tag: "work".into(),
-        source,
-        readonly: false,
-    };
+    let share = Share { tag: "work".into(), source, readonly: false };
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
@@ -87,16 +81,9 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         network: true,
         shares: vec!["work".into()],
-        places: Arc::new(Directory {
-            path: path.into(),
-            memory_file,
-        }),
+        places: Arc::new(Directory { path: path.into(), memory_file }),
     });
-    House {
-        path: path.into(),
-        vmm,
-        shares,
-    }
+    House { path: path.into(), vmm, shares }
 }
 
 impl House {
@@ -132,14 +119,8 @@ impl House {
             "ConnectTimeout=30",
         ];
         let mut ssh = tokio::process::Command::new("ssh");
-        ssh.arg("-i")
-            .arg(&key)
-            .args(options.iter().flat_map(|option| ["-o", option]));
-        let output = ssh
-            .arg("root@172.16.0.2")
-            .arg(command)
-            .kill_on_drop(true)
-            .output();
+        ssh.arg("-i").arg(&key).args(options.iter().flat_map(|option| ["-o", option]));
+        let output = ssh.arg("root@172.16.0.2").arg(command).kill_on_drop(true).output();
         let output = tokio::time::timeout(LIMIT, output).await.unwrap().unwrap();
         assert!(output.status.success(), "{command}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
@@ -147,15 +128,7 @@ impl House {
 }
 
 fn run(command: &str) {
-    assert!(
-        Command::new("sh")
-            .arg("-ec")
-            .arg(command)
-            .status()
-            .unwrap()
-            .success(),
-        "{command}"
-    );
+    assert!(Command::new("sh").arg("-ec").arg(command).status().unwrap().success(), "{command}");
 }
 
 fn machine(generation: u64, memory: u64) -> Machine {
@@ -191,14 +164,9 @@ async fn round(invoker: Invoker, memory_file: bool) {
     vmm.boot(&first).await.unwrap();
     vmm.boot(&first).await.unwrap();
     assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Running);
-    assert_eq!(
-        vmm.shares_attached(first.vmm).await.unwrap(),
-        Presence::Whole
-    );
+    assert_eq!(vmm.shares_attached(first.vmm).await.unwrap(), Presence::Whole);
     house.until_printed(first.vmm, "GUEST-READY").await;
-    house
-        .guest("mkdir -p /mnt/w && mount -t virtiofs work /mnt/w && echo old > /mnt/w/file")
-        .await;
+    house.guest("mkdir -p /mnt/w && mount -t virtiofs work /mnt/w && echo old > /mnt/w/file").await;
     // Whoever wrote it in the guest, it is the invoking user's here; and the guest's user's there.
     let owner = fs::metadata(house.path.join("shared/file")).unwrap();
     use std::os::unix::fs::MetadataExt;
@@ -213,10 +181,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     vmm.save(first.vmm, snapshot).await.unwrap();
     // Over what an earlier attempt left.
     vmm.save(first.vmm, snapshot).await.unwrap();
-    assert_eq!(
-        house.path.join("state-2/memory-ranges").exists(),
-        !memory_file
-    );
+    assert_eq!(house.path.join("state-2/memory-ranges").exists(), !memory_file);
     vmm.stop(first.vmm).await.unwrap();
     shares.stop(first.vmm).await.unwrap();
     assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Never);
@@ -243,34 +208,21 @@ async fn round(invoker: Invoker, memory_file: bool) {
     vmm.resume(second.vmm).await.unwrap();
     assert_eq!(house.guest("cat /run/nonce").await, nonce);
     assert_eq!(house.guest("cat /mnt/w/file").await, "old");
-    assert_eq!(
-        fs::read(house.path.join("state-2/config.json")).unwrap(),
-        original
-    );
-    assert!(
-        fs::read_to_string(vmm.serial_log(first.vmm))
-            .unwrap()
-            .contains("GUEST-READY")
-    );
+    assert_eq!(fs::read(house.path.join("state-2/config.json")).unwrap(), original);
+    assert!(fs::read_to_string(vmm.serial_log(first.vmm)).unwrap().contains("GUEST-READY"));
 
-    house.guest("killall sleep; for i in $(seq 100); do umount /mnt/w && exit 0; sleep 0.1; done; exit 1").await;
+    house
+        .guest("killall sleep; for i in $(seq 100); do umount /mnt/w && exit 0; sleep 0.1; done; exit 1")
+        .await;
     vmm.detach_shares(second.vmm).await.unwrap();
     vmm.detach_shares(second.vmm).await.unwrap();
-    assert_eq!(
-        vmm.shares_attached(second.vmm).await.unwrap(),
-        Presence::Absent
-    );
+    assert_eq!(vmm.shares_attached(second.vmm).await.unwrap(), Presence::Absent);
     // The daemon ended with its device.
     shares.start(second.vmm).await.unwrap();
     vmm.attach_shares(second.vmm).await.unwrap();
     vmm.attach_shares(second.vmm).await.unwrap();
-    assert_eq!(
-        vmm.shares_attached(second.vmm).await.unwrap(),
-        Presence::Whole
-    );
-    house
-        .guest("mount -t virtiofs work /mnt/w && cat /mnt/w/file")
-        .await;
+    assert_eq!(vmm.shares_attached(second.vmm).await.unwrap(), Presence::Whole);
+    house.guest("mount -t virtiofs work /mnt/w && cat /mnt/w/file").await;
 
     let pid = fs::read_to_string(house.path.join("vmm-3.pid")).unwrap();
     println!("{pid}");
@@ -281,9 +233,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
-    left.retain(|name| {
-        !name.ends_with(".log") && !name.starts_with("ram-") && !name.starts_with("root-")
-    });
+    left.retain(|name| !name.ends_with(".log") && !name.starts_with("ram-") && !name.starts_with("root-"));
     left.sort();
     assert_eq!(left, ["key", "shared", "state-2"]);
 }

@@ -46,31 +46,21 @@ struct Input {
 impl End {
     fn fault(self) -> Fault {
         let wrong = |kind: u8| {
-            [
-                Wrong::ErrorBefore,
-                Wrong::ErrorAfter,
-                Wrong::SilentBefore,
-                Wrong::SilentAfter,
-            ][usize::from(kind % 4)]
+            [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter]
+                [usize::from(kind % 4)]
         };
         match self {
             Self::Nothing => Fault::None,
             Self::Death(at) => Fault::CrashAt(at.into(), Crash::Death),
             Self::VmmKilled(at) => Fault::CrashAt(at.into(), Crash::VmmKilled),
-            Self::PowerCut(at, seed) => {
-                Fault::CrashAt(at.into(), Crash::PowerCut(Survival::Some(seed)))
-            }
+            Self::PowerCut(at, seed) => Fault::CrashAt(at.into(), Crash::PowerCut(Survival::Some(seed))),
             Self::PowerCutAndNothingStays(at) => {
                 Fault::CrashAt(at.into(), Crash::PowerCut(Survival::Nothing))
             }
             Self::Wrong(at, kind) => Fault::CallGoesWrong(at.into(), wrong(kind)),
             Self::Interrupt(at) => Fault::InterruptAt(at.into()),
             Self::Storage(at, full) => {
-                let kind = if full {
-                    ErrorKind::StorageFull
-                } else {
-                    ErrorKind::ReadOnlyFilesystem
-                };
+                let kind = if full { ErrorKind::StorageFull } else { ErrorKind::ReadOnlyFilesystem };
                 Fault::StorageFails(at.into(), kind)
             }
         }
@@ -84,25 +74,14 @@ async fn run(host: &Host, command: Command, fault: Fault) {
     let world = host.world(WORKSPACE);
     let now = world.clock.unix_ms();
     let Ok(journal) = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), now) else {
-        assert_ne!(
-            fault,
-            Fault::None,
-            "a journal that was left by nixbox does not open"
-        );
+        assert_ne!(fault, Fault::None, "a journal that was left by nixbox does not open");
         return;
     };
-    let mut session = Session {
-        world: &world,
-        journal,
-        interrupt,
-        observer: &Unobserved,
-    };
+    let mut session = Session { world: &world, journal, interrupt, observer: &Unobserved };
     let snapshots = host.snapshots(WORKSPACE);
     let pick = |which: u8| {
         let at = usize::from(which) % snapshots.len().max(1);
-        snapshots
-            .get(at)
-            .map_or(SnapshotId(Generation(0)), |(id, _)| *id)
+        snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
     let said: Result<(), Refusal> = match command {
         Command::Up => session.up().await.map(drop),
@@ -113,24 +92,15 @@ async fn run(host: &Host, command: Command, fault: Fault) {
         Command::Recover => session.recover().await.map(drop),
     };
     if fault == Fault::None {
-        assert!(
-            !matches!(said, Err(Refusal::Stopped(_) | Refusal::NoTable(_))),
-            "{said:?}"
-        );
+        assert!(!matches!(said, Err(Refusal::Stopped(_) | Refusal::NoTable(_))), "{said:?}");
     }
 }
 
 fuzz_target!(|input: Input| {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
-        let host = Host::new(
-            [51, 52, 53, 54][usize::from(input.version % 4)],
-            input.shares,
-        );
+        let host = Host::new([51, 52, 53, 54][usize::from(input.version % 4)], input.shares);
         for (command, end) in input.runs.iter().take(8) {
             run(&host, *command, end.fault()).await;
             if !matches!(end, End::Nothing) {
@@ -143,10 +113,6 @@ fuzz_target!(|input: Input| {
         assert_eq!(host.violations(WORKSPACE), []);
         let once = host.fingerprint();
         run(&host, Command::Recover, Fault::None).await;
-        assert_eq!(
-            once,
-            host.fingerprint(),
-            "recovering twice changed something"
-        );
+        assert_eq!(once, host.fingerprint(), "recovering twice changed something");
     });
 });

@@ -20,9 +20,8 @@ impl Source for Measured<'_> {
 
 fn read(bytes: &[u8]) -> (Result<Scan, ReadError<IllegalHistory>>, History) {
     let mut history = History::default();
-    let scan = reader::scan(&mut Measured(bytes), None, |located| {
-        history.push(located.generation, &located.record)
-    });
+    let scan =
+        reader::scan(&mut Measured(bytes), None, |located| history.push(located.generation, &located.record));
     (scan, history)
 }
 
@@ -48,17 +47,11 @@ fuzz_target!(|data: (bool, &[u8])| {
     assert_eq!(valid + tail, bytes.len());
     // Cut off, it is a journal with the same records and nothing behind them.
     let (cut, kept) = read(&bytes[..valid]);
-    assert_eq!(
-        cut.unwrap(),
-        Scan {
-            tail: Tail::Clean,
-            ..scan
-        }
-    );
+    assert_eq!(cut.unwrap(), Scan { tail: Tail::Clean, ..scan });
     assert_eq!(kept, history);
     for at in (valid + 8..bytes.len()).step_by(8) {
-        let good = FrameHeader::decode(&bytes[at..])
-            .filter(|frame| frame.matches(scan.header.salt, &bytes[at..]));
+        let good =
+            FrameHeader::decode(&bytes[at..]).filter(|frame| frame.matches(scan.header.salt, &bytes[at..]));
         if let Some(frame) = good {
             assert!(frame.durable < scan.next_sequence || frame.durable >= frame.sequence);
         }
@@ -80,13 +73,7 @@ fn mend_checks(bytes: &mut [u8]) {
             return;
         };
         let check = crc32c::crc32c(
-            &[
-                &salt[..],
-                &whole[..4],
-                &whole[8..FRAME_HEADER],
-                &whole[FRAME_HEADER..],
-            ]
-            .concat(),
+            &[&salt[..], &whole[..4], &whole[8..FRAME_HEADER], &whole[FRAME_HEADER..]].concat(),
         );
         // A frame that is odd here stays damaged.
         if whole[4] % 8 != 7 {

@@ -81,10 +81,7 @@ type Result<T, E = AssemblyError> = std::result::Result<T, E>;
 fn wrong<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
     key: &'static str,
 ) -> impl Fn(E) -> AssemblyError {
-    move |source| AssemblyError::Value {
-        key,
-        source: source.into(),
-    }
+    move |source| AssemblyError::Value { key, source: source.into() }
 }
 
 /// The private key that the workspace's guests are given.
@@ -132,11 +129,7 @@ pub fn assemble(
         ),
         memory: config.vm.memory.bytes(),
         kernel: config.vm.kernel.as_path().to_owned(),
-        initramfs: config
-            .vm
-            .initramfs
-            .as_ref()
-            .map(|path| path.as_path().to_owned()),
+        initramfs: config.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
         cmdline: config.vm.cmdline.clone(),
         // Also without any way out: nixbox reaches the guest over it.
         network: true,
@@ -150,11 +143,7 @@ pub fn assemble(
     let guest = Arc::new(guest(workspace, config, &disk, &vmm)?);
     let world = World {
         vmm: vmm.clone(),
-        slots: Arc::new(HostSlots::new(
-            slots::DIRECTORY,
-            workspace.id(),
-            workspace.root(),
-        )),
+        slots: Arc::new(HostSlots::new(slots::DIRECTORY, workspace.id(), workspace.root())),
         network: Arc::new(HostNetwork::new(network::Settings {
             workspace: workspace.id(),
             owner: invoker.uid(),
@@ -166,25 +155,11 @@ pub fn assemble(
         disk,
         memory: memory.clone(),
         guest: guest.clone(),
-        catalog: Arc::new(Snapshots {
-            root: workspace.snapshots(),
-            progress,
-            hashes,
-        }),
-        hooks: Arc::new(ShellHooks::new(
-            workspace.root().to_owned(),
-            &config.hooks,
-            complain,
-        )),
+        catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress, hashes }),
+        hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
         clock: Arc::new(HostClock),
     };
-    Ok(Assembly {
-        world,
-        guest,
-        vmm,
-        memory,
-        runtime,
-    })
+    Ok(Assembly { world, guest, vmm, memory, runtime })
 }
 
 /// A guest that could reach the VMM's socket could have any file of the host put into its VM.
@@ -195,10 +170,7 @@ fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
         // One that is not there is found by those who look for it.
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
         if runtime.starts_with(&real) {
-            return Err(AssemblyError::SharedRuntime {
-                source_path: source.to_owned(),
-                runtime,
-            });
+            return Err(AssemblyError::SharedRuntime { source_path: source.to_owned(), runtime });
         }
     }
     Ok(())
@@ -270,17 +242,8 @@ fn tag(index: usize) -> String {
     format!("share{index}")
 }
 
-fn shares(
-    workspace: &Workspace,
-    config: &Config,
-    runtime: &Path,
-    invoker: Invoker,
-) -> ShareSettings {
-    let in_guest = if config.guest.user.as_str() == "root" {
-        0
-    } else {
-        FIRST_USER
-    };
+fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invoker) -> ShareSettings {
+    let in_guest = if config.guest.user.as_str() == "root" { 0 } else { FIRST_USER };
     ShareSettings {
         runtime: runtime.to_owned(),
         workspace: workspace.id(),
@@ -320,12 +283,7 @@ fn guest(
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address: Arc::new(seam::address),
         wanted: wanted(workspace, config)?,
-        mounts: config
-            .mounts
-            .iter()
-            .enumerate()
-            .map(mount)
-            .collect::<Result<_>>()?,
+        mounts: config.mounts.iter().enumerate().map(mount).collect::<Result<_>>()?,
         ready: READY,
         limits: Limits::default(),
     };
@@ -349,15 +307,8 @@ fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
     };
     Ok(Wanted {
         environment: config.env.iter().map(variable).collect::<Result<_>>()?,
-        files: config
-            .credentials
-            .files
-            .iter()
-            .map(file)
-            .collect::<Result<_>>()?,
-        key: Some(Arc::new(
-            key::load(&own_key(workspace)).map_err(AssemblyError::OwnKey)?,
-        )),
+        files: config.credentials.files.iter().map(file).collect::<Result<_>>()?,
+        key: Some(Arc::new(key::load(&own_key(workspace)).map_err(AssemblyError::OwnKey)?)),
         wipe: config
             .credentials
             .wipe
@@ -378,14 +329,9 @@ fn secret(source: &config::Source) -> Result<Source> {
         config::Source::FromEnv(name) => Source::FromEnv(variable_name(name)?),
         config::Source::File(path) => Source::File(path.as_path().to_owned()),
         config::Source::Command(command) => Source::Command(
-            std::iter::once(command.program())
-                .chain(command.arguments())
-                .map(str::to_owned)
-                .collect(),
+            std::iter::once(command.program()).chain(command.arguments()).map(str::to_owned).collect(),
         ),
-        config::Source::Plain(text) => {
-            crate::guest::credentials::plain(text.expose_secret().to_owned())
-        }
+        config::Source::Plain(text) => crate::guest::credentials::plain(text.expose_secret().to_owned()),
     })
 }
 
@@ -414,10 +360,6 @@ impl Places for Layout {
 
     fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
         let listed = self.snapshots.join(snapshot.to_string());
-        if listed.is_dir() {
-            listed
-        } else {
-            self.staged_state(snapshot)
-        }
+        if listed.is_dir() { listed } else { self.staged_state(snapshot) }
     }
 }

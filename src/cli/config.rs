@@ -22,8 +22,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
         report::print_json(&config)?;
         return done();
     }
-    let value = serde_json::to_value(&config)
-        .map_err(|error| Problem::new(Exit::Failed, Unshown(error)))?;
+    let value = serde_json::to_value(&config).map_err(|error| Problem::new(Exit::Failed, Unshown(error)))?;
     let mut lines = Vec::new();
     flatten(&mut lines, "", &value);
     report::print(&lines.join("\n"))?;
@@ -36,11 +35,7 @@ fn flatten(lines: &mut Vec<String>, key: &str, value: &serde_json::Value) {
     match value {
         Value::Object(members) if !members.is_empty() => {
             for (name, member) in members {
-                let key = if key.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{key}.{name}")
-                };
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
                 flatten(lines, &key, member);
             }
         }

@@ -18,9 +18,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 /// Check what nixbox needs of this host, and say what to do about what is missing
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example: nixbox doctor --json | jq '.needs[] | select(.state != \"found\")'"
-)]
+#[command(after_help = "Example: nixbox doctor --json | jq '.needs[] | select(.state != \"found\")'")]
 pub(super) struct Arguments {
     /// As JSON
     #[arg(long)]
@@ -55,12 +53,7 @@ struct Diagnosis {
 }
 
 fn found(name: &'static str, found: impl Into<String>) -> Need {
-    Need {
-        name,
-        state: State::Found,
-        found: found.into(),
-        advice: None,
-    }
+    Need { name, state: State::Found, found: found.into(), advice: None }
 }
 
 impl Need {
@@ -123,9 +116,8 @@ async fn version(path: &Path) -> Result<String, VersionError> {
 
 fn kvm() -> Need {
     let nested = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
-        text.lines().any(|line| {
-            line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "hypervisor")
-        })
+        text.lines()
+            .any(|line| line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "hypervisor"))
     });
     match preflight::kvm_problem() {
         Some(problem) => found("kvm", problem).missing().advice(
@@ -155,11 +147,12 @@ async fn vmm() -> Need {
         Ok(capability) => {
             let need = found(NAME, format!("{text}, {}", path.display()));
             match capability.ability {
-                ability if !ability.shares_survive_restore => {
-                    need.advice("shares are detached for every snapshot with this version; v52.0 and later keep them")
+                ability if !ability.shares_survive_restore => need.advice(
+                    "shares are detached for every snapshot with this version; v52.0 and later keep them",
+                ),
+                ability if !ability.shares_survive_resume => {
+                    need.advice("with shares, this version is started anew after every snapshot")
                 }
-                ability if !ability.shares_survive_resume => need
-                    .advice("with shares, this version is started anew after every snapshot"),
                 _ => need,
             }
         }
@@ -198,17 +191,12 @@ async fn nftset() -> Need {
         Ok(false) => found(NAME, "no")
             .lacking()
             .advice("network.mode = \"filtered\" needs dnsmasq 2.87 or later, built with nftset"),
-        Err(error) => found(NAME, chain(&error))
-            .lacking()
-            .advice("network.mode = \"filtered\" needs it"),
+        Err(error) => found(NAME, chain(&error)).lacking().advice("network.mode = \"filtered\" needs it"),
     }
 }
 
 fn tun() -> Need {
-    let opened = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun");
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     match opened {
         Ok(_) => found("tun", "/dev/net/tun opens"),
         Err(error) => found("tun", format!("/dev/net/tun: {error}"))
@@ -228,10 +216,8 @@ fn forwarding() -> Need {
 
 fn rights() -> Need {
     const NAME: &str = "network privileges";
-    let program = std::env::current_exe().map_or_else(
-        |_| "$(command -v nixbox)".to_owned(),
-        |path| path.display().to_string(),
-    );
+    let program = std::env::current_exe()
+        .map_or_else(|_| "$(command -v nixbox)".to_owned(), |path| path.display().to_string());
     let line = format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service=ep {program}");
     let sets = rustix::thread::capabilities(None);
     match sets {
@@ -242,9 +228,7 @@ fn rights() -> Need {
                 found(NAME, "capabilities of nixbox")
             }
         }
-        Ok(_) => found(NAME, "none")
-            .missing()
-            .advice(format!("run it through sudo, or once: {line}")),
+        Ok(_) => found(NAME, "none").missing().advice(format!("run it through sudo, or once: {line}")),
         Err(error) => found(NAME, error.to_string()).missing().advice(line),
     }
 }
@@ -266,26 +250,19 @@ fn slots() -> Need {
 
 fn user_namespaces() -> Need {
     const NAME: &str = "user namespaces";
-    let number =
-        |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
+    let number = |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
     let advice = "virtiofsd run as a user needs them";
     if rustix::process::geteuid().is_root() {
         return found(NAME, "not needed by root");
     }
     if number("/proc/sys/user/max_user_namespaces") == Some(0) {
-        return found(NAME, "user.max_user_namespaces is 0")
-            .lacking()
-            .advice(advice);
+        return found(NAME, "user.max_user_namespaces is 0").lacking().advice(advice);
     }
     if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
-        return found(NAME, "kernel.unprivileged_userns_clone is 0")
-            .lacking()
-            .advice(advice);
+        return found(NAME, "kernel.unprivileged_userns_clone is 0").lacking().advice(advice);
     }
     if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
-        return found(NAME, "AppArmor restricts them")
-            .lacking()
-            .advice(advice);
+        return found(NAME, "AppArmor restricts them").lacking().advice(advice);
     }
     found(NAME, "allowed")
 }
@@ -313,26 +290,15 @@ fn tmpfs(wanted: u64) -> Need {
     let roomiest = memory::tmpfs_directories()
         .into_iter()
         .filter_map(|path| {
-            let free = Folder::open(&path)
-                .and_then(|folder| folder.free_bytes())
-                .ok()?;
+            let free = Folder::open(&path).and_then(|folder| folder.free_bytes()).ok()?;
             Some((free, path))
         })
         .max();
     let advice = "guest RAM is the VMM's own then, and snapshots take longer; `mount -o remount,size=…` the tmpfs, or vm.backing = \"disk\"";
     match roomiest {
         Some((free, path)) => {
-            let text = format!(
-                "{} free in {}, {} wanted",
-                gib(free),
-                path.display(),
-                gib(wanted)
-            );
-            if free >= wanted {
-                found(NAME, text)
-            } else {
-                found(NAME, text).lacking().advice(advice)
-            }
+            let text = format!("{} free in {}, {} wanted", gib(free), path.display(), gib(wanted));
+            if free >= wanted { found(NAME, text) } else { found(NAME, text).lacking().advice(advice) }
         }
         None => found(NAME, "there is no tmpfs").lacking().advice(advice),
     }
@@ -340,13 +306,9 @@ fn tmpfs(wanted: u64) -> Need {
 
 async fn examine(place: &Place) -> Diagnosis {
     // A host can be looked at without a workspace, and with one whose configuration is not right yet.
-    let config = place
-        .workspace()
-        .and_then(|workspace| Place::config(&workspace));
-    let memory = config.map_or_else(
-        |_| HostFacts::of_this_machine().memory / 2,
-        |config| config.vm.memory.bytes(),
-    );
+    let config = place.workspace().and_then(|workspace| Place::config(&workspace));
+    let memory =
+        config.map_or_else(|_| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
     let needs = vec![
         kvm(),
         vmm().await,
@@ -362,10 +324,7 @@ async fn examine(place: &Place) -> Diagnosis {
         reflink(&place.directory),
         tmpfs(memory),
     ];
-    Diagnosis {
-        ready: needs.iter().all(|need| need.state != State::Missing),
-        needs,
-    }
+    Diagnosis { ready: needs.iter().all(|need| need.state != State::Missing), needs }
 }
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
@@ -387,9 +346,5 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
         }
         report::print(&lines.join("\n"))?;
     }
-    if diagnosis.ready {
-        done()
-    } else {
-        Ok(Exit::Failed as u8)
-    }
+    if diagnosis.ready { done() } else { Ok(Exit::Failed as u8) }
 }

@@ -18,10 +18,7 @@ pub(super) struct Failpoints<'a> {
 impl<'a> Failpoints<'a> {
     pub(super) fn around(inner: &'a dyn Observer) -> Self {
         let at = std::env::var(VARIABLE).ok();
-        Self {
-            inner,
-            at: at.and_then(|text| text.parse().ok()),
-        }
+        Self { inner, at: at.and_then(|text| text.parse().ok()) }
     }
 }
 

@@ -26,9 +26,7 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
     }
     if made.is_empty() {
         let root = workspace.root().display();
-        report::print(&format!(
-            "{root} is a workspace already; nothing was changed"
-        ))?;
+        report::print(&format!("{root} is a workspace already; nothing was changed"))?;
     }
     for path in made {
         report::print(&format!("made {}", path.display()))?;

@@ -88,14 +88,8 @@ struct Fold(Vec<Operation>);
 
 impl Fold {
     fn take(&mut self, located: &Located<'_>) {
-        if let Record::Begin {
-            operation,
-            parameters,
-            at_ms,
-        } = located.record
-        {
-            self.0
-                .push(begun(located.generation, operation, parameters, at_ms));
+        if let Record::Begin { operation, parameters, at_ms } = located.record {
+            self.0.push(begun(located.generation, operation, parameters, at_ms));
             return;
         }
         let Some(open) = self.0.last_mut() else {
@@ -103,9 +97,7 @@ impl Fold {
         };
         match located.record {
             Record::Checkpoint { .. } | Record::Begin { .. } => {}
-            Record::Intent {
-                index, transition, ..
-            } => {
+            Record::Intent { index, transition, .. } => {
                 let entry = open.entry(index);
                 entry.id = transition;
                 entry.status = "intent only";
@@ -136,10 +128,8 @@ impl Fold {
 fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> Operation {
     let id = OperationId(id);
     // An operation of another version has no table here; its transitions are shown by number then.
-    let labels = operations::table(id, parameters).map_or_else(
-        |_| Vec::new(),
-        |table| table.transitions().map(|one| one.label()).collect(),
-    );
+    let labels = operations::table(id, parameters)
+        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.label()).collect());
     Operation {
         generation: generation.0,
         operation: operations::label(id),
@@ -153,10 +143,7 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
 
 impl Operation {
     fn entry(&mut self, index: u16) -> &mut Transition {
-        let place = match self
-            .transitions
-            .binary_search_by_key(&index, |entry| entry.index)
-        {
+        let place = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
             Ok(place) => place,
             Err(place) => {
                 let label = self.labels.get(usize::from(index));
@@ -181,27 +168,16 @@ fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<Illega
     Ok(match error {
         ReadError::Io { .. } => return Err(error),
         ReadError::Header(HeaderError::Version { .. }) => Verdict::NewerVersion { message },
-        ReadError::Header(HeaderError::OtherWorkspace { .. }) => {
-            Verdict::OtherWorkspace { message }
-        }
+        ReadError::Header(HeaderError::OtherWorkspace { .. }) => Verdict::OtherWorkspace { message },
         ReadError::Header(_) | ReadError::NoCheckpoint => Verdict::Corrupt { byte: 0, message },
         ReadError::Corrupt { offset, .. }
         | ReadError::OutOfPlace { offset, .. }
         | ReadError::NumberTooLarge { offset, .. }
-        | ReadError::TailTooLong { offset, .. } => Verdict::Corrupt {
-            byte: offset,
-            message,
-        },
-        ReadError::Unknown { offset, .. } => Verdict::Illegal {
-            byte: offset,
-            message,
-        },
-        ReadError::Refused {
-            offset, ref source, ..
-        } => Verdict::Illegal {
-            byte: offset,
-            message: format!("{message}: {source}"),
-        },
+        | ReadError::TailTooLong { offset, .. } => Verdict::Corrupt { byte: offset, message },
+        ReadError::Unknown { offset, .. } => Verdict::Illegal { byte: offset, message },
+        ReadError::Refused { offset, ref source, .. } => {
+            Verdict::Illegal { byte: offset, message: format!("{message}: {source}") }
+        }
     })
 }
 
@@ -237,11 +213,7 @@ fn read(place: &Place) -> Result<Listing, Problem> {
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(Listing {
-        path,
-        verdict,
-        operations: fold.0,
-    })
+    Ok(Listing { path, verdict, operations: fold.0 })
 }
 
 fn text(listing: &Listing) -> String {
@@ -279,9 +251,9 @@ fn sentence(verdict: &Verdict) -> String {
     match verdict {
         Verdict::Absent => "there is none yet".to_owned(),
         Verdict::Clean => "clean".to_owned(),
-        Verdict::Torn { bytes } => format!(
-            "a torn tail of {bytes} bytes, which the next command that changes something cuts off"
-        ),
+        Verdict::Torn { bytes } => {
+            format!("a torn tail of {bytes} bytes, which the next command that changes something cuts off")
+        }
         Verdict::Corrupt { byte, message } => format!("corrupt at byte {byte}: {message}"),
         Verdict::Illegal { byte, message } => format!("illegal at byte {byte}: {message}"),
         Verdict::NewerVersion { message } | Verdict::OtherWorkspace { message } => message.clone(),

@@ -43,13 +43,7 @@ use report::{Exit, Outcome, Problem};
 )]
 struct Arguments {
     /// Work in the workspace that this directory belongs to, not the current one
-    #[arg(
-        short = 'C',
-        long,
-        global = true,
-        value_name = "DIRECTORY",
-        default_value = "."
-    )]
+    #[arg(short = 'C', long, global = true, value_name = "DIRECTORY", default_value = ".")]
     directory: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -89,9 +83,7 @@ impl Place {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let place = Place {
-        directory: arguments.directory,
-    };
+    let place = Place { directory: arguments.directory };
     let ran = sudo::become_invoker()
         .map_err(|error| Problem::new(Exit::Failed, error))
         .and_then(|()| run(&place, arguments.command));

@@ -24,10 +24,7 @@ enum PreflightError {
     Capabilities,
     #[error("the slots of this host cannot be looked at")]
     Slots(#[source] Failure),
-    #[error(
-        "all {} slots of this host are taken: bring a VM of another workspace down first",
-        Slot::COUNT
-    )]
+    #[error("all {} slots of this host are taken: bring a VM of another workspace down first", Slot::COUNT)]
     NoSlot,
     #[error("the network of this host cannot be looked at")]
     Network(#[source] Failure),
@@ -62,10 +59,7 @@ pub(super) fn kvm_problem() -> Option<String> {
 }
 
 fn kvm() -> Result<(), PreflightError> {
-    let opened = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm");
+    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     match opened {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(PreflightError::NoKvm),
@@ -76,15 +70,16 @@ fn kvm() -> Result<(), PreflightError> {
 /// What asks the host.
 pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
     let world = &assembly.world;
-    world.vmm.ability().await.map_err(|error| {
-        failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed")
-    })?;
+    world
+        .vmm
+        .ability()
+        .await
+        .map_err(|error| failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed"))?;
     if world.shares.wanted() {
         spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")
             .map_err(|error| failed(PreflightError::Virtiofsd(error)))?;
     }
-    let may =
-        rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));
+    let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));
     if !may {
         return Err(failed(PreflightError::Capabilities)
             .with("run it as root or through sudo, or give it the capabilities once: `nixbox doctor` prints the line"));

@@ -16,9 +16,8 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     let held = session::hold(place, "recover")?;
     let assembly = held.assemble()?;
-    let recovered = held.run(&assembly, manner, async |session| {
-        session::recovered(session.recover().await?)
-    })?;
+    let recovered =
+        held.run(&assembly, manner, async |session| session::recovered(session.recover().await?))?;
     match recovered {
         Some(sentence) => manner.result("recovered", &sentence)?,
         None => manner.result("nothing", "there was nothing to recover")?,

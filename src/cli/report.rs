@@ -57,11 +57,7 @@ enum Ended {
 impl Problem {
     /// A problem of its own kind.
     pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self {
-            exit,
-            error: error.into(),
-            hint: None,
-        }
+        Self { exit, error: error.into(), hint: None }
     }
 
     /// The same with what to do about it.
@@ -150,9 +146,7 @@ pub fn ended(report: Report) -> Result<bool, Problem> {
             };
             Err(Problem::new(exit, Ended::RolledBack(setback)))
         }
-        Report::ClearedAway(setback) => {
-            Err(Problem::new(Exit::Failed, Ended::ClearedAway(setback)))
-        }
+        Report::ClearedAway(setback) => Err(Problem::new(Exit::Failed, Ended::ClearedAway(setback))),
         Report::Stuck(setback) => Err(stuck(setback)),
     }
 }
@@ -160,9 +154,8 @@ pub fn ended(report: Report) -> Result<bool, Problem> {
 /// An operation that needs a person.
 #[must_use]
 pub fn stuck(setback: Setback) -> Problem {
-    Problem::new(Exit::Stuck, Ended::Stuck(setback)).with(
-        "put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got",
-    )
+    Problem::new(Exit::Stuck, Ended::Stuck(setback))
+        .with("put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got")
 }
 
 impl From<WorkspaceError> for Problem {
@@ -222,9 +215,7 @@ impl From<Refusal> for Problem {
             Refusal::Look(Failure::Interrupted) | Refusal::Unfit(_, Failure::Interrupted) => {
                 Self::new(Exit::Interrupted, refusal)
             }
-            Refusal::NotRunning => {
-                Self::new(Exit::NotFound, refusal).with("`nixbox up` starts one")
-            }
+            Refusal::NotRunning => Self::new(Exit::NotFound, refusal).with("`nixbox up` starts one"),
             Refusal::NoSuchSnapshot(_) => Self::new(Exit::NotFound, refusal),
             Refusal::NoTable(_) | Refusal::Standing(_) | Refusal::Stopped(Stopped::NoPlan(_)) => {
                 Self::new(Exit::Stuck, refusal)

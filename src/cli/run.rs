@@ -29,15 +29,8 @@ enum RunError {
 /// A guest that cannot be reached.
 pub(super) fn unreachable(failure: Failure) -> Problem {
     let gone = matches!(failure, Failure::Lost);
-    let problem = Problem::new(
-        if gone { Exit::NotFound } else { Exit::Failed },
-        RunError::Connect(failure),
-    );
-    if gone {
-        problem.with("`nixbox up` clears away what is left of it and starts another")
-    } else {
-        problem
-    }
+    let problem = Problem::new(if gone { Exit::NotFound } else { Exit::Failed }, RunError::Connect(failure));
+    if gone { problem.with("`nixbox up` clears away what is left of it and starts another") } else { problem }
 }
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
@@ -47,20 +40,11 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
     let runtime = session::runtime()?;
     let ended = runtime.block_on(async {
-        let shell = assembly
-            .guest
-            .connect(&vm.machine, &Interrupt::new())
-            .await
-            .map_err(unreachable)?;
+        let shell = assembly.guest.connect(&vm.machine, &Interrupt::new()).await.map_err(unreachable)?;
         let command = run_command(&arguments.command);
         let ended = shell
             .session
-            .pass_through(
-                command.as_bytes(),
-                tokio::io::stdin(),
-                tokio::io::stdout(),
-                tokio::io::stderr(),
-            )
+            .pass_through(command.as_bytes(), tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr())
             .await
             .map_err(|error| Problem::new(Exit::Failed, RunError::Broken(error)))?;
         shell.session.close().await;

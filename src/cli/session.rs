@@ -85,22 +85,13 @@ pub(super) fn hold(place: &Place, operation: &str) -> Result<Held, Problem> {
     let workspace = place.workspace()?;
     let lock = workspace.lock(operation)?;
     let config = Place::config(&workspace)?;
-    Ok(Held {
-        workspace,
-        config,
-        _lock: lock,
-    })
+    Ok(Held { workspace, config, _lock: lock })
 }
 
 impl Held {
     /// The world of this workspace.
     pub(super) fn assemble(&self) -> Result<Assembly, Problem> {
-        Ok(assembly::assemble(
-            &self.workspace,
-            &self.config,
-            Arc::new(Silent),
-            complain(),
-        )?)
+        Ok(assembly::assemble(&self.workspace, &self.config, Arc::new(Silent), complain())?)
     }
 
     /// Opens the journal and lets `act` run operations on the world.
@@ -115,22 +106,12 @@ impl Held {
         signals::listen(&interrupt, &show)?;
         let storage = standing::storage(&self.workspace)?;
         let floor = standing::floor(&self.workspace)?;
-        let journal = Journal::open(
-            storage,
-            self.workspace.id(),
-            floor,
-            assembly.world.clock.unix_ms(),
-        )?;
+        let journal = Journal::open(storage, self.workspace.id(), floor, assembly.world.clock.unix_ms())?;
         let observer: &dyn Observer = &*show;
         #[cfg(feature = "failpoints")]
         let observer: &dyn Observer = &super::failpoints::Failpoints::around(observer);
         block_on(async {
-            let mut session = Session {
-                world: &assembly.world,
-                journal,
-                interrupt,
-                observer,
-            };
+            let mut session = Session { world: &assembly.world, journal, interrupt, observer };
             act(&mut session).await
         })
     }
@@ -154,9 +135,7 @@ pub(super) fn recovered(recovered: Recovered) -> Result<Option<String>, Problem>
         };
         format!("`{operation}`, which was left half done, {how}")
     });
-    let cleared = recovered
-        .cleared
-        .then(|| "what was left of a VM that is gone was cleared away".to_owned());
+    let cleared = recovered.cleared.then(|| "what was left of a VM that is gone was cleared away".to_owned());
     let parts: Vec<_> = ended.into_iter().chain(cleared).collect();
     Ok((!parts.is_empty()).then(|| parts.join("; ")))
 }

@@ -39,11 +39,7 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
         .map_err(|error| Problem::new(Exit::Failed, ShellError::NoSsh(error)))?;
     // Whether it answers is known before ssh waits for it in silence; and its host key is pinned then.
     session::block_on(async {
-        let shell = assembly
-            .guest
-            .connect(&vm.machine, &Interrupt::new())
-            .await
-            .map_err(unreachable)?;
+        let shell = assembly.guest.connect(&vm.machine, &Interrupt::new()).await.map_err(unreachable)?;
         shell.session.close().await;
         Ok(())
     })?;
@@ -65,11 +61,5 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
         .arg(config.guest.user.as_str())
         .arg(address.ip().to_string())
         .exec();
-    Err(Problem::new(
-        Exit::Failed,
-        ShellError::Start {
-            path: ssh.display().to_string(),
-            source: error,
-        },
-    ))
+    Err(Problem::new(Exit::Failed, ShellError::Start { path: ssh.display().to_string(), source: error }))
 }

@@ -24,11 +24,7 @@ struct Now {
 
 impl Show {
     pub(super) fn new(silent: bool) -> Self {
-        Self {
-            silent,
-            past_commit: AtomicBool::new(false),
-            now: Mutex::default(),
-        }
+        Self { silent, past_commit: AtomicBool::new(false), now: Mutex::default() }
     }
 
     /// Whether the operation that runs is past its commit point, or about to pass it.
@@ -54,22 +50,11 @@ impl Observer for Show {
     fn event(&self, event: Event) {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Event::Begun {
-                operation,
-                generation,
-                commit,
-                recovery,
-            } => {
+            Event::Begun { operation, generation, commit, recovery } => {
                 self.past_commit.store(false, Ordering::SeqCst);
-                *now = Now {
-                    operation,
-                    commit,
-                    stage: None,
-                };
+                *now = Now { operation, commit, stage: None };
                 if recovery {
-                    self.line(&format!(
-                        "`{operation}` of generation {generation} was left half done"
-                    ));
+                    self.line(&format!("`{operation}` of generation {generation} was left half done"));
                 }
             }
             Event::Turned(direction) => {

@@ -20,27 +20,15 @@ struct Deaf(#[source] std::io::Error);
 /// If the system has no thread or handler to give.
 pub(super) fn listen(interrupt: &Interrupt, show: &Arc<Show>) -> Result<(), Problem> {
     let deaf = |error| Problem::new(Exit::Failed, Deaf(error));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .map_err(deaf)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(deaf)?;
     let signals = {
         let _context = runtime.enter();
-        let all = [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ];
-        all.into_iter()
-            .map(signal)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(deaf)?
+        let all = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        all.into_iter().map(signal).collect::<Result<Vec<_>, _>>().map_err(deaf)?
     };
     let (interrupt, show) = (interrupt.clone(), Arc::clone(show));
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread
-        .spawn(move || runtime.block_on(heed(signals, &interrupt, &show)))
-        .map_err(deaf)?;
+    thread.spawn(move || runtime.block_on(heed(signals, &interrupt, &show))).map_err(deaf)?;
     Ok(())
 }
 
@@ -51,9 +39,7 @@ async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interru
     } else {
         "interrupted; rolling back"
     };
-    report::say(&format!(
-        "nixbox: {way} (interrupt again to leave the rest to the next run)\n"
-    ));
+    report::say(&format!("nixbox: {way} (interrupt again to leave the rest to the next run)\n"));
     interrupt.request();
     any(&mut signals).await;
     report::say("nixbox: interrupted again; the next run finishes or takes back what is left\n");

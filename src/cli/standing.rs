@@ -47,10 +47,7 @@ pub(super) fn storage(workspace: &Workspace) -> Result<FileStorage, Problem> {
 pub(super) fn peek(workspace: &Workspace) -> Result<Peek, Problem> {
     let mut storage = storage(workspace)?;
     let Some((_, history)) = journal::inspect(&mut storage, Some(workspace.id()), |_| {})? else {
-        return Ok(Peek {
-            standing: Standing::Down { disk: None },
-            open: None,
-        });
+        return Ok(Peek { standing: Standing::Down { disk: None }, open: None });
     };
     let standing = Standing::of(&history.standing).map_err(|source| {
         let path = storage.path(Name::Current);
@@ -68,13 +65,9 @@ pub(super) fn running(workspace: &Workspace) -> Result<Vm, Problem> {
     let peek = peek(workspace)?;
     match (peek.standing, peek.open) {
         (Standing::Up(vm), _) => Ok(vm),
-        (_, Some((operation, _))) => {
-            Err(Problem::new(Exit::NotFound, PeekError::HalfDone(operation))
-                .with("`nixbox recover` finishes it or takes it back"))
-        }
-        (_, None) => {
-            Err(Problem::new(Exit::NotFound, PeekError::NotRunning).with("`nixbox up` starts one"))
-        }
+        (_, Some((operation, _))) => Err(Problem::new(Exit::NotFound, PeekError::HalfDone(operation))
+            .with("`nixbox recover` finishes it or takes it back")),
+        (_, None) => Err(Problem::new(Exit::NotFound, PeekError::NotRunning).with("`nixbox up` starts one")),
     }
 }
 

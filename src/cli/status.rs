@@ -61,8 +61,7 @@ fn look(place: &Place) -> Result<Status, Problem> {
     let holder = workspace.holder()?;
     let (mut state, mut vm) = ("down", None);
     if let Standing::Up(up) = peek.standing {
-        let assembly =
-            assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
+        let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
         let machine = up.machine;
         let found = session::block_on(async {
             let found = assembly.world.vmm.find(machine.vmm).await;
@@ -88,19 +87,13 @@ fn look(place: &Place) -> Result<Status, Problem> {
         id: workspace.id().to_string(),
         state,
         vm,
-        operation: peek.open.map(|(operation, generation)| Open {
-            operation,
-            generation: generation.0,
-        }),
+        operation: peek.open.map(|(operation, generation)| Open { operation, generation: generation.0 }),
         holder,
     })
 }
 
 fn text(status: &Status) -> String {
-    let mut lines = vec![format!(
-        "{} ({}): {}",
-        status.name, status.workspace, status.state
-    )];
+    let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
     if let Some(vm) = &status.vm {
         lines.push(format!(
             "  slot {}, address {}, TAP {}, generation {}",
@@ -108,8 +101,7 @@ fn text(status: &Status) -> String {
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
         if status.state != "running" {
-            lines
-                .push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
+            lines.push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
         }
     }
     match (&status.operation, &status.holder) {

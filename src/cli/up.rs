@@ -16,10 +16,7 @@ pub(super) struct Arguments {
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     let held = session::hold(place, "up")?;
-    let down = matches!(
-        standing::peek(&held.workspace)?.standing,
-        Standing::Down { .. }
-    );
+    let down = matches!(standing::peek(&held.workspace)?.standing, Standing::Down { .. });
     if down {
         preflight::files(&held.config)?;
     }
@@ -27,9 +24,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     if down {
         session::block_on(preflight::host(&assembly))?;
     }
-    let begun = held.run(&assembly, manner, async |session| {
-        report::ended(session.up().await?)
-    })?;
+    let begun = held.run(&assembly, manner, async |session| report::ended(session.up().await?))?;
     if begun {
         manner.result("done", "the VM is ready")?;
     } else {

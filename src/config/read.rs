@@ -27,13 +27,7 @@ pub struct Position {
 
 impl fmt::Display for Position {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{}:{}:{}",
-            self.path.display(),
-            self.line,
-            self.column
-        )
+        write!(formatter, "{}:{}:{}", self.path.display(), self.line, self.column)
     }
 }
 
@@ -76,11 +70,7 @@ pub(super) struct Value<'a> {
 impl<'a> Value<'a> {
     /// A complaint about it.
     pub(super) fn refuse(&self, source: ValueError) -> ConfigError {
-        ConfigError::Value {
-            at: self.position(),
-            key: self.key.clone(),
-            source,
-        }
+        ConfigError::Value { at: self.position(), key: self.key.clone(), source }
     }
 
     pub(super) fn position(&self) -> Position {
@@ -93,12 +83,7 @@ impl<'a> Value<'a> {
 
     pub(super) fn wrong_type(&self, wanted: &'static str) -> ConfigError {
         let found = self.value.type_str();
-        ConfigError::Type {
-            at: self.position(),
-            key: self.key.clone(),
-            found,
-            wanted,
-        }
+        ConfigError::Type { at: self.position(), key: self.key.clone(), found, wanted }
     }
 
     pub(super) fn text(&self) -> Result<&'a str> {
@@ -110,20 +95,15 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn truth(&self) -> Result<bool> {
-        self.value
-            .as_bool()
-            .ok_or_else(|| self.wrong_type("boolean"))
+        self.value.as_bool().ok_or_else(|| self.wrong_type("boolean"))
     }
 
     /// A whole number within limits.
     pub(super) fn number(&self, least: u32, most: u32) -> Result<u32> {
-        let number = self
-            .value
-            .as_integer()
-            .ok_or_else(|| self.wrong_type("integer"))?;
+        let number = self.value.as_integer().ok_or_else(|| self.wrong_type("integer"))?;
         // One that does not even fit is out of any range; its exact value does not matter.
-        let number = i64::from_str_radix(&number.as_str().replace('_', ""), number.radix())
-            .unwrap_or(i64::MAX);
+        let number =
+            i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).unwrap_or(i64::MAX);
         u32::try_from(number)
             .ok()
             .filter(|number| (least..=most).contains(number))
@@ -131,14 +111,8 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn list(&self) -> Result<Vec<Self>> {
-        let list = self
-            .value
-            .as_array()
-            .ok_or_else(|| self.wrong_type("array"))?;
-        Ok(list
-            .iter()
-            .map(|entry| self.inner(self.key.clone(), entry))
-            .collect())
+        let list = self.value.as_array().ok_or_else(|| self.wrong_type("array"))?;
+        Ok(list.iter().map(|entry| self.inner(self.key.clone(), entry)).collect())
     }
 
     pub(super) fn is_text(&self) -> bool {
@@ -154,25 +128,12 @@ impl<'a> Value<'a> {
 
     /// A table with whatever keys.
     pub(super) fn open_table(&self) -> Result<Section<'a>> {
-        let table = self
-            .value
-            .as_table()
-            .ok_or_else(|| self.wrong_type("table"))?;
-        Ok(Section {
-            text: self.text,
-            key: self.key.clone(),
-            span: self.span.clone(),
-            table,
-        })
+        let table = self.value.as_table().ok_or_else(|| self.wrong_type("table"))?;
+        Ok(Section { text: self.text, key: self.key.clone(), span: self.span.clone(), table })
     }
 
     fn inner(&self, key: String, entry: &'a Spanned<DeValue<'a>>) -> Self {
-        Self {
-            text: self.text,
-            key,
-            span: entry.span(),
-            value: entry.get_ref(),
-        }
+        Self { text: self.text, key, span: entry.span(), value: entry.get_ref() }
     }
 }
 
@@ -191,58 +152,37 @@ impl<'a> Section<'a> {
         table: &'a DeTable<'a>,
         known: &'static [&'static str],
     ) -> Result<Self> {
-        let section = Self {
-            text,
-            key: String::new(),
-            span: 0..0,
-            table,
-        };
+        let section = Self { text, key: String::new(), span: 0..0, table };
         section.check_keys(known)?;
         Ok(section)
     }
 
     fn path_of(&self, key: &str) -> String {
-        if self.key.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.key)
-        }
+        if self.key.is_empty() { key.to_owned() } else { format!("{}.{key}", self.key) }
     }
 
     fn check_keys(&self, known: &'static [&'static str]) -> Result<()> {
         // The first by place, not by name.
-        let unknown = self
-            .table
-            .keys()
-            .filter(|key| !known.contains(&key.get_ref().as_ref()));
+        let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
         let Some(key) = unknown.min_by_key(|key| key.span().start) else {
             return Ok(());
         };
         Err(ConfigError::UnknownKey {
             at: self.text.position(&key.span()),
             key: self.path_of(key.get_ref()),
-            nearest: super::tables::elsewhere(key.get_ref())
-                .or_else(|| nearest(key.get_ref(), known)),
+            nearest: super::tables::elsewhere(key.get_ref()).or_else(|| nearest(key.get_ref(), known)),
             known,
         })
     }
 
     pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
         let value = self.table.get(key)?;
-        Some(Value {
-            text: self.text,
-            key: self.path_of(key),
-            span: value.span(),
-            value: value.get_ref(),
-        })
+        Some(Value { text: self.text, key: self.path_of(key), span: value.span(), value: value.get_ref() })
     }
 
     /// A value that has to be there.
     pub(super) fn need(&self, key: &'static str) -> Result<Value<'a>> {
-        self.get(key).ok_or_else(|| ConfigError::Missing {
-            at: self.position(),
-            key: self.path_of(key),
-        })
+        self.get(key).ok_or_else(|| ConfigError::Missing { at: self.position(), key: self.path_of(key) })
     }
 
     pub(super) fn position(&self) -> Position {
@@ -259,12 +199,7 @@ impl<'a> Section<'a> {
         self.table.iter().map(|(key, value)| {
             let name: &str = key.get_ref();
             let path = self.path_of(name);
-            let value = Value {
-                text: self.text,
-                key: path,
-                span: value.span(),
-                value: value.get_ref(),
-            };
+            let value = Value { text: self.text, key: path, span: value.span(), value: value.get_ref() };
             (name, self.text.position(&key.span()), value)
         })
     }

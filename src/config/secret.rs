@@ -63,11 +63,7 @@ impl Source {
             Self::File(path) => Some(Masked::File(path)),
             Self::Command(command) => {
                 let arguments = command.arguments.iter().map(|_| MASK);
-                Some(Masked::Command(
-                    std::iter::once(command.program())
-                        .chain(arguments)
-                        .collect(),
-                ))
+                Some(Masked::Command(std::iter::once(command.program()).chain(arguments).collect()))
             }
             Self::Plain(_) => None,
         }
@@ -85,12 +81,7 @@ impl fmt::Debug for Source {
 
 impl fmt::Debug for SecretCommand {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            formatter,
-            "{:?} and {} arguments",
-            self.program,
-            self.arguments.len()
-        )
+        write!(formatter, "{:?} and {} arguments", self.program, self.arguments.len())
     }
 }
 

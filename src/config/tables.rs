@@ -10,26 +10,9 @@ use toml::de::DeTable;
 use super::read::{Section, Text, Value};
 use super::*;
 
-const TOP: &[&str] = &[
-    "name",
-    "vm",
-    "disks",
-    "mounts",
-    "network",
-    "guest",
-    "env",
-    "credentials",
-    "hooks",
-    "snapshot",
-];
-const VM: &[&str] = &[
-    "vcpus",
-    "memory",
-    "kernel",
-    "initramfs",
-    "cmdline",
-    "backing",
-];
+const TOP: &[&str] =
+    &["name", "vm", "disks", "mounts", "network", "guest", "env", "credentials", "hooks", "snapshot"];
+const VM: &[&str] = &["vcpus", "memory", "kernel", "initramfs", "cmdline", "backing"];
 const DISK: &[&str] = &["image", "size"];
 const MOUNT: &[&str] = &["source", "target", "readonly"];
 const NETWORK: &[&str] = &["mode", "domains", "ports"];
@@ -91,18 +74,9 @@ impl Reader<'_> {
     }
 
     fn vm(&self, top: &Section<'_>) -> Result<Vm> {
-        let vm = top
-            .get("vm")
-            .ok_or_else(|| missing(top, "vm.kernel"))?
-            .table(VM)?;
-        let vcpus = vm
-            .get("vcpus")
-            .map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
-        let vcpus = if vcpus == 0 {
-            (self.host.vcpus / 2).clamp(1, MAX_VCPUS)
-        } else {
-            vcpus
-        };
+        let vm = top.get("vm").ok_or_else(|| missing(top, "vm.kernel"))?.table(VM)?;
+        let vcpus = vm.get("vcpus").map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
+        let vcpus = if vcpus == 0 { (self.host.vcpus / 2).clamp(1, MAX_VCPUS) } else { vcpus };
         Ok(Vm {
             // Bounded by MAX_VCPUS.
             vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
@@ -111,28 +85,19 @@ impl Reader<'_> {
                 None => self.default_memory(),
             },
             kernel: self.path(&vm.need("kernel")?)?,
-            initramfs: vm
-                .get("initramfs")
-                .map(|value| self.path(&value))
-                .transpose()?,
+            initramfs: vm.get("initramfs").map(|value| self.path(&value)).transpose()?,
             cmdline: match vm.get("cmdline") {
                 Some(value) => command_line(&value)?,
                 None => "console=ttyS0 quiet".to_owned(),
             },
-            backing: vm
-                .get("backing")
-                .map_or(Ok(Backing::Auto), |value| value.parse())?,
+            backing: vm.get("backing").map_or(Ok(Backing::Auto), |value| value.parse())?,
         })
     }
 
     fn default_memory(&self) -> ByteSize {
         let host = self.host.memory;
         let half = host / 2;
-        let memory = if host >= COMFORTABLE_MEMORY {
-            half.max(COMFORTABLE_MEMORY)
-        } else {
-            half
-        };
+        let memory = if host >= COMFORTABLE_MEMORY { half.max(COMFORTABLE_MEMORY) } else { half };
         ByteSize::from_bytes(memory - memory % MEMORY_UNIT)
     }
 
@@ -140,16 +105,10 @@ impl Reader<'_> {
         let memory: ByteSize = value.parse()?;
         if memory.bytes() > self.host.memory {
             let host = ByteSize::from_bytes(self.host.memory >> 20 << 20);
-            return Err(conflict(
-                value,
-                format!("{memory} is more than this host has, which is {host}"),
-            ));
+            return Err(conflict(value, format!("{memory} is more than this host has, which is {host}")));
         }
         if memory.bytes() < MIN_MEMORY || !memory.bytes().is_multiple_of(MEMORY_UNIT) {
-            let (least, unit) = (
-                ByteSize::from_bytes(MIN_MEMORY),
-                ByteSize::from_bytes(MEMORY_UNIT),
-            );
+            let (least, unit) = (ByteSize::from_bytes(MIN_MEMORY), ByteSize::from_bytes(MEMORY_UNIT));
             return Err(conflict(
                 value,
                 format!("{memory} is not at least {least} and a multiple of {unit}"),
@@ -166,50 +125,27 @@ impl Reader<'_> {
 
     fn disk(&self, value: &Value<'_>) -> Result<Disk> {
         let disk = value.table(DISK)?;
-        let image = disk
-            .get("image")
-            .map(|value| self.path(&value))
-            .transpose()?;
+        let image = disk.get("image").map(|value| self.path(&value)).transpose()?;
         let Some(size_value) = disk.get("size") else {
             return match image {
                 Some(_) => Ok(Disk { image, size: None }),
-                None => Err(conflict(
-                    value,
-                    "a disk needs an image, a size, or both".to_owned(),
-                )),
+                None => Err(conflict(value, "a disk needs an image, a size, or both".to_owned())),
             };
         };
         let size: ByteSize = size_value.parse()?;
-        let least = ByteSize::from_bytes(if image.is_some() {
-            DISK_UNIT
-        } else {
-            MIN_EMPTY_DISK
-        });
+        let least = ByteSize::from_bytes(if image.is_some() { DISK_UNIT } else { MIN_EMPTY_DISK });
         if size < least || !size.bytes().is_multiple_of(DISK_UNIT) {
-            let problem =
-                format!("{size} is not at least {least} and a multiple of {DISK_UNIT} bytes");
+            let problem = format!("{size} is not at least {least} and a multiple of {DISK_UNIT} bytes");
             return Err(conflict(&size_value, problem));
         }
-        Ok(Disk {
-            image,
-            size: Some(size),
-        })
+        Ok(Disk { image, size: Some(size) })
     }
 
     fn mounts(&self, top: &Section<'_>, user: &UserName) -> Result<Vec<Mount>> {
         let Some(value) = top.get("mounts") else {
-            let resolved = HostPath::resolve(".", self.root, None).and_then(|source| {
-                Ok(Mount {
-                    source,
-                    target: "~/workspace".parse()?,
-                    readonly: false,
-                })
-            });
-            let refuse = |source| ConfigError::Value {
-                at: top.position(),
-                key: "mounts".to_owned(),
-                source,
-            };
+            let resolved = HostPath::resolve(".", self.root, None)
+                .and_then(|source| Ok(Mount { source, target: "~/workspace".parse()?, readonly: false }));
+            let refuse = |source| ConfigError::Value { at: top.position(), key: "mounts".to_owned(), source };
             return Ok(vec![resolved.map_err(refuse)?]);
         };
         let mut targets = Targets::new(user);
@@ -220,23 +156,14 @@ impl Reader<'_> {
                 let mount = value.table(MOUNT)?;
                 let source = self.path(&mount.need("source")?)?;
                 let target = targets.add(&mount.need("target")?)?;
-                let readonly = mount
-                    .get("readonly")
-                    .map_or(Ok(false), |value| value.truth())?;
-                Ok(Mount {
-                    source,
-                    target,
-                    readonly,
-                })
+                let readonly = mount.get("readonly").map_or(Ok(false), |value| value.truth())?;
+                Ok(Mount { source, target, readonly })
             })
             .collect()
     }
 
     fn guest(&self, top: &Section<'_>) -> Result<Guest> {
-        let guest = top
-            .get("guest")
-            .map(|value| value.table(GUEST))
-            .transpose()?;
+        let guest = top.get("guest").map(|value| value.table(GUEST)).transpose()?;
         let value = |key| guest.as_ref().and_then(|guest| guest.get(key));
         Ok(Guest {
             user: match value("user") {
@@ -249,15 +176,9 @@ impl Reader<'_> {
             },
             ssh_key: match value("ssh-key") {
                 Some(value) => self.path(&value)?,
-                None => {
-                    HostPath::resolve(".nixbox/ssh/vm_key", self.root, None).map_err(|source| {
-                        ConfigError::Value {
-                            at: top.position(),
-                            key: "guest.ssh-key".to_owned(),
-                            source,
-                        }
-                    })?
-                }
+                None => HostPath::resolve(".nixbox/ssh/vm_key", self.root, None).map_err(|source| {
+                    ConfigError::Value { at: top.position(), key: "guest.ssh-key".to_owned(), source }
+                })?,
             },
         })
     }
@@ -268,9 +189,7 @@ impl Reader<'_> {
         };
         let read = |(name, at, value): (&str, Position, Value<'_>)| {
             let key = value.key().to_owned();
-            let name = name
-                .parse()
-                .map_err(|source| ConfigError::Value { at, key, source })?;
+            let name = name.parse().map_err(|source| ConfigError::Value { at, key, source })?;
             Ok((name, self.source(&value)?))
         };
         env.open_table()?.entries().map(read).collect()
@@ -286,22 +205,13 @@ impl Reader<'_> {
                 Ok(plain(text))
             };
         }
-        let table = value
-            .open_table()
-            .map_err(|_| value.wrong_type("string or table"))?;
-        let table = if table.entries().count() == 1 {
-            value.table(SOURCE)?
-        } else {
-            table
-        };
+        let table = value.open_table().map_err(|_| value.wrong_type("string or table"))?;
+        let table = if table.entries().count() == 1 { value.table(SOURCE)? } else { table };
         let given: Vec<_> = table.entries().collect();
         let [(kind, _, value)] = given.as_slice() else {
             return Err(conflict(
                 value,
-                format!(
-                    "exactly one of {} says where a value comes from",
-                    SOURCE.join(", ")
-                ),
+                format!("exactly one of {} says where a value comes from", SOURCE.join(", ")),
             ));
         };
         match *kind {
@@ -320,22 +230,11 @@ impl Reader<'_> {
         let file = |value: &Value<'_>| {
             let file = value.table(CREDENTIAL_FILE)?;
             let source = self.path(&file.need("source")?)?;
-            Ok(CredentialFile {
-                source,
-                target: targets.add(&file.need("target")?)?,
-            })
+            Ok(CredentialFile { source, target: targets.add(&file.need("target")?)? })
         };
-        let files = credentials
-            .list("files")?
-            .iter()
-            .map(file)
-            .collect::<Result<_>>()?;
+        let files = credentials.list("files")?.iter().map(file).collect::<Result<_>>()?;
         let mut wipe = Targets::new(user);
-        let wipe = credentials
-            .list("wipe")?
-            .iter()
-            .map(|value| wipe.add(value))
-            .collect::<Result<_>>()?;
+        let wipe = credentials.list("wipe")?.iter().map(|value| wipe.add(value)).collect::<Result<_>>()?;
         Ok(Credentials { files, wipe })
     }
 }
@@ -348,10 +247,7 @@ struct Targets<'a> {
 
 impl<'a> Targets<'a> {
     fn new(user: &'a UserName) -> Self {
-        Self {
-            user,
-            seen: BTreeMap::new(),
-        }
+        Self { user, seen: BTreeMap::new() }
     }
 
     fn add(&mut self, value: &Value<'_>) -> Result<GuestPath> {
@@ -361,10 +257,7 @@ impl<'a> Targets<'a> {
             return Err(conflict(value, "this is the whole guest".to_owned()));
         }
         if let Some(first) = self.seen.get(&absolute) {
-            return Err(conflict(
-                value,
-                format!("{absolute} is used in line {} already", first.line),
-            ));
+            return Err(conflict(value, format!("{absolute} is used in line {} already", first.line)));
         }
         self.seen.insert(absolute, value.position());
         Ok(path)
@@ -372,17 +265,11 @@ impl<'a> Targets<'a> {
 }
 
 fn network(top: &Section<'_>) -> Result<Network> {
-    let network = top
-        .get("network")
-        .map(|value| value.table(NETWORK))
-        .transpose()?;
+    let network = top.get("network").map(|value| value.table(NETWORK)).transpose()?;
     let value = |key| network.as_ref().and_then(|network| network.get(key));
     let mode = value("mode").map_or(Ok(NetworkMode::Open), |value| value.parse())?;
     let domains = value("domains").map_or(Ok(Vec::new()), |value| value.list())?;
-    let mut domains = domains
-        .iter()
-        .map(Value::parse)
-        .collect::<Result<Vec<Domain>>>()?;
+    let mut domains = domains.iter().map(Value::parse).collect::<Result<Vec<Domain>>>()?;
     domains.sort();
     domains.dedup();
     let mut ports = match value("ports") {
@@ -391,11 +278,7 @@ fn network(top: &Section<'_>) -> Result<Network> {
     };
     ports.sort();
     ports.dedup();
-    Ok(Network {
-        mode,
-        domains,
-        ports,
-    })
+    Ok(Network { mode, domains, ports })
 }
 
 fn port(value: &Value<'_>) -> Result<NonZeroU16> {
@@ -411,13 +294,8 @@ fn hooks(top: &Section<'_>) -> Result<Hooks> {
         return Ok(Hooks::default());
     };
     let hooks = value.table(HOOKS)?;
-    let commands = |key| {
-        hooks
-            .list(key)?
-            .iter()
-            .map(|value| words(value).map(str::to_owned))
-            .collect::<Result<_>>()
-    };
+    let commands =
+        |key| hooks.list(key)?.iter().map(|value| words(value).map(str::to_owned)).collect::<Result<_>>();
     Ok(Hooks {
         pre_up: commands("pre-up")?,
         post_up: commands("post-up")?,
@@ -431,37 +309,21 @@ fn snapshot(top: &Section<'_>) -> Result<Snapshot> {
         return Ok(Snapshot::default());
     };
     // Zero would remove the snapshot that was just made.
-    let keep = value
-        .table(SNAPSHOT)?
-        .get("keep")
-        .map(|value| value.number(1, u32::MAX))
-        .transpose()?;
-    Ok(Snapshot {
-        keep: keep.and_then(NonZeroU32::new),
-    })
+    let keep = value.table(SNAPSHOT)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
+    Ok(Snapshot { keep: keep.and_then(NonZeroU32::new) })
 }
 
 fn command_line(value: &Value<'_>) -> Result<String> {
     let text = value.text()?;
     let good = text.len() <= MAX_CMDLINE
-        && text
-            .chars()
-            .all(|letter| letter.is_ascii() && !letter.is_ascii_control());
-    if good {
-        Ok(text.to_owned())
-    } else {
-        Err(value.refuse(ValueError::CommandLine))
-    }
+        && text.chars().all(|letter| letter.is_ascii() && !letter.is_ascii_control());
+    if good { Ok(text.to_owned()) } else { Err(value.refuse(ValueError::CommandLine)) }
 }
 
 /// A text that can be a command or a part of one.
 fn words<'a>(value: &Value<'a>) -> Result<&'a str> {
     let text = value.text()?;
-    if text.is_empty() || text.contains('\0') {
-        Err(value.refuse(ValueError::Command))
-    } else {
-        Ok(text)
-    }
+    if text.is_empty() || text.contains('\0') { Err(value.refuse(ValueError::Command)) } else { Ok(text) }
 }
 
 fn command(value: &Value<'_>) -> Result<Source> {
@@ -483,18 +345,11 @@ fn command(value: &Value<'_>) -> Result<Source> {
 }
 
 fn conflict(value: &Value<'_>, problem: String) -> ConfigError {
-    ConfigError::Conflict {
-        at: value.position(),
-        key: value.key().to_owned(),
-        problem,
-    }
+    ConfigError::Conflict { at: value.position(), key: value.key().to_owned(), problem }
 }
 
 fn missing(top: &Section<'_>, key: &str) -> ConfigError {
-    ConfigError::Missing {
-        at: top.position(),
-        key: key.to_owned(),
-    }
+    ConfigError::Missing { at: top.position(), key: key.to_owned() }
 }
 
 fn check_count(list: &[Value<'_>], most: usize) -> Result<()> {
@@ -520,7 +375,5 @@ pub(super) fn elsewhere(key: &str) -> Option<&'static str> {
         ("wipe", "credentials.wipe"),
         ("keep", "snapshot.keep"),
     ];
-    full.iter()
-        .find(|(name, _)| *name == key)
-        .map(|(_, full)| *full)
+    full.iter().find(|(name, _)| *name == key).map(|(_, full)| *full)
 }

@@ -47,20 +47,11 @@ keep = 3
 "##;
 
 fn host(gib: u64) -> HostFacts {
-    HostFacts {
-        vcpus: 5,
-        memory: gib << 30,
-        home: Some("/home/me".into()),
-    }
+    HostFacts { vcpus: 5, memory: gib << 30, home: Some("/home/me".into()) }
 }
 
 fn parse(text: &str) -> Result<Config> {
-    Config::parse(
-        text,
-        Path::new("config.toml"),
-        Path::new("/work/my project"),
-        &host(16),
-    )
+    Config::parse(text, Path::new("config.toml"), Path::new("/work/my project"), &host(16))
 }
 
 /// With the one key that has to be there.
@@ -71,62 +62,32 @@ fn with_kernel(rest: &str) -> String {
 /// The complaint with all its causes.
 fn complaint(text: &str) -> String {
     let error = parse(text).expect_err(text);
-    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| {
-        error.source()
-    });
-    causes
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
+    let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[test]
 fn the_documented_example_is_read_in_full() {
     let config = parse(EXAMPLE).unwrap();
     assert_eq!(config.name.as_str(), "dev");
-    assert_eq!(
-        (config.vm.vcpus, config.vm.memory.bytes(), config.vm.backing),
-        (2, 4 << 30, Backing::Auto)
-    );
-    assert_eq!(
-        config.vm.kernel.as_path(),
-        Path::new("/work/my project/image/vmlinuz")
-    );
+    assert_eq!((config.vm.vcpus, config.vm.memory.bytes(), config.vm.backing), (2, 4 << 30, Backing::Auto));
+    assert_eq!(config.vm.kernel.as_path(), Path::new("/work/my project/image/vmlinuz"));
     assert_eq!(config.disks[0].size, Some(ByteSize::from_bytes(64 << 30)));
     assert!(config.disks[1].image.is_none());
-    assert_eq!(
-        config.mounts[0].source.as_path(),
-        Path::new("/work/my project")
-    );
-    assert_eq!(
-        config.mounts[0].target.absolute(&config.guest.user),
-        "/home/user/workspace"
-    );
+    assert_eq!(config.mounts[0].source.as_path(), Path::new("/work/my project"));
+    assert_eq!(config.mounts[0].target.absolute(&config.guest.user), "/home/user/workspace");
     assert_eq!(config.mounts[1].source.as_path(), Path::new("/home/me/src"));
     assert_eq!(config.mounts[1].target.to_string(), "/srv/src");
     assert!(config.mounts[1].readonly);
     let domains: Vec<_> = config.network.domains.iter().map(Domain::as_str).collect();
     assert_eq!(domains, ["crates.io", "github.com"]);
-    assert_eq!(
-        config
-            .network
-            .ports
-            .iter()
-            .map(|port| port.get())
-            .collect::<Vec<_>>(),
-        [80, 443]
-    );
+    assert_eq!(config.network.ports.iter().map(|port| port.get()).collect::<Vec<_>>(), [80, 443]);
     assert_eq!(config.guest.ssh_key.as_path(), Path::new("/keys/id"));
-    assert_eq!(
-        config.credentials.files[0].target.below_home(),
-        Some(".aws/credentials")
-    );
+    assert_eq!(config.credentials.files[0].target.below_home(), Some(".aws/credentials"));
     assert_eq!(config.hooks.post_up, ["echo up"]);
     assert_eq!(config.snapshot.keep.unwrap().get(), 3);
     let env: Vec<_> = config.env.values().collect();
-    assert!(
-        matches!(env[0], Source::Command(command) if command.arguments().eq(["read", "op://hunter2"]))
-    );
+    assert!(matches!(env[0], Source::Command(command) if command.arguments().eq(["read", "op://hunter2"])));
     assert!(matches!(env[1], Source::File(path) if path.as_path() == Path::new("/home/me/token")));
     assert!(matches!(env[2], Source::FromEnv(name) if name.as_str() == "GITHUB_TOKEN"));
     assert!(matches!(env[3], Source::Plain(text) if text.expose_secret() == "hunter2"));
@@ -139,10 +100,7 @@ fn what_is_printed_has_no_secret() {
     assert!(!json.to_string().contains("hunter2") && !format!("{config:#?}").contains("hunter2"));
     assert_eq!(json["env"]["PLAIN"], MASK);
     assert_eq!(json["env"]["GITHUB_TOKEN"]["from-env"], "GITHUB_TOKEN");
-    assert_eq!(
-        json["env"]["FROM_COMMAND"]["command"],
-        serde_json::json!(["op", MASK, MASK])
-    );
+    assert_eq!(json["env"]["FROM_COMMAND"]["command"], serde_json::json!(["op", MASK, MASK]));
     assert_eq!(json["vm"]["memory"], 4_u64 << 30);
     assert_eq!(json["guest"]["ssh-key"], "/keys/id");
     assert_eq!(json["network"]["mode"], "filtered");
@@ -166,10 +124,7 @@ fn complaints_about_the_environment_do_not_quote_it() {
     ] {
         let error = parse(&with_kernel(text)).unwrap_err();
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
-        assert!(
-            !complaint(&with_kernel(text)).contains("hunter2"),
-            "{error}"
-        );
+        assert!(!complaint(&with_kernel(text)).contains("hunter2"), "{error}");
     }
 }
 
@@ -181,25 +136,12 @@ fn defaults_come_from_the_host() {
     assert_eq!(config.mounts.len(), 1);
     assert_eq!(config.mounts[0].target.to_string(), "~/workspace");
     assert_eq!(config.network.mode, NetworkMode::Open);
-    assert_eq!(
-        config.guest.ssh_key.as_path(),
-        Path::new("/work/my project/.nixbox/ssh/vm_key")
-    );
+    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/work/my project/.nixbox/ssh/vm_key"));
     assert!(config.snapshot.keep.is_none() && config.env.is_empty());
-    assert!(
-        parse(&with_kernel("mounts = []"))
-            .unwrap()
-            .mounts
-            .is_empty()
-    );
+    assert!(parse(&with_kernel("mounts = []")).unwrap().mounts.is_empty());
     for (host_gib, memory_gib) in [(2, 1), (4, 4), (6, 4), (8, 4), (64, 32)] {
-        let config = Config::parse(
-            "vm.kernel = \"k\"",
-            Path::new("c"),
-            Path::new("/w"),
-            &host(host_gib),
-        )
-        .unwrap();
+        let config =
+            Config::parse("vm.kernel = \"k\"", Path::new("c"), Path::new("/w"), &host(host_gib)).unwrap();
         assert_eq!(config.vm.memory.bytes(), memory_gib << 30, "{host_gib} GiB");
     }
 }
@@ -211,40 +153,16 @@ fn unknown_keys_are_refused_with_place_and_nearest_key() {
             "[vm]\nkernel = \"k\"\nmemroy = \"1GiB\"",
             "config.toml:3:1: there is no key vm.memroy; did you mean memory?",
         ),
-        (
-            "vm.kernel = \"k\"\n[[mount]]\n",
-            "config.toml:2:3: there is no key mount; did you mean mounts?",
-        ),
-        (
-            "memory = \"4GiB\"\n",
-            "config.toml:1:1: there is no key memory; did you mean vm.memory?",
-        ),
-        (
-            "guest.ssh_key = \"k\"",
-            "there is no key guest.ssh_key; did you mean ssh-key?",
-        ),
+        ("vm.kernel = \"k\"\n[[mount]]\n", "config.toml:2:3: there is no key mount; did you mean mounts?"),
+        ("memory = \"4GiB\"\n", "config.toml:1:1: there is no key memory; did you mean vm.memory?"),
+        ("guest.ssh_key = \"k\"", "there is no key guest.ssh_key; did you mean ssh-key?"),
         ("guest.SSH-Key = \"k\"", "did you mean ssh-key?"),
         ("[hooks]\npost_up = []", "did you mean post-up?"),
-        (
-            "[[disks]]\nsizes = \"1GiB\"",
-            "there is no key disks.sizes; did you mean size?",
-        ),
-        (
-            "[snapshot]\nzzz = 1",
-            "there is no key snapshot.zzz; there are keep",
-        ),
-        (
-            "[env]\nA = { from_env = \"A\" }",
-            "there is no key env.A.from_env; did you mean from-env?",
-        ),
-        (
-            "[credentials]\nfiles = [{ source = \"a\", tarjet = \"b\" }]",
-            "did you mean target?",
-        ),
-        (
-            "mounts = [{ source = \"a\", target = \"b\", read-only = true }]",
-            "did you mean readonly?",
-        ),
+        ("[[disks]]\nsizes = \"1GiB\"", "there is no key disks.sizes; did you mean size?"),
+        ("[snapshot]\nzzz = 1", "there is no key snapshot.zzz; there are keep"),
+        ("[env]\nA = { from_env = \"A\" }", "there is no key env.A.from_env; did you mean from-env?"),
+        ("[credentials]\nfiles = [{ source = \"a\", tarjet = \"b\" }]", "did you mean target?"),
+        ("mounts = [{ source = \"a\", target = \"b\", read-only = true }]", "did you mean readonly?"),
     ] {
         let found = complaint(&if text.contains("kernel") {
             text.to_owned()
@@ -258,15 +176,9 @@ fn unknown_keys_are_refused_with_place_and_nearest_key() {
 #[test]
 fn wrong_types_are_refused_with_place_and_type() {
     for (text, expected) in [
-        (
-            "name = 1",
-            "config.toml:2:8: name has to be of type string, and is of type integer",
-        ),
+        ("name = 1", "config.toml:2:8: name has to be of type string, and is of type integer"),
         ("vm.vcpus = \"2\"", "vm.vcpus has to be of type integer"),
-        (
-            "vm.vcpus = 2.0",
-            "vm.vcpus has to be of type integer, and is of type float",
-        ),
+        ("vm.vcpus = 2.0", "vm.vcpus has to be of type integer, and is of type float"),
         ("vm.memory = 4096", "vm.memory has to be of type string"),
         ("disks = {}", "disks has to be of type array"),
         ("disks = [1]", "disks has to be of type table"),
@@ -275,34 +187,16 @@ fn wrong_types_are_refused_with_place_and_type() {
             "mounts.readonly has to be of type boolean",
         ),
         ("network = 3", "network has to be of type table"),
-        (
-            "network.ports = [\"80\"]",
-            "network.ports has to be of type integer",
-        ),
-        (
-            "network.domains = \"github.com\"",
-            "network.domains has to be of type array",
-        ),
-        (
-            "env.A = 1",
-            "env.A has to be of type string or table, and is of type integer",
-        ),
-        (
-            "env.A = { command = \"op read\" }",
-            "env.A.command has to be of type array",
-        ),
+        ("network.ports = [\"80\"]", "network.ports has to be of type integer"),
+        ("network.domains = \"github.com\"", "network.domains has to be of type array"),
+        ("env.A = 1", "env.A has to be of type string or table, and is of type integer"),
+        ("env.A = { command = \"op read\" }", "env.A.command has to be of type array"),
         (
             "credentials.wipe = [1979-05-27]",
             "credentials.wipe has to be of type string, and is of type datetime",
         ),
-        (
-            "hooks.pre-up = \"x\"",
-            "hooks.pre-up has to be of type array",
-        ),
-        (
-            "snapshot.keep = true",
-            "snapshot.keep has to be of type integer",
-        ),
+        ("hooks.pre-up = \"x\"", "hooks.pre-up has to be of type array"),
+        ("snapshot.keep = true", "snapshot.keep has to be of type integer"),
     ] {
         let found = complaint(&with_kernel(text));
         assert!(found.contains(expected), "{found}");
@@ -312,99 +206,51 @@ fn wrong_types_are_refused_with_place_and_type() {
 #[test]
 fn values_that_make_no_sense_are_refused() {
     for (text, expected) in [
-        (
-            "name = \"a/b\"",
-            "config.toml:2:8: name is wrong: \"a/b\" cannot be a name",
-        ),
+        ("name = \"a/b\"", "config.toml:2:8: name is wrong: \"a/b\" cannot be a name"),
         ("name = \"..\"", "cannot be a name"),
         ("name = \"\"", "cannot be a name"),
         ("vm.vcpus = 255", "255 is not from 0 to 254"),
         ("vm.vcpus = -1", "is not from 0 to 254"),
-        (
-            "vm.memory = \"17GiB\"",
-            "17GiB is more than this host has, which is 16GiB",
-        ),
+        ("vm.memory = \"17GiB\"", "17GiB is more than this host has, which is 16GiB"),
         ("vm.memory = \"4G\"", "is not a size"),
         ("vm.memory = \"-4GiB\"", "is not a size"),
         ("vm.memory = \"1.5GiB\"", "is not a size"),
-        (
-            "vm.memory = \"99999999999TiB\"",
-            "more than any file can have",
-        ),
+        ("vm.memory = \"99999999999TiB\"", "more than any file can have"),
         ("vm.memory = \"1MiB\"", "1MiB is not at least 64MiB"),
         ("vm.memory = \"1000001KiB\"", "multiple of 2MiB"),
-        (
-            "vm.backing = \"ram\"",
-            "\"ram\" is none of auto, tmpfs, disk, vmm",
-        ),
+        ("vm.backing = \"ram\"", "\"ram\" is none of auto, tmpfs, disk, vmm"),
         ("vm.initramfs = \"\"", "is not a path"),
         ("vm.cmdline = \"a\\nb\"", "one line"),
         ("disks = [{}]", "a disk needs an image, a size, or both"),
         ("disks = [{ size = \"1MiB\" }]", "not at least 16MiB"),
         ("disks = [{ size = \"16777217B\" }]", "multiple of 4096"),
         ("mounts = [{ source = \".\" }]", "mounts.target is missing"),
-        (
-            "mounts = [{ source = \".\", target = \"work\" }]",
-            "is not a path in the guest",
-        ),
-        (
-            "mounts = [{ source = \".\", target = \"~/../root\" }]",
-            "is not a path in the guest",
-        ),
-        (
-            "mounts = [{ source = \".\", target = \"~other/x\" }]",
-            "is not a path in the guest",
-        ),
-        (
-            "mounts = [{ source = \".\", target = \"//\" }]",
-            "the whole guest",
-        ),
+        ("mounts = [{ source = \".\", target = \"work\" }]", "is not a path in the guest"),
+        ("mounts = [{ source = \".\", target = \"~/../root\" }]", "is not a path in the guest"),
+        ("mounts = [{ source = \".\", target = \"~other/x\" }]", "is not a path in the guest"),
+        ("mounts = [{ source = \".\", target = \"//\" }]", "the whole guest"),
         (
             "mounts = [{ source = \".\", target = \"~/a\" },\n{ source = \"b\", target = \"/home/user//a/\" }]",
             "config.toml:3:26: mounts.target: /home/user/a is used in line 2 already",
         ),
-        (
-            "network.mode = \"closed\"",
-            "is none of off, filtered, open",
-        ),
+        ("network.mode = \"closed\"", "is none of off, filtered, open"),
         ("network.ports = [0]", "0 is not from 1 to 65535"),
         ("network.ports = [65536]", "65536 is not from 1 to 65535"),
-        (
-            "network.ports = [0xffff_ffff_ffff_ffff_ffff_ffff_ffff_ffff_ff]",
-            "network.ports",
-        ),
-        (
-            "network.domains = [\"*.github.com\"]",
-            "leave out the \"*.\"",
-        ),
-        (
-            "network.domains = [\"https://github.com\"]",
-            "without scheme",
-        ),
-        (
-            "network.domains = [\"1.2.3.4\"]",
-            "addresses cannot be allowed by name",
-        ),
+        ("network.ports = [0xffff_ffff_ffff_ffff_ffff_ffff_ffff_ffff_ff]", "network.ports"),
+        ("network.domains = [\"*.github.com\"]", "leave out the \"*.\""),
+        ("network.domains = [\"https://github.com\"]", "without scheme"),
+        ("network.domains = [\"1.2.3.4\"]", "addresses cannot be allowed by name"),
         ("network.domains = [\"bücher.de\"]", "xn--"),
         ("network.domains = [\"a..b\"]", "is not a domain"),
-        (
-            "network.domains = [\"a\\nserver=/evil/\"]",
-            "is not a domain",
-        ),
+        ("network.domains = [\"a\\nserver=/evil/\"]", "is not a domain"),
         ("network.domains = [\"-a.com\"]", "is not a domain"),
         ("guest.user = \"Root\"", "cannot be a user"),
         ("guest.user = \"a b\"", "cannot be a user"),
         ("env.\"A=B\" = \"x\"", "cannot be an environment variable"),
         ("env.A = {}", "exactly one of from-env, file, command"),
-        (
-            "env.A = { file = \"x\", from-env = \"Y\" }",
-            "exactly one of",
-        ),
+        ("env.A = { file = \"x\", from-env = \"Y\" }", "exactly one of"),
         ("env.A = { command = [] }", "it is empty"),
-        (
-            "env.A = { from-env = \"1A\" }",
-            "cannot be an environment variable",
-        ),
+        ("env.A = { from-env = \"1A\" }", "cannot be an environment variable"),
         (
             "credentials.files = [{ source = \"a\", target = \"~/a\" }, { source = \"b\", target = \"~/a\" }]",
             "is used in line 2 already",
@@ -416,10 +262,7 @@ fn values_that_make_no_sense_are_refused() {
         ("name = ", "config.toml:2:"),
     ] {
         let found = complaint(&with_kernel(text));
-        assert!(
-            found.contains(expected) && found.starts_with("config.toml:"),
-            "{text}: {found}"
-        );
+        assert!(found.contains(expected) && found.starts_with("config.toml:"), "{text}: {found}");
     }
     assert!(complaint("").contains("vm.kernel is missing"));
     assert!(complaint("[vm]\nvcpus = 1").contains("config.toml:1:1: vm.kernel is missing"));
@@ -427,27 +270,9 @@ fn values_that_make_no_sense_are_refused() {
 
 #[test]
 fn a_home_that_is_not_known_is_said() {
-    let nowhere = HostFacts {
-        home: None,
-        ..host(16)
-    };
-    let error = Config::parse(
-        "vm.kernel = \"~/k\"",
-        Path::new("c"),
-        Path::new("/w"),
-        &nowhere,
-    )
-    .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ConfigError::Value {
-                source: ValueError::NoHome(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    let nowhere = HostFacts { home: None, ..host(16) };
+    let error = Config::parse("vm.kernel = \"~/k\"", Path::new("c"), Path::new("/w"), &nowhere).unwrap_err();
+    assert!(matches!(error, ConfigError::Value { source: ValueError::NoHome(_), .. }), "{error:?}");
 }
 
 #[test]
@@ -457,18 +282,12 @@ fn it_is_read_from_a_real_file_of_sensible_size_only() {
     let load = || Config::load(&folder, root.path(), &host(16));
     assert!(matches!(load(), Err(ConfigError::Absent { .. })));
     std::os::unix::fs::symlink("/etc/hostname", root.path().join(FILE)).unwrap();
-    assert!(matches!(
-        load(),
-        Err(ConfigError::File(FileError::Symlink { .. }))
-    ));
+    assert!(matches!(load(), Err(ConfigError::File(FileError::Symlink { .. }))));
     std::fs::remove_file(root.path().join(FILE)).unwrap();
     std::fs::write(root.path().join(FILE), [0xff]).unwrap();
     assert!(matches!(load(), Err(ConfigError::NotText { .. })));
     std::fs::write(root.path().join(FILE), vec![b'\n'; LIMIT as usize + 1]).unwrap();
-    assert!(matches!(
-        load(),
-        Err(ConfigError::File(FileError::TooLarge { .. }))
-    ));
+    assert!(matches!(load(), Err(ConfigError::File(FileError::TooLarge { .. }))));
     std::fs::write(root.path().join(FILE), EXAMPLE).unwrap();
     assert_eq!(load().unwrap().name.as_str(), "dev");
 }
@@ -487,23 +306,15 @@ fn files_that_are_not_there_are_named() {
     assert_eq!(missing("vm.kernel = \"k\""), Some("vm.kernel"));
     std::fs::write(root.path().join("kernel"), "").unwrap();
     assert_eq!(missing("vm.kernel = \"kernel\""), None);
-    assert_eq!(
-        missing("vm = { kernel = \"kernel\", initramfs = \"i\" }"),
-        Some("vm.initramfs")
-    );
-    assert_eq!(
-        missing("vm.kernel = \"kernel\"\ndisks = [{ image = \"d\" }]"),
-        Some("disks.image")
-    );
+    assert_eq!(missing("vm = { kernel = \"kernel\", initramfs = \"i\" }"), Some("vm.initramfs"));
+    assert_eq!(missing("vm.kernel = \"kernel\"\ndisks = [{ image = \"d\" }]"), Some("disks.image"));
     let file = "vm.kernel = \"kernel\"\nmounts = [{ source = \"kernel\", target = \"/x\" }]";
     assert_eq!(missing(file), Some("mounts.source"));
 }
 
 #[test]
 fn sizes_print_as_they_are_read() {
-    for text in [
-        "0B", "1B", "1023B", "1KiB", "3MiB", "4GiB", "5TiB", "1025KiB",
-    ] {
+    for text in ["0B", "1B", "1023B", "1KiB", "3MiB", "4GiB", "5TiB", "1025KiB"] {
         assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
     }
     assert_eq!("1024MiB".parse::<ByteSize>().unwrap().to_string(), "1GiB");
@@ -513,15 +324,7 @@ fn sizes_print_as_they_are_read() {
 fn this_machine_has_processors_and_memory() {
     let facts = HostFacts::of_this_machine();
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
-    let kib: u64 = text
-        .lines()
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse()
-        .unwrap();
+    let kib: u64 = text.lines().next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(facts.vcpus > 0);
     assert_eq!(facts.memory >> 10, kib);
 }

@@ -16,14 +16,10 @@ pub enum ValueError {
     #[error("{0:?} is more than any file can have")]
     HugeSize(String),
     /// Not a name.
-    #[error(
-        "{0:?} cannot be a name: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit"
-    )]
+    #[error("{0:?} cannot be a name: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit")]
     Name(String),
     /// Not a domain.
-    #[error(
-        "{0:?} is not a domain such as github.com, which stands for itself and everything below it{1}"
-    )]
+    #[error("{0:?} is not a domain such as github.com, which stands for itself and everything below it{1}")]
     Domain(String, &'static str),
     /// Not a path in the guest.
     #[error("{0:?} is not a path in the guest: absolute, or beginning with ~/, and without ..")]
@@ -38,9 +34,7 @@ pub enum ValueError {
     #[error("{0:?} cannot be a user: 1 to 32 of a-z 0-9 _ -, beginning with a letter or _")]
     User(String),
     /// Not an environment variable.
-    #[error(
-        "{0:?} cannot be an environment variable: letters, digits and _, not beginning with a digit"
-    )]
+    #[error("{0:?} cannot be an environment variable: letters, digits and _, not beginning with a digit")]
     Variable(String),
     /// Not one of the words.
     #[error("{0:?} is none of {1}")]
@@ -89,16 +83,9 @@ impl FromStr for ByteSize {
             return Err(bad());
         }
         let huge = || ValueError::HugeSize(text.to_owned());
-        let bytes: u64 = digits
-            .parse::<u64>()
-            .map_err(|_| huge())?
-            .checked_mul(1 << shift)
-            .ok_or_else(huge)?;
-        if bytes > i64::MAX as u64 {
-            Err(huge())
-        } else {
-            Ok(Self(bytes))
-        }
+        let bytes: u64 =
+            digits.parse::<u64>().map_err(|_| huge())?.checked_mul(1 << shift).ok_or_else(huge)?;
+        if bytes > i64::MAX as u64 { Err(huge()) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -183,25 +170,13 @@ impl Name {
     /// The nearest name to a directory's, whatever that is made of.
     #[must_use]
     pub fn of_directory(path: &Path) -> Self {
-        let text = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let text = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let plain = |letter: char| {
-            if letter.is_ascii_alphanumeric() || "._-".contains(letter) {
-                letter
-            } else {
-                '-'
-            }
+            if letter.is_ascii_alphanumeric() || "._-".contains(letter) { letter } else { '-' }
         };
-        let text: String = text
-            .chars()
-            .map(plain)
-            .skip_while(|letter| !letter.is_ascii_alphanumeric())
-            .take(64)
-            .collect();
-        text.parse()
-            .unwrap_or_else(|_| Self("workspace".to_owned()))
+        let text: String =
+            text.chars().map(plain).skip_while(|letter| !letter.is_ascii_alphanumeric()).take(64).collect();
+        text.parse().unwrap_or_else(|_| Self("workspace".to_owned()))
     }
 }
 
@@ -235,9 +210,7 @@ impl FromStr for Domain {
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
         let label = |label: &str| {
             (1..=63).contains(&label.len())
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
                 && !label.starts_with('-')
                 && !label.ends_with('-')
         };
@@ -245,11 +218,7 @@ impl FromStr for Domain {
             return Err(bad(""));
         }
         // No top-level domain is a number, so this would be an address.
-        if name
-            .rsplit('.')
-            .next()
-            .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
-        {
+        if name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit())) {
             return Err(bad(": addresses cannot be allowed by name"));
         }
         Ok(Self(name))
@@ -304,19 +273,13 @@ impl FromStr for GuestPath {
             (_, _, Some(rest)) => (false, rest),
             _ => return Err(bad()),
         };
-        let parts: Vec<&str> = rest
-            .split('/')
-            .filter(|part| !matches!(*part, "" | "."))
-            .collect();
+        let parts: Vec<&str> = rest.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
         // 4096 is PATH_MAX, 255 NAME_MAX.
         let wrong = |part: &&str| *part == ".." || part.len() > 255;
         if text.len() > 2048 || text.chars().any(char::is_control) || parts.iter().any(wrong) {
             return Err(bad());
         }
-        Ok(Self {
-            in_home,
-            rest: parts.join("/"),
-        })
+        Ok(Self { in_home, rest: parts.join("/") })
     }
 }
 
@@ -349,24 +312,13 @@ impl HostPath {
         if text.is_empty() || text.contains('\0') {
             return Err(ValueError::HostPath(text.to_owned()));
         }
-        let below_home = if text == "~" {
-            Some("")
-        } else {
-            text.strip_prefix("~/")
-        };
+        let below_home = if text == "~" { Some("") } else { text.strip_prefix("~/") };
         let joined = match below_home {
-            Some(rest) => home
-                .ok_or_else(|| ValueError::NoHome(text.to_owned()))?
-                .join(rest),
+            Some(rest) => home.ok_or_else(|| ValueError::NoHome(text.to_owned()))?.join(rest),
             None => root.join(text),
         };
         // Without "." in it, which `root.join(".")` has.
-        Ok(Self(
-            joined
-                .components()
-                .filter(|part| *part != Component::CurDir)
-                .collect(),
-        ))
+        Ok(Self(joined.components().filter(|part| *part != Component::CurDir).collect()))
     }
 
     /// The path.

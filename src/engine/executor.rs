@@ -25,8 +25,7 @@ use super::journal::{Journal, JournalError, Storage};
 use super::planner::{self, Decision, Direction, NoPlan, Plan, Shape};
 use super::record::{Ended, PayloadError};
 use super::transition::{
-    Erased, Failure, Forward, Generation, Interrupt, Operation, Probe, Scene, TransitionId,
-    UndoPolicy,
+    Erased, Failure, Forward, Generation, Interrupt, Operation, Probe, Scene, TransitionId, UndoPolicy,
 };
 
 /// How long it may take to look how a workspace stands at the end of an operation.
@@ -166,9 +165,7 @@ impl<E: Into<Stopped>> From<E> for Halt {
 
 fn commit_label<W: ?Sized + Sync>(operation: &Operation<W>) -> &'static str {
     let place = operation.commit_point();
-    place
-        .and_then(|place| operation.transitions().nth(place))
-        .map_or("", |transition| transition.label())
+    place.and_then(|place| operation.transitions().nth(place)).map_or("", |transition| transition.label())
 }
 
 /// A transition that is to run in a stage, and whether it is looked at first.
@@ -184,15 +181,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ///
     /// # Errors
     /// If the journal failed. The operation is then left as it is, for the next run.
-    pub async fn run(
-        &mut self,
-        operation: &Operation<W>,
-        parameters: &[u8],
-    ) -> Result<Ending, Stopped> {
+    pub async fn run(&mut self, operation: &Operation<W>, parameters: &[u8]) -> Result<Ending, Stopped> {
         let shape = shape(operation)?;
-        let generation = self
-            .journal
-            .begin(operation.id, parameters, (self.unix_ms)())?;
+        let generation = self.journal.begin(operation.id, parameters, (self.unix_ms)())?;
         self.observer.event(Event::Begun {
             operation: operation.label,
             commit: commit_label(operation),
@@ -214,11 +205,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// If the journal failed, or does not fit `operation`.
     pub async fn recover(&mut self, operation: &Operation<W>) -> Result<Ending, Stopped> {
         let shape = shape(operation)?;
-        let generation = self
-            .journal
-            .open_operation()
-            .ok_or(Stopped::NothingOpen)?
-            .generation;
+        let generation = self.journal.open_operation().ok_or(Stopped::NothingOpen)?.generation;
         self.observer.event(Event::Begun {
             operation: operation.label,
             commit: commit_label(operation),
@@ -237,10 +224,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ) -> Result<Ending, Stopped> {
         let mut retried = false;
         loop {
-            let Plan {
-                decisions,
-                mut direction,
-            } = planner::plan(shape, &self.found())?;
+            let Plan { decisions, mut direction } = planner::plan(shape, &self.found())?;
             if direction == Direction::ProbeDecides {
                 direction = match self.probe_commit_point(operation, shape.commit).await {
                     Ok(direction) => direction,
@@ -281,12 +265,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     fn found(&self) -> Vec<(TransitionId, Status)> {
         self.journal
             .open_operation()
-            .map(|open| {
-                open.entries()
-                    .iter()
-                    .map(|entry| (entry.id, entry.status))
-                    .collect()
-            })
+            .map(|open| open.entries().iter().map(|entry| (entry.id, entry.status)).collect())
             .unwrap_or_default()
     }
 
@@ -304,19 +283,13 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             Ok(Probe::Done(outcome)) => {
                 self.journal.outcome(place(commit), &outcome, 0)?;
                 self.journal.sync()?;
-                self.observer.event(Event::Done {
-                    label: transition.label(),
-                    took: None,
-                });
+                self.observer.event(Event::Done { label: transition.label(), took: None });
                 Ok(Direction::Forward)
             }
             // Gone with its VM before it was known to be done: there is nothing to go forward to.
             Ok(Probe::NotDone | Probe::Lost) => Ok(Direction::Back),
             Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
-            Err(failure) => Err(Halt::Blind(Setback {
-                label: transition.label(),
-                failure,
-            })),
+            Err(failure) => Err(Halt::Blind(Setback { label: transition.label(), failure })),
         }
     }
 
@@ -330,19 +303,10 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let mut first = 0;
         for stage in operation.stages() {
             let before_commit = first <= shape.commit && self.status(shape.commit) != Status::Done;
-            let interrupt = if before_commit {
-                self.interrupt.clone()
-            } else {
-                Interrupt::new()
-            };
+            let interrupt = if before_commit { self.interrupt.clone() } else { Interrupt::new() };
             let wanted: Vec<_> = (first..)
                 .zip(&stage.transitions)
-                .filter(|(index, _)| {
-                    matches!(
-                        decisions[*index],
-                        Decision::Apply | Decision::ProbeThenApply
-                    )
-                })
+                .filter(|(index, _)| matches!(decisions[*index], Decision::Apply | Decision::ProbeThenApply))
                 .map(|(index, transition)| (index, transition.as_ref()))
                 .collect();
             first += stage.transitions.len();
@@ -350,10 +314,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 continue;
             }
             if interrupt.requested() {
-                return Err(Halt::Setback(Setback {
-                    label: stage.label,
-                    failure: Failure::Interrupted,
-                }));
+                return Err(Halt::Setback(Setback { label: stage.label, failure: Failure::Interrupted }));
             }
             self.observer.event(Event::Stage(stage.label));
             let scene = self.scene(interrupt);
@@ -382,12 +343,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 intents.push((place(index), transition.id(), intent.clone()));
                 intent
             };
-            calls.push(Call {
-                index: place(index),
-                transition,
-                intent,
-                probe_first,
-            });
+            calls.push(Call { index: place(index), transition, intent, probe_first });
         }
         if !intents.is_empty() {
             self.journal.intents(&intents)?;
@@ -402,17 +358,12 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         calls: Vec<Call<'_, W>>,
         commit: usize,
     ) -> Result<(), Halt> {
-        let mut running: FuturesUnordered<_> =
-            calls.iter().map(|call| carry_out(scene, call)).collect();
-        calls
-            .iter()
-            .for_each(|call| self.observer.event(Event::Acts(call.transition.label())));
+        let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(scene, call)).collect();
+        calls.iter().for_each(|call| self.observer.event(Event::Acts(call.transition.label())));
         let mut halt = None;
         while let Some((call, result)) = running.next().await {
             let recorded = match result {
-                Ok((outcome, took)) => {
-                    self.record(call, &outcome, took, usize::from(call.index) == commit)
-                }
+                Ok((outcome, took)) => self.record(call, &outcome, took, usize::from(call.index) == commit),
                 Err(Halt::Setback(setback)) => Err(self.setback_of(setback)),
                 Err(halt) => Err(halt),
             };
@@ -434,17 +385,12 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         took: Option<Duration>,
         commit: bool,
     ) -> Result<(), Halt> {
-        let micros = took.map_or(0, |took| {
-            u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
-        });
+        let micros = took.map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.journal.outcome(call.index, outcome, micros)?;
         if commit {
             self.journal.sync()?;
         }
-        self.observer.event(Event::Done {
-            label: call.transition.label(),
-            took,
-        });
+        self.observer.event(Event::Done { label: call.transition.label(), took });
         Ok(())
     }
 
@@ -452,9 +398,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     async fn back(&mut self, operation: &Operation<W>, decisions: &[Decision]) -> Result<(), Halt> {
         let transitions: Vec<_> = operation.transitions().collect();
         let scene = self.scene(Interrupt::new());
-        for (index, (transition, decision)) in
-            transitions.into_iter().zip(decisions).enumerate().rev()
-        {
+        for (index, (transition, decision)) in transitions.into_iter().zip(decisions).enumerate().rev() {
             match decision {
                 Decision::ProbeThenUndo => self.look_before_undo(&scene, transition, index).await?,
                 Decision::Undo => {}
@@ -478,10 +422,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         match bounded(transition.limit(), transition.probe(scene, &intent)).await {
             Ok(Probe::Done(_) | Probe::NotDone | Probe::Lost) => Ok(()),
             Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
-            Err(failure) => Err(Halt::Blind(Setback {
-                label: transition.label(),
-                failure,
-            })),
+            Err(failure) => Err(Halt::Blind(Setback { label: transition.label(), failure })),
         }
     }
 
@@ -521,10 +462,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let standing = match bounded(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
             Ok(standing) => standing,
             Err(failure) => {
-                return Ok(Ending::Stuck(Setback {
-                    label: "look how it stands",
-                    failure,
-                }));
+                return Ok(Ending::Stuck(Setback { label: "look how it stands", failure }));
             }
         };
         self.journal.end(ended, &standing, (self.unix_ms)())?;
@@ -533,50 +471,30 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             (Ended::Done, _) => Ending::Done,
             (Ended::RolledBack, setback) => Ending::RolledBack(setback),
             (Ended::Lost, Some(setback)) => Ending::Lost(setback),
-            (Ended::Lost, None) => Ending::Lost(Setback {
-                label: operation.label,
-                failure: Failure::Lost,
-            }),
+            (Ended::Lost, None) => Ending::Lost(Setback { label: operation.label, failure: Failure::Lost }),
         })
     }
 
     fn scene(&self, interrupt: Interrupt) -> Scene<'w, W> {
         let open = self.journal.open_operation();
         let done = |open: &super::history::Open| -> BTreeMap<TransitionId, Vec<u8>> {
-            let done = open
-                .entries()
-                .iter()
-                .filter(|entry| entry.status == Status::Done);
-            done.map(|entry| (entry.id, entry.outcome.clone()))
-                .collect()
+            let done = open.entries().iter().filter(|entry| entry.status == Status::Done);
+            done.map(|entry| (entry.id, entry.outcome.clone())).collect()
         };
         let generation = open.map(|open| open.generation).unwrap_or_default();
-        Scene::new(
-            self.world,
-            generation,
-            interrupt,
-            Arc::new(open.map(done).unwrap_or_default()),
-        )
+        Scene::new(self.world, generation, interrupt, Arc::new(open.map(done).unwrap_or_default()))
     }
 
     fn status(&self, index: usize) -> Status {
-        self.journal
-            .open_operation()
-            .map_or(Status::NeverStarted, |open| open.entry(index).status)
+        self.journal.open_operation().map_or(Status::NeverStarted, |open| open.entry(index).status)
     }
 
     fn intent(&self, index: usize) -> Vec<u8> {
-        self.journal
-            .open_operation()
-            .map(|open| open.entry(index).intent.clone())
-            .unwrap_or_default()
+        self.journal.open_operation().map(|open| open.entry(index).intent.clone()).unwrap_or_default()
     }
 
     fn setback(&self, transition: &dyn Erased<W>, failure: Failure) -> Halt {
-        self.setback_of(Setback {
-            label: transition.label(),
-            failure,
-        })
+        self.setback_of(Setback { label: transition.label(), failure })
     }
 
     fn setback_of(&self, setback: Setback) -> Halt {
@@ -590,12 +508,7 @@ async fn carry_out<'c, 'o, W: ?Sized + Sync>(
     call: &'c Call<'o, W>,
 ) -> (&'c Call<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
     let transition = call.transition;
-    let setback = |failure| {
-        Halt::Setback(Setback {
-            label: transition.label(),
-            failure,
-        })
-    };
+    let setback = |failure| Halt::Setback(Setback { label: transition.label(), failure });
     if call.probe_first {
         match bounded(transition.limit(), transition.probe(scene, &call.intent)).await {
             Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
@@ -607,28 +520,15 @@ async fn carry_out<'c, 'o, W: ?Sized + Sync>(
     }
     let begun = Instant::now();
     let result = bounded(transition.limit(), transition.apply(scene, &call.intent)).await;
-    (
-        call,
-        result
-            .map(|outcome| (outcome, Some(begun.elapsed())))
-            .map_err(setback),
-    )
+    (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(setback))
 }
 
-async fn bounded<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    timeout(limit, call)
-        .await
-        .unwrap_or(Err(Failure::TimedOut(limit)))
+async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
 fn blind<W: ?Sized>(transition: &dyn Erased<W>, why: String) -> Halt {
-    Halt::Blind(Setback {
-        label: transition.label(),
-        failure: Failure::world(why),
-    })
+    Halt::Blind(Setback { label: transition.label(), failure: Failure::world(why) })
 }
 
 fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<Shape, Stopped> {
@@ -637,10 +537,7 @@ fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<Shape, Stopped> {
         .iter()
         .map(|stage| stage.transitions.iter().map(|one| one.id()).collect())
         .collect();
-    Ok(Shape {
-        stages,
-        commit: operation.commit_point().ok_or(Stopped::NoCommitPoint)?,
-    })
+    Ok(Shape { stages, commit: operation.commit_point().ok_or(Stopped::NoCommitPoint)? })
 }
 
 /// A place as it stands in a record. Tables are short: a test holds every one of them below `MAX_TRANSITIONS`.

@@ -42,12 +42,8 @@ pub struct Entry {
     pub outcome: Vec<u8>,
 }
 
-static BLANK: Entry = Entry {
-    id: TransitionId(0),
-    status: Status::NeverStarted,
-    intent: Vec::new(),
-    outcome: Vec::new(),
-};
+static BLANK: Entry =
+    Entry { id: TransitionId(0), status: Status::NeverStarted, intent: Vec::new(), outcome: Vec::new() };
 
 /// An operation that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -78,13 +74,7 @@ impl Open {
         &self.entries[..self.used]
     }
 
-    fn begin(
-        &mut self,
-        operation: OperationId,
-        generation: Generation,
-        parameters: &[u8],
-        begun_ms: u64,
-    ) {
+    fn begin(&mut self, operation: OperationId, generation: Generation, parameters: &[u8], begun_ms: u64) {
         self.operation = Some(operation);
         self.generation = generation;
         self.parameters.clear();
@@ -177,10 +167,7 @@ impl History {
     /// The history of a workspace whose first operation will be of a later generation than this.
     #[must_use]
     pub fn above(generation: Generation) -> Self {
-        Self {
-            generation,
-            ..Self::default()
-        }
+        Self { generation, ..Self::default() }
     }
 
     /// The operation that has not ended.
@@ -193,11 +180,7 @@ impl History {
     ///
     /// # Errors
     /// If it cannot follow those before it; the history is of no use then.
-    pub fn push(
-        &mut self,
-        generation: Generation,
-        record: &Record<'_>,
-    ) -> Result<(), IllegalHistory> {
+    pub fn push(&mut self, generation: Generation, record: &Record<'_>) -> Result<(), IllegalHistory> {
         if matches!(record, Record::Checkpoint { .. }) == self.checkpointed {
             return Err(IllegalHistory::MisplacedCheckpoint);
         }
@@ -208,11 +191,7 @@ impl History {
                 standing.clone_into(&mut self.standing);
                 return Ok(());
             }
-            Record::Begin {
-                operation,
-                parameters,
-                at_ms,
-            } => {
+            Record::Begin { operation, parameters, at_ms } => {
                 return self.begin(generation, OperationId(operation), parameters, at_ms);
             }
             _ => {}
@@ -221,25 +200,16 @@ impl History {
             return Err(IllegalHistory::NoneOpen);
         }
         if generation != self.generation {
-            return Err(IllegalHistory::WrongGeneration {
-                expected: self.generation,
-                found: generation,
-            });
+            return Err(IllegalHistory::WrongGeneration { expected: self.generation, found: generation });
         }
         match *record {
-            Record::Intent {
-                index,
-                transition,
-                payload,
-            } => {
+            Record::Intent { index, transition, payload } => {
                 let entry = self.lead(index, Status::IntentOnly)?;
                 entry.id = TransitionId(transition);
                 entry.intent.extend_from_slice(payload);
             }
             Record::Outcome { index, payload, .. } => {
-                self.lead(index, Status::Done)?
-                    .outcome
-                    .extend_from_slice(payload);
+                self.lead(index, Status::Done)?.outcome.extend_from_slice(payload);
             }
             Record::UndoBegun { index } => {
                 self.lead(index, Status::UndoBegun)?;
@@ -264,15 +234,10 @@ impl History {
         at_ms: u64,
     ) -> Result<(), IllegalHistory> {
         if self.open.operation.is_some() {
-            return Err(IllegalHistory::StillOpen {
-                open: self.generation,
-            });
+            return Err(IllegalHistory::StillOpen { open: self.generation });
         }
         if generation <= self.generation {
-            return Err(IllegalHistory::WrongGeneration {
-                expected: self.generation,
-                found: generation,
-            });
+            return Err(IllegalHistory::WrongGeneration { expected: self.generation, found: generation });
         }
         self.generation = generation;
         self.rolling_back = false;
@@ -296,11 +261,7 @@ impl History {
                 | (Status::UndoBegun, Status::Undone)
         );
         if !legal {
-            return Err(IllegalHistory::WrongStatus {
-                index,
-                from: entry.status,
-                to,
-            });
+            return Err(IllegalHistory::WrongStatus { index, from: entry.status, to });
         }
         entry.status = to;
         Ok(entry)
@@ -314,43 +275,19 @@ mod tests {
     use super::*;
 
     const OPEN: Generation = Generation(7);
-    const STATUSES: [Status; 5] = [
-        Status::NeverStarted,
-        Status::IntentOnly,
-        Status::Done,
-        Status::UndoBegun,
-        Status::Undone,
-    ];
+    const STATUSES: [Status; 5] =
+        [Status::NeverStarted, Status::IntentOnly, Status::Done, Status::UndoBegun, Status::Undone];
 
-    const CHECKPOINT: Record<'_> = Record::Checkpoint {
-        standing: b"stood",
-        at_ms: 1,
-    };
-    const BEGIN: Record<'_> = Record::Begin {
-        operation: 3,
-        parameters: b"what",
-        at_ms: 2,
-    };
-    const END: Record<'_> = Record::End {
-        ended: Ended::Done,
-        standing: b"stands",
-        at_ms: 3,
-    };
+    const CHECKPOINT: Record<'_> = Record::Checkpoint { standing: b"stood", at_ms: 1 };
+    const BEGIN: Record<'_> = Record::Begin { operation: 3, parameters: b"what", at_ms: 2 };
+    const END: Record<'_> = Record::End { ended: Ended::Done, standing: b"stands", at_ms: 3 };
 
     fn intent(index: u16) -> Record<'static> {
-        Record::Intent {
-            index,
-            transition: index.wrapping_add(40),
-            payload: b"intent",
-        }
+        Record::Intent { index, transition: index.wrapping_add(40), payload: b"intent" }
     }
 
     fn outcome(index: u16) -> Record<'static> {
-        Record::Outcome {
-            index,
-            payload: b"outcome",
-            micros: 5,
-        }
+        Record::Outcome { index, payload: b"outcome", micros: 5 }
     }
 
     /// An operation is open in which transition 0 is of this status, and 1 is done.
@@ -360,15 +297,8 @@ mod tests {
         for record in [BEGIN, intent(1), outcome(1)] {
             history.push(OPEN, &record).unwrap();
         }
-        let path = [
-            intent(0),
-            outcome(0),
-            Record::UndoBegun { index: 0 },
-            Record::Undone {
-                index: 0,
-                micros: 1,
-            },
-        ];
+        let path =
+            [intent(0), outcome(0), Record::UndoBegun { index: 0 }, Record::Undone { index: 0, micros: 1 }];
         for record in &path[..status as usize] {
             history.push(OPEN, record).unwrap();
         }
@@ -390,14 +320,8 @@ mod tests {
             let cases: [(Record<'_>, Result<Status, IllegalHistory>); 7] = [
                 (CHECKPOINT, Err(MisplacedCheckpoint)),
                 (BEGIN, Err(StillOpen { open: OPEN })),
-                (
-                    intent(0),
-                    forward(from == Status::NeverStarted, Status::IntentOnly),
-                ),
-                (
-                    outcome(0),
-                    forward(from == Status::IntentOnly, Status::Done),
-                ),
+                (intent(0), forward(from == Status::NeverStarted, Status::IntentOnly)),
+                (outcome(0), forward(from == Status::IntentOnly, Status::Done)),
                 (
                     Record::UndoBegun { index: 0 },
                     match from {
@@ -406,10 +330,7 @@ mod tests {
                     },
                 ),
                 (
-                    Record::Undone {
-                        index: 0,
-                        micros: 1,
-                    },
+                    Record::Undone { index: 0, micros: 1 },
                     match from {
                         Status::UndoBegun => Ok(Status::Undone),
                         _ => wrong(Status::Undone),
@@ -459,10 +380,7 @@ mod tests {
             intent(0),
             outcome(0),
             Record::UndoBegun { index: 0 },
-            Record::Undone {
-                index: 0,
-                micros: 1,
-            },
+            Record::Undone { index: 0, micros: 1 },
             END,
         ];
         for record in every {
@@ -470,16 +388,9 @@ mod tests {
             let first = fresh.push(OPEN, &record);
             if record == CHECKPOINT {
                 assert_eq!(first, Ok(()));
-                assert_eq!(
-                    (fresh.generation, fresh.standing.as_slice()),
-                    (OPEN, &b"stood"[..])
-                );
+                assert_eq!((fresh.generation, fresh.standing.as_slice()), (OPEN, &b"stood"[..]));
             } else {
-                assert_eq!(
-                    first,
-                    Err(IllegalHistory::MisplacedCheckpoint),
-                    "{record:?}"
-                );
+                assert_eq!(first, Err(IllegalHistory::MisplacedCheckpoint), "{record:?}");
             }
             let mut ended = with(Status::Done);
             ended.push(OPEN, &END).unwrap();
@@ -495,17 +406,9 @@ mod tests {
     #[test]
     fn generations_only_grow() {
         let records = [intent(0), outcome(0), Record::UndoBegun { index: 1 }, END];
-        for found in [
-            Generation(0),
-            Generation(6),
-            Generation(8),
-            Generation(u64::MAX),
-        ] {
+        for found in [Generation(0), Generation(6), Generation(8), Generation(u64::MAX)] {
             for record in records {
-                let expected = IllegalHistory::WrongGeneration {
-                    expected: OPEN,
-                    found,
-                };
+                let expected = IllegalHistory::WrongGeneration { expected: OPEN, found };
                 assert_eq!(with(Status::IntentOnly).push(found, &record), Err(expected));
             }
         }
@@ -515,10 +418,7 @@ mod tests {
             let expected = if found > OPEN {
                 Ok(())
             } else {
-                Err(IllegalHistory::WrongGeneration {
-                    expected: OPEN,
-                    found,
-                })
+                Err(IllegalHistory::WrongGeneration { expected: OPEN, found })
             };
             assert_eq!(history.push(found, &BEGIN), expected);
         }
@@ -547,11 +447,7 @@ mod tests {
             (TransitionId(40), &b"intent"[..], &b"outcome"[..])
         );
         history.push(OPEN, &END).unwrap();
-        let again = Record::Begin {
-            operation: 4,
-            parameters: b"",
-            at_ms: 9,
-        };
+        let again = Record::Begin { operation: 4, parameters: b"", at_ms: 9 };
         history.push(Generation(9), &again).unwrap();
         history.push(Generation(9), &intent(1)).unwrap();
         let open = history.open().unwrap();
@@ -561,9 +457,6 @@ mod tests {
         );
         assert_eq!(open.parameters, b"");
         assert_eq!(*open.entry(0), BLANK);
-        assert_eq!(
-            (open.entry(1).status, open.entry(1).outcome.as_slice()),
-            (Status::IntentOnly, &b""[..])
-        );
+        assert_eq!((open.entry(1).status, open.entry(1).outcome.as_slice()), (Status::IntentOnly, &b""[..]));
     }
 }

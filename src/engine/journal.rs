@@ -94,9 +94,7 @@ pub enum JournalError {
         source: Box<ReadError<IllegalHistory>>,
     },
     /// An earlier error left it unknown what the file holds.
-    #[error(
-        "the journal {path} takes nothing more after an earlier error; the next run reads it anew"
-    )]
+    #[error("the journal {path} takes nothing more after an earlier error; the next run reads it anew")]
     Poisoned {
         /// Of the file.
         path: String,
@@ -152,11 +150,7 @@ pub fn inspect<S: Storage>(
     mut visit: impl FnMut(reader::Located<'_>),
 ) -> Result<Option<(Scan, History)>, JournalError> {
     let path = storage.path(Name::Current);
-    let io = |source| JournalError::Io {
-        path: path.clone(),
-        what: "read",
-        source,
-    };
+    let io = |source| JournalError::Io { path: path.clone(), what: "read", source };
     if storage.size(Name::Current).map_err(io)?.is_none() {
         return Ok(None);
     }
@@ -166,10 +160,7 @@ pub fn inspect<S: Storage>(
         visit(located);
         Ok(())
     })
-    .map_err(|source| JournalError::Unusable {
-        path,
-        source: Box::new(source),
-    })?;
+    .map_err(|source| JournalError::Unusable { path, source: Box::new(source) })?;
     Ok(Some((scan, history)))
 }
 
@@ -191,29 +182,17 @@ impl<S: Storage> Journal<S> {
                 what: "choose a salt for",
                 source,
             })?;
-            let header = FileHeader {
-                version: VERSION,
-                workspace,
-                salt,
-                first_sequence: 1,
-            };
+            let header = FileHeader { version: VERSION, workspace, salt, first_sequence: 1 };
             let history = History::above(floor);
             let mut journal = Self::over(storage, header, history, 0, 1);
             journal.replace(at_ms)?;
             return Ok(journal);
         };
-        let mut journal = Self::over(
-            storage,
-            scan.header,
-            history,
-            scan.valid,
-            scan.next_sequence,
-        );
+        let mut journal = Self::over(storage, scan.header, history, scan.valid, scan.next_sequence);
         journal.guard("remove", Name::Next, |storage| storage.remove(Name::Next))?;
         if let Tail::Torn(_) = scan.tail {
-            journal.guard("truncate", Name::Current, |storage| {
-                storage.truncate(Name::Current, scan.valid)
-            })?;
+            journal
+                .guard("truncate", Name::Current, |storage| storage.truncate(Name::Current, scan.valid))?;
         }
         journal.sync()?;
         // A file that was renamed into place may still have its old name on the medium.
@@ -221,24 +200,9 @@ impl<S: Storage> Journal<S> {
         Ok(journal)
     }
 
-    fn over(
-        storage: S,
-        header: FileHeader,
-        history: History,
-        size: u64,
-        next_sequence: u64,
-    ) -> Self {
+    fn over(storage: S, header: FileHeader, history: History, size: u64, next_sequence: u64) -> Self {
         let durable = next_sequence - 1;
-        Self {
-            storage,
-            header,
-            history,
-            size,
-            next_sequence,
-            durable,
-            poisoned: false,
-            buffer: Vec::new(),
-        }
+        Self { storage, header, history, size, next_sequence, durable, poisoned: false, buffer: Vec::new() }
     }
 
     /// What the records so far come to.
@@ -269,26 +233,15 @@ impl<S: Storage> Journal<S> {
         if let Some(open) = self.history.open() {
             return Err(JournalError::Illegal {
                 path: self.storage.path(Name::Current),
-                source: IllegalHistory::StillOpen {
-                    open: open.generation,
-                },
+                source: IllegalHistory::StillOpen { open: open.generation },
             });
         }
         if self.size >= ROTATE_AT {
             self.rotate(at_ms)?;
         }
-        self.guard("reserve room for", Name::Current, |storage| {
-            storage.reserve(Name::Current, RESERVE)
-        })?;
+        self.guard("reserve room for", Name::Current, |storage| storage.reserve(Name::Current, RESERVE))?;
         let generation = Generation(self.history.generation.0 + 1);
-        self.append(
-            generation,
-            &[Record::Begin {
-                operation: operation.0,
-                parameters,
-                at_ms,
-            }],
-        )?;
+        self.append(generation, &[Record::Begin { operation: operation.0, parameters, at_ms }])?;
         Ok(generation)
     }
 
@@ -296,17 +249,10 @@ impl<S: Storage> Journal<S> {
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
-    pub fn intents(
-        &mut self,
-        intents: &[(u16, TransitionId, Vec<u8>)],
-    ) -> Result<(), JournalError> {
+    pub fn intents(&mut self, intents: &[(u16, TransitionId, Vec<u8>)]) -> Result<(), JournalError> {
         let records: Vec<_> = intents
             .iter()
-            .map(|(index, id, payload)| Record::Intent {
-                index: *index,
-                transition: id.0,
-                payload,
-            })
+            .map(|(index, id, payload)| Record::Intent { index: *index, transition: id.0, payload })
             .collect();
         self.append(self.history.generation, &records)?;
         self.sync()
@@ -317,14 +263,7 @@ impl<S: Storage> Journal<S> {
     /// # Errors
     /// If the storage fails or the journal is poisoned.
     pub fn outcome(&mut self, index: u16, payload: &[u8], micros: u64) -> Result<(), JournalError> {
-        self.append(
-            self.history.generation,
-            &[Record::Outcome {
-                index,
-                payload,
-                micros,
-            }],
-        )
+        self.append(self.history.generation, &[Record::Outcome { index, payload, micros }])
     }
 
     /// Writes that a transition is about to be taken back. Not synced: undoing is idempotent.
@@ -348,14 +287,7 @@ impl<S: Storage> Journal<S> {
     /// # Errors
     /// If the storage fails or the journal is poisoned.
     pub fn end(&mut self, ended: Ended, standing: &[u8], at_ms: u64) -> Result<(), JournalError> {
-        self.append(
-            self.history.generation,
-            &[Record::End {
-                ended,
-                standing,
-                at_ms,
-            }],
-        )?;
+        self.append(self.history.generation, &[Record::End { ended, standing, at_ms }])?;
         self.sync()
     }
 
@@ -369,11 +301,7 @@ impl<S: Storage> Journal<S> {
         Ok(())
     }
 
-    fn append(
-        &mut self,
-        generation: Generation,
-        records: &[Record<'_>],
-    ) -> Result<(), JournalError> {
+    fn append(&mut self, generation: Generation, records: &[Record<'_>]) -> Result<(), JournalError> {
         self.usable()?;
         let mut bytes = std::mem::take(&mut self.buffer);
         bytes.clear();
@@ -390,33 +318,18 @@ impl<S: Storage> Journal<S> {
     ) -> Result<(), JournalError> {
         let mut sequence = self.next_sequence;
         for record in records {
-            encode_frame(
-                bytes,
-                self.header.salt,
-                sequence,
-                generation,
-                self.durable,
-                record,
-            )
-            .map_err(|source| JournalError::Payload {
-                path: self.storage.path(Name::Current),
-                source,
-            })?;
+            encode_frame(bytes, self.header.salt, sequence, generation, self.durable, record)
+                .map_err(|source| JournalError::Payload { path: self.storage.path(Name::Current), source })?;
             sequence += 1;
         }
         for record in records {
             // The fold is ours alone: once it has refused a record it does not say any more what the file holds.
             self.history.push(generation, record).map_err(|source| {
                 self.poisoned = true;
-                JournalError::Illegal {
-                    path: self.storage.path(Name::Current),
-                    source,
-                }
+                JournalError::Illegal { path: self.storage.path(Name::Current), source }
             })?;
         }
-        self.guard("write", Name::Current, |storage| {
-            storage.append(Name::Current, bytes)
-        })?;
+        self.guard("write", Name::Current, |storage| storage.append(Name::Current, bytes))?;
         self.size += bytes.len() as u64;
         self.next_sequence = sequence;
         Ok(())
@@ -424,18 +337,10 @@ impl<S: Storage> Journal<S> {
 
     /// Puts a file with nothing but a checkpoint in the place of the current one. The one before stays for people.
     fn rotate(&mut self, at_ms: u64) -> Result<(), JournalError> {
-        self.guard("remove", Name::Previous, |storage| {
-            storage.remove(Name::Previous)
-        })?;
-        self.guard("link", Name::Previous, |storage| {
-            storage.link(Name::Current, Name::Previous)
-        })?;
+        self.guard("remove", Name::Previous, |storage| storage.remove(Name::Previous))?;
+        self.guard("link", Name::Previous, |storage| storage.link(Name::Current, Name::Previous))?;
         let salt = self.guard("choose a salt for", Name::Next, Storage::salt)?;
-        self.header = FileHeader {
-            salt,
-            first_sequence: self.next_sequence,
-            ..self.header
-        };
+        self.header = FileHeader { salt, first_sequence: self.next_sequence, ..self.header };
         self.replace(at_ms)
     }
 
@@ -443,38 +348,18 @@ impl<S: Storage> Journal<S> {
     /// current file is the old one or the new one, whole.
     fn replace(&mut self, at_ms: u64) -> Result<(), JournalError> {
         let mut bytes = self.header.encode().to_vec();
-        let record = Record::Checkpoint {
-            standing: &self.history.standing,
-            at_ms,
-        };
+        let record = Record::Checkpoint { standing: &self.history.standing, at_ms };
         let sequence = self.header.first_sequence;
-        encode_frame(
-            &mut bytes,
-            self.header.salt,
-            sequence,
-            self.history.generation,
-            sequence - 1,
-            &record,
-        )
-        .map_err(|source| JournalError::Payload {
-            path: self.storage.path(Name::Next),
-            source,
-        })?;
+        encode_frame(&mut bytes, self.header.salt, sequence, self.history.generation, sequence - 1, &record)
+            .map_err(|source| JournalError::Payload { path: self.storage.path(Name::Next), source })?;
         let mut history = History::default();
         history
             .push(self.history.generation, &record)
-            .map_err(|source| JournalError::Illegal {
-                path: self.storage.path(Name::Next),
-                source,
-            })?;
+            .map_err(|source| JournalError::Illegal { path: self.storage.path(Name::Next), source })?;
         self.guard("remove", Name::Next, |storage| storage.remove(Name::Next))?;
-        self.guard("write", Name::Next, |storage| {
-            storage.append(Name::Next, &bytes)
-        })?;
+        self.guard("write", Name::Next, |storage| storage.append(Name::Next, &bytes))?;
         self.guard("sync", Name::Next, |storage| storage.sync(Name::Next))?;
-        self.guard("rename", Name::Next, |storage| {
-            storage.rename(Name::Next, Name::Current)
-        })?;
+        self.guard("rename", Name::Next, |storage| storage.rename(Name::Next, Name::Current))?;
         self.guard("sync the directory of", Name::Current, Storage::sync_names)?;
         self.history = history;
         self.size = bytes.len() as u64;
@@ -492,19 +377,13 @@ impl<S: Storage> Journal<S> {
         self.usable()?;
         call(&mut self.storage).map_err(|source| {
             self.poisoned = true;
-            JournalError::Io {
-                path: self.storage.path(name),
-                what,
-                source,
-            }
+            JournalError::Io { path: self.storage.path(name), what, source }
         })
     }
 
     fn usable(&self) -> Result<(), JournalError> {
         if self.poisoned {
-            return Err(JournalError::Poisoned {
-                path: self.storage.path(Name::Current),
-            });
+            return Err(JournalError::Poisoned { path: self.storage.path(Name::Current) });
         }
         Ok(())
     }

@@ -106,9 +106,7 @@ pub struct Shape {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoPlan {
     /// Written by a nixbox with another table, or not by one at all.
-    #[error(
-        "the journal has transition {found:?} in place {index}, and this nixbox has {expected:?} there"
-    )]
+    #[error("the journal has transition {found:?} in place {index}, and this nixbox has {expected:?} there")]
     OtherTable {
         /// The place.
         index: usize,
@@ -150,43 +148,25 @@ pub fn plan(shape: &Shape, found: &[(TransitionId, Status)]) -> Result<Plan, NoP
     let table: Vec<TransitionId> = shape.stages.iter().flatten().copied().collect();
     for (index, (id, status)) in found.iter().enumerate() {
         if *status != Status::NeverStarted && table.get(index) != Some(id) {
-            return Err(NoPlan::OtherTable {
-                index,
-                expected: table.get(index).copied(),
-                found: *id,
-            });
+            return Err(NoPlan::OtherTable { index, expected: table.get(index).copied(), found: *id });
         }
     }
-    let status = |index: usize| {
-        found
-            .get(index)
-            .map_or(Status::NeverStarted, |(_, status)| *status)
-    };
-    let decisions: Vec<_> = (0..table.len())
-        .map(|index| decide(Place::of(index, shape.commit), status(index)))
-        .collect();
-    if let Some(index) = decisions
-        .iter()
-        .position(|decision| *decision == Decision::Illegal)
-    {
+    let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
+    let decisions: Vec<_> =
+        (0..table.len()).map(|index| decide(Place::of(index, shape.commit), status(index))).collect();
+    if let Some(index) = decisions.iter().position(|decision| *decision == Decision::Illegal) {
         return Err(NoPlan::BackPastCommit { index });
     }
     refuse_gaps(shape, status)?;
     let taken_back = |index: &usize| matches!(status(*index), Status::UndoBegun | Status::Undone);
-    let direction = match (
-        decisions.get(shape.commit),
-        (0..shape.commit).find(taken_back),
-    ) {
+    let direction = match (decisions.get(shape.commit), (0..shape.commit).find(taken_back)) {
         (Some(Decision::RollForward), Some(index)) => return Err(NoPlan::BackPastCommit { index }),
         (Some(Decision::RollForward), None) => Direction::Forward,
         (Some(Decision::ProbeDecides), None) => Direction::ProbeDecides,
         // Undoing has begun, so the commit point was probed by then, and found not done.
         _ => Direction::Back,
     };
-    Ok(Plan {
-        decisions,
-        direction,
-    })
+    Ok(Plan { decisions, direction })
 }
 
 /// A transition begins only when all of the stages before have been done, even if some were taken back since.
@@ -195,14 +175,11 @@ fn refuse_gaps(shape: &Shape, status: impl Fn(usize) -> Status) -> Result<(), No
     let mut first = 0;
     for stage in &shape.stages {
         let here = first..first + stage.len();
-        let begun = here
-            .clone()
-            .find(|index| status(*index) != Status::NeverStarted);
+        let begun = here.clone().find(|index| status(*index) != Status::NeverStarted);
         if let (Some(index), Some(unfinished)) = (begun, unfinished) {
             return Err(NoPlan::ForwardPastGap { index, unfinished });
         }
-        let open =
-            |index: &usize| matches!(status(*index), Status::NeverStarted | Status::IntentOnly);
+        let open = |index: &usize| matches!(status(*index), Status::NeverStarted | Status::IntentOnly);
         unfinished = unfinished.or(here.clone().find(open));
         first = here.end;
     }
@@ -232,14 +209,10 @@ mod tests {
         ];
         assert_eq!(table.map(|(status, _)| status), STATUSES);
         for (status, row) in table {
-            let found =
-                [Place::Before, Place::Commit, Place::After].map(|place| decide(place, status));
+            let found = [Place::Before, Place::Commit, Place::After].map(|place| decide(place, status));
             assert_eq!(found, row, "{status:?}");
         }
-        assert_eq!(
-            [3, 4, 5].map(|index| Place::of(index, 4)),
-            [Place::Before, Place::Commit, Place::After]
-        );
+        assert_eq!([3, 4, 5].map(|index| Place::of(index, 4)), [Place::Before, Place::Commit, Place::After]);
     }
 
     /// Tables whose stages have so many transitions, and in which this stage is the commit point.
@@ -256,10 +229,7 @@ mod tests {
     fn shape(stages: &[usize], commit: usize) -> Shape {
         let mut ids = (100..).map(TransitionId);
         let transitions = |size: &usize| ids.by_ref().take(*size).collect();
-        Shape {
-            stages: stages.iter().map(transitions).collect(),
-            commit: stages[..commit].iter().sum(),
-        }
+        Shape { stages: stages.iter().map(transitions).collect(), commit: stages[..commit].iter().sum() }
     }
 
     fn found(shape: &Shape, statuses: &[Status]) -> Vec<(TransitionId, Status)> {
@@ -302,9 +272,7 @@ mod tests {
             changed[index] = status;
             next.push(changed);
         };
-        let back_begun = vector
-            .iter()
-            .any(|status| matches!(status, UndoBegun | Undone));
+        let back_begun = vector.iter().any(|status| matches!(status, UndoBegun | Undone));
         let mut first = 0;
         for stage in shape.stages.iter().filter(|_| !back_begun) {
             let here = first..first + stage.len();
@@ -315,10 +283,7 @@ mod tests {
                 to(index, IntentOnly);
             }
             let begun = here.clone().all(|index| vector[index] != NeverStarted);
-            for index in here
-                .clone()
-                .filter(|index| begun && vector[*index] == IntentOnly)
-            {
+            for index in here.clone().filter(|index| begun && vector[*index] == IntentOnly) {
                 to(index, Done);
             }
             first = here.end;
@@ -328,9 +293,7 @@ mod tests {
         }
         if vector[shape.commit] != Done {
             // Nothing after the commit point has begun. Back: the last one first.
-            let last = (0..shape.commit)
-                .rev()
-                .find(|index| !matches!(vector[*index], NeverStarted | Undone));
+            let last = (0..shape.commit).rev().find(|index| !matches!(vector[*index], NeverStarted | Undone));
             match last.map(|index| (index, vector[index])) {
                 Some((index, UndoBegun)) => to(index, Undone),
                 Some((index, _)) => to(index, UndoBegun),
@@ -348,9 +311,7 @@ mod tests {
             for vector in left_by_runs(&shape) {
                 vectors += 1;
                 let plan = plan(&shape, &found(&shape, &vector)).unwrap();
-                let back_begun = vector
-                    .iter()
-                    .any(|status| matches!(status, UndoBegun | Undone));
+                let back_begun = vector.iter().any(|status| matches!(status, UndoBegun | Undone));
                 let direction = match vector[shape.commit] {
                     Done => Direction::Forward,
                     IntentOnly if !back_begun => Direction::ProbeDecides,
@@ -375,30 +336,20 @@ mod tests {
         for (stages, commit) in TABLES {
             let shape = shape(stages, commit);
             let size = stages.iter().sum();
-            let stage_of: Vec<usize> = stages
-                .iter()
-                .enumerate()
-                .flat_map(|(stage, size)| vec![stage; *size])
-                .collect();
+            let stage_of: Vec<usize> =
+                stages.iter().enumerate().flat_map(|(stage, size)| vec![stage; *size]).collect();
             let left = left_by_runs(&shape);
             for vector in every_vector(size) {
                 let taken_back = |index: &usize| matches!(vector[*index], UndoBegun | Undone);
                 let past_commit = (shape.commit..size).find(taken_back);
-                let gap = (0..size)
-                    .filter(|later| vector[*later] != NeverStarted)
-                    .find_map(|later| {
-                        let unfinished = (0..later).find(|earlier| {
-                            stage_of[*earlier] < stage_of[later]
-                                && matches!(vector[*earlier], NeverStarted | IntentOnly)
-                        })?;
-                        Some(NoPlan::ForwardPastGap {
-                            index: later,
-                            unfinished,
-                        })
-                    });
-                let committed = (0..shape.commit)
-                    .find(taken_back)
-                    .filter(|_| vector[shape.commit] == Done);
+                let gap = (0..size).filter(|later| vector[*later] != NeverStarted).find_map(|later| {
+                    let unfinished = (0..later).find(|earlier| {
+                        stage_of[*earlier] < stage_of[later]
+                            && matches!(vector[*earlier], NeverStarted | IntentOnly)
+                    })?;
+                    Some(NoPlan::ForwardPastGap { index: later, unfinished })
+                });
+                let committed = (0..shape.commit).find(taken_back).filter(|_| vector[shape.commit] == Done);
                 let expected = past_commit
                     .map(|index| NoPlan::BackPastCommit { index })
                     .or(gap)
@@ -416,10 +367,7 @@ mod tests {
                 }
             }
         }
-        assert!(
-            plans > 300 && errors > 10_000,
-            "{plans} plans, {errors} errors"
-        );
+        assert!(plans > 300 && errors > 10_000, "{plans} plans, {errors} errors");
     }
 
     #[test]

@@ -37,10 +37,7 @@ pub trait Source {
 
 impl Source for &[u8] {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| self.get(offset..))
-            .unwrap_or_default();
+        let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)).unwrap_or_default();
         let size = rest.len().min(buffer.len());
         buffer[..size].copy_from_slice(&rest[..size]);
         Ok(size)
@@ -115,9 +112,7 @@ pub enum ReadError<E> {
         witness: u64,
     },
     /// A good frame that does not belong where it stands.
-    #[error(
-        "it is corrupt at byte {offset}: record {found} stands where record {expected} should be"
-    )]
+    #[error("it is corrupt at byte {offset}: record {found} stands where record {expected} should be")]
     OutOfPlace {
         /// Where, in bytes from the beginning.
         offset: u64,
@@ -179,12 +174,7 @@ pub fn scan<S: Source, E>(
     workspace: Option<WorkspaceId>,
     mut visit: impl FnMut(Located<'_>) -> Result<(), E>,
 ) -> Result<Scan, ReadError<E>> {
-    let mut window = Window {
-        source,
-        bytes: Vec::new(),
-        start: 0,
-        ended: false,
-    };
+    let mut window = Window { source, bytes: Vec::new(), start: 0, ended: false };
     let header = FileHeader::decode(window.at(0, FILE_HEADER)?, workspace)?;
     let mut scan = Scan {
         header,
@@ -208,36 +198,19 @@ pub fn scan<S: Source, E>(
             return Ok(scan);
         };
         if frame.sequence != expected || frame.durable >= expected {
-            return Err(ReadError::OutOfPlace {
-                offset,
-                expected,
-                found: frame.sequence,
-            });
+            return Err(ReadError::OutOfPlace { offset, expected, found: frame.sequence });
         }
         let generation = frame.generation;
         if expected > MAX_NUMBER || generation.0 > MAX_NUMBER {
-            return Err(ReadError::NumberTooLarge {
-                offset,
-                sequence: expected,
-                generation,
-            });
+            return Err(ReadError::NumberTooLarge { offset, sequence: expected, generation });
         }
         let record = record::decode_record(payload).map_err(|source| ReadError::Unknown {
             offset,
             sequence: expected,
             source,
         })?;
-        visit(Located {
-            offset,
-            sequence: expected,
-            generation,
-            record,
-        })
-        .map_err(|source| ReadError::Refused {
-            offset,
-            sequence: expected,
-            source,
-        })?;
+        visit(Located { offset, sequence: expected, generation, record })
+            .map_err(|source| ReadError::Refused { offset, sequence: expected, source })?;
         scan.valid += frame.frame_size() as u64;
         scan.records += 1;
         scan.next_sequence = expected + 1;
@@ -246,12 +219,9 @@ pub fn scan<S: Source, E>(
 
 fn good_frame<'b>(header: &FileHeader, bytes: &'b [u8]) -> Option<(FrameHeader, &'b [u8])> {
     let frame = FrameHeader::decode(bytes)?;
-    frame.matches(header.salt, bytes).then(|| {
-        (
-            frame,
-            &bytes[FRAME_HEADER..FRAME_HEADER + frame.length as usize],
-        )
-    })
+    frame
+        .matches(header.salt, bytes)
+        .then(|| (frame, &bytes[FRAME_HEADER..FRAME_HEADER + frame.length as usize]))
 }
 
 /// The size of the torn tail that begins at `offset`, unless a frame behind it says that it is none.
@@ -268,21 +238,14 @@ fn torn_tail<S: Source, E>(
             return Ok(window.end() - offset);
         }
         if at - offset > MAX_TORN {
-            return Err(ReadError::TailTooLong {
-                offset,
-                size: window.end() - offset,
-            });
+            return Err(ReadError::TailTooLong { offset, size: window.end() - offset });
         }
         // What it promises is looked at first: that saves taking the check over what is no witness.
         let witness = FrameHeader::decode(bytes)
             .filter(|frame| (expected..frame.sequence).contains(&frame.durable))
             .filter(|frame| frame.matches(header.salt, bytes));
         if let Some(frame) = witness {
-            return Err(ReadError::Corrupt {
-                offset,
-                sequence: expected,
-                witness: frame.sequence,
-            });
+            return Err(ReadError::Corrupt { offset, sequence: expected, witness: frame.sequence });
         }
         at += ALIGNMENT as u64;
     }
@@ -301,8 +264,7 @@ impl<S: Source> Window<'_, S> {
     fn at<E>(&mut self, offset: u64, size: usize) -> Result<&[u8], ReadError<E>> {
         let have = |window: &Self| window.end().saturating_sub(offset);
         if have(self) < size as u64 && !self.ended {
-            self.refill(offset)
-                .map_err(|source| ReadError::Io { offset, source })?;
+            self.refill(offset).map_err(|source| ReadError::Io { offset, source })?;
         }
         let have = have(self).min(size as u64) as usize;
         let from = self.bytes.len().min((offset - self.start) as usize);
@@ -317,10 +279,7 @@ impl<S: Source> Window<'_, S> {
         self.bytes.resize(WINDOW, 0);
         let mut end = filled;
         while end < WINDOW {
-            match self
-                .source
-                .read_at(self.start + end as u64, &mut self.bytes[end..])
-            {
+            match self.source.read_at(self.start + end as u64, &mut self.bytes[end..]) {
                 Ok(0) => {
                     self.ended = true;
                     break;

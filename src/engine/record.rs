@@ -25,9 +25,7 @@ pub const MAX_NUMBER: u64 = i64::MAX as u64;
 pub const ALIGNMENT: usize = 8;
 
 const CONFIGURATION: Configuration<LittleEndian, Fixint, Limit<MAX_PAYLOAD>> =
-    bincode::config::standard()
-        .with_fixed_int_encoding()
-        .with_limit::<MAX_PAYLOAD>();
+    bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_PAYLOAD>();
 
 /// Names a workspace: 16 random bytes, made by `nixbox init`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -35,9 +33,7 @@ pub struct WorkspaceId(pub [u8; 16]);
 
 impl std::fmt::Display for WorkspaceId {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0
-            .iter()
-            .try_for_each(|byte| write!(formatter, "{byte:02x}"))
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
     }
 }
 
@@ -156,9 +152,7 @@ pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, PayloadErr
     let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIGURATION)
         .map_err(|error| PayloadError::Undecodable(Box::new(error)))?;
     if used != bytes.len() {
-        return Err(PayloadError::Excess {
-            excess: bytes.len() - used,
-        });
+        return Err(PayloadError::Excess { excess: bytes.len() - used });
     }
     Ok(value)
 }
@@ -227,10 +221,8 @@ impl FileHeader {
     /// If they are not that of a journal of `workspace` in a version that this program reads. `workspace` may be
     /// `None` for a reader that takes any.
     pub fn decode(bytes: &[u8], workspace: Option<WorkspaceId>) -> Result<Self, HeaderError> {
-        let bytes: &[u8; FILE_HEADER] = bytes
-            .first_chunk()
-            .filter(|bytes| bytes[..8] == MAGIC)
-            .ok_or(HeaderError::NotAJournal)?;
+        let bytes: &[u8; FILE_HEADER] =
+            bytes.first_chunk().filter(|bytes| bytes[..8] == MAGIC).ok_or(HeaderError::NotAJournal)?;
         let (found, expected) = (crc32c::crc32c(&bytes[..60]), u32_at(bytes, 60));
         if found != expected {
             return Err(HeaderError::Corrupt { found, expected });
@@ -248,10 +240,9 @@ impl FileHeader {
             first_sequence: u64_at(bytes, 40),
         };
         match workspace {
-            Some(expected) if expected != header.workspace => Err(HeaderError::OtherWorkspace {
-                found: header.workspace,
-                expected,
-            }),
+            Some(expected) if expected != header.workspace => {
+                Err(HeaderError::OtherWorkspace { found: header.workspace, expected })
+            }
             _ => Ok(header),
         }
     }
@@ -284,9 +275,7 @@ impl FrameHeader {
             generation: Generation(u64_at(bytes, 16)),
             durable: u64_at(bytes, 24),
         };
-        (1..=MAX_PAYLOAD)
-            .contains(&(header.length as usize))
-            .then_some(header)
+        (1..=MAX_PAYLOAD).contains(&(header.length as usize)).then_some(header)
     }
 
     /// The frame's size in bytes, header and padding included.
@@ -298,10 +287,9 @@ impl FrameHeader {
     /// Whether this is the check of a frame of these bytes (header, payload, padding) in the file of this salt.
     #[must_use]
     pub fn matches(&self, salt: u64, frame: &[u8]) -> bool {
-        let (Some(head), Some(body)) = (
-            frame.get(..FRAME_HEADER),
-            frame.get(FRAME_HEADER..self.frame_size()),
-        ) else {
+        let (Some(head), Some(body)) =
+            (frame.get(..FRAME_HEADER), frame.get(FRAME_HEADER..self.frame_size()))
+        else {
             return false;
         };
         check(salt, head, body) == self.check
@@ -363,9 +351,7 @@ pub fn decode_record(payload: &[u8]) -> Result<Record<'_>, PayloadError> {
     let (record, used) = bincode::serde::borrow_decode_from_slice(payload, CONFIGURATION)
         .map_err(|error| PayloadError::Undecodable(Box::new(error)))?;
     if used != payload.len() {
-        return Err(PayloadError::Excess {
-            excess: payload.len() - used,
-        });
+        return Err(PayloadError::Excess { excess: payload.len() - used });
     }
     Ok(record)
 }

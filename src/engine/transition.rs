@@ -26,17 +26,7 @@ pub struct OperationId(pub u16);
 
 /// A number that grows with every operation of a workspace. What an operation makes carries its generation.
 #[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    PartialOrd,
-    Ord,
-    Hash,
-    Default,
-    serde::Serialize,
-    serde::Deserialize,
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
 )]
 pub struct Generation(pub u64);
 
@@ -144,11 +134,7 @@ impl Interrupt {
     /// # Errors
     /// [`Failure::Interrupted`] once somebody asked.
     pub fn check(&self) -> Result<(), Failure> {
-        if self.requested() {
-            Err(Failure::Interrupted)
-        } else {
-            Ok(())
-        }
+        if self.requested() { Err(Failure::Interrupted) } else { Ok(()) }
     }
 
     /// An interrupt that is requested when this one is, and can be requested alone.
@@ -182,12 +168,7 @@ impl<'a, W: ?Sized> Scene<'a, W> {
         interrupt: Interrupt,
         outcomes: Arc<BTreeMap<TransitionId, Vec<u8>>>,
     ) -> Self {
-        Self {
-            world,
-            generation,
-            interrupt,
-            outcomes,
-        }
+        Self { world, generation, interrupt, outcomes }
     }
 
     /// The outcome of a transition of an earlier stage.
@@ -289,11 +270,7 @@ pub trait Erased<W: ?Sized>: Send + Sync {
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
     /// [`Transition::undo`].
-    fn undo<'a>(
-        &'a self,
-        scene: &'a Scene<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    fn undo<'a>(&'a self, scene: &'a Scene<'_, W>, intent: &'a [u8]) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 impl<T: Transition> Erased<T::World> for T {
@@ -313,16 +290,8 @@ impl<T: Transition> Erased<T::World> for T {
         T::LIMIT
     }
 
-    fn prepare<'a>(
-        &'a self,
-        scene: &'a Scene<'_, T::World>,
-    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        async move {
-            Ok(record::encode_payload(
-                &Transition::prepare(self, scene).await?,
-            )?)
-        }
-        .boxed()
+    fn prepare<'a>(&'a self, scene: &'a Scene<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+        async move { Ok(record::encode_payload(&Transition::prepare(self, scene).await?)?) }.boxed()
     }
 
     fn probe<'a>(
@@ -349,9 +318,7 @@ impl<T: Transition> Erased<T::World> for T {
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Ok(record::encode_payload(
-                &Transition::apply(self, scene, &intent).await?,
-            )?)
+            Ok(record::encode_payload(&Transition::apply(self, scene, &intent).await?)?)
         }
         .boxed()
     }
@@ -414,14 +381,7 @@ impl<W: ?Sized + Sync> Operation<W> {
         + Sync
         + 'static,
     ) -> Self {
-        Self {
-            id,
-            label,
-            forward,
-            stages: Vec::new(),
-            commit: None,
-            conclude: Box::new(conclude),
-        }
+        Self { id, label, forward, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
     }
 
     /// Adds a stage.
@@ -431,10 +391,7 @@ impl<W: ?Sized + Sync> Operation<W> {
         label: &'static str,
         transitions: [Box<dyn Erased<W>>; N],
     ) -> Self {
-        self.stages.push(Stage {
-            label,
-            transitions: transitions.into(),
-        });
+        self.stages.push(Stage { label, transitions: transitions.into() });
         self
     }
 
@@ -446,26 +403,14 @@ impl<W: ?Sized + Sync> Operation<W> {
         label: &'static str,
         transitions: [Box<dyn Erased<W>>; N],
     ) -> Self {
-        if wanted {
-            self.stage(label, transitions)
-        } else {
-            self
-        }
+        if wanted { self.stage(label, transitions) } else { self }
     }
 
     /// Adds the commit point, a stage of its own.
     #[must_use]
     pub fn commit(mut self, transition: Box<dyn Erased<W>>) -> Self {
-        self.commit = Some(
-            self.stages
-                .iter()
-                .map(|stage| stage.transitions.len())
-                .sum(),
-        );
-        self.stages.push(Stage {
-            label: transition.label(),
-            transitions: vec![transition],
-        });
+        self.commit = Some(self.stages.iter().map(|stage| stage.transitions.len()).sum());
+        self.stages.push(Stage { label: transition.label(), transitions: vec![transition] });
         self
     }
 
@@ -477,9 +422,7 @@ impl<W: ?Sized + Sync> Operation<W> {
 
     /// Its transitions, in order.
     pub fn transitions(&self) -> impl Iterator<Item = &dyn Erased<W>> {
-        self.stages
-            .iter()
-            .flat_map(|stage| stage.transitions.iter().map(AsRef::as_ref))
+        self.stages.iter().flat_map(|stage| stage.transitions.iter().map(AsRef::as_ref))
     }
 
     /// The place of the commit point among the transitions.

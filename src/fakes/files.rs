@@ -99,11 +99,7 @@ pub(super) struct Files {
 
 impl Default for Files {
     fn default() -> Self {
-        let root = Inode {
-            live: Content::Directory,
-            durable: Content::Directory,
-            unsynced: Vec::new(),
-        };
+        let root = Inode { live: Content::Directory, durable: Content::Directory, unsynced: Vec::new() };
         Self {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -120,9 +116,7 @@ impl Files {
     }
 
     pub(super) fn content(&self, ino: Ino) -> &Content {
-        self.inodes
-            .get(&ino)
-            .map_or(&Content::Torn, |inode| &inode.live)
+        self.inodes.get(&ino).map_or(&Content::Torn, |inode| &inode.live)
     }
 
     pub(super) fn get(&self, directory: Ino, name: &str) -> Option<&Content> {
@@ -140,23 +134,10 @@ impl Files {
     pub(super) fn create(&mut self, directory: Ino, name: &str, content: Content) -> Ino {
         let ino = Ino(self.next);
         self.next += 1;
-        let blank = if content == Content::Directory {
-            Content::Directory
-        } else {
-            Content::Bytes(Vec::new())
-        };
-        self.inodes.insert(
-            ino,
-            Inode {
-                live: blank.clone(),
-                durable: blank.clone(),
-                unsynced: Vec::new(),
-            },
-        );
-        self.change_name(NameChange {
-            removed: None,
-            added: Some(((directory, name.to_owned()), ino)),
-        });
+        let blank =
+            if content == Content::Directory { Content::Directory } else { Content::Bytes(Vec::new()) };
+        self.inodes.insert(ino, Inode { live: blank.clone(), durable: blank.clone(), unsynced: Vec::new() });
+        self.change_name(NameChange { removed: None, added: Some(((directory, name.to_owned()), ino)) });
         if content != blank {
             self.write_whole(ino, content);
         }
@@ -178,9 +159,7 @@ impl Files {
 
     pub(super) fn change_in_place(&mut self, ino: Ino, content: Content) {
         if let Some(inode) = self.inodes.get_mut(&ino) {
-            inode
-                .unsynced
-                .retain(|write| !matches!(write, Write::InPlace(_)));
+            inode.unsynced.retain(|write| !matches!(write, Write::InPlace(_)));
         }
         self.write(ino, Write::InPlace(content));
     }
@@ -213,30 +192,18 @@ impl Files {
 
     pub(super) fn sync_names(&mut self, directory: Ino) {
         let concerns = |change: &NameChange| {
-            change
-                .removed
-                .as_ref()
-                .is_some_and(|(within, _)| *within == directory)
-                || change
-                    .added
-                    .as_ref()
-                    .is_some_and(|((within, _), _)| *within == directory)
+            change.removed.as_ref().is_some_and(|(within, _)| *within == directory)
+                || change.added.as_ref().is_some_and(|((within, _), _)| *within == directory)
         };
-        let (now, later) = std::mem::take(&mut self.unsynced_names)
-            .into_iter()
-            .partition(concerns);
+        let (now, later) = std::mem::take(&mut self.unsynced_names).into_iter().partition(concerns);
         let now: Vec<NameChange> = now;
         self.unsynced_names = later;
-        now.iter()
-            .for_each(|change| change.apply(&mut self.durable_names));
+        now.iter().for_each(|change| change.apply(&mut self.durable_names));
     }
 
     pub(super) fn link(&mut self, directory: Ino, from: &str, to: &str) {
         if let Some(ino) = self.find(directory, from) {
-            self.change_name(NameChange {
-                removed: None,
-                added: Some(((directory, to.to_owned()), ino)),
-            });
+            self.change_name(NameChange { removed: None, added: Some(((directory, to.to_owned()), ino)) });
         }
     }
 
@@ -254,10 +221,7 @@ impl Files {
         if let Some(ino) = self.find(directory, name) {
             let under: Vec<String> = self.list(ino).map(|(name, _)| name.to_owned()).collect();
             under.iter().for_each(|name| self.remove(ino, name));
-            self.change_name(NameChange {
-                removed: Some((directory, name.to_owned())),
-                added: None,
-            });
+            self.change_name(NameChange { removed: Some((directory, name.to_owned())), added: None });
         }
     }
 
@@ -310,8 +274,7 @@ impl Files {
             at += 1;
         }
         self.inodes.retain(|ino, _| reached.contains(ino));
-        self.names
-            .retain(|(directory, _), _| reached.contains(directory));
+        self.names.retain(|(directory, _), _| reached.contains(directory));
         self.durable_names = self.names.clone();
     }
 }

@@ -26,10 +26,7 @@ pub(super) fn violations(state: &State, workspace: WorkspaceId) -> Vec<Violation
     let mut found = Vec::new();
     let mut forbid = |invariant: u8, forbidden: bool, what: &str| {
         if forbidden {
-            found.push(Violation {
-                invariant,
-                what: what.to_owned(),
-            });
+            found.push(Violation { invariant, what: what.to_owned() });
         }
     };
     snapshots(state, workspace, &mut forbid);
@@ -60,9 +57,7 @@ pub(super) fn violations(state: &State, workspace: WorkspaceId) -> Vec<Violation
 type Forbid<'a> = dyn FnMut(u8, bool, &str) + 'a;
 
 fn journal(state: &State, workspace: WorkspaceId) -> Result<(Standing, bool), String> {
-    let directory = state
-        .workspace_directory(workspace)
-        .ok_or("the workspace is gone")?;
+    let directory = state.workspace_directory(workspace).ok_or("the workspace is gone")?;
     let Some(Content::Bytes(bytes)) = state.files.get(directory, Name::Current.file_name()) else {
         return Ok((Standing::Down { disk: None }, false));
     };
@@ -92,25 +87,12 @@ fn snapshots(state: &State, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
             continue;
         };
         let same = manifest.0.files == records(state, ino);
-        forbid(
-            1,
-            !same,
-            &format!("the files of snapshot {name} are not those of its manifest"),
-        );
-        match (
-            state.files.get(ino, DISK),
-            state.files.get(ino, RAM),
-            state.files.get(ino, SAVED),
-        ) {
+        forbid(1, !same, &format!("the files of snapshot {name} are not those of its manifest"));
+        match (state.files.get(ino, DISK), state.files.get(ino, RAM), state.files.get(ino, SAVED)) {
             (Some(Content::Disk(disk)), Some(Content::Ram(ram)), Some(Content::State(saved))) => {
                 let instant = disk.ticks == ram.ticks && ram.ticks == saved.ticks;
-                forbid(
-                    1,
-                    !instant,
-                    &format!("snapshot {name} is of several instants"),
-                );
-                let clean =
-                    disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
+                forbid(1, !instant, &format!("snapshot {name} is of several instants"));
+                let clean = disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
                 forbid(2, !clean, &format!("snapshot {name} holds a credential"));
             }
             _ => forbid(1, true, &format!("snapshot {name} lacks a file")),
@@ -124,96 +106,43 @@ fn running(state: &State, workspace: WorkspaceId, machine: &Machine, forbid: &mu
         return;
     };
     forbid(4, vmm.state != VmmState::Running, "the VM does not run");
-    forbid(
-        4,
-        vmm.machine.is_none_or(|own| own.slot != machine.slot),
-        "the VM has another slot",
-    );
-    forbid(
-        1,
-        vmm.mangled,
-        "the VM was put together from several instants",
-    );
-    forbid(
-        7,
-        reach(state, workspace) != Reach::Ready,
-        "the guest is not SSH-ready",
-    );
+    forbid(4, vmm.machine.is_none_or(|own| own.slot != machine.slot), "the VM has another slot");
+    forbid(1, vmm.mangled, "the VM was put together from several instants");
+    forbid(7, reach(state, workspace) != Reach::Ready, "the guest is not SSH-ready");
     let Some(ram) = state.ram(workspace, machine.memory) else {
         forbid(4, true, "the VM has no RAM");
         return;
     };
-    forbid(
-        4,
-        !ram.secrets.contains(&state.secret),
-        "the guest lacks its credentials in RAM",
-    );
+    forbid(4, !ram.secrets.contains(&state.secret), "the guest lacks its credentials in RAM");
     let disk = state.disk(workspace, machine.disk);
     let on_disk = disk.is_some_and(|disk| disk.secrets.contains(&state.secret));
     forbid(4, !on_disk, "the guest lacks its credentials on disk");
     let shares = vmm.shares == Presence::Whole && ram.mount == Mount::Works;
-    forbid(
-        4,
-        state.shares_wanted && !shares,
-        "the guest lacks its shares",
-    );
-    let serving = state
-        .daemons
-        .get(&(workspace, machine.vmm))
-        .is_some_and(|daemons| daemons.serve());
-    forbid(
-        4,
-        state.shares_wanted && !serving,
-        "no share daemon serves the guest",
-    );
-    forbid(
-        4,
-        !ram.seeded || !ram.clock,
-        "the guest has no fresh entropy, or a wrong clock",
-    );
+    forbid(4, state.shares_wanted && !shares, "the guest lacks its shares");
+    let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
+    forbid(4, state.shares_wanted && !serving, "no share daemon serves the guest");
+    forbid(4, !ram.seeded || !ram.clock, "the guest has no fresh entropy, or a wrong clock");
 }
 
-fn left_overs(
-    state: &State,
-    workspace: WorkspaceId,
-    machine: Option<Machine>,
-    forbid: &mut Forbid<'_>,
-) {
+fn left_overs(state: &State, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {
     let of_vm = |generation: Generation, of: fn(&Machine) -> Generation| {
         machine.is_some_and(|machine| of(&machine) == generation)
     };
     for (of, generation) in state.vmms.keys() {
         let left = *of == workspace && !of_vm(*generation, |machine| machine.vmm);
-        forbid(
-            5,
-            left,
-            &format!("a VMM of generation {generation} was left behind"),
-        );
+        forbid(5, left, &format!("a VMM of generation {generation} was left behind"));
     }
     for (of, generation) in state.daemons.keys() {
         let left = *of == workspace && !of_vm(*generation, |machine| machine.vmm);
-        forbid(
-            5,
-            left,
-            &format!("share daemons of generation {generation} were left behind"),
-        );
+        forbid(5, left, &format!("share daemons of generation {generation} were left behind"));
     }
     for (of, generation) in state.memories.keys() {
         let left = *of == workspace && !of_vm(*generation, |machine| machine.memory);
-        forbid(
-            5,
-            left,
-            &format!("a RAM file of generation {generation} was left behind"),
-        );
+        forbid(5, left, &format!("a RAM file of generation {generation} was left behind"));
     }
     for (slot, network) in &state.networks {
-        let left =
-            network.owner == workspace && machine.is_none_or(|machine| machine.slot != *slot);
-        forbid(
-            5,
-            left,
-            &format!("the network of slot {slot} was left behind"),
-        );
+        let left = network.owner == workspace && machine.is_none_or(|machine| machine.slot != *slot);
+        forbid(5, left, &format!("the network of slot {slot} was left behind"));
     }
     for (slot, holder) in &state.slots {
         let left = *holder == workspace && machine.is_none_or(|machine| machine.slot != *slot);
@@ -226,24 +155,12 @@ fn disks(state: &State, workspace: WorkspaceId, standing: Standing, forbid: &mut
         Standing::Down { disk } => (disk, None),
         Standing::Up(vm) => (Some(vm.machine.disk), vm.former_disk),
     };
-    let wanted: Vec<String> = [current, former]
-        .into_iter()
-        .flatten()
-        .map(disk_name)
-        .collect();
+    let wanted: Vec<String> = [current, former].into_iter().flatten().map(disk_name).collect();
     let Some(directory) = state.workspace_directory(workspace) else {
         return;
     };
-    for (name, _) in state
-        .files
-        .list(directory)
-        .filter(|(name, _)| name.starts_with("disk-"))
-    {
-        forbid(
-            5,
-            !wanted.iter().any(|wanted| wanted == name),
-            &format!("{name} was left behind"),
-        );
+    for (name, _) in state.files.list(directory).filter(|(name, _)| name.starts_with("disk-")) {
+        forbid(5, !wanted.iter().any(|wanted| wanted == name), &format!("{name} was left behind"));
     }
     for name in wanted {
         let whole = matches!(state.files.get(directory, &name), Some(Content::Disk(_)));
@@ -252,22 +169,14 @@ fn disks(state: &State, workspace: WorkspaceId, standing: Standing, forbid: &mut
 }
 
 fn neighbour(state: &State, forbid: &mut Forbid<'_>) {
-    let untouched = state
-        .vmms
-        .iter()
-        .any(|((of, _), vmm)| *of == NEIGHBOUR && vmm.state == VmmState::Running)
-        && state
-            .daemons
-            .iter()
-            .any(|((of, _), daemons)| *of == NEIGHBOUR && daemons.serve())
-        && state.memories.keys().any(|(of, _)| *of == NEIGHBOUR)
-        && state
-            .networks
-            .values()
-            .any(|net| net.owner == NEIGHBOUR && net.presence() == Presence::Whole)
-        && state.slots.values().any(|holder| *holder == NEIGHBOUR)
-        && state
-            .workspace_directory(NEIGHBOUR)
-            .is_some_and(|directory| state.files.find(directory, "disk-7").is_some());
+    let untouched =
+        state.vmms.iter().any(|((of, _), vmm)| *of == NEIGHBOUR && vmm.state == VmmState::Running)
+            && state.daemons.iter().any(|((of, _), daemons)| *of == NEIGHBOUR && daemons.serve())
+            && state.memories.keys().any(|(of, _)| *of == NEIGHBOUR)
+            && state.networks.values().any(|net| net.owner == NEIGHBOUR && net.presence() == Presence::Whole)
+            && state.slots.values().any(|holder| *holder == NEIGHBOUR)
+            && state
+                .workspace_directory(NEIGHBOUR)
+                .is_some_and(|directory| state.files.find(directory, "disk-7").is_some());
     forbid(9, !untouched, "another workspace's VM was touched");
 }

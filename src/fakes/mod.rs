@@ -122,10 +122,7 @@ impl Host {
     #[must_use]
     pub fn try_lock(&self, workspace: WorkspaceId) -> Option<WorkspaceLock> {
         let fresh = self.lock().locks.insert(workspace);
-        fresh.then(|| WorkspaceLock {
-            host: self.clone(),
-            workspace,
-        })
+        fresh.then(|| WorkspaceLock { host: self.clone(), workspace })
     }
 
     /// What the program did since the fault was set.
@@ -201,10 +198,7 @@ impl Host {
     pub fn journal_bytes(&self, workspace: WorkspaceId) -> Option<Vec<u8>> {
         let state = self.lock();
         let directory = state.workspace_directory(workspace)?;
-        match state
-            .files
-            .get(directory, crate::engine::journal::Name::Current.file_name())
-        {
+        match state.files.get(directory, crate::engine::journal::Name::Current.file_name()) {
             Some(Content::Bytes(bytes)) => Some(bytes.clone()),
             _ => None,
         }

@@ -8,14 +8,13 @@ use async_trait::async_trait;
 use super::files::{Content, Ino, ManifestFile};
 use super::guest::{DiskImage, Mount, Ram, SavedState};
 use super::state::{
-    DISK, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, State, VmmProcess,
-    disk_name,
+    DISK, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, State, VmmProcess, disk_name,
 };
 use super::{Fault, Host, SetFault, Wrong};
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Disk, Entry, Equipment, Failure, FileRecord, Generation,
-    Guest, HookPoint, Hooks, Interrupt, Machine, Manifest, Memory, Network, Presence, Result,
-    Shares, Slot, Slots, SnapshotId, Vmm, VmmState, WorkspaceId, World,
+    Ability, BootId, Catalog, Clock, Disk, Entry, Equipment, Failure, FileRecord, Generation, Guest,
+    HookPoint, Hooks, Interrupt, Machine, Manifest, Memory, Network, Presence, Result, Shares, Slot, Slots,
+    SnapshotId, Vmm, VmmState, WorkspaceId, World,
 };
 
 mod catalog;
@@ -52,10 +51,7 @@ struct Seams {
 
 pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     host.lock().snapshots_directory(workspace);
-    let seams = Arc::new(Seams {
-        host: host.clone(),
-        workspace,
-    });
+    let seams = Arc::new(Seams { host: host.clone(), workspace });
     World {
         vmm: seams.clone(),
         slots: seams.clone(),
@@ -71,29 +67,13 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
 }
 
 pub(super) fn reach(state: &State, workspace: WorkspaceId) -> Reach {
-    let running = state
-        .vmms
-        .iter()
-        .find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
-    let Some((
-        _,
-        VmmProcess {
-            machine: Some(machine),
-            mangled: false,
-            ..
-        },
-    )) = running
-    else {
+    let running = state.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
+    let Some((_, VmmProcess { machine: Some(machine), mangled: false, .. })) = running else {
         return Reach::None;
     };
     let network = state.networks.get(&machine.slot);
-    let whole =
-        network.is_some_and(|one| one.owner == workspace && one.presence() == Presence::Whole);
-    if whole && state.slots.get(&machine.slot) == Some(&workspace) {
-        Reach::Ready
-    } else {
-        Reach::None
-    }
+    let whole = network.is_some_and(|one| one.owner == workspace && one.presence() == Presence::Whole);
+    if whole && state.slots.get(&machine.slot) == Some(&workspace) { Reach::Ready } else { Reach::None }
 }
 
 /// One part of an effect, between two points.
@@ -101,11 +81,7 @@ type Part<'a> = Box<dyn FnOnce(&mut State) -> Result<()> + Send + 'a>;
 
 impl Seams {
     /// A look at the host: it may go wrong, and changes nothing.
-    async fn look<T>(
-        &self,
-        kind: &'static str,
-        look: impl FnOnce(&mut State) -> Result<T>,
-    ) -> Result<T> {
+    async fn look<T>(&self, kind: &'static str, look: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
         match self.wrong(kind) {
             None => look(&mut self.host.lock()),
             Some(Wrong::ErrorBefore | Wrong::ErrorAfter) => Err(Failure::world(SetFault)),
@@ -181,14 +157,11 @@ impl Seams {
 
     /// The RAM of a guest that answers.
     fn guest<'s>(&self, state: &'s mut State, machine: &Machine) -> Result<&'s mut Ram> {
-        let found = state
-            .vmms
-            .get(&self.key(machine.vmm))
-            .map_or(VmmState::Never, |vmm| vmm.state);
+        let found = state.vmms.get(&self.key(machine.vmm)).map_or(VmmState::Never, |vmm| vmm.state);
         match found {
-            VmmState::Running if reach(state, self.workspace) == Reach::Ready => state
-                .ram_mut(self.workspace, machine.memory)
-                .ok_or(Failure::Lost),
+            VmmState::Running if reach(state, self.workspace) == Reach::Ready => {
+                state.ram_mut(self.workspace, machine.memory).ok_or(Failure::Lost)
+            }
             VmmState::Never | VmmState::Gone => Err(Failure::Lost),
             _ => refused("the guest does not answer"),
         }

@@ -7,8 +7,7 @@ use super::files::{Content, Files, Ino, ROOT, Survival};
 use super::guest::{DiskImage, Mount, Ram, Secret};
 use super::{Counts, Crash, Dead, Fault};
 use crate::world::{
-    Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
-    WorkspaceId,
+    Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState, WorkspaceId,
 };
 
 /// The files of a snapshot.
@@ -97,12 +96,7 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(version: u32, shares_wanted: bool) -> Self {
         let slot = Slot::all().next();
-        let network = NetworkParts {
-            owner: NEIGHBOUR,
-            tap: true,
-            table: true,
-            dhcp: true,
-        };
+        let network = NetworkParts { owner: NEIGHBOUR, tap: true, table: true, dhcp: true };
         let generation = Generation(7);
         let neighbour = VmmProcess {
             state: VmmState::Running,
@@ -112,14 +106,8 @@ impl State {
             mangled: false,
             saving: None,
         };
-        let daemons = ShareDaemons {
-            listening: Presence::Whole,
-            alive: true,
-        };
-        let memory = RamFile {
-            ram: None,
-            presence: Presence::Whole,
-        };
+        let daemons = ShareDaemons { listening: Presence::Whole, alive: true };
+        let memory = RamFile { ram: None, presence: Presence::Whole };
         let mut files = Files::default();
         let directory = files.directory(ROOT, &NEIGHBOUR.to_string());
         let disk = files.create(directory, "disk-7", Content::Disk(DiskImage::blank()));
@@ -177,11 +165,7 @@ impl State {
             }
             _ => {}
         }
-        if self.dead {
-            Err(Failure::world(Dead))
-        } else {
-            Ok(())
-        }
+        if self.dead { Err(Failure::world(Dead)) } else { Ok(()) }
     }
 
     /// Guests that run go on: their RAM changes, and their disk with it.
@@ -193,10 +177,8 @@ impl State {
             .filter_map(|((workspace, _), vmm)| Some((*workspace, vmm.machine?)))
             .collect();
         for (workspace, machine) in running {
-            let Some(ram) = self
-                .memories
-                .get_mut(&(workspace, machine.memory))
-                .and_then(|file| file.ram.as_mut())
+            let Some(ram) =
+                self.memories.get_mut(&(workspace, machine.memory)).and_then(|file| file.ram.as_mut())
             else {
                 continue;
             };
@@ -224,15 +206,8 @@ impl State {
         }
     }
 
-    pub(super) fn disk(
-        &self,
-        workspace: WorkspaceId,
-        generation: Generation,
-    ) -> Option<&DiskImage> {
-        match self
-            .files
-            .get(self.workspace_directory(workspace)?, &disk_name(generation))
-        {
+    pub(super) fn disk(&self, workspace: WorkspaceId, generation: Generation) -> Option<&DiskImage> {
+        match self.files.get(self.workspace_directory(workspace)?, &disk_name(generation)) {
             Some(Content::Disk(disk)) => Some(disk),
             _ => None,
         }
@@ -242,24 +217,12 @@ impl State {
         self.memories.get(&(workspace, generation))?.ram.as_ref()
     }
 
-    pub(super) fn ram_mut(
-        &mut self,
-        workspace: WorkspaceId,
-        generation: Generation,
-    ) -> Option<&mut Ram> {
-        self.memories
-            .get_mut(&(workspace, generation))?
-            .ram
-            .as_mut()
+    pub(super) fn ram_mut(&mut self, workspace: WorkspaceId, generation: Generation) -> Option<&mut Ram> {
+        self.memories.get_mut(&(workspace, generation))?.ram.as_mut()
     }
 
     pub(super) fn kill_vmm(&mut self, workspace: WorkspaceId) {
-        let keys: Vec<Key> = self
-            .vmms
-            .keys()
-            .filter(|(of, _)| *of == workspace)
-            .copied()
-            .collect();
+        let keys: Vec<Key> = self.vmms.keys().filter(|(of, _)| *of == workspace).copied().collect();
         keys.into_iter().for_each(|key| self.end_vmm(key));
     }
 
@@ -272,11 +235,7 @@ impl State {
 
     /// The process ends, and so do the share daemons that it was connected to. Sockets and records stay.
     pub(super) fn end_vmm(&mut self, key: Key) {
-        if let Some(vmm) = self
-            .vmms
-            .get_mut(&key)
-            .filter(|vmm| vmm.state != VmmState::Gone)
-        {
+        if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state != VmmState::Gone) {
             vmm.state = VmmState::Gone;
             if vmm.shares != Presence::Absent {
                 self.end_daemons(key);
@@ -293,14 +252,10 @@ impl State {
     pub(super) fn power_cut(&mut self, survival: Survival) {
         let of_neighbour = |workspace: &WorkspaceId| *workspace == NEIGHBOUR;
         // The neighbour is on another host, as far as power goes: what it lost would not be nixbox's doing.
-        self.vmms
-            .retain(|(workspace, _), _| of_neighbour(workspace));
-        self.daemons
-            .retain(|(workspace, _), _| of_neighbour(workspace));
-        self.memories
-            .retain(|(workspace, _), _| of_neighbour(workspace));
-        self.networks
-            .retain(|_, network| of_neighbour(&network.owner));
+        self.vmms.retain(|(workspace, _), _| of_neighbour(workspace));
+        self.daemons.retain(|(workspace, _), _| of_neighbour(workspace));
+        self.memories.retain(|(workspace, _), _| of_neighbour(workspace));
+        self.networks.retain(|_, network| of_neighbour(&network.owner));
         self.slots.retain(|_, workspace| of_neighbour(workspace));
         self.files.power_cut(survival);
     }
@@ -349,14 +304,7 @@ impl State {
             still.change_disk(workspace, disk, |disk| disk.ticks = 0);
         }
         let mut hasher = DefaultHasher::new();
-        (
-            still.vmms,
-            still.daemons,
-            still.memories,
-            still.networks,
-            still.slots,
-        )
-            .hash(&mut hasher);
+        (still.vmms, still.daemons, still.memories, still.networks, still.slots).hash(&mut hasher);
         still.files.hash_live(&mut hasher);
         hasher.finish()
     }
@@ -368,11 +316,7 @@ pub(super) fn disk_name(generation: Generation) -> String {
 
 impl DiskImage {
     pub(super) fn blank() -> Self {
-        Self {
-            ticks: 0,
-            secrets: BTreeSet::new(),
-            residue: BTreeSet::new(),
-        }
+        Self { ticks: 0, secrets: BTreeSet::new(), residue: BTreeSet::new() }
     }
 }
 
@@ -380,13 +324,6 @@ impl Ram {
     pub(super) fn booted(boot: u64) -> Self {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&boot.to_le_bytes());
-        Self {
-            boot: id,
-            ticks: 0,
-            secrets: BTreeSet::new(),
-            mount: Mount::No,
-            seeded: true,
-            clock: true,
-        }
+        Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: Mount::No, seeded: true, clock: true }
     }
 }

@@ -83,14 +83,9 @@ impl Storage for FakeStorage {
         let (first, second) = bytes.split_at(bytes.len() / 2);
         self.change(
             |state, directory| {
-                let ino = state
-                    .files
-                    .find(directory, name.file_name())
-                    .unwrap_or_else(|| {
-                        state
-                            .files
-                            .create(directory, name.file_name(), Content::Bytes(Vec::new()))
-                    });
+                let ino = state.files.find(directory, name.file_name()).unwrap_or_else(|| {
+                    state.files.create(directory, name.file_name(), Content::Bytes(Vec::new()))
+                });
                 state.files.append(ino, first);
             },
             |state, directory| {
@@ -131,10 +126,7 @@ impl Storage for FakeStorage {
         if self.size(name)?.is_none() {
             return Ok(());
         }
-        self.change(
-            |_, _| {},
-            |state, directory| state.files.remove(directory, name.file_name()),
-        )
+        self.change(|_, _| {}, |state, directory| state.files.remove(directory, name.file_name()))
     }
 
     fn link(&mut self, from: Name, to: Name) -> io::Result<()> {
@@ -143,30 +135,19 @@ impl Storage for FakeStorage {
         }
         self.change(
             |_, _| {},
-            |state, directory| {
-                state
-                    .files
-                    .link(directory, from.file_name(), to.file_name())
-            },
+            |state, directory| state.files.link(directory, from.file_name(), to.file_name()),
         )
     }
 
     fn rename(&mut self, from: Name, to: Name) -> io::Result<()> {
         self.change(
             |_, _| {},
-            |state, directory| {
-                state
-                    .files
-                    .rename(directory, from.file_name(), to.file_name())
-            },
+            |state, directory| state.files.rename(directory, from.file_name(), to.file_name()),
         )
     }
 
     fn sync_names(&mut self) -> io::Result<()> {
-        self.change(
-            |_, _| {},
-            |state, directory| state.files.sync_names(directory),
-        )
+        self.change(|_, _| {}, |state, directory| state.files.sync_names(directory))
     }
 
     fn path(&self, name: Name) -> String {

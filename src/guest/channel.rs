@@ -186,64 +186,34 @@ impl Session {
     /// # Errors
     /// Any of [`ChannelError`] but those about commands.
     pub async fn open(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
-        let silent = |_| ChannelError::Silent {
-            doing: "logging in",
-            limit: limits.connect,
-        };
-        timeout(limits.connect, Self::open_unhurried(endpoint, limits))
-            .await
-            .map_err(silent)?
+        let silent = |_| ChannelError::Silent { doing: "logging in", limit: limits.connect };
+        timeout(limits.connect, Self::open_unhurried(endpoint, limits)).await.map_err(silent)?
     }
 
     async fn open_unhurried(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
         let pinned = endpoint.pin.load().map_err(ChannelError::HostKey)?;
-        let connect = |source| ChannelError::Connect {
-            address: endpoint.address,
-            source,
-        };
+        let connect = |source| ChannelError::Connect { address: endpoint.address, source };
         let stream = timeout(limits.reach, TcpStream::connect(endpoint.address)).await;
-        let stream = stream
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(connect)?;
+        let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(connect)?;
         stream.set_nodelay(true).map_err(connect)?;
         let stream = stream.into_std().map_err(connect)?;
         let cut = Cut(stream.try_clone().map_err(connect)?);
         let stream = TcpStream::from_std(stream).map_err(connect)?;
 
         let shown = Arc::new(Mutex::new(None));
-        let client = Client {
-            pin: endpoint.pin.clone(),
-            pinned,
-            shown: Arc::clone(&shown),
-        };
+        let client = Client { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
         let configuration = Arc::new(client.configuration(limits));
-        let mut handle = client::connect_stream(configuration, stream, client)
-            .await
-            .map_err(|error| match error {
+        let mut handle =
+            client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
                 ClientError::Pin(error) => ChannelError::HostKey(error),
-                ClientError::Ssh(source) => ChannelError::Protocol {
-                    doing: "agreeing on keys",
-                    source,
-                },
+                ClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
             })?;
-        let protocol = |source| ChannelError::Protocol {
-            doing: "logging in",
-            source,
-        };
+        let protocol = |source| ChannelError::Protocol { doing: "logging in", source };
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
-        let answer = handle
-            .authenticate_publickey(endpoint.user.as_str(), key)
-            .await
-            .map_err(protocol)?;
+        let answer = handle.authenticate_publickey(endpoint.user.as_str(), key).await.map_err(protocol)?;
         if !answer.success() {
-            let fingerprint = endpoint
-                .key
-                .fingerprint(russh::keys::HashAlg::Sha256)
-                .to_string();
-            return Err(ChannelError::Denied {
-                user: endpoint.user.clone(),
-                fingerprint,
-            });
+            let fingerprint = endpoint.key.fingerprint(russh::keys::HashAlg::Sha256).to_string();
+            return Err(ChannelError::Denied { user: endpoint.user.clone(), fingerprint });
         }
         let shown = shown.lock().unwrap_or_else(PoisonError::into_inner).take();
         match shown {
@@ -258,10 +228,7 @@ impl Session {
     /// # Errors
     /// [`ChannelError::Protocol`].
     pub async fn start(&self, command: &[u8]) -> Result<Command, ChannelError> {
-        let protocol = |source| ChannelError::Protocol {
-            doing: "starting a command",
-            source,
-        };
+        let protocol = |source| ChannelError::Protocol { doing: "starting a command", source };
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
         channel.exec(true, command).await.map_err(protocol)?;
         let (reader, writer) = channel.split();
@@ -281,11 +248,7 @@ impl Session {
     ) -> Result<Finished, ChannelError> {
         let run = async {
             let Command { mut reader, writer } = self.start(command).await?;
-            let mut sink = Kept {
-                most: capture.most,
-                stdout: Vec::new(),
-                stderr: Vec::new(),
-            };
+            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new() };
             let feed = async {
                 // A command that ended closes its side; how it ended, the receiving side says.
                 if writer.data_bytes(Bytes::from_owner(input)).await.is_ok() {
@@ -294,16 +257,9 @@ impl Session {
                 Ok(())
             };
             let exit = converse(feed, drain(&mut reader, &mut sink)).await?;
-            Ok(Finished {
-                exit,
-                stdout: sink.stdout,
-                stderr: sink.stderr,
-            })
+            Ok(Finished { exit, stdout: sink.stdout, stderr: sink.stderr })
         };
-        let silent = |_| ChannelError::Silent {
-            doing: "running a command",
-            limit: capture.within,
-        };
+        let silent = |_| ChannelError::Silent { doing: "running a command", limit: capture.within };
         timeout(capture.within, run).await.map_err(silent)?
     }
 
@@ -328,11 +284,7 @@ impl Session {
     /// Say goodbye. A guest that does not hear it loses nothing.
     pub async fn close(self) {
         let Self { handle, _cut } = self;
-        if handle
-            .disconnect(Disconnect::ByApplication, "", "en")
-            .await
-            .is_ok()
-        {
+        if handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
             // What ends the connection from here on is of no interest: nothing is in it any more.
             timeout(Duration::from_secs(1), handle).await.ok();
         }
@@ -352,10 +304,7 @@ impl Command {
     /// [`ChannelError::Protocol`] when the connection has ended.
     pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ChannelError> {
         let sent = self.writer.data_bytes(Bytes::from_owner(input)).await;
-        sent.map_err(|source| ChannelError::Protocol {
-            doing: "sending to a command",
-            source,
-        })
+        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
     /// End its stdin.
@@ -364,10 +313,7 @@ impl Command {
     /// [`ChannelError::Protocol`] when the connection has ended.
     pub async fn send_no_more(&self) -> Result<(), ChannelError> {
         let sent = self.writer.eof().await;
-        sent.map_err(|source| ChannelError::Protocol {
-            doing: "sending to a command",
-            source,
-        })
+        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
     /// What it says next.
@@ -400,9 +346,7 @@ fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError>
     Ok(match message {
         Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
         Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
-        Some(ChannelMsg::ExitStatus { exit_status }) => {
-            Some(Said::Ended(Exit::Status(exit_status)))
-        }
+        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(Exit::Status(exit_status))),
         Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
             Some(Said::Ended(Exit::Signal(signal_text(&signal_name))))
         }
@@ -415,11 +359,7 @@ fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError>
 
 fn signal_text(signal: &Sig) -> String {
     match signal {
-        Sig::Custom(name) => name
-            .chars()
-            .filter(char::is_ascii_alphanumeric)
-            .take(16)
-            .collect(),
+        Sig::Custom(name) => name.chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
         known => format!("{known:?}"),
     }
 }
@@ -464,23 +404,14 @@ async fn drain(reader: &mut ChannelReadHalf, sink: &mut impl Sink) -> Result<Exi
 }
 
 /// Send what stdin gives until it ends.
-async fn pump(
-    mut stdin: impl AsyncRead + Unpin,
-    writer: &ChannelWriteHalf<Msg>,
-) -> Result<(), ChannelError> {
+async fn pump(mut stdin: impl AsyncRead + Unpin, writer: &ChannelWriteHalf<Msg>) -> Result<(), ChannelError> {
     let mut buffer = Zeroizing::new(vec![0; 32 * 1024]);
     loop {
         let read = stdin.read(&mut buffer).await;
-        let read = read.map_err(|source| ChannelError::Local {
-            doing: "read from stdin",
-            source,
-        })?;
+        let read = read.map_err(|source| ChannelError::Local { doing: "read from stdin", source })?;
         let chunk = Zeroizing::new(buffer[..read].to_vec());
-        let sent = if read == 0 {
-            writer.eof().await
-        } else {
-            writer.data_bytes(Bytes::from_owner(chunk)).await
-        };
+        let sent =
+            if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
         // Closed on the other side: the receiving side says how the command ended.
         if read == 0 || sent.is_err() {
             return Ok(());
@@ -526,19 +457,13 @@ struct Passed<O, E> {
 
 impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for Passed<O, E> {
     async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        let failed = |source| ChannelError::Local {
-            doing: "write to stdout",
-            source,
-        };
+        let failed = |source| ChannelError::Local { doing: "write to stdout", source };
         self.stdout.write_all(data).await.map_err(failed)?;
         self.stdout.flush().await.map_err(failed)
     }
 
     async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        let failed = |source| ChannelError::Local {
-            doing: "write to stderr",
-            source,
-        };
+        let failed = |source| ChannelError::Local { doing: "write to stderr", source };
         self.stderr.write_all(data).await.map_err(failed)?;
         self.stderr.flush().await.map_err(failed)
     }
@@ -584,10 +509,7 @@ impl From<russh::Error> for ClientError {
 impl client::Handler for Client {
     type Error = ClientError;
 
-    async fn check_server_key(
-        &mut self,
-        shown: &PublicKeyOrCertificate,
-    ) -> Result<bool, ClientError> {
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
         // Certificates are not asked for.
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
             return Ok(false);

@@ -53,10 +53,7 @@ impl fmt::Debug for Source {
             Self::Plain(_) => formatter.write_str("Plain(…)"),
             Self::FromEnv(name) => formatter.debug_tuple("FromEnv").field(name).finish(),
             Self::File(path) => formatter.debug_tuple("File").field(path).finish(),
-            Self::Command(words) => formatter
-                .debug_tuple("Command")
-                .field(&words.first())
-                .finish(),
+            Self::Command(words) => formatter.debug_tuple("Command").field(&words.first()).finish(),
         }
     }
 }
@@ -128,8 +125,8 @@ impl Source {
         match self {
             Self::Plain(value) => Ok(secret(value.expose_secret().clone())),
             Self::FromEnv(name) => {
-                let value = std::env::var_os(name.as_str())
-                    .ok_or_else(|| SourceError::NoVariable(name.clone()))?;
+                let value =
+                    std::env::var_os(name.as_str()).ok_or_else(|| SourceError::NoVariable(name.clone()))?;
                 let value = Zeroizing::new(value.into_encoded_bytes());
                 bounded(&value, || format!("the environment variable {name}"))
             }
@@ -152,23 +149,13 @@ fn bounded(bytes: &[u8], from: impl Fn() -> String) -> Result<Secret, SourceErro
 }
 
 fn read_file(path: &Path) -> Result<Secret, SourceError> {
-    let failed = |source| SourceError::File {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| SourceError::File { path: path.to_owned(), source };
     // A pipe without a writer must not hold us up; what is no file is refused before it is read.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(failed)?;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "it is no regular file",
-        )));
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
     }
     // Room for all of it at once: a vector that grows leaves copies of its content behind.
     let room = usize::try_from(about.len()).unwrap_or(LONGEST).min(LONGEST) + 1;
@@ -181,24 +168,15 @@ fn read_file(path: &Path) -> Result<Secret, SourceError> {
             read => filled += read,
         }
     }
-    Err(SourceError::TooLong {
-        from: path.display().to_string(),
-    })
+    Err(SourceError::TooLong { from: path.display().to_string() })
 }
 
 async fn run_command(words: &[String]) -> Result<Secret, SourceError> {
     let (program, arguments) = words.split_first().ok_or(SourceError::NoCommand)?;
-    let failed = |source| SourceError::Run {
-        program: program.clone(),
-        source,
-    };
+    let failed = |source| SourceError::Run { program: program.clone(), source };
     let mut command = Command::new(program);
     // Its stderr is the user's: it may ask there.
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     let run = async {
         let mut child = command.spawn().map_err(failed)?;
         let mut bytes = Zeroizing::new(vec![0; LONGEST + 1]);
@@ -208,9 +186,7 @@ async fn run_command(words: &[String]) -> Result<Secret, SourceError> {
                 let read = stdout.read(&mut bytes[filled..]).await.map_err(failed)?;
                 filled += read;
                 if filled > LONGEST {
-                    return Err(SourceError::TooLong {
-                        from: format!("{program:?}"),
-                    });
+                    return Err(SourceError::TooLong { from: format!("{program:?}") });
                 }
                 if read == 0 {
                     break;
@@ -219,17 +195,11 @@ async fn run_command(words: &[String]) -> Result<Secret, SourceError> {
         }
         let status = child.wait().await.map_err(failed)?;
         if !status.success() {
-            return Err(SourceError::Failed {
-                program: program.clone(),
-                status,
-            });
+            return Err(SourceError::Failed { program: program.clone(), status });
         }
         Ok(secret(bytes[..filled].to_vec()))
     };
-    let slow = |_| SourceError::Slow {
-        program: program.clone(),
-        limit: COMMAND_LIMIT,
-    };
+    let slow = |_| SourceError::Slow { program: program.clone(), limit: COMMAND_LIMIT };
     timeout(COMMAND_LIMIT, run).await.map_err(slow)?
 }
 
@@ -260,10 +230,7 @@ pub struct Wanted {
 impl fmt::Debug for Wanted {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = formatter.debug_struct("Wanted");
-        parts
-            .field("environment", &self.environment)
-            .field("files", &self.files)
-            .field("wipe", &self.wipe);
+        parts.field("environment", &self.environment).field("files", &self.files).field("wipe", &self.wipe);
         parts.finish_non_exhaustive()
     }
 }
@@ -327,12 +294,7 @@ impl Wanted {
                 content,
             });
         }
-        for FileRule {
-            source,
-            target,
-            owner,
-        } in &self.files
-        {
+        for FileRule { source, target, owner } in &self.files {
             let content = source.resolve().await?;
             credentials.push(Credential {
                 target: target.clone(),
@@ -351,12 +313,7 @@ impl Wanted {
             });
             let public = secret(key::public_text(key)?.into_bytes());
             let target = fixed(&format!("{}.pub", Self::KEY))?;
-            credentials.push(Credential {
-                target,
-                owner: None,
-                mode: 0o644,
-                content: public,
-            });
+            credentials.push(Credential { target, owner: None, mode: 0o644, content: public });
         }
         Ok(credentials)
     }
@@ -377,10 +334,7 @@ impl Wanted {
         let mut text = Vec::with_capacity(values.iter().map(length).sum());
         for (name, value) in &values {
             let value = value.expose_secret();
-            let end = value
-                .iter()
-                .rposition(|byte| *byte != b'\n')
-                .map_or(0, |last| last + 1);
+            let end = value.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 1);
             text.extend_from_slice(format!("export {name}='").as_bytes());
             for byte in &value[..end] {
                 match byte {
@@ -433,23 +387,14 @@ mod tests {
         assert_eq!(value(Source::File(path.clone())).await, b"\0\xff\n");
         assert_eq!(value(command(&["printf", "a\\nb\\n"])).await, b"a\nb\n");
         let path_variable = std::env::var("PATH").unwrap();
-        assert_eq!(
-            value(Source::FromEnv(name("PATH"))).await,
-            path_variable.as_bytes()
-        );
+        assert_eq!(value(Source::FromEnv(name("PATH"))).await, path_variable.as_bytes());
     }
 
     #[tokio::test]
     async fn what_cannot_be_had_is_told_without_its_value() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
-        assert!(
-            Process::new("mkfifo")
-                .arg(&fifo)
-                .status()
-                .unwrap()
-                .success()
-        );
+        assert!(Process::new("mkfifo").arg(&fifo).status().unwrap().success());
         let big = directory.path().join("big");
         std::fs::write(&big, vec![b'x'; LONGEST]).unwrap();
         Source::File(big.clone()).resolve().await.unwrap();
@@ -461,14 +406,8 @@ mod tests {
             (Source::File(fifo), "fifo"),
             (Source::File(big), "longer"),
             (command(&[]), "no words"),
-            (
-                command(&["/no/such/program", "hunter2"]),
-                "/no/such/program",
-            ),
-            (
-                command(&["sh", "-c", "echo hunter2; exit 3"]),
-                "exit status: 3",
-            ),
+            (command(&["/no/such/program", "hunter2"]), "/no/such/program"),
+            (command(&["sh", "-c", "echo hunter2; exit 3"]), "exit status: 3"),
             (command(&["sh", "-c", "yes hunter2"]), "longer"),
         ] {
             let told = format!("{source:?}");
@@ -494,30 +433,18 @@ mod tests {
         };
         let credentials = wanted.resolve().await.unwrap();
         let told = format!("{wanted:?} {credentials:?}");
-        assert!(
-            told.contains("TOKEN") && told.contains(".aws") && !told.contains("hunter2"),
-            "{told}"
-        );
+        assert!(told.contains("TOKEN") && told.contains(".aws") && !told.contains("hunter2"), "{told}");
         let private = credentials[2].content.expose_secret();
         assert!(private.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY-----"));
         assert!(!told.contains("PRIVATE KEY"), "{told}");
-        let targets: Vec<_> = credentials
-            .iter()
-            .map(|credential| credential.target.clone())
-            .collect();
+        let targets: Vec<_> = credentials.iter().map(|credential| credential.target.clone()).collect();
         assert_eq!(targets, wanted.targets().unwrap());
     }
 
     #[tokio::test]
     async fn a_variable_cannot_hold_nul() {
         let environment = vec![(name("A"), command(&["printf", "a\\0b"]))];
-        let error = Wanted {
-            environment,
-            ..Wanted::default()
-        }
-        .resolve()
-        .await
-        .unwrap_err();
+        let error = Wanted { environment, ..Wanted::default() }.resolve().await.unwrap_err();
         assert!(matches!(error, SourceError::Nul(_)));
     }
 

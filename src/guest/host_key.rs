@@ -45,9 +45,7 @@ pub enum PinError {
         source: io::Error,
     },
     /// The file is not one that nixbox wrote.
-    #[error(
-        "{path} is not a host key kept by nixbox: {why}. Remove it if the VM's disk is a new one"
-    )]
+    #[error("{path} is not a host key kept by nixbox: {why}. Remove it if the VM's disk is a new one")]
     Foreign {
         /// The pin.
         path: PathBuf,
@@ -73,10 +71,7 @@ impl Pin {
     /// The pin kept at `path`, whose directory exists and is the user's own.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            learning: Arc::default(),
-        }
+        Self { path, learning: Arc::default() }
     }
 
     /// Where it is kept.
@@ -91,19 +86,10 @@ impl Pin {
     /// [`PinError::Read`], or [`PinError::Foreign`] for a symlink, another user's file, one that others may write, or
     /// text that is not one key.
     pub fn load(&self) -> Result<Option<PublicKey>, PinError> {
-        let foreign = |why| PinError::Foreign {
-            path: self.path.clone(),
-            why,
-        };
-        let read = |source| PinError::Read {
-            path: self.path.clone(),
-            source,
-        };
+        let foreign = |why| PinError::Foreign { path: self.path.clone(), why };
+        let read = |source| PinError::Read { path: self.path.clone(), source };
         let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-        let mut file = match OpenOptions::new()
-            .read(true)
-            .custom_flags(flags.cast_signed())
-            .open(&self.path)
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags.cast_signed()).open(&self.path)
         {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -120,17 +106,11 @@ impl Pin {
             return Err(foreign("others own it or may write to it"));
         }
         let mut text = String::new();
-        Read::by_ref(&mut file)
-            .take(LONGEST)
-            .read_to_string(&mut text)
-            .map_err(read)?;
+        Read::by_ref(&mut file).take(LONGEST).read_to_string(&mut text).map_err(read)?;
         let line = text.strip_suffix('\n').filter(|line| !line.contains('\n'));
-        let key = line
-            .and_then(|line| line.strip_prefix(ALIAS))
-            .and_then(|rest| rest.strip_prefix(' '));
+        let key = line.and_then(|line| line.strip_prefix(ALIAS)).and_then(|rest| rest.strip_prefix(' '));
         let key = key.and_then(|key| PublicKey::from_openssh(key).ok());
-        key.map(Some)
-            .ok_or_else(|| foreign("its content is not one key"))
+        key.map(Some).ok_or_else(|| foreign("its content is not one key"))
     }
 
     /// Hold a key that was shown to the pin; where there is none, this makes it.
@@ -142,10 +122,7 @@ impl Pin {
         if let Some(pinned) = self.load()? {
             return self.compare(&pinned, shown);
         }
-        self.write(shown).map_err(|source| PinError::Write {
-            path: self.path.clone(),
-            source,
-        })
+        self.write(shown).map_err(|source| PinError::Write { path: self.path.clone(), source })
     }
 
     /// Give the pin of one disk to a disk that was cloned from it.
@@ -165,10 +142,9 @@ impl Pin {
     /// [`PinError::Write`].
     pub fn remove(&self) -> Result<(), PinError> {
         match fs::remove_file(&self.path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PinError::Write {
-                path: self.path.clone(),
-                source,
-            }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(PinError::Write { path: self.path.clone(), source })
+            }
             _ => Ok(()),
         }
     }
@@ -179,11 +155,7 @@ impl Pin {
             return Ok(());
         }
         let print = |key: &PublicKey| key.fingerprint(HashAlg::Sha256).to_string();
-        Err(PinError::Changed {
-            path: self.path.clone(),
-            shown: print(shown),
-            pinned: print(pinned),
-        })
+        Err(PinError::Changed { path: self.path.clone(), shown: print(shown), pinned: print(pinned) })
     }
 
     /// Whole or not at all: a file of another name, synced, then renamed without replacing anything.
@@ -196,12 +168,7 @@ impl Pin {
         let new = PathBuf::from(name);
         let flags = OFlags::NOFOLLOW.bits().cast_signed();
         let mut options = OpenOptions::new();
-        options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(flags);
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
         let mut file = options.open(&new)?;
         writeln!(file, "{ALIAS} {}", text.trim_end())?;
         file.sync_all()?;
@@ -235,20 +202,14 @@ mod tests {
         assert_eq!(pin.load().unwrap().unwrap().key_data(), first.key_data());
         let text = pin.learn(&second).unwrap_err().to_string();
         for key in [&first, &second] {
-            assert!(
-                text.contains(&key.fingerprint(HashAlg::Sha256).to_string()),
-                "{text}"
-            );
+            assert!(text.contains(&key.fingerprint(HashAlg::Sha256).to_string()), "{text}");
         }
         assert_eq!(fs::metadata(pin.path()).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 
         let clone = Pin::new(directory.path().join("clone"));
         clone.inherit(&pin).unwrap();
-        assert!(matches!(
-            clone.learn(&second),
-            Err(PinError::Changed { .. })
-        ));
+        assert!(matches!(clone.learn(&second), Err(PinError::Changed { .. })));
         pin.remove().unwrap();
         pin.remove().unwrap();
         pin.learn(&second).unwrap();
@@ -268,10 +229,7 @@ mod tests {
             &format!("{line}{line}"),
         ] {
             fs::write(pin.path(), content).unwrap();
-            assert!(
-                matches!(pin.load(), Err(PinError::Foreign { .. })),
-                "{content:?}"
-            );
+            assert!(matches!(pin.load(), Err(PinError::Foreign { .. })), "{content:?}");
         }
         fs::write(pin.path(), &line).unwrap();
         assert!(pin.load().unwrap().is_some());

@@ -97,11 +97,7 @@ done
 
 /// With whose rights a path is touched: what is in the user's home is the user's, all else is root's.
 pub(super) fn rights(home: &Home, path: &str, owner: Option<&Owner>) -> Rights {
-    if home.holds(path) && owner.is_none() {
-        Rights::User
-    } else {
-        Rights::Root
-    }
+    if home.holds(path) && owner.is_none() { Rights::User } else { Rights::Root }
 }
 
 /// The absolute paths in the ledger of this guest. Lines that no nixbox wrote are passed over.
@@ -112,19 +108,8 @@ pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let script = format!("[ ! -e {list} ] || cat {list}");
     let nothing = Zeroizing::new(Vec::new());
-    let text = shell
-        .script(
-            "read the list of injected files",
-            Rights::User,
-            &script,
-            nothing,
-            LIMIT,
-        )
-        .await?;
-    Ok(text
-        .lines()
-        .filter_map(|line| GuestPath::try_from(line.to_owned()).ok())
-        .collect())
+    let text = shell.script("read the list of injected files", Rights::User, &script, nothing, LIMIT).await?;
+    Ok(text.lines().filter_map(|line| GuestPath::try_from(line.to_owned()).ok()).collect())
 }
 
 /// Add names to the ledger, before the files are.
@@ -137,16 +122,7 @@ async fn note(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
         names.join(" ")
     );
     let nothing = Zeroizing::new(Vec::new());
-    shell
-        .script(
-            "note what is injected",
-            Rights::User,
-            &script,
-            nothing,
-            LIMIT,
-        )
-        .await
-        .map(drop)
+    shell.script("note what is injected", Rights::User, &script, nothing, LIMIT).await.map(drop)
 }
 
 /// Put every credential where it belongs, whole or not at all, over what was there.
@@ -158,10 +134,7 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
         return Ok(());
     }
     let home = &shell.facts.home;
-    let paths: Vec<_> = credentials
-        .iter()
-        .map(|credential| credential.target.expand(home))
-        .collect();
+    let paths: Vec<_> = credentials.iter().map(|credential| credential.target.expand(home)).collect();
     note(shell, &paths).await?;
     for (credential, path) in credentials.iter().zip(&paths) {
         let owner = credential.owner.as_ref();
@@ -181,27 +154,11 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
             content.len(),
         );
         let content = Zeroizing::new(content.clone());
-        shell
-            .script(
-                "put a credential into the guest",
-                rights,
-                &script,
-                content,
-                LIMIT,
-            )
-            .await?;
+        shell.script("put a credential into the guest", rights, &script, content, LIMIT).await?;
     }
     if paths.contains(&environment(home)) {
         let nothing = Zeroizing::new(Vec::new());
-        shell
-            .script(
-                "have login shells read ~/.env",
-                Rights::User,
-                PROFILE,
-                nothing,
-                LIMIT,
-            )
-            .await?;
+        shell.script("have login shells read ~/.env", Rights::User, PROFILE, nothing, LIMIT).await?;
     }
     Ok(())
 }
@@ -225,18 +182,8 @@ pub struct Expected {
 
 impl From<&Credential> for Expected {
     fn from(credential: &Credential) -> Self {
-        let Credential {
-            target,
-            owner,
-            mode,
-            ..
-        } = credential;
-        Self {
-            target: target.clone(),
-            owner: owner.clone(),
-            mode: *mode,
-            digest: credential.digest(),
-        }
+        let Credential { target, owner, mode, .. } = credential;
+        Self { target: target.clone(), owner: owner.clone(), mode: *mode, digest: credential.digest() }
     }
 }
 
@@ -281,11 +228,7 @@ impl Look {
             Some(owner) => self.owner.split(':').next() == Some(owner.as_str()),
             None => self.uid == user.to_string(),
         };
-        let digest: String = expected
-            .digest
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let digest: String = expected.digest.iter().map(|byte| format!("{byte:02x}")).collect();
         owner && self.mode == format!("{:o}", expected.mode) && self.digest == digest
     }
 }
@@ -297,18 +240,11 @@ async fn look(shell: &Shell, path: &str, rights: Rights) -> Result<Option<Look>,
          stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"\nfi",
         quoted(path)
     );
-    let answer = shell
-        .script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT)
-        .await?;
+    let answer = shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await?;
     let mut words = answer.split_whitespace().map(str::to_owned);
     if words.next().is_none() {
         return Ok(None);
     }
     let mut word = || words.next().unwrap_or_default();
-    Ok(Some(Look {
-        mode: word(),
-        uid: word(),
-        owner: word(),
-        digest: word(),
-    }))
+    Ok(Some(Look { mode: word(), uid: word(), owner: word(), digest: word() }))
 }

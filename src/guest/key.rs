@@ -38,9 +38,7 @@ pub enum KeyError {
         source: io::Error,
     },
     /// Others than its owner may read it.
-    #[error(
-        "the key in {path} can be read by others, or is not yours: make it yours alone (chmod 600)"
-    )]
+    #[error("the key in {path} can be read by others, or is not yours: make it yours alone (chmod 600)")]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -103,18 +101,11 @@ pub fn write(key: &PrivateKey, path: &Path) -> Result<(), KeyError> {
 
 fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), KeyError> {
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(content)?;
         file.sync_all()
     };
-    write().map_err(|source| KeyError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    write().map_err(|source| KeyError::Write { path: path.to_owned(), source })
 }
 
 /// Read a private key: of any kind that OpenSSH writes but RSA, without a passphrase, its owner's alone.
@@ -122,35 +113,20 @@ fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), KeyError> {
 /// # Errors
 /// [`KeyError::Read`], [`KeyError::Exposed`], [`KeyError::NotAKey`].
 pub fn load(path: &Path) -> Result<PrivateKey, KeyError> {
-    let read = |source| KeyError::Read {
-        path: path.to_owned(),
-        source,
-    };
+    let read = |source| KeyError::Read { path: path.to_owned(), source };
     let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(flags)
-        .open(path)
-        .map_err(read)?;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(read)?;
     let about = file.metadata().map_err(read)?;
     if !about.is_file() || about.len() > LONGEST {
-        return Err(read(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is no small regular file",
-        )));
+        return Err(read(io::Error::new(io::ErrorKind::InvalidData, "it is no small regular file")));
     }
     if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
-        return Err(KeyError::Exposed {
-            path: path.to_owned(),
-        });
+        return Err(KeyError::Exposed { path: path.to_owned() });
     }
     // Room for all of it at once: text that grows leaves copies of itself behind.
     let mut text = Zeroizing::new(String::with_capacity(usize::try_from(LONGEST).unwrap_or(0)));
     take_all(file, &mut text).map_err(read)?;
-    keys::decode_secret_key(&text, None).map_err(|source| KeyError::NotAKey {
-        path: path.to_owned(),
-        source,
-    })
+    keys::decode_secret_key(&text, None).map_err(|source| KeyError::NotAKey { path: path.to_owned(), source })
 }
 
 fn take_all(file: File, text: &mut String) -> io::Result<()> {
@@ -171,32 +147,15 @@ mod tests {
         let path = directory.path().join("key");
         let key = generate().unwrap();
         write(&key, &path).unwrap();
-        let told = Command::new("ssh-keygen")
-            .arg("-y")
-            .arg("-f")
-            .arg(&path)
-            .output()
-            .unwrap();
-        assert!(
-            told.status.success(),
-            "{}",
-            String::from_utf8_lossy(&told.stderr)
-        );
-        assert_eq!(
-            String::from_utf8(told.stdout).unwrap(),
-            public_text(&key).unwrap()
-        );
-        assert_eq!(
-            fs::read_to_string(directory.path().join("key.pub")).unwrap(),
-            public_text(&key).unwrap()
-        );
+        let told = Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output().unwrap();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        assert_eq!(String::from_utf8(told.stdout).unwrap(), public_text(&key).unwrap());
+        assert_eq!(fs::read_to_string(directory.path().join("key.pub")).unwrap(), public_text(&key).unwrap());
         assert_eq!(load(&path).unwrap().public_key(), key.public_key());
 
         let theirs = directory.path().join("theirs");
-        let made = Command::new("ssh-keygen")
-            .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-            .arg(&theirs)
-            .status();
+        let made =
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&theirs).status();
         assert!(made.unwrap().success());
         load(&theirs).unwrap();
     }
@@ -206,10 +165,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         let (first, second) = (generate().unwrap(), generate().unwrap());
-        assert_ne!(
-            first.public_key().key_data(),
-            second.public_key().key_data()
-        );
+        assert_ne!(first.public_key().key_data(), second.public_key().key_data());
         write(&first, &path).unwrap();
         assert!(matches!(write(&second, &path), Err(KeyError::Write { .. })));
         assert_eq!(load(&path).unwrap().public_key(), first.public_key());

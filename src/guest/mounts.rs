@@ -30,9 +30,7 @@ pub enum MountError {
     #[error(transparent)]
     Script(#[from] ScriptError),
     /// Something else is mounted there.
-    #[error(
-        "cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already"
-    )]
+    #[error("cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already")]
     Taken {
         /// The share.
         tag: Tag,
@@ -44,9 +42,7 @@ pub enum MountError {
         kind: String,
     },
     /// It could not be mounted.
-    #[error(
-        "cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?"
-    )]
+    #[error("cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?")]
     Mount {
         /// The share.
         tag: Tag,
@@ -68,11 +64,7 @@ pub enum MountError {
 }
 
 fn users(holders: &[String]) -> String {
-    if holders.is_empty() {
-        String::new()
-    } else {
-        format!(". It is used by {}", holders.join(", "))
-    }
+    if holders.is_empty() { String::new() } else { format!(". It is used by {}", holders.join(", ")) }
 }
 
 /// A line of `/proc/mounts`.
@@ -97,12 +89,7 @@ fn parse(table: &str) -> Vec<Mounted> {
         let mut fields = line.split(' ');
         let (source, target) = (unescape(fields.next()?), unescape(fields.next()?));
         let (kind, options) = (fields.next()?.to_owned(), fields.next()?);
-        Some(Mounted {
-            source,
-            target,
-            kind,
-            readonly: options.split(',').any(|option| option == "ro"),
-        })
+        Some(Mounted { source, target, kind, readonly: options.split(',').any(|option| option == "ro") })
     };
     table.lines().filter_map(line).collect()
 }
@@ -113,9 +100,7 @@ fn unescape(text: &str) -> String {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let digits = bytes
-            .get(at + 1..at + 4)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
         let code = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match code {
             Some(code) if bytes[at] == b'\\' => {
@@ -131,27 +116,12 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&plain).into_owned()
 }
 
-async fn ask(
-    shell: &Shell,
-    what: &'static str,
-    with: Rights,
-    script: &str,
-) -> Result<String, ScriptError> {
-    shell
-        .script(what, with, script, Zeroizing::new(Vec::new()), LIMIT)
-        .await
+async fn ask(shell: &Shell, what: &'static str, with: Rights, script: &str) -> Result<String, ScriptError> {
+    shell.script(what, with, script, Zeroizing::new(Vec::new()), LIMIT).await
 }
 
 async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
-    Ok(parse(
-        &ask(
-            shell,
-            "list what is mounted in the guest",
-            Rights::User,
-            "cat /proc/mounts",
-        )
-        .await?,
-    ))
+    Ok(parse(&ask(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
 }
 
 /// Where each target really is, its symbolic links followed; a target that does not exist is where it would be.
@@ -160,24 +130,12 @@ async fn places(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptEr
     if mounts.is_empty() {
         return Ok(Vec::new());
     }
-    let targets: Vec<_> = mounts
-        .iter()
-        .map(|mount| quoted(&mount.target.expand(&shell.facts.home)))
-        .collect();
-    let script = format!(
-        "for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done",
-        targets.join(" ")
-    );
-    let places: Vec<_> = ask(shell, what, Rights::User, &script)
-        .await?
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    if places.len() == mounts.len() {
-        Ok(places)
-    } else {
-        Err(ScriptError::Senseless { what })
-    }
+    let targets: Vec<_> =
+        mounts.iter().map(|mount| quoted(&mount.target.expand(&shell.facts.home))).collect();
+    let script =
+        format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done", targets.join(" "));
+    let places: Vec<_> = ask(shell, what, Rights::User, &script).await?.lines().map(str::to_owned).collect();
+    if places.len() == mounts.len() { Ok(places) } else { Err(ScriptError::Senseless { what }) }
 }
 
 /// Make the directories and mount every share that is not mounted as it should be.
@@ -210,11 +168,7 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
         let script = format!("mount -t virtiofs {how}{tag} {at}");
         match ask(shell, "mount a share in the guest", Rights::Root, &script).await {
             Err(ScriptError::Failed { stderr, .. }) => {
-                return Err(MountError::Mount {
-                    tag: mount.tag.clone(),
-                    target: place,
-                    said: stderr,
-                });
+                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, said: stderr });
             }
             other => drop(other?),
         }
@@ -234,9 +188,7 @@ async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError>
         quoted(&target),
         shell.facts.uid,
     );
-    ask(shell, "make the directory for a share", with, &script)
-        .await
-        .map(drop)
+    ask(shell, "make the directory for a share", with, &script).await.map(drop)
 }
 
 /// Unmount every mount of the shares, wherever it is, the last one first.
@@ -262,34 +214,15 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
         return Err(error.into());
     };
     // Somebody else may have been faster.
-    if !table(shell)
-        .await?
-        .iter()
-        .any(|there| there.target == place)
-    {
+    if !table(shell).await?.iter().any(|there| there.target == place) {
         return Ok(());
     }
-    let told = ask(
-        shell,
-        "find who uses a share",
-        Rights::Root,
-        &holders(place),
-    )
-    .await?;
+    let told = ask(shell, "find who uses a share", Rights::Root, &holders(place)).await?;
     let holders = told
         .lines()
-        .map(|line| {
-            line.chars()
-                .filter(|letter| !letter.is_control())
-                .take(80)
-                .collect()
-        })
+        .map(|line| line.chars().filter(|letter| !letter.is_control()).take(80).collect())
         .collect();
-    Err(MountError::Busy {
-        target: place.to_owned(),
-        said,
-        holders,
-    })
+    Err(MountError::Busy { target: place.to_owned(), said, holders })
 }
 
 /// Every process whose directory, root, program or open file is there.
@@ -326,10 +259,7 @@ fn judge(mounts: &[Mount], places: &[String], table: &[Mounted]) -> Presence {
     };
     if mounts.iter().zip(places).all(|pair| right(&pair)) {
         Presence::Whole
-    } else if table
-        .iter()
-        .any(|there| mounts.iter().any(|mount| there.is_of(&mount.tag)))
-    {
+    } else if table.iter().any(|there| mounts.iter().any(|mount| there.is_of(&mount.tag))) {
         Presence::Partial
     } else {
         Presence::Absent
@@ -347,11 +277,7 @@ mod tests {
 
     fn share(tag: &str, target: &str, readonly: bool) -> Mount {
         let tag = Tag::try_from(tag.to_owned()).unwrap();
-        Mount {
-            tag,
-            target: GuestPath::try_from(target.to_owned()).unwrap(),
-            readonly,
-        }
+        Mount { tag, target: GuestPath::try_from(target.to_owned()).unwrap(), readonly }
     }
 
     #[test]
@@ -359,10 +285,7 @@ mod tests {
         let table = parse(TABLE);
         assert_eq!(table.len(), 4);
         assert_eq!(table[1].target, "/home/u/my work");
-        assert_eq!(
-            (table[3].target.as_str(), table[3].readonly),
-            ("/data\\x\ty", false)
-        );
+        assert_eq!((table[3].target.as_str(), table[3].readonly), ("/data\\x\ty", false));
         assert!(table[2].readonly);
         for odd in ["\\", "\\0", "\\04", "\\999", "\\040", "é\\", "\\é0"] {
             unescape(odd);
@@ -374,25 +297,13 @@ mod tests {
     fn presence_minds_tag_place_and_access() {
         let table = parse(TABLE);
         let judge = |mounts: &[Mount]| {
-            let places: Vec<_> = mounts
-                .iter()
-                .map(|mount| mount.target.as_str().to_owned())
-                .collect();
+            let places: Vec<_> = mounts.iter().map(|mount| mount.target.as_str().to_owned()).collect();
             super::judge(mounts, &places, &table)
         };
-        let (work, data) = (
-            share("work", "/home/u/my work", false),
-            share("data", "/data", true),
-        );
+        let (work, data) = (share("work", "/home/u/my work", false), share("data", "/data", true));
         assert_eq!(judge(&[work.clone(), data.clone()]), Presence::Whole);
-        assert_eq!(
-            judge(&[work.clone(), share("data", "/data", false)]),
-            Presence::Partial
-        );
-        assert_eq!(
-            judge(&[share("work", "/elsewhere", false)]),
-            Presence::Partial
-        );
+        assert_eq!(judge(&[work.clone(), share("data", "/data", false)]), Presence::Partial);
+        assert_eq!(judge(&[share("work", "/elsewhere", false)]), Presence::Partial);
         assert_eq!(judge(&[share("none", "/data", true)]), Presence::Absent);
         assert_eq!(judge(&[]), Presence::Whole);
     }

@@ -34,9 +34,7 @@ impl GuestPath {
     /// Whether it is `other` or below it, by the text of both. `~` and an absolute path are told apart only in the guest.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
-        self.0
-            .strip_prefix(&other.0)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        self.0.strip_prefix(&other.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
     /// As it was written, but normalised.
@@ -53,11 +51,7 @@ impl TryFrom<String> for GuestPath {
         match why_not(&text) {
             Some(why) => Err(BadGuestPath { text, why }),
             None => {
-                let parts: Vec<_> = text
-                    .split('/')
-                    .skip(1)
-                    .filter(|part| !part.is_empty())
-                    .collect();
+                let parts: Vec<_> = text.split('/').skip(1).filter(|part| !part.is_empty()).collect();
                 let root = if text.starts_with('~') { "~/" } else { "/" };
                 Ok(Self(format!("{root}{}", parts.join("/"))))
             }
@@ -100,8 +94,7 @@ impl Home {
     /// Whether an absolute path is below it.
     #[must_use]
     pub fn holds(&self, path: &str) -> bool {
-        path.strip_prefix(&self.0)
-            .is_some_and(|rest| rest.starts_with('/'))
+        path.strip_prefix(&self.0).is_some_and(|rest| rest.starts_with('/'))
     }
 
     /// A path in it.
@@ -117,10 +110,7 @@ impl TryFrom<String> for Home {
     fn try_from(text: String) -> Result<Self, BadGuestPath> {
         let parsed = GuestPath::try_from(text)?.0;
         if parsed.starts_with('~') {
-            return Err(BadGuestPath {
-                text: parsed,
-                why: "a home must be absolute",
-            });
+            return Err(BadGuestPath { text: parsed, why: "a home must be absolute" });
         }
         Ok(Self(parsed))
     }
@@ -208,9 +198,7 @@ plain_text!(
 
 fn is_user(text: &str) -> bool {
     (1..=32).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && (text.as_bytes()[0].is_ascii_alphabetic() || text.as_bytes()[0] == b'_')
 }
 
@@ -226,8 +214,8 @@ mod tests {
     fn hostile_paths_are_refused() {
         let long = format!("/{}", "a/".repeat(600));
         let hostile = [
-            "", "~", "/", "~/", "a", "a/b", "~user/x", "../x", "/..", "/a/../b", "~/../x",
-            "~/a/..", "/./a", "/a/", "~/a\nb", "/a\0b", "/a\tb", "/a\u{7f}", &long,
+            "", "~", "/", "~/", "a", "a/b", "~user/x", "../x", "/..", "/a/../b", "~/../x", "~/a/..", "/./a",
+            "/a/", "~/a\nb", "/a\0b", "/a\tb", "/a\u{7f}", &long,
         ];
         for text in hostile {
             assert!(path(text).is_err(), "{text:?} was taken");
@@ -246,9 +234,7 @@ mod tests {
             assert_eq!(path(text).unwrap().expand(&home), expanded);
         }
         assert!(home.holds("/home/u/x") && !home.holds("/home/user/x") && !home.holds("/home/u"));
-        assert!(
-            Home::try_from("/".to_owned()).is_err() && Home::try_from("~/a".to_owned()).is_err()
-        );
+        assert!(Home::try_from("/".to_owned()).is_err() && Home::try_from("~/a".to_owned()).is_err());
     }
 
     #[test]
@@ -263,17 +249,7 @@ mod tests {
 
     #[test]
     fn names_are_plain() {
-        for bad in [
-            "",
-            "-x",
-            "a b",
-            "a\n",
-            "a/b",
-            "a:b:c",
-            ":",
-            "a:",
-            &"x".repeat(40),
-        ] {
+        for bad in ["", "-x", "a b", "a\n", "a/b", "a:b:c", ":", "a:", &"x".repeat(40)] {
             assert!(Owner::try_from(bad.to_owned()).is_err(), "{bad:?}");
             assert!(UserName::try_from(bad.to_owned()).is_err(), "{bad:?}");
             assert!(Tag::try_from(bad.to_owned()).is_err(), "{bad:?}");

@@ -58,8 +58,5 @@ pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
         () = interrupt.wait() => return Err(ChannelError::Interrupted),
         outcome = timeout_at(deadline, trying) => outcome,
     };
-    outcome.unwrap_or(Err(ChannelError::NotReady {
-        limit: within,
-        last,
-    }))
+    outcome.unwrap_or(Err(ChannelError::NotReady { limit: within, last }))
 }

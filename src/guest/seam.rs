@@ -97,40 +97,21 @@ pub enum SettingsError {
 
 impl Settings {
     fn check(&self) -> Result<(), SettingsError> {
-        let targets = self
-            .wanted
-            .targets()
-            .map_err(|_: SourceError| SettingsError::Target)?;
+        let targets = self.wanted.targets().map_err(|_: SourceError| SettingsError::Target)?;
         let (mut seen, mut tags) = (BTreeSet::new(), BTreeSet::new());
-        if let Some(twice) = targets
-            .iter()
-            .find(|target| !seen.insert((*target).clone()))
-        {
+        if let Some(twice) = targets.iter().find(|target| !seen.insert((*target).clone())) {
             return Err(SettingsError::CredentialsCollide(twice.clone()));
         }
         let mut places = BTreeSet::new();
-        for Mount {
-            tag, target: share, ..
-        } in &self.mounts
-        {
+        for Mount { tag, target: share, .. } in &self.mounts {
             if !places.insert(share) || !tags.insert(tag) {
                 return Err(SettingsError::SharesCollide(share.clone()));
             }
-            if let Some(path) = targets
-                .iter()
-                .chain(&self.wanted.wipe)
-                .find(|path| path.is_within(share))
-            {
-                return Err(SettingsError::OnShare {
-                    path: path.clone(),
-                    share: share.clone(),
-                });
+            if let Some(path) = targets.iter().chain(&self.wanted.wipe).find(|path| path.is_within(share)) {
+                return Err(SettingsError::OnShare { path: path.clone(), share: share.clone() });
             }
             if let Some(path) = self.wanted.wipe.iter().find(|path| share.is_within(path)) {
-                return Err(SettingsError::AroundShare {
-                    path: path.clone(),
-                    share: share.clone(),
-                });
+                return Err(SettingsError::AroundShare { path: path.clone(), share: share.clone() });
             }
         }
         Ok(())
@@ -152,11 +133,7 @@ impl SshGuest {
     /// Those of [`SettingsError`].
     pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
         settings.check()?;
-        Ok(Self {
-            settings,
-            vmm,
-            expected: Mutex::default(),
-        })
+        Ok(Self { settings, vmm, expected: Mutex::default() })
     }
 
     /// The pin of the host key of a disk.
@@ -170,14 +147,7 @@ impl SshGuest {
     /// # Errors
     /// [`Failure::Lost`] if the VM goes; [`Failure::Interrupted`]; otherwise why the last attempt failed.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
-        let Settings {
-            user,
-            key,
-            address,
-            ready,
-            limits,
-            ..
-        } = &self.settings;
+        let Settings { user, key, address, ready, limits, .. } = &self.settings;
         let endpoint = Endpoint {
             address: address(machine.slot),
             user: user.clone(),
@@ -189,20 +159,12 @@ impl SshGuest {
             let session = Session::open(endpoint, limits).await?;
             Ok(Shell::greet(session, limits.connect).await?)
         };
-        let connected = async {
-            until_ready(*ready, *limits, interrupt, attempt)
-                .await
-                .map_err(failure)
-        };
+        let connected = async { until_ready(*ready, *limits, interrupt, attempt).await.map_err(failure) };
         self.while_there(machine, connected).await
     }
 
     /// Connect, and do something that ends when the VM does.
-    async fn with<T>(
-        &self,
-        machine: &Machine,
-        act: impl AsyncFnOnce(&Shell) -> Result<T>,
-    ) -> Result<T> {
+    async fn with<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
         let shell = self.connect(machine, &Interrupt::new()).await?;
         let done = self.while_there(machine, act(&shell)).await;
         shell.session.close().await;
@@ -210,11 +172,7 @@ impl SshGuest {
     }
 
     /// [`Failure::Lost`] as soon as the VM is gone, and instead of whatever its going made fail.
-    async fn while_there<T>(
-        &self,
-        machine: &Machine,
-        act: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+    async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
         let watch = async {
             loop {
                 sleep(WATCH).await;
@@ -234,10 +192,7 @@ impl SshGuest {
 
     /// A VMM that does not answer right now is no proof of anything: what is under way has limits of its own.
     async fn is_gone(&self, machine: &Machine) -> bool {
-        self.vmm
-            .find(machine.vmm)
-            .await
-            .is_ok_and(|state| !state.has_system())
+        self.vmm.find(machine.vmm).await.is_ok_and(|state| !state.has_system())
     }
 
     fn remember(&self, expected: Arc<[Expected]>) {
@@ -245,20 +200,11 @@ impl SshGuest {
     }
 
     async fn expected(&self) -> Result<Arc<[Expected]>> {
-        let known = self
-            .expected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let known = self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(known) = known {
             return Ok(known);
         }
-        let credentials = self
-            .settings
-            .wanted
-            .resolve()
-            .await
-            .map_err(Failure::world)?;
+        let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
         let expected: Arc<[Expected]> = credentials.iter().map(Expected::from).collect();
         self.remember(Arc::clone(&expected));
         Ok(expected)
@@ -290,26 +236,16 @@ exit 127
 #[async_trait]
 impl Guest for SshGuest {
     async fn ready(&self, machine: &Machine) -> Result<BootId> {
-        self.with(machine, async |shell: &Shell| Ok(shell.facts.boot))
-            .await
+        self.with(machine, async |shell: &Shell| Ok(shell.facts.boot)).await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
-        let credentials = self
-            .settings
-            .wanted
-            .resolve()
-            .await
-            .map_err(Failure::world)?;
+        let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
         self.remember(credentials.iter().map(Expected::from).collect());
         let targets = self.targets()?;
         self.with(machine, async move |shell: &Shell| {
-            wipe::remove_strays(shell, &targets)
-                .await
-                .map_err(Failure::world)?;
-            inject::inject(shell, &credentials)
-                .await
-                .map_err(Failure::world)
+            wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
+            inject::inject(shell, &credentials).await.map_err(Failure::world)
         })
         .await
     }
@@ -318,53 +254,37 @@ impl Guest for SshGuest {
         let targets = self.targets()?;
         let list = &self.settings.wanted.wipe;
         self.with(machine, async |shell: &Shell| {
-            wipe::wipe(shell, &targets, list)
-                .await
-                .map_err(Failure::world)
+            wipe::wipe(shell, &targets, list).await.map_err(Failure::world)
         })
         .await
     }
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| {
-            mounts::mount(shell, mounts).await.map_err(Failure::world)
-        })
-        .await
+        self.with(machine, async |shell: &Shell| mounts::mount(shell, mounts).await.map_err(Failure::world))
+            .await
     }
 
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| {
-            mounts::unmount(shell, mounts).await.map_err(Failure::world)
-        })
-        .await
+        self.with(machine, async |shell: &Shell| mounts::unmount(shell, mounts).await.map_err(Failure::world))
+            .await
     }
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
         let expected = self.expected().await?;
         let shares = &self.settings.mounts;
         self.with(machine, async |shell: &Shell| {
-            let credentials = inject::presence(shell, &expected)
-                .await
-                .map_err(Failure::world)?;
-            let mounts = mounts::presence(shell, shares)
-                .await
-                .map_err(Failure::world)?;
-            Ok(Equipment {
-                credentials,
-                mounts,
-            })
+            let credentials = inject::presence(shell, &expected).await.map_err(Failure::world)?;
+            let mounts = mounts::presence(shell, shares).await.map_err(Failure::world)?;
+            Ok(Equipment { credentials, mounts })
         })
         .await
     }
 
     async fn settle(&self, machine: &Machine) -> Result<()> {
         self.with(machine, async |shell: &Shell| {
-            settle::settle(shell)
-                .await
-                .map(drop)
-                .map_err(Failure::world)
+            settle::settle(shell).await.map(drop).map_err(Failure::world)
         })
         .await
     }
@@ -372,15 +292,11 @@ impl Guest for SshGuest {
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
         let shell = self.connect(machine, &Interrupt::new()).await?;
         let (what, nothing) = ("ask the guest to shut down", Zeroizing::new(Vec::new()));
-        match shell
-            .script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT)
-            .await
-        {
+        match shell.script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT).await {
             // It went while it was asked.
             Ok(_)
             | Err(ScriptError::Channel {
-                source: ChannelError::Closed | ChannelError::Silent { .. },
-                ..
+                source: ChannelError::Closed | ChannelError::Silent { .. }, ..
             }) => Ok(()),
             Err(error) => Err(Failure::world(error)),
         }

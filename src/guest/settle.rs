@@ -40,9 +40,7 @@ pub enum SettleError {
     #[error("cannot get random bytes for the guest")]
     Random(#[source] std::io::Error),
     /// The guest's processor is not one that the program is made for.
-    #[error(
-        "cannot give fresh entropy to a guest with the processor {0:?}: only x86_64 is supported"
-    )]
+    #[error("cannot give fresh entropy to a guest with the processor {0:?}: only x86_64 is supported")]
     Processor(String),
     /// The program could not be run, or what it asked of the guest's kernel was refused.
     #[error("the guest's kernel could not be given fresh entropy and the time: {why}")]
@@ -62,9 +60,7 @@ pub enum SettleError {
     #[error("the host's clock cannot be used")]
     HostClock,
     /// The clock is still wrong.
-    #[error(
-        "the guest's clock is {off:?} from the host's, give or take {uncertainty:?}, after it was set"
-    )]
+    #[error("the guest's clock is {off:?} from the host's, give or take {uncertainty:?}, after it was set")]
     Clock {
         /// The distance.
         off: Duration,
@@ -76,25 +72,17 @@ pub enum SettleError {
 impl From<ScriptError> for SettleError {
     fn from(source: ScriptError) -> Self {
         let why = match &source {
-            ScriptError::Failed {
-                exit: Exit::Status(status),
-                ..
-            } => match status {
+            ScriptError::Failed { exit: Exit::Status(status), .. } => match status {
                 10 => "it has no /dev/urandom that root may write to",
                 12 => "it refuses RNDADDENTROPY",
                 13 => "it refuses RNDRESEEDCRNG, which Linux knows since 4.17",
                 16 => "it refuses adjtimex with ADJ_SETOFFSET",
-                126 => {
-                    "there is no directory to run a program from (/dev/shm, /run, /tmp, the home)"
-                }
+                126 => "there is no directory to run a program from (/dev/shm, /run, /tmp, the home)",
                 _ => return Self::Script(Box::new(source)),
             },
             _ => return Self::Script(Box::new(source)),
         };
-        Self::Refused {
-            why,
-            source: Box::new(source),
-        }
+        Self::Refused { why, source: Box::new(source) }
     }
 }
 
@@ -111,10 +99,7 @@ impl Agreement {
     /// From the host's time when it asked, how long the answer took, and what the guest said; nanoseconds all.
     fn new(asked: i128, took: i128, guest: i128) -> Self {
         let uncertainty = took / 2;
-        Self {
-            offset: guest - asked - uncertainty,
-            uncertainty,
-        }
+        Self { offset: guest - asked - uncertainty, uncertainty }
     }
 
     /// Whether the clocks differ for certain.
@@ -135,9 +120,7 @@ pub async fn settle(shell: &Shell) -> Result<Agreement, SettleError> {
     if shell.facts.processor != "x86_64" {
         return Err(SettleError::Processor(shell.facts.processor.clone()));
     }
-    timeout(LIMIT, settle_unhurried(shell))
-        .await
-        .unwrap_or(Err(SettleError::Slow))
+    timeout(LIMIT, settle_unhurried(shell)).await.unwrap_or(Err(SettleError::Slow))
 }
 
 async fn settle_unhurried(shell: &Shell) -> Result<Agreement, SettleError> {
@@ -157,14 +140,8 @@ async fn settle_unhurried(shell: &Shell) -> Result<Agreement, SettleError> {
         let duration = |nanoseconds: i128| {
             Duration::from_nanos(u64::try_from(nanoseconds.unsigned_abs()).unwrap_or(u64::MAX))
         };
-        let Agreement {
-            offset,
-            uncertainty,
-        } = agreement;
-        return Err(SettleError::Clock {
-            off: duration(offset),
-            uncertainty: duration(uncertainty),
-        });
+        let Agreement { offset, uncertainty } = agreement;
+        return Err(SettleError::Clock { off: duration(offset), uncertainty: duration(uncertainty) });
     }
     Ok(agreement)
 }
@@ -181,8 +158,7 @@ fn entropy() -> Result<Zeroizing<Vec<u8>>, SettleError> {
     head[4..].copy_from_slice(&(ENTROPY_BYTES as u32).to_le_bytes());
     // Up to 256 bytes come whole once the pool is ready (random(7)).
     for chunk in bytes.chunks_mut(256) {
-        getrandom(chunk, GetRandomFlags::empty())
-            .map_err(|error| SettleError::Random(error.into()))?;
+        getrandom(chunk, GetRandomFlags::empty()).map_err(|error| SettleError::Random(error.into()))?;
     }
     Ok(frame)
 }
@@ -222,35 +198,21 @@ async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
 /// Send one `timex`, and compare the time that comes back.
 async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, SettleError> {
     let frame = timex(shift);
-    let nanoseconds = |duration: Duration| {
-        i128::try_from(duration.as_nanos()).map_err(|_| SettleError::HostClock)
-    };
-    let asked = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| SettleError::HostClock)?;
+    let nanoseconds =
+        |duration: Duration| i128::try_from(duration.as_nanos()).map_err(|_| SettleError::HostClock);
+    let asked = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| SettleError::HostClock)?;
     let clock = Instant::now();
     settler.send(frame).await?;
     let told = settler.receive::<16>().await?;
     let took = clock.elapsed();
-    let word = |at: usize| {
-        i128::from(i64::from_le_bytes(std::array::from_fn(|byte| {
-            told[at + byte]
-        })))
-    };
-    Ok(Agreement::new(
-        nanoseconds(asked)?,
-        nanoseconds(took)?,
-        word(0) * 1_000_000_000 + word(8),
-    ))
+    let word = |at: usize| i128::from(i64::from_le_bytes(std::array::from_fn(|byte| told[at + byte])));
+    Ok(Agreement::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
 }
 
 /// Writes the program where it can be run, runs it on what follows on stdin, removes it. With no input it ends with 11,
 /// which shows that the place allows programs.
 fn script() -> String {
-    let octal: String = settler::elf()
-        .iter()
-        .map(|byte| format!("\\{byte:03o}"))
-        .collect();
+    let octal: String = settler::elf().iter().map(|byte| format!("\\{byte:03o}")).collect();
     format!(
         r#"for d in /dev/shm /run /tmp "$HOME"; do
   f=$d/.nixbox-settle.$$
@@ -275,13 +237,7 @@ mod tests {
     #[test]
     fn the_distance_is_from_the_middle_of_the_round_trip() {
         let sample = Agreement::new(1_000, 100, 1_550);
-        assert_eq!(
-            sample,
-            Agreement {
-                offset: 500,
-                uncertainty: 50
-            }
-        );
+        assert_eq!(sample, Agreement { offset: 500, uncertainty: 50 });
         assert!(sample.differ() && !Agreement::new(1_000, 100, 1_020).differ());
         assert_eq!(Agreement::new(1_000, 100, 550).worst(), 550);
     }
@@ -301,10 +257,7 @@ mod tests {
     #[test]
     fn entropy_is_fresh_and_credited() {
         let (one, two) = (entropy().unwrap(), entropy().unwrap());
-        assert_eq!(
-            (one.len(), &one[..8]),
-            (520, &[0, 16, 0, 0, 0, 2, 0, 0][..])
-        );
+        assert_eq!((one.len(), &one[..8]), (520, &[0, 16, 0, 0, 0, 2, 0, 0][..]));
         assert_ne!(one[8..264], two[8..264]);
         assert_ne!(one[264..], two[264..]);
         assert_ne!(one[8..264], one[264..]);

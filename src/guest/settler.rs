@@ -70,19 +70,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (object, code) = (directory.path().join("o"), directory.path().join("code"));
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/settler.s");
-        assert!(
-            Command::new("as")
-                .args(["--64", source, "-o"])
-                .arg(&object)
-                .status()
-                .unwrap()
-                .success()
-        );
-        let copy = Command::new("objcopy")
-            .args(["-O", "binary", "-j", ".text"])
-            .arg(&object)
-            .arg(&code)
-            .status();
+        assert!(Command::new("as").args(["--64", source, "-o"]).arg(&object).status().unwrap().success());
+        let copy =
+            Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).arg(&object).arg(&code).status();
         assert!(copy.unwrap().success());
         assert_eq!(fs::read(code).unwrap(), CODE);
     }

@@ -90,11 +90,7 @@ impl From<ScriptError> for Attempt {
 }
 
 fn said(stderr: &str) -> String {
-    if stderr.is_empty() {
-        String::new()
-    } else {
-        format!(" ({stderr})")
-    }
+    if stderr.is_empty() { String::new() } else { format!(" ({stderr})") }
 }
 
 /// Says that it runs, gathers the lines up to the last one, and becomes them. A script that was cut short is not run.
@@ -111,8 +107,7 @@ s=\"$s$l
 done
 exit 125'";
 
-const PREAMBLE: &str =
-    "umask 077; LC_ALL=C; PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
+const PREAMBLE: &str = "umask 077; LC_ALL=C; PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export LC_ALL PATH
 ";
 
@@ -155,27 +150,18 @@ impl Shell {
         let script = "printf 'fact=%s\\n' \"$(id -u)\" \"$HOME\" \"$(uname -m)\" \"$(cat /proc/sys/kernel/random/boot_id)\"";
         let command = LOADER.as_bytes();
         let input = Zeroizing::new(format!("{PREAMBLE}{script}{END}").into_bytes());
-        let finished = session
-            .exec(command, input, Capture { most: MOST, within })
-            .await;
+        let finished = session.exec(command, input, Capture { most: MOST, within }).await;
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
         let output = judge(what, Rights::User, finished)?;
-        let told: Vec<_> = output
-            .lines()
-            .filter_map(|line| line.strip_prefix("fact="))
-            .collect();
+        let told: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("fact=")).collect();
         let [uid, home, processor, boot] = told[..] else {
             return Err(ScriptError::Senseless { what });
         };
         let (Ok(uid), Some(boot)) = (uid.parse(), parse_boot(boot)) else {
             return Err(ScriptError::Senseless { what });
         };
-        let facts = Facts {
-            uid,
-            home: Home::try_from(home.to_owned())?,
-            processor: processor.to_owned(),
-            boot,
-        };
+        let facts =
+            Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
         Ok(Self { session, facts })
     }
 
@@ -197,15 +183,8 @@ impl Shell {
         whole.extend_from_slice(text.as_bytes());
         whole.extend_from_slice(&input);
         drop(input);
-        let finished = self
-            .session
-            .exec(command.as_bytes(), whole, Capture { most: MOST, within })
-            .await;
-        judge(
-            what,
-            rights,
-            finished.map_err(|source| ScriptError::Channel { what, source })?,
-        )
+        let finished = self.session.exec(command.as_bytes(), whole, Capture { most: MOST, within }).await;
+        judge(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
     }
 
     /// Start a script that is talked to while it runs. What it says before it begins is passed over.
@@ -219,23 +198,10 @@ impl Shell {
         script: &str,
     ) -> Result<Dialogue, ScriptError> {
         let channel = |source| ScriptError::Channel { what, source };
-        let command = self
-            .session
-            .start(self.command(rights).as_bytes())
-            .await
-            .map_err(channel)?;
+        let command = self.session.start(self.command(rights).as_bytes()).await.map_err(channel)?;
         let text = format!("{PREAMBLE}{script}{END}");
-        command
-            .send(Zeroizing::new(text.into_bytes()))
-            .await
-            .map_err(channel)?;
-        let mut dialogue = Dialogue {
-            what,
-            rights,
-            command,
-            pending: Vec::new(),
-            stderr: Vec::new(),
-        };
+        command.send(Zeroizing::new(text.into_bytes())).await.map_err(channel)?;
+        let mut dialogue = Dialogue { what, rights, command, pending: Vec::new(), stderr: Vec::new() };
         loop {
             if let Some(at) = find(&dialogue.pending, BEGIN) {
                 dialogue.pending.drain(..at + BEGIN.len());
@@ -268,13 +234,7 @@ impl Dialogue {
     /// # Errors
     /// [`ScriptError::Channel`].
     pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ScriptError> {
-        self.command
-            .send(input)
-            .await
-            .map_err(|source| ScriptError::Channel {
-                what: self.what,
-                source,
-            })
+        self.command.send(input).await.map_err(|source| ScriptError::Channel { what: self.what, source })
     }
 
     /// Exactly so many bytes of what it says.
@@ -297,18 +257,12 @@ impl Dialogue {
     /// # Errors
     /// [`ScriptError::Failed`], [`ScriptError::Channel`].
     pub async fn finish(mut self) -> Result<(), ScriptError> {
-        let channel = |source| ScriptError::Channel {
-            what: self.what,
-            source,
-        };
+        let channel = |source| ScriptError::Channel { what: self.what, source };
         self.command.send_no_more().await.map_err(channel)?;
         loop {
             match self.listen(true).await {
                 Ok(()) => {}
-                Err(ScriptError::Failed {
-                    exit: Exit::Status(0),
-                    ..
-                }) => return Ok(()),
+                Err(ScriptError::Failed { exit: Exit::Status(0), .. }) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
@@ -316,10 +270,7 @@ impl Dialogue {
 
     /// Hear one thing; an end is an error, for more was expected.
     async fn listen(&mut self, begun: bool) -> Result<(), ScriptError> {
-        let channel = |source| ScriptError::Channel {
-            what: self.what,
-            source,
-        };
+        let channel = |source| ScriptError::Channel { what: self.what, source };
         if self.pending.len() > MOST || self.stderr.len() > MOST {
             return Err(channel(ChannelError::TooMuch { limit: MOST }));
         }
@@ -340,26 +291,13 @@ fn judge(what: &'static str, rights: Rights, finished: Finished) -> Result<Strin
     let begun = find(&finished.stdout, BEGIN).map(|at| at + BEGIN.len());
     match begun {
         Some(at) if finished.exit == Exit::Status(0) => {
-            String::from_utf8(finished.stdout[at..].to_vec())
-                .map_err(|_| ScriptError::Senseless { what })
+            String::from_utf8(finished.stdout[at..].to_vec()).map_err(|_| ScriptError::Senseless { what })
         }
-        _ => Err(blame(
-            what,
-            rights,
-            begun.is_some(),
-            finished.exit,
-            &finished.stderr,
-        )),
+        _ => Err(blame(what, rights, begun.is_some(), finished.exit, &finished.stderr)),
     }
 }
 
-fn blame(
-    what: &'static str,
-    rights: Rights,
-    begun: bool,
-    exit: Exit,
-    stderr: &[u8],
-) -> ScriptError {
+fn blame(what: &'static str, rights: Rights, begun: bool, exit: Exit, stderr: &[u8]) -> ScriptError {
     let stderr = last_words(stderr);
     if rights == Rights::Root && !begun {
         ScriptError::NoRights { what, stderr }
@@ -371,22 +309,13 @@ fn blame(
 /// The end of what a program complained of, in one line that is safe to print.
 fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
-    let lines: Vec<_> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let end = lines[lines.len().saturating_sub(3)..].join("; ");
-    end.chars()
-        .filter(|letter| !letter.is_control())
-        .take(400)
-        .collect()
+    end.chars().filter(|letter| !letter.is_control()).take(400).collect()
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    haystack
-        .windows(needle.len())
-        .position(|window| window == needle)
+    haystack.windows(needle.len()).position(|window| window == needle)
 }
 
 /// `01234567-89ab-…`, as the kernel writes it.
@@ -410,13 +339,7 @@ mod tests {
     fn boot_ids_are_parsed_strictly() {
         let text = "01234567-89ab-cdef-0123-456789abcdef";
         assert_eq!(parse_boot(text).unwrap().0[..3], [0x01, 0x23, 0x45]);
-        for bad in [
-            "",
-            "0123",
-            &text[1..],
-            &format!("{text}0"),
-            "+1234567-89ab-cdef-0123-456789abcdef",
-        ] {
+        for bad in ["", "0123", &text[1..], &format!("{text}0"), "+1234567-89ab-cdef-0123-456789abcdef"] {
             assert!(parse_boot(bad).is_none(), "{bad}");
         }
     }
@@ -430,37 +353,22 @@ mod tests {
     /// Every shell that is here runs the loader as a guest's would.
     #[test]
     fn a_script_cut_short_is_not_run_and_input_is_left_alone() {
-        for shell in [
-            &["dash", "-c"][..],
-            &["busybox", "ash", "-c"],
-            &["bash", "-c"],
-            &["bash", "--posix", "-c"],
-        ] {
+        for shell in
+            [&["dash", "-c"][..], &["busybox", "ash", "-c"], &["bash", "-c"], &["bash", "--posix", "-c"]]
+        {
             let run = |input: &[u8]| {
                 let mut process = Process::new(shell[0]);
-                process
-                    .args(&shell[1..])
-                    .arg(LOADER)
-                    .stdin(Stdio::piped())
-                    .stdout(Stdio::piped());
+                process.args(&shell[1..]).arg(LOADER).stdin(Stdio::piped()).stdout(Stdio::piped());
                 let mut process = process.spawn().unwrap();
                 process.stdin.take().unwrap().write_all(input).unwrap();
                 process.wait_with_output().unwrap()
             };
             let cut = run(b"echo ran\nnixbox:en");
-            assert_eq!(
-                (cut.status.code(), cut.stdout.as_slice()),
-                (Some(125), BEGIN),
-                "{shell:?}"
-            );
-            let whole =
-                run(b"printf '%s\\n' '\\ran'\ncat\nexit 3\nnixbox:end\n\0\xff\nnixbox:end\n");
+            assert_eq!((cut.status.code(), cut.stdout.as_slice()), (Some(125), BEGIN), "{shell:?}");
+            let whole = run(b"printf '%s\\n' '\\ran'\ncat\nexit 3\nnixbox:end\n\0\xff\nnixbox:end\n");
             assert_eq!(whole.status.code(), Some(3), "{shell:?}");
             let rest = &whole.stdout[BEGIN.len()..];
-            assert!(
-                rest.ends_with(b"\\ran\n\0\xff\nnixbox:end\n"),
-                "{shell:?}: {rest:?}"
-            );
+            assert!(rest.ends_with(b"\\ran\n\0\xff\nnixbox:end\n"), "{shell:?}: {rest:?}");
         }
     }
 
@@ -477,16 +385,8 @@ mod tests {
     fn run_has_the_environment_and_the_arguments() {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join(".env"), "export GREETING='a b'\n").unwrap();
-        let arguments = [
-            "sh",
-            "-c",
-            "printf '%s|' \"$GREETING\" \"$@\"; exit 7",
-            "x",
-            "it's",
-            "",
-            "a\nb",
-        ]
-        .map(String::from);
+        let arguments = ["sh", "-c", "printf '%s|' \"$GREETING\" \"$@\"; exit 7", "x", "it's", "", "a\nb"]
+            .map(String::from);
         let output = Process::new("dash")
             .arg("-c")
             .arg(run_command(&arguments))

@@ -54,19 +54,12 @@ pub(super) fn free_port() -> u16 {
 
 fn sh(script: &str) {
     let output = Command::new("sh").arg("-ec").arg(script).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{script}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 impl Server {
     pub(super) fn start(kind: Kind) -> Self {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "this test makes users and namespaces and needs root"
-        );
+        assert!(rustix::process::geteuid().is_root(), "this test makes users and namespaces and needs root");
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let key = Arc::new(key::generate().unwrap());
@@ -105,13 +98,7 @@ impl Server {
             .spawn()
             .unwrap();
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        Self {
-            address,
-            key,
-            directory,
-            homes,
-            process,
-        }
+        Self { address, key, directory, homes, process }
     }
 
     /// A file in the home of a user.
@@ -164,28 +151,17 @@ fn executable(path: &Path, text: &str) {
 
 fn busybox(directory: &Path, port: u16) -> (PathBuf, String) {
     let root = directory.join("root");
-    for name in [
-        "bin", "dev", "proc", "tmp", "run", "etc", "usr/sbin", "home",
-    ] {
+    for name in ["bin", "dev", "proc", "tmp", "run", "etc", "usr/sbin", "home"] {
         fs::create_dir_all(root.join(name)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    let applets = Command::new("/bin/busybox")
-        .arg("--list")
-        .output()
-        .unwrap()
-        .stdout;
-    for applet in String::from_utf8(applets)
-        .unwrap()
-        .lines()
-        .filter(|applet| !matches!(*applet, "busybox" | "fstrim"))
+    let applets = Command::new("/bin/busybox").arg("--list").output().unwrap().stdout;
+    for applet in
+        String::from_utf8(applets).unwrap().lines().filter(|applet| !matches!(*applet, "busybox" | "fstrim"))
     {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
-    executable(
-        &root.join("bin/fstrim"),
-        &FSTRIM.replace("LOG", "/run/fstrim.log"),
-    );
+    executable(&root.join("bin/fstrim"), &FSTRIM.replace("LOG", "/run/fstrim.log"));
     fs::write(root.join("etc/passwd"), PASSWD.replace("HOMES", "/home")).unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nusers:x:1000:\n").unwrap();
     fs::write(root.join("etc/shells"), "/bin/sh\n").unwrap();
@@ -211,26 +187,11 @@ fn debian(directory: &Path, port: u16, sudo: bool) -> (PathBuf, String) {
     fs::create_dir_all(&homes).unwrap();
     fs::write(directory.join("passwd"), PASSWD.replace("HOMES", &homes.display().to_string())
         + "sshd:x:101:65534::/run/sshd:/usr/sbin/nologin\nnobody:x:65534:65534::/nonexistent:/usr/sbin/nologin\n").unwrap();
-    fs::write(
-        directory.join("shadow"),
-        "root:*:19000:0:99999:7:::\nuser:*:19000:0:99999:7:::\n",
-    )
-    .unwrap();
-    let rule = if sudo {
-        "user ALL=(ALL) NOPASSWD: ALL\n"
-    } else {
-        ""
-    };
-    fs::write(
-        directory.join("sudoers"),
-        format!("root ALL=(ALL) ALL\n{rule}"),
-    )
-    .unwrap();
+    fs::write(directory.join("shadow"), "root:*:19000:0:99999:7:::\nuser:*:19000:0:99999:7:::\n").unwrap();
+    let rule = if sudo { "user ALL=(ALL) NOPASSWD: ALL\n" } else { "" };
+    fs::write(directory.join("sudoers"), format!("root ALL=(ALL) ALL\n{rule}")).unwrap();
     fs::set_permissions(directory.join("sudoers"), fs::Permissions::from_mode(0o440)).unwrap();
-    executable(
-        &directory.join("fstrim"),
-        &FSTRIM.replace("LOG", &format!("{path}/fstrim.log")),
-    );
+    executable(&directory.join("fstrim"), &FSTRIM.replace("LOG", &format!("{path}/fstrim.log")));
     sh(&format!(
         "ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'"
     ));

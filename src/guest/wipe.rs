@@ -53,11 +53,7 @@ pub enum WipeError {
 }
 
 fn reasons(why: &str) -> String {
-    if why.is_empty() {
-        String::new()
-    } else {
-        format!(" ({why})")
-    }
+    if why.is_empty() { String::new() } else { format!(" ({why})") }
 }
 
 /// `forget PATH FOLLOW`: overwrites and removes; nothing there is fine. A symbolic link is removed itself; where FOLLOW is
@@ -109,17 +105,9 @@ done < /proc/mounts
 ///
 /// # Errors
 /// [`WipeError::Left`] names every target that is still there; the rest is removed all the same.
-pub async fn wipe(
-    shell: &Shell,
-    wanted: &[GuestPath],
-    list: &[GuestPath],
-) -> Result<(), WipeError> {
+pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
-    let mut ours: BTreeSet<String> = ledger(shell)
-        .await?
-        .iter()
-        .map(|path| path.expand(home))
-        .collect();
+    let mut ours: BTreeSet<String> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
     ours.extend(wanted.iter().map(|path| path.expand(home)));
     let mut theirs: BTreeSet<String> = list.iter().map(|path| path.expand(home)).collect();
     theirs.extend(HISTORIES.iter().map(|name| home.join(name)));
@@ -127,15 +115,7 @@ pub async fn wipe(
     remove(shell, &ours, &theirs).await?;
     let list = format!("rm -f {}", quoted(&home.join(LEDGER)));
     let nothing = || Zeroizing::new(Vec::new());
-    shell
-        .script(
-            "remove the list of injected files",
-            Rights::User,
-            &list,
-            nothing(),
-            REMOVE_LIMIT,
-        )
-        .await?;
+    shell.script("remove the list of injected files", Rights::User, &list, nothing(), REMOVE_LIMIT).await?;
     shell
         .script(
             "drop the guest's caches",
@@ -155,89 +135,56 @@ pub async fn wipe(
 pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let wanted: BTreeSet<_> = wanted.iter().map(|path| path.expand(home)).collect();
-    let noted: BTreeSet<_> = ledger(shell)
-        .await?
-        .iter()
-        .map(|path| path.expand(home))
-        .collect();
+    let noted: BTreeSet<_> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
     let strays: BTreeSet<_> = noted.difference(&wanted).cloned().collect();
     if strays.is_empty() {
         return Ok(());
     }
     remove(shell, &strays, &BTreeSet::new()).await?;
-    let kept: String = noted
-        .intersection(&wanted)
-        .map(|path| format!("{path}\n"))
-        .collect();
+    let kept: String = noted.intersection(&wanted).map(|path| format!("{path}\n")).collect();
     let list = quoted(&home.join(LEDGER));
     let script = format!("list={list}; cat > \"$list.new\" && mv -f \"$list.new\" \"$list\"");
     let input = Zeroizing::new(kept.into_bytes());
-    shell
-        .script(
-            "note what is injected no more",
-            Rights::User,
-            &script,
-            input,
-            REMOVE_LIMIT,
-        )
-        .await?;
+    shell.script("note what is injected no more", Rights::User, &script, input, REMOVE_LIMIT).await?;
     Ok(())
 }
 
 /// Overwrite and remove, each with the rights that its place asks for; what is ours and resists the user, root removes.
 /// Links are followed for `theirs` alone: nixbox puts no links there, and what another's link leads to was never ours.
-async fn remove(
-    shell: &Shell,
-    ours: &BTreeSet<String>,
-    theirs: &BTreeSet<String>,
-) -> Result<(), WipeError> {
+async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String>) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let mine = |path: &&String| rights(home, path, None) == Rights::User;
     let (user_ours, mut root_ours): (Vec<_>, Vec<_>) = ours.iter().partition(mine);
     let (user_theirs, root_theirs): (Vec<_>, Vec<_>) = theirs.iter().partition(mine);
 
     let mut left = attempt(shell, Rights::User, &user_ours, &user_theirs).await?;
-    let resisting: Vec<_> = user_ours
-        .into_iter()
-        .filter(|path| left.holds(path))
-        .collect();
+    let resisting: Vec<_> = user_ours.into_iter().filter(|path| left.holds(path)).collect();
     root_ours.extend(&resisting);
     match attempt(shell, Rights::Root, &root_ours, &root_theirs).await {
         Ok(rest) => {
-            left.paths
-                .retain(|path| !resisting.iter().any(|ours| is_of(path, ours)));
+            left.paths.retain(|path| !resisting.iter().any(|ours| is_of(path, ours)));
             left.paths.extend(rest.paths);
             left.why.extend(rest.why);
         }
         // Nobody can help: what is left already says more than this does.
         Err(ScriptError::NoRights { .. }) if !left.paths.is_empty() => {
-            left.paths.extend(
-                root_ours
-                    .iter()
-                    .chain(&root_theirs)
-                    .map(|path| (*path).clone()),
-            );
+            left.paths.extend(root_ours.iter().chain(&root_theirs).map(|path| (*path).clone()));
             left.paths.sort();
             left.paths.dedup();
-            left.why
-                .push("the guest's user has no `sudo` without a password".to_owned());
+            left.why.push("the guest's user has no `sudo` without a password".to_owned());
         }
         Err(error) => return Err(error.into()),
     }
     if left.paths.is_empty() {
         Ok(())
     } else {
-        Err(WipeError::Left {
-            left: left.paths,
-            why: left.why.join("; "),
-        })
+        Err(WipeError::Left { left: left.paths, why: left.why.join("; ") })
     }
 }
 
 /// Whether a path that is left is this one, or its unfinished self.
 fn is_of(left: &str, path: &str) -> bool {
-    left.strip_prefix(path)
-        .is_some_and(|rest| rest.is_empty() || rest == UNFINISHED)
+    left.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == UNFINISHED)
 }
 
 struct Left {
@@ -258,49 +205,24 @@ async fn attempt(
     theirs: &[&String],
 ) -> Result<Left, ScriptError> {
     if ours.is_empty() && theirs.is_empty() {
-        return Ok(Left {
-            paths: Vec::new(),
-            why: Vec::new(),
-        });
+        return Ok(Left { paths: Vec::new(), why: Vec::new() });
     }
     let mut script = format!("{FUNCTIONS}{FORGET}");
     for path in ours {
-        script += &format!(
-            "try {} ''\ntry {} ''\n",
-            quoted(path),
-            quoted(&format!("{path}{UNFINISHED}"))
-        );
+        script += &format!("try {} ''\ntry {} ''\n", quoted(path), quoted(&format!("{path}{UNFINISHED}")));
     }
     for path in theirs {
         script += &format!("try {} follow\n", quoted(path));
     }
     let nothing = Zeroizing::new(Vec::new());
-    let told = shell
-        .script(
-            "remove credentials from the guest",
-            with,
-            &script,
-            nothing,
-            REMOVE_LIMIT,
-        )
-        .await?;
+    let told =
+        shell.script("remove credentials from the guest", with, &script, nothing, REMOVE_LIMIT).await?;
     Ok(Left {
-        paths: told
-            .lines()
-            .filter_map(|line| line.strip_prefix("left "))
-            .map(str::to_owned)
-            .collect(),
-        why: told
-            .lines()
-            .filter_map(|line| line.strip_prefix("why "))
-            .map(printable)
-            .collect(),
+        paths: told.lines().filter_map(|line| line.strip_prefix("left ")).map(str::to_owned).collect(),
+        why: told.lines().filter_map(|line| line.strip_prefix("why ")).map(printable).collect(),
     })
 }
 
 fn printable(line: &str) -> String {
-    line.chars()
-        .filter(|letter| !letter.is_control())
-        .take(300)
-        .collect()
+    line.chars().filter(|letter| !letter.is_control()).take(300).collect()
 }

@@ -146,48 +146,20 @@ type Result<T, E = CopyError> = std::result::Result<T, E>;
 ///
 /// # Errors
 /// See [`CopyError`]. The target then has some of the content.
-pub async fn copy(
-    copying: Copying,
-    progress: Arc<dyn Progress>,
-    interrupt: &Interrupt,
-) -> Result<Copied> {
-    let Copying {
-        what,
-        source,
-        target,
-        reflink,
-        hash,
-    } = copying;
+pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Interrupt) -> Result<Copied> {
+    let Copying { what, source, target, reflink, hash } = copying;
     let (size, total) = extent(&source)?;
     let (source, target) = (Arc::new(source), Arc::new(target));
     if reflink && share(&source, &target, interrupt).await? {
         progress.progress(&what, total, total);
-        return Ok(Copied {
-            method: Method::Reflink,
-            hashes: None,
-        });
+        return Ok(Copied { method: Method::Reflink, hashes: None });
     }
-    target
-        .file
-        .set_len(size)
-        .map_err(|error| write_error(&target, error, 0))?;
+    target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
     let stop = interrupt.child();
     let _stop_with_this_future = stop.on_drop();
-    let reading = Reading::new(
-        what,
-        source,
-        Some(target),
-        size,
-        total,
-        hash,
-        progress,
-        stop,
-    );
+    let reading = Reading::new(what, source, Some(target), size, total, hash, progress, stop);
     let (read, written, hashes) = reading.run().await?;
-    Ok(Copied {
-        method: Method::Sparse { read, written },
-        hashes,
-    })
+    Ok(Copied { method: Method::Sparse { read, written }, hashes })
 }
 
 /// Hashes a file without copying it.
@@ -203,32 +175,18 @@ pub async fn hash(
     let (size, total) = extent(&source)?;
     let stop = interrupt.child();
     let _stop_with_this_future = stop.on_drop();
-    let reading = Reading::new(
-        what,
-        Arc::new(source),
-        None,
-        size,
-        total,
-        true,
-        progress,
-        stop,
-    );
+    let reading = Reading::new(what, Arc::new(source), None, size, total, true, progress, stop);
     let (_, _, hashes) = reading.run().await?;
     Ok(hashes.unwrap_or_else(|| PieceHashes::new(size)))
 }
 
 /// A file's size in bytes, and about how much of it is data.
 fn extent(source: &Named) -> Result<(u64, u64)> {
-    let status = rustix::fs::fstat(&source.file).map_err(|error| CopyError::Read {
-        path: source.path.clone(),
-        source: error.into(),
-    })?;
+    let status = rustix::fs::fstat(&source.file)
+        .map_err(|error| CopyError::Read { path: source.path.clone(), source: error.into() })?;
     let size = status.st_size.unsigned_abs();
     // 512: the unit of st_blocks, whatever the file system's own is.
-    Ok((
-        size,
-        size.min(status.st_blocks.unsigned_abs().saturating_mul(512)),
-    ))
+    Ok((size, size.min(status.st_blocks.unsigned_abs().saturating_mul(512))))
 }
 
 /// Runs `work` on a thread that may wait, and answers an interrupt at once. The thread then goes on with the open files
@@ -249,23 +207,14 @@ pub(crate) async fn answering<T: Send + 'static>(
 /// # Errors
 /// [`CopyError::Interrupted`] at once, or if the medium fails.
 pub async fn sync(named: Named, interrupt: &Interrupt) -> Result<()> {
-    answering(interrupt, move || {
-        named
-            .file
-            .sync_all()
-            .map_err(|error| write_error(&named, error, 0))
-    })
-    .await?
+    answering(interrupt, move || named.file.sync_all().map_err(|error| write_error(&named, error, 0))).await?
 }
 
 /// Whether the file systems share the source's blocks with the target now.
 async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) -> Result<bool> {
     let (from, to) = (Arc::clone(source), Arc::clone(target));
     // A source with unwritten pages is written inside the call, which may take long.
-    let shared = answering(interrupt, move || {
-        rustix::fs::ioctl_ficlone(&to.file, &from.file)
-    })
-    .await?;
+    let shared = answering(interrupt, move || rustix::fs::ioctl_ficlone(&to.file, &from.file)).await?;
     match shared {
         Ok(()) => Ok(true),
         // Not this file system (EOPNOTSUPP, ENOTTY), not across two (EXDEV), not these two files (EINVAL: one of them
@@ -284,22 +233,13 @@ async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) 
 }
 
 fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {
-    let full = matches!(
-        source.kind(),
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-    );
+    let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     if !full {
-        return CopyError::Write {
-            path: target.path.clone(),
-            source,
-        };
+        return CopyError::Write { path: target.path.clone(), source };
     }
     let free = rustix::fs::fstatvfs(&target.file)
         .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize));
-    CopyError::Full {
-        path: target.path.clone(),
-        missing: remaining.saturating_sub(free).max(1),
-    }
+    CopyError::Full { path: target.path.clone(), missing: remaining.saturating_sub(free).max(1) }
 }
 
 /// The pieces of one file being read by several threads: hashed, written elsewhere, or both.
@@ -318,10 +258,7 @@ struct Reading {
 }
 
 impl Reading {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "it is called twice, with all of them different"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "it is called twice, with all of them different")]
     fn new(
         what: String,
         source: Arc<Named>,
@@ -334,32 +271,16 @@ impl Reading {
     ) -> Arc<Self> {
         let hashes = hash.then(|| Mutex::new(PieceHashes::new(size)));
         let [next, read, written] = [const { AtomicU64::new(0) }; 3];
-        Arc::new(Self {
-            what,
-            source,
-            target,
-            size,
-            total,
-            hashes,
-            next,
-            read,
-            written,
-            progress,
-            stop,
-        })
+        Arc::new(Self { what, source, target, size, total, hashes, next, read, written, progress, stop })
     }
 
     /// All pieces. Says how many bytes were read, and written, and the hashes.
     async fn run(self: Arc<Self>) -> Result<(u64, u64, Option<PieceHashes>)> {
-        let threads = thread::available_parallelism()
-            .map_or(1, usize::from)
-            .min(MAX_THREADS);
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let threads = threads.min(usize::try_from(pieces(self.size)).unwrap_or(MAX_THREADS));
         let running = (0..threads).map(|_| {
             let reading = Arc::clone(&self);
-            tokio::task::spawn_blocking(move || {
-                reading.run_pieces().inspect_err(|_| reading.stop.request())
-            })
+            tokio::task::spawn_blocking(move || reading.run_pieces().inspect_err(|_| reading.stop.request()))
         });
         let mut interrupted = false;
         let mut failed = None;
@@ -376,17 +297,10 @@ impl Reading {
             None if interrupted => return Err(CopyError::Interrupted),
             None => {}
         }
-        let (read, written) = (
-            self.read.load(Ordering::Relaxed),
-            self.written.load(Ordering::Relaxed),
-        );
+        let (read, written) = (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed));
         self.progress.progress(&self.what, read, read);
-        let hashes = self.hashes.as_ref().map(|hashes| {
-            hashes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
-        });
+        let hashes =
+            self.hashes.as_ref().map(|hashes| hashes.lock().unwrap_or_else(PoisonError::into_inner).clone());
         Ok((read, written, hashes))
     }
 
@@ -412,27 +326,20 @@ impl Reading {
             let (data, hole) =
                 next_extent(&self.source.file, at, end).map_err(|error| self.read_error(error))?;
             if self.hashes.is_some() && (hasher.is_some() || data < end) {
-                hasher
-                    .get_or_insert_with(|| PieceHasher::new(self.size, piece))
-                    .zeros(data - at);
+                hasher.get_or_insert_with(|| PieceHasher::new(self.size, piece)).zeros(data - at);
             }
             at = data;
             while at < hole {
                 self.check()?;
                 let chunk = &mut buffer[..CHUNK.min((hole - at) as usize)];
-                self.source
-                    .file
-                    .read_exact_at(chunk, at)
-                    .map_err(|error| self.read_error(error))?;
+                self.source.file.read_exact_at(chunk, at).map_err(|error| self.read_error(error))?;
                 if let Some(hasher) = &mut hasher {
                     hasher.bytes(chunk);
                 }
                 self.write(chunk, at)?;
                 at += chunk.len() as u64;
-                let read =
-                    self.read.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
-                self.progress
-                    .progress(&self.what, read, self.total.max(read));
+                let read = self.read.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
+                self.progress.progress(&self.what, read, self.total.max(read));
             }
         }
         // An empty file is one piece without bytes, and has a hash all the same.
@@ -440,10 +347,7 @@ impl Reading {
             hasher = Some(PieceHasher::new(0, 0));
         }
         if let (Some(hashes), Some(hasher)) = (&self.hashes, hasher) {
-            hashes
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .set(piece, hasher.finish());
+            hashes.lock().unwrap_or_else(PoisonError::into_inner).set(piece, hasher.finish());
         }
         Ok(())
     }
@@ -454,28 +358,16 @@ impl Reading {
             return Ok(());
         };
         for (from, to) in runs_of_data(chunk) {
-            target
-                .file
-                .write_all_at(&chunk[from..to], at + from as u64)
-                .map_err(|error| {
-                    write_error(
-                        target,
-                        error,
-                        self.total.saturating_sub(self.read.load(Ordering::Relaxed)),
-                    )
-                })?;
-            self.written
-                .fetch_add((to - from) as u64, Ordering::Relaxed);
+            target.file.write_all_at(&chunk[from..to], at + from as u64).map_err(|error| {
+                write_error(target, error, self.total.saturating_sub(self.read.load(Ordering::Relaxed)))
+            })?;
+            self.written.fetch_add((to - from) as u64, Ordering::Relaxed);
         }
         Ok(())
     }
 
     fn check(&self) -> Result<()> {
-        if self.stop.requested() {
-            Err(CopyError::Interrupted)
-        } else {
-            Ok(())
-        }
+        if self.stop.requested() { Err(CopyError::Interrupted) } else { Ok(()) }
     }
 
     fn read_error(&self, source: io::Error) -> CopyError {

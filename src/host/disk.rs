@@ -179,14 +179,7 @@ impl Disks {
         progress: Arc<dyn Progress>,
         hashes: Arc<KnownHashes>,
     ) -> Self {
-        Self {
-            run,
-            snapshots,
-            specs,
-            progress,
-            hashes,
-            methods: Mutex::default(),
-        }
+        Self { run, snapshots, specs, progress, hashes, methods: Mutex::default() }
     }
 
     /// The paths of the images of a generation in order, for the VMM's configuration.
@@ -195,9 +188,7 @@ impl Disks {
     /// If they are not all there.
     pub fn images(&self, generation: Generation) -> Result<Vec<PathBuf>> {
         let (folder, images) = self.whole(generation)?;
-        Ok((0..images.len())
-            .map(|n| folder.path_of(image_file(n)))
-            .collect())
+        Ok((0..images.len()).map(|n| folder.path_of(image_file(n))).collect())
     }
 
     /// Where the host key of the system on a generation's disks is kept. It is captured, filled and removed with them.
@@ -209,10 +200,7 @@ impl Disks {
     /// How each copy of this process was made, in order.
     #[must_use]
     pub fn methods(&self) -> Vec<Method> {
-        self.methods
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.methods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn name(generation: Generation) -> String {
@@ -227,18 +215,10 @@ impl Disks {
         let run = Folder::open(&self.run)?;
         if let Some(folder) = run.folder(Self::name(generation))? {
             let whole = inventory(&folder)?.is_some_and(|images| all_there(&folder, &images));
-            return Ok(if whole {
-                Presence::Whole
-            } else {
-                Presence::Partial
-            });
+            return Ok(if whole { Presence::Whole } else { Presence::Partial });
         }
         let begun = run.folder(Self::partial(generation))?.is_some();
-        Ok(if begun {
-            Presence::Partial
-        } else {
-            Presence::Absent
-        })
+        Ok(if begun { Presence::Partial } else { Presence::Absent })
     }
 
     fn whole(&self, generation: Generation) -> Result<(Folder, Vec<Image>)> {
@@ -274,17 +254,12 @@ impl Disks {
                 break;
             };
             let path = folder.path_of(&name);
-            let size = file
-                .metadata()
-                .map_err(FileError::system("examine", &path))?
-                .len();
+            let size = file.metadata().map_err(FileError::system("examine", &path))?.len();
             copy::sync(Named { file, path }, interrupt).await?;
             images.push(Image { size });
         }
-        let text = serde_json::to_vec(&images).map_err(|source| DiskError::Inventory {
-            path: folder.path_of(INVENTORY),
-            source,
-        })?;
+        let text = serde_json::to_vec(&images)
+            .map_err(|source| DiskError::Inventory { path: folder.path_of(INVENTORY), source })?;
         folder.replace(INVENTORY, &text)?;
         run.rename(Self::partial(generation), Self::name(generation))?;
         run.sync()?;
@@ -299,70 +274,39 @@ impl Disks {
         hash: bool,
         interrupt: &Interrupt,
     ) -> Result<copy::Copied> {
-        let copying = Copying {
-            what,
-            source,
-            target,
-            reflink: true,
-            hash,
-        };
+        let copying = Copying { what, source, target, reflink: true, hash };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        self.methods
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(copied.method);
+        self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
         Ok(copied)
     }
 
-    async fn make(
-        &self,
-        folder: &Folder,
-        n: usize,
-        spec: &DiskSpec,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn make(&self, folder: &Folder, n: usize, spec: &DiskSpec, interrupt: &Interrupt) -> Result<()> {
         let name = image_file(n);
         let path = folder.path_of(&name);
         let Some(template) = &spec.image else {
             let size = spec.size.ok_or(DiskError::Nothing(n))?;
             let file = folder.new_file(&name)?;
-            file.set_len(size)
-                .map_err(FileError::system("grow", &path))?;
+            file.set_len(size).map_err(FileError::system("grow", &path))?;
             return Ok(mkfs::ext4(&path, interrupt).await?);
         };
         let source = open_template(template)?;
-        let found = source
-            .metadata()
-            .map_err(FileError::system("examine", template))?
-            .len();
+        let found = source.metadata().map_err(FileError::system("examine", template))?.len();
         let wanted = spec.size.unwrap_or(found);
         if wanted < found {
-            return Err(DiskError::TooSmall {
-                path: template.clone(),
-                found,
-                wanted,
-            });
+            return Err(DiskError::TooSmall { path: template.clone(), found, wanted });
         }
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
-        let source = Named {
-            file: source,
-            path: template.clone(),
-        };
+        let source = Named { file: source, path: template.clone() };
         self.clone_image(
             format!("disk {n}"),
             source,
-            Named {
-                file: target,
-                path: path.clone(),
-            },
+            Named { file: target, path: path.clone() },
             false,
             interrupt,
         )
         .await?;
-        Ok(file
-            .set_len(wanted)
-            .map_err(FileError::system("grow", &path))?)
+        Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
     }
 
     async fn build(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
@@ -375,12 +319,7 @@ impl Disks {
         self.finish(generation, (run, folder), interrupt).await
     }
 
-    async fn save(
-        &self,
-        generation: Generation,
-        into: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn save(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
         let (folder, images) = self.whole(generation)?;
         let staging = Folder::open(&self.snapshots)?
             .folder(crate::store::staging_name(into))?
@@ -388,21 +327,13 @@ impl Disks {
         for n in 0..images.len() {
             let (from, to) = (image_file(n), snapshot_file(n));
             let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
-            let source = Named {
-                file,
-                path: folder.path_of(&from),
-            };
+            let source = Named { file, path: folder.path_of(&from) };
             staging.remove_file(&to)?;
             let path = staging.path_of(&to);
             let kept = staging.new_file(&to)?;
             let file = kept.try_clone().map_err(FileError::system("open", &path))?;
-            let target = Named {
-                file,
-                path: path.clone(),
-            };
-            let copied = self
-                .clone_image(format!("disk {n}"), source, target, true, interrupt)
-                .await?;
+            let target = Named { file, path: path.clone() };
+            let copied = self.clone_image(format!("disk {n}"), source, target, true, interrupt).await?;
             if let Some(hashes) = copied.hashes {
                 let identity = Identity::of(&kept).map_err(FileError::system("examine", &path))?;
                 self.hashes.note(into, &to, identity, hashes);
@@ -414,36 +345,18 @@ impl Disks {
     /// Makes sure that an image of a listed snapshot has its manifest's size; its content is `verify`'s to check.
     fn check_size(&self, snapshot: &Folder, id: SnapshotId, name: &str) -> Result<()> {
         // The numbers have a gap if it is not there.
-        let file = snapshot.file(name)?.ok_or(DiskError::Damaged {
-            id,
-            name: name.to_owned(),
-        })?;
-        let size = file
-            .metadata()
-            .map_err(FileError::system("examine", snapshot.path_of(name)))?
-            .len();
+        let file = snapshot.file(name)?.ok_or(DiskError::Damaged { id, name: name.to_owned() })?;
+        let size = file.metadata().map_err(FileError::system("examine", snapshot.path_of(name)))?.len();
         match crate::store::record_of(snapshot, id, name)? {
-            Some(record) if record.size != size => Err(DiskError::Damaged {
-                id,
-                name: name.to_owned(),
-            }),
+            Some(record) if record.size != size => Err(DiskError::Damaged { id, name: name.to_owned() }),
             _ => Ok(()),
         }
     }
 
-    async fn load(
-        &self,
-        from: SnapshotId,
-        generation: Generation,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn load(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
         let snapshots = Folder::open(&self.snapshots)?;
         let snapshot = crate::store::open(&snapshots, from)?.ok_or(DiskError::NoSnapshot(from))?;
-        let count = snapshot
-            .names()?
-            .iter()
-            .filter(|name| image_number(name, "disk-").is_some())
-            .count();
+        let count = snapshot.names()?.iter().filter(|name| image_number(name, "disk-").is_some()).count();
         for n in 0..count {
             self.check_size(&snapshot, from, &snapshot_file(n))?;
         }
@@ -453,16 +366,9 @@ impl Disks {
         for n in 0..count {
             let (name, to) = (snapshot_file(n), image_file(n));
             let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
-            let source = Named {
-                file,
-                path: snapshot.path_of(&name),
-            };
-            let target = Named {
-                file: folder.new_file(&to)?,
-                path: folder.path_of(&to),
-            };
-            self.clone_image(format!("disk {n}"), source, target, false, interrupt)
-                .await?;
+            let source = Named { file, path: snapshot.path_of(&name) };
+            let target = Named { file: folder.new_file(&to)?, path: folder.path_of(&to) };
+            self.clone_image(format!("disk {n}"), source, target, false, interrupt).await?;
         }
         keep_host_key(&snapshot, &folder)?;
         self.finish(generation, (run, folder), interrupt).await
@@ -478,10 +384,7 @@ fn keep_host_key(from: &Folder, to: &Folder) -> Result<()> {
 }
 
 fn open_template(path: &PathBuf) -> Result<File> {
-    let failed = |source| DiskError::Template {
-        path: path.clone(),
-        source,
-    };
+    let failed = |source| DiskError::Template { path: path.clone(), source };
     // Looked at before it is opened: opening a FIFO would wait for a writer.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(DiskError::TemplateKind { path: path.clone() });
@@ -495,17 +398,13 @@ fn inventory(folder: &Folder) -> Result<Option<Vec<Image>>> {
     };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|source| DiskError::Inventory {
-            path: folder.path_of(INVENTORY),
-            source,
-        })
+        .map_err(|source| DiskError::Inventory { path: folder.path_of(INVENTORY), source })
 }
 
 fn all_there(folder: &Folder, images: &[Image]) -> bool {
     images.iter().enumerate().all(|(n, image)| {
         let file = folder.file(image_file(n)).ok().flatten();
-        file.and_then(|file| file.metadata().ok())
-            .is_some_and(|status| status.len() == image.size)
+        file.and_then(|file| file.metadata().ok()).is_some_and(|status| status.len() == image.size)
     })
 }
 
@@ -526,10 +425,7 @@ fn remove_set(run: &Folder, name: &str) -> Result<()> {
         own.iter().any(|name| entry == name.as_str()) || image_number(entry, "").is_some()
     };
     if let Some(foreign) = folder.names()?.into_iter().find(|entry| !ours(entry)) {
-        return Err(DiskError::Foreign {
-            folder: folder.path().to_owned(),
-            name: foreign,
-        });
+        return Err(DiskError::Foreign { folder: folder.path().to_owned(), name: foreign });
     }
     // First, so that a set that is half removed is never taken for a whole one.
     folder.remove_file(INVENTORY)?;

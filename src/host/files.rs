@@ -85,11 +85,7 @@ impl FileError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(S) -> Self {
         let path = path.into();
-        move |source| Self::System {
-            doing,
-            path,
-            source: source.into(),
-        }
+        move |source| Self::System { doing, path, source: source.into() }
     }
 
     /// Whether the system said `kind`.
@@ -114,9 +110,8 @@ impl Folder {
     /// # Errors
     /// If it is not there, not a directory, or a symbolic link.
     pub fn open(path: &Path) -> Result<Self> {
-        open_directory(fs::CWD, path.as_os_str(), path)?.ok_or_else(|| {
-            FileError::system("open", path)(io::Error::from(io::ErrorKind::NotFound))
-        })
+        open_directory(fs::CWD, path.as_os_str(), path)?
+            .ok_or_else(|| FileError::system("open", path)(io::Error::from(io::ErrorKind::NotFound)))
     }
 
     /// The path it was opened by.
@@ -146,16 +141,10 @@ impl Folder {
     pub fn check_ours(&self) -> Result<()> {
         let (status, user) = (self.status()?, rustix::process::geteuid().as_raw());
         if status.st_uid != user {
-            return Err(FileError::Owner {
-                path: self.path.clone(),
-                owner: status.st_uid,
-                user,
-            });
+            return Err(FileError::Owner { path: self.path.clone(), owner: status.st_uid, user });
         }
         if Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
-            return Err(FileError::Writable {
-                path: self.path.clone(),
-            });
+            return Err(FileError::Writable { path: self.path.clone() });
         }
         Ok(())
     }
@@ -165,8 +154,7 @@ impl Folder {
     /// # Errors
     /// If the system cannot tell.
     pub fn free_bytes(&self) -> Result<u64> {
-        let status =
-            fs::fstatvfs(&self.handle).map_err(FileError::system("examine", &self.path))?;
+        let status = fs::fstatvfs(&self.handle).map_err(FileError::system("examine", &self.path))?;
         Ok(status.f_bavail.saturating_mul(status.f_frsize))
     }
 
@@ -211,14 +199,11 @@ impl Folder {
             Ok(()) => true,
             Err(Errno::EXIST) => false,
             Err(error) => {
-                return Err(FileError::system("make the directory", self.path_of(name))(
-                    error,
-                ));
+                return Err(FileError::system("make the directory", self.path_of(name))(error));
             }
         };
-        let missing = || {
-            FileError::system("open", self.path_of(name))(io::Error::from(io::ErrorKind::NotFound))
-        };
+        let missing =
+            || FileError::system("open", self.path_of(name))(io::Error::from(io::ErrorKind::NotFound));
         Ok((self.folder(name)?.ok_or_else(missing)?, made))
     }
 
@@ -248,19 +233,13 @@ impl Folder {
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP) => return Err(FileError::Symlink { path }),
             Err(Errno::ISDIR | Errno::NXIO) => {
-                return Err(FileError::Kind {
-                    path,
-                    wanted: "regular file",
-                });
+                return Err(FileError::Kind { path, wanted: "regular file" });
             }
             Err(error) => return Err(FileError::system("open", path)(error)),
         };
         let status = fs::fstat(&file).map_err(FileError::system("examine", &path))?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
-            return Err(FileError::Kind {
-                path,
-                wanted: "regular file",
-            });
+            return Err(FileError::Kind { path, wanted: "regular file" });
         }
         Ok(Some(file))
     }
@@ -271,8 +250,7 @@ impl Folder {
     /// If there is something of that name, or it cannot be made.
     pub fn new_file(&self, name: impl AsRef<OsStr>) -> Result<File> {
         let name = plain(name.as_ref())?;
-        let flags =
-            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::openat(&self.handle, name, flags, FILE_MODE)
             .map(File::from)
             .map_err(FileError::system("make", self.path_of(name)))
@@ -292,10 +270,7 @@ impl Folder {
             .read_to_end(&mut bytes)
             .map_err(FileError::system("read", self.path_of(name)))?;
         if bytes.len() as u64 > limit {
-            return Err(FileError::TooLarge {
-                path: self.path_of(name),
-                limit,
-            });
+            return Err(FileError::TooLarge { path: self.path_of(name), limit });
         }
         Ok(Some(bytes))
     }
@@ -312,13 +287,7 @@ impl Folder {
             return Ok(false);
         }
         let unfinished = self.write_unfinished(name, bytes)?;
-        match fs::renameat_with(
-            &self.handle,
-            &unfinished,
-            &self.handle,
-            name,
-            RenameFlags::NOREPLACE,
-        ) {
+        match fs::renameat_with(&self.handle, &unfinished, &self.handle, name, RenameFlags::NOREPLACE) {
             Ok(()) => self.sync().map(|()| true),
             Err(Errno::EXIST) => self.remove_file(&unfinished).map(|()| false),
             Err(error) => Err(FileError::system("make", self.path_of(name))(error)),
@@ -431,9 +400,9 @@ impl Folder {
             });
         }
         for entry in folder.names()? {
-            let directory = folder.examine(&entry)?.is_some_and(|status| {
-                FileType::from_raw_mode(status.st_mode) == FileType::Directory
-            });
+            let directory = folder
+                .examine(&entry)?
+                .is_some_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory);
             if directory {
                 folder.remove_below(&entry, depth + 1)?;
             } else {
@@ -441,9 +410,7 @@ impl Folder {
             }
         }
         self.remove_empty(name)?.then_some(()).ok_or_else(|| {
-            FileError::system("remove", self.path_of(name))(io::Error::from(
-                io::ErrorKind::DirectoryNotEmpty,
-            ))
+            FileError::system("remove", self.path_of(name))(io::Error::from(io::ErrorKind::DirectoryNotEmpty))
         })
     }
 }
@@ -451,22 +418,14 @@ impl Folder {
 fn open_directory(at: impl rustix::fd::AsFd, name: &OsStr, path: &Path) -> Result<Option<Folder>> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match fs::openat(at.as_fd(), name, flags, Mode::empty()) {
-        Ok(handle) => Ok(Some(Folder {
-            handle,
-            path: path.to_owned(),
-        })),
+        Ok(handle) => Ok(Some(Folder { handle, path: path.to_owned() })),
         Err(Errno::NOENT) => Ok(None),
         // With DIRECTORY and NOFOLLOW together Linux answers NOTDIR for a link.
         Err(Errno::NOTDIR | Errno::LOOP) => match fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(status) if FileType::from_raw_mode(status.st_mode) == FileType::Symlink => {
-                Err(FileError::Symlink {
-                    path: path.to_owned(),
-                })
+                Err(FileError::Symlink { path: path.to_owned() })
             }
-            _ => Err(FileError::Kind {
-                path: path.to_owned(),
-                wanted: "directory",
-            }),
+            _ => Err(FileError::Kind { path: path.to_owned(), wanted: "directory" }),
         },
         Err(error) => Err(FileError::system("open", path)(error)),
     }
@@ -475,16 +434,9 @@ fn open_directory(at: impl rustix::fd::AsFd, name: &OsStr, path: &Path) -> Resul
 /// The name itself, if it is one within a directory.
 fn plain(name: &OsStr) -> Result<&OsStr> {
     let bytes = name.as_bytes();
-    let good = !bytes.is_empty()
-        && bytes != b"."
-        && bytes != b".."
-        && !bytes.contains(&b'/')
-        && !bytes.contains(&0);
-    if good {
-        Ok(name)
-    } else {
-        Err(FileError::Name(name.to_owned()))
-    }
+    let good =
+        !bytes.is_empty() && bytes != b"." && bytes != b".." && !bytes.contains(&b'/') && !bytes.contains(&0);
+    if good { Ok(name) } else { Err(FileError::Name(name.to_owned())) }
 }
 
 #[cfg(test)]
@@ -503,26 +455,11 @@ mod tests {
     fn names_that_lead_elsewhere_are_refused() {
         let (_directory, folder) = folder();
         for name in ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b"] {
-            assert!(
-                matches!(folder.examine(name), Err(FileError::Name(_))),
-                "{name:?}"
-            );
-            assert!(
-                matches!(folder.read(name, 1), Err(FileError::Name(_))),
-                "{name:?}"
-            );
-            assert!(
-                matches!(folder.new_file(name), Err(FileError::Name(_))),
-                "{name:?}"
-            );
-            assert!(
-                matches!(folder.remove_tree(name), Err(FileError::Name(_))),
-                "{name:?}"
-            );
-            assert!(
-                matches!(folder.rename("a", name), Err(FileError::Name(_))),
-                "{name:?}"
-            );
+            assert!(matches!(folder.examine(name), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.read(name, 1), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.new_file(name), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.remove_tree(name), Err(FileError::Name(_))), "{name:?}");
+            assert!(matches!(folder.rename("a", name), Err(FileError::Name(_))), "{name:?}");
         }
     }
 
@@ -532,42 +469,18 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         std::fs::write(outside.path().join("kept"), "kept").unwrap();
         symlink(outside.path(), directory.path().join("to-directory")).unwrap();
-        symlink(
-            outside.path().join("kept"),
-            directory.path().join("to-file"),
-        )
-        .unwrap();
+        symlink(outside.path().join("kept"), directory.path().join("to-file")).unwrap();
         symlink("nowhere", directory.path().join("dangling")).unwrap();
-        assert!(matches!(
-            folder.folder("to-directory"),
-            Err(FileError::Symlink { .. })
-        ));
-        assert!(matches!(
-            folder.make_folder("to-directory"),
-            Err(FileError::Symlink { .. })
-        ));
-        assert!(matches!(
-            folder.remove_tree("to-directory"),
-            Err(FileError::Symlink { .. })
-        ));
+        assert!(matches!(folder.folder("to-directory"), Err(FileError::Symlink { .. })));
+        assert!(matches!(folder.make_folder("to-directory"), Err(FileError::Symlink { .. })));
+        assert!(matches!(folder.remove_tree("to-directory"), Err(FileError::Symlink { .. })));
         assert!(matches!(
             Folder::open(&directory.path().join("to-directory")),
             Err(FileError::Symlink { .. })
         ));
-        assert!(matches!(
-            folder.file("to-file"),
-            Err(FileError::Symlink { .. })
-        ));
-        assert!(matches!(
-            folder.file_to_write("dangling"),
-            Err(FileError::Symlink { .. })
-        ));
-        assert!(
-            folder
-                .new_file("dangling")
-                .unwrap_err()
-                .is(io::ErrorKind::AlreadyExists)
-        );
+        assert!(matches!(folder.file("to-file"), Err(FileError::Symlink { .. })));
+        assert!(matches!(folder.file_to_write("dangling"), Err(FileError::Symlink { .. })));
+        assert!(folder.new_file("dangling").unwrap_err().is(io::ErrorKind::AlreadyExists));
         assert!(!folder.write_new("to-file", b"new").unwrap());
 
         std::fs::create_dir(directory.path().join("tree")).unwrap();
@@ -580,33 +493,14 @@ mod tests {
     #[test]
     fn other_kinds_of_files_are_refused_without_waiting_for_them() {
         let (directory, folder) = folder();
-        fs::mknodat(
-            fs::CWD,
-            directory.path().join("fifo"),
-            FileType::Fifo,
-            FILE_MODE,
-            0,
-        )
-        .unwrap();
-        assert!(matches!(
-            folder.read("fifo", 10),
-            Err(FileError::Kind { .. })
-        ));
+        fs::mknodat(fs::CWD, directory.path().join("fifo"), FileType::Fifo, FILE_MODE, 0).unwrap();
+        assert!(matches!(folder.read("fifo", 10), Err(FileError::Kind { .. })));
         std::fs::create_dir(directory.path().join("directory")).unwrap();
-        assert!(matches!(
-            folder.read("directory", 10),
-            Err(FileError::Kind { .. })
-        ));
-        assert!(matches!(
-            folder.file_to_write("directory"),
-            Err(FileError::Kind { .. })
-        ));
+        assert!(matches!(folder.read("directory", 10), Err(FileError::Kind { .. })));
+        assert!(matches!(folder.file_to_write("directory"), Err(FileError::Kind { .. })));
         std::fs::write(directory.path().join("file"), "12345").unwrap();
         assert!(matches!(folder.folder("file"), Err(FileError::Kind { .. })));
-        assert!(matches!(
-            folder.read("file", 4),
-            Err(FileError::TooLarge { limit: 4, .. })
-        ));
+        assert!(matches!(folder.read("file", 4), Err(FileError::TooLarge { limit: 4, .. })));
         assert_eq!(folder.read("file", 5).unwrap().unwrap(), b"12345");
         assert!(folder.read("absent", 5).unwrap().is_none());
     }
@@ -623,14 +517,8 @@ mod tests {
         assert_eq!(folder.names().unwrap(), ["a"]);
         let (made, new) = folder.make_folder("d").unwrap();
         assert!(new && !folder.make_folder("d").unwrap().1);
-        for (path, mode) in [
-            (directory.path().join("a"), 0o600),
-            (made.path().to_owned(), 0o700),
-        ] {
-            assert_eq!(
-                std::fs::metadata(path).unwrap().permissions().mode() & 0o7777,
-                mode
-            );
+        for (path, mode) in [(directory.path().join("a"), 0o600), (made.path().to_owned(), 0o700)] {
+            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o7777, mode);
         }
     }
 
@@ -640,12 +528,7 @@ mod tests {
         std::fs::create_dir_all(directory.path().join("a/b/c")).unwrap();
         std::fs::write(directory.path().join("a/b/file"), "").unwrap();
         std::fs::create_dir(directory.path().join("z")).unwrap();
-        assert!(
-            folder
-                .rename("a", "z")
-                .unwrap_err()
-                .is(io::ErrorKind::AlreadyExists)
-        );
+        assert!(folder.rename("a", "z").unwrap_err().is(io::ErrorKind::AlreadyExists));
         assert!(!folder.remove_empty("a").unwrap());
         folder.rename("a", "y").unwrap();
         folder.remove_tree("y").unwrap();

@@ -39,10 +39,7 @@ impl PieceHasher {
     pub fn new(size: u64, piece: u64) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset(piece * PIECE);
-        Self {
-            hasher,
-            alone: size <= PIECE,
-        }
+        Self { hasher, alone: size <= PIECE }
     }
 
     /// The next bytes.
@@ -62,11 +59,7 @@ impl PieceHasher {
     /// The value that the whole is computed from.
     #[must_use]
     pub fn finish(self) -> ChainingValue {
-        if self.alone {
-            *self.hasher.finalize().as_bytes()
-        } else {
-            self.hasher.finalize_non_root()
-        }
+        if self.alone { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }
     }
 }
 
@@ -81,10 +74,7 @@ impl PieceHashes {
     /// Of a file of this size in bytes; all of it holes until something is set.
     #[must_use]
     pub fn new(size: u64) -> Self {
-        Self {
-            size,
-            pieces: vec![None; pieces(size) as usize],
-        }
+        Self { size, pieces: vec![None; pieces(size) as usize] }
     }
 
     /// What [`PieceHasher::finish`] gave for a piece.
@@ -116,10 +106,7 @@ impl PieceHashes {
                 let left = (left_subtree_len(self.size) / PIECE) as usize;
                 let (left, right) = values.split_at(left);
                 let left = subtree(left, (left.len() as u64) * PIECE);
-                let right = subtree(
-                    right,
-                    self.size - (values.len() - right.len()) as u64 * PIECE,
-                );
+                let right = subtree(right, self.size - (values.len() - right.len()) as u64 * PIECE);
                 *merge_subtrees_root(&left, &right, Mode::Hash).as_bytes()
             }
         })
@@ -133,10 +120,7 @@ fn subtree(values: &[ChainingValue], length: u64) -> ChainingValue {
         values => {
             let left_length = left_subtree_len(length);
             let (left, right) = values.split_at((left_length / PIECE) as usize);
-            let (left, right) = (
-                subtree(left, left_length),
-                subtree(right, length - left_length),
-            );
+            let (left, right) = (subtree(left, left_length), subtree(right, length - left_length));
             merge_subtrees_non_root(&left, &right, Mode::Hash)
         }
     }
@@ -191,10 +175,7 @@ impl KnownHashes {
 
     /// Forgets a snapshot that is committed or discarded.
     pub fn forget(&self, id: SnapshotId) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(of, _), _| *of != id);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| *of != id);
     }
 }
 
@@ -223,11 +204,7 @@ mod tests {
             let mut bytes = vec![0_u8; size];
             for (at, byte) in bytes.iter_mut().enumerate() {
                 // Piece 1 stays zeros and is left to `finish`.
-                *byte = if at / piece == 1 {
-                    0
-                } else {
-                    (at * 31 % 251) as u8
-                };
+                *byte = if at / piece == 1 { 0 } else { (at * 31 % 251) as u8 };
             }
             let mut hashes = PieceHashes::new(size as u64);
             for number in (0..pieces(size as u64)).rev().filter(|&number| number != 1) {
@@ -247,10 +224,7 @@ mod tests {
     fn hashing_holes_can_be_interrupted() {
         let interrupt = Interrupt::new();
         interrupt.request();
-        assert!(matches!(
-            PieceHashes::new(1 << 50 >> 8).finish(&interrupt),
-            Err(Failure::Interrupted)
-        ));
+        assert!(matches!(PieceHashes::new(1 << 50 >> 8).finish(&interrupt), Err(Failure::Interrupted)));
     }
 
     #[test]
@@ -262,11 +236,7 @@ mod tests {
         assert!(known.look_up(id, "memory.img", identity).is_some());
         assert!(known.look_up(id, "disk-0.img", identity).is_none());
         std::fs::write(file.path(), "longer").unwrap();
-        assert!(
-            known
-                .look_up(id, "memory.img", Identity::of(file.as_file()).unwrap())
-                .is_none()
-        );
+        assert!(known.look_up(id, "memory.img", Identity::of(file.as_file()).unwrap()).is_none());
         known.forget(id);
         assert!(known.look_up(id, "memory.img", identity).is_none());
     }

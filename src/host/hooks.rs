@@ -94,10 +94,7 @@ impl ShellHooks {
         Self {
             directory,
             complain,
-            scripts: scripts
-                .into_iter()
-                .map(|(point, scripts)| (key(point), scripts.clone()))
-                .collect(),
+            scripts: scripts.into_iter().map(|(point, scripts)| (key(point), scripts.clone())).collect(),
         }
     }
 
@@ -176,11 +173,7 @@ impl ShellHooks {
                 return Err(Ended::Interrupted);
             }
             let number = index + 1;
-            let start = |source| HookError::Start {
-                point,
-                number,
-                source,
-            };
+            let start = |source| HookError::Start { point, number, source };
             let mut group = self.start(script).map_err(start)?;
             let status = tokio::select! {
                 status = group.0.wait() => status,
@@ -189,17 +182,9 @@ impl ShellHooks {
                     return Err(Ended::Interrupted);
                 }
             };
-            let status = status.map_err(|source| HookError::Wait {
-                point,
-                number,
-                source,
-            })?;
+            let status = status.map_err(|source| HookError::Wait { point, number, source })?;
             if !status.success() {
-                let failed = HookError::Failed {
-                    point,
-                    number,
-                    status,
-                };
+                let failed = HookError::Failed { point, number, status };
                 return Err(failed.into());
             }
         }
@@ -222,21 +207,12 @@ mod tests {
     #[tokio::test]
     async fn they_run_in_order_in_the_workspace_until_one_fails() {
         let directory = tempfile::tempdir().unwrap();
-        let hooks = hooks(
-            &directory,
-            &["echo a >> out", "echo b >> out; exit 3", "echo c >> out"],
-        );
-        let failure = hooks
-            .run(HookPoint::PreUp, &Interrupt::new())
-            .await
-            .unwrap_err();
+        let hooks = hooks(&directory, &["echo a >> out", "echo b >> out; exit 3", "echo c >> out"]);
+        let failure = hooks.run(HookPoint::PreUp, &Interrupt::new()).await.unwrap_err();
         assert!(failure.to_string().contains("script 2 of hooks.pre-up"));
         let written = std::fs::read_to_string(directory.path().join("out")).unwrap();
         assert_eq!(written, "a\nb\n");
-        hooks
-            .run(HookPoint::PostUp, &Interrupt::new())
-            .await
-            .unwrap();
+        hooks.run(HookPoint::PostUp, &Interrupt::new()).await.unwrap();
     }
 
     #[tokio::test]
@@ -244,18 +220,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         // The pipe ends when the last process that has it does.
         let pipe = directory.path().join("pipe");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &pipe,
-            rustix::fs::FileType::Fifo,
-            rustix::fs::Mode::RWXU,
-            0,
-        )
-        .unwrap();
-        let hooks = hooks(
-            &directory,
-            &["exec 3> pipe; echo begun >&3; sleep 1000 & sleep 1000"],
-        );
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        let hooks = hooks(&directory, &["exec 3> pipe; echo begun >&3; sleep 1000 & sleep 1000"]);
         let interrupt = Interrupt::new();
         let asked = interrupt.clone();
         let reader = tokio::task::spawn_blocking(move || {

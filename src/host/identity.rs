@@ -49,16 +49,9 @@ impl TryFrom<String> for Role {
     fn try_from(text: String) -> Result<Self, BadRole> {
         let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         let good = text.len() <= 32
-            && text
-                .bytes()
-                .next()
-                .is_some_and(|first| first.is_ascii_lowercase())
+            && text.bytes().next().is_some_and(|first| first.is_ascii_lowercase())
             && text.bytes().all(plain);
-        if good {
-            Ok(Self(text))
-        } else {
-            Err(BadRole(text))
-        }
+        if good { Ok(Self(text)) } else { Err(BadRole(text)) }
     }
 }
 
@@ -100,9 +93,7 @@ impl Mark {
     fn is_in(&self, environ: &[u8]) -> bool {
         self.environment().iter().all(|(key, value)| {
             let wanted = format!("{key}={value}");
-            environ
-                .split(|byte| *byte == 0)
-                .any(|entry| entry == wanted.as_bytes())
+            environ.split(|byte| *byte == 0).any(|entry| entry == wanted.as_bytes())
         })
     }
 }
@@ -130,11 +121,7 @@ pub struct Identity {
 /// [`ProcessError::File`] if /proc does not say.
 pub fn host_boot() -> Result<u128, ProcessError> {
     const PATH: &str = "/proc/sys/kernel/random/boot_id";
-    let failed = |source| ProcessError::File {
-        action: "read",
-        path: PATH.into(),
-        source,
-    };
+    let failed = |source| ProcessError::File { action: "read", path: PATH.into(), source };
     let text = fs::read_to_string(PATH).map_err(failed)?;
     u128::from_str_radix(&text.trim().replace('-', ""), 16)
         .map_err(|error| failed(io::Error::new(ErrorKind::InvalidData, error)))
@@ -154,25 +141,16 @@ impl Stat {
         let rest = std::str::from_utf8(&bytes[close + 1..]).ok()?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         // The first one here is field 3 of proc(5), the state.
-        Some(Self {
-            session: fields.get(3)?.parse().ok()?,
-            start: fields.get(19)?.parse().ok()?,
-        })
+        Some(Self { session: fields.get(3)?.parse().ok()?, start: fields.get(19)?.parse().ok()? })
     }
 
     /// `None` if there is no such process.
     pub(super) fn of(pid: u32) -> Result<Option<Self>, ProcessError> {
         let path = PathBuf::from(format!("/proc/{pid}/stat"));
         match fs::read(&path) {
-            Ok(bytes) => Self::parse(&bytes)
-                .map(Some)
-                .ok_or(ProcessError::Stat { pid }),
+            Ok(bytes) => Self::parse(&bytes).map(Some).ok_or(ProcessError::Stat { pid }),
             Err(error) if is_gone(&error) => Ok(None),
-            Err(source) => Err(ProcessError::File {
-                action: "read",
-                path,
-                source,
-            }),
+            Err(source) => Err(ProcessError::File { action: "read", path, source }),
         }
     }
 }
@@ -197,18 +175,10 @@ fn marked(pid: u32, mark: &Mark) -> Result<Marked, ProcessError> {
     let mut environ = Vec::new();
     // Ours have four short variables. Whoever has more than this is none of ours.
     match fs::File::open(&path).and_then(|file| file.take(1 << 16).read_to_end(&mut environ)) {
-        Ok(_) => Ok(if mark.is_in(&environ) {
-            Marked::Yes
-        } else {
-            Marked::No
-        }),
+        Ok(_) => Ok(if mark.is_in(&environ) { Marked::Yes } else { Marked::No }),
         Err(error) if is_gone(&error) => Ok(Marked::No),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(Marked::Hidden),
-        Err(source) => Err(ProcessError::File {
-            action: "read",
-            path,
-            source,
-        }),
+        Err(source) => Err(ProcessError::File { action: "read", path, source }),
     }
 }
 
@@ -225,10 +195,7 @@ pub enum Exit {
 
 impl From<ExitStatus> for Exit {
     fn from(status: ExitStatus) -> Self {
-        let ended = status
-            .code()
-            .map(Self::Status)
-            .or_else(|| status.signal().map(Self::Signal));
+        let ended = status.code().map(Self::Status).or_else(|| status.signal().map(Self::Signal));
         ended.unwrap_or(Self::Unknown)
     }
 }
@@ -274,27 +241,15 @@ impl Daemon {
             // EINVAL: a thread that leads no process.
             Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
             Err(errno) => {
-                return Err(ProcessError::Process {
-                    action: "open",
-                    pid,
-                    source: errno.into(),
-                });
+                return Err(ProcessError::Process { action: "open", pid, source: errno.into() });
             }
         };
         let Some(stat) = Stat::of(pid)? else {
             return Ok(None);
         };
         // If the process of the pidfd ended before its stat was read, that was another's; then it is dead now.
-        let identity = Identity {
-            pid,
-            start: stat.start,
-            boot,
-        };
-        let daemon = Self {
-            identity,
-            leader: stat.session == pid,
-            pidfd,
-        };
+        let identity = Identity { pid, start: stat.start, boot };
+        let daemon = Self { identity, leader: stat.session == pid, pidfd };
         Ok(daemon.alive()?.then_some(daemon))
     }
 
@@ -307,19 +262,13 @@ impl Daemon {
     /// The live process with this mark that leads a session, as a daemon does from before it has the mark; its own
     /// children do not, and may be dying after it.
     pub(super) fn marked_leader(mark: &Mark) -> Result<Option<Self>, ProcessError> {
-        Ok(Self::all_marked(mark)?
-            .into_iter()
-            .find(|daemon| daemon.leader))
+        Ok(Self::all_marked(mark)?.into_iter().find(|daemon| daemon.leader))
     }
 
     /// All live processes with this mark.
     pub(super) fn all_marked(mark: &Mark) -> Result<Vec<Self>, ProcessError> {
         let boot = host_boot()?;
-        let failed = |source| ProcessError::File {
-            action: "list",
-            path: "/proc".into(),
-            source,
-        };
+        let failed = |source| ProcessError::File { action: "list", path: "/proc".into(), source };
         let mut all = Vec::new();
         for entry in fs::read_dir("/proc").map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
@@ -358,10 +307,7 @@ impl Daemon {
     /// [`ProcessError::Process`] if the kernel does not say.
     pub fn alive(&self) -> Result<bool, ProcessError> {
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         match rustix::event::poll(&mut fds, Some(&now)) {
             Ok(ready) => Ok(ready == 0),
             Err(errno) => Err(self.failed("poll", errno.into())),
@@ -386,20 +332,14 @@ impl Daemon {
     /// [`ProcessError::Process`] if it cannot be waited for.
     pub async fn exited(&self) -> Result<Exit, ProcessError> {
         // A duplicate: epoll takes each descriptor once, and two may wait.
-        let pidfd = self
-            .pidfd
-            .try_clone()
-            .map_err(|source| self.failed("watch", source))?;
+        let pidfd = self.pidfd.try_clone().map_err(|source| self.failed("watch", source))?;
         // Deprecated for types that can change their descriptor while it is watched, and its successor is unsafe; an
         // OwnedFd cannot.
         #[allow(deprecated)]
         let watched = AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE)
             .map_err(|source| self.failed("watch", source))?;
         // Never cleared, so ready means ready for good: a process ends once.
-        let _ready = watched
-            .readable()
-            .await
-            .map_err(|source| self.failed("watch", source))?;
+        let _ready = watched.readable().await.map_err(|source| self.failed("watch", source))?;
         let ended = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), ended) {
             Ok(Some(status)) => Ok(status
@@ -413,11 +353,7 @@ impl Daemon {
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> ProcessError {
-        ProcessError::Process {
-            action,
-            pid: self.identity.pid,
-            source,
-        }
+        ProcessError::Process { action, pid: self.identity.pid, source }
     }
 }
 
@@ -427,22 +363,9 @@ mod tests {
 
     #[test]
     fn stat_is_read_after_the_last_bracket() {
-        let text =
-            b"77 (evil) S 1 2 3) R 10 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 11\n";
-        assert_eq!(
-            Stat::parse(text),
-            Some(Stat {
-                session: 77,
-                start: 987_654
-            })
-        );
-        for bad in [
-            &b""[..],
-            b"77 (x",
-            b"77 (x) S",
-            b"77 (x) S 1 2 many",
-            b"77 (x) \xff",
-        ] {
+        let text = b"77 (evil) S 1 2 3) R 10 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 11\n";
+        assert_eq!(Stat::parse(text), Some(Stat { session: 77, start: 987_654 }));
+        for bad in [&b""[..], b"77 (x", b"77 (x) S", b"77 (x) S 1 2 many", b"77 (x) \xff"] {
             assert_eq!(Stat::parse(bad), None, "{bad:?}");
         }
         let own = Stat::of(std::process::id()).unwrap().unwrap();
@@ -452,14 +375,11 @@ mod tests {
 
     #[test]
     fn a_mark_is_whole_variables() {
-        let mark = Mark {
-            workspace: WorkspaceId([7; 16]),
-            generation: Generation(12),
-            role: Role::vmm(),
-        };
+        let mark = Mark { workspace: WorkspaceId([7; 16]), generation: Generation(12), role: Role::vmm() };
         let environ = |generation: &str| {
             let workspace = "07".repeat(16);
-            format!("A=1\0NIXBOX_WORKSPACE={workspace}\0NIXBOX_GENERATION={generation}\0NIXBOX_ROLE=vmm\0").into_bytes()
+            format!("A=1\0NIXBOX_WORKSPACE={workspace}\0NIXBOX_GENERATION={generation}\0NIXBOX_ROLE=vmm\0")
+                .into_bytes()
         };
         assert!(mark.is_in(&environ("12")));
         for other in ["1", "123", "012", ""] {

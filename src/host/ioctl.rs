@@ -84,26 +84,17 @@ impl Tap {
             return Err(TapError::Name(name.to_owned()));
         }
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        let file = rustix::fs::open(
-            "/dev/net/tun",
-            OFlags::RDWR | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| TapError::Open(error.into()))?;
+        let file = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| TapError::Open(error.into()))?;
         // SAFETY: TUNSETIFF reads and writes one `struct ifreq` (40 bytes, `InterfaceRequest` has its layout) and keeps
         // no pointer to it.
         let done = unsafe { ioctl(&file, Setter::<TUNSETIFF, _>::new(request)) };
         match done {
-            Ok(()) => Ok(Self {
-                file,
-                name: name.to_owned(),
-            }),
+            Ok(()) => Ok(Self { file, name: name.to_owned() }),
             Err(rustix::io::Errno::BUSY) => Err(TapError::Exists(name.to_owned())),
-            Err(error) => Err(TapError::Call {
-                call: "TUNSETIFF",
-                name: name.to_owned(),
-                source: error.into(),
-            }),
+            Err(error) => {
+                Err(TapError::Call { call: "TUNSETIFF", name: name.to_owned(), source: error.into() })
+            }
         }
     }
 
@@ -113,12 +104,7 @@ impl Tap {
     /// [`TapError::Call`].
     pub fn set_owner(&self, uid: u32) -> Result<(), TapError> {
         // SAFETY: TUNSETOWNER takes its argument by value.
-        let done = unsafe {
-            ioctl(
-                &self.file,
-                IntegerSetter::<TUNSETOWNER>::new_usize(uid as usize),
-            )
-        };
+        let done = unsafe { ioctl(&self.file, IntegerSetter::<TUNSETOWNER>::new_usize(uid as usize)) };
         done.map_err(|error| self.failed("TUNSETOWNER", error))
     }
 
@@ -133,11 +119,7 @@ impl Tap {
     }
 
     fn failed(&self, call: &'static str, error: rustix::io::Errno) -> TapError {
-        TapError::Call {
-            call,
-            name: self.name.clone(),
-            source: error.into(),
-        }
+        TapError::Call { call, name: self.name.clone(), source: error.into() }
     }
 }
 
@@ -154,19 +136,13 @@ mod tests {
     #[test]
     fn the_request_has_the_size_of_the_kernels() {
         assert_eq!(size_of::<InterfaceRequest>(), 40);
-        assert_eq!(
-            (TUNSETIFF, TUNSETPERSIST, TUNSETOWNER),
-            (0x4004_54ca, 0x4004_54cb, 0x4004_54cc)
-        );
+        assert_eq!((TUNSETIFF, TUNSETPERSIST, TUNSETOWNER), (0x4004_54ca, 0x4004_54cb, 0x4004_54cc));
     }
 
     #[test]
     fn names_that_the_kernel_would_cut_or_misread_are_refused() {
         for name in ["", "a\0b", "sixteen-bytes-lo"] {
-            assert!(
-                matches!(Tap::create(name), Err(TapError::Name(_))),
-                "{name:?}"
-            );
+            assert!(matches!(Tap::create(name), Err(TapError::Name(_))), "{name:?}");
         }
     }
 }

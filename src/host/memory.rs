@@ -53,9 +53,7 @@ pub enum MemoryError {
     #[error("snapshot {0} holds no RAM: neither {SNAPSHOT_FILE} nor {VMM_FILE}")]
     NoMemory(SnapshotId),
     /// The snapshot's RAM is not what its manifest says.
-    #[error(
-        "{SNAPSHOT_FILE} of snapshot {0} is not what its manifest says: the snapshot is damaged"
-    )]
+    #[error("{SNAPSHOT_FILE} of snapshot {0} is not what its manifest says: the snapshot is damaged")]
     Damaged(SnapshotId),
 }
 
@@ -104,14 +102,8 @@ pub struct Ram {
 /// Where tmpfs is on hosts, roomiest first. `XDG_RUNTIME_DIR` has a tenth of RAM by default.
 #[must_use]
 pub fn tmpfs_directories() -> Vec<PathBuf> {
-    let of_user = std::env::var_os("XDG_RUNTIME_DIR")
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute());
-    ["/dev/shm", "/run"]
-        .into_iter()
-        .map(PathBuf::from)
-        .chain(of_user)
-        .collect()
+    let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
+    ["/dev/shm", "/run"].into_iter().map(PathBuf::from).chain(of_user).collect()
 }
 
 fn file_name(generation: Generation) -> String {
@@ -128,9 +120,7 @@ impl Ram {
     /// # Errors
     /// If it is not there, whole.
     pub fn location(&self, generation: Generation) -> Result<Location> {
-        let place = self
-            .placed(generation)?
-            .ok_or(MemoryError::NotWhole(generation))?;
+        let place = self.placed(generation)?.ok_or(MemoryError::NotWhole(generation))?;
         let Some(folder) = self.folder(&place)? else {
             return if place == Place::Vmm {
                 Ok(Location::Vmm)
@@ -172,12 +162,7 @@ impl Ram {
     }
 
     /// Decides where RAM of that many bytes goes, writes it down, and makes the directory.
-    fn settle(
-        &self,
-        generation: Generation,
-        size: u64,
-        backing: Backing,
-    ) -> Result<Option<Folder>> {
+    fn settle(&self, generation: Generation, size: u64, backing: Backing) -> Result<Option<Folder>> {
         let run = Folder::open(&self.run)?;
         let place = match Place::read(&run, generation)? {
             Some(place) if place == Place::Vmm || place.size() == size => place,
@@ -195,13 +180,7 @@ impl Ram {
         })
     }
 
-    fn decide(
-        &self,
-        run: &Folder,
-        generation: Generation,
-        size: u64,
-        backing: Backing,
-    ) -> Result<Place> {
+    fn decide(&self, run: &Folder, generation: Generation, size: u64, backing: Backing) -> Result<Place> {
         let place = Place::choose(run, &self.tmpfs, size, backing)?;
         place.write(run, generation)?;
         Ok(place)
@@ -217,31 +196,19 @@ impl Ram {
             None => folder.new_file(&name)?,
         };
         if size_of(&file, &folder, &name)? != self.size {
-            file.set_len(self.size)
-                .map_err(FileError::system("grow", folder.path_of(&name)))?;
+            file.set_len(self.size).map_err(FileError::system("grow", folder.path_of(&name)))?;
         }
         Ok(folder.sync()?)
     }
 
-    async fn save(
-        &self,
-        generation: Generation,
-        into: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
-        let place = self
-            .placed(generation)?
-            .ok_or(MemoryError::NotWhole(generation))?;
+    async fn save(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
+        let place = self.placed(generation)?.ok_or(MemoryError::NotWhole(generation))?;
         let path = match self.location(generation)? {
             Location::File(path) => path,
             Location::Vmm => return Ok(()),
         };
-        let folder = self
-            .folder(&place)?
-            .ok_or(MemoryError::NotWhole(generation))?;
-        let file = folder
-            .file(file_name(generation))?
-            .ok_or(MemoryError::NotWhole(generation))?;
+        let folder = self.folder(&place)?.ok_or(MemoryError::NotWhole(generation))?;
+        let file = folder.file(file_name(generation))?.ok_or(MemoryError::NotWhole(generation))?;
         let staging = Folder::open(&self.snapshots)?
             .folder(crate::store::staging_name(into))?
             .ok_or(MemoryError::NoSnapshot(into))?;
@@ -252,10 +219,7 @@ impl Ram {
         let copying = Copying {
             what: "memory".to_owned(),
             source: Named { file, path },
-            target: Named {
-                file: target,
-                path: to.clone(),
-            },
+            target: Named { file: target, path: to.clone() },
             reflink: matches!(place, Place::Disk { .. }),
             hash: true,
         };
@@ -267,19 +231,11 @@ impl Ram {
         Ok(())
     }
 
-    async fn load(
-        &self,
-        from: SnapshotId,
-        generation: Generation,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn load(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
         let snapshots = Folder::open(&self.snapshots)?;
-        let snapshot =
-            crate::store::open(&snapshots, from)?.ok_or(MemoryError::NoSnapshot(from))?;
+        let snapshot = crate::store::open(&snapshots, from)?.ok_or(MemoryError::NoSnapshot(from))?;
         let Some(file) = snapshot.file(SNAPSHOT_FILE)? else {
-            snapshot
-                .file(VMM_FILE)?
-                .ok_or(MemoryError::NoMemory(from))?;
+            snapshot.file(VMM_FILE)?.ok_or(MemoryError::NoMemory(from))?;
             self.settle(generation, 0, Backing::Vmm)?;
             return Ok(());
         };
@@ -289,39 +245,21 @@ impl Ram {
             return Err(MemoryError::Damaged(from));
         }
         // The VMM state names a file, so there has to be one, whatever the configuration has come to say.
-        let backing = if self.backing == Backing::Vmm {
-            Backing::Auto
-        } else {
-            self.backing
-        };
-        let backing = if backing == Backing::Auto && !place::fits(&self.tmpfs, size) {
-            Backing::Disk
-        } else {
-            backing
-        };
-        let folder = self
-            .settle(generation, size, backing)?
-            .ok_or(MemoryError::NoMemory(from))?;
+        let backing = if self.backing == Backing::Vmm { Backing::Auto } else { self.backing };
+        let backing =
+            if backing == Backing::Auto && !place::fits(&self.tmpfs, size) { Backing::Disk } else { backing };
+        let folder = self.settle(generation, size, backing)?.ok_or(MemoryError::NoMemory(from))?;
         if self.look(generation)? == Presence::Whole {
             return Ok(());
         }
         let (name, partial) = (file_name(generation), partial_name(generation));
         folder.remove_file(&partial)?;
         folder.remove_file(&name)?;
-        let target = Named {
-            file: folder.new_file(&partial)?,
-            path: folder.path_of(&partial),
-        };
-        let kept = target
-            .file
-            .try_clone()
-            .map_err(FileError::system("open", &target.path))?;
+        let target = Named { file: folder.new_file(&partial)?, path: folder.path_of(&partial) };
+        let kept = target.file.try_clone().map_err(FileError::system("open", &target.path))?;
         let copying = Copying {
             what: "memory".to_owned(),
-            source: Named {
-                file,
-                path: snapshot.path_of(SNAPSHOT_FILE),
-            },
+            source: Named { file, path: snapshot.path_of(SNAPSHOT_FILE) },
             target,
             reflink: true,
             hash: self.check && record.is_some(),
@@ -330,14 +268,7 @@ impl Ram {
         if let (Some(hashes), Some(record)) = (copied.hashes, record) {
             compare(from, hashes, record, interrupt).await?;
         }
-        copy::sync(
-            Named {
-                file: kept,
-                path: folder.path_of(&partial),
-            },
-            interrupt,
-        )
-        .await?;
+        copy::sync(Named { file: kept, path: folder.path_of(&partial) }, interrupt).await?;
         folder.rename(&partial, &name)?;
         Ok(folder.sync()?)
     }
@@ -375,10 +306,7 @@ async fn compare(
 }
 
 fn size_of(file: &std::fs::File, folder: &Folder, name: &str) -> Result<u64> {
-    Ok(file
-        .metadata()
-        .map_err(FileError::system("examine", folder.path_of(name)))?
-        .len())
+    Ok(file.metadata().map_err(FileError::system("examine", folder.path_of(name)))?.len())
 }
 
 #[async_trait]

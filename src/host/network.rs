@@ -152,20 +152,13 @@ struct Plan {
 
 impl Plan {
     fn mark(&self, role: Role) -> Mark {
-        Mark {
-            workspace: self.workspace,
-            slot: self.slot,
-            role,
-        }
+        Mark { workspace: self.workspace, slot: self.slot, role }
     }
 
     /// End what an earlier run left, and wait for that.
     async fn end(&self, role: Role) -> Result<(), NetworkError> {
         let slot = self.slot;
-        self.mark(role)
-            .stop()
-            .await
-            .map_err(|source| NetworkError::Daemon { slot, source })
+        self.mark(role).stop().await.map_err(|source| NetworkError::Daemon { slot, source })
     }
 }
 
@@ -177,31 +170,15 @@ impl HostNetwork {
     }
 
     fn plan(&self, slot: Slot) -> Plan {
-        let Settings {
-            workspace, owner, ..
-        } = self.settings;
+        let Settings { workspace, owner, .. } = self.settings;
         let (gateway, guest, tap) = tap::addresses(slot.number());
         let mac = format!("02:00:00:00:00:{:02x}", slot.number() + 1);
-        Plan {
-            slot,
-            workspace,
-            owner,
-            gateway,
-            guest,
-            mac,
-            table: format!("nixbox_{tap}_{workspace}"),
-            tap,
-        }
+        Plan { slot, workspace, owner, gateway, guest, mac, table: format!("nixbox_{tap}_{workspace}"), tap }
     }
 
     fn configuration(&self, plan: &Plan) -> String {
         let upstreams = dhcp::upstreams(&self.settings.resolv_conf, dhcp::RESOLVED.as_ref());
-        dhcp::configuration(
-            plan,
-            &self.settings.mode,
-            &upstreams,
-            &self.settings.runtime,
-        )
+        dhcp::configuration(plan, &self.settings.mode, &upstreams, &self.settings.runtime)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -212,38 +189,22 @@ impl HostNetwork {
     fn write(&self, name: &str, content: &str) -> Result<(), NetworkError> {
         self.remove_file(name)?;
         let path = self.file(name);
-        let opened = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path);
+        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let written = opened.and_then(|mut file| file.write_all(content.as_bytes()));
-        written.map_err(|source| NetworkError::File {
-            what: "write",
-            path,
-            source,
-        })
+        written.map_err(|source| NetworkError::File { what: "write", path, source })
     }
 
     fn remove_file(&self, name: &str) -> Result<(), NetworkError> {
         let path = self.file(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|source| NetworkError::File {
-                what: "remove",
-                path,
-                source,
-            }),
+            other => other.map_err(|source| NetworkError::File { what: "remove", path, source }),
         }
     }
 
     fn check_runtime(&self) -> Result<(), NetworkError> {
         let path = &self.settings.runtime;
-        let failed = |source| NetworkError::File {
-            what: "look at",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| NetworkError::File { what: "look at", path: path.clone(), source };
         let status = path.symlink_metadata().map_err(failed)?;
         let ours = status.is_dir() && status.uid() == rustix::process::geteuid().as_raw();
         if !ours || status.mode() & 0o022 != 0 {
@@ -275,13 +236,8 @@ impl HostNetwork {
         {
             return Ok(());
         }
-        firewall::apply(plan, &self.settings.mode)
-            .await
-            .map_err(failed)?;
-        let listing = firewall::list(plan)
-            .await
-            .map_err(failed)?
-            .unwrap_or_default();
+        firewall::apply(plan, &self.settings.mode).await.map_err(failed)?;
+        let listing = firewall::list(plan).await.map_err(failed)?.unwrap_or_default();
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
@@ -300,9 +256,7 @@ impl HostNetwork {
         }
         mark.stop().await.map_err(failed)?;
         let start = |source| NetworkError::Start { slot, source };
-        if matches!(self.settings.mode, Mode::Filtered { .. })
-            && !fills_sets().await.map_err(start)?
-        {
+        if matches!(self.settings.mode, Mode::Filtered { .. }) && !fills_sets().await.map_err(start)? {
             return Err(NetworkError::NoSets);
         }
         for name in dhcp::FILES {
@@ -341,9 +295,7 @@ pub async fn fills_sets() -> Result<bool, ProgramError> {
         input: &[],
         limit: START_LIMIT,
     };
-    Ok(dhcp::fills_sets(&String::from_utf8_lossy(
-        &program.run().await?.stdout,
-    )))
+    Ok(dhcp::fills_sets(&String::from_utf8_lossy(&program.run().await?.stdout)))
 }
 
 #[async_trait]
@@ -352,20 +304,13 @@ impl Network for HostNetwork {
     async fn find(&self, slot: Slot) -> Result<Presence> {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
-        let found = Link::new(&plan)
-            .map_err(device)?
-            .find()
-            .await
-            .map_err(device)?;
-        let listing = firewall::list(&plan)
-            .await
-            .map_err(|source| NetworkError::Firewall { slot, source })?;
+        let found = Link::new(&plan).map_err(device)?.find().await.map_err(device)?;
+        let listing =
+            firewall::list(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
         let mark = plan.mark(Role::Dhcp);
         let failed = |source| NetworkError::Daemon { slot, source };
         let whole = matches!(&found, Found::Ours(device) if device.whole(&plan))
-            && listing
-                .as_ref()
-                .is_some_and(|listing| self.is_recorded(&plan, listing))
+            && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
             && self.serves(&plan, &mark).map_err(failed)?
             && (self.settings.mode == Mode::Off || tap::forwards().map_err(device)?);
         if whole {
@@ -375,14 +320,8 @@ impl Network for HostNetwork {
         let none = !matches!(found, Found::Ours(_))
             && listing.is_none()
             && mark.find().map_err(failed)?.is_empty()
-            && files
-                .map(|name| self.file(name))
-                .all(|path| path.symlink_metadata().is_err());
-        Ok(if none {
-            Presence::Absent
-        } else {
-            Presence::Partial
-        })
+            && files.map(|name| self.file(name)).all(|path| path.symlink_metadata().is_err());
+        Ok(if none { Presence::Absent } else { Presence::Partial })
     }
 
     /// The firewall is there before the first packet can be, and nothing is made where another's device is in the way.
@@ -415,14 +354,8 @@ impl Network for HostNetwork {
         let device = |source| NetworkError::Link { slot, source };
         plan.end(Role::Firewall).await?;
         plan.end(Role::Dhcp).await?;
-        Link::new(&plan)
-            .map_err(device)?
-            .remove()
-            .await
-            .map_err(device)?;
-        firewall::remove(&plan)
-            .await
-            .map_err(|source| NetworkError::Firewall { slot, source })?;
+        Link::new(&plan).map_err(device)?.remove().await.map_err(device)?;
+        firewall::remove(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
         for name in dhcp::FILES.iter().chain([&LISTING]) {
             self.remove_file(name)?;
         }

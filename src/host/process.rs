@@ -143,11 +143,7 @@ impl Daemons {
     /// The mark of a daemon.
     #[must_use]
     pub fn mark(&self, role: &Role, generation: Generation) -> Mark {
-        Mark {
-            workspace: self.workspace,
-            generation,
-            role: role.clone(),
-        }
+        Mark { workspace: self.workspace, generation, role: role.clone() }
     }
 
     /// Where its record is.
@@ -176,10 +172,7 @@ impl Daemons {
     ) -> Result<Daemon, ProcessError> {
         let mark = self.mark(role, generation);
         if let Some(daemon) = self.find(role, generation)? {
-            return Err(ProcessError::Runs {
-                mark,
-                pid: daemon.pid(),
-            });
+            return Err(ProcessError::Runs { mark, pid: daemon.pid() });
         }
         self.forget_old_logs(&role.to_string(), generation)?;
         let log = self.log(role, generation);
@@ -190,21 +183,13 @@ impl Daemons {
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&log)
             .and_then(|file| Ok((file.try_clone()?, file)));
-        let (stdout, stderr) = opened.map_err(|source| ProcessError::File {
-            action: "open",
-            path: log,
-            source,
-        })?;
+        let (stdout, stderr) =
+            opened.map_err(|source| ProcessError::File { action: "open", path: log, source })?;
         let mut command = program.command();
-        command
-            .envs(mark.environment())
-            .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(stderr);
-        let mut child = command.spawn().map_err(|source| ProcessError::Spawn {
-            program: program.path().to_owned(),
-            source,
-        })?;
+        command.envs(mark.environment()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let mut child = command
+            .spawn()
+            .map_err(|source| ProcessError::Spawn { program: program.path().to_owned(), source })?;
         match self.adopt(child.id(), &mark) {
             Ok(Some(daemon)) => Ok(daemon),
             // Ended already, or not to be left running without a record.
@@ -227,10 +212,7 @@ impl Daemons {
         let deadline = Instant::now() + EXEC_LIMIT;
         while let Some(daemon) = Daemon::open_pid(pid, boot)? {
             if daemon.shows(mark)? {
-                let record = Record {
-                    mark: mark.clone(),
-                    identity: daemon.identity(),
-                };
+                let record = Record { mark: mark.clone(), identity: daemon.identity() };
                 write_atomically(&self.record(&mark.role, mark.generation), &record)?;
                 return Ok(Some(daemon));
             }
@@ -246,32 +228,19 @@ impl Daemons {
     pub(crate) fn ended(&self, mark: &Mark, exit: Exit) -> ProcessError {
         let log = self.log(&mark.role, mark.generation);
         let tail = self.log_tail(&mark.role, mark.generation);
-        ProcessError::Ended {
-            mark: mark.clone(),
-            exit,
-            log,
-            tail,
-        }
+        ProcessError::Ended { mark: mark.clone(), exit, log, tail }
     }
 
     /// The error for a daemon that did not begin to serve.
     pub(crate) fn mute(&self, mark: &Mark, limit: Duration) -> ProcessError {
-        ProcessError::Mute {
-            mark: mark.clone(),
-            limit,
-            log: self.log(&mark.role, mark.generation),
-        }
+        ProcessError::Mute { mark: mark.clone(), limit, log: self.log(&mark.role, mark.generation) }
     }
 
     /// The live daemon of this role and generation. Changes nothing.
     ///
     /// # Errors
     /// [`ProcessError::File`], [`ProcessError::Process`], if /proc or the record cannot be read.
-    pub fn find(
-        &self,
-        role: &Role,
-        generation: Generation,
-    ) -> Result<Option<Daemon>, ProcessError> {
+    pub fn find(&self, role: &Role, generation: Generation) -> Result<Option<Daemon>, ProcessError> {
         let mark = self.mark(role, generation);
         if let Some(identity) = self.read_record(&mark)?
             && let Some(daemon) = Daemon::open(identity, &mark)?
@@ -304,11 +273,7 @@ impl Daemons {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(source) => {
-                return Err(ProcessError::File {
-                    action: "read",
-                    path,
-                    source,
-                });
+                return Err(ProcessError::File { action: "read", path, source });
             }
         }
         let boot = host_boot()?;
@@ -367,33 +332,21 @@ impl Daemons {
     }
 
     /// Removes `<name>-<generation>.log` of all but the last few generations before `current`.
-    pub(crate) fn forget_old_logs(
-        &self,
-        name: &str,
-        current: Generation,
-    ) -> Result<(), ProcessError> {
-        let failed = |source| ProcessError::File {
-            action: "list",
-            path: self.runtime.clone(),
-            source,
-        };
+    pub(crate) fn forget_old_logs(&self, name: &str, current: Generation) -> Result<(), ProcessError> {
+        let failed = |source| ProcessError::File { action: "list", path: self.runtime.clone(), source };
         let mut old = Vec::new();
         for entry in fs::read_dir(&self.runtime).map_err(failed)? {
             let file = entry.map_err(failed)?.file_name();
             let generation = file.to_str().and_then(|file| {
-                file.strip_prefix(name)?
-                    .strip_prefix('-')?
-                    .strip_suffix(".log")?
-                    .parse()
-                    .ok()
+                file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".log")?.parse().ok()
             });
             old.extend(generation.filter(|generation: &u64| *generation < current.0));
         }
         old.sort_unstable();
         let surplus = old.len().saturating_sub(LOGS_KEPT);
-        old[..surplus].iter().try_for_each(|generation| {
-            remove(&self.runtime.join(format!("{name}-{generation}.log")))
-        })
+        old[..surplus]
+            .iter()
+            .try_for_each(|generation| remove(&self.runtime.join(format!("{name}-{generation}.log"))))
     }
 }
 
@@ -401,20 +354,15 @@ async fn kill(daemon: &Daemon, mark: &Mark) -> Result<(), ProcessError> {
     daemon.signal(Signal::KILL)?;
     match timeout(KILL_LIMIT, daemon.exited()).await {
         Ok(exit) => exit.map(drop),
-        Err(_elapsed) => Err(ProcessError::Undying {
-            mark: mark.clone(),
-            pid: daemon.pid(),
-        }),
+        Err(_elapsed) => Err(ProcessError::Undying { mark: mark.clone(), pid: daemon.pid() }),
     }
 }
 
 fn remove(path: &Path) -> Result<(), ProcessError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => Err(ProcessError::File {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            Err(ProcessError::File { action: "remove", path: path.to_owned(), source })
+        }
         _ => Ok(()),
     }
 }
@@ -433,11 +381,7 @@ fn write_atomically(path: &Path, record: &Record) -> Result<(), ProcessError> {
         file.write_all(&serde_json::to_vec(record)?)?;
         fs::rename(&new, path)
     };
-    write().map_err(|source| ProcessError::File {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
+    write().map_err(|source| ProcessError::File { action: "write", path: path.to_owned(), source })
 }
 
 fn tail(path: &Path) -> io::Result<String> {

@@ -113,17 +113,10 @@ impl Virtiofs {
         generation: Generation,
     ) -> std::result::Result<(Option<Daemon>, Use), ShareError> {
         let daemon = self.daemons.find(&Role::share(index), generation)?;
-        Ok((
-            daemon,
-            socket::usage(&socket_of(&self.settings.runtime, index, generation)?)?,
-        ))
+        Ok((daemon, socket::usage(&socket_of(&self.settings.runtime, index, generation)?)?))
     }
 
-    async fn start_one(
-        &self,
-        index: usize,
-        generation: Generation,
-    ) -> std::result::Result<(), ShareError> {
+    async fn start_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
         let share = &self.settings.shares[index];
         let (daemon, usage) = self.look(index, generation)?;
         if daemon.is_some() && usage != Use::Unused {
@@ -134,18 +127,12 @@ impl Virtiofs {
         // One that lives and has no socket is past its use, or was killed by degrees.
         self.daemons.stop(&role, generation, GRACE).await?;
         remove_sockets(&socket).await?;
-        let directory =
-            std::fs::metadata(&share.source).and_then(|metadata| match metadata.is_dir() {
-                true => Ok(()),
-                false => Err(std::io::ErrorKind::NotADirectory.into()),
-            });
-        directory.map_err(|source| ShareError::Source {
-            source_path: share.source.clone(),
-            source,
-        })?;
-        let daemon = self
-            .daemons
-            .spawn(&role, generation, &self.program(share, &socket)?)?;
+        let directory = std::fs::metadata(&share.source).and_then(|metadata| match metadata.is_dir() {
+            true => Ok(()),
+            false => Err(std::io::ErrorKind::NotADirectory.into()),
+        });
+        directory.map_err(|source| ShareError::Source { source_path: share.source.clone(), source })?;
+        let daemon = self.daemons.spawn(&role, generation, &self.program(share, &socket)?)?;
         self.listening(&daemon, &role, generation, &socket).await
     }
 
@@ -173,11 +160,7 @@ impl Virtiofs {
         Ok(())
     }
 
-    fn program(
-        &self,
-        share: &Share,
-        socket: &SocketPath,
-    ) -> std::result::Result<Program, ShareError> {
+    fn program(&self, share: &Share, socket: &SocketPath) -> std::result::Result<Program, ShareError> {
         let path = spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")?;
         let open_files = open_files();
         let mut shared = std::ffi::OsString::from("--shared-dir=");
@@ -194,33 +177,18 @@ impl Virtiofs {
             .argument("--migration-on-error=guest-error")
             .open_files(open_files);
         let (uid, gid) = (self.settings.invoker.uid(), self.settings.invoker.gid());
-        for (kind, host, guest) in [
-            ("uid", uid, self.settings.guest.0),
-            ("gid", gid, self.settings.guest.1),
-        ] {
+        for (kind, host, guest) in [("uid", uid, self.settings.guest.0), ("gid", gid, self.settings.guest.1)]
+        {
             // Whoever it is in the guest; and back, the user alone. Others keep their ids, unmapped ones are nobody.
             program = program
-                .argument(format!(
-                    "--translate-{kind}=squash-guest:0:{host}:{}",
-                    u32::MAX
-                ))
+                .argument(format!("--translate-{kind}=squash-guest:0:{host}:{}", u32::MAX))
                 .argument(format!("--translate-{kind}=host:{host}:{guest}:1"));
         }
-        Ok(if share.readonly {
-            program.argument("--readonly")
-        } else {
-            program
-        })
+        Ok(if share.readonly { program.argument("--readonly") } else { program })
     }
 
-    async fn stop_one(
-        &self,
-        index: usize,
-        generation: Generation,
-    ) -> std::result::Result<(), ShareError> {
-        self.daemons
-            .stop(&Role::share(index), generation, GRACE)
-            .await?;
+    async fn stop_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
+        self.daemons.stop(&Role::share(index), generation, GRACE).await?;
         remove_sockets(&socket_of(&self.settings.runtime, index, generation)?).await
     }
 }
@@ -234,14 +202,11 @@ async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), ShareErr
 /// The limit of open files for virtiofsd: above our own hard one with `CAP_SYS_RESOURCE` alone, and never above what
 /// the kernel allows anybody. What cannot be found out counts as not allowed.
 fn open_files() -> u64 {
-    let own = rustix::process::getrlimit(Resource::Nofile)
-        .maximum
-        .unwrap_or(OPEN_FILES);
+    let own = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(OPEN_FILES);
     let privileged = rustix::thread::capabilities(None)
         .is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE));
-    let kernel = std::fs::read_to_string("/proc/sys/fs/nr_open")
-        .ok()
-        .and_then(|text| text.trim().parse().ok());
+    let kernel =
+        std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
     match (privileged, kernel) {
         (true, Some(kernel)) => OPEN_FILES.min(kernel).max(own),
         _ => OPEN_FILES.min(own),
@@ -278,14 +243,9 @@ impl Shares for Virtiofs {
         // Whatever the configuration says now: it may have had more shares when they were started.
         let begun = |index: &usize| {
             *index < self.settings.shares.len()
-                || self
-                    .daemons
-                    .record(&Role::share(*index), generation)
-                    .exists()
+                || self.daemons.record(&Role::share(*index), generation).exists()
         };
-        let stops = (0..MOST)
-            .filter(begun)
-            .map(|index| self.stop_one(index, generation));
+        let stops = (0..MOST).filter(begun).map(|index| self.stop_one(index, generation));
         // All of them, whatever becomes of one.
         let ended = futures_util::future::join_all(stops).await;
         ended.into_iter().collect::<std::result::Result<(), _>>()?;
@@ -302,30 +262,19 @@ mod tests {
     fn shares(directory: &tempfile::TempDir, invoker: Invoker, readonly: bool) -> Virtiofs {
         let workspace = WorkspaceId(uuid());
         let source = directory.path().join("src");
-        let share = |tag: &str| Share {
-            tag: tag.into(),
-            source: source.clone(),
-            readonly,
-        };
+        let share = |tag: &str| Share { tag: tag.into(), source: source.clone(), readonly };
         let shares = vec![share("a"), share("b")];
         for path in [directory.path(), &source] {
             std::fs::create_dir_all(path).unwrap();
             chown(path, Some(invoker.uid()), Some(invoker.gid())).unwrap();
         }
         let runtime = directory.path().to_owned();
-        Virtiofs::new(ShareSettings {
-            runtime,
-            workspace,
-            invoker,
-            guest: (1000, 1000),
-            shares,
-        })
+        Virtiofs::new(ShareSettings { runtime, workspace, invoker, guest: (1000, 1000), shares })
     }
 
     fn uuid() -> [u8; 16] {
         let mut id = [0; 16];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut id)
-            .unwrap();
+        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut id).unwrap();
         id
     }
 
@@ -350,20 +299,15 @@ mod tests {
         let daemon = shares.look(0, GENERATION).unwrap().0.unwrap();
         let socket = socket_of(directory.path(), 0, GENERATION).unwrap();
         drop(UnixStream::connect(socket.as_path()).unwrap());
-        tokio::time::timeout(START_LIMIT, daemon.exited())
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(START_LIMIT, daemon.exited()).await.unwrap().unwrap();
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Partial);
         shares.start(GENERATION).await.unwrap();
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
         assert_eq!(shares.find(Generation(6)).await.unwrap(), Presence::Absent);
         shares.stop(GENERATION).await.unwrap();
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
-        let mut left: Vec<_> = std::fs::read_dir(directory.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
+        let mut left: Vec<_> =
+            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["share-0-5.log", "share-1-5.log", "src"]);
         shares.stop(GENERATION).await.unwrap();
@@ -377,23 +321,14 @@ mod tests {
         shares.start(GENERATION).await.unwrap();
         let pid = shares.look(0, GENERATION).unwrap().0.unwrap().pid();
         let status = status(pid);
-        assert!(
-            status.contains("Uid:\t12345\t12345\t12345\t12345\n"),
-            "{status}"
-        );
-        assert!(
-            status.contains("Gid:\t12346\t12346\t12346\t12346\n"),
-            "{status}"
-        );
+        assert!(status.contains("Uid:\t12345\t12345\t12345\t12345\n"), "{status}");
+        assert!(status.contains("Gid:\t12346\t12346\t12346\t12346\n"), "{status}");
         assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
         // In a user namespace of its own, where alone its capabilities hold.
         let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
         assert_ne!(namespace(&pid.to_string()), namespace("self"));
         let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-        assert!(
-            limits.contains(&format!("Max open files            {}", open_files())),
-            "{limits}"
-        );
+        assert!(limits.contains(&format!("Max open files            {}", open_files())), "{limits}");
         let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
         assert!(arguments.contains("--readonly\0"), "{arguments}");
         shares.stop(GENERATION).await.unwrap();
@@ -407,26 +342,14 @@ mod tests {
         let daemon = shares.look(0, GENERATION).unwrap().0.unwrap();
         daemon.signal(rustix::process::Signal::KILL).unwrap();
         daemon.exited().await.unwrap();
-        assert!(
-            socket_of(directory.path(), 0, GENERATION)
-                .unwrap()
-                .as_path()
-                .exists()
-        );
+        assert!(socket_of(directory.path(), 0, GENERATION).unwrap().as_path().exists());
         shares.start(GENERATION).await.unwrap();
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
         shares.stop(GENERATION).await.unwrap();
         // A file where the socket belongs is not ours to remove.
         let socket = socket_of(directory.path(), 1, GENERATION).unwrap();
         std::fs::write(socket.as_path(), "precious").unwrap();
-        assert!(
-            shares
-                .start(GENERATION)
-                .await
-                .unwrap_err()
-                .to_string()
-                .contains("nixbox did not make it")
-        );
+        assert!(shares.start(GENERATION).await.unwrap_err().to_string().contains("nixbox did not make it"));
         assert_eq!(std::fs::read(socket.as_path()).unwrap(), b"precious");
         std::fs::remove_file(socket.as_path()).unwrap();
         shares.stop(GENERATION).await.unwrap();
@@ -440,10 +363,7 @@ mod tests {
         let source = shares.settings.shares[0].source.clone();
         std::fs::remove_dir(&source).unwrap();
         let error = shares.start(GENERATION).await.unwrap_err().to_string();
-        assert!(
-            error.contains("src\" is no directory that can be shared"),
-            "{error}"
-        );
+        assert!(error.contains("src\" is no directory that can be shared"), "{error}");
         // Its lock makes a second virtiofsd on the same socket fail.
         std::fs::create_dir(&source).unwrap();
         let socket = socket_of(directory.path(), 0, GENERATION).unwrap();
@@ -453,10 +373,7 @@ mod tests {
         shares.settings.invoker = Invoker::user(12345, 12345).unwrap();
         std::os::unix::fs::chown(directory.path(), Some(0), Some(0)).unwrap();
         let error = shares.start(GENERATION).await.unwrap_err().to_string();
-        assert!(
-            error.contains("ended with exit status 1") && error.contains("ermission denied"),
-            "{error}"
-        );
+        assert!(error.contains("ended with exit status 1") && error.contains("ermission denied"), "{error}");
         shares.stop(GENERATION).await.unwrap();
     }
 }

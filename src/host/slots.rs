@@ -44,9 +44,7 @@ pub enum SlotError {
         source: io::Error,
     },
     /// It is a symlink, belongs to another user, or lets users remove each other's claims.
-    #[error(
-        "{path} is not safe for slot claims: {why}; it must be a directory of root's with mode 1777"
-    )]
+    #[error("{path} is not safe for slot claims: {why}; it must be a directory of root's with mode 1777")]
     Unsafe {
         /// The directory.
         path: PathBuf,
@@ -132,11 +130,7 @@ impl HostSlots {
         workspace: WorkspaceId,
         workspace_path: impl Into<PathBuf>,
     ) -> Self {
-        Self {
-            directory: directory.into(),
-            workspace,
-            workspace_path: workspace_path.into(),
-        }
+        Self { directory: directory.into(), workspace, workspace_path: workspace_path.into() }
     }
 
     fn path(&self, slot: Slot) -> PathBuf {
@@ -150,16 +144,10 @@ impl HostSlots {
             Ok(status) => status,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => {
-                return Err(SlotError::Directory {
-                    path: path.clone(),
-                    source,
-                });
+                return Err(SlotError::Directory { path: path.clone(), source });
             }
         };
-        let unsafe_because = |why| SlotError::Unsafe {
-            path: path.clone(),
-            why,
-        };
+        let unsafe_because = |why| SlotError::Unsafe { path: path.clone(), why };
         if !status.is_dir() {
             return Err(unsafe_because("it is not a directory"));
         }
@@ -167,9 +155,7 @@ impl HostSlots {
             return Err(unsafe_because("it belongs to another user"));
         }
         if status.mode() & 0o022 != 0 && status.mode() & 0o1000 == 0 {
-            return Err(unsafe_because(
-                "others may write to it and it has no sticky bit",
-            ));
+            return Err(unsafe_because("others may write to it and it has no sticky bit"));
         }
         Ok(true)
     }
@@ -183,10 +169,7 @@ impl HostSlots {
             return Ok(());
         }
         let path = &self.directory;
-        let failed = |source| SlotError::Directory {
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| SlotError::Directory { path: path.clone(), source };
         std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
         // The umask takes bits from what mkdir asks for, so it gets its name when its mode is right: nobody ever finds
         // one that other users cannot claim in.
@@ -195,8 +178,7 @@ impl HostSlots {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(failed(error.into())),
         }
-        rustix::fs::chmod(&unready, Mode::from_raw_mode(0o1777))
-            .map_err(|error| failed(error.into()))?;
+        rustix::fs::chmod(&unready, Mode::from_raw_mode(0o1777)).map_err(|error| failed(error.into()))?;
         match rustix::fs::renameat_with(CWD, &unready, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => {}
             // Another nixbox was faster.
@@ -217,31 +199,20 @@ impl HostSlots {
             Ok(file) => File::from(file),
             Err(rustix::io::Errno::NOENT) => return Ok(Holder::Nobody),
             Err(error) => {
-                return Ok(Holder::Another(format!(
-                    "a file that cannot be opened ({error})"
-                )));
+                return Ok(Holder::Another(format!("a file that cannot be opened ({error})")));
             }
         };
-        let failed = |source| SlotError::Claim {
-            what: "read",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| SlotError::Claim { what: "read", path: path.clone(), source };
         let status = file.metadata().map_err(failed)?;
         if !status.is_file() {
             return Ok(Holder::Another("something that is not a file".to_owned()));
         }
         let mut bytes = Vec::new();
-        (&file)
-            .take(MAX_CLAIM)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        (&file).take(MAX_CLAIM).read_to_end(&mut bytes).map_err(failed)?;
         let claim = match serde_json::from_slice::<Claim>(&bytes) {
             Ok(claim) if claim.version == 1 => claim,
             _ => {
-                return Ok(Holder::Another(
-                    "a file that is no claim of this version".to_owned(),
-                ));
+                return Ok(Holder::Another("a file that is no claim of this version".to_owned()));
             }
         };
         // Anybody may write any name into a claim; who wrote it is what the kernel says.
@@ -249,11 +220,7 @@ impl HostSlots {
         if by_us && claim.workspace == self.workspace.to_string() {
             return Ok(Holder::Us);
         }
-        Ok(Holder::Another(format!(
-            "workspace {:?} of user {}",
-            claim.directory,
-            status.uid()
-        )))
+        Ok(Holder::Another(format!("workspace {:?} of user {}", claim.directory, status.uid())))
     }
 
     fn held_now(&self) -> Result<Option<Slot>, SlotError> {
@@ -271,11 +238,7 @@ impl HostSlots {
     /// Whether it is ours now: false if somebody has it.
     fn try_claim(&self, slot: Slot) -> Result<bool, SlotError> {
         let path = self.path(slot);
-        let failed = |source| SlotError::Claim {
-            what: "write",
-            path: path.clone(),
-            source,
-        };
+        let failed = |source| SlotError::Claim { what: "write", path: path.clone(), source };
         let claim = Claim {
             version: 1,
             workspace: self.workspace.to_string(),
@@ -286,8 +249,7 @@ impl HostSlots {
         let unnamed = rustix::fs::open(&self.directory, flags, Mode::from_raw_mode(0o644));
         let mut unnamed = File::from(unnamed.map_err(|error| failed(error.into()))?);
         // Readable for every user, whatever the umask: they have to see who holds it.
-        rustix::fs::fchmod(&unnamed, Mode::from_raw_mode(0o644))
-            .map_err(|error| failed(error.into()))?;
+        rustix::fs::fchmod(&unnamed, Mode::from_raw_mode(0o644)).map_err(|error| failed(error.into()))?;
         unnamed.write_all(&bytes).map_err(failed)?;
         let origin = format!("/proc/self/fd/{}", unnamed.as_raw_fd());
         match rustix::fs::linkat(CWD, Path::new(&origin), CWD, &path, AtFlags::SYMLINK_FOLLOW) {
@@ -315,15 +277,8 @@ impl HostSlots {
                 holders.push(format!("{slot} is held by {holder}"));
             }
         }
-        let wanted = wanted
-            .iter()
-            .map(Slot::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        Err(SlotError::AllTaken {
-            wanted,
-            holders: holders.join("; "),
-        })
+        let wanted = wanted.iter().map(Slot::to_string).collect::<Vec<_>>().join(", ");
+        Err(SlotError::AllTaken { wanted, holders: holders.join("; ") })
     }
 
     fn release_now(&self, slot: Slot) -> Result<(), SlotError> {
@@ -334,13 +289,11 @@ impl HostSlots {
             Holder::Nobody => Ok(()),
             Holder::Another(holder) => Err(SlotError::NotOurs { slot, holder }),
             // Nobody can have put another file here since it was read: only we and root may unlink ours.
-            Holder::Us => {
-                std::fs::remove_file(self.path(slot)).map_err(|source| SlotError::Claim {
-                    what: "remove",
-                    path: self.path(slot),
-                    source,
-                })
-            }
+            Holder::Us => std::fs::remove_file(self.path(slot)).map_err(|source| SlotError::Claim {
+                what: "remove",
+                path: self.path(slot),
+                source,
+            }),
         }
     }
 }

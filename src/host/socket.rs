@@ -134,9 +134,8 @@ fn usage_in(table: &[u8], path: &SocketPath) -> Use {
     const LISTENS: u32 = 0x1_0000;
     let mut found = Use::Unused;
     for line in table.split(|byte| *byte == b'\n') {
-        let Some(head) = line
-            .strip_suffix(path.as_str().as_bytes())
-            .and_then(|head| std::str::from_utf8(head).ok())
+        let Some(head) =
+            line.strip_suffix(path.as_str().as_bytes()).and_then(|head| std::str::from_utf8(head).ok())
         else {
             continue;
         };
@@ -184,20 +183,13 @@ fn remove_if(
     wanted: &'static str,
     is_wanted: impl Fn(&std::fs::FileType) -> bool,
 ) -> Result<(), SocketError> {
-    let failed = |action| {
-        move |source| SocketError::Io {
-            action,
-            path: path.to_owned(),
-            source,
-        }
-    };
+    let failed = |action| move |source| SocketError::Io { action, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed("look at")(error)),
-        Ok(metadata) if !is_wanted(&metadata.file_type()) => Err(SocketError::NotOurs {
-            path: path.to_owned(),
-            wanted,
-        }),
+        Ok(metadata) if !is_wanted(&metadata.file_type()) => {
+            Err(SocketError::NotOurs { path: path.to_owned(), wanted })
+        }
         Ok(_) => match std::fs::remove_file(path) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove")(error)),
             _ => Ok(()),
@@ -222,10 +214,7 @@ mod tests {
         UnixListener::bind(longest.as_path()).unwrap();
         let longer = directory.path().join("x".repeat(fill + 1));
         assert!(UnixListener::bind(&longer).is_err());
-        assert!(matches!(
-            SocketPath::new(longer),
-            Err(SocketError::TooLong { .. })
-        ));
+        assert!(matches!(SocketPath::new(longer), Err(SocketError::TooLong { .. })));
     }
 
     #[test]
@@ -233,10 +222,7 @@ mod tests {
         use std::os::unix::ffi::OsStringExt;
         let not_text = PathBuf::from(std::ffi::OsString::from_vec(b"/tmp/\xff".to_vec()));
         for bad in ["relative".into(), "/tmp/a\nb".into(), not_text] {
-            assert!(matches!(
-                SocketPath::new(bad),
-                Err(SocketError::Unfit { .. })
-            ));
+            assert!(matches!(SocketPath::new(bad), Err(SocketError::Unfit { .. })));
         }
     }
 
@@ -247,10 +233,7 @@ mod tests {
         assert_eq!(usage(&socket).unwrap(), Use::Unused);
         let listener = UnixListener::bind(socket.as_path()).unwrap();
         assert_eq!(usage(&socket).unwrap(), Use::Listening);
-        assert!(matches!(
-            remove_stale(&socket).await,
-            Err(SocketError::InUse(_))
-        ));
+        assert!(matches!(remove_stale(&socket).await, Err(SocketError::InUse(_))));
         let client = UnixStream::connect(socket.as_path()).unwrap();
         let (server, _) = listener.accept().unwrap();
         drop(listener);
@@ -265,8 +248,7 @@ mod tests {
 
     #[test]
     fn a_longer_path_with_the_same_end_is_another_socket() {
-        let table =
-            b"Num\n0000000000000000: 00000002 00000000 00010000 0001 01 45345 /tmp/x /run/s\n";
+        let table = b"Num\n0000000000000000: 00000002 00000000 00010000 0001 01 45345 /tmp/x /run/s\n";
         let of = |text: &str| usage_in(table, &SocketPath::new(text.into()).unwrap());
         assert_eq!(of("/run/s"), Use::Unused);
         assert_eq!(of("/tmp/x /run/s"), Use::Listening);
@@ -278,17 +260,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = path(&directory, "s");
         std::fs::write(socket.as_path(), "precious").unwrap();
-        assert!(matches!(
-            remove_stale(&socket).await,
-            Err(SocketError::NotOurs { .. })
-        ));
+        assert!(matches!(remove_stale(&socket).await, Err(SocketError::NotOurs { .. })));
         assert_eq!(std::fs::read(socket.as_path()).unwrap(), b"precious");
         remove_file(socket.as_path()).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", socket.as_path()).unwrap();
-        assert!(matches!(
-            remove_file(socket.as_path()),
-            Err(SocketError::NotOurs { .. })
-        ));
+        assert!(matches!(remove_file(socket.as_path()), Err(SocketError::NotOurs { .. })));
         assert!(socket.as_path().is_symlink());
     }
 }

@@ -68,10 +68,7 @@ fn locate(
     if let Some(named) = named {
         return match std::path::absolute(&named) {
             Ok(path) if executable(&path) => Ok(path),
-            Ok(_) | Err(_) => Err(SpawnError::NotExecutable {
-                variable,
-                path: named.into(),
-            }),
+            Ok(_) | Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
         };
     }
     env::split_paths(&search.unwrap_or_default())
@@ -103,10 +100,8 @@ impl Invoker {
         if let (0, Some(sudo_uid)) = (uid, env::var_os("SUDO_UID")) {
             return Self::from_sudo(&sudo_uid, &env::var_os("SUDO_GID").unwrap_or_default());
         }
-        let groups = rustix::process::getgroups().map_err(|source| SpawnError::Groups {
-            uid,
-            source: source.into(),
-        })?;
+        let groups = rustix::process::getgroups()
+            .map_err(|source| SpawnError::Groups { uid, source: source.into() })?;
         Ok(Self {
             uid,
             gid: rustix::process::getgid().as_raw(),
@@ -124,10 +119,7 @@ impl Invoker {
     /// # Errors
     /// [`SpawnError::Groups`] if the user data base cannot be asked. A user whom it does not know has no further group.
     pub fn user(uid: u32, gid: u32) -> Result<Self, SpawnError> {
-        let failed = |errno: nix::errno::Errno| SpawnError::Groups {
-            uid,
-            source: errno.into(),
-        };
+        let failed = |errno: nix::errno::Errno| SpawnError::Groups { uid, source: errno.into() };
         let groups = match nix::unistd::User::from_uid(uid.into()).map_err(failed)? {
             None => vec![gid],
             Some(user) => match std::ffi::CString::new(user.name) {
@@ -163,8 +155,7 @@ impl Invoker {
     /// Whether a child has to change its ids to run as this user.
     #[must_use]
     pub fn is_other(&self) -> bool {
-        rustix::process::geteuid().as_raw() != self.uid
-            || rustix::process::getegid().as_raw() != self.gid
+        rustix::process::geteuid().as_raw() != self.uid || rustix::process::getegid().as_raw() != self.gid
     }
 }
 
@@ -175,10 +166,7 @@ fn parse_id(variable: &'static str, value: &OsStr) -> Result<u32, SpawnError> {
         .and_then(|text| text.parse().ok())
         // The largest one means "unchanged" to setresuid(2).
         .filter(|id| *id != u32::MAX)
-        .ok_or_else(|| SpawnError::BadSudo {
-            variable,
-            value: value.to_owned(),
-        })
+        .ok_or_else(|| SpawnError::BadSudo { variable, value: value.to_owned() })
 }
 
 /// What a program may do.
@@ -203,12 +191,7 @@ impl Program {
     /// The program at `path`, without arguments.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, privileges: Privileges) -> Self {
-        Self {
-            path: path.into(),
-            arguments: Vec::new(),
-            privileges,
-            open_files: None,
-        }
+        Self { path: path.into(), arguments: Vec::new(), privileges, open_files: None }
     }
 
     /// Adds an argument. It can be read by everybody on this machine: never a secret.
@@ -264,20 +247,12 @@ impl Plan {
     fn new(privileges: &Privileges, open_files: Option<u64>) -> Self {
         use rustix::process::{Gid, Uid};
         match privileges {
-            Privileges::Own(ambient) => Self {
-                ids: None,
-                ambient: *ambient,
-                open_files,
-            },
+            Privileges::Own(ambient) => Self { ids: None, ambient: *ambient, open_files },
             Privileges::Invoker(invoker) => Self {
                 ids: invoker.is_other().then(|| Ids {
                     uid: Uid::from_raw(invoker.uid),
                     gid: Gid::from_raw(invoker.gid),
-                    groups: invoker
-                        .groups
-                        .iter()
-                        .map(|gid| Gid::from_raw(*gid))
-                        .collect(),
+                    groups: invoker.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
                 }),
                 ambient: CapabilitySet::empty(),
                 open_files,
@@ -291,10 +266,7 @@ impl Plan {
         rustix::process::setsid()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         if let Some(limit) = self.open_files {
-            let both = Rlimit {
-                current: Some(limit),
-                maximum: Some(limit),
-            };
+            let both = Rlimit { current: Some(limit), maximum: Some(limit) };
             rustix::process::setrlimit(Resource::Nofile, both)?;
         }
         if let Some(ids) = &self.ids {
@@ -326,19 +298,8 @@ fn run_before_exec(command: &mut Command, plan: Plan) {
 #[allow(unsafe_code)]
 fn close_on_exec() -> io::Result<()> {
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing by itself and touches no memory.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            3u32,
-            u32::MAX,
-            libc::CLOSE_RANGE_CLOEXEC,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -348,12 +309,7 @@ mod tests {
     use std::process::Stdio;
 
     fn status_of(program: Program) -> String {
-        let output = program
-            .argument("/proc/self/status")
-            .command()
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+        let output = program.argument("/proc/self/status").command().stdin(Stdio::null()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     }
@@ -365,15 +321,8 @@ mod tests {
 
     #[test]
     fn another_user_gets_its_ids_and_groups_and_no_capability() {
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "this test switches users and has to run as root"
-        );
-        let other = Invoker {
-            uid: 12345,
-            gid: 12346,
-            groups: vec![12346, 12347],
-        };
+        assert!(rustix::process::geteuid().is_root(), "this test switches users and has to run as root");
+        let other = Invoker { uid: 12345, gid: 12346, groups: vec![12346, 12347] };
         let status = status_of(Program::new("/bin/cat", Privileges::Invoker(other)));
         assert_eq!(line(&status, "Uid:"), ["12345"; 4]);
         assert_eq!(line(&status, "Gid:"), ["12346"; 4]);
@@ -394,10 +343,7 @@ mod tests {
         let status = status_of(Program::new("/bin/cat", Privileges::Own(bind)));
         assert_eq!(line(&status, "CapAmb:"), [format!("{:016x}", bind.bits())]);
         assert_eq!(line(&status, "CapInh:"), [format!("{:016x}", bind.bits())]);
-        let status = status_of(Program::new(
-            "/bin/cat",
-            Privileges::Invoker(Invoker::user(0, 0).unwrap()),
-        ));
+        let status = status_of(Program::new("/bin/cat", Privileges::Invoker(Invoker::user(0, 0).unwrap())));
         assert_eq!(line(&status, "CapAmb:"), ["0000000000000000"]);
         assert_eq!(line(&status, "CapInh:"), ["0000000000000000"]);
     }
@@ -405,18 +351,14 @@ mod tests {
     #[test]
     fn nothing_of_nixbox_is_inherited() {
         // Without close-on-exec, as a pipe of nixbox's caller would be.
-        let leak = rustix::io::fcntl_dupfd_cloexec(std::fs::File::open("/dev/null").unwrap(), 300)
-            .unwrap();
+        let leak = rustix::io::fcntl_dupfd_cloexec(std::fs::File::open("/dev/null").unwrap(), 300).unwrap();
         rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
         let own = Privileges::Own(CapabilitySet::empty());
         let script = format!(
             "test -e /proc/$$/fd/{} && echo leaked || echo closed; umask; ulimit -n; pwd; env | cut -d= -f1 | sort",
             leak.as_raw_fd()
         );
-        let program = Program::new("/bin/bash", own)
-            .argument("-c")
-            .argument(script)
-            .open_files(512);
+        let program = Program::new("/bin/bash", own).argument("-c").argument(script).open_files(512);
         let output = program.command().stdin(Stdio::null()).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let mut lines = text.lines();
@@ -430,34 +372,14 @@ mod tests {
     #[test]
     fn the_variable_goes_before_path_and_has_to_be_right() {
         let find = |named: Option<&str>, search: &str| {
-            locate(
-                "sh",
-                "NIXBOX_SH",
-                named.map(OsString::from),
-                Some(search.into()),
-            )
+            locate("sh", "NIXBOX_SH", named.map(OsString::from), Some(search.into()))
         };
         assert_eq!(find(None, "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
-        assert_eq!(
-            find(Some("/bin/cat"), "/bin").unwrap(),
-            Path::new("/bin/cat")
-        );
-        assert!(matches!(
-            find(Some("/bin"), "/bin"),
-            Err(SpawnError::NotExecutable { .. })
-        ));
-        assert!(matches!(
-            find(Some(""), "/bin"),
-            Err(SpawnError::NotExecutable { .. })
-        ));
-        assert!(matches!(
-            find(Some("/etc/passwd"), "/bin"),
-            Err(SpawnError::NotExecutable { .. })
-        ));
-        assert!(matches!(
-            find(None, "bin::.:/nowhere"),
-            Err(SpawnError::NotFound { .. })
-        ));
+        assert_eq!(find(Some("/bin/cat"), "/bin").unwrap(), Path::new("/bin/cat"));
+        assert!(matches!(find(Some("/bin"), "/bin"), Err(SpawnError::NotExecutable { .. })));
+        assert!(matches!(find(Some(""), "/bin"), Err(SpawnError::NotExecutable { .. })));
+        assert!(matches!(find(Some("/etc/passwd"), "/bin"), Err(SpawnError::NotExecutable { .. })));
+        assert!(matches!(find(None, "bin::.:/nowhere"), Err(SpawnError::NotFound { .. })));
     }
 
     #[test]
@@ -468,26 +390,8 @@ mod tests {
         assert_eq!(nobody.groups, [65534]);
         assert_eq!(sudo("54321", "7").unwrap().groups, [7]);
         for bad in ["", "-1", "+1", "1 ", "0x1", "4294967295", "4294967296"] {
-            assert!(
-                matches!(
-                    sudo(bad, "0"),
-                    Err(SpawnError::BadSudo {
-                        variable: "SUDO_UID",
-                        ..
-                    })
-                ),
-                "{bad}"
-            );
-            assert!(
-                matches!(
-                    sudo("1", bad),
-                    Err(SpawnError::BadSudo {
-                        variable: "SUDO_GID",
-                        ..
-                    })
-                ),
-                "{bad}"
-            );
+            assert!(matches!(sudo(bad, "0"), Err(SpawnError::BadSudo { variable: "SUDO_UID", .. })), "{bad}");
+            assert!(matches!(sudo("1", bad), Err(SpawnError::BadSudo { variable: "SUDO_GID", .. })), "{bad}");
         }
     }
 }

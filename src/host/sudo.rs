@@ -15,9 +15,8 @@ use super::spawn::{Invoker, SpawnError};
 use crate::world::WorkspaceId;
 
 /// What the network needs: TAP, routes and nftables; the DHCP server's raw and low sockets.
-pub const NEEDED: CapabilitySet = CapabilitySet::NET_ADMIN
-    .union(CapabilitySet::NET_RAW)
-    .union(CapabilitySet::NET_BIND_SERVICE);
+pub const NEEDED: CapabilitySet =
+    CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW).union(CapabilitySet::NET_BIND_SERVICE);
 
 /// Why nixbox cannot become the user who called sudo.
 #[derive(Debug, thiserror::Error)]
@@ -49,10 +48,7 @@ pub enum SudoError {
 }
 
 fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SudoError {
-    move |source| SudoError::System {
-        what,
-        source: source.into(),
-    }
+    move |source| SudoError::System { what, source: source.into() }
 }
 
 /// If this process is root by way of sudo: starts itself anew as the user who called it, with [`NEEDED`], and does not
@@ -76,18 +72,12 @@ pub fn become_invoker() -> Result<(), SudoError> {
     for variable in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"] {
         command.env_remove(variable);
     }
-    let user =
-        nix::unistd::User::from_uid(invoker.uid().into()).map_err(|source| SudoError::User {
-            uid: invoker.uid(),
-            source: source.into(),
-        })?;
+    let user = nix::unistd::User::from_uid(invoker.uid().into())
+        .map_err(|source| SudoError::User { uid: invoker.uid(), source: source.into() })?;
     match user {
         Some(user) => {
             let name: &OsStr = user.name.as_ref();
-            command
-                .env("HOME", user.dir)
-                .env("USER", name)
-                .env("LOGNAME", name)
+            command.env("HOME", user.dir).env("USER", name).env("LOGNAME", name)
         }
         None => command.env_remove("HOME"),
     };
@@ -96,23 +86,12 @@ pub fn become_invoker() -> Result<(), SudoError> {
 
 fn change_to(invoker: &Invoker) -> Result<(), SudoError> {
     rustix::thread::set_keep_capabilities(true).map_err(failed("keep capabilities"))?;
-    let groups: Vec<_> = invoker
-        .groups()
-        .iter()
-        .map(|group| nix::unistd::Gid::from_raw(*group))
-        .collect();
-    let (uid, gid) = (
-        nix::unistd::Uid::from_raw(invoker.uid()),
-        nix::unistd::Gid::from_raw(invoker.gid()),
-    );
+    let groups: Vec<_> = invoker.groups().iter().map(|group| nix::unistd::Gid::from_raw(*group)).collect();
+    let (uid, gid) = (nix::unistd::Uid::from_raw(invoker.uid()), nix::unistd::Gid::from_raw(invoker.gid()));
     nix::unistd::setgroups(&groups).map_err(failed("take on the user's groups"))?;
     nix::unistd::setresgid(gid, gid, gid).map_err(failed("take on the user's group"))?;
     nix::unistd::setresuid(uid, uid, uid).map_err(failed("become the user who called sudo"))?;
-    let sets = CapabilitySets {
-        effective: NEEDED,
-        permitted: NEEDED,
-        inheritable: NEEDED,
-    };
+    let sets = CapabilitySets { effective: NEEDED, permitted: NEEDED, inheritable: NEEDED };
     rustix::thread::set_capabilities(None, sets).map_err(failed("give up capabilities"))?;
     for capability in NEEDED.iter() {
         rustix::thread::configure_capability_in_ambient_set(capability, true)

@@ -29,11 +29,9 @@ pub struct Plan {
 
 pub(super) fn table(plan: Plan) -> Operation<World> {
     let standing = plan.standing;
-    Operation::new(ID, "delete", Forward::Stuck, move |_, _| {
-        async move { standing_bytes(&standing) }.boxed()
-    })
-    .commit(Box::new(Trash(plan.snapshot)))
-    .stage("remove", [Box::new(Purge(plan.snapshot))])
+    Operation::new(ID, "delete", Forward::Stuck, move |_, _| async move { standing_bytes(&standing) }.boxed())
+        .commit(Box::new(Trash(plan.snapshot)))
+        .stage("remove", [Box::new(Purge(plan.snapshot))])
 }
 
 /// The snapshot is renamed out of the list.

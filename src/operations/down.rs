@@ -13,8 +13,7 @@ use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{
-    LONG, PostDown, PreDown, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares,
-    RemoveVmm,
+    LONG, PostDown, PreDown, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
 };
 use super::{Standing, Vm, standing_bytes};
 use crate::engine::record::Ended;
@@ -35,11 +34,7 @@ pub struct Plan {
 }
 
 pub(super) fn table(plan: Plan) -> Operation<World> {
-    let Vm {
-        machine,
-        former_disk,
-        condemned,
-    } = plan.vm;
+    let Vm { machine, former_disk, condemned } = plan.vm;
     let (kept, superseded) = match former_disk {
         Some(former) if condemned => (former, Some(machine.disk)),
         former => (machine.disk, former),
@@ -52,10 +47,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
         async move { standing_bytes(&conclude(ended)) }.boxed()
     })
     .stage_if(plan.ask, "pre-down scripts", [Box::new(PreDown)])
-    .commit(Box::new(StopGuest {
-        machine,
-        ask: plan.ask,
-    }))
+    .commit(Box::new(StopGuest { machine, ask: plan.ask }))
     .stage(
         "clear away",
         [
@@ -69,9 +61,11 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
         Some(disk) => operation.stage("former disk", [Box::new(RemoveDisk(disk))]),
         None => operation,
     };
-    operation
-        .stage("release slot", [Box::new(ReleaseSlot(machine.slot))])
-        .stage_if(plan.ask, "post-down scripts", [Box::new(PostDown)])
+    operation.stage("release slot", [Box::new(ReleaseSlot(machine.slot))]).stage_if(
+        plan.ask,
+        "post-down scripts",
+        [Box::new(PostDown)],
+    )
 }
 
 /// The guest is asked to shut down, then by the power button, and then its VMM is ended.
@@ -94,11 +88,7 @@ impl Transition for StopGuest {
         Ok(self.machine)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Never | VmmState::Gone => Probe::Done(()),
             _ => Probe::NotDone,

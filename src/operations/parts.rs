@@ -7,9 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::transition::{Failure, Probe, Scene, Transition, TransitionId, UndoPolicy};
-use crate::world::{
-    BootId, Generation, HookPoint, Machine, Presence, Slot, SnapshotId, VmmState, World,
-};
+use crate::world::{BootId, Generation, HookPoint, Machine, Presence, Slot, SnapshotId, VmmState, World};
 
 /// For things that the kernel does at once.
 pub(super) const QUICK: Duration = Duration::from_secs(20);
@@ -27,11 +25,7 @@ pub(super) fn presence(found: Presence) -> Probe<()> {
 
 /// Fails with [`Failure::Lost`] unless the VMM of this generation has a system in it.
 pub(super) async fn must_live(world: &World, vmm: Generation) -> Result<(), Failure> {
-    if world.vmm.find(vmm).await?.has_system() {
-        Ok(())
-    } else {
-        Err(Failure::Lost)
-    }
+    if world.vmm.find(vmm).await?.has_system() { Ok(()) } else { Err(Failure::Lost) }
 }
 
 /// The slot that decides the VM's addresses. Wanted ones are asked for in order.
@@ -46,10 +40,7 @@ pub(super) struct WantedSlots(Vec<Slot>);
 /// No slot is free.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoSlot {
-    #[error(
-        "all {} slots of this host are taken; bring a VM of another workspace down first",
-        Slot::COUNT
-    )]
+    #[error("all {} slots of this host are taken; bring a VM of another workspace down first", Slot::COUNT)]
     AllTaken,
     #[error(
         "slot {0}, which the snapshot's guest has its address from, is taken by another VM; bring that VM down first"
@@ -69,34 +60,18 @@ impl Transition for ClaimSlot {
 
     async fn prepare(&self, scene: &Scene<'_, World>) -> Result<WantedSlots, Failure> {
         let held = scene.world.slots.held().await?;
-        let mut wanted: Vec<Slot> = held
-            .into_iter()
-            .chain(scene.world.slots.free().await?)
-            .collect();
+        let mut wanted: Vec<Slot> = held.into_iter().chain(scene.world.slots.free().await?).collect();
         if let Some(only) = self.only {
             wanted.retain(|slot| *slot == only);
             if wanted.is_empty() {
                 return Err(Failure::world(NoSlot::Taken(only)));
             }
         }
-        if wanted.is_empty() {
-            Err(Failure::world(NoSlot::AllTaken))
-        } else {
-            Ok(WantedSlots(wanted))
-        }
+        if wanted.is_empty() { Err(Failure::world(NoSlot::AllTaken)) } else { Ok(WantedSlots(wanted)) }
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        _: &WantedSlots,
-    ) -> Result<Probe<Slot>, Failure> {
-        Ok(scene
-            .world
-            .slots
-            .held()
-            .await?
-            .map_or(Probe::NotDone, Probe::Done))
+    async fn probe(&self, scene: &Scene<'_, World>, _: &WantedSlots) -> Result<Probe<Slot>, Failure> {
+        Ok(scene.world.slots.held().await?.map_or(Probe::NotDone, Probe::Done))
     }
 
     async fn apply(&self, scene: &Scene<'_, World>, intent: &WantedSlots) -> Result<Slot, Failure> {
@@ -135,27 +110,15 @@ macro_rules! part {
                 $prepare
             }
 
-            async fn probe(
-                &self,
-                $scene: &Scene<'_, World>,
-                $what: &$intent,
-            ) -> Result<Probe<()>, Failure> {
+            async fn probe(&self, $scene: &Scene<'_, World>, $what: &$intent) -> Result<Probe<()>, Failure> {
                 Ok(presence($find.await?))
             }
 
-            async fn apply(
-                &self,
-                $scene: &Scene<'_, World>,
-                $what: &$intent,
-            ) -> Result<(), Failure> {
+            async fn apply(&self, $scene: &Scene<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 $make.await
             }
 
-            async fn undo(
-                &self,
-                $scene: &Scene<'_, World>,
-                $what: &$intent,
-            ) -> Result<(), Failure> {
+            async fn undo(&self, $scene: &Scene<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 $remove.await
             }
         }
@@ -246,25 +209,15 @@ impl Target {
                 shares,
             },
             Self::Standing(machine) => machine,
-            Self::RolledOver(machine) => Machine {
-                vmm: scene.generation,
-                ..machine
-            },
+            Self::RolledOver(machine) => Machine { vmm: scene.generation, ..machine },
         })
     }
 }
 
 /// Looks whether a system lives, for transitions that are done again rather than looked for.
-async fn again_if_alive<O>(
-    scene: &Scene<'_, World>,
-    machine: &Machine,
-) -> Result<Probe<O>, Failure> {
+async fn again_if_alive<O>(scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<O>, Failure> {
     let state = scene.world.vmm.find(machine.vmm).await?;
-    Ok(if state.has_system() {
-        Probe::NotDone
-    } else {
-        Probe::Lost
-    })
+    Ok(if state.has_system() { Probe::NotDone } else { Probe::Lost })
 }
 
 /// Waits until the guest is SSH-ready. With a boot to compare, anything but the same guest is a failure.
@@ -293,11 +246,7 @@ impl Transition for Ready {
         self.target.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<BootId>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<BootId>, Failure> {
         again_if_alive(scene, machine).await
     }
 
@@ -327,11 +276,7 @@ impl Transition for Settle {
         self.0.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         again_if_alive(scene, machine).await
     }
 
@@ -350,25 +295,18 @@ impl Transition for Inject {
 
     const ID: TransitionId = TransitionId(6);
     const LABEL: &'static str = "inject credentials";
-    const UNDO: UndoPolicy =
-        UndoPolicy::Nothing("where it can be taken back, the guest had them before");
+    const UNDO: UndoPolicy = UndoPolicy::Nothing("where it can be taken back, the guest had them before");
     const LIMIT: Duration = GUEST;
 
     async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
         self.0.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
-            Ok(()) => Ok(presence(
-                scene.world.guest.equipped(machine).await?.credentials,
-            )),
+            Ok(()) => Ok(presence(scene.world.guest.equipped(machine).await?.credentials)),
         }
     }
 
@@ -387,19 +325,14 @@ impl Transition for MountShares {
 
     const ID: TransitionId = TransitionId(7);
     const LABEL: &'static str = "mount shares";
-    const UNDO: UndoPolicy =
-        UndoPolicy::Nothing("where it can be taken back, the guest had them before");
+    const UNDO: UndoPolicy = UndoPolicy::Nothing("where it can be taken back, the guest had them before");
     const LIMIT: Duration = GUEST;
 
     async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
         self.0.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
@@ -450,25 +383,13 @@ macro_rules! hooks {
                 Ok(())
             }
 
-            async fn probe(
-                &self,
-                _: &Scene<'_, World>,
-                (): &(),
-            ) -> Result<Probe<HookOutcome>, Failure> {
+            async fn probe(&self, _: &Scene<'_, World>, (): &()) -> Result<Probe<HookOutcome>, Failure> {
                 // Nothing tells whether they ran. They run at least once.
                 Ok(Probe::NotDone)
             }
 
-            async fn apply(
-                &self,
-                scene: &Scene<'_, World>,
-                (): &(),
-            ) -> Result<HookOutcome, Failure> {
-                let ran = scene
-                    .world
-                    .hooks
-                    .run(HookPoint::$point, &scene.interrupt)
-                    .await;
+            async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<HookOutcome, Failure> {
+                let ran = scene.world.hooks.run(HookPoint::$point, &scene.interrupt).await;
                 ran.map(|()| HookOutcome::Succeeded).or_else($failure)
             }
         }
@@ -476,13 +397,9 @@ macro_rules! hooks {
 }
 
 hooks!(PreUp, PreUp, 8, "pre-up scripts", Err);
-hooks!(PostUp, PostUp, 9, "post-up scripts", |_| Ok(
-    HookOutcome::Failed
-));
+hooks!(PostUp, PostUp, 9, "post-up scripts", |_| Ok(HookOutcome::Failed));
 hooks!(PreDown, PreDown, 10, "pre-down scripts", Err);
-hooks!(PostDown, PostDown, 11, "post-down scripts", |_| Ok(
-    HookOutcome::Failed
-));
+hooks!(PostDown, PostDown, 11, "post-down scripts", |_| Ok(HookOutcome::Failed));
 
 /// What of a VM is cleared away, each by a transition that can only go forward.
 macro_rules! clearing {
@@ -509,11 +426,7 @@ macro_rules! clearing {
                 Ok(Probe::NotDone)
             }
 
-            async fn apply(
-                &self,
-                scene: &Scene<'_, World>,
-                $what: &$intent,
-            ) -> Result<(), Failure> {
+            async fn apply(&self, scene: &Scene<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 let $world = scene.world;
                 $remove.await
             }
@@ -521,36 +434,12 @@ macro_rules! clearing {
     };
 }
 
-clearing!(RemoveVmm, Generation, 12, "VMM", |world, generation| world
-    .vmm
-    .stop(*generation));
-clearing!(RemoveNetwork, Slot, 13, "network", |world, slot| world
-    .network
-    .remove(*slot));
-clearing!(
-    RemoveShares,
-    Generation,
-    14,
-    "shares",
-    |world, generation| world.shares.stop(*generation)
-);
-clearing!(
-    RemoveMemory,
-    Generation,
-    15,
-    "memory",
-    |world, generation| world.memory.remove(*generation)
-);
-clearing!(ReleaseSlot, Slot, 16, "release slot", |world, slot| world
-    .slots
-    .release(*slot));
-clearing!(
-    RemoveDisk,
-    Generation,
-    17,
-    "retire the former disk",
-    |world, generation| world.disk.remove(*generation)
-);
-clearing!(Purge, SnapshotId, 18, "remove", |world, id| world
-    .catalog
-    .purge(*id));
+clearing!(RemoveVmm, Generation, 12, "VMM", |world, generation| world.vmm.stop(*generation));
+clearing!(RemoveNetwork, Slot, 13, "network", |world, slot| world.network.remove(*slot));
+clearing!(RemoveShares, Generation, 14, "shares", |world, generation| world.shares.stop(*generation));
+clearing!(RemoveMemory, Generation, 15, "memory", |world, generation| world.memory.remove(*generation));
+clearing!(ReleaseSlot, Slot, 16, "release slot", |world, slot| world.slots.release(*slot));
+clearing!(RemoveDisk, Generation, 17, "retire the former disk", |world, generation| world
+    .disk
+    .remove(*generation));
+clearing!(Purge, SnapshotId, 18, "remove", |world, id| world.catalog.purge(*id));

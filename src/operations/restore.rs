@@ -16,8 +16,8 @@ use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{
-    BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares,
-    StartVmm, Target, part, presence,
+    BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares, StartVmm,
+    Target, part, presence,
 };
 use super::{Standing, Vm, standing_bytes};
 use crate::engine::record::Ended;
@@ -44,20 +44,12 @@ pub struct Plan {
 }
 
 pub(super) fn table(plan: Plan) -> Operation<World> {
-    let target = Target::New {
-        disk: None,
-        shares: plan.shares,
-    };
+    let target = Target::New { disk: None, shares: plan.shares };
     let from = plan.snapshot;
     Operation::new(ID, "restore", Forward::ClearAway, move |scene, ended| {
         async move { standing_bytes(&standing(plan.former_disk, target, &scene, ended)?) }.boxed()
     })
-    .stage(
-        "claim slot",
-        [Box::new(ClaimSlot {
-            only: Some(plan.slot),
-        })],
-    )
+    .stage("claim slot", [Box::new(ClaimSlot { only: Some(plan.slot) })])
     .stage(
         "rebuild",
         [
@@ -71,17 +63,8 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
     .stage("load", [Box::new(Load { target, from })])
     .commit(Box::new(Resume { target }))
     .stage("settle", [Box::new(Settle(target))])
-    .stage(
-        "ready",
-        [Box::new(Ready {
-            target,
-            same_as: Some(plan.boot),
-        })],
-    )
-    .stage(
-        "reinject",
-        [Box::new(Inject(target)), Box::new(MountShares(target))],
-    )
+    .stage("ready", [Box::new(Ready { target, same_as: Some(plan.boot) })])
+    .stage("reinject", [Box::new(Inject(target)), Box::new(MountShares(target))])
     .stage("post-up scripts", [Box::new(PostUp)])
 }
 
@@ -93,11 +76,9 @@ fn standing(
 ) -> Result<Standing, Failure> {
     Ok(match ended {
         Ended::RolledBack => Standing::Down { disk: former_disk },
-        Ended::Done | Ended::Lost => Standing::Up(Vm {
-            machine: target.machine(scene)?,
-            former_disk,
-            condemned: ended == Ended::Lost,
-        }),
+        Ended::Done | Ended::Lost => {
+            Standing::Up(Vm { machine: target.machine(scene)?, former_disk, condemned: ended == Ended::Lost })
+        }
     })
 }
 
@@ -143,11 +124,7 @@ impl Transition for Load {
         self.target.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
@@ -180,11 +157,7 @@ impl Transition for Resume {
         self.target.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Paused => Probe::NotDone,

@@ -15,13 +15,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const VERIFY: Duration = Duration::from_secs(3600);
 
 /// Looks at the world before an operation begins, within a time limit.
-async fn look<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    tokio::time::timeout(limit, call)
-        .await
-        .unwrap_or(Err(Failure::TimedOut(limit)))
+async fn look<T>(limit: Duration, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
 /// Runs operations on one workspace.
@@ -113,10 +108,8 @@ impl<S: Storage> Session<'_, S> {
     /// If the journal cannot be used, or the world not be looked at.
     pub async fn recover(&mut self) -> Result<Recovered, Refusal> {
         let mut recovered = Recovered::default();
-        let open = self
-            .journal
-            .open_operation()
-            .and_then(|open| Some((open.operation?, open.parameters.clone())));
+        let open =
+            self.journal.open_operation().and_then(|open| Some((open.operation?, open.parameters.clone())));
         if let Some((id, parameters)) = open {
             let operation = table(id, &parameters)?;
             let ending = self.executor().recover(&operation).await?;
@@ -152,10 +145,7 @@ impl<S: Storage> Session<'_, S> {
             Standing::Up(_) => return Ok(Report::Already),
             Standing::Down { disk } => disk,
         };
-        let plan = up::Plan {
-            disk,
-            shares: self.world.shares.wanted(),
-        };
+        let plan = up::Plan { disk, shares: self.world.shares.wanted() };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&up::table(plan), &parameters).await
     }
@@ -178,11 +168,7 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn snapshot(
-        &mut self,
-        name: Option<SnapshotName>,
-        stop: bool,
-    ) -> Result<Report, Refusal> {
+    pub async fn snapshot(&mut self, name: Option<SnapshotName>, stop: bool) -> Result<Report, Refusal> {
         self.recover_first().await?;
         let Standing::Up(vm) = self.standing()? else {
             return Err(Refusal::NotRunning);
@@ -200,40 +186,21 @@ impl<S: Storage> Session<'_, S> {
         stop: bool,
     ) -> Result<snapshot::Plan, Refusal> {
         let world = self.world;
-        match look(LOOK, world.vmm.find(vm.machine.vmm))
-            .await
-            .map_err(Refusal::Look)?
-        {
+        match look(LOOK, world.vmm.find(vm.machine.vmm)).await.map_err(Refusal::Look)? {
             VmmState::Running => {}
             state => return Err(Refusal::NotInOrder(state)),
         }
-        let listed = look(LOOK, world.catalog.list())
-            .await
-            .map_err(Refusal::Look)?;
-        if let Some(name) = name
-            .as_ref()
-            .filter(|name| listed.iter().any(|one| one.name.as_ref() == Some(name)))
+        let listed = look(LOOK, world.catalog.list()).await.map_err(Refusal::Look)?;
+        if let Some(name) =
+            name.as_ref().filter(|name| listed.iter().any(|one| one.name.as_ref() == Some(name)))
         {
             return Err(Refusal::NameTaken(name.clone()));
         }
         let shares = world.shares.wanted();
-        let care: Care = snapshot::care(
-            shares,
-            look(LOOK, world.vmm.ability())
-                .await
-                .map_err(Refusal::Look)?,
-        );
-        let boot = look(LOOK, world.guest.ready(&vm.machine))
-            .await
-            .map_err(Refusal::Look)?;
-        Ok(snapshot::Plan {
-            vm,
-            boot,
-            name,
-            shares,
-            care,
-            stop,
-        })
+        let care: Care =
+            snapshot::care(shares, look(LOOK, world.vmm.ability()).await.map_err(Refusal::Look)?);
+        let boot = look(LOOK, world.guest.ready(&vm.machine)).await.map_err(Refusal::Look)?;
+        Ok(snapshot::Plan { vm, boot, name, shares, care, stop })
     }
 
     /// A snapshot comes back to life.
@@ -272,18 +239,13 @@ impl<S: Storage> Session<'_, S> {
     pub async fn delete(&mut self, snapshot: SnapshotId) -> Result<Report, Refusal> {
         self.recover_first().await?;
         self.listed(snapshot).await?;
-        let plan = delete::Plan {
-            snapshot,
-            standing: self.standing()?,
-        };
+        let plan = delete::Plan { snapshot, standing: self.standing()? };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&delete::table(plan), &parameters).await
     }
 
     async fn listed(&self, snapshot: SnapshotId) -> Result<Manifest, Refusal> {
-        let listed = look(LOOK, self.world.catalog.list())
-            .await
-            .map_err(Refusal::Look)?;
+        let listed = look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)?;
         let found = listed.into_iter().find(|manifest| manifest.id == snapshot);
         found.ok_or_else(|| Refusal::NoSuchSnapshot(snapshot.to_string()))
     }
@@ -300,24 +262,16 @@ impl<S: Storage> Session<'_, S> {
         let Standing::Up(vm) = self.standing()? else {
             return Ok(None);
         };
-        let state = look(LOOK, self.world.vmm.find(vm.machine.vmm))
-            .await
-            .map_err(Refusal::Look)?;
+        let state = look(LOOK, self.world.vmm.find(vm.machine.vmm)).await.map_err(Refusal::Look)?;
         if state.has_system() && !vm.condemned {
             return Ok(None);
         }
         let plan = down::Plan { vm, ask: false };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        Ok(Some(
-            self.executor().run(&down::table(plan), &parameters).await?,
-        ))
+        Ok(Some(self.executor().run(&down::table(plan), &parameters).await?))
     }
 
-    async fn run(
-        &mut self,
-        operation: &Operation<World>,
-        parameters: &[u8],
-    ) -> Result<Report, Refusal> {
+    async fn run(&mut self, operation: &Operation<World>, parameters: &[u8]) -> Result<Report, Refusal> {
         let ending = self.executor().run(operation, parameters).await?;
         // An operation may have found that the VM it was about is gone.
         let cleared = match ending {
@@ -325,21 +279,12 @@ impl<S: Storage> Session<'_, S> {
             Ending::RolledBack(_) | Ending::Lost(_) => self.clear_away().await?,
         };
         Ok(match (ending, cleared) {
-            (Ending::Stuck(setback), _) | (_, Some(Ending::Stuck(setback))) => {
-                Report::Stuck(setback)
-            }
+            (Ending::Stuck(setback), _) | (_, Some(Ending::Stuck(setback))) => Report::Stuck(setback),
             (Ending::Done, _) => Report::Done,
             (Ending::Lost(setback), _) => Report::ClearedAway(setback),
             (Ending::RolledBack(setback), cleared) => {
-                let setback = setback.unwrap_or(Setback {
-                    label: operation.label,
-                    failure: Failure::Lost,
-                });
-                if cleared.is_some() {
-                    Report::ClearedAway(setback)
-                } else {
-                    Report::RolledBack(setback)
-                }
+                let setback = setback.unwrap_or(Setback { label: operation.label, failure: Failure::Lost });
+                if cleared.is_some() { Report::ClearedAway(setback) } else { Report::RolledBack(setback) }
             }
         })
     }

@@ -22,8 +22,8 @@ use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{
-    GUEST, Inject, LONG, MountShares, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork,
-    RemoveShares, RemoveVmm, Settle, Target, attach_and_mount, must_live, presence,
+    GUEST, Inject, LONG, MountShares, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares,
+    RemoveVmm, Settle, Target, attach_and_mount, must_live, presence,
 };
 use super::{Standing, Vm, standing_bytes};
 use crate::engine::record::Ended;
@@ -31,8 +31,8 @@ use crate::engine::transition::{
     Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
 };
 use crate::world::{
-    Ability, BootId, Entry, Generation, Machine, Manifest, Presence, SnapshotId, SnapshotName,
-    VmmState, World,
+    Ability, BootId, Entry, Generation, Machine, Manifest, Presence, SnapshotId, SnapshotName, VmmState,
+    World,
 };
 
 pub(super) const ID: OperationId = OperationId(3);
@@ -41,14 +41,8 @@ pub(super) const ID: OperationId = OperationId(3);
 pub(super) fn care(shares: bool, ability: Ability) -> Care {
     match ability {
         _ if !shares => Care::InPlace,
-        Ability {
-            shares_survive_restore: false,
-            ..
-        } => Care::Detach,
-        Ability {
-            shares_survive_resume: false,
-            ..
-        } => Care::RollOver,
+        Ability { shares_survive_restore: false, .. } => Care::Detach,
+        Ability { shares_survive_resume: false, .. } => Care::RollOver,
         Ability { .. } => Care::InPlace,
     }
 }
@@ -84,31 +78,12 @@ pub struct Plan {
 pub(super) fn table(plan: Plan) -> Operation<World> {
     let Plan { vm, care, stop, .. } = plan;
     let machine = vm.machine;
-    let target = if care == Care::RollOver {
-        Target::RolledOver(machine)
-    } else {
-        Target::Standing(machine)
-    };
-    let operation = Operation::new(
-        ID,
-        "snapshot",
-        if stop {
-            Forward::Stuck
-        } else {
-            Forward::ClearAway
-        },
-        {
-            move |scene, ended| {
-                async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
-            }
-        },
-    )
+    let target = if care == Care::RollOver { Target::RolledOver(machine) } else { Target::Standing(machine) };
+    let operation = Operation::new(ID, "snapshot", if stop { Forward::Stuck } else { Forward::ClearAway }, {
+        move |scene, ended| async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
+    })
     .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
-    .stage_if(
-        care == Care::Detach,
-        "detach",
-        [Box::new(Detach { machine })],
-    )
+    .stage_if(care == Care::Detach, "detach", [Box::new(Detach { machine })])
     .stage("pause", [Box::new(Pause { machine, care })])
     .stage(
         "capture",
@@ -119,12 +94,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
         ],
     );
     let shares = plan.shares && care != Care::Detach;
-    let commit = Commit {
-        machine,
-        boot: plan.boot,
-        name: plan.name,
-        shares,
-    };
+    let commit = Commit { machine, boot: plan.boot, name: plan.name, shares };
     if stop {
         let operation = operation.commit(Box::new(commit)).stage(
             "clear away",
@@ -144,56 +114,35 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
     operation
         .stage("resume", [Box::new(Resume { machine, care })])
         .stage("settle", [Box::new(Settle(target))])
-        .stage_if(
-            care == Care::Detach,
-            "attach",
-            [Box::new(MountShares(target))],
-        )
+        .stage_if(care == Care::Detach, "attach", [Box::new(MountShares(target))])
         .stage("reinject", [Box::new(Inject(target))])
         .commit(Box::new(commit))
 }
 
-async fn standing(
-    vm: Vm,
-    stop: bool,
-    scene: &Scene<'_, World>,
-    ended: Ended,
-) -> Result<Standing, Failure> {
+async fn standing(vm: Vm, stop: bool, scene: &Scene<'_, World>, ended: Ended) -> Result<Standing, Failure> {
     if stop && ended == Ended::Done {
-        return Ok(Standing::Down {
-            disk: Some(vm.machine.disk),
-        });
+        return Ok(Standing::Down { disk: Some(vm.machine.disk) });
     }
     let machine = alive(scene, &vm.machine).await?;
-    Ok(Standing::Up(Vm {
-        machine,
-        condemned: ended == Ended::Lost,
-        ..vm
-    }))
+    Ok(Standing::Up(Vm { machine, condemned: ended == Ended::Lost, ..vm }))
 }
 
 /// The VM in the VMM that has it now: the one that this operation started, if it started one.
 async fn alive(scene: &Scene<'_, World>, machine: &Machine) -> Result<Machine, Failure> {
     Ok(match scene.world.vmm.find(scene.generation).await? {
         VmmState::Never => *machine,
-        _ => Machine {
-            vmm: scene.generation,
-            ..*machine
-        },
+        _ => Machine { vmm: scene.generation, ..*machine },
     })
 }
 
 /// Brings the VM back to running, from wherever an interrupted capture or roll-over has left it.
-async fn make_it_run(
-    scene: &Scene<'_, World>,
-    machine: &Machine,
-    care: Care,
-) -> Result<(), Failure> {
+async fn make_it_run(scene: &Scene<'_, World>, machine: &Machine, care: Care) -> Result<(), Failure> {
     let world = scene.world;
     let (old, new) = (machine.vmm, scene.generation);
     match (world.vmm.find(new).await?, world.vmm.find(old).await?) {
-        (VmmState::Running, VmmState::Never | VmmState::Gone)
-        | (VmmState::Never, VmmState::Running) => Ok(()),
+        (VmmState::Running, VmmState::Never | VmmState::Gone) | (VmmState::Never, VmmState::Running) => {
+            Ok(())
+        }
         (VmmState::Paused, _) => finish_roll_over(world, old, new).await,
         // It has no VM yet, so that nothing can have run in it. It is not ended: one that is gone may have run.
         (VmmState::Empty, _) => roll_over(scene, machine).await,
@@ -225,16 +174,7 @@ async fn roll_over(scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Fa
     world.shares.stop(machine.vmm).await?;
     world.shares.start(scene.generation).await?;
     world.vmm.start(scene.generation).await?;
-    world
-        .vmm
-        .load(
-            &Machine {
-                vmm: scene.generation,
-                ..*machine
-            },
-            saved,
-        )
-        .await?;
+    world.vmm.load(&Machine { vmm: scene.generation, ..*machine }, saved).await?;
     finish_roll_over(world, machine.vmm, scene.generation).await
 }
 
@@ -262,33 +202,18 @@ impl Transition for OpenStaging {
     }
 
     async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(
-            match scene
-                .world
-                .catalog
-                .find(SnapshotId(scene.generation))
-                .await?
-            {
-                Entry::Absent => Probe::NotDone,
-                _ => Probe::Done(()),
-            },
-        )
+        Ok(match scene.world.catalog.find(SnapshotId(scene.generation)).await? {
+            Entry::Absent => Probe::NotDone,
+            _ => Probe::Done(()),
+        })
     }
 
     async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene
-            .world
-            .catalog
-            .stage(SnapshotId(scene.generation))
-            .await
+        scene.world.catalog.stage(SnapshotId(scene.generation)).await
     }
 
     async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
-        scene
-            .world
-            .catalog
-            .discard(SnapshotId(scene.generation))
-            .await
+        scene.world.catalog.discard(SnapshotId(scene.generation)).await
     }
 }
 
@@ -311,22 +236,16 @@ impl Transition for Wipe {
         Ok(self.machine)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         let machine = alive(scene, machine).await?;
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => return Ok(Probe::Lost),
             other => other?,
         }
-        Ok(
-            match scene.world.guest.equipped(&machine).await?.credentials {
-                Presence::Absent => Probe::Done(()),
-                Presence::Partial | Presence::Whole => Probe::NotDone,
-            },
-        )
+        Ok(match scene.world.guest.equipped(&machine).await?.credentials {
+            Presence::Absent => Probe::Done(()),
+            Presence::Partial | Presence::Whole => Probe::NotDone,
+        })
     }
 
     async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
@@ -360,11 +279,7 @@ impl Transition for Detach {
         Ok(self.machine)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => return Ok(Probe::Lost),
             other => other?,
@@ -406,11 +321,7 @@ impl Transition for Pause {
         Ok(self.machine)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Running => Probe::NotDone,
@@ -451,11 +362,7 @@ impl Transition for CloneDisk {
     }
 
     async fn apply(&self, scene: &Scene<'_, World>, disk: &Generation) -> Result<(), Failure> {
-        scene
-            .world
-            .disk
-            .capture(*disk, SnapshotId(scene.generation), &scene.interrupt)
-            .await
+        scene.world.disk.capture(*disk, SnapshotId(scene.generation), &scene.interrupt).await
     }
 }
 
@@ -480,24 +387,12 @@ impl Transition for SaveState {
     }
 
     async fn probe(&self, scene: &Scene<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
-        let saved = scene
-            .world
-            .catalog
-            .holds_vmm_state(SnapshotId(scene.generation))
-            .await?;
-        Ok(if saved {
-            Probe::Done(())
-        } else {
-            Probe::NotDone
-        })
+        let saved = scene.world.catalog.holds_vmm_state(SnapshotId(scene.generation)).await?;
+        Ok(if saved { Probe::Done(()) } else { Probe::NotDone })
     }
 
     async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene
-            .world
-            .vmm
-            .save(machine.vmm, SnapshotId(scene.generation))
-            .await
+        scene.world.vmm.save(machine.vmm, SnapshotId(scene.generation)).await
     }
 
     /// What was saved is needed to roll over, so that the VM is made to run before the staging directory goes.
@@ -530,11 +425,7 @@ impl Transition for CopyMemory {
     }
 
     async fn apply(&self, scene: &Scene<'_, World>, memory: &Generation) -> Result<(), Failure> {
-        scene
-            .world
-            .memory
-            .capture(*memory, SnapshotId(scene.generation), &scene.interrupt)
-            .await
+        scene.world.memory.capture(*memory, SnapshotId(scene.generation), &scene.interrupt).await
     }
 }
 
@@ -558,11 +449,7 @@ impl Transition for Resume {
         Ok(self.machine)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         let machine = alive(scene, machine).await?;
         Ok(presence(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Presence::Whole,
@@ -612,11 +499,7 @@ impl Transition for Commit {
         })
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        manifest: &Manifest,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, manifest: &Manifest) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.catalog.find(manifest.id).await? {
             Entry::Listed => Probe::Done(()),
             Entry::Staged | Entry::Absent => Probe::NotDone,

@@ -12,18 +12,8 @@ use crate::world::{BootId, Machine, Slot, SnapshotId, World};
 fn vm(former_disk: Option<Generation>) -> Vm {
     let slot = Slot::all().next().unwrap();
     let generation = Generation(3);
-    let machine = Machine {
-        vmm: generation,
-        disk: generation,
-        memory: generation,
-        slot,
-        shares: true,
-    };
-    Vm {
-        machine,
-        former_disk,
-        condemned: false,
-    }
+    let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
+    Vm { machine, former_disk, condemned: false }
 }
 
 /// Every shape that a table can have.
@@ -32,43 +22,18 @@ fn tables() -> Vec<Operation<World>> {
     let boot = BootId([7; 16]);
     let slot = Slot::all().next().unwrap();
     let mut tables = vec![
-        up::table(up::Plan {
-            disk: None,
-            shares: true,
-        }),
-        up::table(up::Plan {
-            disk: Some(Generation(1)),
-            shares: false,
-        }),
-        restore::table(restore::Plan {
-            snapshot,
-            slot,
-            boot,
-            shares: true,
-            former_disk: None,
-        }),
-        delete::table(delete::Plan {
-            snapshot,
-            standing: Standing::Down { disk: None },
-        }),
+        up::table(up::Plan { disk: None, shares: true }),
+        up::table(up::Plan { disk: Some(Generation(1)), shares: false }),
+        restore::table(restore::Plan { snapshot, slot, boot, shares: true, former_disk: None }),
+        delete::table(delete::Plan { snapshot, standing: Standing::Down { disk: None } }),
     ];
     for former in [None, Some(Generation(1))] {
         for ask in [false, true] {
-            tables.push(down::table(down::Plan {
-                vm: vm(former),
-                ask,
-            }));
+            tables.push(down::table(down::Plan { vm: vm(former), ask }));
         }
         for care in [Care::InPlace, Care::Detach, Care::RollOver] {
             for stop in [false, true] {
-                let plan = snapshot::Plan {
-                    vm: vm(former),
-                    boot,
-                    name: None,
-                    shares: true,
-                    care,
-                    stop,
-                };
+                let plan = snapshot::Plan { vm: vm(former), boot, name: None, shares: true, care, stop };
                 tables.push(snapshot::table(plan));
             }
         }
@@ -83,19 +48,10 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
         for (index, transition) in table.transitions().enumerate() {
             let context = format!("{} of {}", transition.label(), table.label);
             let forbidden = matches!(transition.policy(), UndoPolicy::Forbidden(_));
-            assert!(
-                index != commit || forbidden,
-                "{context} is the commit point"
-            );
-            assert!(
-                index >= commit || !forbidden,
-                "{context} comes before the commit point"
-            );
+            assert!(index != commit || forbidden, "{context} is the commit point");
+            assert!(index >= commit || !forbidden, "{context} comes before the commit point");
             let undoable = transition.policy() == UndoPolicy::Undoable;
-            assert!(
-                index <= commit || !undoable,
-                "{context} comes after the commit point"
-            );
+            assert!(index <= commit || !undoable, "{context} comes after the commit point");
             if let UndoPolicy::Nothing(why) | UndoPolicy::Forbidden(why) = transition.policy() {
                 assert!(why.len() > 10, "{context} does not say why");
             }
@@ -111,12 +67,7 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
             })
             .position(|seen| seen > commit)
             .unwrap()];
-        assert_eq!(
-            stage.transitions.len(),
-            1,
-            "the commit point of {} is alone",
-            table.label
-        );
+        assert_eq!(stage.transitions.len(), 1, "the commit point of {} is alone", table.label);
     }
 }
 
@@ -126,22 +77,10 @@ fn a_number_on_disk_means_one_thing() {
     for table in tables() {
         let mut here = BTreeSet::new();
         for transition in table.transitions() {
-            assert!(
-                here.insert(transition.id()),
-                "{} twice in {}",
-                transition.label(),
-                table.label
-            );
+            assert!(here.insert(transition.id()), "{} twice in {}", transition.label(), table.label);
             // The same number may stand in several tables, for the same thing.
-            let name = *names
-                .entry(transition.id())
-                .or_insert_with(|| transition.label());
-            assert_eq!(
-                name,
-                transition.label(),
-                "{:?} has two names",
-                transition.id()
-            );
+            let name = *names.entry(transition.id()).or_insert_with(|| transition.label());
+            assert_eq!(name, transition.label(), "{:?} has two names", transition.id());
         }
     }
     assert!(names.len() > 25);
@@ -149,16 +88,7 @@ fn a_number_on_disk_means_one_thing() {
 
 #[test]
 fn the_words_to_avoid_are_avoided() {
-    let avoided = [
-        "abort",
-        "cancel",
-        "transaction",
-        "task",
-        "job",
-        "phase",
-        "step",
-        "manager",
-    ];
+    let avoided = ["abort", "cancel", "transaction", "task", "job", "phase", "step", "manager"];
     for table in tables() {
         let labels = table.stages().iter().map(|stage| stage.label);
         for label in labels.chain(table.transitions().map(|transition| transition.label())) {
@@ -169,10 +99,7 @@ fn the_words_to_avoid_are_avoided() {
 
 #[test]
 fn what_a_plan_was_is_read_back_from_its_bytes() {
-    let plan = down::Plan {
-        vm: vm(Some(Generation(1))),
-        ask: true,
-    };
+    let plan = down::Plan { vm: vm(Some(Generation(1))), ask: true };
     let bytes = record::encode_payload(&plan).unwrap();
     assert_eq!(record::decode_payload::<down::Plan>(&bytes).unwrap(), plan);
     assert_eq!(table(down::ID, &bytes).unwrap().label, label(down::ID));

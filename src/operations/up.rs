@@ -13,8 +13,8 @@ use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{
-    BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready,
-    StartShares, StartVmm, Target, part, presence,
+    BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready, StartShares,
+    StartVmm, Target, part, presence,
 };
 use super::{Standing, Vm, standing_bytes};
 use crate::engine::record::Ended;
@@ -35,10 +35,7 @@ pub struct Plan {
 }
 
 pub(super) fn table(plan: Plan) -> Operation<World> {
-    let target = Target::New {
-        disk: plan.disk,
-        shares: plan.shares,
-    };
+    let target = Target::New { disk: plan.disk, shares: plan.shares };
     let operation = Operation::new(ID, "up", Forward::ClearAway, move |scene, ended| {
         async move { standing_bytes(&standing(plan.disk, target, &scene, ended)?) }.boxed()
     })
@@ -47,12 +44,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
     let operation = match plan.disk {
         Some(_) => operation.stage(
             "build",
-            [
-                Box::new(MakeMemory),
-                Box::new(BuildNetwork),
-                Box::new(StartShares),
-                Box::new(StartVmm),
-            ],
+            [Box::new(MakeMemory), Box::new(BuildNetwork), Box::new(StartShares), Box::new(StartVmm)],
         ),
         None => operation.stage(
             "build",
@@ -67,17 +59,8 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
     };
     operation
         .commit(Box::new(Boot { target }))
-        .stage(
-            "connect",
-            [Box::new(Ready {
-                target,
-                same_as: None,
-            })],
-        )
-        .stage(
-            "equip",
-            [Box::new(Inject(target)), Box::new(MountShares(target))],
-        )
+        .stage("connect", [Box::new(Ready { target, same_as: None })])
+        .stage("equip", [Box::new(Inject(target)), Box::new(MountShares(target))])
         .stage("post-up scripts", [Box::new(PostUp)])
 }
 
@@ -138,18 +121,14 @@ impl Transition for Boot {
         self.target.machine(scene)
     }
 
-    async fn probe(
-        &self,
-        scene: &Scene<'_, World>,
-        machine: &Machine,
-    ) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
             VmmState::Never | VmmState::Gone => Probe::Lost,
-            VmmState::Paused => Probe::CannotTell(
-                "the VM is paused, which nothing in this operation does".to_owned(),
-            ),
+            VmmState::Paused => {
+                Probe::CannotTell("the VM is paused, which nothing in this operation does".to_owned())
+            }
         })
     }
 

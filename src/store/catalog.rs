@@ -53,24 +53,15 @@ impl Snapshots {
         let root = self.root()?;
         let mut found = Vec::new();
         for name in root.names()? {
-            let states = [
-                ("", Entry::Listed),
-                (".staging-", Entry::Staged),
-                (".trash-", Entry::Trashed),
-            ];
-            let Some((id, entry)) = states
-                .iter()
-                .find_map(|(prefix, entry)| Some((id_of(&name, prefix)?, *entry)))
+            let states = [("", Entry::Listed), (".staging-", Entry::Staged), (".trash-", Entry::Trashed)];
+            let Some((id, entry)) =
+                states.iter().find_map(|(prefix, entry)| Some((id_of(&name, prefix)?, *entry)))
             else {
                 continue;
             };
-            let manifest = (entry == Entry::Listed)
-                .then(|| self.listed(&root, id).map(|(_, manifest)| manifest));
-            found.push(Found {
-                id,
-                entry,
-                manifest,
-            });
+            let manifest =
+                (entry == Entry::Listed).then(|| self.listed(&root, id).map(|(_, manifest)| manifest));
+            found.push(Found { id, entry, manifest });
         }
         found.sort_by_key(|found| found.id);
         Ok(found)
@@ -89,9 +80,7 @@ impl Snapshots {
     /// # Errors
     /// If it is neither.
     pub fn directory(&self, id: SnapshotId) -> Result<PathBuf> {
-        super::open(&self.root()?, id)?
-            .map(|folder| folder.path().to_owned())
-            .ok_or(StoreError::Absent(id))
+        super::open(&self.root()?, id)?.map(|folder| folder.path().to_owned()).ok_or(StoreError::Absent(id))
     }
 
     pub(super) fn listed(&self, root: &Folder, id: SnapshotId) -> Result<(Folder, Manifest)> {
@@ -101,8 +90,7 @@ impl Snapshots {
     }
 
     fn staged(&self, root: &Folder, id: SnapshotId) -> Result<Folder> {
-        root.folder(staging_name(id))?
-            .ok_or(StoreError::NotStaged(id))
+        root.folder(staging_name(id))?.ok_or(StoreError::NotStaged(id))
     }
 
     fn place(&self, id: SnapshotId) -> Result<Entry> {
@@ -149,19 +137,13 @@ impl Snapshots {
         };
         let same = |other: &Manifest| other.id != manifest.id && other.name.as_ref() == Some(name);
         match self.all()?.into_iter().find(same) {
-            Some(other) => Err(StoreError::NameTaken {
-                name: name.clone(),
-                id: other.id,
-            }),
+            Some(other) => Err(StoreError::NameTaken { name: name.clone(), id: other.id }),
             None => Ok(()),
         }
     }
 
     fn all(&self) -> Result<Vec<Manifest>> {
-        self.survey()?
-            .into_iter()
-            .filter_map(|found| found.manifest)
-            .collect()
+        self.survey()?.into_iter().filter_map(|found| found.manifest).collect()
     }
 
     async fn bring_in(&self, manifest: Manifest) -> Result<()> {
@@ -177,25 +159,14 @@ impl Snapshots {
         let staging = self.staged(&root, id)?;
         self.check_name(&manifest)?;
         scan::check_files(&staging, &manifest)?;
-        let encoded =
-            manifest::encode(&manifest).map_err(|source| StoreError::Unwritable { id, source })?;
+        let encoded = manifest::encode(&manifest).map_err(|source| StoreError::Unwritable { id, source })?;
         // Nobody interrupts a commit point.
         let never = Interrupt::new();
         for record in &manifest.files {
             let file = staging
                 .file(&record.name)?
-                .ok_or_else(|| StoreError::Missing {
-                    id,
-                    name: record.name.clone(),
-                })?;
-            copy::sync(
-                Named {
-                    file,
-                    path: staging.path_of(&record.name),
-                },
-                &never,
-            )
-            .await?;
+                .ok_or_else(|| StoreError::Missing { id, name: record.name.clone() })?;
+            copy::sync(Named { file, path: staging.path_of(&record.name) }, &never).await?;
         }
         staging.replace(FILE, &encoded)?;
         staging.sync()?;
@@ -257,17 +228,11 @@ impl Catalog for Snapshots {
     }
 
     async fn purge(&self, id: SnapshotId) -> world::Result<()> {
-        Ok(self
-            .root()
-            .and_then(|root| root.remove_tree(trash_name(id)).map_err(FileError::into))?)
+        Ok(self.root().and_then(|root| root.remove_tree(trash_name(id)).map_err(FileError::into))?)
     }
 
     /// Also syncs every file, so that little is left to do for [`Catalog::commit`], which nobody can interrupt.
-    async fn digest(
-        &self,
-        id: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> world::Result<Vec<FileRecord>> {
+    async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> world::Result<Vec<FileRecord>> {
         Ok(self.hash_staged(id, interrupt).await?)
     }
 }

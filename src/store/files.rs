@@ -30,11 +30,7 @@ impl FileStorage {
     pub fn new(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-        Ok(Self {
-            path: path.to_owned(),
-            directory,
-            open: BTreeMap::new(),
-        })
+        Ok(Self { path: path.to_owned(), directory, open: BTreeMap::new() })
     }
 
     fn file(&mut self, name: Name) -> io::Result<&File> {
@@ -58,20 +54,12 @@ impl FileStorage {
             }
             self.open.insert(name, file);
         }
-        self.open
-            .get(&name)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.open.get(&name).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn open_at(&self, name: Name, flags: OFlags) -> Result<File, Errno> {
         let flags = flags | OFlags::NONBLOCK;
-        rustix::fs::openat(
-            &self.directory,
-            name.file_name(),
-            flags,
-            Mode::RUSR | Mode::WUSR,
-        )
-        .map(File::from)
+        rustix::fs::openat(&self.directory, name.file_name(), flags, Mode::RUSR | Mode::WUSR).map(File::from)
     }
 }
 
@@ -121,25 +109,14 @@ impl Storage for FileStorage {
     fn link(&mut self, from: Name, to: Name) -> io::Result<()> {
         self.open.remove(&to);
         let here = &self.directory;
-        Ok(rustix::fs::linkat(
-            here,
-            from.file_name(),
-            here,
-            to.file_name(),
-            AtFlags::empty(),
-        )?)
+        Ok(rustix::fs::linkat(here, from.file_name(), here, to.file_name(), AtFlags::empty())?)
     }
 
     fn rename(&mut self, from: Name, to: Name) -> io::Result<()> {
         self.open.remove(&from);
         self.open.remove(&to);
         let here = &self.directory;
-        Ok(rustix::fs::renameat(
-            here,
-            from.file_name(),
-            here,
-            to.file_name(),
-        )?)
+        Ok(rustix::fs::renameat(here, from.file_name(), here, to.file_name())?)
     }
 
     fn sync_names(&mut self) -> io::Result<()> {

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Result, StoreError};
 use crate::host::files::Folder;
 use crate::world::{
-    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Slot, SnapshotId,
-    SnapshotName,
+    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Slot, SnapshotId, SnapshotName,
 };
 
 /// Its name in a snapshot's directory.
@@ -48,9 +47,7 @@ pub enum ManifestError {
     #[error("{0:?} is not a number of {1} bytes in lower-case hexadecimal digits")]
     Hex(String, usize),
     /// Not the name of a file that a snapshot could have.
-    #[error(
-        "{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot"
-    )]
+    #[error("{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot")]
     FileName(String),
     /// Twice the same.
     #[error("it names {0} twice")]
@@ -113,11 +110,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
     };
     text.check = hex(blake3::hash(&bytes(&text)?).as_bytes());
     let encoded = bytes(&text)?;
-    if encoded.len() as u64 > LIMIT {
-        Err(ManifestError::TooLarge(encoded.len()))
-    } else {
-        Ok(encoded)
-    }
+    if encoded.len() as u64 > LIMIT { Err(ManifestError::TooLarge(encoded.len())) } else { Ok(encoded) }
 }
 
 /// The manifest in these bytes.
@@ -134,13 +127,8 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
     if hex(blake3::hash(&bytes(&text)?).as_bytes()) != check {
         return Err(ManifestError::Check);
     }
-    let file = |file: FileText| {
-        Ok(FileRecord {
-            name: file.name,
-            size: file.size,
-            hash: unhex(&file.blake3)?,
-        })
-    };
+    let file =
+        |file: FileText| Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? });
     let manifest = Manifest {
         id: SnapshotId(Generation(text.id)),
         name: text.name.map(SnapshotName::try_from).transpose()?,
@@ -148,17 +136,9 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
         slot: Slot::try_from(text.slot)?,
         boot: BootId(unhex(&text.boot)?),
         shares: text.shares,
-        files: text
-            .files
-            .into_iter()
-            .map(file)
-            .collect::<Result<_, ManifestError>>()?,
+        files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
     };
-    if encode(&manifest)? == encoded {
-        Ok(manifest)
-    } else {
-        Err(ManifestError::Rewritten)
-    }
+    if encode(&manifest)? == encoded { Ok(manifest) } else { Err(ManifestError::Rewritten) }
 }
 
 /// The manifest in an open snapshot; `None` if there is none.
@@ -170,26 +150,16 @@ pub fn read(snapshot: &Folder, id: SnapshotId) -> Result<Option<Manifest>> {
         return Ok(None);
     };
     let checked = decode(&encoded).and_then(|manifest| {
-        if manifest.id == id {
-            Ok(manifest)
-        } else {
-            Err(ManifestError::OtherSnapshot(manifest.id))
-        }
+        if manifest.id == id { Ok(manifest) } else { Err(ManifestError::OtherSnapshot(manifest.id)) }
     });
-    checked.map(Some).map_err(|source| StoreError::Manifest {
-        id,
-        path: snapshot.path_of(FILE),
-        source,
-    })
+    checked.map(Some).map_err(|source| StoreError::Manifest { id, path: snapshot.path_of(FILE), source })
 }
 
 /// Whether a snapshot may have a file of this name besides its manifest.
 #[must_use]
 pub fn is_file_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && !name.starts_with('.')
         && name != FILE
 }
@@ -220,11 +190,7 @@ fn hex(bytes: &[u8]) -> String {
 fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
     let bad = || ManifestError::Hex(text.to_owned(), N);
     let digits = text.as_bytes();
-    if digits.len() != 2 * N
-        || !digits
-            .iter()
-            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
-    {
+    if digits.len() != 2 * N || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
         return Err(bad());
     }
     let mut bytes = [0; N];
@@ -242,11 +208,7 @@ mod tests {
     use super::*;
 
     fn manifest() -> Manifest {
-        let file = |name: &str, size, byte| FileRecord {
-            name: name.to_owned(),
-            size,
-            hash: [byte; 32],
-        };
+        let file = |name: &str, size, byte| FileRecord { name: name.to_owned(), size, hash: [byte; 32] };
         Manifest {
             id: SnapshotId(Generation(12)),
             name: Some(SnapshotName::try_from("warm".to_owned()).unwrap()),
@@ -264,14 +226,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for manifest in [
-            manifest(),
-            Manifest {
-                name: None,
-                files: vec![],
-                ..manifest()
-            },
-        ] {
+        for manifest in [manifest(), Manifest { name: None, files: vec![], ..manifest() }] {
             assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
         }
     }
@@ -287,59 +242,29 @@ mod tests {
         for length in 0..encoded.len() {
             assert!(decode(&encoded[..length]).is_err(), "{length} bytes");
         }
-        let blank = String::from_utf8(encoded)
-            .unwrap()
-            .replace("  \"id\"", "   \"id\"");
-        assert!(matches!(
-            decode(blank.as_bytes()),
-            Err(ManifestError::Rewritten)
-        ));
+        let blank = String::from_utf8(encoded).unwrap().replace("  \"id\"", "   \"id\"");
+        assert!(matches!(decode(blank.as_bytes()), Err(ManifestError::Rewritten)));
     }
 
     #[test]
     fn names_that_lead_elsewhere_are_refused() {
         let long = "x".repeat(65);
-        for name in [
-            "",
-            ".",
-            "..",
-            ".hidden",
-            "a/b",
-            "/etc/passwd",
-            "../x",
-            "a b",
-            "a\n",
-            "manifest.json",
-            &long,
-        ] {
-            let file = FileRecord {
-                name: name.to_owned(),
-                size: 0,
-                hash: [0; 32],
-            };
-            let manifest = Manifest {
-                files: vec![file],
-                ..manifest()
-            };
-            assert!(
-                matches!(encode(&manifest), Err(ManifestError::FileName(_))),
-                "{name:?}"
-            );
+        for name in
+            ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "a b", "a\n", "manifest.json", &long]
+        {
+            let file = FileRecord { name: name.to_owned(), size: 0, hash: [0; 32] };
+            let manifest = Manifest { files: vec![file], ..manifest() };
+            assert!(matches!(encode(&manifest), Err(ManifestError::FileName(_))), "{name:?}");
         }
-        let twice = Manifest {
-            files: vec![manifest().files[0].clone(), manifest().files[0].clone()],
-            ..manifest()
-        };
+        let twice =
+            Manifest { files: vec![manifest().files[0].clone(), manifest().files[0].clone()], ..manifest() };
         assert!(matches!(encode(&twice), Err(ManifestError::Twice(_))));
     }
 
     #[test]
     fn a_newer_format_is_named() {
         let newer = r#"{"format": 2, "something": "else"}"#;
-        assert!(matches!(
-            decode(newer.as_bytes()),
-            Err(ManifestError::Format(2))
-        ));
+        assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Format(2))));
     }
 
     proptest! {

@@ -160,12 +160,6 @@ pub fn record_of(snapshot: &Folder, id: SnapshotId, name: &str) -> Result<Option
     let Some(manifest) = manifest::read(snapshot, id)? else {
         return Ok(None);
     };
-    let record = manifest
-        .files
-        .into_iter()
-        .find(|record| record.name == name);
-    record.map(Some).ok_or_else(|| StoreError::Extra {
-        id,
-        name: name.into(),
-    })
+    let record = manifest.files.into_iter().find(|record| record.name == name);
+    record.map(Some).ok_or_else(|| StoreError::Extra { id, name: name.into() })
 }

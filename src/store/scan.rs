@@ -17,26 +17,15 @@ pub(super) fn check_files(snapshot: &Folder, manifest: &Manifest) -> Result<()> 
     let id = manifest.id;
     for record in &manifest.files {
         let name = || record.name.clone();
-        let file = snapshot
-            .file(&record.name)?
-            .ok_or_else(|| StoreError::Missing { id, name: name() })?;
-        let found = file
-            .metadata()
-            .map_err(FileError::system("examine", snapshot.path_of(&record.name)))?
-            .len();
+        let file = snapshot.file(&record.name)?.ok_or_else(|| StoreError::Missing { id, name: name() })?;
+        let found =
+            file.metadata().map_err(FileError::system("examine", snapshot.path_of(&record.name)))?.len();
         if found != record.size {
-            return Err(StoreError::Size {
-                id,
-                name: name(),
-                found,
-                expected: record.size,
-            });
+            return Err(StoreError::Size { id, name: name(), found, expected: record.size });
         }
     }
     let known = |name: &std::ffi::OsString| {
-        name == FILE
-            || name == UNFINISHED
-            || manifest.files.iter().any(|record| *name == *record.name)
+        name == FILE || name == UNFINISHED || manifest.files.iter().any(|record| *name == *record.name)
     };
     match snapshot.names()?.into_iter().find(|name| !known(name)) {
         Some(name) => Err(StoreError::Extra { id, name }),
@@ -51,68 +40,34 @@ impl Snapshots {
         let (snapshot, manifest) = self.listed(&root, id)?;
         check_files(&snapshot, &manifest)?;
         for record in &manifest.files {
-            let missing = || StoreError::Missing {
-                id,
-                name: record.name.clone(),
-            };
+            let missing = || StoreError::Missing { id, name: record.name.clone() };
             let file = snapshot.file(&record.name)?.ok_or_else(missing)?;
-            let hash = self
-                .hash_file(
-                    Named {
-                        file,
-                        path: snapshot.path_of(&record.name),
-                    },
-                    interrupt,
-                )
-                .await?;
+            let hash =
+                self.hash_file(Named { file, path: snapshot.path_of(&record.name) }, interrupt).await?;
             if hash != record.hash {
-                return Err(StoreError::Content {
-                    id,
-                    name: record.name.clone(),
-                });
+                return Err(StoreError::Content { id, name: record.name.clone() });
             }
         }
         Ok(())
     }
 
     /// [`crate::world::Catalog::digest`].
-    pub(super) async fn hash_staged(
-        &self,
-        id: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<Vec<FileRecord>> {
-        let staging = Folder::open(&self.root)?
-            .folder(staging_name(id))?
-            .ok_or(StoreError::NotStaged(id))?;
+    pub(super) async fn hash_staged(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>> {
+        let staging = Folder::open(&self.root)?.folder(staging_name(id))?.ok_or(StoreError::NotStaged(id))?;
         let mut records = Vec::new();
         for name in staging.names()? {
             if name == FILE || name == UNFINISHED {
                 continue;
             }
             let path = staging.path_of(&name);
-            let name = name
-                .into_string()
-                .ok()
-                .filter(|name| is_file_name(name))
-                .ok_or_else(|| StoreError::Unwritable {
-                    id,
-                    source: ManifestError::FileName(path.display().to_string()),
-                })?;
-            let file = staging.file(&name)?.ok_or_else(|| StoreError::Missing {
-                id,
-                name: name.clone(),
+            let name = name.into_string().ok().filter(|name| is_file_name(name)).ok_or_else(|| {
+                StoreError::Unwritable { id, source: ManifestError::FileName(path.display().to_string()) }
             })?;
+            let file = staging.file(&name)?.ok_or_else(|| StoreError::Missing { id, name: name.clone() })?;
             let failed = |error| FileError::system("examine", &path)(error);
             let size = file.metadata().map_err(failed)?.len();
             let same = file.try_clone().map_err(failed)?;
-            copy::sync(
-                Named {
-                    file: same,
-                    path: path.clone(),
-                },
-                interrupt,
-            )
-            .await?;
+            copy::sync(Named { file: same, path: path.clone() }, interrupt).await?;
             let identity = Identity::of(&file).map_err(failed)?;
             let hash = match self.hashes.look_up(id, &name, identity) {
                 Some(hashes) => finish(hashes, interrupt).await?,
@@ -124,15 +79,8 @@ impl Snapshots {
     }
 
     async fn hash_file(&self, file: Named, interrupt: &Interrupt) -> Result<[u8; 32]> {
-        let what = file
-            .path
-            .file_name()
-            .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        finish(
-            copy::hash(what, file, Arc::clone(&self.progress), interrupt).await?,
-            interrupt,
-        )
-        .await
+        let what = file.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        finish(copy::hash(what, file, Arc::clone(&self.progress), interrupt).await?, interrupt).await
     }
 }
 

@@ -48,18 +48,8 @@ const TABLE: [(Version, Capability); 4] = [
     (Version { major: 53, commits: 246 }, row(true,  true,  true)),
 ];
 
-const fn row(
-    shares_survive_restore: bool,
-    shares_survive_resume: bool,
-    image_type: bool,
-) -> Capability {
-    Capability {
-        ability: Ability {
-            shares_survive_restore,
-            shares_survive_resume,
-        },
-        image_type,
-    }
+const fn row(shares_survive_restore: bool, shares_survive_resume: bool, image_type: bool) -> Capability {
+    Capability { ability: Ability { shares_survive_restore, shares_survive_resume }, image_type }
 }
 
 /// What the version `text` can do: `vmm.ping`'s `build_version`, or what follows the name in `--version`. Newer than
@@ -73,9 +63,7 @@ pub fn of(text: &str) -> Result<Capability, VersionError> {
         .iter()
         .rfind(|(since, _)| *since <= version)
         .map(|(_, capability)| *capability)
-        .ok_or_else(|| VersionError::TooOld {
-            found: text.to_owned(),
-        })
+        .ok_or_else(|| VersionError::TooOld { found: text.to_owned() })
 }
 
 /// What `cloud-hypervisor --version` printed: its first line is `cloud-hypervisor v53.0`.
@@ -84,34 +72,25 @@ pub fn of(text: &str) -> Result<Capability, VersionError> {
 /// [`VersionError`].
 pub fn of_program(output: &str) -> Result<Capability, VersionError> {
     let line = output.lines().next().unwrap_or_default().trim();
-    of(line
-        .strip_prefix("cloud-hypervisor ")
-        .ok_or_else(|| VersionError::Unreadable(line.to_owned()))?)
+    of(line.strip_prefix("cloud-hypervisor ").ok_or_else(|| VersionError::Unreadable(line.to_owned()))?)
 }
 
 fn parse(text: &str) -> Result<Version, VersionError> {
     let unreadable = || VersionError::Unreadable(text.chars().take(80).collect());
     let number = |digits: &str| {
-        let digits =
-            Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let digits = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
         digits.parse::<u32>().ok()
     };
     let (release, rest) = match text.split_once('-') {
         Some((release, rest)) => (release, rest),
         None => (text, ""),
     };
-    let mut numbers = release
-        .strip_prefix('v')
-        .ok_or_else(unreadable)?
-        .split('.')
-        .map(number);
+    let mut numbers = release.strip_prefix('v').ok_or_else(unreadable)?.split('.').map(number);
     let major = numbers.next().flatten().ok_or_else(unreadable)?;
     let points: Vec<u32> = numbers.collect::<Option<_>>().ok_or_else(unreadable)?;
     // git-describe's count is of commits after the tag; after a point release they are on a branch of fixes.
     let commits = match rest.split_once('-') {
-        Some((count, commit))
-            if commit.starts_with('g') && points.iter().all(|point| *point == 0) =>
-        {
+        Some((count, commit)) if commit.starts_with('g') && points.iter().all(|point| *point == 0) => {
             number(count).unwrap_or(0)
         }
         _ => 0,
@@ -154,66 +133,35 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_begins_with_the_oldest() {
         assert!(TABLE.is_sorted_by(|(one, _), (next, _)| one < next));
-        assert_eq!(
-            TABLE[0].0,
-            Version {
-                major: OLDEST,
-                commits: 0
-            }
-        );
+        assert_eq!(TABLE[0].0, Version { major: OLDEST, commits: 0 });
     }
 
     #[test]
     fn too_old_and_unreadable_are_errors() {
         for old in ["v50.2", "v0.1", "v50.0-900-gabc"] {
-            assert_eq!(
-                of(old),
-                Err(VersionError::TooOld {
-                    found: old.to_owned()
-                })
-            );
+            assert_eq!(of(old), Err(VersionError::TooOld { found: old.to_owned() }));
         }
         assert_eq!(
             of("v41.0").unwrap_err().to_string(),
             "Cloud Hypervisor v41.0 is too old: nixbox needs v51.0 or later"
         );
-        for bad in [
-            "",
-            "53.0",
-            "v",
-            "v-1",
-            "v+53",
-            "vfive",
-            "v53.x",
-            "v53.",
-            "v99999999999",
-        ] {
+        for bad in ["", "53.0", "v", "v-1", "v+53", "vfive", "v53.x", "v53.", "v99999999999"] {
             assert!(matches!(of(bad), Err(VersionError::Unreadable(_))), "{bad}");
         }
     }
 
     #[test]
     fn the_program_says_its_version_first() {
-        assert_eq!(
-            of_program("cloud-hypervisor v53.0-dirty\nMigration Protocol Versions: 0\n"),
-            of("v53.0")
-        );
-        assert!(matches!(
-            of_program("QEMU emulator version 7\n"),
-            Err(VersionError::Unreadable(_))
-        ));
+        assert_eq!(of_program("cloud-hypervisor v53.0-dirty\nMigration Protocol Versions: 0\n"), of("v53.0"));
+        assert!(matches!(of_program("QEMU emulator version 7\n"), Err(VersionError::Unreadable(_))));
         assert!(matches!(of_program(""), Err(VersionError::Unreadable(_))));
     }
 
     #[test]
     fn the_installed_program_is_understood() {
         let program =
-            crate::host::spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR")
-                .unwrap();
-        let output = std::process::Command::new(program)
-            .arg("--version")
-            .output()
-            .unwrap();
+            crate::host::spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
+        let output = std::process::Command::new(program).arg("--version").output().unwrap();
         of_program(&String::from_utf8(output.stdout).unwrap()).unwrap();
     }
 }

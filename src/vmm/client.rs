@@ -233,8 +233,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn snapshot(&self, directory: &str) -> Result<(), ClientError> {
         let destination_url = &format!("file://{directory}");
-        self.put("vm.snapshot", LONG, Some(&Destination { destination_url }))
-            .await
+        self.put("vm.snapshot", LONG, Some(&Destination { destination_url })).await
     }
 
     /// `vm.restore`, RAM copied eagerly where it is the VMM's own; the VM is paused then. A failed one leaves no VM.
@@ -243,8 +242,7 @@ impl Client {
     /// [`ClientError`].
     pub async fn restore(&self, directory: &str) -> Result<(), ClientError> {
         let source_url = &format!("file://{directory}");
-        self.put("vm.restore", LONG, Some(&Source { source_url }))
-            .await
+        self.put("vm.restore", LONG, Some(&Source { source_url })).await
     }
 
     /// `vm.power-button`: what becomes of it is the guest's choice.
@@ -292,8 +290,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn remove_device(&self, id: &str) -> Result<(), ClientError> {
-        self.put("vm.remove-device", MEDIUM, Some(&Device { id }))
-            .await
+        self.put("vm.remove-device", MEDIUM, Some(&Device { id })).await
     }
 
     async fn get<T: DeserializeOwned>(&self, call: &'static str) -> Result<T, ClientError> {
@@ -311,10 +308,7 @@ impl Client {
         let bytes = match body {
             None => Bytes::new(),
             Some(body) => serde_json::to_vec(body)
-                .map_err(|source| ClientError::Request {
-                    call,
-                    source: source.into(),
-                })?
+                .map_err(|source| ClientError::Request { call, source: source.into() })?
                 .into(),
         };
         self.send(call, limit, Method::PUT, bytes).await.map(drop)
@@ -327,32 +321,21 @@ impl Client {
         method: Method,
         body: Bytes,
     ) -> Result<Bytes, ClientError> {
-        let uri: hyper::Uri =
-            hyperlocal::Uri::new(self.socket.as_path(), &format!("/api/v1/{call}")).into();
-        let mut request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header("Host", "localhost");
+        let uri: hyper::Uri = hyperlocal::Uri::new(self.socket.as_path(), &format!("/api/v1/{call}")).into();
+        let mut request = Request::builder().method(method).uri(uri).header("Host", "localhost");
         if !body.is_empty() {
             request = request.header("Content-Type", "application/json");
         }
         let request = request
             .body(Full::new(body))
-            .map_err(|source| ClientError::Request {
-                call,
-                source: source.into(),
-            })?;
+            .map_err(|source| ClientError::Request { call, source: source.into() })?;
         let (status, body) = tokio::time::timeout(limit, self.exchange(call, request))
             .await
             .map_err(|_elapsed| ClientError::TimedOut { call, limit })??;
         if status.is_success() {
             return Ok(body);
         }
-        Err(ClientError::Refused {
-            call,
-            status: status.as_u16(),
-            chain: error_chain(&body),
-        })
+        Err(ClientError::Refused { call, status: status.as_u16(), chain: error_chain(&body) })
     }
 
     async fn exchange(
@@ -365,11 +348,7 @@ impl Client {
             socket: self.socket.clone(),
             source,
         };
-        let answer = self
-            .http
-            .request(request)
-            .await
-            .map_err(|error| broken(error.into()))?;
+        let answer = self.http.request(request).await.map_err(|error| broken(error.into()))?;
         let status = answer.status();
         match Limited::new(answer.into_body(), BODY_LIMIT).collect().await {
             Ok(body) => Ok((status, body.to_bytes())),
@@ -386,12 +365,8 @@ const NO_BODY: Option<&()> = None;
 fn error_chain(body: &[u8]) -> Vec<String> {
     let chain = serde_json::from_slice(body)
         .unwrap_or_else(|_not_an_array| vec![String::from_utf8_lossy(body).trim().to_owned()]);
-    let readable = |text: String| {
-        text.chars()
-            .take(1000)
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .collect()
-    };
+    let readable =
+        |text: String| text.chars().take(1000).map(|c| if c.is_control() { ' ' } else { c }).collect();
     chain.into_iter().take(20).map(readable).collect()
 }
 

@@ -190,10 +190,7 @@ impl VmConfig {
             image_type: capability.image_type.then_some("Raw"),
         };
         Self {
-            cpus: Cpus {
-                boot_vcpus: vcpus,
-                max_vcpus: vcpus,
-            },
+            cpus: Cpus { boot_vcpus: vcpus, max_vcpus: vcpus },
             memory: memory(machine),
             payload: Payload {
                 kernel: machine.kernel.clone(),
@@ -204,29 +201,13 @@ impl VmConfig {
             net: machine
                 .slot
                 .iter()
-                .map(|slot| Net {
-                    id: "net",
-                    tap: tap(*slot),
-                    mac: mac(*slot),
-                })
+                .map(|slot| Net { id: "net", tap: tap(*slot), mac: mac(*slot) })
                 .collect(),
             fs: machine.shares.clone(),
-            rng: Rng {
-                src: "/dev/urandom",
-            },
-            balloon: Balloon {
-                size: 0,
-                deflate_on_oom: true,
-                free_page_reporting: true,
-            },
-            serial: Console {
-                mode: "File",
-                file: Some(machine.serial.clone()),
-            },
-            console: Console {
-                mode: "Off",
-                file: None,
-            },
+            rng: Rng { src: "/dev/urandom" },
+            balloon: Balloon { size: 0, deflate_on_oom: true, free_page_reporting: true },
+            serial: Console { mode: "File", file: Some(machine.serial.clone()) },
+            console: Console { mode: "Off", file: None },
         }
     }
 }
@@ -234,20 +215,11 @@ impl VmConfig {
 /// With zones the size beside them has to be 0: the zones are all the memory there is.
 fn memory(machine: &Description) -> Memory {
     match &machine.memory_file {
-        None => Memory {
-            size: machine.memory,
-            shared: true,
-            zones: Vec::new(),
-        },
+        None => Memory { size: machine.memory, shared: true, zones: Vec::new() },
         Some(file) => Memory {
             size: 0,
             shared: false,
-            zones: vec![Zone {
-                id: "ram",
-                size: machine.memory,
-                file: file.clone(),
-                shared: true,
-            }],
+            zones: vec![Zone { id: "ram", size: machine.memory, file: file.clone(), shared: true }],
         },
     }
 }
@@ -298,26 +270,14 @@ pub(super) mod tests {
 
     #[test]
     fn v51_is_not_told_an_image_type() {
-        assert!(
-            json(&description(), "v51.1")["disks"][0]
-                .get("image_type")
-                .is_none()
-        );
+        assert!(json(&description(), "v51.1")["disks"][0].get("image_type").is_none());
     }
 
     #[test]
     fn memory_of_the_vmm_itself_is_shared_and_has_no_zone() {
-        let machine = Description {
-            memory_file: None,
-            slot: None,
-            shares: Vec::new(),
-            ..description()
-        };
+        let machine = Description { memory_file: None, slot: None, shares: Vec::new(), ..description() };
         let json = json(&machine, "v53.0");
-        assert_eq!(
-            json["memory"],
-            serde_json::json!({"size": 268_435_456, "shared": true})
-        );
+        assert_eq!(json["memory"], serde_json::json!({"size": 268_435_456, "shared": true}));
         assert!(json.get("net").is_none() && json.get("fs").is_none());
     }
 }

@@ -47,23 +47,12 @@ impl Live {
         let Some(info) = self.info().await? else {
             return Ok(BTreeSet::new());
         };
-        let configured = info
-            .config
-            .fs
-            .into_iter()
-            .flatten()
-            .filter_map(|share| share.id);
-        Ok(configured
-            .chain(info.device_tree.into_iter().flat_map(BTreeMap::into_keys))
-            .collect())
+        let configured = info.config.fs.into_iter().flatten().filter_map(|share| share.id);
+        Ok(configured.chain(info.device_tree.into_iter().flat_map(BTreeMap::into_keys)).collect())
     }
 
     pub(super) async fn configured(&self, id: &str) -> Result<bool, VmmError> {
-        let shares = self
-            .info()
-            .await?
-            .and_then(|info| info.config.fs)
-            .unwrap_or_default();
+        let shares = self.info().await?.and_then(|info| info.config.fs).unwrap_or_default();
         Ok(shares.iter().any(|share| share.id.as_deref() == Some(id)))
     }
 
@@ -73,20 +62,12 @@ impl Live {
         let deadline = Instant::now() + UNPLUG_LIMIT;
         let mut pause = Duration::from_millis(5);
         loop {
-            let left: Vec<String> = self
-                .share_ids()
-                .await?
-                .intersection(devices)
-                .cloned()
-                .collect();
+            let left: Vec<String> = self.share_ids().await?.intersection(devices).cloned().collect();
             if left.is_empty() {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(VmmError::Held {
-                    devices: left,
-                    limit: UNPLUG_LIMIT,
-                });
+                return Err(VmmError::Held { devices: left, limit: UNPLUG_LIMIT });
             }
             // Asked with a growing pause: the API has no call that waits for it.
             tokio::time::sleep(pause).await;
@@ -104,10 +85,7 @@ impl Live {
             while socket::usage(&socket)? == Use::Connected {
                 if Instant::now() > deadline {
                     let devices = vec![share.id().to_owned()];
-                    return Err(VmmError::Held {
-                        devices,
-                        limit: UNPLUG_LIMIT,
-                    });
+                    return Err(VmmError::Held { devices, limit: UNPLUG_LIMIT });
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -20,9 +20,7 @@ pub enum RewriteError {
     #[error("the snapshot's VM has {0}, which nixbox never gives one")]
     Foreign(String),
     /// The VM had another number, size or kind of things than the machine has.
-    #[error(
-        "the snapshot's VM has {found} and this machine has {wanted}; a restore cannot change that"
-    )]
+    #[error("the snapshot's VM has {found} and this machine has {wanted}; a restore cannot change that")]
     Mismatch {
         /// The snapshot's.
         found: String,
@@ -59,10 +57,7 @@ const KNOWN: [&str; 17] = [
 pub fn rewrite(config: &[u8], machine: &Description) -> Result<Vec<u8>, RewriteError> {
     let mut config: Value = serde_json::from_slice(config).map_err(RewriteError::NotJson)?;
     let top = config.as_object_mut().ok_or(RewriteError::Form("object"))?;
-    if let Some((key, _)) = top
-        .iter()
-        .find(|(key, value)| !KNOWN.contains(&key.as_str()) && is_on(value))
-    {
+    if let Some((key, _)) = top.iter().find(|(key, value)| !KNOWN.contains(&key.as_str()) && is_on(value)) {
         return Err(RewriteError::Foreign(format!("{key:?}")));
     }
     rewrite_cpus(top, machine)?;
@@ -91,10 +86,9 @@ fn list<'a>(
 ) -> Result<Vec<&'a mut Map<String, Value>>, RewriteError> {
     match map.get_mut(key) {
         None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(items)) => items
-            .iter_mut()
-            .map(|item| item.as_object_mut().ok_or(RewriteError::Form(key)))
-            .collect(),
+        Some(Value::Array(items)) => {
+            items.iter_mut().map(|item| item.as_object_mut().ok_or(RewriteError::Form(key))).collect()
+        }
         Some(_) => Err(RewriteError::Form(key)),
     }
 }
@@ -103,30 +97,17 @@ fn object<'a>(
     map: &'a mut Map<String, Value>,
     key: &'static str,
 ) -> Result<&'a mut Map<String, Value>, RewriteError> {
-    map.get_mut(key)
-        .and_then(Value::as_object_mut)
-        .ok_or(RewriteError::Form(key))
+    map.get_mut(key).and_then(Value::as_object_mut).ok_or(RewriteError::Form(key))
 }
 
-fn same<T: PartialEq + std::fmt::Display>(
-    what: &str,
-    found: T,
-    wanted: T,
-) -> Result<(), RewriteError> {
+fn same<T: PartialEq + std::fmt::Display>(what: &str, found: T, wanted: T) -> Result<(), RewriteError> {
     if found == wanted {
         return Ok(());
     }
-    Err(RewriteError::Mismatch {
-        found: format!("{found} {what}"),
-        wanted: wanted.to_string(),
-    })
+    Err(RewriteError::Mismatch { found: format!("{found} {what}"), wanted: wanted.to_string() })
 }
 
-fn refuse_paths(
-    what: &str,
-    map: &Map<String, Value>,
-    foreign: &[&str],
-) -> Result<(), RewriteError> {
+fn refuse_paths(what: &str, map: &Map<String, Value>, foreign: &[&str]) -> Result<(), RewriteError> {
     match foreign.iter().find(|key| map.get(**key).is_some_and(is_on)) {
         Some(key) => Err(RewriteError::Foreign(format!("{what} with {key:?}"))),
         None => Ok(()),
@@ -138,38 +119,26 @@ fn set(map: &mut Map<String, Value>, key: &str, text: &str) {
 }
 
 fn rewrite_cpus(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
-    let vcpus = object(top, "cpus")?
-        .get("boot_vcpus")
-        .and_then(Value::as_u64)
-        .ok_or(RewriteError::Form("cpus"))?;
+    let vcpus =
+        object(top, "cpus")?.get("boot_vcpus").and_then(Value::as_u64).ok_or(RewriteError::Form("cpus"))?;
     same("vCPUs", vcpus, u64::from(machine.vcpus.get()))
 }
 
 fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
     let memory = object(top, "memory")?;
-    let own = memory
-        .get("size")
-        .and_then(Value::as_u64)
-        .ok_or(RewriteError::Form("memory"))?;
+    let own = memory.get("size").and_then(Value::as_u64).ok_or(RewriteError::Form("memory"))?;
     let mut zones = list(memory, "zones")?;
     match (zones.as_mut_slice(), &machine.memory_file) {
         ([], None) => same("bytes of RAM", own, machine.memory),
         ([zone], Some(file)) if zone.get("file").is_some_and(is_on) => {
-            let size = zone
-                .get("size")
-                .and_then(Value::as_u64)
-                .ok_or(RewriteError::Form("zones"))?;
+            let size = zone.get("size").and_then(Value::as_u64).ok_or(RewriteError::Form("zones"))?;
             same("bytes of RAM", own.saturating_add(size), machine.memory)?;
             set(zone, "file", file);
             Ok(())
         }
         (zones, file) => {
             let kind = |of_file| {
-                if of_file {
-                    "RAM in a file"
-                } else {
-                    "RAM of the VMM's own"
-                }
+                if of_file { "RAM in a file" } else { "RAM of the VMM's own" }
             };
             Err(RewriteError::Mismatch {
                 found: kind(!zones.is_empty()).to_owned(),
@@ -179,10 +148,7 @@ fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result
     }
 }
 
-fn rewrite_payload(
-    top: &mut Map<String, Value>,
-    machine: &Description,
-) -> Result<(), RewriteError> {
+fn rewrite_payload(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
     let payload = object(top, "payload")?;
     refuse_paths("a payload", payload, &["firmware", "igvm", "fw_cfg_config"])?;
     // The paths alone: the command line stays what the guest was booted with.
@@ -198,11 +164,7 @@ fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<
     let disks = list(top, "disks")?;
     same("disks", disks.len(), machine.disks.len())?;
     for (disk, path) in disks.into_iter().zip(&machine.disks) {
-        refuse_paths(
-            "a disk",
-            disk,
-            &["vhost_user", "vhost_socket", "backing_files"],
-        )?;
+        refuse_paths("a disk", disk, &["vhost_user", "vhost_socket", "backing_files"])?;
         set(disk, "path", path);
     }
     Ok(())
@@ -210,22 +172,11 @@ fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<
 
 fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
     let nets = list(top, "net")?;
-    same(
-        "network devices",
-        nets.len(),
-        usize::from(machine.slot.is_some()),
-    )?;
+    same("network devices", nets.len(), usize::from(machine.slot.is_some()))?;
     for (net, slot) in nets.into_iter().zip(machine.slot) {
-        refuse_paths(
-            "a network device",
-            net,
-            &["vhost_user", "vhost_socket", "fds"],
-        )?;
+        refuse_paths("a network device", net, &["vhost_user", "vhost_socket", "fds"])?;
         // The guest keeps the address and MAC that it has: they belong to a slot.
-        let found = net
-            .get("mac")
-            .and_then(Value::as_str)
-            .ok_or(RewriteError::Form("net"))?;
+        let found = net.get("mac").and_then(Value::as_str).ok_or(RewriteError::Form("net"))?;
         same("as its MAC", found, mac(slot).as_str())?;
         set(net, "tap", &tap(slot));
         // The MAC that the old TAP had on the host. The VMM would give it to the new one, and may not as a user.
@@ -236,29 +187,16 @@ fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<()
 
 fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
     let mut shares = list(top, "fs")?;
-    let tag = |share: &Map<String, Value>| {
-        share
-            .get("tag")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
+    let tag =
+        |share: &Map<String, Value>| share.get("tag").and_then(Value::as_str).unwrap_or_default().to_owned();
     let mut found: Vec<String> = shares.iter().map(|share| tag(share)).collect();
-    let mut wanted: Vec<String> = machine
-        .shares
-        .iter()
-        .map(|share| share.tag().to_owned())
-        .collect();
+    let mut wanted: Vec<String> = machine.shares.iter().map(|share| share.tag().to_owned()).collect();
     found.sort();
     wanted.sort();
     same("as shares", format!("{found:?}"), format!("{wanted:?}"))?;
     for share in &mut shares {
         let tag = tag(share);
-        let ours = machine
-            .shares
-            .iter()
-            .find(|ours| ours.tag() == tag)
-            .ok_or(RewriteError::Form("fs"))?;
+        let ours = machine.shares.iter().find(|ours| ours.tag() == tag).ok_or(RewriteError::Form("fs"))?;
         // Without the id it could not be removed again.
         let id = share.get("id").and_then(Value::as_str).unwrap_or_default();
         same("as the id of a share", id, FsConfig::id_of(&tag).as_str())?;
@@ -267,16 +205,9 @@ fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result
     Ok(())
 }
 
-fn rewrite_consoles(
-    top: &mut Map<String, Value>,
-    machine: &Description,
-) -> Result<(), RewriteError> {
+fn rewrite_consoles(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
     for key in ["console", "debug_console"] {
-        if let Some(console) = top
-            .get_mut(key)
-            .filter(|value| is_on(value))
-            .and_then(Value::as_object_mut)
-        {
+        if let Some(console) = top.get_mut(key).filter(|value| is_on(value)).and_then(Value::as_object_mut) {
             refuse_paths("a console", console, &["file", "socket"])?;
         }
     }
@@ -298,10 +229,7 @@ mod tests {
     const REAL: &str = include_str!("restore/config-v53.0.json");
 
     fn machine() -> Description {
-        Description {
-            disks: vec!["/d/root-4".into()],
-            ..description()
-        }
+        Description { disks: vec!["/d/root-4".into()], ..description() }
     }
 
     fn with(change: impl FnOnce(&mut Value)) -> Vec<u8> {
@@ -319,31 +247,19 @@ mod tests {
             config["payload"]["kernel"] = json!("/k/vmlinuz");
             config["payload"]["initramfs"] = json!("/k/initramfs");
             config["disks"][0]["path"] = json!("/d/root-4");
-            config["net"][0]
-                .as_object_mut()
-                .unwrap()
-                .remove("host_mac")
-                .unwrap();
+            config["net"][0].as_object_mut().unwrap().remove("host_mac").unwrap();
             config["fs"][0]["socket"] = json!("/run/m/fs-3-0.sock");
             config["serial"]["file"] = json!("/run/m/serial-3.log");
         });
-        assert_eq!(
-            rewritten,
-            serde_json::from_slice::<Value>(&expected).unwrap()
-        );
+        assert_eq!(rewritten, serde_json::from_slice::<Value>(&expected).unwrap());
         let text = rewritten.to_string();
-        assert!(
-            !text.contains("/run/old") && !text.contains("/srv/guest"),
-            "{text}"
-        );
+        assert!(!text.contains("/run/old") && !text.contains("/srv/guest"), "{text}");
     }
 
     #[test]
     fn what_nixbox_makes_is_known_by_what_it_rewrites() {
-        let ours = super::super::config::VmConfig::new(
-            &machine(),
-            super::super::capability::of("v51.1").unwrap(),
-        );
+        let ours =
+            super::super::config::VmConfig::new(&machine(), super::super::capability::of("v51.1").unwrap());
         let ours = serde_json::to_vec(&ours).unwrap();
         let again: Value = serde_json::from_slice(&rewrite(&ours, &machine()).unwrap()).unwrap();
         assert_eq!(again, serde_json::from_slice::<Value>(&ours).unwrap());
@@ -352,45 +268,18 @@ mod tests {
     #[test]
     fn a_machine_that_differs_is_a_mismatch() {
         let differing = [
-            Description {
-                disks: Vec::new(),
-                ..machine()
-            },
-            Description {
-                memory: 1 << 30,
-                ..machine()
-            },
-            Description {
-                memory_file: None,
-                ..machine()
-            },
-            Description {
-                vcpus: std::num::NonZeroU32::new(1).unwrap(),
-                ..machine()
-            },
-            Description {
-                slot: None,
-                ..machine()
-            },
-            Description {
-                slot: Some(crate::world::Slot::try_from(8).unwrap()),
-                ..machine()
-            },
-            Description {
-                shares: Vec::new(),
-                ..machine()
-            },
-            Description {
-                shares: vec![FsConfig::new("other", "/s")],
-                ..machine()
-            },
+            Description { disks: Vec::new(), ..machine() },
+            Description { memory: 1 << 30, ..machine() },
+            Description { memory_file: None, ..machine() },
+            Description { vcpus: std::num::NonZeroU32::new(1).unwrap(), ..machine() },
+            Description { slot: None, ..machine() },
+            Description { slot: Some(crate::world::Slot::try_from(8).unwrap()), ..machine() },
+            Description { shares: Vec::new(), ..machine() },
+            Description { shares: vec![FsConfig::new("other", "/s")], ..machine() },
         ];
         for machine in differing {
             let result = rewrite(REAL.as_bytes(), &machine);
-            assert!(
-                matches!(result, Err(RewriteError::Mismatch { .. })),
-                "{machine:?}: {result:?}"
-            );
+            assert!(matches!(result, Err(RewriteError::Mismatch { .. })), "{machine:?}: {result:?}");
         }
     }
 
@@ -409,10 +298,7 @@ mod tests {
         for change in foreign {
             let config = with(change);
             let result = rewrite(&config, &machine());
-            assert!(
-                matches!(result, Err(RewriteError::Foreign(_))),
-                "{result:?}"
-            );
+            assert!(matches!(result, Err(RewriteError::Foreign(_))), "{result:?}");
         }
         assert!(rewrite(&with(|config| config["pmem"] = json!([])), &machine()).is_ok());
     }
@@ -421,13 +307,7 @@ mod tests {
     fn any_other_shape_is_an_error_and_no_panic() {
         let keys = ["cpus", "memory", "payload", "disks", "net", "fs", "serial"];
         for key in keys {
-            for value in [
-                json!(7),
-                json!("x"),
-                json!([1]),
-                json!({"a": 1}),
-                Value::Null,
-            ] {
+            for value in [json!(7), json!("x"), json!([1]), json!({"a": 1}), Value::Null] {
                 if ["payload", "serial"].contains(&key) && value.is_object() {
                     // All that nixbox needs of these, it sets.
                     continue;
@@ -436,14 +316,7 @@ mod tests {
                 assert!(rewrite(&config, &machine()).is_err(), "{key}: {value}");
             }
         }
-        for bad in [
-            &b""[..],
-            b"[]",
-            b"null",
-            b"{}",
-            b"{\"cpus\":",
-            &[b'['; 1000],
-        ] {
+        for bad in [&b""[..], b"[]", b"null", b"{}", b"{\"cpus\":", &[b'['; 1000]] {
             assert!(rewrite(bad, &machine()).is_err());
         }
     }

@@ -24,8 +24,7 @@ use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState,
-    WorkspaceId,
+    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };
 
 /// How long a VMM may take until its API answers.
@@ -97,44 +96,29 @@ impl CloudHypervisor {
     #[must_use]
     pub fn new(settings: VmmSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
-        Self {
-            settings,
-            daemons,
-            role: Role::vmm(),
-            installed: OnceCell::new(),
-        }
+        Self { settings, daemons, role: Role::vmm(), installed: OnceCell::new() }
     }
 
     /// Where the serial console of a generation's VM is written.
     #[must_use]
     pub fn serial_log(&self, generation: Generation) -> PathBuf {
-        self.settings
-            .runtime
-            .join(format!("serial-{generation}.log"))
+        self.settings.runtime.join(format!("serial-{generation}.log"))
     }
 
     fn socket(&self, generation: Generation) -> std::result::Result<SocketPath, VmmError> {
-        Ok(SocketPath::new(
-            self.settings.runtime.join(format!("vmm-{generation}.sock")),
-        )?)
+        Ok(SocketPath::new(self.settings.runtime.join(format!("vmm-{generation}.sock")))?)
     }
 
     fn program(&self) -> std::result::Result<Program, VmmError> {
         let path = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR")?;
-        Ok(Program::new(
-            path,
-            Privileges::Invoker(self.settings.invoker.clone()),
-        ))
+        Ok(Program::new(path, Privileges::Invoker(self.settings.invoker.clone())))
     }
 
     fn live(&self, generation: Generation) -> std::result::Result<Option<Live>, VmmError> {
         let Some(daemon) = self.daemons.find(&self.role, generation)? else {
             return Ok(None);
         };
-        Ok(Some(Live {
-            daemon,
-            client: Client::new(self.socket(generation)?),
-        }))
+        Ok(Some(Live { daemon, client: Client::new(self.socket(generation)?) }))
     }
 
     /// Does something to the VMM of a generation. If there is none, or it ended meanwhile, the VM is lost.
@@ -162,30 +146,18 @@ impl CloudHypervisor {
 
     async fn version(&self) -> std::result::Result<Capability, VmmError> {
         let program = self.program()?;
-        let failed = |source| VmmError::NoVersion {
-            program: program.path().to_owned(),
-            source,
-        };
-        let mut command =
-            tokio::process::Command::from(program.clone().argument("--version").command());
-        command
-            .stdin(std::process::Stdio::null())
-            .kill_on_drop(true);
+        let failed = |source| VmmError::NoVersion { program: program.path().to_owned(), source };
+        let mut command = tokio::process::Command::from(program.clone().argument("--version").command());
+        command.stdin(std::process::Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(VERSION_LIMIT, command.output())
             .await
             .map_err(|_elapsed| failed(ErrorKind::TimedOut.into()))?
             .map_err(failed)?;
-        Ok(capability::of_program(&String::from_utf8_lossy(
-            &output.stdout,
-        ))?)
+        Ok(capability::of_program(&String::from_utf8_lossy(&output.stdout))?)
     }
 
     /// Waits until the API answers, and is that of the process that was started.
-    async fn answering(
-        &self,
-        live: &Live,
-        generation: Generation,
-    ) -> std::result::Result<(), VmmError> {
+    async fn answering(&self, live: &Live, generation: Generation) -> std::result::Result<(), VmmError> {
         let mark = self.daemons.mark(&self.role, generation);
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
@@ -196,11 +168,7 @@ impl CloudHypervisor {
                 }
                 Ok(ping) => {
                     let socket = self.socket(generation)?;
-                    return Err(VmmError::Stranger {
-                        socket,
-                        found: ping.pid,
-                        wanted: live.daemon.pid(),
-                    });
+                    return Err(VmmError::Stranger { socket, found: ping.pid, wanted: live.daemon.pid() });
                 }
                 Err(ClientError::Connection { .. }) if Instant::now() < deadline => {}
                 Err(ClientError::Connection { .. }) => {
@@ -218,10 +186,7 @@ impl CloudHypervisor {
 
     fn shares(&self, generation: Generation) -> std::result::Result<Vec<FsConfig>, VmmError> {
         let share = |(index, tag): (usize, &String)| {
-            Ok(FsConfig::new(
-                tag,
-                shares::socket_of(&self.settings.runtime, index, generation)?.as_str(),
-            ))
+            Ok(FsConfig::new(tag, shares::socket_of(&self.settings.runtime, index, generation)?.as_str()))
         };
         self.settings.shares.iter().enumerate().map(share).collect()
     }
@@ -249,11 +214,7 @@ impl CloudHypervisor {
                 .map(text)
                 .collect::<std::result::Result<_, _>>()?,
             slot,
-            shares: if machine.shares {
-                self.shares(machine.vmm)?
-            } else {
-                Vec::new()
-            },
+            shares: if machine.shares { self.shares(machine.vmm)? } else { Vec::new() },
             serial: text(self.serial_log(machine.vmm))?,
         })
     }
@@ -272,22 +233,14 @@ impl CloudHypervisor {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
             state @ (VmmState::Running | VmmState::Never | VmmState::Gone) => {
-                return Err(VmmError::Unfit {
-                    what: "restored",
-                    state,
-                });
+                return Err(VmmError::Unfit { what: "restored", state });
             }
             VmmState::Stopped => live.client.delete().await?,
             VmmState::Empty => {}
         }
         let directory = self.restore_directory(machine.vmm);
         let source = self.settings.places.stored_state(from);
-        state::prepare_restore(
-            &source,
-            &directory,
-            &self.describe(machine)?,
-            &self.settings.invoker,
-        )?;
+        state::prepare_restore(&source, &directory, &self.describe(machine)?, &self.settings.invoker)?;
         let restored = live.client.restore(&text(directory.clone())?).await;
         let removed = state::remove(&directory);
         restored?;
@@ -298,22 +251,14 @@ impl CloudHypervisor {
 #[async_trait]
 impl Vmm for CloudHypervisor {
     async fn ability(&self) -> Result<Ability> {
-        Ok(self
-            .installed
-            .get_or_try_init(|| self.version())
-            .await?
-            .ability)
+        Ok(self.installed.get_or_try_init(|| self.version()).await?.ability)
     }
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {
         match self.with(generation, async |live| live.state().await).await {
             Err(Failure::Lost) => {
                 let remembered = self.daemons.remembers(&self.role, generation);
-                Ok(if remembered.map_err(VmmError::from)? {
-                    VmmState::Gone
-                } else {
-                    VmmState::Never
-                })
+                Ok(if remembered.map_err(VmmError::from)? { VmmState::Gone } else { VmmState::Never })
             }
             found => found,
         }
@@ -325,21 +270,10 @@ impl Vmm for CloudHypervisor {
         }
         let socket = self.socket(generation)?;
         remove_sockets(&socket).await?;
-        self.daemons
-            .forget_old_logs("serial", generation)
-            .map_err(VmmError::from)?;
-        let program = self
-            .program()?
-            .argument("--api-socket")
-            .argument(format!("path={socket}"));
-        let daemon = self
-            .daemons
-            .spawn(&self.role, generation, &program)
-            .map_err(VmmError::from)?;
-        let live = Live {
-            daemon,
-            client: Client::new(socket),
-        };
+        self.daemons.forget_old_logs("serial", generation).map_err(VmmError::from)?;
+        let program = self.program()?.argument("--api-socket").argument(format!("path={socket}"));
+        let daemon = self.daemons.spawn(&self.role, generation, &program).map_err(VmmError::from)?;
+        let live = Live { daemon, client: Client::new(socket) };
         Ok(self.answering(&live, generation).await?)
     }
 
@@ -348,18 +282,13 @@ impl Vmm for CloudHypervisor {
             match live.state().await? {
                 VmmState::Running => return Ok(()),
                 state @ (VmmState::Paused | VmmState::Never | VmmState::Gone) => {
-                    return Err(VmmError::Unfit {
-                        what: "booted",
-                        state,
-                    });
+                    return Err(VmmError::Unfit { what: "booted", state });
                 }
                 VmmState::Stopped => live.client.delete().await?,
                 VmmState::Empty => {}
             }
             let capability = capability::of(&live.client.ping().await?.build_version)?;
-            live.client
-                .create(&VmConfig::new(&self.describe(machine)?, capability))
-                .await?;
+            live.client.create(&VmConfig::new(&self.describe(machine)?, capability)).await?;
             Ok(live.client.boot().await?)
         })
         .await
@@ -369,10 +298,7 @@ impl Vmm for CloudHypervisor {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Paused => Ok(()),
             VmmState::Running => Ok(live.client.pause().await?),
-            state => Err(VmmError::Unfit {
-                what: "paused",
-                state,
-            }),
+            state => Err(VmmError::Unfit { what: "paused", state }),
         })
         .await
     }
@@ -381,10 +307,7 @@ impl Vmm for CloudHypervisor {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Running => Ok(()),
             VmmState::Paused => Ok(live.client.resume().await?),
-            state => Err(VmmError::Unfit {
-                what: "resumed",
-                state,
-            }),
+            state => Err(VmmError::Unfit { what: "resumed", state }),
         })
         .await
     }
@@ -394,10 +317,7 @@ impl Vmm for CloudHypervisor {
             match live.state().await? {
                 VmmState::Paused => {}
                 state => {
-                    return Err(VmmError::Unfit {
-                        what: "saved",
-                        state,
-                    });
+                    return Err(VmmError::Unfit { what: "saved", state });
                 }
             }
             let directory = self.settings.places.staged_state(into);
@@ -410,10 +330,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
-        self.with(machine.vmm, async |live| {
-            self.load_into(live, machine, from).await
-        })
-        .await
+        self.with(machine.vmm, async |live| self.load_into(live, machine, from).await).await
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
@@ -440,10 +357,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
-        self.daemons
-            .stop(&self.role, generation, GRACE)
-            .await
-            .map_err(VmmError::from)?;
+        self.daemons.stop(&self.role, generation, GRACE).await.map_err(VmmError::from)?;
         remove_sockets(&self.socket(generation)?).await?;
         Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
     }
@@ -451,11 +365,7 @@ impl Vmm for CloudHypervisor {
     async fn attach_shares(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| {
             let there = live.share_ids().await?;
-            for share in self
-                .shares(generation)?
-                .iter()
-                .filter(|share| !there.contains(share.id()))
-            {
+            for share in self.shares(generation)?.iter().filter(|share| !there.contains(share.id())) {
                 live.client.add_fs(share).await?;
             }
             Ok(())
@@ -465,12 +375,8 @@ impl Vmm for CloudHypervisor {
 
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| {
-            let ours: BTreeSet<String> = self
-                .settings
-                .shares
-                .iter()
-                .map(|tag| FsConfig::id_of(tag))
-                .collect();
+            let ours: BTreeSet<String> =
+                self.settings.shares.iter().map(|tag| FsConfig::id_of(tag)).collect();
             for id in live.share_ids().await?.intersection(&ours) {
                 match live.client.remove_device(id).await {
                     Ok(()) => {}

@@ -53,11 +53,7 @@ pub enum StateError {
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
-    move |source| StateError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
+    move |source| StateError::Io { action, path: path.to_owned(), source }
 }
 
 /// A directory at `directory` that the invoking user can write and that no VMM has written to: `vm.snapshot` does not
@@ -115,14 +111,11 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
     for name in [CONFIG, STATE, MEMORY] {
         let path = directory.join(name);
         // Disks and RAM of the snapshot are copied there meanwhile, by those who sync them.
-        gone(File::open(&path).and_then(|file| file.sync_all()))
-            .map_err(io_error("sync", &path))?;
+        gone(File::open(&path).and_then(|file| file.sync_all())).map_err(io_error("sync", &path))?;
     }
     let parent = directory.parent().unwrap_or(directory);
     for path in [directory, parent] {
-        File::open(path)
-            .and_then(|file| file.sync_all())
-            .map_err(io_error("sync", path))?;
+        File::open(path).and_then(|file| file.sync_all()).map_err(io_error("sync", path))?;
     }
     Ok(())
 }
@@ -164,9 +157,7 @@ fn read_config(path: &Path) -> Result<Vec<u8>, StateError> {
         .and_then(|file| file.take(CONFIG_LIMIT + 1).read_to_end(&mut bytes))
         .map_err(io_error("read", path))?;
     if bytes.len() as u64 > CONFIG_LIMIT {
-        Err(StateError::TooLong {
-            path: path.to_owned(),
-        })
+        Err(StateError::TooLong { path: path.to_owned() })
     } else {
         Ok(bytes)
     }
@@ -189,6 +180,5 @@ fn give(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
     if !invoker.is_other() {
         return Ok(());
     }
-    chown(path, Some(invoker.uid()), Some(invoker.gid()))
-        .map_err(io_error("give to the invoking user", path))
+    chown(path, Some(invoker.uid()), Some(invoker.gid())).map_err(io_error("give to the invoking user", path))
 }

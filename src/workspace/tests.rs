@@ -18,17 +18,10 @@ fn init_makes_a_workspace_whose_configuration_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let (workspace, made) = init(directory.path()).unwrap();
     assert_eq!(made.len(), 3);
-    let facts = config::HostFacts {
-        vcpus: 4,
-        memory: 8 << 30,
-        home: None,
-    };
+    let facts = config::HostFacts { vcpus: 4, memory: 8 << 30, home: None };
     config::Config::load(workspace.nixbox(), workspace.root(), &facts).unwrap();
     for name in ["", "run", "snapshots", "ssh"] {
-        let mode = std::fs::metadata(nixbox(&directory).join(name))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = std::fs::metadata(nixbox(&directory).join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o700, "{name}");
     }
     assert_ne!(workspace.id(), self::workspace().1.id());
@@ -41,13 +34,8 @@ fn every_commented_line_of_the_template_is_right_too() {
         .skip_while(|line| !line.starts_with("# name"))
         .map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line)))
         .collect();
-    let facts = config::HostFacts {
-        vcpus: 4,
-        memory: 8 << 30,
-        home: Some("/home/me".into()),
-    };
-    let config =
-        config::Config::parse(&uncommented, Path::new("c"), Path::new("/w"), &facts).unwrap();
+    let facts = config::HostFacts { vcpus: 4, memory: 8 << 30, home: Some("/home/me".into()) };
+    let config = config::Config::parse(&uncommented, Path::new("c"), Path::new("/w"), &facts).unwrap();
     assert_eq!(config.snapshot.keep.unwrap().get(), 5);
     assert_eq!(config.env.len(), 4);
 }
@@ -57,12 +45,7 @@ fn git_sees_the_configuration_and_nothing_else() {
     let (directory, _workspace) = workspace();
     std::fs::write(nixbox(&directory).join("ssh/vm_key"), "key").unwrap();
     let git = |arguments: &[&str]| {
-        let output = Command::new("git")
-            .arg("-C")
-            .arg(directory.path())
-            .args(arguments)
-            .output()
-            .unwrap();
+        let output = Command::new("git").arg("-C").arg(directory.path()).args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -76,17 +59,11 @@ fn init_overwrites_nothing_and_makes_what_is_missing() {
     let (directory, workspace) = workspace();
     std::fs::write(nixbox(&directory).join("config.toml"), "mine").unwrap();
     std::fs::remove_dir(nixbox(&directory).join("run")).unwrap();
-    assert!(matches!(
-        Workspace::find(directory.path()),
-        Err(WorkspaceError::Incomplete { .. })
-    ));
+    assert!(matches!(Workspace::find(directory.path()), Err(WorkspaceError::Incomplete { .. })));
     let (again, made) = init(directory.path()).unwrap();
     assert!(made.is_empty());
     assert_eq!(again.id(), workspace.id());
-    assert_eq!(
-        std::fs::read(nixbox(&directory).join("config.toml")).unwrap(),
-        b"mine"
-    );
+    assert_eq!(std::fs::read(nixbox(&directory).join("config.toml")).unwrap(), b"mine");
 }
 
 #[test]
@@ -95,61 +72,38 @@ fn it_is_found_from_any_directory_below() {
     let below = directory.path().join("a/b/c");
     std::fs::create_dir_all(&below).unwrap();
     symlink(&below, directory.path().join("link")).unwrap();
-    for from in [
-        below.clone(),
-        directory.path().to_owned(),
-        nixbox(&directory),
-        directory.path().join("link"),
-    ] {
+    for from in
+        [below.clone(), directory.path().to_owned(), nixbox(&directory), directory.path().join("link")]
+    {
         let found = Workspace::find(&from).unwrap();
-        assert_eq!(
-            (found.id(), found.root()),
-            (workspace.id(), workspace.root()),
-            "{from:?}"
-        );
+        assert_eq!((found.id(), found.root()), (workspace.id(), workspace.root()), "{from:?}");
     }
     let (inner, _) = init(&below).unwrap();
     assert_eq!(Workspace::find(&below).unwrap().id(), inner.id());
     let nowhere = tempfile::tempdir().unwrap();
-    assert!(matches!(
-        Workspace::find(nowhere.path()),
-        Err(WorkspaceError::None { .. })
-    ));
-    assert!(matches!(
-        Workspace::find(&below.join("absent")),
-        Err(WorkspaceError::Start { .. })
-    ));
+    assert!(matches!(Workspace::find(nowhere.path()), Err(WorkspaceError::None { .. })));
+    assert!(matches!(Workspace::find(&below.join("absent")), Err(WorkspaceError::Start { .. })));
 }
 
 #[test]
 fn a_directory_that_is_not_ours_alone_is_refused() {
-    let mode = |path: &Path, mode| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap()
-    };
+    let mode =
+        |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     let (directory, _) = workspace();
     let refused = || Workspace::find(directory.path()).unwrap_err();
     for bits in [0o770, 0o702, 0o777] {
         mode(&nixbox(&directory), bits);
-        assert!(matches!(
-            refused(),
-            WorkspaceError::File(FileError::Writable { .. })
-        ));
+        assert!(matches!(refused(), WorkspaceError::File(FileError::Writable { .. })));
         assert!(init(directory.path()).is_err());
     }
     mode(&nixbox(&directory), 0o755);
     mode(&nixbox(&directory).join("snapshots"), 0o777);
-    assert!(matches!(
-        refused(),
-        WorkspaceError::File(FileError::Writable { .. })
-    ));
+    assert!(matches!(refused(), WorkspaceError::File(FileError::Writable { .. })));
     mode(&nixbox(&directory).join("snapshots"), 0o700);
     Workspace::find(directory.path()).unwrap();
     if rustix::process::geteuid().is_root() {
         chown(nixbox(&directory), Some(12345), None).unwrap();
-        assert!(matches!(
-            refused(),
-            WorkspaceError::File(FileError::Owner { owner: 12345, .. })
-        ));
+        assert!(matches!(refused(), WorkspaceError::File(FileError::Owner { owner: 12345, .. })));
     } else {
         println!("skipped: only root can give a directory to somebody else");
     }
@@ -163,21 +117,12 @@ fn links_and_other_files_in_its_place_are_refused() {
         symlink(target, nixbox(&directory)).unwrap();
         let below = directory.path().join("below");
         std::fs::create_dir_all(&below).unwrap();
-        assert!(matches!(
-            Workspace::find(&below),
-            Err(WorkspaceError::File(FileError::Symlink { .. }))
-        ));
-        assert!(matches!(
-            init(directory.path()),
-            Err(WorkspaceError::File(FileError::Symlink { .. }))
-        ));
+        assert!(matches!(Workspace::find(&below), Err(WorkspaceError::File(FileError::Symlink { .. }))));
+        assert!(matches!(init(directory.path()), Err(WorkspaceError::File(FileError::Symlink { .. }))));
         std::fs::remove_file(nixbox(&directory)).unwrap();
     }
     std::fs::write(nixbox(&directory), "").unwrap();
-    assert!(matches!(
-        Workspace::find(directory.path()),
-        Err(WorkspaceError::File(FileError::Kind { .. }))
-    ));
+    assert!(matches!(Workspace::find(directory.path()), Err(WorkspaceError::File(FileError::Kind { .. }))));
     std::fs::remove_file(nixbox(&directory)).unwrap();
 
     for name in ["run", "workspace-id"] {
@@ -204,19 +149,10 @@ fn an_id_that_is_none_is_refused() {
         "+123456789abcdef0123456789abcdef\n",
     ] {
         std::fs::write(&path, text).unwrap();
-        assert!(
-            matches!(
-                Workspace::find(directory.path()),
-                Err(WorkspaceError::BadId { .. })
-            ),
-            "{text:?}"
-        );
+        assert!(matches!(Workspace::find(directory.path()), Err(WorkspaceError::BadId { .. })), "{text:?}");
     }
     std::fs::write(&path, workspace.id().to_string()).unwrap();
-    assert_eq!(
-        Workspace::find(directory.path()).unwrap().id(),
-        workspace.id()
-    );
+    assert_eq!(Workspace::find(directory.path()).unwrap().id(), workspace.id());
 }
 
 #[test]
@@ -225,43 +161,26 @@ fn the_lock_is_held_by_one_and_names_its_holder() {
     let lock = workspace.lock("snapshot").unwrap();
     let other = Workspace::find(directory.path()).unwrap();
     let error = other.lock("up").unwrap_err();
-    let LockError::Locked(Some(holder)) = &error else {
-        panic!("{error:?}")
-    };
-    assert_eq!(
-        (holder.pid, holder.operation.as_str()),
-        (std::process::id(), "snapshot")
-    );
-    assert!(error.to_string().contains(&format!(
-        "process {} runs `snapshot` for",
-        std::process::id()
-    )));
+    let LockError::Locked(Some(holder)) = &error else { panic!("{error:?}") };
+    assert_eq!((holder.pid, holder.operation.as_str()), (std::process::id(), "snapshot"));
+    assert!(error.to_string().contains(&format!("process {} runs `snapshot` for", std::process::id())));
     drop(lock);
     let lock = other.lock("up").unwrap();
     std::fs::write(nixbox(&directory).join(LOCK_FILE), "garbage").unwrap();
-    assert!(matches!(
-        workspace.lock("down"),
-        Err(LockError::Locked(None))
-    ));
+    assert!(matches!(workspace.lock("down"), Err(LockError::Locked(None))));
     drop(lock);
     drop(workspace.lock("down").unwrap());
     assert!(nixbox(&directory).join(LOCK_FILE).exists());
     std::fs::remove_file(nixbox(&directory).join(LOCK_FILE)).unwrap();
     symlink("/tmp/elsewhere", nixbox(&directory).join(LOCK_FILE)).unwrap();
-    assert!(matches!(
-        workspace.lock("down"),
-        Err(LockError::File(FileError::Symlink { .. }))
-    ));
+    assert!(matches!(workspace.lock("down"), Err(LockError::File(FileError::Symlink { .. }))));
 }
 
 #[test]
 fn a_killed_holder_holds_nothing() {
     const ROLE: &str = "NIXBOX_TEST_LOCK_IN";
     if let Some(directory) = std::env::var_os(ROLE) {
-        let _lock = Workspace::find(Path::new(&directory))
-            .unwrap()
-            .lock("victim")
-            .unwrap();
+        let _lock = Workspace::find(Path::new(&directory)).unwrap().lock("victim").unwrap();
         println!("\nlocked");
         loop {
             std::thread::park();
@@ -269,24 +188,15 @@ fn a_killed_holder_holds_nothing() {
     }
     let (directory, workspace) = workspace();
     let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "workspace::tests::a_killed_holder_holds_nothing",
-            "--nocapture",
-        ])
+        .args(["--exact", "workspace::tests::a_killed_holder_holds_nothing", "--nocapture"])
         .env(ROLE, directory.path())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let output = io::BufReader::new(victim.stdout.take().unwrap());
     assert!(io::BufRead::lines(output).any(|line| line.unwrap() == "locked"));
-    let LockError::Locked(Some(holder)) = workspace.lock("up").unwrap_err() else {
-        panic!()
-    };
-    assert_eq!(
-        (holder.pid, holder.operation.as_str()),
-        (victim.id(), "victim")
-    );
+    let LockError::Locked(Some(holder)) = workspace.lock("up").unwrap_err() else { panic!() };
+    assert_eq!((holder.pid, holder.operation.as_str()), (victim.id(), "victim"));
     victim.kill().unwrap();
     victim.wait().unwrap();
     drop(workspace.lock("up").unwrap());
@@ -297,31 +207,16 @@ fn sockets_have_a_short_private_place() {
     let (_directory, workspace) = workspace();
     let base = tempfile::tempdir().unwrap();
     let nowhere = base.path().join("absent");
-    let folder = workspace
-        .runtime_in(&[nowhere.clone(), base.path().to_owned()])
-        .unwrap();
+    let folder = workspace.runtime_in(&[nowhere.clone(), base.path().to_owned()]).unwrap();
     assert!(folder.path().starts_with(base.path()));
-    assert_eq!(
-        std::fs::metadata(folder.path())
-            .unwrap()
-            .permissions()
-            .mode()
-            & 0o777,
-        0o700
-    );
+    assert_eq!(std::fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
     let again = workspace.runtime_in(&[base.path().to_owned()]).unwrap();
     assert_eq!(folder.path(), again.path());
-    assert!(matches!(
-        workspace.runtime_in(&[nowhere]),
-        Err(WorkspaceError::NoRuntime { .. })
-    ));
+    assert!(matches!(workspace.runtime_in(&[nowhere]), Err(WorkspaceError::NoRuntime { .. })));
     // Somebody else's directory in our place.
     let user = folder.path().parent().unwrap();
     std::fs::set_permissions(user, std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(matches!(
-        workspace.runtime_in(&[base.path().to_owned()]),
-        Err(WorkspaceError::NoRuntime { .. })
-    ));
+    assert!(matches!(workspace.runtime_in(&[base.path().to_owned()]), Err(WorkspaceError::NoRuntime { .. })));
 
     let real = workspace.runtime().unwrap();
     // 108 bytes of sun_path, with room for a socket's name.

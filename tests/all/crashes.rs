@@ -76,56 +76,30 @@ fn every_crash_of_recovery(
 /// The run after the last crash: it must bring everything in order, whatever was left.
 fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &str) {
     let said = run(host, Command::Recover);
-    assert!(
-        matches!(&said, Said::Recovered(_)) && !said.stuck(),
-        "{context}: recovery said {said:?}"
-    );
-    assert_eq!(
-        host.violations(WORKSPACE),
-        [],
-        "{context}; recovery said {said:?}"
-    );
+    assert!(matches!(&said, Said::Recovered(_)) && !said.stuck(), "{context}: recovery said {said:?}");
+    assert_eq!(host.violations(WORKSPACE), [], "{context}; recovery said {said:?}");
 
     let once = host.fingerprint();
     run(host, Command::Recover);
-    assert_eq!(
-        once,
-        host.fingerprint(),
-        "{context}: recovering twice changed something"
-    );
+    assert_eq!(once, host.fingerprint(), "{context}: recovering twice changed something");
 
     let (had, has) = (before.snapshots(WORKSPACE), host.snapshots(WORKSPACE));
     for snapshot in &has {
         let fresh = !had.iter().any(|(id, _)| *id == snapshot.0);
-        assert!(
-            fresh || had.contains(snapshot),
-            "{context}: snapshot {} was changed",
-            snapshot.0
-        );
+        assert!(fresh || had.contains(snapshot), "{context}: snapshot {} was changed", snapshot.0);
     }
     let lost = had.iter().filter(|one| !has.contains(one)).count();
-    assert!(
-        lost == 0 || (command == DeleteNewest && lost == 1),
-        "{context}: snapshots were lost"
-    );
+    assert!(lost == 0 || (command == DeleteNewest && lost == 1), "{context}: snapshots were lost");
 
     // Nothing but a power cut or a dead VMM takes a VM that was there away from a snapshot.
     if command == Snapshot && crash == Crash::Death {
-        assert_eq!(
-            host.reach(WORKSPACE),
-            Reach::Ready,
-            "{context}: the VM is gone"
-        );
+        assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the VM is gone");
     }
 }
 
 /// What was recovered is as good as new.
 fn works_again(host: &Host, context: &str) {
-    let again = if host.reach(WORKSPACE) == Reach::Ready {
-        Down
-    } else {
-        Up
-    };
+    let again = if host.reach(WORKSPACE) == Reach::Ready { Down } else { Up };
     let said = run(host, again);
     assert!(said.done(), "{context}: {again:?} afterwards said {said:?}");
     assert_eq!(host.violations(WORKSPACE), [], "{context}, then {again:?}");

@@ -7,12 +7,7 @@ use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{DeleteNewest, Down, RestoreNewest, Snapshot, SnapshotStop, Up};
 
-const WRONGS: [Wrong; 4] = [
-    Wrong::ErrorBefore,
-    Wrong::ErrorAfter,
-    Wrong::SilentBefore,
-    Wrong::SilentAfter,
-];
+const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
 
 const SCENARIOS: [(u32, bool, &[Command], Command); 10] = [
     (53, true, &[], Up),
@@ -29,11 +24,7 @@ const SCENARIOS: [(u32, bool, &[Command], Command); 10] = [
 
 /// What is compared of a host before and after: how the VM stands, and which snapshots there are.
 fn essence(host: &Host) -> (bool, Vec<u64>) {
-    let snapshots = host
-        .snapshots(WORKSPACE)
-        .into_iter()
-        .map(|(_, hash)| hash)
-        .collect();
+    let snapshots = host.snapshots(WORKSPACE).into_iter().map(|(_, hash)| hash).collect();
     (host.reach(WORKSPACE) == Reach::Ready, snapshots)
 }
 
@@ -46,34 +37,17 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
             Up | RestoreNewest | Command::SnapshotNamed => {
                 assert!(is_up, "{context}: done, and not up")
             }
-            Snapshot => assert!(
-                is_up && has.len() == had.len() + 1,
-                "{context}: done, and no snapshot"
-            ),
-            SnapshotStop => assert!(
-                !is_up && has.len() == had.len() + 1,
-                "{context}: done, and not stopped"
-            ),
+            Snapshot => assert!(is_up && has.len() == had.len() + 1, "{context}: done, and no snapshot"),
+            SnapshotStop => assert!(!is_up && has.len() == had.len() + 1, "{context}: done, and not stopped"),
             Down => assert!(!is_up, "{context}: done, and not down"),
-            DeleteNewest => assert!(
-                has.len() + 1 == had.len(),
-                "{context}: done, and still listed"
-            ),
+            DeleteNewest => assert!(has.len() + 1 == had.len(), "{context}: done, and still listed"),
             Command::Recover => {}
         },
         Said::Report(Report::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
-            assert_eq!(
-                (was_up, had),
-                (is_up, has),
-                "{context}: rolled back, and not as before"
-            );
+            assert_eq!((was_up, had), (is_up, has), "{context}: rolled back, and not as before");
         }
         Said::Report(Report::ClearedAway(_)) => {
-            assert_eq!(
-                (false, had),
-                (is_up, has),
-                "{context}: cleared away, and not down"
-            );
+            assert_eq!((false, had), (is_up, has), "{context}: cleared away, and not down");
         }
         _ => {}
     }
@@ -101,11 +75,7 @@ fn every_call_goes_wrong_once() {
                 // Whoever is stuck gets through once the cause is gone.
                 let recovered = run(&host, Command::Recover);
                 assert!(!recovered.stuck(), "{context}: recovery said {recovered:?}");
-                assert_eq!(
-                    host.violations(WORKSPACE),
-                    [],
-                    "{context}: recovery said {recovered:?}"
-                );
+                assert_eq!(host.violations(WORKSPACE), [], "{context}: recovery said {recovered:?}");
             }
         }
     }
@@ -126,8 +96,7 @@ fn every_call_goes_wrong_for_good() {
                     break;
                 }
                 schedules += 1;
-                let context =
-                    format!("v{version} {command:?}, {wrong:?} from call {call} on: {said:?}");
+                let context = format!("v{version} {command:?}, {wrong:?} from call {call} on: {said:?}");
                 assert!(
                     !said.done() || host.violations(WORKSPACE).is_empty(),
                     "{context}: done, and not in order"
@@ -138,11 +107,7 @@ fn every_call_goes_wrong_for_good() {
                 }
                 let recovered = run(&host, Command::Recover);
                 assert!(!recovered.stuck(), "{context}: recovery said {recovered:?}");
-                assert_eq!(
-                    host.violations(WORKSPACE),
-                    [],
-                    "{context}: recovery said {recovered:?}"
-                );
+                assert_eq!(host.violations(WORKSPACE), [], "{context}: recovery said {recovered:?}");
             }
         }
     }
@@ -171,10 +136,7 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
             }
         }
     }
-    assert!(
-        back > 100 && finished > 100,
-        "{back} rolled back, {finished} finished"
-    );
+    assert!(back > 100 && finished > 100, "{back} rolled back, {finished} finished");
 }
 
 #[test]
@@ -184,10 +146,7 @@ fn a_damaged_snapshot_is_refused_before_anything_is_touched() {
     host.damage_snapshot(WORKSPACE, newest);
     let looks = host.fingerprint();
     let said = run(&host, RestoreNewest);
-    assert!(
-        matches!(said, Said::Refused(Refusal::Unfit(..))),
-        "{said:?}"
-    );
+    assert!(matches!(said, Said::Refused(Refusal::Unfit(..))), "{said:?}");
     assert_eq!(host.reach(WORKSPACE), Reach::None);
     // Only the journal was opened.
     assert_eq!(host.snapshots(WORKSPACE).len(), 1);
@@ -198,10 +157,7 @@ fn a_damaged_snapshot_is_refused_before_anything_is_touched() {
 fn a_name_is_given_once() {
     let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
     let said = run(&host, Command::SnapshotNamed);
-    assert!(
-        matches!(said, Said::Refused(Refusal::NameTaken(_))),
-        "{said:?}"
-    );
+    assert!(matches!(said, Said::Refused(Refusal::NameTaken(_))), "{said:?}");
 }
 
 #[test]
@@ -210,15 +166,8 @@ fn five_generations_deep_and_ten_times_from_one() {
     for generation in 0..5 {
         for command in [RestoreNewest, SnapshotStop] {
             let said = run(&host, command);
-            assert!(
-                said.done(),
-                "{command:?} in generation {generation}: {said:?}"
-            );
-            assert_eq!(
-                host.violations(WORKSPACE),
-                [],
-                "{command:?} in generation {generation}"
-            );
+            assert!(said.done(), "{command:?} in generation {generation}: {said:?}");
+            assert_eq!(host.violations(WORKSPACE), [], "{command:?} in generation {generation}");
             host.guest_works(10);
         }
     }
@@ -227,11 +176,7 @@ fn five_generations_deep_and_ten_times_from_one() {
         assert!(run(&host, RestoreNewest).done(), "restore {time}");
         host.guest_works(100);
         assert!(run(&host, Down).done(), "down {time}");
-        assert_eq!(
-            host.snapshots(WORKSPACE)[5].1,
-            first,
-            "restore {time} changed the snapshot"
-        );
+        assert_eq!(host.snapshots(WORKSPACE)[5].1, first, "restore {time} changed the snapshot");
     }
 }
 
@@ -241,10 +186,7 @@ fn what_is_left_of_a_lost_vm_is_cleared_away() {
     host.kill_vmm(WORKSPACE);
     assert_ne!(host.violations(WORKSPACE), []);
     let said = run(&host, Command::Recover);
-    assert!(
-        matches!(&said, Said::Recovered(recovered) if recovered.cleared),
-        "{said:?}"
-    );
+    assert!(matches!(&said, Said::Recovered(recovered) if recovered.cleared), "{said:?}");
     assert_eq!(host.violations(WORKSPACE), []);
 
     let host = host_after(53, true, &[Up, Snapshot]);
@@ -265,15 +207,10 @@ fn a_vmm_that_dies_at_any_point_of_a_recovery_is_cleared_away() {
             }
             for second in 0.. {
                 let host = crashed.fork();
-                run_with(
-                    &host,
-                    Command::Recover,
-                    Fault::CrashAt(second, Crash::VmmKilled),
-                );
+                run_with(&host, Command::Recover, Fault::CrashAt(second, Crash::VmmKilled));
                 let reached = host.counts().points > second;
                 let said = run(&host, Command::Recover);
-                let context =
-                    format!("{command:?} died at {first}, VMM killed at {second} of the recovery");
+                let context = format!("{command:?} died at {first}, VMM killed at {second} of the recovery");
                 assert!(!said.stuck(), "{context}: {said:?}");
                 assert_eq!(host.violations(WORKSPACE), [], "{context}: {said:?}");
                 if !reached {

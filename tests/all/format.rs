@@ -19,10 +19,7 @@ fn block(name: &str) -> Vec<&'static str> {
     let marker = format!("<!-- {name} -->\n");
     let start = DOCUMENT.find(&marker).unwrap() + marker.len();
     let lines = DOCUMENT[start..].lines().skip_while(|line| line.is_empty());
-    lines
-        .skip(1)
-        .take_while(|line| !line.starts_with("```"))
-        .collect()
+    lines.skip(1).take_while(|line| !line.starts_with("```")).collect()
 }
 
 fn bytes_of_dump() -> Vec<u8> {
@@ -32,16 +29,9 @@ fn bytes_of_dump() -> Vec<u8> {
             assert!(line.is_empty(), "{line}");
             continue;
         };
-        assert_eq!(
-            usize::from_str_radix(offset, 16).unwrap(),
-            bytes.len(),
-            "{line}"
-        );
+        assert_eq!(usize::from_str_radix(offset, 16).unwrap(), bytes.len(), "{line}");
         let hex = rest.split("  ").next().unwrap();
-        bytes.extend(
-            hex.split(' ')
-                .map(|byte| u8::from_str_radix(byte, 16).unwrap()),
-        );
+        bytes.extend(hex.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()));
     }
     bytes
 }
@@ -59,19 +49,12 @@ fn written_by_nixbox() -> Vec<u8> {
     let down: &[u8] = &[0, 0, 0, 0, 0];
     let snapshot: &[u8] = &6_u64.to_le_bytes();
     let parameters = [snapshot, down].concat();
-    let mut journal =
-        Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(6), NOW).unwrap();
-    journal
-        .begin(OperationId(5), &parameters, NOW + 10)
-        .unwrap();
-    journal
-        .intents(&[(0, TransitionId(26), snapshot.to_vec())])
-        .unwrap();
+    let mut journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(6), NOW).unwrap();
+    journal.begin(OperationId(5), &parameters, NOW + 10).unwrap();
+    journal.intents(&[(0, TransitionId(26), snapshot.to_vec())]).unwrap();
     journal.outcome(0, &[], 800).unwrap();
     journal.sync().unwrap();
-    journal
-        .intents(&[(1, TransitionId(18), snapshot.to_vec())])
-        .unwrap();
+    journal.intents(&[(1, TransitionId(18), snapshot.to_vec())]).unwrap();
     journal.outcome(1, &[], 95_000).unwrap();
     journal.end(Ended::Done, down, NOW + 120).unwrap();
     host.journal_bytes(WORKSPACE).unwrap()
@@ -81,12 +64,7 @@ fn written_by_nixbox() -> Vec<u8> {
 fn the_example_is_what_nixbox_writes() {
     let written = written_by_nixbox();
     let (dump, _) = by_the_document(&written);
-    assert_eq!(
-        bytes_of_dump(),
-        written,
-        "the dump should be:\n{}",
-        dump.join("\n")
-    );
+    assert_eq!(bytes_of_dump(), written, "the dump should be:\n{}", dump.join("\n"));
 }
 
 #[test]
@@ -99,60 +77,25 @@ fn nixbox_reads_the_example_as_listed() {
             Record::Checkpoint { standing, at_ms } => {
                 write!(text, "Checkpoint standing={} at_ms={at_ms}", hex(standing))
             }
-            Record::Begin {
-                operation,
-                parameters,
-                at_ms,
-            } => {
-                write!(
-                    text,
-                    "Begin operation={operation} parameters={} at_ms={at_ms}",
-                    hex(parameters)
-                )
+            Record::Begin { operation, parameters, at_ms } => {
+                write!(text, "Begin operation={operation} parameters={} at_ms={at_ms}", hex(parameters))
             }
-            Record::Intent {
-                index,
-                transition,
-                payload,
-            } => {
-                write!(
-                    text,
-                    "Intent index={index} transition={transition} payload={}",
-                    hex(payload)
-                )
+            Record::Intent { index, transition, payload } => {
+                write!(text, "Intent index={index} transition={transition} payload={}", hex(payload))
             }
-            Record::Outcome {
-                index,
-                payload,
-                micros,
-            } => {
-                write!(
-                    text,
-                    "Outcome index={index} payload={} micros={micros}",
-                    hex(payload)
-                )
+            Record::Outcome { index, payload, micros } => {
+                write!(text, "Outcome index={index} payload={} micros={micros}", hex(payload))
             }
             Record::UndoBegun { index } => write!(text, "UndoBegun index={index}"),
             Record::Undone { index, micros } => {
                 write!(text, "Undone index={index} micros={micros}")
             }
-            Record::End {
-                ended,
-                standing,
-                at_ms,
-            } => {
-                write!(
-                    text,
-                    "End ended={ended:?} standing={} at_ms={at_ms}",
-                    hex(standing)
-                )
+            Record::End { ended, standing, at_ms } => {
+                write!(text, "End ended={ended:?} standing={} at_ms={at_ms}", hex(standing))
             }
         }
         .unwrap();
-        rows.push(format!(
-            "{:04x}  {}  {}  {text}",
-            located.offset, located.sequence, located.generation
-        ));
+        rows.push(format!("{:04x}  {}  {}  {text}", located.offset, located.sequence, located.generation));
         Ok::<_, std::convert::Infallible>(())
     })
     .unwrap();
@@ -173,23 +116,11 @@ fn the_example_cut_short_leaves_what_is_listed() {
     let bytes = bytes_of_dump();
     let mut cuts = 0;
     for line in block("cuts") {
-        let mut words = line
-            .split_whitespace()
-            .map(|word| usize::from_str_radix(word, 16).unwrap());
-        let (size, valid, records) = (
-            words.next().unwrap(),
-            words.next().unwrap(),
-            words.next().unwrap(),
-        );
-        let scan = reader::scan(&mut &bytes[..size], None, |_| {
-            Ok::<_, std::convert::Infallible>(())
-        })
-        .unwrap();
-        assert_eq!(
-            (scan.valid, scan.records),
-            (valid as u64, records as u64),
-            "{line}"
-        );
+        let mut words = line.split_whitespace().map(|word| usize::from_str_radix(word, 16).unwrap());
+        let (size, valid, records) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+        let scan =
+            reader::scan(&mut &bytes[..size], None, |_| Ok::<_, std::convert::Infallible>(())).unwrap();
+        assert_eq!((scan.valid, scan.records), (valid as u64, records as u64), "{line}");
         cuts += 1;
     }
     assert!(cuts > 2, "{cuts} cuts");
@@ -238,11 +169,7 @@ impl<'b> Dump<'b> {
     fn number(&mut self, size: usize, name: &str) -> u64 {
         number(self.take(size, |bytes| {
             let value = number(bytes);
-            if name == "check" {
-                format!("{name} {value:#010x}")
-            } else {
-                format!("{name} {value}")
-            }
+            if name == "check" { format!("{name} {value:#010x}") } else { format!("{name} {value}") }
         }))
     }
 
@@ -257,19 +184,12 @@ impl<'b> Dump<'b> {
 }
 
 fn number(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Decodes a whole journal. Returns the annotated dump, and a line for every record.
 fn by_the_document(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
-    let mut dump = Dump {
-        bytes,
-        at: 0,
-        lines: Vec::new(),
-    };
+    let mut dump = Dump { bytes, at: 0, lines: Vec::new() };
     let magic = dump.take(8, |_| "magic \"nixbox\\0\\n\"".to_owned());
     assert_eq!(magic, b"nixbox\0\n");
     assert_eq!(dump.number(4, "version"), 1);
@@ -293,10 +213,7 @@ fn by_the_document(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
         let padded = end.next_multiple_of(8);
         let covered = [salt, &bytes[start..start + 4], &bytes[start + 8..padded]];
         assert_eq!(check, u64::from(crc(&covered)));
-        rows.push(format!(
-            "{start:04x}  {sequence}  {generation}  {}",
-            payload(&mut dump)
-        ));
+        rows.push(format!("{start:04x}  {sequence}  {generation}  {}", payload(&mut dump)));
         assert_eq!(dump.at, end);
         if padded > end {
             let padding = dump.take(padded - end, |_| "padding".to_owned());
@@ -308,23 +225,11 @@ fn by_the_document(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
 }
 
 fn payload(dump: &mut Dump<'_>) -> String {
-    const KINDS: [&str; 7] = [
-        "Checkpoint",
-        "Begin",
-        "Intent",
-        "Outcome",
-        "UndoBegun",
-        "Undone",
-        "End",
-    ];
+    const KINDS: [&str; 7] = ["Checkpoint", "Begin", "Intent", "Outcome", "UndoBegun", "Undone", "End"];
     const ENDINGS: [&str; 3] = ["Done", "RolledBack", "Lost"];
     let kind = number(dump.take(4, |bytes| KINDS[number(bytes) as usize].to_owned()));
     let text = match kind {
-        0 => format!(
-            "standing={} at_ms={}",
-            dump.string("standing"),
-            dump.number(8, "at_ms")
-        ),
+        0 => format!("standing={} at_ms={}", dump.string("standing"), dump.number(8, "at_ms")),
         1 => format!(
             "operation={} parameters={} at_ms={}",
             dump.number(2, "operation"),
@@ -344,21 +249,11 @@ fn payload(dump: &mut Dump<'_>) -> String {
             dump.number(8, "micros")
         ),
         4 => format!("index={}", dump.number(2, "index")),
-        5 => format!(
-            "index={} micros={}",
-            dump.number(2, "index"),
-            dump.number(8, "micros")
-        ),
+        5 => format!("index={} micros={}", dump.number(2, "index"), dump.number(8, "micros")),
         _ => {
-            let ended = dump.take(4, |bytes| {
-                format!("ended {}", ENDINGS[number(bytes) as usize])
-            });
+            let ended = dump.take(4, |bytes| format!("ended {}", ENDINGS[number(bytes) as usize]));
             let ended = ENDINGS[number(ended) as usize];
-            format!(
-                "ended={ended} standing={} at_ms={}",
-                dump.string("standing"),
-                dump.number(8, "at_ms")
-            )
+            format!("ended={ended} standing={} at_ms={}", dump.string("standing"), dump.number(8, "at_ms"))
         }
     };
     format!("{} {text}", KINDS[kind as usize])

@@ -42,8 +42,9 @@ impl Said {
     /// The journal's error that ended it.
     pub(crate) fn journal_error(&self) -> Option<&nixbox::engine::journal::JournalError> {
         match self {
-            Self::JournalFailed(error)
-            | Self::Refused(Refusal::Stopped(Stopped::Journal(error))) => Some(error),
+            Self::JournalFailed(error) | Self::Refused(Refusal::Stopped(Stopped::Journal(error))) => {
+                Some(error)
+            }
             _ => None,
         }
     }
@@ -77,11 +78,7 @@ pub(crate) fn run_with(host: &Host, command: Command, fault: Fault) -> Said {
 }
 
 /// Runs two commands at the same time, each in a workspace, with a fault set.
-pub(crate) fn run_both(
-    host: &Host,
-    commands: [(WorkspaceId, Command); 2],
-    fault: Fault,
-) -> (Said, Said) {
+pub(crate) fn run_both(host: &Host, commands: [(WorkspaceId, Command); 2], fault: Fault) -> (Said, Said) {
     let interrupt = Interrupt::new();
     host.set_fault(fault, Some(interrupt.clone()));
     let [first, second] =
@@ -89,12 +86,7 @@ pub(crate) fn run_both(
     RUNTIME.with_borrow(|runtime| runtime.block_on(async { tokio::join!(first, second) }))
 }
 
-async fn session(
-    host: &Host,
-    workspace: WorkspaceId,
-    command: Command,
-    interrupt: Interrupt,
-) -> Said {
+async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrupt: Interrupt) -> Said {
     let Some(_lock) = host.try_lock(workspace) else {
         return Said::Locked;
     };
@@ -104,17 +96,10 @@ async fn session(
         Ok(journal) => journal,
         Err(error) => return Said::JournalFailed(error),
     };
-    let mut session = Session {
-        world: &world,
-        journal,
-        interrupt,
-        observer: &Unobserved,
-    };
+    let mut session = Session { world: &world, journal, interrupt, observer: &Unobserved };
     let newest = || {
         let snapshots = host.snapshots(workspace);
-        snapshots
-            .last()
-            .map_or(SnapshotId(Generation(0)), |(id, _)| *id)
+        snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
     let report = match command {
         Command::Up => session.up().await,
@@ -146,10 +131,7 @@ pub(crate) fn host_after(version: u32, shares: bool, commands: &[Command]) -> Ho
     drop(host.world(WORKSPACE));
     for command in commands {
         let said = run(&host, *command);
-        assert!(
-            said.done(),
-            "{command:?} on a host without faults: {said:?}"
-        );
+        assert!(said.done(), "{command:?} on a host without faults: {said:?}");
         host.guest_works(3);
     }
     assert_eq!(host.violations(WORKSPACE), [], "after {commands:?}");

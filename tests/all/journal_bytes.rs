@@ -8,8 +8,8 @@ use nixbox::engine::history::{History, IllegalHistory};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::reader::{self, MAX_TORN, ReadError, Scan, Source, Tail, WINDOW};
 use nixbox::engine::record::{
-    Ended, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_NUMBER,
-    MAX_PAYLOAD, PayloadError, Record, VERSION, WorkspaceId, encode_frame,
+    Ended, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_NUMBER, MAX_PAYLOAD,
+    PayloadError, Record, VERSION, WorkspaceId, encode_frame,
 };
 use nixbox::engine::transition::{Generation, OperationId, TransitionId};
 use nixbox::fakes::Host;
@@ -45,11 +45,7 @@ fn sample() -> Vec<u8> {
 }
 
 fn intent(index: u16) -> (u16, TransitionId, Vec<u8>) {
-    (
-        index,
-        TransitionId(20 + index),
-        vec![0xC0; 3 + usize::from(index)],
-    )
+    (index, TransitionId(20 + index), vec![0xC0; 3 + usize::from(index)])
 }
 
 /// Reads as nixbox does, the history included. Gives the scan, and what was shown.
@@ -86,20 +82,10 @@ fn frames(bytes: &[u8]) -> Vec<Frame> {
 fn assert_damaged(bytes: &[u8], whole: &[Frame], bad: usize, records: &[String], context: &str) {
     let (verdict, shown) = read(bytes);
     let frame = &whole[bad];
-    let witness = whole[bad + 1..]
-        .iter()
-        .find(|later| later.header.durable >= frame.header.sequence);
+    let witness = whole[bad + 1..].iter().find(|later| later.header.durable >= frame.header.sequence);
     match (bad, witness, verdict) {
         (0, _, Err(ReadError::NoCheckpoint)) => assert!(shown.is_empty(), "{context}"),
-        (
-            1..,
-            Some(by),
-            Err(ReadError::Corrupt {
-                offset,
-                sequence,
-                witness,
-            }),
-        ) => {
+        (1.., Some(by), Err(ReadError::Corrupt { offset, sequence, witness })) => {
             assert_eq!(
                 (offset, sequence, witness),
                 (frame.at as u64, frame.header.sequence, by.header.sequence),
@@ -108,11 +94,7 @@ fn assert_damaged(bytes: &[u8], whole: &[Frame], bad: usize, records: &[String],
         }
         (1.., None, Ok(scan)) => {
             assert_eq!(scan.valid, frame.at as u64, "{context}");
-            assert_eq!(
-                scan.tail,
-                Tail::Torn((bytes.len() - frame.at) as u64),
-                "{context}"
-            );
+            assert_eq!(scan.tail, Tail::Torn((bytes.len() - frame.at) as u64), "{context}");
             assert_eq!(shown, records[..bad], "{context}");
         }
         (_, _, verdict) => {
@@ -125,15 +107,8 @@ fn assert_damaged(bytes: &[u8], whole: &[Frame], bad: usize, records: &[String],
 fn the_sample_has_records_with_and_without_a_witness() {
     let bytes = sample();
     let whole = frames(&bytes);
-    let most = whole
-        .iter()
-        .map(|frame| frame.header.durable)
-        .max()
-        .unwrap();
-    let without = whole
-        .iter()
-        .filter(|frame| frame.header.sequence > most)
-        .count();
+    let most = whole.iter().map(|frame| frame.header.durable).max().unwrap();
+    let without = whole.iter().filter(|frame| frame.header.sequence > most).count();
     assert_eq!((whole.len(), without), (20, 2));
     assert_eq!(read(&bytes).1.len(), whole.len());
 }
@@ -156,16 +131,8 @@ fn truncated_at_every_length() {
             continue;
         }
         let (scan, end) = (verdict.unwrap(), whole[kept - 1].end);
-        assert_eq!(
-            (scan.valid, shown.as_slice()),
-            (end as u64, &records[..kept]),
-            "{size} bytes"
-        );
-        let tail = if size == end {
-            Tail::Clean
-        } else {
-            Tail::Torn((size - end) as u64)
-        };
+        assert_eq!((scan.valid, shown.as_slice()), (end as u64, &records[..kept]), "{size} bytes");
+        let tail = if size == end { Tail::Clean } else { Tail::Torn((size - end) as u64) };
         assert_eq!(scan.tail, tail, "{size} bytes");
     }
 }
@@ -182,10 +149,7 @@ fn every_single_bit_flipped() {
         match whole.iter().position(|frame| frame.end > bit / 8) {
             _ if bit / 8 < FILE_HEADER => {
                 let (verdict, shown) = read(&flipped);
-                assert!(
-                    matches!(verdict, Err(ReadError::Header(_))) && shown.is_empty(),
-                    "{context}"
-                );
+                assert!(matches!(verdict, Err(ReadError::Header(_))) && shown.is_empty(), "{context}");
             }
             Some(bad) => assert_damaged(&flipped, &whole, bad, &records, &context),
             None => unreachable!(),
@@ -199,23 +163,10 @@ fn every_length_field_made_huge() {
     let whole = frames(&bytes);
     let records = read(&bytes).1;
     for (bad, frame) in whole.iter().enumerate() {
-        for length in [
-            0,
-            1 << 15,
-            MAX_PAYLOAD as u32,
-            MAX_PAYLOAD as u32 + 1,
-            1 << 31,
-            u32::MAX,
-        ] {
+        for length in [0, 1 << 15, MAX_PAYLOAD as u32, MAX_PAYLOAD as u32 + 1, 1 << 31, u32::MAX] {
             let mut changed = bytes.clone();
             changed[frame.at..frame.at + 4].copy_from_slice(&length.to_le_bytes());
-            assert_damaged(
-                &changed,
-                &whole,
-                bad,
-                &records,
-                &format!("length {length} in frame {bad}"),
-            );
+            assert_damaged(&changed, &whole, bad, &records, &format!("length {length} in frame {bad}"));
         }
     }
 }
@@ -233,21 +184,11 @@ fn frames_of_another_file_are_none_of_this_one() {
     }
     let check = crc32c::crc32c(&other[..60]);
     other[60..64].copy_from_slice(&check.to_le_bytes());
-    assert_eq!(
-        read(&other).1,
-        records,
-        "the other file is as good as this one"
-    );
+    assert_eq!(read(&other).1, records, "the other file is as good as this one");
     for (bad, frame) in whole.iter().enumerate() {
         let mut spliced = bytes.clone();
         spliced[frame.at..frame.end].copy_from_slice(&other[frame.at..frame.end]);
-        assert_damaged(
-            &spliced,
-            &whole,
-            bad,
-            &records,
-            &format!("frame {bad} of another file"),
-        );
+        assert_damaged(&spliced, &whole, bad, &records, &format!("frame {bad} of another file"));
     }
 }
 
@@ -257,35 +198,18 @@ fn frames_deleted_repeated_and_swapped_are_out_of_place() {
     let whole = frames(&bytes);
     let out_of_place = |bytes: &[u8], at: usize, context: &str| {
         let verdict = read(bytes).0;
-        let found =
-            matches!(verdict, Err(ReadError::OutOfPlace { offset, .. }) if offset == at as u64);
+        let found = matches!(verdict, Err(ReadError::OutOfPlace { offset, .. }) if offset == at as u64);
         assert!(found, "{context}: {verdict:?}");
     };
     for (index, frame) in whole.iter().enumerate() {
-        let (before, this, behind) = (
-            &bytes[..frame.at],
-            &bytes[frame.at..frame.end],
-            &bytes[frame.end..],
-        );
-        out_of_place(
-            &[before, this, this, behind].concat(),
-            frame.end,
-            &format!("{index} repeated"),
-        );
+        let (before, this, behind) = (&bytes[..frame.at], &bytes[frame.at..frame.end], &bytes[frame.end..]);
+        out_of_place(&[before, this, this, behind].concat(), frame.end, &format!("{index} repeated"));
         let Some(next) = whole.get(index + 1) else {
             continue;
         };
-        out_of_place(
-            &[before, behind].concat(),
-            frame.at,
-            &format!("{index} deleted"),
-        );
+        out_of_place(&[before, behind].concat(), frame.at, &format!("{index} deleted"));
         let swapped = [before, &bytes[next.at..next.end], this, &bytes[next.end..]].concat();
-        out_of_place(
-            &swapped,
-            frame.at,
-            &format!("{index} swapped with the next"),
-        );
+        out_of_place(&swapped, frame.at, &format!("{index} swapped with the next"));
     }
 }
 
@@ -303,22 +227,10 @@ fn another_version_and_another_workspace_are_named() {
         );
     }
     let workspace = WorkspaceId([0x22; 16]);
-    bytes[..FILE_HEADER].copy_from_slice(
-        &FileHeader {
-            workspace,
-            ..header
-        }
-        .encode(),
-    );
+    bytes[..FILE_HEADER].copy_from_slice(&FileHeader { workspace, ..header }.encode());
     let verdict = read(&bytes).0;
-    let named = HeaderError::OtherWorkspace {
-        found: workspace,
-        expected: WORKSPACE,
-    };
-    assert!(
-        matches!(&verdict, Err(ReadError::Header(found)) if *found == named),
-        "{verdict:?}"
-    );
+    let named = HeaderError::OtherWorkspace { found: workspace, expected: WORKSPACE };
+    assert!(matches!(&verdict, Err(ReadError::Header(found)) if *found == named), "{verdict:?}");
 }
 
 #[test]
@@ -330,17 +242,11 @@ fn a_tail_of_zeros_or_garbage_is_torn_up_to_a_size() {
         for zeros in [true, false] {
             let mut longer = bytes.clone();
             longer.extend((0..size).map(|_| {
-                noise = noise
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1);
+                noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 if zeros { 0 } else { (noise >> 56) as u8 }
             }));
             let (verdict, shown) = read(&longer);
-            assert_eq!(
-                verdict.unwrap().tail,
-                Tail::Torn(size as u64),
-                "{size} bytes"
-            );
+            assert_eq!(verdict.unwrap().tail, Tail::Torn(size as u64), "{size} bytes");
             assert_eq!(shown, records);
         }
     }
@@ -362,15 +268,9 @@ fn what_a_power_cut_leaves_is_never_corrupt() {
     let mut syncs: Vec<u64> = whole.iter().map(|frame| frame.header.durable).collect();
     syncs.dedup();
     for synced in syncs.into_iter().filter(|synced| *synced > 0) {
-        let promised = whole
-            .iter()
-            .filter(|frame| frame.header.sequence <= synced)
-            .count();
+        let promised = whole.iter().filter(|frame| frame.header.sequence <= synced).count();
         // What was written until the next sync.
-        let written = whole
-            .iter()
-            .filter(|frame| frame.header.durable <= synced)
-            .count();
+        let written = whole.iter().filter(|frame| frame.header.durable <= synced).count();
         let (from, to) = (whole[promised - 1].end, whole[written - 1].end);
         let pieces = (to - from).div_ceil(PIECE);
         assert!(pieces <= 12, "{pieces} pieces");
@@ -381,14 +281,8 @@ fn what_a_power_cut_leaves_is_never_corrupt() {
                 left[from + piece * PIECE..end].fill(0);
             }
             let (verdict, shown) = read(&left);
-            assert!(
-                verdict.is_ok(),
-                "synced up to {synced}, lost {lost:b}: {verdict:?}"
-            );
-            assert!(
-                shown.len() >= promised,
-                "synced up to {synced}, lost {lost:b}"
-            );
+            assert!(verdict.is_ok(), "synced up to {synced}, lost {lost:b}: {verdict:?}");
+            assert!(shown.len() >= promised, "synced up to {synced}, lost {lost:b}");
             assert_eq!(shown, records[..shown.len()]);
         }
     }
@@ -412,12 +306,7 @@ fn forged(sequence: u64, generation: u64, durable: u64, payload: &[u8]) -> Vec<u
 }
 
 fn header(first_sequence: u64) -> Vec<u8> {
-    let header = FileHeader {
-        version: VERSION,
-        workspace: WORKSPACE,
-        salt: SALT,
-        first_sequence,
-    };
+    let header = FileHeader { version: VERSION, workspace: WORKSPACE, salt: SALT, first_sequence };
     header.encode().to_vec()
 }
 
@@ -445,42 +334,24 @@ fn payloads_that_are_no_records_are_named_and_cost_nothing() {
     ] {
         let bytes = [header(1), checkpoint.clone(), forged(2, 1, 1, &payload)].concat();
         let verdict = read(&bytes).0;
-        assert!(
-            matches!(verdict, Err(ReadError::Unknown { sequence: 2, .. })),
-            "{payload:?}: {verdict:?}"
-        );
+        assert!(matches!(verdict, Err(ReadError::Unknown { sequence: 2, .. })), "{payload:?}: {verdict:?}");
     }
 }
 
 #[test]
 fn numbers_that_no_journal_gets_to_are_refused() {
-    for (sequence, generation) in [
-        (u64::MAX, 0),
-        (MAX_NUMBER + 1, 0),
-        (1, MAX_NUMBER + 1),
-        (1, u64::MAX),
-        (0, 0),
-    ] {
+    for (sequence, generation) in
+        [(u64::MAX, 0), (MAX_NUMBER + 1, 0), (1, MAX_NUMBER + 1), (1, u64::MAX), (0, 0)]
+    {
         let durable = sequence.saturating_sub(1);
-        let bytes = [
-            header(sequence),
-            forged(sequence, generation, durable, &CHECKPOINT),
-        ]
-        .concat();
+        let bytes = [header(sequence), forged(sequence, generation, durable, &CHECKPOINT)].concat();
         let verdict = read(&bytes).0;
         assert!(
-            matches!(
-                verdict,
-                Err(ReadError::NumberTooLarge { .. } | ReadError::OutOfPlace { .. })
-            ),
+            matches!(verdict, Err(ReadError::NumberTooLarge { .. } | ReadError::OutOfPlace { .. })),
             "{sequence}, {generation}: {verdict:?}"
         );
     }
-    let bytes = [
-        header(MAX_NUMBER),
-        forged(MAX_NUMBER, MAX_NUMBER, 0, &CHECKPOINT),
-    ]
-    .concat();
+    let bytes = [header(MAX_NUMBER), forged(MAX_NUMBER, MAX_NUMBER, 0, &CHECKPOINT)].concat();
     assert!(read(&bytes).0.is_ok());
 }
 
@@ -491,10 +362,7 @@ fn a_frame_that_promises_itself_is_out_of_place() {
     for durable in [2, 3, u64::MAX] {
         let bytes = [header(1), checkpoint.clone(), forged(2, 1, durable, &begin)].concat();
         let verdict = read(&bytes).0;
-        assert!(
-            matches!(verdict, Err(ReadError::OutOfPlace { .. })),
-            "{durable}: {verdict:?}"
-        );
+        assert!(matches!(verdict, Err(ReadError::OutOfPlace { .. })), "{durable}: {verdict:?}");
     }
 }
 
@@ -523,11 +391,7 @@ impl Source for Endless<'_> {
 impl Endless<'_> {
     fn read_at_most_a_window(mut self) -> Result<Scan, ReadError<Infallible>> {
         let scan = reader::scan(&mut self, None, |_| Ok(()));
-        assert!(
-            (1..=WINDOW).contains(&self.largest),
-            "{} bytes at once",
-            self.largest
-        );
+        assert!((1..=WINDOW).contains(&self.largest), "{} bytes at once", self.largest);
         scan
     }
 }
@@ -539,21 +403,10 @@ fn memory_is_bounded_by_the_window() {
     bytes.extend(forged(1, 0, 0, &CHECKPOINT));
     let payload = vec![9; MAX_PAYLOAD - 16];
     for sequence in 2..100 {
-        let record = Record::Intent {
-            index: 0,
-            transition: 1,
-            payload: &payload,
-        };
+        let record = Record::Intent { index: 0, transition: 1, payload: &payload };
         encode_frame(&mut bytes, SALT, sequence, Generation(1), 1, &record).unwrap();
     }
-    let of = |zeros| {
-        Endless {
-            bytes: &bytes,
-            zeros,
-            largest: 0,
-        }
-        .read_at_most_a_window()
-    };
+    let of = |zeros| Endless { bytes: &bytes, zeros, largest: 0 }.read_at_most_a_window();
     assert_eq!(of(0).unwrap().records, 99);
     assert_eq!(of(MAX_TORN).unwrap().tail, Tail::Torn(MAX_TORN));
     assert!(matches!(of(1 << 50), Err(ReadError::TailTooLong { .. })));
@@ -576,10 +429,7 @@ impl Source for Dribble<'_> {
 #[test]
 fn short_and_interrupted_reads_change_nothing() {
     let bytes = sample();
-    let scan = reader::scan(&mut Dribble(&bytes, false), None, |_| {
-        Ok::<_, Infallible>(())
-    })
-    .unwrap();
+    let scan = reader::scan(&mut Dribble(&bytes, false), None, |_| Ok::<_, Infallible>(())).unwrap();
     assert_eq!(scan, read(&bytes).0.unwrap());
 }
 
@@ -599,13 +449,8 @@ impl Source for Failing<'_> {
 fn a_medium_that_cannot_be_read_is_no_end_of_the_file() {
     let bytes = sample();
     for fails_at in 0..bytes.len() as u64 {
-        let verdict = reader::scan(&mut Failing(&bytes, fails_at), None, |_| {
-            Ok::<_, Infallible>(())
-        });
-        assert!(
-            matches!(verdict, Err(ReadError::Io { .. })),
-            "at {fails_at}: {verdict:?}"
-        );
+        let verdict = reader::scan(&mut Failing(&bytes, fails_at), None, |_| Ok::<_, Infallible>(()));
+        assert!(matches!(verdict, Err(ReadError::Io { .. })), "at {fails_at}: {verdict:?}");
     }
 }
 
@@ -624,35 +469,19 @@ enum Owned {
 impl Owned {
     fn record(&self) -> Record<'_> {
         match self {
-            Self::Checkpoint(standing, at_ms) => Record::Checkpoint {
-                standing,
-                at_ms: *at_ms,
-            },
-            Self::Begin(operation, parameters, at_ms) => Record::Begin {
-                operation: *operation,
-                parameters,
-                at_ms: *at_ms,
-            },
-            Self::Intent(index, transition, payload) => Record::Intent {
-                index: *index,
-                transition: *transition,
-                payload,
-            },
-            Self::Outcome(index, payload, micros) => Record::Outcome {
-                index: *index,
-                payload,
-                micros: *micros,
-            },
+            Self::Checkpoint(standing, at_ms) => Record::Checkpoint { standing, at_ms: *at_ms },
+            Self::Begin(operation, parameters, at_ms) => {
+                Record::Begin { operation: *operation, parameters, at_ms: *at_ms }
+            }
+            Self::Intent(index, transition, payload) => {
+                Record::Intent { index: *index, transition: *transition, payload }
+            }
+            Self::Outcome(index, payload, micros) => {
+                Record::Outcome { index: *index, payload, micros: *micros }
+            }
             Self::UndoBegun(index) => Record::UndoBegun { index: *index },
-            Self::Undone(index, micros) => Record::Undone {
-                index: *index,
-                micros: *micros,
-            },
-            Self::End(ended, standing, at_ms) => Record::End {
-                ended: *ended,
-                standing,
-                at_ms: *at_ms,
-            },
+            Self::Undone(index, micros) => Record::Undone { index: *index, micros: *micros },
+            Self::End(ended, standing, at_ms) => Record::End { ended: *ended, standing, at_ms: *at_ms },
         }
     }
 }
@@ -664,17 +493,11 @@ fn any_record() -> impl Strategy<Value = Owned> {
             1 => (MAX_PAYLOAD - 64..MAX_PAYLOAD + 64).prop_map(|size| vec![0xA5; size]),
         ]
     };
-    let ended = prop_oneof![
-        Just(Ended::Done),
-        Just(Ended::RolledBack),
-        Just(Ended::Lost)
-    ];
+    let ended = prop_oneof![Just(Ended::Done), Just(Ended::RolledBack), Just(Ended::Lost)];
     prop_oneof![
         (bytes(), any::<u64>()).prop_map(|(standing, at)| Owned::Checkpoint(standing, at)),
-        (any::<u16>(), bytes(), any::<u64>())
-            .prop_map(|(id, bytes, at)| Owned::Begin(id, bytes, at)),
-        (any::<u16>(), any::<u16>(), bytes())
-            .prop_map(|(index, id, bytes)| Owned::Intent(index, id, bytes)),
+        (any::<u16>(), bytes(), any::<u64>()).prop_map(|(id, bytes, at)| Owned::Begin(id, bytes, at)),
+        (any::<u16>(), any::<u16>(), bytes()).prop_map(|(index, id, bytes)| Owned::Intent(index, id, bytes)),
         (any::<u16>(), bytes(), any::<u64>())
             .prop_map(|(index, bytes, took)| Owned::Outcome(index, bytes, took)),
         any::<u16>().prop_map(Owned::UndoBegun),
@@ -685,19 +508,11 @@ fn any_record() -> impl Strategy<Value = Owned> {
 
 /// Bytes with the records that fit into a frame, each with some `durable` that a writer may have written.
 fn written(records: &[(Owned, u64)], first: u64) -> (Vec<u8>, Vec<String>) {
-    let (mut bytes, mut kept, mut sequence, mut durable) =
-        (header(first), Vec::new(), first, first - 1);
+    let (mut bytes, mut kept, mut sequence, mut durable) = (header(first), Vec::new(), first, first - 1);
     for (record, back) in records {
         durable = durable.max((sequence - 1).saturating_sub(*back));
         let before = bytes.len();
-        match encode_frame(
-            &mut bytes,
-            SALT,
-            sequence,
-            Generation(sequence % 3),
-            durable,
-            &record.record(),
-        ) {
+        match encode_frame(&mut bytes, SALT, sequence, Generation(sequence % 3), durable, &record.record()) {
             Ok(()) => {
                 kept.push(format!("{sequence} {:?}", record.record()));
                 sequence += 1;
@@ -777,10 +592,7 @@ fn any_damage() -> impl Strategy<Value = Damage> {
         (any::<usize>(), any::<u8>()).prop_map(|(at, value)| Damage::Set(at, value)),
         any::<usize>().prop_map(Damage::Cut),
         (any::<usize>(), any::<usize>()).prop_map(|(at, length)| Damage::Delete(at, length)),
-        (
-            any::<usize>(),
-            proptest::collection::vec(any::<u8>(), 1..60)
-        )
+        (any::<usize>(), proptest::collection::vec(any::<u8>(), 1..60))
             .prop_map(|(at, more)| Damage::Insert(at, more)),
         (any::<usize>(), any::<usize>()).prop_map(|(at, length)| Damage::Repeat(at, length)),
         (any::<usize>(), any::<usize>()).prop_map(|(at, length)| Damage::Zero(at, length)),

@@ -27,10 +27,7 @@ fn open(host: &Host) -> Result<Journal<FakeStorage>, JournalError> {
 }
 
 fn read(host: &Host) -> Scan {
-    inspect(&mut host.storage(WORKSPACE), Some(WORKSPACE), |_| {})
-        .unwrap()
-        .unwrap()
-        .0
+    inspect(&mut host.storage(WORKSPACE), Some(WORKSPACE), |_| {}).unwrap().unwrap().0
 }
 
 fn whole(host: &Host, name: Name) -> Option<Vec<u8>> {
@@ -147,11 +144,7 @@ fn what_is_synced_stays(host: &Host, context: &str) {
     host.power_cut(Survival::Nothing);
     let journal = open(&host).unwrap();
     let open = journal.open_operation().expect(context);
-    assert_eq!(
-        (open.generation, open.parameters.as_slice()),
-        (generation, &b"q"[..]),
-        "{context}"
-    );
+    assert_eq!((open.generation, open.parameters.as_slice()), (generation, &b"q"[..]), "{context}");
     assert_eq!(open.entry(0).status, Status::IntentOnly, "{context}");
 }
 
@@ -163,11 +156,7 @@ fn a_rotation_keeps_the_file_before_and_goes_on_counting() {
     assert_eq!(whole(&host, Name::Previous).unwrap(), old_bytes);
     let new = read(&host);
     assert_eq!((new.records, new.next_sequence), (3, old.next_sequence + 3));
-    let expected = FileHeader {
-        salt: new.header.salt,
-        first_sequence: old.next_sequence,
-        ..old.header
-    };
+    let expected = FileHeader { salt: new.header.salt, first_sequence: old.next_sequence, ..old.header };
     assert_eq!(new.header, expected);
 }
 
@@ -196,15 +185,7 @@ fn nothing_begins_while_an_operation_is_open() {
             "{refused:?}"
         );
         drop(journal);
-        assert_eq!(
-            open(&host)
-                .unwrap()
-                .open_operation()
-                .unwrap()
-                .entries()
-                .len(),
-            20
-        );
+        assert_eq!(open(&host).unwrap().open_operation().unwrap().entries().len(), 20);
     }
 }
 
@@ -215,9 +196,7 @@ fn a_torn_tail_is_cut_off_whenever_the_cutting_is_interrupted() {
         let host = host_with_journal(0);
         let mut journal = open(&host).unwrap();
         journal.begin(OperationId(2), b"", 4).unwrap();
-        journal
-            .intents(&[intent(0, 10), intent(1, 10), intent(2, 10)])
-            .unwrap();
+        journal.intents(&[intent(0, 10), intent(1, 10), intent(2, 10)]).unwrap();
         for index in [2, 0, 1] {
             journal.outcome(index, b"done", 1).unwrap();
         }
@@ -228,11 +207,8 @@ fn a_torn_tail_is_cut_off_whenever_the_cutting_is_interrupted() {
             continue;
         };
         torn += 1;
-        for crash in [
-            Crash::Death,
-            Crash::PowerCut(Survival::Some(seed)),
-            Crash::PowerCut(Survival::Nothing),
-        ] {
+        for crash in [Crash::Death, Crash::PowerCut(Survival::Some(seed)), Crash::PowerCut(Survival::Nothing)]
+        {
             for point in 0.. {
                 let again = host.fork();
                 again.set_fault(Fault::CrashAt(point, crash), None);
@@ -244,11 +220,7 @@ fn a_torn_tail_is_cut_off_whenever_the_cutting_is_interrupted() {
                 let context = format!("{seed}: {crash:?} at {point}");
                 again.set_fault(Fault::None, None);
                 let journal = open(&again).unwrap();
-                assert_eq!(
-                    journal.open_operation().unwrap().entries().len(),
-                    3,
-                    "{context}"
-                );
+                assert_eq!(journal.open_operation().unwrap().entries().len(), 3, "{context}");
                 assert_eq!(read(&again).tail, Tail::Clean, "{context}");
                 again_the_same(&again, &context);
                 what_is_synced_stays(&again, &context);
@@ -273,10 +245,7 @@ fn what_is_built_upon_was_synced_by_opening() {
         drop(journal);
         host.power_cut(Survival::Some(seed));
         let journal = open(&host).unwrap();
-        assert!(
-            journal.open_operation().unwrap().entry(0).status >= Status::Done,
-            "seed {seed}"
-        );
+        assert!(journal.open_operation().unwrap().entry(0).status >= Status::Done, "seed {seed}");
     }
 }
 
@@ -287,23 +256,14 @@ fn a_record_that_is_refused_reaches_no_file() {
     let before = whole(&host, Name::Current);
     let refused = journal.begin(OperationId(1), &[0; MAX_PAYLOAD], 1);
     assert!(
-        matches!(
-            &refused,
-            Err(JournalError::Payload {
-                source: PayloadError::TooLarge { .. },
-                ..
-            })
-        ),
+        matches!(&refused, Err(JournalError::Payload { source: PayloadError::TooLarge { .. }, .. })),
         "{refused:?}"
     );
     assert_eq!(whole(&host, Name::Current), before);
     journal.begin(OperationId(1), b"", 1).unwrap();
     let begun = whole(&host, Name::Current);
     let refused = journal.outcome(0, b"", 1);
-    assert!(
-        matches!(&refused, Err(JournalError::Illegal { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(&refused, Err(JournalError::Illegal { .. })), "{refused:?}");
     assert_eq!(whole(&host, Name::Current), begun);
     assert_poisoned(&mut journal);
 }
@@ -319,20 +279,13 @@ fn assert_poisoned(journal: &mut Journal<FakeStorage>) {
         journal.sync(),
     ];
     for refused in refusals {
-        assert!(
-            matches!(refused, Err(JournalError::Poisoned { .. })),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(JournalError::Poisoned { .. })), "{refused:?}");
     }
 }
 
 /// A full disk, a broken one, and one that may only be read.
 fn kinds() -> [ErrorKind; 3] {
-    [
-        ErrorKind::StorageFull,
-        std::io::Error::from_raw_os_error(5).kind(),
-        ErrorKind::ReadOnlyFilesystem,
-    ]
+    [ErrorKind::StorageFull, std::io::Error::from_raw_os_error(5).kind(), ErrorKind::ReadOnlyFilesystem]
 }
 
 /// What a program may do with a journal, to its end or the first error.
@@ -397,10 +350,7 @@ fn opening_on_a_bad_medium_is_an_error_that_names_the_file() {
                     break;
                 }
                 let text = opened.unwrap_err().to_string();
-                assert!(
-                    text.starts_with("cannot ") && text.contains("/journal"),
-                    "{text}"
-                );
+                assert!(text.starts_with("cannot ") && text.contains("/journal"), "{text}");
                 host.set_fault(Fault::None, None);
                 open(&host).unwrap();
             }
@@ -415,22 +365,13 @@ fn every_failing_write(before: &Host, command: Command) {
             let host = before.fork();
             let said = run_with(&host, command, Fault::StorageFails(write, kind));
             if host.counts().writes <= write {
-                assert!(
-                    said.done() && write > 15,
-                    "{write} writes, and it said {said:?}"
-                );
+                assert!(said.done() && write > 15, "{write} writes, and it said {said:?}");
                 break;
             }
             let text = text_of(&said);
-            assert!(
-                text.starts_with("cannot ") && text.contains("/journal"),
-                "write {write}: {text}"
-            );
+            assert!(text.starts_with("cannot ") && text.contains("/journal"), "write {write}: {text}");
             let recovered = run(&host, Command::Recover);
-            assert!(
-                !recovered.stuck(),
-                "{kind:?} at write {write}: {recovered:?}"
-            );
+            assert!(!recovered.stuck(), "{kind:?} at write {write}: {recovered:?}");
             assert_eq!(host.violations(WORKSPACE), [], "{kind:?} at write {write}");
             let once = host.fingerprint();
             run(&host, Command::Recover);
@@ -440,17 +381,13 @@ fn every_failing_write(before: &Host, command: Command) {
 }
 
 fn text_of(said: &Said) -> String {
-    said.journal_error()
-        .map_or_else(|| format!("{said:?}"), ToString::to_string)
+    said.journal_error().map_or_else(|| format!("{said:?}"), ToString::to_string)
 }
 
 #[test]
 fn up_on_a_failing_medium() {
     every_failing_write(&Host::new(53, true), Command::Up);
-    every_failing_write(
-        &host_after(53, true, &[Command::Up, Command::Down]),
-        Command::Up,
-    );
+    every_failing_write(&host_after(53, true, &[Command::Up, Command::Down]), Command::Up);
 }
 
 #[test]

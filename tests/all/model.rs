@@ -19,46 +19,22 @@ struct Model {
 }
 
 impl Model {
-    const NEW: Self = Self {
-        up: false,
-        snapshots: 0,
-    };
+    const NEW: Self = Self { up: false, snapshots: 0 };
 
     fn of(host: &Host, workspace: WorkspaceId) -> Self {
-        Self {
-            up: host.reach(workspace) == Reach::Ready,
-            snapshots: host.snapshots(workspace).len(),
-        }
+        Self { up: host.reach(workspace) == Reach::Ready, snapshots: host.snapshots(workspace).len() }
     }
 
     /// What a command makes of it; `None` if it is refused.
     fn after(self, command: Command) -> Option<Self> {
         let Self { up, snapshots } = self;
         match command {
-            Command::Up => Some(Self {
-                up: true,
-                snapshots,
-            }),
-            Command::Down => Some(Self {
-                up: false,
-                snapshots,
-            }),
-            Command::Snapshot if up => Some(Self {
-                up,
-                snapshots: snapshots + 1,
-            }),
-            Command::SnapshotStop if up => Some(Self {
-                up: false,
-                snapshots: snapshots + 1,
-            }),
-            Command::RestoreNewest if !up && snapshots > 0 => Some(Self {
-                up: true,
-                snapshots,
-            }),
-            Command::DeleteNewest if snapshots > 0 => Some(Self {
-                up,
-                snapshots: snapshots - 1,
-            }),
+            Command::Up => Some(Self { up: true, snapshots }),
+            Command::Down => Some(Self { up: false, snapshots }),
+            Command::Snapshot if up => Some(Self { up, snapshots: snapshots + 1 }),
+            Command::SnapshotStop if up => Some(Self { up: false, snapshots: snapshots + 1 }),
+            Command::RestoreNewest if !up && snapshots > 0 => Some(Self { up: true, snapshots }),
+            Command::DeleteNewest if snapshots > 0 => Some(Self { up, snapshots: snapshots - 1 }),
             Command::Recover => Some(self),
             _ => None,
         }
@@ -119,26 +95,13 @@ struct Turn {
 }
 
 fn turn() -> impl Strategy<Value = Turn> {
-    (
-        command(),
-        fault(),
-        prop::collection::vec(fault(), 0..3),
-        0_u64..20,
-    )
-        .prop_map(|(command, fault, recoveries, work)| Turn {
-            command,
-            fault,
-            recoveries,
-            work,
-        })
+    (command(), fault(), prop::collection::vec(fault(), 0..3), 0_u64..20)
+        .prop_map(|(command, fault, recoveries, work)| Turn { command, fault, recoveries, work })
 }
 
 /// Whether this fault takes a VM away.
 fn kills(fault: Fault) -> bool {
-    matches!(
-        fault,
-        Fault::CrashAt(_, Crash::VmmKilled | Crash::PowerCut(_))
-    )
+    matches!(fault, Fault::CrashAt(_, Crash::VmmKilled | Crash::PowerCut(_)))
 }
 
 /// Plays one turn and returns the new model.
@@ -149,18 +112,13 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
     if undisturbed {
         match &expected {
             Some(_) => prop_assert!(
-                matches!(
-                    said,
-                    Said::Report(Report::Done | Report::Already) | Said::Recovered(_)
-                ),
+                matches!(said, Said::Report(Report::Done | Report::Already) | Said::Recovered(_)),
                 "{said:?}"
             ),
             None => prop_assert!(
                 matches!(
                     said,
-                    Said::Refused(
-                        Refusal::Running | Refusal::NotRunning | Refusal::NoSuchSnapshot(_)
-                    )
+                    Said::Refused(Refusal::Running | Refusal::NotRunning | Refusal::NoSuchSnapshot(_))
                 ),
                 "{said:?}"
             ),
@@ -180,20 +138,14 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
         // A VM that does not become of use is cleared away, whatever made it so.
         allowed.extend([model, done.without_vm()]);
     }
-    if std::iter::once(&turn.fault)
-        .chain(&turn.recoveries)
-        .any(|fault| kills(*fault))
-    {
+    if std::iter::once(&turn.fault).chain(&turn.recoveries).any(|fault| kills(*fault)) {
         allowed.extend([model.without_vm(), done.without_vm()]);
     }
     // A recovery that cannot look into the guest, or not get through to it, takes an unfinished `up` away.
     if turn.recoveries.iter().any(|fault| *fault != Fault::None) {
         allowed.push(done.without_vm());
     }
-    prop_assert!(
-        allowed.contains(&found),
-        "{found:?} is none of {allowed:?}, and it said {said:?}"
-    );
+    prop_assert!(allowed.contains(&found), "{found:?} is none of {allowed:?}, and it said {said:?}");
     match said {
         Said::Report(Report::Done | Report::Already) => {
             prop_assert_eq!(found.snapshots, done.snapshots)
@@ -207,9 +159,7 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
 
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct(
-            "tests/all/regressions.txt",
-        ))),
+        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/all/regressions.txt"))),
         ..ProptestConfig::with_cases(cases)
     }
 }

@@ -17,9 +17,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, criterion_group, criterion_main};
 use nixbox::engine::journal::{Journal, Name, Storage, inspect};
 use nixbox::engine::reader::{self, Source, WINDOW};
-use nixbox::engine::record::{
-    Ended, FILE_HEADER, FileHeader, Record, VERSION, WorkspaceId, encode_frame,
-};
+use nixbox::engine::record::{Ended, FILE_HEADER, FileHeader, Record, VERSION, WorkspaceId, encode_frame};
 use nixbox::engine::transition::{Generation, OperationId, TransitionId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -33,10 +31,7 @@ struct Directory {
 
 impl Directory {
     fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            current: None,
-        }
+        Self { path: path.to_owned(), current: None }
     }
 
     fn join(&self, name: Name) -> PathBuf {
@@ -45,13 +40,7 @@ impl Directory {
 
     fn with<T>(&mut self, name: Name, call: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
         let path = self.join(name);
-        let open = || {
-            OpenOptions::new()
-                .create(true)
-                .read(true)
-                .append(true)
-                .open(path)
-        };
+        let open = || OpenOptions::new().create(true).read(true).append(true).open(path);
         if name != Name::Current {
             return call(&open()?);
         }
@@ -157,9 +146,7 @@ fn compare(name: &str, target: f64, rounds: usize, mut ours: impl FnMut(), mut b
 
 /// The intents of one stage: five transitions, of some 100 bytes each.
 fn stage() -> Vec<(u16, TransitionId, Vec<u8>)> {
-    (0..5)
-        .map(|index| (index, TransitionId(index), vec![index as u8; 100]))
-        .collect()
+    (0..5).map(|index| (index, TransitionId(index), vec![index as u8; 100])).collect()
 }
 
 /// An operation that is about to write its stages, one after the other.
@@ -170,8 +157,7 @@ struct Appending {
 
 impl Appending {
     fn new(path: &Path) -> Self {
-        let journal =
-            Journal::open(Directory::new(path), WORKSPACE, Generation(0), 1).expect("open");
+        let journal = Journal::open(Directory::new(path), WORKSPACE, Generation(0), 1).expect("open");
         Self { journal, left: 0 }
     }
 
@@ -206,11 +192,8 @@ fn append(criterion: &mut Criterion) {
     let before = size();
     appending.intents(&mut intents);
     let bytes = vec![0xA5; (size() - before) as usize];
-    let mut bare = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(directory.path().join("bare"))
-        .expect("a file");
+    let mut bare =
+        OpenOptions::new().create(true).append(true).open(directory.path().join("bare")).expect("a file");
     let mut write = || {
         bare.write_all(&bytes).expect("write");
         bare.sync_data().expect("fdatasync");
@@ -237,58 +220,24 @@ fn append(criterion: &mut Criterion) {
 
 /// Operations of five transitions each, as `up` and `down` leave them.
 fn large_journal(path: &Path) {
-    let header = FileHeader {
-        version: VERSION,
-        workspace: WORKSPACE,
-        salt: 1,
-        first_sequence: 1,
-    };
+    let header = FileHeader { version: VERSION, workspace: WORKSPACE, salt: 1, first_sequence: 1 };
     let mut bytes = header.encode().to_vec();
     let mut sequence = 1;
     let mut push = |generation: u64, record: &Record<'_>| {
-        encode_frame(
-            &mut bytes,
-            1,
-            sequence,
-            Generation(generation),
-            sequence - 1,
-            record,
-        )
-        .expect("a record");
+        encode_frame(&mut bytes, 1, sequence, Generation(generation), sequence - 1, record)
+            .expect("a record");
         sequence += 1;
         sequence > RECORDS
     };
     let (payload, small) = ([7; 60], [8; 24]);
-    let mut full = push(
-        0,
-        &Record::Checkpoint {
-            standing: &small,
-            at_ms: 1,
-        },
-    );
+    let mut full = push(0, &Record::Checkpoint { standing: &small, at_ms: 1 });
     let mut generation = 0;
     while !full {
         generation += 1;
-        let begin = Record::Begin {
-            operation: 1,
-            parameters: &small,
-            at_ms: 2,
-        };
-        let intents = (0..5).map(|index| Record::Intent {
-            index,
-            transition: index,
-            payload: &payload,
-        });
-        let outcomes = (0..5).map(|index| Record::Outcome {
-            index,
-            payload: &small,
-            micros: 5,
-        });
-        let end = Record::End {
-            ended: Ended::Done,
-            standing: &small,
-            at_ms: 3,
-        };
+        let begin = Record::Begin { operation: 1, parameters: &small, at_ms: 2 };
+        let intents = (0..5).map(|index| Record::Intent { index, transition: index, payload: &payload });
+        let outcomes = (0..5).map(|index| Record::Outcome { index, payload: &small, micros: 5 });
+        let end = Record::End { ended: Ended::Done, standing: &small, at_ms: 3 };
         full = [begin]
             .into_iter()
             .chain(intents)
@@ -324,13 +273,7 @@ fn open(criterion: &mut Criterion) {
         }
         black_box(check);
     };
-    compare(
-        "open and fold of 100,000 records, against reading and CRC-32C",
-        5.0,
-        200,
-        fold,
-        &mut sum,
-    );
+    compare("open and fold of 100,000 records, against reading and CRC-32C", 5.0, 200, fold, &mut sum);
     let largest = largest_read(&path);
     println!("largest read while opening: {largest} bytes, limit {WINDOW}");
     assert!(largest <= WINDOW);

@@ -17,9 +17,7 @@ fn written(room: &Room, workspace: WorkspaceId) -> std::path::PathBuf {
     let storage = FileStorage::new(&directory).unwrap();
     let mut journal = Journal::open(storage, workspace, Generation(6), 1_000).unwrap();
     journal.begin(OperationId(2), &[], 2_000).unwrap();
-    journal
-        .intents(&[(0, TransitionId(25), vec![1, 2])])
-        .unwrap();
+    journal.intents(&[(0, TransitionId(25), vec![1, 2])]).unwrap();
     journal.outcome(0, &[], 1_500).unwrap();
     journal.end(Ended::Done, &[], 3_000).unwrap();
     // `up` without a disk of before and without shares, as operations/up.rs encodes its plan.
@@ -54,10 +52,7 @@ fn operations_are_shown_with_labels_statuses_and_durations() {
     let (down, up) = (&operations[0], &operations[1]);
     assert_eq!(down["generation"], 7);
     assert_eq!(down["operation"], "down");
-    assert_eq!(
-        (&down["begun_ms"], &down["ended_ms"]),
-        (&2_000.into(), &3_000.into())
-    );
+    assert_eq!((&down["begun_ms"], &down["ended_ms"]), (&2_000.into(), &3_000.into()));
     assert_eq!(down["ended"], "done");
     assert_eq!(down["transitions"][0]["status"], "done");
     assert_eq!(down["transitions"][0]["micros"], 1_500);
@@ -66,12 +61,9 @@ fn operations_are_shown_with_labels_statuses_and_durations() {
     assert_eq!(up["transitions"][0]["label"], "pre-up scripts");
     assert_eq!(up["transitions"][0]["status"], "intent only");
     let text = room.ok(&["journal"]).stdout;
-    for words in [
-        "1970-01-01T00:00:02Z  down: done after 1.0 s",
-        "up: open",
-        "pre-up scripts: intent only",
-        "clean",
-    ] {
+    for words in
+        ["1970-01-01T00:00:02Z  down: done after 1.0 s", "up: open", "pre-up scripts: intent only", "clean"]
+    {
         assert!(text.contains(words), "{text}");
     }
     assert_eq!(room.listing(), before);
@@ -109,8 +101,7 @@ fn a_damaged_one_is_named_and_nothing_is_begun_upon_it() {
     assert_eq!(listing["verdict"]["kind"], "corrupt");
     assert!(listing["verdict"]["byte"].as_u64().unwrap() >= 64);
     for command in ["recover", "down"] {
-        room.run(&[command])
-            .failed(4, &["corrupt at byte", "nixbox journal"]);
+        room.run(&[command]).failed(4, &["corrupt at byte", "nixbox journal"]);
     }
     assert_eq!(room.listing(), before);
 }

@@ -21,9 +21,7 @@ struct Room {
 impl Room {
     /// An empty directory.
     fn empty() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-        }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     /// A workspace with a configuration that nothing is wrong with but that its kernel is an empty file.
@@ -49,11 +47,7 @@ impl Room {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-        command
-            .args(arguments)
-            .current_dir(self.path())
-            .env_remove("SUDO_UID")
-            .stdin(Stdio::null());
+        command.args(arguments).current_dir(self.path()).env_remove("SUDO_UID").stdin(Stdio::null());
         command
     }
 
@@ -80,11 +74,7 @@ fn list(directory: &Path, lines: &mut Vec<String>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let status = path.symlink_metadata().unwrap();
-        let content = if status.is_file() {
-            fs::read(&path).unwrap()
-        } else {
-            Vec::new()
-        };
+        let content = if status.is_file() { fs::read(&path).unwrap() } else { Vec::new() };
         lines.push(format!(
             "{} {:o} {} {} {content:?}",
             path.display(),
@@ -156,21 +146,14 @@ fn what_init_wrote_is_a_configuration_that_is_read() {
     assert_eq!(config["network"]["mode"], "open");
     let below = room.path().join("a/b");
     fs::create_dir_all(&below).unwrap();
-    let said = Said::new(
-        room.command(&["status", "--json"])
-            .current_dir(below)
-            .output()
-            .unwrap(),
-    );
+    let said = Said::new(room.command(&["status", "--json"]).current_dir(below).output().unwrap());
     assert_eq!(said.json()["state"], "down");
 }
 
 #[test]
 fn secrets_are_not_shown() {
     let room = Room::workspace();
-    room.configure(&format!(
-        "{CONFIG}[env]\nA = \"geheim\"\nB = {{ command = [\"pass\", \"geheim\"] }}\n"
-    ));
+    room.configure(&format!("{CONFIG}[env]\nA = \"geheim\"\nB = {{ command = [\"pass\", \"geheim\"] }}\n"));
     for arguments in [vec!["config"], vec!["config", "--json"]] {
         let said = room.ok(&arguments);
         assert!(said.stdout.contains("***"), "{said:?}");
@@ -200,8 +183,7 @@ fn without_a_workspace_nothing_is_found() {
 fn without_a_vm_commands_in_it_find_none() {
     let room = Room::workspace();
     let before = room.listing();
-    room.run(&["run", "--", "true"])
-        .failed(3, &["no VM is running", "nixbox up"]);
+    room.run(&["run", "--", "true"]).failed(3, &["no VM is running", "nixbox up"]);
     room.run(&["shell"]).failed(3, &["no VM is running"]);
     assert_eq!(room.listing(), before);
 }
@@ -209,19 +191,16 @@ fn without_a_vm_commands_in_it_find_none() {
 #[test]
 fn a_wrong_command_line_is_usage() {
     let room = Room::empty();
-    room.run(&["up", "--no-such-flag"])
-        .failed(2, &["--no-such-flag"]);
-    room.run(&["no-such-command"])
-        .failed(2, &["no-such-command"]);
+    room.run(&["up", "--no-such-flag"]).failed(2, &["--no-such-flag"]);
+    room.run(&["no-such-command"]).failed(2, &["no-such-command"]);
     room.run(&["run"]).failed(2, &["COMMAND"]);
 }
 
 #[test]
 fn every_command_has_help_with_an_example() {
     let room = Room::empty();
-    for command in [
-        "init", "up", "down", "shell", "run", "status", "config", "doctor", "recover", "journal",
-    ] {
+    for command in ["init", "up", "down", "shell", "run", "status", "config", "doctor", "recover", "journal"]
+    {
         let said = room.ok(&[command, "--help"]);
         assert!(said.stdout.contains("Example: "), "{said:?}");
     }
@@ -234,17 +213,13 @@ fn a_locked_workspace_names_its_holder() {
     let lock = workspace.lock("snapshot").unwrap();
     let pid = std::process::id().to_string();
     for command in ["up", "down", "recover"] {
-        room.run(&[command])
-            .failed(5, &[&format!("process {pid} runs `snapshot`")]);
+        room.run(&[command]).failed(5, &[&format!("process {pid} runs `snapshot`")]);
     }
     let status = room.ok(&["status", "--json"]).json();
     assert_eq!(status["holder"]["operation"], "snapshot");
     assert_eq!(status["holder"]["pid"].to_string(), pid);
     drop(lock);
-    assert_eq!(
-        room.ok(&["status", "--json"]).json()["holder"],
-        serde_json::Value::Null
-    );
+    assert_eq!(room.ok(&["status", "--json"]).json()["holder"], serde_json::Value::Null);
     room.ok(&["recover"]);
 }
 
@@ -267,25 +242,11 @@ fn doctor_names_every_need() {
     let ready = !needs.iter().any(missing);
     assert_eq!(diagnosis["ready"], ready);
     assert_eq!(said.code, Some(i32::from(!ready)));
-    for name in [
-        "kvm",
-        "cloud-hypervisor",
-        "virtiofsd",
-        "nft",
-        "dnsmasq",
-        "tun",
-        "reflink",
-    ] {
-        assert!(
-            needs.iter().any(|need| need["name"] == name),
-            "no {name} in {said:?}"
-        );
+    for name in ["kvm", "cloud-hypervisor", "virtiofsd", "nft", "dnsmasq", "tun", "reflink"] {
+        assert!(needs.iter().any(|need| need["name"] == name), "no {name} in {said:?}");
     }
-    let without = room
-        .command(&["doctor", "--json"])
-        .env("NIXBOX_CLOUD_HYPERVISOR", "/nowhere/vmm")
-        .output()
-        .unwrap();
+    let without =
+        room.command(&["doctor", "--json"]).env("NIXBOX_CLOUD_HYPERVISOR", "/nowhere/vmm").output().unwrap();
     let without = Said::new(without);
     assert_eq!(without.code, Some(1));
     let vmm = without.json()["needs"]

@@ -34,11 +34,7 @@ fn refused(room: &Room, code: i32, words: &[&str]) {
 
 fn refused_with(room: &Room, environment: &[(&str, &str)], code: i32, words: &[&str]) {
     let before = (room.listing(), network());
-    let output = room
-        .command(&["up"])
-        .envs(environment.iter().copied())
-        .output()
-        .unwrap();
+    let output = room.command(&["up"]).envs(environment.iter().copied()).output().unwrap();
     Said::new(output).failed(code, words);
     assert_eq!((room.listing(), network()), before);
 }
@@ -47,21 +43,12 @@ fn refused_with(room: &Room, environment: &[(&str, &str)], code: i32, words: &[&
 fn a_configuration_is_wrong_at_a_line() {
     let room = Room::workspace();
     for (text, words) in [
-        (
-            "[vm]\nkernle = \"x\"\n",
-            &["config.toml:2", "kernle", "kernel"][..],
-        ),
+        ("[vm]\nkernle = \"x\"\n", &["config.toml:2", "kernle", "kernel"][..]),
         ("[vm]\nkernel = 3\n", &["config.toml:2", "vm.kernel"]),
         ("[vm\n", &["config.toml:1"]),
         ("[vm]\nvcpus = 1\n", &["vm.kernel is missing"]),
-        (
-            "name = \"a/b\"\n[vm]\nkernel = \"vmlinuz\"\n",
-            &["config.toml:1", "name"],
-        ),
-        (
-            "[vm]\nkernel = \"vmlinuz\"\nmemory = \"900000GiB\"\n",
-            &["config.toml:3", "vm.memory"],
-        ),
+        ("name = \"a/b\"\n[vm]\nkernel = \"vmlinuz\"\n", &["config.toml:1", "name"]),
+        ("[vm]\nkernel = \"vmlinuz\"\nmemory = \"900000GiB\"\n", &["config.toml:3", "vm.memory"]),
         (
             "[vm]\nkernel = \"vmlinuz\"\n[[mounts]]\nsource = \".\"\ntarget = \"~/a\"\n[[mounts]]\nsource = \".\"\ntarget = \"~/a\"\n",
             &["config.toml:8", "mounts"],
@@ -100,11 +87,7 @@ fn the_guest_does_not_get_at_the_vms_sockets() {
 /// A program that says that it is this Cloud Hypervisor.
 fn vmm(room: &Room, version: &str) -> String {
     let path = room.path().join("vmm");
-    fs::write(
-        &path,
-        format!("#!/bin/sh\necho cloud-hypervisor {version}\n"),
-    )
-    .unwrap();
+    fs::write(&path, format!("#!/bin/sh\necho cloud-hypervisor {version}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()
 }
@@ -117,26 +100,11 @@ fn no_vmm_and_one_that_is_too_old() {
         return;
     }
     let nowhere = [("NIXBOX_CLOUD_HYPERVISOR", "/nowhere/vmm")];
-    refused_with(
-        &room,
-        &nowhere,
-        1,
-        &["/nowhere/vmm", "NIXBOX_CLOUD_HYPERVISOR", "nixbox doctor"],
-    );
+    refused_with(&room, &nowhere, 1, &["/nowhere/vmm", "NIXBOX_CLOUD_HYPERVISOR", "nixbox doctor"]);
     let old = vmm(&room, "v38.0");
-    refused_with(
-        &room,
-        &[("NIXBOX_CLOUD_HYPERVISOR", &old)],
-        1,
-        &["v38.0", "too old"],
-    );
+    refused_with(&room, &[("NIXBOX_CLOUD_HYPERVISOR", &old)], 1, &["v38.0", "too old"]);
     let empty = vmm(&room, "");
-    refused_with(
-        &room,
-        &[("NIXBOX_CLOUD_HYPERVISOR", &empty)],
-        1,
-        &["no version"],
-    );
+    refused_with(&room, &[("NIXBOX_CLOUD_HYPERVISOR", &empty)], 1, &["no version"]);
 }
 
 #[test]
@@ -147,10 +115,7 @@ fn no_virtiofsd_where_there_are_mounts() {
         return;
     }
     let vmm = vmm(&room, "v53.0");
-    let environment = [
-        ("NIXBOX_CLOUD_HYPERVISOR", vmm.as_str()),
-        ("NIXBOX_VIRTIOFSD", "/nowhere/virtiofsd"),
-    ];
+    let environment = [("NIXBOX_CLOUD_HYPERVISOR", vmm.as_str()), ("NIXBOX_VIRTIOFSD", "/nowhere/virtiofsd")];
     refused_with(&room, &environment, 1, &["virtiofsd", "NIXBOX_VIRTIOFSD"]);
 }
 

@@ -7,10 +7,7 @@ impl Catalog for Seams {
     async fn list(&self) -> Result<Vec<Manifest>> {
         self.look("catalog.list", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
-            let listed = state
-                .files
-                .list(snapshots)
-                .filter(|(name, _)| !name.starts_with('.'));
+            let listed = state.files.list(snapshots).filter(|(name, _)| !name.starts_with('.'));
             let manifests = listed.filter_map(|(_, ino)| match state.files.get(ino, MANIFEST) {
                 Some(Content::Manifest(manifest)) => Some(manifest.0.clone()),
                 _ => None,
@@ -28,14 +25,12 @@ impl Catalog for Seams {
             // What is reported is built upon, so that it has to be on the medium.
             state.files.sync_names(snapshots);
             let is = |name: String| state.files.find(snapshots, &name).is_some();
-            Ok(
-                match (is(id.to_string()), is(trash_name(id)), is(staging_name(id))) {
-                    (true, ..) => Entry::Listed,
-                    (_, true, _) => Entry::Trashed,
-                    (_, _, true) => Entry::Staged,
-                    _ => Entry::Absent,
-                },
-            )
+            Ok(match (is(id.to_string()), is(trash_name(id)), is(staging_name(id))) {
+                (true, ..) => Entry::Listed,
+                (_, true, _) => Entry::Trashed,
+                (_, _, true) => Entry::Staged,
+                _ => Entry::Absent,
+            })
         })
         .await
     }
@@ -44,9 +39,7 @@ impl Catalog for Seams {
         let make = |state: &mut State| {
             let snapshots = state.snapshots_directory(self.workspace);
             if state.files.find(snapshots, &staging_name(id)).is_none() {
-                state
-                    .files
-                    .create(snapshots, &staging_name(id), Content::Directory);
+                state.files.create(snapshots, &staging_name(id), Content::Directory);
             }
             Ok(())
         };
@@ -58,10 +51,7 @@ impl Catalog for Seams {
             let Ok(directory) = self.staged_or_listed(state, id) else {
                 return Ok(false);
             };
-            Ok(matches!(
-                state.files.get(directory, SAVED),
-                Some(Content::State(_))
-            ))
+            Ok(matches!(state.files.get(directory, SAVED), Some(Content::State(_))))
         })
         .await
     }
@@ -70,11 +60,7 @@ impl Catalog for Seams {
         self.look("catalog.verify", |state| {
             let directory = self.staged_or_listed(state, id)?;
             match state.files.get(directory, MANIFEST) {
-                Some(Content::Manifest(manifest))
-                    if manifest.0.files == records(state, directory) =>
-                {
-                    Ok(())
-                }
+                Some(Content::Manifest(manifest)) if manifest.0.files == records(state, directory) => Ok(()),
                 _ => refused("a file is not what the manifest says"),
             }
         })
@@ -107,9 +93,7 @@ impl Catalog for Seams {
         };
         let rename = |state: &mut State| {
             let snapshots = state.snapshots_directory(self.workspace);
-            state
-                .files
-                .rename(snapshots, &staging_name(id), &id.to_string());
+            state.files.rename(snapshots, &staging_name(id), &id.to_string());
             Ok(())
         };
         let sync_list = |state: &mut State| {
@@ -117,26 +101,19 @@ impl Catalog for Seams {
             state.files.sync_names(snapshots);
             Ok(())
         };
-        let parts: Vec<Part<'_>> = vec![
-            Box::new(write),
-            Box::new(sync),
-            Box::new(rename),
-            Box::new(sync_list),
-        ];
+        let parts: Vec<Part<'_>> =
+            vec![Box::new(write), Box::new(sync), Box::new(rename), Box::new(sync_list)];
         self.act("catalog.commit", parts).await
     }
 
     async fn discard(&self, id: SnapshotId) -> Result<()> {
-        self.remove_directory("catalog.discard", staging_name(id))
-            .await
+        self.remove_directory("catalog.discard", staging_name(id)).await
     }
 
     async fn trash(&self, id: SnapshotId) -> Result<()> {
         let rename = |state: &mut State| {
             let snapshots = state.snapshots_directory(self.workspace);
-            state
-                .files
-                .rename(snapshots, &id.to_string(), &trash_name(id));
+            state.files.rename(snapshots, &id.to_string(), &trash_name(id));
             Ok(())
         };
         let sync = |state: &mut State| {
@@ -144,8 +121,7 @@ impl Catalog for Seams {
             state.files.sync_names(snapshots);
             Ok(())
         };
-        self.act("catalog.trash", vec![Box::new(rename), Box::new(sync)])
-            .await
+        self.act("catalog.trash", vec![Box::new(rename), Box::new(sync)]).await
     }
 
     async fn purge(&self, id: SnapshotId) -> Result<()> {
@@ -166,14 +142,8 @@ impl Seams {
         let empty = |state: &mut State| {
             let snapshots = state.snapshots_directory(self.workspace);
             if let Some(directory) = state.files.find(snapshots, &name) {
-                let first = state
-                    .files
-                    .list(directory)
-                    .next()
-                    .map(|(name, _)| name.to_owned());
-                first
-                    .into_iter()
-                    .for_each(|first| state.files.remove(directory, &first));
+                let first = state.files.list(directory).next().map(|(name, _)| name.to_owned());
+                first.into_iter().for_each(|first| state.files.remove(directory, &first));
             }
             Ok(())
         };
@@ -183,28 +153,20 @@ impl Seams {
             state.files.sync_names(snapshots);
             Ok(())
         };
-        self.act(kind, vec![Box::new(empty), Box::new(remove)])
-            .await
+        self.act(kind, vec![Box::new(empty), Box::new(remove)]).await
     }
 }
 
 /// What a manifest says of the files of a directory, but for the manifest itself.
 pub(in crate::fakes) fn records(state: &State, directory: Ino) -> Vec<FileRecord> {
-    let files = state
-        .files
-        .list(directory)
-        .filter(|(name, _)| *name != MANIFEST);
+    let files = state.files.list(directory).filter(|(name, _)| *name != MANIFEST);
     files
         .map(|(name, ino)| {
             let mut hasher = DefaultHasher::new();
             state.files.content(ino).hash(&mut hasher);
             let mut hash = [0; 32];
             hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
-            FileRecord {
-                name: name.to_owned(),
-                size: 1,
-                hash,
-            }
+            FileRecord { name: name.to_owned(), size: 1, hash }
         })
         .collect()
 }

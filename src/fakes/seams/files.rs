@@ -17,18 +17,10 @@ impl Disk for Seams {
     }
 
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
-        self.put_disk("disk.create", generation, interrupt, |_| {
-            Ok(DiskImage::blank())
-        })
-        .await
+        self.put_disk("disk.create", generation, interrupt, |_| Ok(DiskImage::blank())).await
     }
 
-    async fn capture(
-        &self,
-        generation: Generation,
-        into: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
         let begin = |state: &mut State| {
             let staging = self.staging(state, into)?;
             state.files.create(staging, DISK, Content::Torn);
@@ -45,16 +37,10 @@ impl Disk for Seams {
             }
             Ok(())
         };
-        self.act("disk.capture", vec![Box::new(begin), Box::new(finish)])
-            .await
+        self.act("disk.capture", vec![Box::new(begin), Box::new(finish)]).await
     }
 
-    async fn fill(
-        &self,
-        from: SnapshotId,
-        generation: Generation,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
         self.put_disk("disk.fill", generation, interrupt, |state| {
             let directory = self.staged_or_listed(state, from)?;
             match state.files.get(directory, DISK) {
@@ -76,8 +62,7 @@ impl Disk for Seams {
             state.files.sync_names(directory);
             Ok(())
         };
-        self.act("disk.remove", vec![Box::new(remove), Box::new(sync)])
-            .await
+        self.act("disk.remove", vec![Box::new(remove), Box::new(sync)]).await
     }
 }
 
@@ -108,8 +93,7 @@ impl Seams {
             state.files.sync_names(directory);
             Ok(())
         };
-        self.act(kind, vec![Box::new(begin), Box::new(finish)])
-            .await
+        self.act(kind, vec![Box::new(begin), Box::new(finish)]).await
     }
 }
 
@@ -118,10 +102,7 @@ impl Memory for Seams {
     async fn find(&self, generation: Generation) -> Result<Presence> {
         let key = self.key(generation);
         self.look("memory.find", move |state| {
-            Ok(state
-                .memories
-                .get(&key)
-                .map_or(Presence::Absent, |file| file.presence))
+            Ok(state.memories.get(&key).map_or(Presence::Absent, |file| file.presence))
         })
         .await
     }
@@ -129,21 +110,13 @@ impl Memory for Seams {
     async fn create(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let create = move |state: &mut State| {
-            state.memories.entry(key).or_insert(RamFile {
-                ram: None,
-                presence: Presence::Whole,
-            });
+            state.memories.entry(key).or_insert(RamFile { ram: None, presence: Presence::Whole });
             Ok(())
         };
         self.act("memory.create", vec![Box::new(create)]).await
     }
 
-    async fn capture(
-        &self,
-        generation: Generation,
-        into: SnapshotId,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
         let begin = |state: &mut State| {
             let staging = self.staging(state, into)?;
             state.files.create(staging, RAM, Content::Torn);
@@ -160,25 +133,13 @@ impl Memory for Seams {
             }
             Ok(())
         };
-        self.act("memory.capture", vec![Box::new(begin), Box::new(finish)])
-            .await
+        self.act("memory.capture", vec![Box::new(begin), Box::new(finish)]).await
     }
 
-    async fn fill(
-        &self,
-        from: SnapshotId,
-        generation: Generation,
-        interrupt: &Interrupt,
-    ) -> Result<()> {
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
         let key = self.key(generation);
         let begin = move |state: &mut State| {
-            state.memories.insert(
-                key,
-                RamFile {
-                    ram: None,
-                    presence: Presence::Partial,
-                },
-            );
+            state.memories.insert(key, RamFile { ram: None, presence: Presence::Partial });
             Ok(())
         };
         let finish = |state: &mut State| {
@@ -187,17 +148,10 @@ impl Memory for Seams {
             let Some(Content::Ram(ram)) = state.files.get(directory, RAM).cloned() else {
                 return refused("the snapshot's RAM is not whole");
             };
-            state.memories.insert(
-                key,
-                RamFile {
-                    ram: Some(ram),
-                    presence: Presence::Whole,
-                },
-            );
+            state.memories.insert(key, RamFile { ram: Some(ram), presence: Presence::Whole });
             Ok(())
         };
-        self.act("memory.fill", vec![Box::new(begin), Box::new(finish)])
-            .await
+        self.act("memory.fill", vec![Box::new(begin), Box::new(finish)]).await
     }
 
     async fn remove(&self, generation: Generation) -> Result<()> {

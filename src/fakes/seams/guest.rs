@@ -5,10 +5,7 @@ use super::*;
 #[async_trait]
 impl Guest for Seams {
     async fn ready(&self, machine: &Machine) -> Result<BootId> {
-        self.look("guest.ready", |state| {
-            Ok(BootId(self.guest(state, machine)?.boot))
-        })
-        .await
+        self.look("guest.ready", |state| Ok(BootId(self.guest(state, machine)?.boot))).await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
@@ -17,8 +14,7 @@ impl Guest for Seams {
             let secret = state.secret;
             state.change_disk(self.workspace, machine.disk, |disk| {
                 let former = std::mem::take(&mut disk.secrets);
-                disk.residue
-                    .extend(former.into_iter().filter(|former| *former != secret));
+                disk.residue.extend(former.into_iter().filter(|former| *former != secret));
                 disk.secrets.insert(secret);
             });
             Ok(())
@@ -28,8 +24,7 @@ impl Guest for Seams {
             self.guest(state, machine)?.secrets.insert(secret);
             Ok(())
         };
-        self.act("guest.inject", vec![Box::new(to_disk), Box::new(to_ram)])
-            .await
+        self.act("guest.inject", vec![Box::new(to_disk), Box::new(to_ram)]).await
     }
 
     async fn wipe(&self, machine: &Machine) -> Result<()> {
@@ -46,8 +41,7 @@ impl Guest for Seams {
             state.change_disk(self.workspace, machine.disk, |disk| disk.residue.clear());
             Ok(())
         };
-        self.act("guest.wipe", vec![Box::new(files), Box::new(caches)])
-            .await
+        self.act("guest.wipe", vec![Box::new(files), Box::new(caches)]).await
     }
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
@@ -55,10 +49,7 @@ impl Guest for Seams {
         let mount = |state: &mut State| {
             let wanted = state.shares_wanted;
             let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve)
-                && state
-                    .vmms
-                    .get(&key)
-                    .is_some_and(|vmm| vmm.shares == Presence::Whole);
+                && state.vmms.get(&key).is_some_and(|vmm| vmm.shares == Presence::Whole);
             let ram = self.guest(state, machine)?;
             match ram.mount {
                 _ if !wanted => Ok(()),
@@ -90,14 +81,10 @@ impl Guest for Seams {
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
         self.look("guest.equipped", |state| {
             let (secret, wanted) = (state.secret, state.shares_wanted);
-            let disk = state
-                .disk(self.workspace, machine.disk)
-                .cloned()
-                .ok_or(Failure::Lost)?;
+            let disk = state.disk(self.workspace, machine.disk).cloned().ok_or(Failure::Lost)?;
             let ram = self.guest(state, machine)?;
             let whole = disk.secrets.contains(&secret) && ram.secrets.contains(&secret);
-            let absent =
-                disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
+            let absent = disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
             let credentials = match (whole, absent) {
                 (true, _) => Presence::Whole,
                 (false, true) => Presence::Absent,
@@ -109,10 +96,7 @@ impl Guest for Seams {
                 Mount::No => Presence::Absent,
                 Mount::Dead => Presence::Partial,
             };
-            Ok(Equipment {
-                credentials,
-                mounts,
-            })
+            Ok(Equipment { credentials, mounts })
         })
         .await
     }
@@ -126,8 +110,7 @@ impl Guest for Seams {
             self.guest(state, machine)?.clock = true;
             Ok(())
         };
-        self.act("guest.settle", vec![Box::new(entropy), Box::new(clock)])
-            .await
+        self.act("guest.settle", vec![Box::new(entropy), Box::new(clock)]).await
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {

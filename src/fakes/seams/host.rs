@@ -6,20 +6,14 @@ use super::*;
 impl Slots for Seams {
     async fn held(&self) -> Result<Option<Slot>> {
         self.look("slots.held", |state| {
-            Ok(state
-                .slots
-                .iter()
-                .find(|(_, holder)| **holder == self.workspace)
-                .map(|(slot, _)| *slot))
+            Ok(state.slots.iter().find(|(_, holder)| **holder == self.workspace).map(|(slot, _)| *slot))
         })
         .await
     }
 
     async fn free(&self) -> Result<Vec<Slot>> {
         self.look("slots.free", |state| {
-            Ok(Slot::all()
-                .filter(|slot| !state.slots.contains_key(slot))
-                .collect())
+            Ok(Slot::all().filter(|slot| !state.slots.contains_key(slot)).collect())
         })
         .await
     }
@@ -27,12 +21,7 @@ impl Slots for Seams {
     async fn claim(&self, wanted: &[Slot]) -> Result<Slot> {
         let mut claimed = None;
         let claim = |state: &mut State| {
-            let mine = |slot: &Slot| {
-                state
-                    .slots
-                    .get(slot)
-                    .is_none_or(|holder| *holder == self.workspace)
-            };
+            let mine = |slot: &Slot| state.slots.get(slot).is_none_or(|holder| *holder == self.workspace);
             claimed = wanted.iter().copied().find(mine);
             if let Some(slot) = claimed {
                 state.slots.insert(slot, self.workspace);
@@ -58,10 +47,7 @@ impl Slots for Seams {
 impl Network for Seams {
     async fn find(&self, slot: Slot) -> Result<Presence> {
         self.look("network.find", |state| {
-            let mine = state
-                .networks
-                .get(&slot)
-                .filter(|network| network.owner == self.workspace);
+            let mine = state.networks.get(&slot).filter(|network| network.owner == self.workspace);
             Ok(mine.map_or(Presence::Absent, NetworkParts::presence))
         })
         .await
@@ -70,12 +56,7 @@ impl Network for Seams {
     async fn build(&self, slot: Slot, _: Generation) -> Result<()> {
         let owner = self.workspace;
         let tap = move |state: &mut State| {
-            let blank = NetworkParts {
-                owner,
-                tap: false,
-                table: false,
-                dhcp: false,
-            };
+            let blank = NetworkParts { owner, tap: false, table: false, dhcp: false };
             let network = state.networks.entry(slot).or_insert(blank);
             if network.owner != owner {
                 return refused("the TAP is another's");
@@ -90,8 +71,7 @@ impl Network for Seams {
             }
             Ok(())
         };
-        self.act("network.build", vec![Box::new(tap), Box::new(rest)])
-            .await
+        self.act("network.build", vec![Box::new(tap), Box::new(rest)]).await
     }
 
     async fn remove(&self, slot: Slot) -> Result<()> {
@@ -105,17 +85,12 @@ impl Network for Seams {
             _ => Ok(()),
         };
         let finish = move |state: &mut State| {
-            if state
-                .networks
-                .get(&slot)
-                .is_some_and(|network| network.owner == owner)
-            {
+            if state.networks.get(&slot).is_some_and(|network| network.owner == owner) {
                 state.networks.remove(&slot);
             }
             Ok(())
         };
-        self.act("network.remove", vec![Box::new(begin), Box::new(finish)])
-            .await
+        self.act("network.remove", vec![Box::new(begin), Box::new(finish)]).await
     }
 }
 
@@ -145,13 +120,7 @@ impl Shares for Seams {
         }
         let spawn = move |state: &mut State| {
             if !state.daemons.get(&key).is_some_and(ShareDaemons::serve) {
-                state.daemons.insert(
-                    key,
-                    ShareDaemons {
-                        listening: Presence::Partial,
-                        alive: true,
-                    },
-                );
+                state.daemons.insert(key, ShareDaemons { listening: Presence::Partial, alive: true });
             }
             Ok(())
         };
@@ -161,8 +130,7 @@ impl Shares for Seams {
             }
             Ok(())
         };
-        self.act("shares.start", vec![Box::new(spawn), Box::new(listen)])
-            .await
+        self.act("shares.start", vec![Box::new(spawn), Box::new(listen)]).await
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
@@ -178,7 +146,6 @@ impl Shares for Seams {
             state.daemons.remove(&key);
             Ok(())
         };
-        self.act("shares.stop", vec![Box::new(end), Box::new(forget)])
-            .await
+        self.act("shares.stop", vec![Box::new(end), Box::new(forget)]).await
     }
 }

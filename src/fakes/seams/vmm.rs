@@ -15,10 +15,7 @@ impl Vmm for Seams {
             if let Some(id) = state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
                 self.finish_save(state, key, id)?;
             }
-            Ok(state
-                .vmms
-                .get(&key)
-                .map_or(VmmState::Never, |vmm| vmm.state))
+            Ok(state.vmms.get(&key).map_or(VmmState::Never, |vmm| vmm.state))
         })
         .await
     }
@@ -26,17 +23,12 @@ impl Vmm for Seams {
     async fn start(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let start = move |state: &mut State| {
-            if state
-                .vmms
-                .get(&key)
-                .is_none_or(|vmm| vmm.state == VmmState::Gone)
-            {
+            if state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone) {
                 state.vmms.insert(key, VmmProcess::empty());
             }
             Ok(())
         };
-        self.act("vmm.start", vec![Box::new(start), nothing()])
-            .await
+        self.act("vmm.start", vec![Box::new(start), nothing()]).await
     }
 
     async fn boot(&self, machine: &Machine) -> Result<()> {
@@ -51,8 +43,7 @@ impl Vmm for Seams {
             _ => refused("no VMM listens"),
         };
         let boot = |state: &mut State| self.boot_now(state, machine);
-        self.act("vmm.boot", vec![Box::new(create), Box::new(boot)])
-            .await
+        self.act("vmm.boot", vec![Box::new(create), Box::new(boot)]).await
     }
 
     async fn pause(&self, generation: Generation) -> Result<()> {
@@ -70,13 +61,7 @@ impl Vmm for Seams {
 
     async fn resume(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        self.act(
-            "vmm.resume",
-            vec![Box::new(move |state: &mut State| {
-                self.resume_now(state, key)
-            })],
-        )
-        .await
+        self.act("vmm.resume", vec![Box::new(move |state: &mut State| self.resume_now(state, key))]).await
     }
 
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
@@ -94,13 +79,11 @@ impl Vmm for Seams {
             state.files.create(staging, SAVED, Content::Torn);
             Ok(())
         };
-        let finish =
-            |state: &mut State| match state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
-                Some(id) => self.finish_save(state, key, id),
-                None => Err(Failure::Lost),
-            };
-        self.act("vmm.save", vec![Box::new(begin), Box::new(finish)])
-            .await
+        let finish = |state: &mut State| match state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
+            Some(id) => self.finish_save(state, key, id),
+            None => Err(Failure::Lost),
+        };
+        self.act("vmm.save", vec![Box::new(begin), Box::new(finish)]).await
     }
 
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
@@ -127,8 +110,7 @@ impl Vmm for Seams {
             state.vmms.remove(&key);
             Ok(())
         };
-        self.act("vmm.stop", vec![Box::new(end), Box::new(forget)])
-            .await
+        self.act("vmm.stop", vec![Box::new(end), Box::new(forget)]).await
     }
 
     async fn attach_shares(&self, generation: Generation) -> Result<()> {
@@ -154,11 +136,7 @@ impl Vmm for Seams {
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let detach = move |state: &mut State| {
-            let memory = state
-                .vmms
-                .get(&key)
-                .and_then(|vmm| vmm.machine)
-                .map(|machine| machine.memory);
+            let memory = state.vmms.get(&key).and_then(|vmm| vmm.machine).map(|machine| machine.memory);
             let mounted = memory
                 .and_then(|memory| state.ram(self.workspace, memory))
                 .is_some_and(|ram| ram.mount != Mount::No);
@@ -195,10 +173,7 @@ impl Seams {
             Some(VmmState::Stopped) => {}
             _ => return Err(Failure::Lost),
         }
-        let Some(ticks) = state
-            .disk(self.workspace, machine.disk)
-            .map(|disk| disk.ticks)
-        else {
+        let Some(ticks) = state.disk(self.workspace, machine.disk).map(|disk| disk.ticks) else {
             return refused("the disk image is not there");
         };
         self.check_parts(state, machine, machine.shares)?;
@@ -207,15 +182,8 @@ impl Seams {
         let Some(file) = state.memories.get_mut(&self.key(machine.memory)) else {
             return refused("the RAM file is not there");
         };
-        file.ram = Some(Ram {
-            ticks,
-            ..Ram::booted(boot)
-        });
-        let shares = if machine.shares {
-            Presence::Whole
-        } else {
-            Presence::Absent
-        };
+        file.ram = Some(Ram { ticks, ..Ram::booted(boot) });
+        let shares = if machine.shares { Presence::Whole } else { Presence::Absent };
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Running;
             vmm.shares = shares;
@@ -225,18 +193,10 @@ impl Seams {
 
     /// What a VMM connects to or opens when a VM is created in it.
     fn check_parts(&self, state: &State, machine: &Machine, shares: bool) -> Result<()> {
-        if shares
-            && !state
-                .daemons
-                .get(&self.key(machine.vmm))
-                .is_some_and(ShareDaemons::serve)
-        {
+        if shares && !state.daemons.get(&self.key(machine.vmm)).is_some_and(ShareDaemons::serve) {
             return refused("no share daemon listens");
         }
-        let tap = state
-            .networks
-            .get(&machine.slot)
-            .is_some_and(|net| net.owner == self.workspace && net.tap);
+        let tap = state.networks.get(&machine.slot).is_some_and(|net| net.owner == self.workspace && net.tap);
         if !tap {
             return refused("the TAP is not there");
         }
@@ -248,19 +208,13 @@ impl Seams {
 
     fn resume_now(&self, state: &mut State, key: Key) -> Result<()> {
         let tap = |state: &State, machine: Machine| {
-            state
-                .networks
-                .get(&machine.slot)
-                .is_some_and(|net| net.owner == self.workspace && net.tap)
+            state.networks.get(&machine.slot).is_some_and(|net| net.owner == self.workspace && net.tap)
         };
         let (machine, spoilt) = match state.vmms.get(&key) {
             Some(vmm) if vmm.state == VmmState::Running => return Ok(()),
-            Some(VmmProcess {
-                state: VmmState::Paused,
-                machine: Some(machine),
-                shares_spoilt,
-                ..
-            }) => (*machine, *shares_spoilt),
+            Some(VmmProcess { state: VmmState::Paused, machine: Some(machine), shares_spoilt, .. }) => {
+                (*machine, *shares_spoilt)
+            }
             Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
             _ => return refused("there is no VM to resume"),
         };
@@ -270,9 +224,8 @@ impl Seams {
             vmm.state = VmmState::Running;
             vmm.mangled |= mangled;
         }
-        if let Some(ram) = state
-            .ram_mut(self.workspace, machine.memory)
-            .filter(|ram| spoilt && ram.mount == Mount::Works)
+        if let Some(ram) =
+            state.ram_mut(self.workspace, machine.memory).filter(|ram| spoilt && ram.mount == Mount::Works)
         {
             ram.mount = Mount::Dead;
         }
@@ -281,27 +234,18 @@ impl Seams {
 
     fn finish_save(&self, state: &mut State, key: Key, into: SnapshotId) -> Result<()> {
         let survives = state.ability().shares_survive_resume;
-        let Some(vmm) = state
-            .vmms
-            .get_mut(&key)
-            .filter(|vmm| vmm.state == VmmState::Paused)
-        else {
+        let Some(vmm) = state.vmms.get_mut(&key).filter(|vmm| vmm.state == VmmState::Paused) else {
             return Err(Failure::Lost);
         };
         let shares = vmm.shares == Presence::Whole;
         vmm.shares_spoilt |= shares && !survives;
-        let memory = vmm
-            .machine
-            .map(|machine| machine.memory)
-            .unwrap_or_default();
+        let memory = vmm.machine.map(|machine| machine.memory).unwrap_or_default();
         let ticks = state.ram(self.workspace, memory).map_or(0, |ram| ram.ticks);
         let Ok(staging) = self.staging(state, into) else {
             return Ok(());
         };
         if let Some(ino) = state.files.find(staging, SAVED) {
-            state
-                .files
-                .write_whole(ino, Content::State(SavedState { ticks, shares }));
+            state.files.write_whole(ino, Content::State(SavedState { ticks, shares }));
         }
         Ok(())
     }
@@ -320,9 +264,7 @@ impl Seams {
         };
         self.check_parts(state, machine, saved.shares)?;
         let breaks_mounts = saved.shares && !state.ability().shares_survive_restore;
-        let disk = state
-            .disk(self.workspace, machine.disk)
-            .map(|disk| disk.ticks);
+        let disk = state.disk(self.workspace, machine.disk).map(|disk| disk.ticks);
         let Some(ram) = state.ram_mut(self.workspace, machine.memory) else {
             return Err(Failure::Lost);
         };
@@ -336,11 +278,7 @@ impl Seams {
             vmm.state = VmmState::Paused;
             vmm.machine = Some(*machine);
             vmm.mangled = mangled;
-            vmm.shares = if saved.shares {
-                Presence::Whole
-            } else {
-                Presence::Absent
-            };
+            vmm.shares = if saved.shares { Presence::Whole } else { Presence::Absent };
         }
         Ok(())
     }

@@ -14,20 +14,14 @@ use crate::guest::ready::{Attempt, until_ready};
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::world::Interrupt;
 
-const CAPTURE: Capture = Capture {
-    most: 4 << 20,
-    within: LIMIT,
-};
+const CAPTURE: Capture = Capture { most: 4 << 20, within: LIMIT };
 
 fn nothing() -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::new())
 }
 
 async fn exec(session: &Session, command: &str) -> Finished {
-    session
-        .exec(command.as_bytes(), nothing(), CAPTURE)
-        .await
-        .unwrap()
+    session.exec(command.as_bytes(), nothing(), CAPTURE).await.unwrap()
 }
 
 #[tokio::test]
@@ -37,34 +31,18 @@ async fn commands_run_with_input_output_and_status() {
         let session = server.connect("user").await.session;
         let done = exec(&session, "echo out; echo err >&2; exit 42").await;
         assert_eq!(done.exit, Exit::Status(42));
-        assert_eq!(
-            (done.stdout.as_slice(), done.stderr.as_slice()),
-            (&b"out\n"[..], &b"err\n"[..])
-        );
+        assert_eq!((done.stdout.as_slice(), done.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
 
         let input: Vec<u8> = (0..3_000_000_u32).map(|byte| byte as u8).collect();
-        let echoed = session
-            .exec(b"cat", Zeroizing::new(input.clone()), CAPTURE)
-            .await
-            .unwrap();
+        let echoed = session.exec(b"cat", Zeroizing::new(input.clone()), CAPTURE).await.unwrap();
         assert_eq!(echoed.exit, Exit::Status(0));
-        assert!(
-            echoed.stdout == input,
-            "{kind:?}: {} bytes came back",
-            echoed.stdout.len()
-        );
+        assert!(echoed.stdout == input, "{kind:?}: {} bytes came back", echoed.stdout.len());
 
         // Ends without reading: neither the sending nor the receiving side may wait for it.
-        let ignored = session
-            .exec(b"exit 5", Zeroizing::new(vec![0; 16 << 20]), CAPTURE)
-            .await
-            .unwrap();
+        let ignored = session.exec(b"exit 5", Zeroizing::new(vec![0; 16 << 20]), CAPTURE).await.unwrap();
         assert_eq!(ignored.exit, Exit::Status(5), "{kind:?}");
 
-        assert_eq!(
-            exec(&session, "kill -KILL $$").await.exit,
-            Exit::Signal("KILL".into())
-        );
+        assert_eq!(exec(&session, "kill -KILL $$").await.exit, Exit::Signal("KILL".into()));
         session.close().await;
     }
 }
@@ -73,27 +51,15 @@ async fn commands_run_with_input_output_and_status() {
 async fn output_and_time_are_limited() {
     let server = Server::start(Kind::Busybox);
     let session = server.connect("user").await.session;
-    let capture = Capture {
-        most: 1000,
-        within: LIMIT,
-    };
+    let capture = Capture { most: 1000, within: LIMIT };
     for command in [&b"yes"[..], b"yes >&2", b"head -c 1001 /dev/zero"] {
         let error = session.exec(command, nothing(), capture).await.unwrap_err();
-        assert!(
-            matches!(error, ChannelError::TooMuch { limit: 1000 }),
-            "{error:?}"
-        );
+        assert!(matches!(error, ChannelError::TooMuch { limit: 1000 }), "{error:?}");
     }
-    let whole = session
-        .exec(b"head -c 1000 /dev/zero", nothing(), capture)
-        .await
-        .unwrap();
+    let whole = session.exec(b"head -c 1000 /dev/zero", nothing(), capture).await.unwrap();
     assert_eq!(whole.stdout.len(), 1000);
     let within = Duration::from_millis(100);
-    let error = session
-        .exec(b"sleep 1000", nothing(), Capture { most: 1000, within })
-        .await
-        .unwrap_err();
+    let error = session.exec(b"sleep 1000", nothing(), Capture { most: 1000, within }).await.unwrap_err();
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 }
 
@@ -105,15 +71,9 @@ async fn streams_pass_through() {
         let input = vec![7_u8; 2 << 20];
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let command = b"wc -c; echo oops >&2; exit 9";
-        let exit = session
-            .pass_through(command, input.as_slice(), &mut out, &mut err)
-            .await
-            .unwrap();
+        let exit = session.pass_through(command, input.as_slice(), &mut out, &mut err).await.unwrap();
         assert_eq!(exit, Exit::Status(9));
-        assert_eq!(
-            String::from_utf8(out).unwrap().trim(),
-            (2 << 20).to_string()
-        );
+        assert_eq!(String::from_utf8(out).unwrap().trim(), (2 << 20).to_string());
         assert_eq!(err, b"oops\n");
 
         // An answer comes before stdin ends, and an end before it is used up.
@@ -136,13 +96,7 @@ async fn streams_pass_through() {
         let (mut broken, other) = tokio::io::duplex(16);
         drop(other);
         let run = session.pass_through(b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
-        assert!(matches!(
-            run.await.unwrap_err(),
-            ChannelError::Local {
-                doing: "write to stdout",
-                ..
-            }
-        ));
+        assert!(matches!(run.await.unwrap_err(), ChannelError::Local { doing: "write to stdout", .. }));
     }
 }
 
@@ -159,40 +113,19 @@ async fn the_host_key_is_learned_once() {
     let private = server.directory.path().join("key");
     key::write(&server.key, &private).unwrap();
     let ssh = std::process::Command::new("ssh")
-        .args([
-            "-F",
-            "none",
-            "-o",
-            "StrictHostKeyChecking=yes",
-            "-o",
-            "HostKeyAlias=nixbox",
-            "-o",
-        ])
+        .args(["-F", "none", "-o", "StrictHostKeyChecking=yes", "-o", "HostKeyAlias=nixbox", "-o"])
         .arg(format!("UserKnownHostsFile={}", pin.path().display()))
         .arg("-i")
         .arg(&private)
-        .args([
-            "-p",
-            &server.address.port().to_string(),
-            "user@127.0.0.1",
-            "echo hello",
-        ])
+        .args(["-p", &server.address.port().to_string(), "user@127.0.0.1", "echo hello"])
         .output()
         .unwrap();
-    assert_eq!(
-        ssh.stdout,
-        b"hello\n",
-        "{}",
-        String::from_utf8_lossy(&ssh.stderr)
-    );
+    assert_eq!(ssh.stdout, b"hello\n", "{}", String::from_utf8_lossy(&ssh.stderr));
 
     // Of several host keys, the one that was learned is asked for, whichever that was.
     let second = fs::read_to_string(server.directory.path().join("hostkey2.pub")).unwrap();
     fs::write(pin.path(), format!("nixbox {second}")).unwrap();
-    Session::open(&server.endpoint("user"), Limits::default())
-        .await
-        .map(drop)
-        .unwrap();
+    Session::open(&server.endpoint("user"), Limits::default()).await.map(drop).unwrap();
 
     // Another key is refused at once, however long one would wait, and nothing is learned from it.
     let other = key::generate().unwrap().public_key().to_openssh().unwrap();
@@ -201,10 +134,7 @@ async fn the_host_key_is_learned_once() {
     let attempt = async |limits: Limits| Ok(Session::open(&endpoint, limits).await?);
     let refused = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
     let error = refused.map(drop).unwrap_err();
-    assert!(
-        matches!(&error, ChannelError::HostKey(PinError::Changed { .. })),
-        "{error:?}"
-    );
+    assert!(matches!(&error, ChannelError::HostKey(PinError::Changed { .. })), "{error:?}");
     assert_eq!(pin.load().unwrap().unwrap().to_openssh().unwrap(), other);
 }
 
@@ -215,15 +145,8 @@ async fn a_key_that_is_not_let_in_teaches_nothing() {
         drop(server.connect("user").await);
         let pin = Pin::new(server.directory.path().join("second"));
         let key = Arc::new(key::generate().unwrap());
-        let endpoint = Endpoint {
-            key,
-            pin: pin.clone(),
-            ..server.endpoint("user")
-        };
-        let error = Session::open(&endpoint, Limits::default())
-            .await
-            .map(drop)
-            .unwrap_err();
+        let endpoint = Endpoint { key, pin: pin.clone(), ..server.endpoint("user") };
+        let error = Session::open(&endpoint, Limits::default()).await.map(drop).unwrap_err();
         assert!(matches!(error, ChannelError::Denied { .. }), "{error:?}");
         assert!(pin.load().unwrap().is_none());
     }
@@ -240,11 +163,7 @@ fn endpoint(address: SocketAddr, directory: &std::path::Path) -> Endpoint {
 
 fn short() -> Limits {
     let half = Duration::from_millis(500);
-    Limits {
-        reach: half,
-        connect: half,
-        silence: Duration::from_millis(200),
-    }
+    Limits { reach: half, connect: half, silence: Duration::from_millis(200) }
 }
 
 #[tokio::test]
@@ -267,24 +186,9 @@ async fn silence_noise_and_nobody_are_told_apart() {
         }
         sent
     });
-    let error = Session::open(&guest, Limits::default())
-        .await
-        .map(drop)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            ChannelError::Protocol {
-                source: russh::Error::Version,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    assert!(
-        noise.join().unwrap() < 64 << 20,
-        "all of the noise was taken"
-    );
+    let error = Session::open(&guest, Limits::default()).await.map(drop).unwrap_err();
+    assert!(matches!(error, ChannelError::Protocol { source: russh::Error::Version, .. }), "{error:?}");
+    assert!(noise.join().unwrap() < 64 << 20, "all of the noise was taken");
 
     let guest = endpoint(([127, 0, 0, 1], free_port()).into(), directory.path());
     let error = Session::open(&guest, short()).await.map(drop).unwrap_err();
@@ -367,41 +271,22 @@ impl server::Handler for Hostile {
 
 #[tokio::test]
 async fn servers_that_misbehave_are_found_out() {
-    for how in [
-        Hostile::Hangs,
-        Hostile::NoStatus,
-        Hostile::Refuses,
-        Hostile::Freezes,
-        Hostile::OddSignal,
-    ] {
+    for how in [Hostile::Hangs, Hostile::NoStatus, Hostile::Refuses, Hostile::Freezes, Hostile::OddSignal] {
         let directory = tempfile::tempdir().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let guest = endpoint(listener.local_addr().unwrap(), directory.path());
-        let configuration = server::Config {
-            keys: vec![key::generate().unwrap()],
-            ..server::Config::default()
-        };
+        let configuration =
+            server::Config { keys: vec![key::generate().unwrap()], ..server::Config::default() };
         let mut hostile = how;
-        let serving = tokio::spawn(async move {
-            hostile
-                .run_on_socket(Arc::new(configuration), &listener)
-                .await
-        });
-        let limits = Limits {
-            connect: LIMIT,
-            ..short()
-        };
+        let serving =
+            tokio::spawn(async move { hostile.run_on_socket(Arc::new(configuration), &listener).await });
+        let limits = Limits { connect: LIMIT, ..short() };
         let session = Session::open(&guest, limits).await.unwrap();
-        let done = session
-            .exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE)
-            .await;
+        let done = session.exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE).await;
         match how {
             Hostile::Refuses => assert!(matches!(done, Err(ChannelError::NoCommands)), "{done:?}"),
             Hostile::OddSignal => {
-                assert_eq!(
-                    done.unwrap().exit,
-                    Exit::Signal(format!("2J{}", "X".repeat(14)))
-                )
+                assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14))))
             }
             _ => assert!(matches!(done, Err(ChannelError::Closed)), "{done:?}"),
         }
@@ -448,22 +333,14 @@ async fn a_session_that_is_dropped_ends_its_connection() {
     let session = server.connect("root").await.session;
     let begun = Instant::now();
     let others = exec(&session, "ls /proc/*/comm | wc -l").await;
-    let count: u32 = String::from_utf8(others.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    let count: u32 = String::from_utf8(others.stdout).unwrap().trim().parse().unwrap();
     let second = server.connect("root").await.session;
     let command = second.start(b"sleep 1000").await.unwrap();
     drop(command);
     drop(second);
     loop {
         let now = exec(&session, "ls /proc/*/comm | wc -l").await;
-        let now: u32 = String::from_utf8(now.stdout)
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
+        let now: u32 = String::from_utf8(now.stdout).unwrap().trim().parse().unwrap();
         // Its sshd processes are gone; `sleep` itself hears of nothing.
         if now <= count + 1 {
             break;

@@ -21,11 +21,7 @@ struct Runs(AtomicBool);
 #[async_trait]
 impl Vmm for Runs {
     async fn find(&self, _: Generation) -> Result<VmmState> {
-        Ok(if self.0.load(Ordering::SeqCst) {
-            VmmState::Running
-        } else {
-            VmmState::Gone
-        })
+        Ok(if self.0.load(Ordering::SeqCst) { VmmState::Running } else { VmmState::Gone })
     }
     async fn ability(&self) -> Result<Ability> {
         unreachable!()
@@ -67,13 +63,7 @@ impl Vmm for Runs {
 
 fn machine() -> Machine {
     let slot = Slot::try_from(3).unwrap();
-    Machine {
-        vmm: Generation(1),
-        disk: Generation(2),
-        memory: Generation(1),
-        slot,
-        shares: true,
-    }
+    Machine { vmm: Generation(1), disk: Generation(2), memory: Generation(1), slot, shares: true }
 }
 
 fn path(text: &str) -> GuestPath {
@@ -81,29 +71,15 @@ fn path(text: &str) -> GuestPath {
 }
 
 fn share(tag: &str, target: &str, readonly: bool) -> Mount {
-    Mount {
-        tag: Tag::try_from(tag.to_owned()).unwrap(),
-        target: path(target),
-        readonly,
-    }
+    Mount { tag: Tag::try_from(tag.to_owned()).unwrap(), target: path(target), readonly }
 }
 
 fn rule(content: &str, target: &str, owner: Option<&str>) -> FileRule {
     let owner = owner.map(|owner| Owner::try_from(owner.to_owned()).unwrap());
-    FileRule {
-        source: plain(content.to_owned()),
-        target: path(target),
-        owner,
-    }
+    FileRule { source: plain(content.to_owned()), target: path(target), owner }
 }
 
-fn settings(
-    address: SocketAddr,
-    user: &str,
-    key: Arc<PrivateKey>,
-    pins: &Path,
-    wanted: Wanted,
-) -> Settings {
+fn settings(address: SocketAddr, user: &str, key: Arc<PrivateKey>, pins: &Path, wanted: Wanted) -> Settings {
     Settings {
         user: UserName::try_from(user.to_owned()).unwrap(),
         key,
@@ -120,36 +96,22 @@ fn settings(
 }
 
 fn guest(server: &Server, user: &str, wanted: Wanted) -> SshGuest {
-    let settings = settings(
-        server.address,
-        user,
-        Arc::clone(&server.key),
-        server.directory.path(),
-        wanted,
-    );
+    let settings = settings(server.address, user, Arc::clone(&server.key), server.directory.path(), wanted);
     SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap()
 }
 
 /// Words that are nowhere else in the world.
 fn token() -> String {
     let key = key::generate().unwrap();
-    key.fingerprint(russh::keys::HashAlg::Sha256)
-        .to_string()
-        .split_off(10)
+    key.fingerprint(russh::keys::HashAlg::Sha256).to_string().split_off(10)
 }
 
 fn environment(value: &str) -> Vec<(VariableName, crate::guest::credentials::Source)> {
-    vec![(
-        VariableName::try_from("TOKEN".to_owned()).unwrap(),
-        plain(value.to_owned()),
-    )]
+    vec![(VariableName::try_from("TOKEN".to_owned()).unwrap(), plain(value.to_owned()))]
 }
 
 /// Every argument list on this machine, over and over, until told to stop; those of the servers are among them.
-fn in_arguments(
-    needles: Vec<String>,
-    stop: Arc<AtomicBool>,
-) -> std::thread::JoinHandle<(u64, Vec<String>)> {
+fn in_arguments(needles: Vec<String>, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<(u64, Vec<String>)> {
     std::thread::spawn(move || {
         let (mut seen, mut found) = (0, Vec::new());
         while !stop.load(Ordering::SeqCst) {
@@ -170,11 +132,9 @@ fn in_arguments(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_come_stay_and_go() {
-    for (kind, user, uid) in [
-        (Kind::Busybox, "root", 0),
-        (Kind::Busybox, "user", 1000),
-        (Kind::Debian, "user", 1000),
-    ] {
+    for (kind, user, uid) in
+        [(Kind::Busybox, "root", 0), (Kind::Busybox, "user", 1000), (Kind::Debian, "user", 1000)]
+    {
         let server = Server::start(kind);
         let (first, second) = (token(), token());
         let value = format!("{first} it's \"$HOME\"\n`x` \\");
@@ -189,25 +149,14 @@ async fn credentials_come_stay_and_go() {
         let guest = guest(&server, user, wanted(files()));
         let home = |name: &str| server.home(user, name);
         let machine = machine();
-        assert_eq!(
-            guest.equipped(&machine).await.unwrap().credentials,
-            Presence::Absent
-        );
+        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Absent);
         fs::write(home(".profile"), "# no line end").unwrap();
         fs::set_permissions(home(".profile"), fs::Permissions::from_mode(0o644)).unwrap();
         std::os::unix::fs::chown(home(".profile"), Some(uid), Some(uid)).unwrap();
 
         let stop = Arc::new(AtomicBool::new(false));
-        let private = key::private_text(&workspace_key)
-            .unwrap()
-            .lines()
-            .nth(1)
-            .unwrap()
-            .to_owned();
-        let watch = in_arguments(
-            vec![first.clone(), second.clone(), private],
-            Arc::clone(&stop),
-        );
+        let private = key::private_text(&workspace_key).unwrap().lines().nth(1).unwrap().to_owned();
+        let watch = in_arguments(vec![first.clone(), second.clone(), private], Arc::clone(&stop));
         for _ in 0..3 {
             guest.inject(&machine).await.unwrap();
         }
@@ -216,10 +165,7 @@ async fn credentials_come_stay_and_go() {
         assert!(seen > 0, "the watch saw no script run");
         assert!(found.is_empty(), "{found:?}");
 
-        assert_eq!(
-            guest.equipped(&machine).await.unwrap().credentials,
-            Presence::Whole
-        );
+        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Whole);
         for (name, mode) in [
             (".env", 0o600),
             (".aws/deep er/it's", 0o600),
@@ -227,82 +173,45 @@ async fn credentials_come_stay_and_go() {
             (".ssh/id_ed25519.pub", 0o644),
         ] {
             let about = fs::metadata(home(name)).unwrap();
-            assert_eq!(
-                (about.mode() & 0o7777, about.uid()),
-                (mode, uid),
-                "{kind:?} {user} {name}"
-            );
+            assert_eq!((about.mode() & 0o7777, about.uid()), (mode, uid), "{kind:?} {user} {name}");
         }
         for name in [".aws", ".aws/deep er"] {
             let about = fs::metadata(home(name)).unwrap();
             assert_eq!((about.mode() & 0o7777, about.uid()), (0o700, uid), "{name}");
         }
-        assert_eq!(
-            fs::read_to_string(home(".aws/deep er/it's")).unwrap(),
-            second
-        );
+        assert_eq!(fs::read_to_string(home(".aws/deep er/it's")).unwrap(), second);
         let shell = server.connect(user).await;
         for command in [
             "sh -lc 'printf %s \"$TOKEN\"'".to_owned(),
-            crate::guest::shell::run_command(&[
-                "sh".into(),
-                "-c".into(),
-                "printf %s \"$TOKEN\"".into(),
-            ]),
+            crate::guest::shell::run_command(&["sh".into(), "-c".into(), "printf %s \"$TOKEN\"".into()]),
         ] {
-            let capture = crate::guest::channel::Capture {
-                most: 9999,
-                within: LIMIT,
-            };
-            let told = shell
-                .session
-                .exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture)
-                .await
-                .unwrap();
+            let capture = crate::guest::channel::Capture { most: 9999, within: LIMIT };
+            let told =
+                shell.session.exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture).await.unwrap();
             let complaint = String::from_utf8_lossy(&told.stderr);
             assert_eq!(
-                String::from_utf8(told.stdout)
-                    .unwrap()
-                    .trim_end_matches('\n'),
+                String::from_utf8(told.stdout).unwrap().trim_end_matches('\n'),
                 value,
                 "{kind:?} {user} {command}: {complaint}"
             );
         }
         let profile = fs::read_to_string(home(".profile")).unwrap();
-        assert_eq!(
-            (profile.lines().count(), profile.lines().next()),
-            (2, Some("# no line end"))
-        );
+        assert_eq!((profile.lines().count(), profile.lines().next()), (2, Some("# no line end")));
 
         // Whatever is wrong with one of them is noticed, and put right.
         fs::set_permissions(home(".env"), fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(
-            guest.equipped(&machine).await.unwrap().credentials,
-            Presence::Partial
-        );
+        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Partial);
         fs::write(home(".env"), "x").unwrap();
-        assert_eq!(
-            guest.equipped(&machine).await.unwrap().credentials,
-            Presence::Partial
-        );
+        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Partial);
         guest.inject(&machine).await.unwrap();
-        assert_eq!(
-            guest.equipped(&machine).await.unwrap().credentials,
-            Presence::Whole
-        );
+        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Whole);
 
         // What the configuration no longer has goes.
         let fewer = self::guest(&server, user, wanted(Vec::new()));
-        assert_eq!(
-            fewer.equipped(&machine).await.unwrap().credentials,
-            Presence::Partial
-        );
+        assert_eq!(fewer.equipped(&machine).await.unwrap().credentials, Presence::Partial);
         fewer.inject(&machine).await.unwrap();
         assert!(!home(".aws/deep er/it's").exists());
-        assert_eq!(
-            fewer.equipped(&machine).await.unwrap().credentials,
-            Presence::Whole
-        );
+        assert_eq!(fewer.equipped(&machine).await.unwrap().credentials, Presence::Whole);
         guest.inject(&machine).await.unwrap();
 
         // A hard link sees the bytes go, so they were overwritten.
@@ -313,32 +222,21 @@ async fn credentials_come_stay_and_go() {
         symlink("real", home("linked")).unwrap();
         fs::write(home(".bash_history"), &first).unwrap();
         fs::write(home(".env.nixbox-new"), &first).unwrap();
-        for name in [
-            ".docker",
-            ".docker/sub",
-            ".docker/sub/config.json",
-            "real",
-            ".bash_history",
-            ".env.nixbox-new",
-        ] {
+        for name in
+            [".docker", ".docker/sub", ".docker/sub/config.json", "real", ".bash_history", ".env.nixbox-new"]
+        {
             std::os::unix::fs::chown(home(name), Some(uid), Some(uid)).unwrap();
         }
         // The list of files is the guest's: a configuration that forgot them all still finds them.
         let forgetful = self::guest(
             &server,
             user,
-            Wanted {
-                wipe: vec![path("~/.docker"), path("~/linked")],
-                ..Wanted::default()
-            },
+            Wanted { wipe: vec![path("~/.docker"), path("~/linked")], ..Wanted::default() },
         );
         let outcome = forgetful.wipe(&machine).await;
         if (kind, user) == (Kind::Busybox, "user") {
             let error = outcome.unwrap_err().to_string();
-            assert!(
-                error.contains("sudo") && error.contains("caches"),
-                "{error}"
-            );
+            assert!(error.contains("sudo") && error.contains("caches"), "{error}");
         } else {
             outcome.unwrap();
             forgetful.wipe(&machine).await.unwrap();
@@ -353,26 +251,11 @@ async fn credentials_come_stay_and_go() {
             "real",
             ".bash_history",
         ] {
-            assert!(
-                fs::symlink_metadata(home(name)).is_err(),
-                "{kind:?} {user} {name} is left"
-            );
+            assert!(fs::symlink_metadata(home(name)).is_err(), "{kind:?} {user} {name} is left");
         }
-        assert!(
-            fs::read(home("witness"))
-                .unwrap()
-                .iter()
-                .all(|byte| *byte == 0)
-        );
-        assert!(
-            fs::read_to_string(home(".profile"))
-                .unwrap()
-                .starts_with("# no line end")
-        );
-        assert_eq!(
-            guest.equipped(&machine).await.unwrap().credentials,
-            Presence::Absent
-        );
+        assert!(fs::read(home("witness")).unwrap().iter().all(|byte| *byte == 0));
+        assert!(fs::read_to_string(home(".profile")).unwrap().starts_with("# no line end"));
+        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Absent);
     }
 }
 
@@ -382,10 +265,7 @@ async fn files_of_root_need_rights_and_are_roots() {
     let target = server.directory.path().join("elsewhere/secret");
     let target = target.to_str().unwrap();
     let wanted = || Wanted {
-        files: vec![
-            rule("s", target, Some("root:root")),
-            rule("t", "~/roots", Some("root")),
-        ],
+        files: vec![rule("s", target, Some("root:root")), rule("t", "~/roots", Some("root"))],
         ..Wanted::default()
     };
     let theirs = guest(&server, "user", wanted());
@@ -394,32 +274,18 @@ async fn files_of_root_need_rights_and_are_roots() {
         let about = fs::metadata(target).unwrap();
         assert_eq!((about.mode() & 0o7777, about.uid()), (0o600, 0));
     }
-    assert_eq!(
-        theirs.equipped(&machine()).await.unwrap().credentials,
-        Presence::Whole
-    );
+    assert_eq!(theirs.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
     theirs.wipe(&machine()).await.unwrap();
     assert!(!Path::new(target).exists() && !server.home("user", "roots").exists());
 
     let server = Server::start(Kind::DebianWithoutSudo);
-    let error = guest(&server, "user", wanted())
-        .inject(&machine())
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = guest(&server, "user", wanted()).inject(&machine()).await.unwrap_err().to_string();
     assert!(error.contains("sudo"), "{error}");
     assert!(!Path::new(target).exists());
-    let error = guest(&server, "user", Wanted::default())
-        .settle(&machine())
-        .await
-        .unwrap_err();
-    let Failure::World(error) = error else {
-        panic!("{error:?}")
-    };
+    let error = guest(&server, "user", Wanted::default()).settle(&machine()).await.unwrap_err();
+    let Failure::World(error) = error else { panic!("{error:?}") };
     let error = error.downcast::<SettleError>().unwrap();
-    let SettleError::Script(why) = *error else {
-        panic!("{error:?}")
-    };
+    let SettleError::Script(why) = *error else { panic!("{error:?}") };
     assert!(matches!(*why, ScriptError::NoRights { .. }), "{why:?}");
 }
 
@@ -432,23 +298,10 @@ async fn a_wipe_names_what_is_left() {
     fs::write(server.home("user", "mine"), "s").unwrap();
     std::os::unix::fs::chown(server.home("user", "mine"), Some(1000), Some(1000)).unwrap();
     let wipe = vec![path("~/stubborn/secret"), path("~/mine")];
-    let error = guest(
-        &server,
-        "user",
-        Wanted {
-            wipe,
-            ..Wanted::default()
-        },
-    )
-    .wipe(&machine())
-    .await
-    .unwrap_err();
-    let Failure::World(error) = error else {
-        panic!("{error:?}")
-    };
-    let WipeError::Left { left, .. } = *error.downcast::<WipeError>().unwrap() else {
-        panic!()
-    };
+    let error =
+        guest(&server, "user", Wanted { wipe, ..Wanted::default() }).wipe(&machine()).await.unwrap_err();
+    let Failure::World(error) = error else { panic!("{error:?}") };
+    let WipeError::Left { left, .. } = *error.downcast::<WipeError>().unwrap() else { panic!() };
     assert_eq!(left, [stubborn.join("secret").to_str().unwrap()]);
     assert!(!server.home("user", "mine").exists());
     assert!(stubborn.join("secret").exists());
@@ -459,43 +312,24 @@ async fn a_directory_in_the_way_is_no_target() {
     let server = Server::start(Kind::Busybox);
     fs::create_dir(server.home("root", "taken")).unwrap();
     let secret = token();
-    let wanted = Wanted {
-        files: vec![rule(&secret, "~/taken", None)],
-        ..Wanted::default()
-    };
-    let error = guest(&server, "root", wanted)
-        .inject(&machine())
-        .await
-        .unwrap_err();
+    let wanted = Wanted { files: vec![rule(&secret, "~/taken", None)], ..Wanted::default() };
+    let error = guest(&server, "root", wanted).inject(&machine()).await.unwrap_err();
     assert!(error.to_string().contains("is a directory"), "{error}");
     assert!(!format!("{error:?}").contains(&secret));
-    assert_eq!(
-        fs::read_dir(server.home("root", "taken")).unwrap().count(),
-        0
-    );
+    assert_eq!(fs::read_dir(server.home("root", "taken")).unwrap().count(), 0);
 }
 
 /// The clock of this machine is right by definition, so nothing is set; the kernel's pool does get its entropy.
 #[tokio::test]
 async fn guests_settle() {
-    for (kind, user) in [
-        (Kind::Busybox, "root"),
-        (Kind::Debian, "root"),
-        (Kind::Debian, "user"),
-    ] {
+    for (kind, user) in [(Kind::Busybox, "root"), (Kind::Debian, "root"), (Kind::Debian, "user")] {
         let server = Server::start(kind);
         let shell = server.connect(user).await;
         let agreement = settle::settle(&shell).await.unwrap();
-        assert!(
-            agreement.offset.abs() <= agreement.uncertainty,
-            "{agreement:?}"
-        );
+        assert!(agreement.offset.abs() <= agreement.uncertainty, "{agreement:?}");
         let nothing = Zeroizing::new(Vec::new());
         let left = "ls -a /dev/shm /run /tmp | grep nixbox-settle; true";
-        let left = shell
-            .script("look", Rights::User, left, nothing, LIMIT)
-            .await
-            .unwrap();
+        let left = shell.script("look", Rights::User, left, nothing, LIMIT).await.unwrap();
         assert_eq!(left, "", "{kind:?} {user}");
     }
 }
@@ -503,31 +337,16 @@ async fn guests_settle() {
 #[tokio::test]
 async fn readiness_gives_the_boot_and_a_gone_vm_is_lost() {
     let server = Server::start(Kind::Busybox);
-    let boot = guest(&server, "user", Wanted::default())
-        .ready(&machine())
-        .await
-        .unwrap();
-    let text: String = fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .unwrap()
-        .trim()
-        .split('-')
-        .collect();
-    assert_eq!(
-        u128::from_be_bytes(boot.0),
-        u128::from_str_radix(&text, 16).unwrap()
-    );
+    let boot = guest(&server, "user", Wanted::default()).ready(&machine()).await.unwrap();
+    let text: String =
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().split('-').collect();
+    assert_eq!(u128::from_be_bytes(boot.0), u128::from_str_radix(&text, 16).unwrap());
 
     // Nobody listens, and the VM goes while one waits.
     let directory = tempfile::tempdir().unwrap();
     let nobody = ([127, 0, 0, 1], free_port()).into();
     let runs = Arc::new(Runs(AtomicBool::new(true)));
-    let settings = settings(
-        nobody,
-        "user",
-        Arc::clone(&server.key),
-        directory.path(),
-        Wanted::default(),
-    );
+    let settings = settings(nobody, "user", Arc::clone(&server.key), directory.path(), Wanted::default());
     let guest = SshGuest::new(settings, Arc::clone(&runs) as Arc<dyn Vmm>).unwrap();
     let going = async { runs.0.store(false, Ordering::SeqCst) };
     let (machine, interrupt) = (machine(), Interrupt::new());
@@ -535,10 +354,7 @@ async fn readiness_gives_the_boot_and_a_gone_vm_is_lost() {
     assert!(matches!(outcome, Err(Failure::Lost)));
     runs.0.store(true, Ordering::SeqCst);
     interrupt.request();
-    assert!(matches!(
-        guest.connect(&machine, &interrupt).await,
-        Err(Failure::Interrupted)
-    ));
+    assert!(matches!(guest.connect(&machine, &interrupt).await, Err(Failure::Interrupted)));
 }
 
 #[tokio::test]
@@ -546,13 +362,8 @@ async fn another_disk_has_another_host_key_and_a_clone_inherits() {
     let (first, second) = (Server::start(Kind::Busybox), Server::start(Kind::Busybox));
     let old = guest(&first, "user", Wanted::default());
     old.ready(&machine()).await.unwrap();
-    let settings = settings(
-        second.address,
-        "user",
-        Arc::clone(&second.key),
-        first.directory.path(),
-        Wanted::default(),
-    );
+    let settings =
+        settings(second.address, "user", Arc::clone(&second.key), first.directory.path(), Wanted::default());
     let new = SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
     let refused = |outcome: Result<BootId>| match outcome {
         Err(Failure::World(error)) => {
@@ -564,20 +375,10 @@ async fn another_disk_has_another_host_key_and_a_clone_inherits() {
         _ => false,
     };
     assert!(refused(new.ready(&machine()).await));
-    let clone = Machine {
-        disk: Generation(9),
-        ..machine()
-    };
-    new.pin(Generation(9))
-        .inherit(&new.pin(Generation(2)))
-        .unwrap();
+    let clone = Machine { disk: Generation(9), ..machine() };
+    new.pin(Generation(9)).inherit(&new.pin(Generation(2))).unwrap();
     assert!(refused(new.ready(&clone).await));
-    new.ready(&Machine {
-        disk: Generation(10),
-        ..machine()
-    })
-    .await
-    .unwrap();
+    new.ready(&Machine { disk: Generation(10), ..machine() }).await.unwrap();
 }
 
 #[test]
@@ -585,18 +386,8 @@ fn settings_that_would_touch_the_host_are_refused() {
     let key = Arc::new(key::generate().unwrap());
     let check = |files: Vec<FileRule>, wipe: &[&str], mounts: Vec<Mount>| {
         let wipe = wipe.iter().map(|text| path(text)).collect();
-        let wanted = Wanted {
-            files,
-            wipe,
-            ..Wanted::default()
-        };
-        let base = settings(
-            ([127, 0, 0, 1], 1).into(),
-            "user",
-            Arc::clone(&key),
-            Path::new("/"),
-            wanted,
-        );
+        let wanted = Wanted { files, wipe, ..Wanted::default() };
+        let base = settings(([127, 0, 0, 1], 1).into(), "user", Arc::clone(&key), Path::new("/"), wanted);
         Settings { mounts, ..base }.check()
     };
     let work = || vec![share("w", "~/workspace", false)];
@@ -605,29 +396,14 @@ fn settings_that_would_touch_the_host_are_refused() {
         check(vec![rule("", "~/workspace/.env", None)], &[], work()),
         Err(SettingsError::OnShare { .. })
     ));
-    assert!(matches!(
-        check(Vec::new(), &["~/workspace/x"], work()),
-        Err(SettingsError::OnShare { .. })
-    ));
+    assert!(matches!(check(Vec::new(), &["~/workspace/x"], work()), Err(SettingsError::OnShare { .. })));
     let deep = vec![share("w", "~/a/b", false)];
-    assert!(matches!(
-        check(Vec::new(), &["~/a"], deep),
-        Err(SettingsError::AroundShare { .. })
-    ));
+    assert!(matches!(check(Vec::new(), &["~/a"], deep), Err(SettingsError::AroundShare { .. })));
     let twice = vec![share("w", "~/a", false), share("x", "~/a", true)];
-    assert!(matches!(
-        check(Vec::new(), &[], twice),
-        Err(SettingsError::SharesCollide(_))
-    ));
+    assert!(matches!(check(Vec::new(), &[], twice), Err(SettingsError::SharesCollide(_))));
     let same = vec![rule("", "~/a", None), rule("", "~/a", None)];
-    assert!(matches!(
-        check(same, &[], Vec::new()),
-        Err(SettingsError::CredentialsCollide(_))
-    ));
-    assert_eq!(
-        address(Slot::try_from(63).unwrap()),
-        ([172, 16, 252, 2], 22).into()
-    );
+    assert!(matches!(check(same, &[], Vec::new()), Err(SettingsError::CredentialsCollide(_))));
+    assert_eq!(address(Slot::try_from(63).unwrap()), ([172, 16, 252, 2], 22).into());
 }
 
 /// In a VM: `NIXBOX_TEST_GUEST` is its address, `NIXBOX_TEST_GUEST_KEY` the key of its root, and it has the virtiofs device
@@ -637,54 +413,28 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     let Ok(at) = std::env::var("NIXBOX_TEST_GUEST") else {
         return;
     };
-    let key =
-        Arc::new(key::load(Path::new(&std::env::var("NIXBOX_TEST_GUEST_KEY").unwrap())).unwrap());
+    let key = Arc::new(key::load(Path::new(&std::env::var("NIXBOX_TEST_GUEST_KEY").unwrap())).unwrap());
     let directory = tempfile::tempdir().unwrap();
     let secret = token();
-    let wanted = Wanted {
-        environment: environment(&secret),
-        key: Some(Arc::clone(&key)),
-        ..Wanted::default()
-    };
-    let base = settings(
-        (at.parse::<std::net::IpAddr>().unwrap(), 22).into(),
-        "root",
-        key,
-        directory.path(),
-        wanted,
-    );
+    let wanted =
+        Wanted { environment: environment(&secret), key: Some(Arc::clone(&key)), ..Wanted::default() };
+    let base =
+        settings((at.parse::<std::net::IpAddr>().unwrap(), 22).into(), "root", key, directory.path(), wanted);
     let credentials = base.wanted.resolve().await.unwrap();
     assert!(credentials[0].content.expose_secret().len() > secret.len());
     let mounts = vec![share("share", "~/my share", true)];
-    let guest = SshGuest::new(
-        Settings { mounts, ..base },
-        Arc::new(Runs(AtomicBool::new(true))),
-    )
-    .unwrap();
+    let guest = SshGuest::new(Settings { mounts, ..base }, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
     let machine = machine();
     let boot = guest.ready(&machine).await.unwrap();
     let shell = guest.connect(&machine, &Interrupt::new()).await.unwrap();
     let run = async |script: &str| {
-        shell
-            .script(
-                "test",
-                Rights::Root,
-                script,
-                Zeroizing::new(Vec::new()),
-                LIMIT,
-            )
-            .await
+        shell.script("test", Rights::Root, script, Zeroizing::new(Vec::new()), LIMIT).await
     };
     for skew in ["- 27", "+ 3600", "+ 0"] {
-        run(&format!("date -s @$(( $(date +%s) {skew} ))"))
-            .await
-            .unwrap();
+        run(&format!("date -s @$(( $(date +%s) {skew} ))")).await.unwrap();
         let begun = std::time::Instant::now();
         let agreement = settle::settle(&shell).await.unwrap();
-        println!(
-            "settled from {skew} s: {agreement:?} in {:?}",
-            begun.elapsed()
-        );
+        println!("settled from {skew} s: {agreement:?} in {:?}", begun.elapsed());
     }
     guest.settle(&machine).await.unwrap();
 
@@ -693,10 +443,7 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     guest.mount(&machine).await.unwrap();
     assert_eq!(
         guest.equipped(&machine).await.unwrap(),
-        Equipment {
-            credentials: Presence::Whole,
-            mounts: Presence::Whole
-        }
+        Equipment { credentials: Presence::Whole, mounts: Presence::Whole }
     );
     assert_eq!(
         run("grep -c virtiofs /proc/mounts; touch '/root/my share/x' 2>/dev/null || echo readonly")
@@ -711,31 +458,19 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     let error = wipe::wipe(&shell, &[], &through).await.unwrap_err();
     assert!(error.to_string().contains("share"), "{error}");
     assert_eq!(run("cat /root/link/kept").await.unwrap(), "kept\n");
-    let base = Wanted {
-        files: vec![rule("x", "~/link/new", None)],
-        ..Wanted::default()
-    };
-    let error = inject::inject(&shell, &base.resolve().await.unwrap())
-        .await
-        .unwrap_err();
+    let base = Wanted { files: vec![rule("x", "~/link/new", None)], ..Wanted::default() };
+    let error = inject::inject(&shell, &base.resolve().await.unwrap()).await.unwrap_err();
     assert!(error.to_string().contains("share"), "{error}");
     run("rm /root/link").await.unwrap();
 
-    let holder = shell
-        .session
-        .start(b"cd '/root/my share'; exec sleep 1000")
-        .await
-        .unwrap();
+    let holder = shell.session.start(b"cd '/root/my share'; exec sleep 1000").await.unwrap();
     let error = loop {
         match guest.unmount(&machine).await {
             Err(error) => break error.to_string(),
             Ok(()) => guest.mount(&machine).await.unwrap(),
         }
     };
-    assert!(
-        error.contains("(sleep)") || error.contains("(sh)"),
-        "{error}"
-    );
+    assert!(error.contains("(sleep)") || error.contains("(sh)"), "{error}");
     println!("{error}");
     run("for p in /proc/[0-9]*; do case $(cat $p/comm) in sleep) [ \"$(readlink $p/cwd)\" != '/root/my share' ] || kill ${p#/proc/} ;; esac; done; true").await.unwrap();
     drop(holder);
@@ -744,10 +479,7 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     guest.wipe(&machine).await.unwrap();
     assert_eq!(
         guest.equipped(&machine).await.unwrap(),
-        Equipment {
-            credentials: Presence::Absent,
-            mounts: Presence::Absent
-        }
+        Equipment { credentials: Presence::Absent, mounts: Presence::Absent }
     );
     assert_eq!(guest.ready(&machine).await.unwrap(), boot);
     println!("secret {secret}");

@@ -20,17 +20,12 @@ pub(crate) fn mounted(test: &str) -> Option<PathBuf> {
     }
     let directory = tempfile::tempdir().unwrap();
     let mut script = "set -e; cd \"$0\"\n".to_owned();
-    for (name, make) in [
-        ("ext4", "mkfs.ext4 -q -F"),
-        ("btrfs", "mkfs.btrfs -q"),
-        ("xfs", "mkfs.xfs -q"),
-    ] {
+    for (name, make) in [("ext4", "mkfs.ext4 -q -F"), ("btrfs", "mkfs.btrfs -q"), ("xfs", "mkfs.xfs -q")] {
         script += &format!(
             "mkdir {name}; truncate -s 400M {name}.img; {make} {name}.img >&2; mount -o loop {name}.img {name}\n"
         );
     }
-    script +=
-        "mkdir tmpfs small; mount -t tmpfs none tmpfs; mount -t tmpfs -o size=8m none small\n";
+    script += "mkdir tmpfs small; mount -t tmpfs none tmpfs; mount -t tmpfs -o size=8m none small\n";
     script += "\"$1\" --exact \"$2\" --nocapture";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", &script])
@@ -88,9 +83,7 @@ impl Progress for Stopping {
 pub(crate) fn patchy(path: &Path, size: u64) {
     let file = File::create(path).unwrap();
     file.set_len(size).unwrap();
-    let pattern: Vec<u8> = (0..300_000_u32)
-        .map(|number| (number * 7 % 251) as u8 + 1)
-        .collect();
+    let pattern: Vec<u8> = (0..300_000_u32).map(|number| (number * 7 % 251) as u8 + 1).collect();
     for at in [0, 5 << 20, (8 << 20) - 150_000, 40 << 20] {
         if at + pattern.len() as u64 <= size {
             file.write_all_at(&pattern, at).unwrap();
@@ -110,23 +103,12 @@ pub(crate) fn allocated(path: &Path) -> u64 {
 }
 
 fn copying(from: &Path, to: &Path, reflink: bool) -> Copying {
-    let source = Named {
-        file: File::open(from).unwrap(),
-        path: from.to_owned(),
-    };
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(to)
-        .unwrap();
+    let source = Named { file: File::open(from).unwrap(), path: from.to_owned() };
+    let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
     Copying {
         what: "it".to_owned(),
         source,
-        target: Named {
-            file,
-            path: to.to_owned(),
-        },
+        target: Named { file, path: to.to_owned() },
         reflink,
         hash: true,
     }
@@ -138,9 +120,7 @@ fn same(from: &Path, to: &Path) -> bool {
 
 #[tokio::test]
 async fn copies_are_right_and_sparse_on_every_file_system() {
-    let Some(mounts) =
-        mounted("host::copy::tests::copies_are_right_and_sparse_on_every_file_system")
-    else {
+    let Some(mounts) = mounted("host::copy::tests::copies_are_right_and_sparse_on_every_file_system") else {
         return;
     };
     let never = Interrupt::new();
@@ -151,9 +131,8 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
             for to in ["ext4", "btrfs", "xfs", "tmpfs"] {
                 for reflink in [false, true] {
                     let target = mounts.join(to).join(format!("{from}-{size}-{reflink}"));
-                    let copied = copy(copying(&source, &target, reflink), Arc::new(Silent), &never)
-                        .await
-                        .unwrap();
+                    let copied =
+                        copy(copying(&source, &target, reflink), Arc::new(Silent), &never).await.unwrap();
                     let shares = reflink && from == to && matches!(from, "btrfs" | "xfs");
                     assert_eq!(copied.method == Method::Reflink, shares, "{target:?}");
                     assert!(same(&source, &target), "{target:?}");
@@ -164,21 +143,12 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
                     assert_eq!(hashes.finish(&never).unwrap(), expected, "{target:?}");
                     File::open(&target).unwrap().sync_all().unwrap();
                     // Four patches and the last byte; the 2 MiB of zeros have become a hole.
-                    assert!(
-                        allocated(&target) < 2 << 20,
-                        "{target:?}: {}",
-                        allocated(&target)
-                    );
+                    assert!(allocated(&target) < 2 << 20, "{target:?}: {}", allocated(&target));
                     std::fs::remove_file(&target).unwrap();
                 }
             }
-            let named = Named {
-                file: File::open(&source).unwrap(),
-                path: source.clone(),
-            };
-            let read = hash("it".to_owned(), named, Arc::new(Silent), &never)
-                .await
-                .unwrap();
+            let named = Named { file: File::open(&source).unwrap(), path: source.clone() };
+            let read = hash("it".to_owned(), named, Arc::new(Silent), &never).await.unwrap();
             assert_eq!(
                 read.finish(&never).unwrap(),
                 *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes()
@@ -190,24 +160,14 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
 
 #[tokio::test]
 async fn a_full_file_system_is_said_with_what_is_missing() {
-    let Some(mounts) =
-        mounted("host::copy::tests::a_full_file_system_is_said_with_what_is_missing")
-    else {
+    let Some(mounts) = mounted("host::copy::tests::a_full_file_system_is_said_with_what_is_missing") else {
         return;
     };
     let source = mounts.join("tmpfs/source");
     std::fs::write(&source, vec![1; 32 << 20]).unwrap();
     let target = mounts.join("small/target");
-    let error = copy(
-        copying(&source, &target, true),
-        Arc::new(Silent),
-        &Interrupt::new(),
-    )
-    .await
-    .unwrap_err();
-    let CopyError::Full { missing, .. } = error else {
-        panic!("{error:?}")
-    };
+    let error = copy(copying(&source, &target, true), Arc::new(Silent), &Interrupt::new()).await.unwrap_err();
+    let CopyError::Full { missing, .. } = error else { panic!("{error:?}") };
     // 8 of the 32 MiB fit.
     assert!((20 << 20..=25 << 20).contains(&missing), "{missing}");
 }
@@ -215,31 +175,16 @@ async fn a_full_file_system_is_said_with_what_is_missing() {
 #[tokio::test]
 async fn an_interrupt_ends_a_copy_in_its_middle() {
     let directory = tempfile::tempdir().unwrap();
-    let (source, target) = (
-        directory.path().join("source"),
-        directory.path().join("target"),
-    );
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
     std::fs::write(&source, vec![1; 64 << 20]).unwrap();
     let interrupt = Interrupt::new();
     let progress = Arc::new(Stopping(interrupt.clone()));
-    let error = copy(copying(&source, &target, true), progress, &interrupt)
-        .await
-        .unwrap_err();
+    let error = copy(copying(&source, &target, true), progress, &interrupt).await.unwrap_err();
     assert!(matches!(Failure::from(error), Failure::Interrupted));
     // Each thread finishes the piece of a megabyte that it is at.
-    assert!(
-        allocated(&target) <= (MAX_THREADS * 2 * CHUNK) as u64,
-        "{}",
-        allocated(&target)
-    );
-    let named = Named {
-        file: File::open(&source).unwrap(),
-        path: source,
-    };
-    assert!(matches!(
-        sync(named, &interrupt).await,
-        Err(CopyError::Interrupted)
-    ));
+    assert!(allocated(&target) <= (MAX_THREADS * 2 * CHUNK) as u64, "{}", allocated(&target));
+    let named = Named { file: File::open(&source).unwrap(), path: source };
+    assert!(matches!(sync(named, &interrupt).await, Err(CopyError::Interrupted)));
 }
 
 #[tokio::test]
@@ -252,10 +197,7 @@ async fn a_copy_that_nobody_waits_for_ends() {
         }
     }
     let directory = tempfile::tempdir().unwrap();
-    let (source, target) = (
-        directory.path().join("source"),
-        directory.path().join("target"),
-    );
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
     std::fs::write(&source, vec![1; 256 << 20]).unwrap();
     let progress = Arc::new(Count(Mutex::new(0), tokio::sync::Notify::new()));
     let never = Interrupt::new();
@@ -276,26 +218,15 @@ async fn a_source_that_shrinks_is_noticed() {
     struct Cutting(PathBuf);
     impl Progress for Cutting {
         fn progress(&self, _what: &str, _done: u64, _total: u64) {
-            File::options()
-                .write(true)
-                .open(&self.0)
-                .unwrap()
-                .set_len(1 << 20)
-                .unwrap();
+            File::options().write(true).open(&self.0).unwrap().set_len(1 << 20).unwrap();
         }
     }
     let directory = tempfile::tempdir().unwrap();
-    let (source, target) = (
-        directory.path().join("source"),
-        directory.path().join("target"),
-    );
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
     std::fs::write(&source, vec![1; 64 << 20]).unwrap();
     let cutting = Arc::new(Cutting(source.clone()));
     let copied = copy(copying(&source, &target, false), cutting, &Interrupt::new()).await;
-    assert!(
-        matches!(copied, Err(CopyError::Shrunk { .. })),
-        "{copied:?}"
-    );
+    assert!(matches!(copied, Err(CopyError::Shrunk { .. })), "{copied:?}");
 }
 
 #[tokio::test]
@@ -308,19 +239,10 @@ async fn progress_ends_with_everything_done() {
         }
     }
     let directory = tempfile::tempdir().unwrap();
-    let (source, target) = (
-        directory.path().join("source"),
-        directory.path().join("target"),
-    );
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
     std::fs::write(&source, vec![1; 20 << 20]).unwrap();
     let last = Arc::new(Last(Mutex::default()));
-    copy(
-        copying(&source, &target, false),
-        last.clone(),
-        &Interrupt::new(),
-    )
-    .await
-    .unwrap();
+    copy(copying(&source, &target, false), last.clone(), &Interrupt::new()).await.unwrap();
     let calls = last.0.lock().unwrap();
     assert_eq!(calls.last(), Some(&(20 << 20, 20 << 20)));
     assert!(calls.len() >= 20);

@@ -18,9 +18,7 @@ const COMPLAINT: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum MkfsError {
     /// Not installed, or not to be run.
-    #[error(
-        "cannot run mkfs.ext4, which makes the disks without an image: is e2fsprogs installed?"
-    )]
+    #[error("cannot run mkfs.ext4, which makes the disks without an image: is e2fsprogs installed?")]
     Start(#[source] std::io::Error),
     /// It could not be waited for.
     #[error("cannot tell how mkfs.ext4 ended")]
@@ -55,15 +53,7 @@ pub(super) async fn ext4(path: &Path, interrupt: &Interrupt) -> Result<(), MkfsE
     let search = std::env::var("PATH").unwrap_or_default() + ":/usr/local/sbin:/usr/sbin:/sbin";
     let mut child = Command::new("mkfs.ext4")
         // nodiscard: the file is a hole from end to end.
-        .args([
-            "-q",
-            "-F",
-            "-m",
-            "0",
-            "-E",
-            "lazy_itable_init=1,lazy_journal_init=1,nodiscard",
-            "--",
-        ])
+        .args(["-q", "-F", "-m", "0", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "--"])
         .arg(path)
         .env_clear()
         .env("PATH", search)
@@ -78,17 +68,10 @@ pub(super) async fn ext4(path: &Path, interrupt: &Interrupt) -> Result<(), MkfsE
     let ended = async {
         let mut complaint = Vec::new();
         if let Some(errors) = &mut errors {
-            errors
-                .take(COMPLAINT)
-                .read_to_end(&mut complaint)
-                .await
-                .map_err(MkfsError::Wait)?;
+            errors.take(COMPLAINT).read_to_end(&mut complaint).await.map_err(MkfsError::Wait)?;
         }
         let status = child.wait().await.map_err(MkfsError::Wait)?;
-        Ok((
-            status,
-            String::from_utf8_lossy(&complaint).trim().to_owned(),
-        ))
+        Ok((status, String::from_utf8_lossy(&complaint).trim().to_owned()))
     };
     let ended = tokio::select! {
         biased;
@@ -98,11 +81,7 @@ pub(super) async fn ext4(path: &Path, interrupt: &Interrupt) -> Result<(), MkfsE
     };
     match ended {
         Ok((status, _)) if status.success() => Ok(()),
-        Ok((status, complaint)) => Err(MkfsError::Failed {
-            path: path.to_owned(),
-            status,
-            complaint,
-        }),
+        Ok((status, complaint)) => Err(MkfsError::Failed { path: path.to_owned(), status, complaint }),
         Err(error) => {
             child.kill().await.map_err(MkfsError::Wait)?;
             Err(error)

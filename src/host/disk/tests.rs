@@ -14,20 +14,11 @@ fn disks(directory: &Path, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) ->
     let (run, snapshots) = (directory.join("run"), directory.join("snapshots"));
     std::fs::create_dir_all(&run).unwrap();
     std::fs::create_dir_all(&snapshots).unwrap();
-    Disks::new(
-        run,
-        snapshots,
-        specs,
-        progress,
-        Arc::new(KnownHashes::default()),
-    )
+    Disks::new(run, snapshots, specs, progress, Arc::new(KnownHashes::default()))
 }
 
 fn spec(image: Option<&Path>, size: Option<u64>) -> DiskSpec {
-    DiskSpec {
-        image: image.map(Path::to_owned),
-        size,
-    }
+    DiskSpec { image: image.map(Path::to_owned), size }
 }
 
 async fn find(disks: &Disks) -> Presence {
@@ -40,39 +31,23 @@ fn bytes(path: &Path) -> Vec<u8> {
 
 #[tokio::test]
 async fn images_are_made_captured_and_filled_on_every_file_system() {
-    let Some(mounts) =
-        mounted("host::disk::tests::images_are_made_captured_and_filled_on_every_file_system")
+    let Some(mounts) = mounted("host::disk::tests::images_are_made_captured_and_filled_on_every_file_system")
     else {
         return;
     };
     let never = Interrupt::new();
-    for (name, shares) in [
-        ("ext4", false),
-        ("btrfs", true),
-        ("xfs", true),
-        ("tmpfs", false),
-    ] {
+    for (name, shares) in [("ext4", false), ("btrfs", true), ("xfs", true), ("tmpfs", false)] {
         let directory = mounts.join(name);
         let template = directory.join("template");
         patchy(&template, 50 << 20);
         let before = bytes(&template);
-        let specs = vec![
-            spec(Some(&template), Some(80 << 20)),
-            spec(None, Some(64 << 20)),
-        ];
+        let specs = vec![spec(Some(&template), Some(80 << 20)), spec(None, Some(64 << 20))];
         let disks = disks(&directory, specs, Arc::new(Silent));
         assert_eq!(find(&disks).await, Presence::Absent);
         disks.create(GENERATION, &never).await.unwrap();
         disks.create(GENERATION, &never).await.unwrap();
         assert_eq!(find(&disks).await, Presence::Whole);
-        assert_eq!(
-            disks
-                .methods()
-                .iter()
-                .all(|method| *method == Method::Reflink),
-            shares,
-            "{name}"
-        );
+        assert_eq!(disks.methods().iter().all(|method| *method == Method::Reflink), shares, "{name}");
         let images = disks.images(GENERATION).unwrap();
         let image = bytes(&images[0]);
         assert!(
@@ -80,17 +55,9 @@ async fn images_are_made_captured_and_filled_on_every_file_system() {
                 && image.starts_with(&before)
                 && image[before.len()..].iter().all(|b| *b == 0)
         );
-        let checked = Command::new("e2fsck")
-            .args(["-fn"])
-            .arg(&images[1])
-            .output()
-            .unwrap();
+        let checked = Command::new("e2fsck").args(["-fn"]).arg(&images[1]).output().unwrap();
         assert!(checked.status.success(), "{checked:?}");
-        assert!(
-            shares || allocated(&images[0]) < 2 << 20,
-            "{name}: {}",
-            allocated(&images[0])
-        );
+        assert!(shares || allocated(&images[0]) < 2 << 20, "{name}: {}", allocated(&images[0]));
 
         // What the guest writes is in the snapshot and never in the template.
         std::os::unix::fs::FileExt::write_all_at(
@@ -114,10 +81,7 @@ async fn images_are_made_captured_and_filled_on_every_file_system() {
         assert_eq!(find(&disks).await, Presence::Absent);
         disks.fill(SNAPSHOT, GENERATION, &never).await.unwrap();
         assert_eq!(find(&disks).await, Presence::Whole);
-        assert!(
-            bytes(&images[0]) == captured && captured.starts_with(b"guest"),
-            "{name}"
-        );
+        assert!(bytes(&images[0]) == captured && captured.starts_with(b"guest"), "{name}");
         assert!(bytes(&template) == before, "{name}");
         disks.remove(GENERATION).await.unwrap();
         assert_eq!(std::fs::read_dir(&disks.run).unwrap().count(), 0);
@@ -126,25 +90,14 @@ async fn images_are_made_captured_and_filled_on_every_file_system() {
 
 #[tokio::test]
 async fn a_full_disk_leaves_what_the_remover_removes() {
-    let Some(mounts) = mounted("host::disk::tests::a_full_disk_leaves_what_the_remover_removes")
-    else {
+    let Some(mounts) = mounted("host::disk::tests::a_full_disk_leaves_what_the_remover_removes") else {
         return;
     };
     let template = mounts.join("tmpfs/template");
     std::fs::write(&template, vec![1; 32 << 20]).unwrap();
-    let disks = disks(
-        &mounts.join("small"),
-        vec![spec(Some(&template), None)],
-        Arc::new(Silent),
-    );
-    let failure = disks
-        .create(GENERATION, &Interrupt::new())
-        .await
-        .unwrap_err();
-    assert!(
-        failure.to_string().contains("bytes are missing"),
-        "{failure}"
-    );
+    let disks = disks(&mounts.join("small"), vec![spec(Some(&template), None)], Arc::new(Silent));
+    let failure = disks.create(GENERATION, &Interrupt::new()).await.unwrap_err();
+    assert!(failure.to_string().contains("bytes are missing"), "{failure}");
     assert_eq!(find(&disks).await, Presence::Partial);
     disks.remove(GENERATION).await.unwrap();
     assert_eq!(find(&disks).await, Presence::Absent);
@@ -154,18 +107,11 @@ async fn a_full_disk_leaves_what_the_remover_removes() {
 async fn a_process_killed_in_mid_copy_leaves_a_partial_set() {
     const ROLE: &str = "NIXBOX_TEST_DISK_IN";
     let of = |directory: &Path, progress| {
-        disks(
-            directory,
-            vec![spec(Some(&directory.join("template")), None)],
-            progress,
-        )
+        disks(directory, vec![spec(Some(&directory.join("template")), None)], progress)
     };
     let never = Interrupt::new();
     if let Some(directory) = std::env::var_os(ROLE) {
-        of(Path::new(&directory), Arc::new(Stuck))
-            .create(GENERATION, &never)
-            .await
-            .unwrap();
+        of(Path::new(&directory), Arc::new(Stuck)).create(GENERATION, &never).await.unwrap();
     }
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("template"), vec![1; 32 << 20]).unwrap();
@@ -188,36 +134,19 @@ async fn an_interrupt_ends_making_and_capturing() {
     let template = directory.path().join("template");
     std::fs::write(&template, vec![1; 64 << 20]).unwrap();
     let never = Interrupt::new();
-    let make = |progress| {
-        disks(
-            directory.path(),
-            vec![spec(Some(&template), None)],
-            progress,
-        )
-    };
+    let make = |progress| disks(directory.path(), vec![spec(Some(&template), None)], progress);
     let interrupt = Interrupt::new();
-    let failure = make(Arc::new(Stopping(interrupt.clone())))
-        .create(GENERATION, &interrupt)
-        .await;
+    let failure = make(Arc::new(Stopping(interrupt.clone()))).create(GENERATION, &interrupt).await;
     assert!(matches!(failure, Err(Failure::Interrupted)));
     let disks = make(Arc::new(Silent));
     assert_eq!(find(&disks).await, Presence::Partial);
     disks.create(GENERATION, &never).await.unwrap();
     std::fs::create_dir(disks.snapshots.join(".staging-8")).unwrap();
     let interrupt = Interrupt::new();
-    let failure = make(Arc::new(Stopping(interrupt.clone())))
-        .capture(GENERATION, SNAPSHOT, &interrupt)
-        .await;
+    let failure = make(Arc::new(Stopping(interrupt.clone()))).capture(GENERATION, SNAPSHOT, &interrupt).await;
     assert!(matches!(failure, Err(Failure::Interrupted)));
-    let empty = self::disks(
-        directory.path(),
-        vec![spec(None, Some(64 << 20))],
-        Arc::new(Silent),
-    );
-    assert!(matches!(
-        empty.create(Generation(9), &interrupt).await,
-        Err(Failure::Interrupted)
-    ));
+    let empty = self::disks(directory.path(), vec![spec(None, Some(64 << 20))], Arc::new(Silent));
+    assert!(matches!(empty.create(Generation(9), &interrupt).await, Err(Failure::Interrupted)));
     empty.remove(Generation(9)).await.unwrap();
 }
 
@@ -226,33 +155,18 @@ async fn templates_that_do_not_do_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     std::fs::write(path("large"), vec![1; 8192]).unwrap();
-    rustix::fs::mknodat(
-        rustix::fs::CWD,
-        path("fifo"),
-        rustix::fs::FileType::Fifo,
-        rustix::fs::Mode::RWXU,
-        0,
-    )
-    .unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+        .unwrap();
     for (spec, expected) in [
-        (
-            spec(Some(&path("absent")), None),
-            "cannot open the disk image",
-        ),
+        (spec(Some(&path("absent")), None), "cannot open the disk image"),
         (spec(Some(directory.path()), None), "is not a regular file"),
         (spec(Some(&path("fifo")), None), "is not a regular file"),
-        (
-            spec(Some(&path("large")), Some(4096)),
-            "has 8192 bytes, and its disk is to have 4096",
-        ),
+        (spec(Some(&path("large")), Some(4096)), "has 8192 bytes, and its disk is to have 4096"),
         (spec(None, None), "neither an image nor a size"),
         (spec(None, Some(4096)), "mkfs.ext4 of"),
     ] {
         let disks = disks(directory.path(), vec![spec], Arc::new(Silent));
-        let failure = disks
-            .create(GENERATION, &Interrupt::new())
-            .await
-            .unwrap_err();
+        let failure = disks.create(GENERATION, &Interrupt::new()).await.unwrap_err();
         assert!(failure.to_string().contains(expected), "{failure}");
         disks.remove(GENERATION).await.unwrap();
     }
@@ -261,11 +175,7 @@ async fn templates_that_do_not_do_are_refused() {
 #[tokio::test]
 async fn what_is_not_ours_is_not_removed_and_what_lost_a_file_is_not_whole() {
     let directory = tempfile::tempdir().unwrap();
-    let disks = disks(
-        directory.path(),
-        vec![spec(None, Some(16 << 20)); 2],
-        Arc::new(Silent),
-    );
+    let disks = disks(directory.path(), vec![spec(None, Some(16 << 20)); 2], Arc::new(Silent));
     disks.create(GENERATION, &Interrupt::new()).await.unwrap();
     let set = disks.run.join("disk-7");
     std::fs::write(set.join("notes.txt"), "mine").unwrap();

@@ -97,23 +97,14 @@ impl Place {
     }
 
     /// The place that the configuration asks for, where there is room.
-    pub(super) fn choose(
-        run: &Folder,
-        tmpfs: &[PathBuf],
-        size: u64,
-        backing: Backing,
-    ) -> Result<Self> {
+    pub(super) fn choose(run: &Folder, tmpfs: &[PathBuf], size: u64, backing: Backing) -> Result<Self> {
         match backing {
             Backing::Vmm => Ok(Self::Vmm),
             Backing::Disk => {
                 let free = run.free_bytes()?;
                 let path = || run.path().to_owned();
                 if free < size {
-                    Err(PlaceError::NoDisk {
-                        size,
-                        path: path(),
-                        free,
-                    })
+                    Err(PlaceError::NoDisk { size, path: path(), free })
                 } else {
                     Ok(Self::Disk { size })
                 }
@@ -142,18 +133,13 @@ impl Place {
         };
         serde_json::from_slice(&bytes)
             .map(Some)
-            .map_err(|source| PlaceError::Unreadable {
-                path: run.path_of(name),
-                source,
-            })
+            .map_err(|source| PlaceError::Unreadable { path: run.path_of(name), source })
     }
 
     pub(super) fn write(&self, run: &Folder, generation: Generation) -> Result<()> {
         let name = pointer_name(generation);
-        let text = serde_json::to_vec(self).map_err(|source| PlaceError::Unreadable {
-            path: run.path_of(&name),
-            source,
-        })?;
+        let text = serde_json::to_vec(self)
+            .map_err(|source| PlaceError::Unreadable { path: run.path_of(&name), source })?;
         Ok(run.replace(name, &text)?)
     }
 
@@ -198,8 +184,7 @@ fn make_user_directory(base: &Folder) -> Result<Folder> {
 
 /// Makes and opens the workspace's directory below a base.
 pub(super) fn make_below(base: &Path, workspace: WorkspaceId) -> Result<Folder> {
-    let (folder, _) =
-        make_user_directory(&Folder::open(base)?)?.make_folder(workspace.to_string())?;
+    let (folder, _) = make_user_directory(&Folder::open(base)?)?.make_folder(workspace.to_string())?;
     folder.check_ours()?;
     Ok(folder)
 }

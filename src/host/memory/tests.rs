@@ -29,11 +29,7 @@ fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progr
 }
 
 fn catalog(ram: &Ram) -> Snapshots {
-    Snapshots {
-        root: ram.snapshots.clone(),
-        progress: Arc::new(Silent),
-        hashes: Arc::clone(&ram.hashes),
-    }
+    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(Silent), hashes: Arc::clone(&ram.hashes) }
 }
 
 fn path(ram: &Ram, generation: Generation) -> PathBuf {
@@ -63,18 +59,14 @@ async fn commit(catalog: &Snapshots) -> Manifest {
 
 #[tokio::test]
 async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
-    let Some(mounts) =
-        mounted("host::memory::tests::ram_goes_into_a_snapshot_and_back_wherever_it_is")
+    let Some(mounts) = mounted("host::memory::tests::ram_goes_into_a_snapshot_and_back_wherever_it_is")
     else {
         return;
     };
     let (never, tmpfs) = (Interrupt::new(), mounts.join("tmpfs"));
-    for (name, backing) in [
-        ("ext4", Backing::Auto),
-        ("xfs", Backing::Tmpfs),
-        ("btrfs", Backing::Disk),
-        ("ext4", Backing::Disk),
-    ] {
+    for (name, backing) in
+        [("ext4", Backing::Auto), ("xfs", Backing::Tmpfs), ("btrfs", Backing::Disk), ("ext4", Backing::Disk)]
+    {
         let directory = mounts.join(name).join(format!("{backing:?}"));
         let ram = ram(&directory, &tmpfs, backing, Arc::new(Silent));
         let catalog = catalog(&ram);
@@ -84,14 +76,8 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Whole);
         let file = path(&ram, GENERATION);
         assert_eq!(file.starts_with(&tmpfs), backing != Backing::Disk);
-        assert_eq!(
-            std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
-        assert_eq!(
-            (std::fs::metadata(&file).unwrap().len(), allocated(&file)),
-            (SIZE, 0)
-        );
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!((std::fs::metadata(&file).unwrap().len(), allocated(&file)), (SIZE, 0));
         patchy(&file, SIZE);
         let content = std::fs::read(&file).unwrap();
 
@@ -99,11 +85,7 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         let manifest = commit(&catalog).await;
-        assert_eq!(
-            manifest.files[0].hash,
-            *blake3::hash(&content).as_bytes(),
-            "{name}"
-        );
+        assert_eq!(manifest.files[0].hash, *blake3::hash(&content).as_bytes(), "{name}");
         catalog.verify(SNAPSHOT, &never).await.unwrap();
 
         let next = Generation(9);
@@ -119,51 +101,27 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         assert_eq!(entries(&ram.run), 0);
         if backing != Backing::Disk {
             let user = tmpfs.join(format!("nixbox-{}", rustix::process::geteuid().as_raw()));
-            assert_eq!(
-                entries(&user),
-                0,
-                "nothing is left on tmpfs but the user's directory"
-            );
+            assert_eq!(entries(&user), 0, "nothing is left on tmpfs but the user's directory");
         }
     }
 }
 
 #[tokio::test]
 async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
-    let Some(mounts) =
-        mounted("host::memory::tests::ram_that_fits_nowhere_is_refused_or_left_to_the_vmm")
+    let Some(mounts) = mounted("host::memory::tests::ram_that_fits_nowhere_is_refused_or_left_to_the_vmm")
     else {
         return;
     };
     let small = mounts.join("small");
     let never = Interrupt::new();
     let of = |name: &str, tmpfs: &Path, backing| {
-        ram(
-            &mounts.join(name).join("w"),
-            tmpfs,
-            backing,
-            Arc::new(Silent),
-        )
+        ram(&mounts.join(name).join("w"), tmpfs, backing, Arc::new(Silent))
     };
-    let failure = of("ext4", &small, Backing::Tmpfs)
-        .create(GENERATION)
-        .await
-        .unwrap_err();
-    assert!(
-        failure
-            .to_string()
-            .contains("64MiB of guest RAM fit on no tmpfs"),
-        "{failure}"
-    );
-    let failure = of("ext4", &mounts.join("xfs"), Backing::Tmpfs)
-        .create(GENERATION)
-        .await
-        .unwrap_err();
+    let failure = of("ext4", &small, Backing::Tmpfs).create(GENERATION).await.unwrap_err();
+    assert!(failure.to_string().contains("64MiB of guest RAM fit on no tmpfs"), "{failure}");
+    let failure = of("ext4", &mounts.join("xfs"), Backing::Tmpfs).create(GENERATION).await.unwrap_err();
     assert!(failure.to_string().contains("not a tmpfs"), "{failure}");
-    let failure = of("small", &small, Backing::Disk)
-        .create(GENERATION)
-        .await
-        .unwrap_err();
+    let failure = of("small", &small, Backing::Disk).create(GENERATION).await.unwrap_err();
     assert!(failure.to_string().contains("do not fit into"), "{failure}");
     let ram = of("ext4", &small, Backing::Auto);
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
@@ -193,22 +151,14 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
 #[tokio::test]
 async fn damaged_ram_is_not_filled_in() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(
-        directory.path(),
-        Path::new("/dev/shm"),
-        Backing::Disk,
-        Arc::new(Silent),
-    );
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Disk, Arc::new(Silent));
     let (catalog, never) = (catalog(&ram), Interrupt::new());
     ram.create(GENERATION).await.unwrap();
     patchy(&path(&ram, GENERATION), SIZE);
     catalog.stage(SNAPSHOT).await.unwrap();
     ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
     commit(&catalog).await;
-    let file = std::fs::File::options()
-        .write(true)
-        .open(ram.snapshots.join("8/memory.img"))
-        .unwrap();
+    let file = std::fs::File::options().write(true).open(ram.snapshots.join("8/memory.img")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, b"X", 5 << 20).unwrap();
     let failure = ram.fill(SNAPSHOT, Generation(9), &never).await.unwrap_err();
     assert!(failure.to_string().contains("damaged"), "{failure}");
@@ -224,13 +174,9 @@ async fn damaged_ram_is_not_filled_in() {
 async fn a_process_killed_in_mid_fill_leaves_partial_ram() {
     const ROLE: &str = "NIXBOX_TEST_RAM_IN";
     let never = Interrupt::new();
-    let of =
-        |directory: &Path, progress| ram(directory, Path::new("/nowhere"), Backing::Disk, progress);
+    let of = |directory: &Path, progress| ram(directory, Path::new("/nowhere"), Backing::Disk, progress);
     if let Some(directory) = std::env::var_os(ROLE) {
-        of(Path::new(&directory), Arc::new(Stuck))
-            .fill(SNAPSHOT, GENERATION, &never)
-            .await
-            .unwrap();
+        of(Path::new(&directory), Arc::new(Stuck)).fill(SNAPSHOT, GENERATION, &never).await.unwrap();
     }
     let directory = tempfile::tempdir().unwrap();
     let ram = of(directory.path(), Arc::new(Silent));
@@ -252,49 +198,28 @@ async fn an_interrupt_ends_capturing_and_filling() {
     let directory = tempfile::tempdir().unwrap();
     let interrupt = Interrupt::new();
     let stopping = Arc::new(Stopping(interrupt.clone()));
-    let ram = ram(
-        directory.path(),
-        Path::new("/nowhere"),
-        Backing::Disk,
-        stopping,
-    );
+    let ram = ram(directory.path(), Path::new("/nowhere"), Backing::Disk, stopping);
     ram.create(GENERATION).await.unwrap();
     patchy(&path(&ram, GENERATION), SIZE);
     std::fs::create_dir(ram.snapshots.join(".staging-8")).unwrap();
-    assert!(matches!(
-        ram.capture(GENERATION, SNAPSHOT, &interrupt).await,
-        Err(Failure::Interrupted)
-    ));
-    assert!(matches!(
-        ram.fill(SNAPSHOT, Generation(9), &interrupt).await,
-        Err(Failure::Interrupted)
-    ));
+    assert!(matches!(ram.capture(GENERATION, SNAPSHOT, &interrupt).await, Err(Failure::Interrupted)));
+    assert!(matches!(ram.fill(SNAPSHOT, Generation(9), &interrupt).await, Err(Failure::Interrupted)));
     ram.remove(Generation(9)).await.unwrap();
     assert_eq!(ram.find(Generation(9)).await.unwrap(), Presence::Absent);
 }
 
 #[tokio::test]
 async fn a_directory_that_somebody_else_made_is_not_used() {
-    let Some(mounts) =
-        mounted("host::memory::tests::a_directory_that_somebody_else_made_is_not_used")
-    else {
+    let Some(mounts) = mounted("host::memory::tests::a_directory_that_somebody_else_made_is_not_used") else {
         return;
     };
     let tmpfs = mounts.join("tmpfs");
-    let ram = ram(
-        &mounts.join("ext4"),
-        &tmpfs,
-        Backing::Tmpfs,
-        Arc::new(Silent),
-    );
+    let ram = ram(&mounts.join("ext4"), &tmpfs, Backing::Tmpfs, Arc::new(Silent));
     let user = tmpfs.join(format!("nixbox-{}", rustix::process::geteuid().as_raw()));
     std::fs::create_dir(&user).unwrap();
     chown(&user, Some(12345), None).unwrap();
     let failure = ram.create(GENERATION).await.unwrap_err();
-    assert!(
-        failure.to_string().contains("belongs to user 12345"),
-        "{failure}"
-    );
+    assert!(failure.to_string().contains("belongs to user 12345"), "{failure}");
     std::fs::remove_dir(&user).unwrap();
     std::os::unix::fs::symlink(mounts.join("xfs"), &user).unwrap();
     let failure = ram.create(GENERATION).await.unwrap_err();
@@ -304,26 +229,15 @@ async fn a_directory_that_somebody_else_made_is_not_used() {
 #[tokio::test]
 async fn what_a_reboot_or_a_stranger_leaves_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(
-        directory.path(),
-        Path::new("/dev/shm"),
-        Backing::Tmpfs,
-        Arc::new(Silent),
-    );
-    let ram = Ram {
-        workspace: WorkspaceId([std::process::id() as u8; 16]),
-        ..ram
-    };
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
+    let ram = Ram { workspace: WorkspaceId([std::process::id() as u8; 16]), ..ram };
     ram.create(GENERATION).await.unwrap();
     std::fs::remove_file(path(&ram, GENERATION)).unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Partial);
     ram.remove(GENERATION).await.unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
-    std::fs::write(
-        ram.run.join("memory-7.json"),
-        "{\"on\":\"tmpfs\",\"base\":\"/nowhere\",\"size\":5}",
-    )
-    .unwrap();
+    std::fs::write(ram.run.join("memory-7.json"), "{\"on\":\"tmpfs\",\"base\":\"/nowhere\",\"size\":5}")
+        .unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Partial);
     ram.remove(GENERATION).await.unwrap();
     std::fs::write(ram.run.join("memory-7.json"), "garbage").unwrap();

@@ -71,17 +71,11 @@ impl Mark {
             Role::Dhcp => "dhcp",
             Role::Firewall => "firewall",
         };
-        [
-            ("NIXBOX_WORKSPACE", self.workspace.to_string()),
-            ("NIXBOX_ROLE", format!("{role}-{}", self.slot)),
-        ]
+        [("NIXBOX_WORKSPACE", self.workspace.to_string()), ("NIXBOX_ROLE", format!("{role}-{}", self.slot))]
     }
 
     /// All of the variables that it is started with.
-    pub(super) fn environment(
-        &self,
-        generation: Option<Generation>,
-    ) -> Vec<(&'static str, String)> {
+    pub(super) fn environment(&self, generation: Option<Generation>) -> Vec<(&'static str, String)> {
         let mut all = self.identity().to_vec();
         all.extend(generation.map(|generation| ("NIXBOX_GENERATION", generation.to_string())));
         all
@@ -107,13 +101,8 @@ impl Mark {
         let (mut found, mut dead) = (Vec::new(), BTreeSet::new());
         for entry in std::fs::read_dir("/proc").map_err(DaemonError::Look)? {
             let entry = entry.map_err(DaemonError::Look)?;
-            let number = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse::<i32>().ok());
-            let Some((number, pid)) =
-                number.and_then(|number| Some((number, Pid::from_raw(number)?)))
-            else {
+            let number = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok());
+            let Some((number, pid)) = number.and_then(|number| Some((number, Pid::from_raw(number)?))) else {
                 continue;
             };
             // First the descriptor, then the look: what was looked at is then what the descriptor holds.
@@ -122,10 +111,7 @@ impl Mark {
             match handle {
                 Ok(handle) if alive(&handle) => {
                     if marked {
-                        found.push(Daemon {
-                            pid: number,
-                            handle,
-                        });
+                        found.push(Daemon { pid: number, handle });
                     }
                 }
                 _ => drop(dead.insert(number)),
@@ -141,9 +127,7 @@ impl Mark {
         };
         let has = |(name, value): (&str, String)| {
             let wanted = format!("{name}={value}");
-            environment
-                .split(|&byte| byte == 0)
-                .any(|variable| variable == wanted.as_bytes())
+            environment.split(|&byte| byte == 0).any(|variable| variable == wanted.as_bytes())
         };
         // Root can read everybody's, and anybody can write anything into his own.
         self.identity().into_iter().all(has)
@@ -161,11 +145,8 @@ impl Mark {
                 return Ok(());
             };
             last = first.pid;
-            let ending =
-                tokio::task::spawn_blocking(move || running.iter().try_for_each(Daemon::end));
-            ending
-                .await
-                .map_err(|error| DaemonError::Look(error.into()))??;
+            let ending = tokio::task::spawn_blocking(move || running.iter().try_for_each(Daemon::end));
+            ending.await.map_err(|error| DaemonError::Look(error.into()))??;
         }
         Err(DaemonError::Immortal(last))
     }
@@ -173,10 +154,7 @@ impl Mark {
 
 impl Daemon {
     fn end(&self) -> Result<(), DaemonError> {
-        let failed = |error: rustix::io::Errno| DaemonError::End {
-            pid: self.pid,
-            source: error.into(),
-        };
+        let failed = |error: rustix::io::Errno| DaemonError::End { pid: self.pid, source: error.into() };
         for signal in [Signal::TERM, Signal::KILL] {
             match pidfd_send_signal(&self.handle, signal) {
                 Ok(()) => {}
@@ -210,10 +188,6 @@ fn alive(handle: &OwnedFd) -> bool {
 /// The user that dnsmasq becomes where root starts it.
 fn nobody() -> u32 {
     let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let line = accounts
-        .lines()
-        .find_map(|line| line.strip_prefix("nobody:"));
-    line.and_then(|rest| rest.split(':').nth(1))
-        .and_then(|uid| uid.parse().ok())
-        .unwrap_or(65534)
+    let line = accounts.lines().find_map(|line| line.strip_prefix("nobody:"));
+    line.and_then(|rest| rest.split(':').nth(1)).and_then(|uid| uid.parse().ok()).unwrap_or(65534)
 }

@@ -21,10 +21,7 @@ pub(super) const FILES: [&str; 3] = [CONFIGURATION, LEASES, LOG];
 fn name_servers(text: &str) -> Vec<String> {
     let server = |line: &str| {
         let mut words = line.split_ascii_whitespace();
-        let address = words
-            .next()
-            .filter(|word| *word == "nameserver")
-            .and_then(|_| words.next())?;
+        let address = words.next().filter(|word| *word == "nameserver").and_then(|_| words.next())?;
         let (bare, scope) = address.split_once('%').unwrap_or((address, "lo"));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         let good = bare.parse::<IpAddr>().is_ok() && !scope.is_empty() && scope.bytes().all(plain);
@@ -38,10 +35,7 @@ fn name_servers(text: &str) -> Vec<String> {
 pub(super) fn upstreams(etc: &Path, resolved: &Path) -> (PathBuf, Vec<String>) {
     let read = |path: &Path| name_servers(&std::fs::read_to_string(path).unwrap_or_default());
     let servers = read(etc);
-    if servers
-        .iter()
-        .all(|server| server == "127.0.0.53" || server == "127.0.0.54")
-    {
+    if servers.iter().all(|server| server == "127.0.0.53" || server == "127.0.0.54") {
         let behind = read(resolved);
         if !behind.is_empty() {
             return (resolved.to_owned(), behind);
@@ -57,13 +51,7 @@ pub(super) fn configuration(
     upstreams: &(PathBuf, Vec<String>),
     runtime: &Path,
 ) -> String {
-    let Plan {
-        tap,
-        gateway,
-        guest,
-        mac,
-        ..
-    } = plan;
+    let Plan { tap, gateway, guest, mac, .. } = plan;
     let (leases, log) = (runtime.join(LEASES), runtime.join(LOG));
     let mut text = format!(
         "# Written by nixbox; made anew with every start of the network.\n\
@@ -89,25 +77,19 @@ pub(super) fn configuration(
         Mode::Off => text.push_str("port=0\ndhcp-option=3\ndhcp-option=6\n"),
         // The file is read again when it changes: a VM outlives the Wi-Fi that it was started in.
         Mode::Open => {
-            text.push_str(&format!(
-                "dhcp-option=6,{gateway}\nresolv-file={}\n",
-                upstreams.0.display()
-            ));
+            text.push_str(&format!("dhcp-option=6,{gateway}\nresolv-file={}\n", upstreams.0.display()));
         }
         // Without servers for all other names, dnsmasq refuses these. (`server=/domain/#` with a resolv-file would
         // follow changes, but passes everything on: measured with 2.90.) Without a cache, every answer that the guest
         // gets has gone through the set.
         Mode::Filtered { domains, .. } => {
-            text.push_str(&format!(
-                "dhcp-option=6,{gateway}\nno-resolv\ncache-size=0\n"
-            ));
+            text.push_str(&format!("dhcp-option=6,{gateway}\nno-resolv\ncache-size=0\n"));
             for domain in domains {
                 for server in &upstreams.1 {
                     // Writing to a String cannot fail.
                     let _written = writeln!(text, "server=/{domain}/{server}");
                 }
-                let _written =
-                    writeln!(text, "nftset=/{domain}/4#inet#{}#{ALLOWED_SET}", plan.table);
+                let _written = writeln!(text, "nftset=/{domain}/4#inet#{}#{ALLOWED_SET}", plan.table);
             }
         }
     }
@@ -116,14 +98,8 @@ pub(super) fn configuration(
 
 /// Whether a dnsmasq that prints this for `--version` can put the addresses that it finds into nftables sets.
 pub(super) fn fills_sets(version: &str) -> bool {
-    let options = version
-        .lines()
-        .find_map(|line| line.strip_prefix("Compile time options:"));
-    options.is_some_and(|options| {
-        options
-            .split_ascii_whitespace()
-            .any(|option| option == "nftset")
-    })
+    let options = version.lines().find_map(|line| line.strip_prefix("Compile time options:"));
+    options.is_some_and(|options| options.split_ascii_whitespace().any(|option| option == "nftset"))
 }
 
 #[cfg(test)]
@@ -134,19 +110,13 @@ mod tests {
     fn only_addresses_come_out_of_a_resolv_conf() {
         let text = "# nameserver 9.9.9.9\nsearch a b\nnameserver 10.0.0.1 # office\nnameserver\nnameserver evil/#\n\
                     nameserver fe80::1%eth0\nnameserver fe80::1%a/b\nnameserver 1.1.1.1/8\n\tnameserver 2001:db8::1\n";
-        assert_eq!(
-            name_servers(text),
-            ["10.0.0.1", "fe80::1%eth0", "2001:db8::1"]
-        );
+        assert_eq!(name_servers(text), ["10.0.0.1", "fe80::1%eth0", "2001:db8::1"]);
     }
 
     #[test]
     fn the_servers_behind_the_stub_are_taken_where_they_are_known() {
         let directory = tempfile::tempdir().unwrap();
-        let (etc, resolved) = (
-            directory.path().join("etc"),
-            directory.path().join("resolved"),
-        );
+        let (etc, resolved) = (directory.path().join("etc"), directory.path().join("resolved"));
         let stub = "nameserver 127.0.0.53\noptions edns0\n";
         std::fs::write(&etc, stub).unwrap();
         assert_eq!(
@@ -155,16 +125,9 @@ mod tests {
             "the stub is all there is"
         );
         std::fs::write(&resolved, "nameserver 192.0.2.1\n").unwrap();
-        assert_eq!(
-            upstreams(&etc, &resolved),
-            (resolved.clone(), vec!["192.0.2.1".to_owned()])
-        );
+        assert_eq!(upstreams(&etc, &resolved), (resolved.clone(), vec!["192.0.2.1".to_owned()]));
         std::fs::write(&etc, "nameserver 127.0.0.1\n").unwrap();
-        assert_eq!(
-            upstreams(&etc, &resolved).1,
-            ["127.0.0.1"],
-            "a resolver of the host's own is no stub"
-        );
+        assert_eq!(upstreams(&etc, &resolved).1, ["127.0.0.1"], "a resolver of the host's own is no stub");
         std::fs::remove_file(&etc).unwrap();
         std::fs::remove_file(&resolved).unwrap();
         assert_eq!(upstreams(&etc, &resolved), (etc, vec![]));
@@ -172,15 +135,9 @@ mod tests {
 
     #[test]
     fn what_dnsmasq_was_built_with_is_read_exactly() {
-        assert!(fills_sets(
-            "Dnsmasq version 2.90\nCompile time options: IPv6 ipset nftset auth\n"
-        ));
-        assert!(!fills_sets(
-            "Dnsmasq version 2.90\nCompile time options: IPv6 ipset no-nftset auth\n"
-        ));
-        assert!(!fills_sets(
-            "Dnsmasq version 2.86 nftset\nCompile time options: IPv6 ipset auth\n"
-        ));
+        assert!(fills_sets("Dnsmasq version 2.90\nCompile time options: IPv6 ipset nftset auth\n"));
+        assert!(!fills_sets("Dnsmasq version 2.90\nCompile time options: IPv6 ipset no-nftset auth\n"));
+        assert!(!fills_sets("Dnsmasq version 2.86 nftset\nCompile time options: IPv6 ipset auth\n"));
         assert!(!fills_sets(""));
     }
 }

@@ -40,15 +40,7 @@ pub(super) async fn list(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallErro
 
 /// Put our rules first in the chain, in place of any that are there.
 pub(super) async fn apply(plan: &Plan, mode: &Mode) -> Result<(), FirewallError> {
-    replace(
-        plan,
-        if *mode == Mode::Off {
-            vec![]
-        } else {
-            wanted(plan)
-        },
-    )
-    .await
+    replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
 }
 
 /// Remove our rules from the chain.
@@ -77,10 +69,7 @@ async fn replace(plan: &Plan, wanted: Vec<Vec<Statement<'static>>>) -> Result<()
         let mut batch = Batch::new();
         for handle in there.iter().filter_map(|rule| rule["handle"].as_u64()) {
             let handle = u32::try_from(handle).ok();
-            batch.delete(NfListObject::Rule(Rule {
-                handle,
-                ..rule(vec![], None)
-            }));
+            batch.delete(NfListObject::Rule(Rule { handle, ..rule(vec![], None) }));
         }
         for statements in wanted.iter().rev() {
             let first = rule(statements.clone(), Some(comment(plan)));
@@ -116,10 +105,5 @@ async fn ours(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallError> {
     }
     let listing = ask(&format!("list chain ip {TABLE} {CHAIN}")).await?;
     let comment = comment(plan);
-    Ok(Some(
-        objects(&listing, "rule")
-            .filter(|rule| rule["comment"] == comment.as_str())
-            .cloned()
-            .collect(),
-    ))
+    Ok(Some(objects(&listing, "rule").filter(|rule| rule["comment"] == comment.as_str()).cloned().collect()))
 }

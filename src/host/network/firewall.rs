@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField,
-    Prefix, SetItem,
+    CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
+    SetItem,
 };
 use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue, Table};
 use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
@@ -63,11 +63,7 @@ pub(super) async fn remove(plan: &Plan) -> Result<(), FirewallError> {
     // Adding what is there changes nothing, and makes deleting it right whether or not it was.
     batch.add(NfListObject::Table(own_table(plan)));
     batch.delete(NfListObject::Table(own_table(plan)));
-    if is_there(plan).await? {
-        nft(plan, &batch).await
-    } else {
-        Ok(())
-    }
+    if is_there(plan).await? { nft(plan, &batch).await } else { Ok(()) }
 }
 
 /// What is there of it: `None` for nothing at all.
@@ -83,9 +79,7 @@ pub(super) async fn list(plan: &Plan) -> Result<Option<Listing>, FirewallError> 
     if table.is_none() && docker.as_ref().is_none_or(|rules| rules.is_empty()) {
         return Ok(None);
     }
-    Ok(Some(
-        serde_json::json!({ "table": table, "docker": docker }),
-    ))
+    Ok(Some(serde_json::json!({ "table": table, "docker": docker })))
 }
 
 async fn is_there(plan: &Plan) -> Result<bool, FirewallError> {
@@ -97,11 +91,7 @@ async fn is_there(plan: &Plan) -> Result<bool, FirewallError> {
 fn forget_what_changes(listing: &mut Value) {
     if let Some(all) = listing["nftables"].as_array_mut() {
         all.retain(|object| object.get("metainfo").is_none());
-        for part in all
-            .iter_mut()
-            .filter_map(Value::as_object_mut)
-            .flat_map(|object| object.values_mut())
-        {
+        for part in all.iter_mut().filter_map(Value::as_object_mut).flat_map(|object| object.values_mut()) {
             if let Some(part) = part.as_object_mut() {
                 part.remove("handle");
                 part.remove("elem");
@@ -112,10 +102,7 @@ fn forget_what_changes(listing: &mut Value) {
 
 /// The objects of one kind in what nft lists.
 pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    let all = listing["nftables"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let all = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
     all.iter().filter_map(move |object| object.get(kind))
 }
 
@@ -124,9 +111,7 @@ pub(super) async fn nft(plan: &Plan, batch: &Batch<'_>) -> Result<(), FirewallEr
     let input = serde_json::to_vec(&batch.clone().to_nftables())?;
     let environment = plan.mark(Role::Firewall).environment(None);
     // What nft makes of `-` is /dev/stdin, which a bare devtmpfs does not have.
-    run(&["-j", "-f", "/proc/self/fd/0"], &environment, &input)
-        .await
-        .map(drop)
+    run(&["-j", "-f", "/proc/self/fd/0"], &environment, &input).await.map(drop)
 }
 
 /// Ask for a listing, in nft's own words.
@@ -140,22 +125,12 @@ async fn run(
     environment: &[(&'static str, String)],
     input: &[u8],
 ) -> Result<Vec<u8>, FirewallError> {
-    let program = Program {
-        name: "nft",
-        arguments,
-        environment,
-        input,
-        limit: LIMIT,
-    };
+    let program = Program { name: "nft", arguments, environment, input, limit: LIMIT };
     Ok(program.run().await?.stdout)
 }
 
 fn own_table(plan: &Plan) -> Table<'static> {
-    Table {
-        family: NfFamily::INet,
-        name: Cow::Owned(plan.table.clone()),
-        handle: None,
-    }
+    Table { family: NfFamily::INet, name: Cow::Owned(plan.table.clone()), handle: None }
 }
 
 /// The batch that replaces the table.
@@ -184,14 +159,8 @@ fn table(plan: &Plan, mode: &Mode) -> Batch<'static> {
 
 /// Who sends, and whether it is for the host: before routing, so that nothing later can change either.
 fn guard(rules: &mut Rules, plan: &Plan, mode: &Mode) {
-    rules.rule_for_guest(
-        vec![is_not(payload("ether", "saddr"), text(&plan.mac))],
-        Statement::Drop(None),
-    );
-    rules.rule_for_guest(
-        vec![is(meta(MetaKey::Nfproto), text("ipv6"))],
-        Statement::Drop(None),
-    );
+    rules.rule_for_guest(vec![is_not(payload("ether", "saddr"), text(&plan.mac))], Statement::Drop(None));
+    rules.rule_for_guest(vec![is(meta(MetaKey::Nfproto), text("ipv6"))], Statement::Drop(None));
     let asks_for_address = vec![
         is(payload("ip", "saddr"), text(Ipv4Addr::UNSPECIFIED)),
         is(payload("ip", "daddr"), text(Ipv4Addr::BROADCAST)),
@@ -199,45 +168,27 @@ fn guard(rules: &mut Rules, plan: &Plan, mode: &Mode) {
         is(payload("udp", "dport"), number(67)),
     ];
     rules.rule_for_guest(asks_for_address, Statement::Accept(None));
-    rules.rule_for_guest(
-        vec![is_not(payload("ip", "saddr"), text(plan.guest))],
-        Statement::Drop(None),
-    );
+    rules.rule_for_guest(vec![is_not(payload("ip", "saddr"), text(plan.guest))], Statement::Drop(None));
     to_host(rules, plan, mode);
-    let kind = Fib {
-        result: FibResult::Type,
-        flags: HashSet::from([FibFlag::Daddr]),
-    };
+    let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
     let of_host = any_of(["local", "broadcast", "multicast"].map(text));
-    rules.rule_for_guest(
-        vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)],
-        reject(),
-    );
+    rules.rule_for_guest(vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)], reject());
 }
 
 /// What of the host the guest may reach: answers to the host's own connections, DHCP, DNS.
 fn to_host(rules: &mut Rules, plan: &Plan, mode: &Mode) {
     let to_gateway = |destination: Ipv4Addr| is(payload("ip", "daddr"), text(destination));
     for destination in [plan.gateway, Ipv4Addr::BROADCAST] {
-        let dhcp = vec![
-            to_gateway(destination),
-            is(payload("udp", "dport"), number(67)),
-        ];
+        let dhcp = vec![to_gateway(destination), is(payload("udp", "dport"), number(67))];
         rules.rule_for_guest(dhcp, Statement::Accept(None));
     }
     if *mode != Mode::Off {
         for protocol in ["udp", "tcp"] {
-            let dns = vec![
-                to_gateway(plan.gateway),
-                is(payload(protocol, "dport"), number(53)),
-            ];
+            let dns = vec![to_gateway(plan.gateway), is(payload(protocol, "dport"), number(53))];
             rules.rule_for_guest(dns, Statement::Accept(None));
         }
     }
-    let kind = Fib {
-        result: FibResult::Type,
-        flags: HashSet::from([FibFlag::Daddr]),
-    };
+    let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
     let local = is(Expression::Named(NamedExpression::Fib(kind)), text("local"));
     rules.rule_for_guest(vec![local, is_answer()], Statement::Accept(None));
 }
@@ -246,14 +197,8 @@ fn to_host(rules: &mut Rules, plan: &Plan, mode: &Mode) {
 /// connection that an earlier guest of this address had in open mode must not go on.
 fn forward(rules: &mut Rules, plan: &Plan, mode: &Mode) {
     // Of no use beyond a link (RFC 3927), and in clouds the way to the host's credentials.
-    let link_local = Prefix {
-        addr: Box::new(text("169.254.0.0")),
-        len: 16,
-    };
-    let to_link_local = is(
-        payload("ip", "daddr"),
-        Expression::Named(NamedExpression::Prefix(link_local)),
-    );
+    let link_local = Prefix { addr: Box::new(text("169.254.0.0")), len: 16 };
+    let to_link_local = is(payload("ip", "daddr"), Expression::Named(NamedExpression::Prefix(link_local)));
     rules.rule_for_guest(vec![to_link_local], reject());
     match mode {
         Mode::Off => rules.rule_for_guest(vec![], reject()),
@@ -263,10 +208,7 @@ fn forward(rules: &mut Rules, plan: &Plan, mode: &Mode) {
                 let allowed = vec![
                     is(payload("ip", "daddr"), text(format!("@{ALLOWED_SET}"))),
                     is(meta(MetaKey::L4proto), any_of(["tcp", "udp"].map(text))),
-                    is(
-                        payload("th", "dport"),
-                        any_of(ports.iter().map(|port| number(port.number()))),
-                    ),
+                    is(payload("th", "dport"), any_of(ports.iter().map(|port| number(port.number())))),
                 ];
                 rules.rule_for_guest(allowed, Statement::Accept(None));
             }
@@ -302,12 +244,7 @@ impl Rules {
             size: Some(65535),
             ..Set::default()
         })));
-        Self {
-            batch,
-            table: plan.table.clone(),
-            tap: plan.tap.clone(),
-            chain: "",
-        }
+        Self { batch, table: plan.table.clone(), tap: plan.tap.clone(), chain: "" }
     }
 
     fn chain(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
@@ -345,45 +282,23 @@ impl Rules {
 
 /// An answer, so that a program in the guest fails at once where silence would make it wait.
 fn reject() -> Statement<'static> {
-    Statement::Reject(Some(Reject::new(
-        Some(RejectType::ICMPX),
-        Some(RejectCode::AdminProhibited),
-    )))
+    Statement::Reject(Some(Reject::new(Some(RejectType::ICMPX), Some(RejectCode::AdminProhibited))))
 }
 
 /// Belongs to a connection that was let through at its beginning.
 fn is_answer() -> Statement<'static> {
-    let state = CT {
-        key: Cow::Borrowed("state"),
-        ..CT::default()
-    };
-    let state = Expression::Named(NamedExpression::CT(CT {
-        family: None,
-        dir: None,
-        ..state
-    }));
+    let state = CT { key: Cow::Borrowed("state"), ..CT::default() };
+    let state = Expression::Named(NamedExpression::CT(CT { family: None, dir: None, ..state }));
     let right = Expression::List(["established", "related"].map(text).to_vec());
-    Statement::Match(Match {
-        left: state,
-        right,
-        op: Operator::IN,
-    })
+    Statement::Match(Match { left: state, right, op: Operator::IN })
 }
 
 pub(super) fn is(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match {
-        left,
-        right,
-        op: Operator::EQ,
-    })
+    Statement::Match(Match { left, right, op: Operator::EQ })
 }
 
 fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match {
-        left,
-        right,
-        op: Operator::NEQ,
-    })
+    Statement::Match(Match { left, right, op: Operator::NEQ })
 }
 
 pub(super) fn meta(key: MetaKey) -> Expression<'static> {
@@ -391,10 +306,7 @@ pub(super) fn meta(key: MetaKey) -> Expression<'static> {
 }
 
 fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
-    let field = PayloadField {
-        protocol: Cow::Borrowed(protocol),
-        field: Cow::Borrowed(field),
-    };
+    let field = PayloadField { protocol: Cow::Borrowed(protocol), field: Cow::Borrowed(field) };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
 }
 
@@ -407,7 +319,5 @@ fn number(value: u16) -> Expression<'static> {
 }
 
 fn any_of(values: impl IntoIterator<Item = Expression<'static>>) -> Expression<'static> {
-    Expression::Named(NamedExpression::Set(
-        values.into_iter().map(SetItem::Element).collect(),
-    ))
+    Expression::Named(NamedExpression::Set(values.into_iter().map(SetItem::Element).collect()))
 }

@@ -46,14 +46,9 @@ impl TryFrom<&str> for Domain {
     type Error = BadDomain;
 
     fn try_from(text: &str) -> Result<Self, BadDomain> {
-        let bad = |why| BadDomain {
-            text: text.to_owned(),
-            why,
-        };
+        let bad = |why| BadDomain { text: text.to_owned(), why };
         if text.starts_with("*.") || text.starts_with('.') {
-            return Err(bad(
-                "names below a domain are included, so write the domain alone",
-            ));
+            return Err(bad("names below a domain are included, so write the domain alone"));
         }
         if !text.is_ascii() {
             return Err(bad("write it in its xn-- form"));
@@ -71,11 +66,7 @@ impl TryFrom<&str> for Domain {
         if !text.split('.').all(label) {
             return Err(bad("labels of 1 to 63 of a-z 0-9 - _, separated by dots"));
         }
-        if text
-            .rsplit('.')
-            .next()
-            .is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
-        {
+        if text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit())) {
             return Err(bad("addresses cannot be allowed, names can"));
         }
         Ok(Self(text.to_ascii_lowercase()))
@@ -129,18 +120,10 @@ mod tests {
 
     #[test]
     fn domains_are_names_that_a_configuration_file_can_hold() {
-        for good in [
-            "github.com",
-            "GitHub.com",
-            "_dmarc.a-b.example",
-            "intranet",
-            "xn--bcher-kva.example",
-            "4.com",
-        ] {
-            assert_eq!(
-                Domain::try_from(good).unwrap().as_str(),
-                good.to_ascii_lowercase()
-            );
+        for good in
+            ["github.com", "GitHub.com", "_dmarc.a-b.example", "intranet", "xn--bcher-kva.example", "4.com"]
+        {
+            assert_eq!(Domain::try_from(good).unwrap().as_str(), good.to_ascii_lowercase());
         }
         let long = "a".repeat(64);
         for bad in [

@@ -5,9 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use rustix::thread::{
-    CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities,
-};
+use rustix::thread::{CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
@@ -61,47 +59,30 @@ pub(super) struct Program<'a> {
 }
 
 /// Where system programs are; users cannot write there.
-const TRUSTED: [&str; 6] = [
-    "/usr/local/sbin",
-    "/usr/local/bin",
-    "/usr/sbin",
-    "/usr/bin",
-    "/sbin",
-    "/bin",
-];
+const TRUSTED: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
 
 /// Where the program is. Root's own PATH is searched first. A user's is not: whoever may run a nixbox with
 /// capabilities would give them to any program of his.
 pub(super) fn locate(name: &'static str) -> Result<PathBuf, ProgramError> {
     let root = rustix::process::getuid().is_root() && rustix::process::geteuid().is_root();
-    let path = std::env::var_os("PATH")
-        .filter(|_| root)
-        .unwrap_or_default();
+    let path = std::env::var_os("PATH").filter(|_| root).unwrap_or_default();
     let own = std::env::split_paths(&path).filter(|directory| directory.is_absolute());
     let directories: Vec<PathBuf> = own.chain(TRUSTED.iter().map(PathBuf::from)).collect();
-    let found = directories
-        .iter()
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file());
+    let found = directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
     found.ok_or_else(|| {
-        let places: Vec<_> = directories
-            .iter()
-            .map(|path| path.display().to_string())
-            .collect();
+        let places: Vec<_> = directories.iter().map(|path| path.display().to_string()).collect();
         ProgramError::Missing(name, places.join(", "))
     })
 }
 
 /// Hand what this thread may do of the network to the programs that it starts. Root needs none of it.
 fn raise_ambient() -> rustix::io::Result<()> {
-    let wanted =
-        CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
+    let wanted = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
     let mut sets = capabilities(None)?;
     let ours = sets.permitted & wanted;
     sets.inheritable |= ours;
     set_capabilities(None, sets)?;
-    ours.iter()
-        .try_for_each(|one| configure_capability_in_ambient_set(one, true))
+    ours.iter().try_for_each(|one| configure_capability_in_ambient_set(one, true))
 }
 
 impl Program<'_> {
@@ -109,11 +90,7 @@ impl Program<'_> {
     /// dropped.
     pub(super) async fn run(&self) -> Result<Output, ProgramError> {
         let path = locate(self.name)?;
-        let failed = |what, source| ProgramError::Run {
-            what,
-            path: path.clone(),
-            source,
-        };
+        let failed = |what, source| ProgramError::Run { what, path: path.clone(), source };
         let mut child = self.spawn(&path)?;
         let input = child.stdin.take();
         let talk = async {
@@ -124,38 +101,23 @@ impl Program<'_> {
                     other => other.map_err(|error| failed("write to", error))?,
                 }
             }
-            child
-                .wait_with_output()
-                .await
-                .map_err(|error| failed("wait for", error))
+            child.wait_with_output().await.map_err(|error| failed("wait for", error))
         };
         let output = tokio::time::timeout(self.limit, talk)
             .await
-            .map_err(|_elapsed| ProgramError::TimedOut {
-                path: path.clone(),
-                limit: self.limit,
-            })??;
+            .map_err(|_elapsed| ProgramError::TimedOut { path: path.clone(), limit: self.limit })??;
         if output.status.success() {
             return Ok(output);
         }
-        let stderr = String::from_utf8_lossy(&output.stderr[..output.stderr.len().min(2000)])
-            .trim()
-            .to_owned();
-        Err(ProgramError::Failed {
-            path,
-            status: output.status,
-            stderr,
-        })
+        let stderr =
+            String::from_utf8_lossy(&output.stderr[..output.stderr.len().min(2000)]).trim().to_owned();
+        Err(ProgramError::Failed { path, status: output.status, stderr })
     }
 
     /// Ambient capabilities are a thread's, and are inherited: raised in a thread that does nothing else and ends,
     /// they reach this program alone.
     fn spawn(&self, path: &Path) -> Result<tokio::process::Child, ProgramError> {
-        let failed = |what, source| ProgramError::Run {
-            what,
-            path: path.to_owned(),
-            source,
-        };
+        let failed = |what, source| ProgramError::Run { what, path: path.to_owned(), source };
         let mut command = Command::new(path);
         command
             .args(self.arguments)
@@ -178,14 +140,8 @@ impl Program<'_> {
             }
             command.spawn()
         };
-        let thread = std::thread::Builder::new()
-            .name("spawn".to_owned())
-            .spawn(start);
-        let child = thread
-            .map_err(|_error| ProgramError::Thread(self.name))?
-            .join();
-        child
-            .map_err(|_panic| ProgramError::Thread(self.name))?
-            .map_err(|error| failed("start", error))
+        let thread = std::thread::Builder::new().name("spawn".to_owned()).spawn(start);
+        let child = thread.map_err(|_error| ProgramError::Thread(self.name))?.join();
+        child.map_err(|_panic| ProgramError::Thread(self.name))?.map_err(|error| failed("start", error))
     }
 }

@@ -116,11 +116,7 @@ impl Drop for Link<'_> {
 impl<'a> Link<'a> {
     pub(super) fn new(plan: &'a Plan) -> Result<Self, LinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Connect)?;
-        Ok(Self {
-            plan,
-            handle,
-            driver: tokio::spawn(connection),
-        })
+        Ok(Self { plan, handle, driver: tokio::spawn(connection) })
     }
 
     /// What is there. Changes nothing.
@@ -128,13 +124,10 @@ impl<'a> Link<'a> {
         let Some(message) = self.get().await? else {
             return Ok(Found::Nothing);
         };
-        let alias = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
-                _ => None,
-            });
+        let alias = message.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
+            _ => None,
+        });
         let ours = format!("nixbox {} ", self.plan.workspace);
         if !alias.is_some_and(|alias| alias.starts_with(&ours)) {
             return Ok(Found::Another(match alias {
@@ -163,31 +156,15 @@ impl<'a> Link<'a> {
         };
         self.mark(device.index, generation).await?;
         // Without link-local addresses and router solicitations of the host's on it.
-        setting(
-            &format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.plan.tap),
-            "1",
-            true,
-        )?;
-        for address in device
-            .addresses
-            .iter()
-            .filter(|address| !is_ours(address, self.plan))
-        {
-            self.limited(
-                "remove an address of",
-                self.handle.address().del(address.clone()).execute(),
-            )
-            .await?;
+        setting(&format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.plan.tap), "1", true)?;
+        for address in device.addresses.iter().filter(|address| !is_ours(address, self.plan)) {
+            self.limited("remove an address of", self.handle.address().del(address.clone()).execute())
+                .await?;
         }
-        let address =
-            self.handle
-                .address()
-                .add(device.index, IpAddr::V4(self.plan.gateway), PREFIX);
-        self.limited("set the address of", address.replace().execute())
-            .await?;
+        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), PREFIX);
+        self.limited("set the address of", address.replace().execute()).await?;
         let up = LinkUnspec::new_with_index(device.index).up().build();
-        self.limited("bring up", self.handle.link().set(up).execute())
-            .await
+        self.limited("bring up", self.handle.link().set(up).execute()).await
     }
 
     /// Remove it, if it is ours.
@@ -199,10 +176,7 @@ impl<'a> Link<'a> {
     }
 
     pub(super) fn another(&self, what: String) -> LinkError {
-        LinkError::Another {
-            name: self.plan.tap.clone(),
-            what,
-        }
+        LinkError::Another { name: self.plan.tap.clone(), what }
     }
 
     async fn create(&self, generation: Generation) -> Result<Device, LinkError> {
@@ -210,49 +184,29 @@ impl<'a> Link<'a> {
             TapError::Exists(_) => self.another("another process made it just now".to_owned()),
             other => other.into(),
         })?;
-        let message = self
-            .get()
-            .await?
-            .ok_or_else(|| LinkError::Vanished(self.plan.tap.clone()))?;
+        let message = self.get().await?.ok_or_else(|| LinkError::Vanished(self.plan.tap.clone()))?;
         let index = message.header.index;
         self.mark(index, generation).await?;
         tap.set_owner(self.plan.owner)?;
         tap.persist()?;
-        Ok(Device {
-            index,
-            sound: true,
-            addresses: Vec::new(),
-            up: false,
-        })
+        Ok(Device { index, sound: true, addresses: Vec::new(), up: false })
     }
 
     async fn mark(&self, index: u32, generation: Generation) -> Result<(), LinkError> {
         let alias = LinkAttribute::IfAlias(format!("nixbox {} {generation}", self.plan.workspace));
-        let message = LinkUnspec::new_with_index(index)
-            .append_extra_attribute(alias)
-            .build();
-        self.limited("mark", self.handle.link().set(message).execute())
-            .await
+        let message = LinkUnspec::new_with_index(index).append_extra_attribute(alias).build();
+        self.limited("mark", self.handle.link().set(message).execute()).await
     }
 
     async fn delete(&self, index: u32) -> Result<(), LinkError> {
-        match self
-            .limited("remove", self.handle.link().del(index).execute())
-            .await
-        {
+        match self.limited("remove", self.handle.link().del(index).execute()).await {
             Err(LinkError::Netlink { source, .. }) if is_missing(&source) => Ok(()),
             other => other,
         }
     }
 
     async fn get(&self) -> Result<Option<LinkMessage>, LinkError> {
-        let mut answer = Box::pin(
-            self.handle
-                .link()
-                .get()
-                .match_name(self.plan.tap.clone())
-                .execute(),
-        );
+        let mut answer = Box::pin(self.handle.link().get().match_name(self.plan.tap.clone()).execute());
         match self.limited("look at", answer.try_next()).await {
             Err(LinkError::Netlink { source, .. }) if is_missing(&source) => Ok(None),
             other => other,
@@ -260,17 +214,9 @@ impl<'a> Link<'a> {
     }
 
     async fn addresses(&self, index: u32) -> Result<Vec<AddressMessage>, LinkError> {
-        let all = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute();
+        let all = self.handle.address().get().set_link_index_filter(index).execute();
         let all: Vec<AddressMessage> = self.limited("list addresses of", all.try_collect()).await?;
-        Ok(all
-            .into_iter()
-            .filter(|one| one.header.family == AddressFamily::Inet)
-            .collect())
+        Ok(all.into_iter().filter(|one| one.header.family == AddressFamily::Inet).collect())
     }
 
     async fn limited<T>(
@@ -280,11 +226,7 @@ impl<'a> Link<'a> {
     ) -> Result<T, LinkError> {
         let name = || self.plan.tap.clone();
         match tokio::time::timeout(LIMIT, call).await {
-            Ok(answer) => answer.map_err(|source| LinkError::Netlink {
-                what,
-                name: name(),
-                source,
-            }),
+            Ok(answer) => answer.map_err(|source| LinkError::Netlink { what, name: name(), source }),
             Err(_elapsed) => Err(LinkError::TimedOut(name())),
         }
     }
@@ -309,13 +251,10 @@ fn is_sound(message: &LinkMessage, owner: u32) -> bool {
     const VNET_HEADER: u16 = 5;
     const PERSIST: u16 = 6;
     const MULTI_QUEUE: u16 = 7;
-    let infos = message
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::LinkInfo(infos) => Some(infos),
-            _ => None,
-        });
+    let infos = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
     let Some(infos) = infos.filter(|infos| infos.contains(&LinkInfo::Kind(InfoKind::Tun))) else {
         return false;
     };
@@ -330,24 +269,16 @@ fn is_sound(message: &LinkMessage, owner: u32) -> bool {
         Some(bytes)
     };
     value(OWNER) == Some(owner.to_ne_bytes().to_vec())
-        && [
-            (TYPE, 2),
-            (PACKET_INFORMATION, 0),
-            (VNET_HEADER, 1),
-            (PERSIST, 1),
-            (MULTI_QUEUE, 0),
-        ]
-        .into_iter()
-        .all(|(kind, wanted)| value(kind) == Some(vec![wanted]))
+        && [(TYPE, 2), (PACKET_INFORMATION, 0), (VNET_HEADER, 1), (PERSIST, 1), (MULTI_QUEUE, 0)]
+            .into_iter()
+            .all(|(kind, wanted)| value(kind) == Some(vec![wanted]))
 }
 
 /// Whether this host passes packets on between its devices.
 pub(super) fn forwards() -> Result<bool, LinkError> {
     let path = FORWARDING;
-    let value = std::fs::read_to_string(path).map_err(|source| LinkError::Setting {
-        path: path.to_owned(),
-        source,
-    })?;
+    let value = std::fs::read_to_string(path)
+        .map_err(|source| LinkError::Setting { path: path.to_owned(), source })?;
     Ok(value.trim() == "1")
 }
 
@@ -355,30 +286,19 @@ const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
 /// Make this host pass packets on. It is never turned off again: nobody can tell who else came to need it meanwhile.
 pub(super) fn forward() -> Result<(), LinkError> {
-    if forwards()? {
-        Ok(())
-    } else {
-        setting(FORWARDING, "1", false)
-    }
+    if forwards()? { Ok(()) } else { setting(FORWARDING, "1", false) }
 }
 
 fn setting(path: &str, value: &str, optional: bool) -> Result<(), LinkError> {
     match std::fs::write(path, value) {
         // A kernel without IPv6.
         Err(error) if optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|source| LinkError::Setting {
-            path: path.to_owned(),
-            source,
-        }),
+        other => other.map_err(|source| LinkError::Setting { path: path.to_owned(), source }),
     }
 }
 
 /// Gateway, guest and name of a slot's TAP.
 pub(super) fn addresses(slot: u8) -> (Ipv4Addr, Ipv4Addr, String) {
     let third = 4 * slot;
-    (
-        Ipv4Addr::new(172, 16, third, 1),
-        Ipv4Addr::new(172, 16, third, 2),
-        format!("vm{slot}"),
-    )
+    (Ipv4Addr::new(172, 16, third, 1), Ipv4Addr::new(172, 16, third, 2), format!("vm{slot}"))
 }

@@ -13,41 +13,20 @@ fn slot(number: u8) -> Slot {
 
 fn filtered(domains: &[&str], ports: &[u16]) -> Mode {
     Mode::Filtered {
-        domains: domains
-            .iter()
-            .map(|domain| Domain::try_from(*domain).unwrap())
-            .collect(),
-        ports: ports
-            .iter()
-            .map(|port| Port::try_from(*port).unwrap())
-            .collect(),
+        domains: domains.iter().map(|domain| Domain::try_from(*domain).unwrap()).collect(),
+        ports: ports.iter().map(|port| Port::try_from(*port).unwrap()).collect(),
     }
 }
 
 /// What holds in every mode, with controls that show that it is the firewall's doing.
 fn is_kept_in(arena: &Arena, guest: &Guest) {
     for port in [22, 80] {
-        assert!(
-            !guest.reaches(guest.gateway(), port),
-            "the host by its gateway address"
-        );
-        assert!(
-            !guest.reaches(ip("10.99.0.1"), port),
-            "the host by another address of its"
-        );
-        assert!(
-            arena.host_reaches(ip("10.99.0.1"), port),
-            "control: it listens"
-        );
+        assert!(!guest.reaches(guest.gateway(), port), "the host by its gateway address");
+        assert!(!guest.reaches(ip("10.99.0.1"), port), "the host by another address of its");
+        assert!(arena.host_reaches(ip("10.99.0.1"), port), "control: it listens");
     }
-    assert!(
-        arena.host_reaches(guest.address(), 22),
-        "the host reaches the guest"
-    );
-    assert!(
-        !arena.peer_reaches(guest.address(), 22),
-        "the outside does not"
-    );
+    assert!(arena.host_reaches(guest.address(), 22), "the host reaches the guest");
+    assert!(!arena.peer_reaches(guest.address(), 22), "the outside does not");
     assert!(!guest.reaches(ip("169.254.169.254"), 80));
 }
 
@@ -55,30 +34,19 @@ fn is_kept_in(arena: &Arena, guest: &Guest) {
 fn open_lets_everything_out_and_nothing_in() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(Mode::Open);
-    arena
-        .on_host(network.build(slot(3), Generation(5)))
-        .unwrap();
-    assert_eq!(
-        arena.on_host(network.find(slot(3))).unwrap(),
-        Presence::Whole
-    );
+    arena.on_host(network.build(slot(3), Generation(5))).unwrap();
+    assert_eq!(arena.on_host(network.find(slot(3))).unwrap(), Presence::Whole);
 
     let guest = Guest::join(&arena, slot(3));
     let lease = guest.lease();
     assert_eq!(lease.address, ip("172.16.12.2"));
-    assert_eq!(
-        (lease.router, lease.dns),
-        (Some(ip("172.16.12.1")), Some(ip("172.16.12.1")))
-    );
+    assert_eq!((lease.router, lease.dns), (Some(ip("172.16.12.1")), Some(ip("172.16.12.1"))));
     assert_eq!(lease.mask, Some(ip("255.255.255.252")));
 
     assert_eq!(guest.resolve("www.anything.test"), (0, vec![PEER_OTHER]));
     assert!(guest.reaches(PEER, 80) && guest.reaches(PEER_OTHER, 8080));
     is_kept_in(&arena, &guest);
-    assert!(
-        arena.sender_seen().starts_with("10.99.0.1:"),
-        "the outside sees the host's address"
-    );
+    assert!(arena.sender_seen().starts_with("10.99.0.1:"), "the outside sees the host's address");
     arena.on_host(network.remove(slot(3))).unwrap();
 }
 
@@ -86,9 +54,7 @@ fn open_lets_everything_out_and_nothing_in() {
 fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80, 443]));
-    arena
-        .on_host(network.build(slot(0), Generation(1)))
-        .unwrap();
+    arena.on_host(network.build(slot(0), Generation(1))).unwrap();
     let guest = Guest::join(&arena, slot(0));
     assert_eq!(guest.lease().address, ip("172.16.0.2"));
 
@@ -97,62 +63,29 @@ fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
     assert!(guest.reaches(PEER, 80) && guest.reaches(PEER, 443));
     assert!(!guest.reaches(PEER, 8080), "another port");
     assert!(!guest.reaches(PEER_OTHER, 80), "another address");
-    assert_eq!(
-        guest.resolve("below.allowed.test"),
-        (0, vec![ip("10.99.0.4")])
-    );
-    assert!(
-        guest.reaches(ip("10.99.0.4"), 80),
-        "what is below an allowed domain"
-    );
-    assert_eq!(
-        guest.resolve("alias.allowed.test"),
-        (0, vec![ip("10.99.0.5")])
-    );
-    assert!(
-        guest.reaches(ip("10.99.0.5"), 80),
-        "what an allowed name is an alias of"
-    );
+    assert_eq!(guest.resolve("below.allowed.test"), (0, vec![ip("10.99.0.4")]));
+    assert!(guest.reaches(ip("10.99.0.4"), 80), "what is below an allowed domain");
+    assert_eq!(guest.resolve("alias.allowed.test"), (0, vec![ip("10.99.0.5")]));
+    assert!(guest.reaches(ip("10.99.0.5"), 80), "what an allowed name is an alias of");
 
-    for name in [
-        "other.test",
-        "test",
-        "notallowed.test",
-        "allowed.test.other.test",
-    ] {
+    for name in ["other.test", "test", "notallowed.test", "allowed.test.other.test"] {
         assert_eq!(guest.resolve(name), (REFUSED, vec![]), "{name}");
     }
     let asked = arena.names_asked();
     assert!(
-        asked
-            .iter()
-            .all(|name| name.ends_with("allowed.test") && name != "notallowed.test"),
+        asked.iter().all(|name| name.ends_with("allowed.test") && name != "notallowed.test"),
         "{asked:?}"
     );
-    assert!(
-        !guest.reaches_udp(PEER, 5353) && guest.reaches_udp(PEER, 443),
-        "UDP by the same list"
-    );
-    assert!(
-        !guest.reaches_udp(ip("10.99.0.53"), 53),
-        "DNS past the gateway"
-    );
+    assert!(!guest.reaches_udp(PEER, 5353) && guest.reaches_udp(PEER, 443), "UDP by the same list");
+    assert!(!guest.reaches_udp(ip("10.99.0.53"), 53), "DNS past the gateway");
 
     // Whoever answers for an allowed domain cannot open the host, or the cloud that it is in, by it.
-    assert_eq!(
-        guest.resolve("host.allowed.test"),
-        (0, vec![ip("10.99.0.1")])
-    );
-    assert_eq!(
-        guest.resolve("cloud.allowed.test"),
-        (0, vec![ip("169.254.169.254")])
-    );
+    assert_eq!(guest.resolve("host.allowed.test"), (0, vec![ip("10.99.0.1")]));
+    assert_eq!(guest.resolve("cloud.allowed.test"), (0, vec![ip("169.254.169.254")]));
     is_kept_in(&arena, &guest);
 
     // What is whole is left alone: the addresses stay allowed.
-    arena
-        .on_host(network.build(slot(0), Generation(2)))
-        .unwrap();
+    arena.on_host(network.build(slot(0), Generation(2))).unwrap();
     assert!(guest.reaches(PEER, 80));
     arena.on_host(network.remove(slot(0))).unwrap();
 }
@@ -161,19 +94,11 @@ fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
 fn off_lets_nothing_out_and_the_host_in() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(Mode::Off);
-    arena
-        .on_host(network.build(slot(63), Generation(1)))
-        .unwrap();
-    assert_eq!(
-        arena.on_host(network.find(slot(63))).unwrap(),
-        Presence::Whole
-    );
+    arena.on_host(network.build(slot(63), Generation(1))).unwrap();
+    assert_eq!(arena.on_host(network.find(slot(63))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(63));
     let lease = guest.lease();
-    assert_eq!(
-        (lease.address, lease.router, lease.dns),
-        (ip("172.16.252.2"), None, None)
-    );
+    assert_eq!((lease.address, lease.router, lease.dns), (ip("172.16.252.2"), None, None));
     assert!(!guest.reaches(PEER, 80));
     assert!(!guest.reaches_udp(guest.gateway(), 53));
     is_kept_in(&arena, &guest);
@@ -184,9 +109,7 @@ fn off_lets_nothing_out_and_the_host_in() {
 fn a_guest_cannot_pass_for_another_nor_use_ipv6() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(Mode::Open);
-    arena
-        .on_host(network.build(slot(3), Generation(1)))
-        .unwrap();
+    arena.on_host(network.build(slot(3), Generation(1))).unwrap();
     let guest = Guest::join(&arena, slot(3));
     guest.lease();
     arena.open_ipv6("vm3");
@@ -196,23 +119,14 @@ fn a_guest_cannot_pass_for_another_nor_use_ipv6() {
     guest.run("ip addr add 192.168.7.7/32 dev eth0");
     let tries = |guest: &Guest| {
         let spoofed = ["172.16.16.2", "192.168.7.7"].map(|from| guest.sends_from(ip(from), PEER));
-        (
-            guest.reaches_ipv6("fd00:99::2"),
-            guest.reaches_ipv6("fd00:3::1"),
-            spoofed,
-        )
+        (guest.reaches_ipv6("fd00:99::2"), guest.reaches_ipv6("fd00:3::1"), spoofed)
     };
     assert_eq!(tries(&guest), (false, false, [false, false]));
     // Control: without the table each of these arrives.
-    arena.host_run(&format!(
-        "nft flush table inet nixbox_vm3_{}",
-        arena.workspace
-    ));
+    arena.host_run(&format!("nft flush table inet nixbox_vm3_{}", arena.workspace));
     assert_eq!(tries(&guest), (true, true, [true, true]));
 
-    arena
-        .on_host(network.build(slot(3), Generation(1)))
-        .unwrap();
+    arena.on_host(network.build(slot(3), Generation(1))).unwrap();
     assert!(guest.reaches(PEER, 80));
     guest.run("ip link set eth0 address 02:00:00:00:00:77");
     assert!(!guest.reaches(PEER, 80), "with another MAC");
@@ -234,20 +148,11 @@ fn guests_do_not_reach_each_other() {
     second.lease();
     assert!(first.reaches(PEER, 80) && second.reaches(PEER, 80));
     assert!(!first.reaches(second.address(), 22) && !second.reaches(first.address(), 22));
-    assert!(
-        !first.reaches_udp(second.gateway(), 53),
-        "nor each other's DNS"
-    );
+    assert!(!first.reaches_udp(second.gateway(), 53), "nor each other's DNS");
 
     // Of two that share a slot by mistake, neither takes the other's.
-    let error = arena
-        .on_host(other.build(slot(1), Generation(9)))
-        .unwrap_err();
-    assert!(
-        chain(&error).contains("not of this workspace"),
-        "{}",
-        chain(&error)
-    );
+    let error = arena.on_host(other.build(slot(1), Generation(9))).unwrap_err();
+    assert!(chain(&error).contains("not of this workspace"), "{}", chain(&error));
     arena.on_host(other.remove(slot(1))).unwrap();
     assert_eq!(arena.on_host(one.find(slot(1))).unwrap(), Presence::Whole);
     arena.on_host(other.remove(slot(2))).unwrap();
@@ -258,36 +163,18 @@ fn guests_do_not_reach_each_other() {
 #[test]
 fn nothing_is_left_when_it_is_removed() {
     let Some(arena) = Arena::new() else { return };
-    for mode in [
-        Mode::Off,
-        filtered(&["allowed.test"], &[443]),
-        filtered(&[], &[]),
-        Mode::Open,
-    ] {
+    for mode in [Mode::Off, filtered(&["allowed.test"], &[443]), filtered(&[], &[]), Mode::Open] {
         let network = arena.network(mode);
         let before = arena.state();
-        assert_eq!(
-            arena.on_host(network.find(slot(5))).unwrap(),
-            Presence::Absent
-        );
+        assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
         arena.on_host(network.remove(slot(5))).unwrap();
-        arena
-            .on_host(network.build(slot(5), Generation(1)))
-            .unwrap();
-        arena
-            .on_host(network.build(slot(5), Generation(2)))
-            .unwrap();
-        assert_eq!(
-            arena.on_host(network.find(slot(5))).unwrap(),
-            Presence::Whole
-        );
+        arena.on_host(network.build(slot(5), Generation(1))).unwrap();
+        arena.on_host(network.build(slot(5), Generation(2))).unwrap();
+        assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Whole);
         assert_ne!(arena.state(), before);
         arena.on_host(network.remove(slot(5))).unwrap();
         arena.on_host(network.remove(slot(5))).unwrap();
-        assert_eq!(
-            arena.on_host(network.find(slot(5))).unwrap(),
-            Presence::Absent
-        );
+        assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
         assert_eq!(arena.state(), before);
     }
 }
@@ -321,43 +208,20 @@ fn from_every_partial_state_it_is_found_rebuilt_and_removed() {
         .collect();
     for (number, break_it) in run.iter().enumerate() {
         let name = breakages.get(number).map_or("kill dnsmasq", String::as_str);
-        arena
-            .on_host(network.build(slot(4), Generation(1)))
-            .unwrap();
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Whole,
-            "before {name}"
-        );
+        arena.on_host(network.build(slot(4), Generation(1))).unwrap();
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole, "before {name}");
         break_it();
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Partial,
-            "{name}"
-        );
-        arena
-            .on_host(network.build(slot(4), Generation(2)))
-            .unwrap();
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Whole,
-            "after {name}"
-        );
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Partial, "{name}");
+        arena.on_host(network.build(slot(4), Generation(2))).unwrap();
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole, "after {name}");
         let guest = Guest::join(&arena, slot(4));
         guest.lease();
         assert_eq!(guest.resolve("allowed.test"), (0, vec![PEER]), "{name}");
-        assert!(
-            guest.reaches(PEER, 80) && !guest.reaches(PEER_OTHER, 80),
-            "{name}"
-        );
+        assert!(guest.reaches(PEER, 80) && !guest.reaches(PEER_OTHER, 80), "{name}");
         drop(guest);
         break_it();
         arena.on_host(network.remove(slot(4))).unwrap();
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Absent,
-            "{name}"
-        );
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Absent, "{name}");
         assert_eq!(arena.state(), before, "{name}");
     }
 }
@@ -377,22 +241,12 @@ fn a_build_that_is_cut_off_anywhere_can_be_taken_back_or_finished() {
             .unwrap()
             .is_some();
         if polls % 2 == 0 {
-            arena
-                .on_host(network.build(slot(4), Generation(2)))
-                .unwrap();
-            assert_eq!(
-                arena.on_host(network.find(slot(4))).unwrap(),
-                Presence::Whole,
-                "after {polls}"
-            );
+            arena.on_host(network.build(slot(4), Generation(2))).unwrap();
+            assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole, "after {polls}");
         }
         arena.on_host(network.remove(slot(4))).unwrap();
         assert_eq!(arena.state(), before, "after {polls}");
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Absent,
-            "after {polls}"
-        );
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Absent, "after {polls}");
         if finished {
             break;
         }
@@ -407,11 +261,7 @@ async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
         std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
         std::task::Poll::Pending => {
             left -= 1;
-            if left == 0 {
-                std::task::Poll::Ready(None)
-            } else {
-                std::task::Poll::Pending
-            }
+            if left == 0 { std::task::Poll::Ready(None) } else { std::task::Poll::Pending }
         }
     })
     .await
@@ -422,49 +272,24 @@ fn another_mode_or_user_is_not_in_order_until_it_is_built() {
     let Some(arena) = Arena::new() else { return };
     let open = arena.network(Mode::Open);
     arena.on_host(open.build(slot(4), Generation(1))).unwrap();
-    for mode in [
-        filtered(&["allowed.test"], &[80]),
-        filtered(&["allowed.test"], &[81]),
-        Mode::Off,
-        Mode::Open,
-    ] {
+    for mode in
+        [filtered(&["allowed.test"], &[80]), filtered(&["allowed.test"], &[81]), Mode::Off, Mode::Open]
+    {
         let network = arena.network(mode);
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Partial
-        );
-        arena
-            .on_host(network.build(slot(4), Generation(2)))
-            .unwrap();
-        assert_eq!(
-            arena.on_host(network.find(slot(4))).unwrap(),
-            Presence::Whole
-        );
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Partial);
+        arena.on_host(network.build(slot(4), Generation(2))).unwrap();
+        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole);
     }
-    let others = HostNetwork::new(Settings {
-        owner: 4711,
-        ..open.settings.clone()
-    });
-    assert_eq!(
-        arena.on_host(others.find(slot(4))).unwrap(),
-        Presence::Partial
-    );
+    let others = HostNetwork::new(Settings { owner: 4711, ..open.settings.clone() });
+    assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Partial);
     arena.on_host(others.build(slot(4), Generation(3))).unwrap();
-    assert_eq!(
-        arena.on_host(others.find(slot(4))).unwrap(),
-        Presence::Whole
-    );
+    assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Whole);
     let shown = arena.host_output("ip -d link show vm4");
     assert!(
-        shown.contains("user 4711")
-            && shown.contains("vnet_hdr on")
-            && shown.contains("persist on"),
+        shown.contains("user 4711") && shown.contains("vnet_hdr on") && shown.contains("persist on"),
         "{shown}"
     );
-    assert!(
-        shown.contains(&format!("alias nixbox {} 3", arena.workspace)),
-        "{shown}"
-    );
+    assert!(shown.contains(&format!("alias nixbox {} 3", arena.workspace)), "{shown}");
     arena.on_host(others.remove(slot(4))).unwrap();
 }
 
@@ -480,18 +305,9 @@ fn a_device_that_is_not_ours_is_refused_and_untouched() {
     for make in foreign {
         arena.host_run(make);
         let before = arena.state();
-        let error = arena
-            .on_host(network.build(slot(6), Generation(1)))
-            .unwrap_err();
-        assert!(
-            chain(&error).contains("ip link delete vm6"),
-            "{}",
-            chain(&error)
-        );
-        assert_eq!(
-            arena.on_host(network.find(slot(6))).unwrap(),
-            Presence::Absent
-        );
+        let error = arena.on_host(network.build(slot(6), Generation(1))).unwrap_err();
+        assert!(chain(&error).contains("ip link delete vm6"), "{}", chain(&error));
+        assert_eq!(arena.on_host(network.find(slot(6))).unwrap(), Presence::Absent);
         arena.on_host(network.remove(slot(6))).unwrap();
         assert_eq!(arena.state(), before, "{make}");
         arena.host_run("ip link delete vm6");
@@ -502,9 +318,7 @@ fn a_device_that_is_not_ours_is_refused_and_untouched() {
 fn docker_is_told_to_let_the_tap_through() {
     let Some(arena) = Arena::new() else { return };
     arena.host_run("nft add table ip filter");
-    arena.host_run(
-        "nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'",
-    );
+    arena.host_run("nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'");
     arena.host_run("nft add chain ip filter DOCKER-USER");
     arena.host_run("nft add rule ip filter FORWARD jump DOCKER-USER");
     arena.host_run("nft add rule ip filter DOCKER-USER ip saddr 10.0.0.0/8 counter return");
@@ -512,13 +326,8 @@ fn docker_is_told_to_let_the_tap_through() {
     arena.host_run("ip addr add 172.17.0.1/16 dev docker0");
     let before = arena.state();
     let network = arena.network(Mode::Open);
-    arena
-        .on_host(network.build(slot(2), Generation(1)))
-        .unwrap();
-    assert_eq!(
-        arena.on_host(network.find(slot(2))).unwrap(),
-        Presence::Whole
-    );
+    arena.on_host(network.build(slot(2), Generation(1))).unwrap();
+    assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(2));
     guest.lease();
     assert!(guest.reaches(PEER, 80));
@@ -527,26 +336,15 @@ fn docker_is_told_to_let_the_tap_through() {
 
     arena.host_run("nft flush chain ip filter DOCKER-USER");
     assert!(!guest.reaches(PEER, 80), "control: Docker drops");
-    assert_eq!(
-        arena.on_host(network.find(slot(2))).unwrap(),
-        Presence::Partial
-    );
+    assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Partial);
     arena.host_run("nft add rule ip filter DOCKER-USER ip saddr 10.0.0.0/8 counter return");
-    arena
-        .on_host(network.build(slot(2), Generation(1)))
-        .unwrap();
+    arena.on_host(network.build(slot(2), Generation(1))).unwrap();
     assert!(guest.reaches(PEER, 80));
     drop(guest);
 
     // Left-overs of ours in Docker's chain alone are found and removed too.
-    arena.host_run(&format!(
-        "nft delete table inet nixbox_vm2_{}",
-        arena.workspace
-    ));
-    assert_eq!(
-        arena.on_host(network.find(slot(2))).unwrap(),
-        Presence::Partial
-    );
+    arena.host_run(&format!("nft delete table inet nixbox_vm2_{}", arena.workspace));
+    assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Partial);
     arena.on_host(network.remove(slot(2))).unwrap();
     assert_eq!(arena.state(), before);
 }
@@ -560,23 +358,15 @@ fn a_user_with_three_capabilities_can_do_all_of_it() {
         owner: 4711,
         ..arena.network(filtered(&["allowed.test"], &[80])).settings
     });
-    arena
-        .on_host_as(4711, network.build(slot(3), Generation(1)))
-        .unwrap();
-    assert_eq!(
-        arena.on_host_as(4711, network.find(slot(3))).unwrap(),
-        Presence::Whole
-    );
+    arena.on_host_as(4711, network.build(slot(3), Generation(1))).unwrap();
+    assert_eq!(arena.on_host_as(4711, network.find(slot(3))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(3));
     assert_eq!(guest.lease().address, ip("172.16.12.2"));
     assert_eq!(guest.resolve("allowed.test"), (0, vec![PEER]));
     assert!(guest.reaches(PEER, 80) && !guest.reaches(PEER_OTHER, 80));
     drop(guest);
     arena.on_host_as(4711, network.remove(slot(3))).unwrap();
-    assert_eq!(
-        arena.on_host_as(4711, network.find(slot(3))).unwrap(),
-        Presence::Absent
-    );
+    assert_eq!(arena.on_host_as(4711, network.find(slot(3))).unwrap(), Presence::Absent);
     assert_eq!(arena.state(), before);
 }
 
@@ -587,14 +377,8 @@ fn a_runtime_directory_that_others_write_to_is_refused() {
     let (network, before) = (arena.network(Mode::Open), arena.state());
     for mode in [0o775, 0o757] {
         std::fs::set_permissions(arena.runtime(), std::fs::Permissions::from_mode(mode)).unwrap();
-        let error = arena
-            .on_host(network.build(slot(1), Generation(1)))
-            .unwrap_err();
-        assert!(
-            chain(&error).contains("nobody else may write"),
-            "{}",
-            chain(&error)
-        );
+        let error = arena.on_host(network.build(slot(1), Generation(1))).unwrap_err();
+        assert!(chain(&error).contains("nobody else may write"), "{}", chain(&error));
     }
     assert_eq!(arena.state(), before);
 }
@@ -608,9 +392,7 @@ fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
         std::os::unix::fs::symlink(&victim, arena.runtime().join(name)).unwrap();
     }
     let network = arena.network(Mode::Open);
-    arena
-        .on_host(network.build(slot(1), Generation(1)))
-        .unwrap();
+    arena.on_host(network.build(slot(1), Generation(1))).unwrap();
     arena.on_host(network.remove(slot(1))).unwrap();
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
     std::fs::remove_file(victim).unwrap();
@@ -620,11 +402,7 @@ fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
 fn what_a_failing_program_says_is_in_the_error() {
     let Some(arena) = Arena::new() else { return };
     let failed = arena.on_host(firewall::ask("list nonsense")).unwrap_err();
-    assert!(
-        chain(&failed).contains("syntax error"),
-        "{}",
-        chain(&failed)
-    );
+    assert!(chain(&failed).contains("syntax error"), "{}", chain(&failed));
 }
 
 /// An error with all of its causes.
@@ -642,20 +420,6 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[test]
 fn every_slot_has_its_own_addresses() {
     let all: Vec<_> = (0..64).map(tap::addresses).collect();
-    assert_eq!(
-        all[0],
-        (
-            Ipv4Addr::new(172, 16, 0, 1),
-            Ipv4Addr::new(172, 16, 0, 2),
-            "vm0".to_owned()
-        )
-    );
-    assert_eq!(
-        all[63],
-        (
-            Ipv4Addr::new(172, 16, 252, 1),
-            Ipv4Addr::new(172, 16, 252, 2),
-            "vm63".to_owned()
-        )
-    );
+    assert_eq!(all[0], (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2), "vm0".to_owned()));
+    assert_eq!(all[63], (Ipv4Addr::new(172, 16, 252, 1), Ipv4Addr::new(172, 16, 252, 2), "vm63".to_owned()));
 }

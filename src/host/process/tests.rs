@@ -21,16 +21,9 @@ struct Fixture {
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let mut id = [0; 16];
-    File::open("/dev/urandom")
-        .unwrap()
-        .read_exact(&mut id)
-        .unwrap();
+    File::open("/dev/urandom").unwrap().read_exact(&mut id).unwrap();
     let daemons = Daemons::new(directory.path().to_owned(), WorkspaceId(id));
-    Fixture {
-        daemons,
-        role: Role::try_from("sleeper".to_owned()).unwrap(),
-        directory,
-    }
+    Fixture { daemons, role: Role::try_from("sleeper".to_owned()).unwrap(), directory }
 }
 
 fn sleeper() -> Program {
@@ -38,9 +31,7 @@ fn sleeper() -> Program {
 }
 
 fn shell(script: &str) -> Program {
-    Program::new("/bin/sh", Privileges::Own(CapabilitySet::empty()))
-        .argument("-c")
-        .argument(script)
+    Program::new("/bin/sh", Privileges::Own(CapabilitySet::empty())).argument("-c").argument(script)
 }
 
 impl Drop for Fixture {
@@ -57,14 +48,7 @@ struct Bystander(std::process::Child);
 
 impl Bystander {
     fn start() -> Self {
-        Self(
-            Command::new("sleep")
-                .arg("1000")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()
-                .unwrap(),
-        )
+        Self(Command::new("sleep").arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 }
 
@@ -77,15 +61,11 @@ impl Drop for Bystander {
 
 impl Fixture {
     fn sleep(&self) -> Daemon {
-        self.daemons
-            .spawn(&self.role, GENERATION, &sleeper())
-            .unwrap()
+        self.daemons.spawn(&self.role, GENERATION, &sleeper()).unwrap()
     }
 
     fn spawn(&self, script: &str) -> Daemon {
-        self.daemons
-            .spawn(&self.role, GENERATION, &shell(script))
-            .unwrap()
+        self.daemons.spawn(&self.role, GENERATION, &shell(script)).unwrap()
     }
 
     fn find(&self) -> Option<Daemon> {
@@ -93,10 +73,7 @@ impl Fixture {
     }
 
     async fn stop(&self, grace: Duration) {
-        self.daemons
-            .stop(&self.role, GENERATION, grace)
-            .await
-            .unwrap();
+        self.daemons.stop(&self.role, GENERATION, grace).await.unwrap();
         assert!(self.find().is_none());
         assert!(!self.record().exists());
     }
@@ -132,17 +109,8 @@ async fn a_daemon_is_started_found_and_stopped() {
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
     let again = fixture.daemons.spawn(&fixture.role, GENERATION, &sleeper());
     assert!(matches!(again, Err(ProcessError::Runs { pid, .. }) if pid == daemon.pid()));
-    assert!(
-        fixture
-            .daemons
-            .find(&fixture.role, Generation(4))
-            .unwrap()
-            .is_none()
-    );
-    assert_eq!(
-        fixture.daemons.log_tail(&fixture.role, GENERATION),
-        "out | err"
-    );
+    assert!(fixture.daemons.find(&fixture.role, Generation(4)).unwrap().is_none());
+    assert_eq!(fixture.daemons.log_tail(&fixture.role, GENERATION), "out | err");
     let log = fs::metadata(fixture.daemons.log(&fixture.role, GENERATION)).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::mode(&log) & 0o777, 0o600);
     fixture.stop(GRACE).await;
@@ -162,28 +130,14 @@ async fn a_record_with_another_start_time_names_nobody() {
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
     // As after the daemon's death, its pid taken by somebody else.
     fixture.stop(GRACE).await;
-    for start in [
-        0,
-        Daemon::open_pid(bystander.0.id(), 0)
-            .unwrap()
-            .unwrap()
-            .identity()
-            .start,
-    ] {
-        let identity = Identity {
-            pid: bystander.0.id(),
-            start,
-            boot: host_boot().unwrap(),
-        };
+    for start in [0, Daemon::open_pid(bystander.0.id(), 0).unwrap().unwrap().identity().start] {
+        let identity = Identity { pid: bystander.0.id(), start, boot: host_boot().unwrap() };
         let mark = fixture.daemons.mark(&fixture.role, GENERATION);
         write_atomically(&fixture.record(), &Record { mark, identity }).unwrap();
         assert!(fixture.find().is_none(), "found a process without the mark");
         fixture.stop(GRACE).await;
     }
-    assert!(
-        bystander.0.try_wait().unwrap().is_none(),
-        "somebody else's process was ended"
-    );
+    assert!(bystander.0.try_wait().unwrap().is_none(), "somebody else's process was ended");
 }
 
 #[tokio::test]
@@ -193,12 +147,7 @@ async fn a_daemon_without_a_usable_record_is_found_by_its_mark() {
     let whole = fs::read(fixture.record()).unwrap();
     fs::remove_file(fixture.record()).unwrap();
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
-    let torn = [
-        &b""[..],
-        &whole[..whole.len() / 2],
-        b"\0\0\0\0",
-        &[b'['; 100_000],
-    ];
+    let torn = [&b""[..], &whole[..whole.len() / 2], b"\0\0\0\0", &[b'['; 100_000]];
     for bytes in torn {
         fs::write(fixture.record(), bytes).unwrap();
         assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
@@ -226,20 +175,9 @@ async fn a_daemon_outlives_a_nixbox_killed_between_spawn_and_record() {
     let fixture = fixture();
     let mark = fixture.daemons.mark(&fixture.role, GENERATION);
     let mut nixbox = Command::new(std::env::current_exe().unwrap());
-    nixbox.args([
-        "--exact",
-        "--ignored",
-        "host::process::tests::spawn_without_record",
-    ]);
-    nixbox
-        .env("TEST_RUNTIME", fixture.directory.path())
-        .envs(mark.environment())
-        .process_group(0);
-    let mut nixbox = nixbox
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    nixbox.args(["--exact", "--ignored", "host::process::tests::spawn_without_record"]);
+    nixbox.env("TEST_RUNTIME", fixture.directory.path()).envs(mark.environment()).process_group(0);
+    let mut nixbox = nixbox.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let daemon = timeout(GRACE, async {
         loop {
             match fixture.daemons.find(&fixture.role, GENERATION).unwrap() {
@@ -279,12 +217,8 @@ fn spawn_without_record() {
         command.env(key, std::env::var_os(key).unwrap());
     }
     let log = File::create(Path::new(&runtime).join("log")).unwrap();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
     child.wait().unwrap();
 }
 
@@ -345,10 +279,7 @@ async fn what_cannot_be_recorded_does_not_run() {
     let fixture = fixture();
     fs::create_dir_all(fixture.record().join("occupied")).unwrap();
     let spawned = fixture.daemons.spawn(&fixture.role, GENERATION, &sleeper());
-    assert!(
-        matches!(spawned, Err(ProcessError::File { .. })),
-        "{spawned:?}"
-    );
+    assert!(matches!(spawned, Err(ProcessError::File { .. })), "{spawned:?}");
     let mark = fixture.daemons.mark(&fixture.role, GENERATION);
     assert!(Daemon::all_marked(&mark).unwrap().is_empty());
 }
@@ -357,10 +288,7 @@ async fn what_cannot_be_recorded_does_not_run() {
 async fn a_missing_program_is_an_error_that_names_it() {
     let fixture = fixture();
     let program = Program::new("/nowhere/vmm", Privileges::Own(CapabilitySet::empty()));
-    let error = fixture
-        .daemons
-        .spawn(&fixture.role, GENERATION, &program)
-        .unwrap_err();
+    let error = fixture.daemons.spawn(&fixture.role, GENERATION, &program).unwrap_err();
     assert_eq!(error.to_string(), "cannot start \"/nowhere/vmm\"");
     assert!(fixture.find().is_none());
 }
@@ -370,27 +298,12 @@ async fn logs_of_the_last_generations_are_kept() {
     let fixture = fixture();
     for generation in 1..=7 {
         let generation = Generation(generation);
-        fixture
-            .daemons
-            .spawn(&fixture.role, generation, &sleeper())
-            .unwrap();
-        fixture
-            .daemons
-            .stop(&fixture.role, generation, GRACE)
-            .await
-            .unwrap();
+        fixture.daemons.spawn(&fixture.role, generation, &sleeper()).unwrap();
+        fixture.daemons.stop(&fixture.role, generation, GRACE).await.unwrap();
     }
     let other = fixture.directory.path().join("sleeper-x.log");
     fs::write(&other, "").unwrap();
-    let kept = |generation| {
-        fixture
-            .daemons
-            .log(&fixture.role, Generation(generation))
-            .exists()
-    };
-    assert_eq!(
-        (1..=7).map(kept).collect::<Vec<_>>(),
-        [false, false, true, true, true, true, true]
-    );
+    let kept = |generation| fixture.daemons.log(&fixture.role, Generation(generation)).exists();
+    assert_eq!((1..=7).map(kept).collect::<Vec<_>>(), [false, false, true, true, true, true, true]);
     assert!(other.exists());
 }

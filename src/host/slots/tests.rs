@@ -18,11 +18,7 @@ impl Host {
     }
 
     fn workspace(&self, id: u8) -> HostSlots {
-        HostSlots::new(
-            self.directory(),
-            WorkspaceId([id; 16]),
-            format!("/home/{id}"),
-        )
+        HostSlots::new(self.directory(), WorkspaceId([id; 16]), format!("/home/{id}"))
     }
 }
 
@@ -35,26 +31,15 @@ async fn a_slot_is_claimed_kept_and_given_back() {
     assert!(!host.directory().exists(), "looking makes nothing");
 
     assert_eq!(ours.claim(&[slot(7), slot(8)]).await.unwrap(), slot(7));
-    assert_eq!(
-        ours.claim(&[slot(8), slot(7)]).await.unwrap(),
-        slot(7),
-        "the one that it holds is kept"
-    );
+    assert_eq!(ours.claim(&[slot(8), slot(7)]).await.unwrap(), slot(7), "the one that it holds is kept");
     assert_eq!(ours.held().await.unwrap(), Some(slot(7)));
     assert!(!ours.free().await.unwrap().contains(&slot(7)));
-    assert_eq!(
-        host.directory().metadata().unwrap().permissions().mode() & 0o7777,
-        0o1777
-    );
+    assert_eq!(host.directory().metadata().unwrap().permissions().mode() & 0o7777, 0o1777);
 
     ours.release(slot(7)).await.unwrap();
     ours.release(slot(7)).await.unwrap();
     assert_eq!(ours.held().await.unwrap(), None);
-    assert_eq!(
-        std::fs::read_dir(host.directory()).unwrap().count(),
-        0,
-        "nothing but claims is ever there"
-    );
+    assert_eq!(std::fs::read_dir(host.directory()).unwrap().count(), 0, "nothing but claims is ever there");
 }
 
 #[tokio::test]
@@ -82,22 +67,11 @@ async fn a_workspace_has_one_slot_at_a_time() {
 async fn all_taken_says_by_whom() {
     let host = Host::new();
     for id in 0..64 {
-        host.workspace(id)
-            .claim(&Slot::all().collect::<Vec<_>>())
-            .await
-            .unwrap();
+        host.workspace(id).claim(&Slot::all().collect::<Vec<_>>()).await.unwrap();
     }
     assert!(host.workspace(99).free().await.unwrap().is_empty());
-    let refused = host
-        .workspace(99)
-        .claim(&Slot::all().collect::<Vec<_>>())
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        refused.contains("63 is held by workspace \"/home/63\""),
-        "{refused}"
-    );
+    let refused = host.workspace(99).claim(&Slot::all().collect::<Vec<_>>()).await.unwrap_err().to_string();
+    assert!(refused.contains("63 is held by workspace \"/home/63\""), "{refused}");
 }
 
 #[tokio::test]
@@ -119,24 +93,15 @@ async fn what_is_no_claim_holds_its_slot_and_is_left_alone() {
     }
     symlink("/nowhere", ours.path(slot(5))).unwrap();
     std::fs::create_dir(ours.path(slot(6))).unwrap();
-    let fifo = std::process::Command::new("mkfifo")
-        .arg(ours.path(slot(7)))
-        .status()
-        .unwrap();
+    let fifo = std::process::Command::new("mkfifo").arg(ours.path(slot(7))).status().unwrap();
     assert!(fifo.success());
 
     assert_eq!(ours.held().await.unwrap(), None);
     assert_eq!(ours.free().await.unwrap().len(), 64 - 8);
-    assert_eq!(
-        ours.claim(&Slot::all().collect::<Vec<_>>()).await.unwrap(),
-        slot(8)
-    );
+    assert_eq!(ours.claim(&Slot::all().collect::<Vec<_>>()).await.unwrap(), slot(8));
     for number in 0..8 {
         assert!(ours.release(slot(number)).await.is_err(), "{number}");
-        assert!(
-            ours.path(slot(number)).symlink_metadata().is_ok(),
-            "{number}"
-        );
+        assert!(ours.path(slot(number)).symlink_metadata().is_ok(), "{number}");
     }
 }
 
@@ -168,26 +133,14 @@ fn users_claim_beside_root_and_cannot_take_from_each_other() {
     assert_eq!(roots.claim_now(&[slot(0)]).unwrap(), slot(0));
     // These calls are this thread's alone.
     let as_user = std::thread::spawn(move || {
-        rustix::thread::set_thread_res_gid(
-            Gid::from_raw(4711),
-            Gid::from_raw(4711),
-            Gid::from_raw(4711),
-        )
-        .unwrap();
-        rustix::thread::set_thread_res_uid(
-            Uid::from_raw(4711),
-            Uid::from_raw(4711),
-            Uid::from_raw(4711),
-        )
-        .unwrap();
+        rustix::thread::set_thread_res_gid(Gid::from_raw(4711), Gid::from_raw(4711), Gid::from_raw(4711))
+            .unwrap();
+        rustix::thread::set_thread_res_uid(Uid::from_raw(4711), Uid::from_raw(4711), Uid::from_raw(4711))
+            .unwrap();
         assert_eq!(users.claim_now(&[slot(0), slot(1)]).unwrap(), slot(1));
         assert_eq!(users.held_now().unwrap(), Some(slot(1)));
         let taken = std::fs::remove_file(users.path(slot(0))).unwrap_err();
-        assert_eq!(
-            taken.kind(),
-            io::ErrorKind::PermissionDenied,
-            "the sticky bit"
-        );
+        assert_eq!(taken.kind(), io::ErrorKind::PermissionDenied, "the sticky bit");
     });
     as_user.join().unwrap();
     assert_eq!(roots.held_now().unwrap(), Some(slot(0)));
@@ -199,24 +152,10 @@ async fn an_unsafe_directory_is_refused() {
     let host = Host::new();
     std::fs::create_dir_all(host.directory()).unwrap();
     std::fs::set_permissions(host.directory(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(
-        host.workspace(1)
-            .claim(&[slot(0)])
-            .await
-            .unwrap_err()
-            .to_string()
-            .contains("sticky")
-    );
+    assert!(host.workspace(1).claim(&[slot(0)]).await.unwrap_err().to_string().contains("sticky"));
     std::fs::remove_dir(host.directory()).unwrap();
     symlink("/tmp", host.directory()).unwrap();
-    assert!(
-        host.workspace(1)
-            .held()
-            .await
-            .unwrap_err()
-            .to_string()
-            .contains("not a directory")
-    );
+    assert!(host.workspace(1).held().await.unwrap_err().to_string().contains("not a directory"));
 }
 
 #[test]

@@ -7,14 +7,7 @@ use crate::world::{BootId, Failure, Generation, Slot, SnapshotName};
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().to_owned();
-    (
-        directory,
-        Snapshots {
-            root,
-            progress: Arc::new(Silent),
-            hashes: Arc::default(),
-        },
-    )
+    (directory, Snapshots { root, progress: Arc::new(Silent), hashes: Arc::default() })
 }
 
 fn id(number: u64) -> SnapshotId {
@@ -35,10 +28,7 @@ async fn staged(snapshots: &Snapshots, number: u64, name: Option<&str>) -> Manif
         slot: Slot::try_from(1).unwrap(),
         boot: BootId([3; 16]),
         shares: true,
-        files: snapshots
-            .digest(id(number), &Interrupt::new())
-            .await
-            .unwrap(),
+        files: snapshots.digest(id(number), &Interrupt::new()).await.unwrap(),
     }
 }
 
@@ -59,10 +49,7 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
     assert_eq!(snapshots.list().await.unwrap(), [first, second.clone()]);
     assert_eq!(snapshots.manifest(id(12)).unwrap(), second);
     snapshots.verify(id(12), &Interrupt::new()).await.unwrap();
-    assert!(matches!(
-        snapshots.begin(id(12)),
-        Err(StoreError::Exists(_))
-    ));
+    assert!(matches!(snapshots.begin(id(12)), Err(StoreError::Exists(_))));
 
     for _ in 0..2 {
         snapshots.trash(id(12)).await.unwrap();
@@ -90,34 +77,15 @@ async fn a_commit_is_finished_wherever_it_was_cut_off() {
     std::fs::write(staging.join(".manifest.json.unfinished"), "half").unwrap();
     snapshots.commit(manifest.clone()).await.unwrap();
     std::fs::rename(snapshots.root.join("12"), &staging).unwrap();
-    assert_eq!(
-        snapshots
-            .hash_staged(id(12), &Interrupt::new())
-            .await
-            .unwrap(),
-        manifest.files
-    );
+    assert_eq!(snapshots.hash_staged(id(12), &Interrupt::new()).await.unwrap(), manifest.files);
     snapshots.commit(manifest.clone()).await.unwrap();
     // Right after the rename.
     snapshots.commit(manifest.clone()).await.unwrap();
     snapshots.verify(id(12), &Interrupt::new()).await.unwrap();
-    let other = Manifest {
-        created_ms: 6,
-        ..manifest
-    };
-    assert!(matches!(
-        snapshots.bring_in(other).await,
-        Err(StoreError::Exists(_))
-    ));
-    let nothing = Manifest {
-        id: id(99),
-        name: None,
-        ..snapshots.manifest(id(12)).unwrap()
-    };
-    assert!(matches!(
-        snapshots.bring_in(nothing).await,
-        Err(StoreError::NotStaged(_))
-    ));
+    let other = Manifest { created_ms: 6, ..manifest };
+    assert!(matches!(snapshots.bring_in(other).await, Err(StoreError::Exists(_))));
+    let nothing = Manifest { id: id(99), name: None, ..snapshots.manifest(id(12)).unwrap() };
+    assert!(matches!(snapshots.bring_in(nothing).await, Err(StoreError::NotStaged(_))));
 }
 
 #[tokio::test]
@@ -130,31 +98,18 @@ async fn a_commit_of_what_is_not_there_is_refused() {
     assert!(matches!(refused().await, Err(StoreError::Extra { .. })));
     std::fs::remove_file(staging.join("extra")).unwrap();
     std::fs::write(staging.join("config.json"), "{} ").unwrap();
-    assert!(matches!(
-        refused().await,
-        Err(StoreError::Size {
-            found: 3,
-            expected: 2,
-            ..
-        })
-    ));
+    assert!(matches!(refused().await, Err(StoreError::Size { found: 3, expected: 2, .. })));
     std::fs::remove_file(staging.join("config.json")).unwrap();
     assert!(matches!(refused().await, Err(StoreError::Missing { .. })));
     symlink("state.json", staging.join("config.json")).unwrap();
-    assert!(matches!(
-        refused().await,
-        Err(StoreError::File(FileError::Symlink { .. }))
-    ));
+    assert!(matches!(refused().await, Err(StoreError::File(FileError::Symlink { .. }))));
     assert_eq!(snapshots.find(id(12)).await.unwrap(), Entry::Staged);
 }
 
 #[tokio::test]
 async fn names_are_used_once() {
     let (_directory, snapshots) = snapshots();
-    snapshots
-        .commit(staged(&snapshots, 1, Some("warm")).await)
-        .await
-        .unwrap();
+    snapshots.commit(staged(&snapshots, 1, Some("warm")).await).await.unwrap();
     let again = staged(&snapshots, 2, Some("warm")).await;
     assert!(
         matches!(snapshots.bring_in(again.clone()).await, Err(StoreError::NameTaken { id: first, .. }) if first == id(1))
@@ -169,10 +124,7 @@ async fn every_kind_of_damage_is_found() {
     type Damage = fn(&std::path::Path);
     let damages: [(&str, Damage); 9] = [
         ("is not what its manifest says", |listed| {
-            let file = std::fs::File::options()
-                .write(true)
-                .open(listed.join("memory.img"))
-                .unwrap();
+            let file = std::fs::File::options().write(true).open(listed.join("memory.img")).unwrap();
             std::os::unix::fs::FileExt::write_all_at(&file, b"X", 9_000_000).unwrap();
         }),
         ("has 9999999 bytes", |listed| {
@@ -183,12 +135,8 @@ async fn every_kind_of_damage_is_found() {
                 .set_len(9_999_999)
                 .unwrap();
         }),
-        ("lacks state.json", |listed| {
-            std::fs::remove_file(listed.join("state.json")).unwrap()
-        }),
-        ("does not name", |listed| {
-            std::fs::write(listed.join("more"), "").unwrap()
-        }),
+        ("lacks state.json", |listed| std::fs::remove_file(listed.join("state.json")).unwrap()),
+        ("does not name", |listed| std::fs::write(listed.join("more"), "").unwrap()),
         ("symbolic link", |listed| {
             std::fs::rename(listed.join("state.json"), listed.join("../moved")).unwrap();
             symlink("../moved", listed.join("state.json")).unwrap();
@@ -199,29 +147,15 @@ async fn every_kind_of_damage_is_found() {
         }),
         ("manifest of snapshot 12", |listed| {
             let text = std::fs::read_to_string(listed.join("manifest.json")).unwrap();
-            std::fs::write(
-                listed.join("manifest.json"),
-                text.replace("\"slot\": 1", "\"slot\": 2"),
-            )
-            .unwrap();
+            std::fs::write(listed.join("manifest.json"), text.replace("\"slot\": 1", "\"slot\": 2")).unwrap();
         }),
-        ("manifest of snapshot 12", |listed| {
-            std::fs::write(listed.join("manifest.json"), "").unwrap()
-        }),
-        ("has no manifest", |listed| {
-            std::fs::remove_file(listed.join("manifest.json")).unwrap()
-        }),
+        ("manifest of snapshot 12", |listed| std::fs::write(listed.join("manifest.json"), "").unwrap()),
+        ("has no manifest", |listed| std::fs::remove_file(listed.join("manifest.json")).unwrap()),
     ];
     for (expected, damage) in damages {
         let (_directory, snapshots) = snapshots();
-        snapshots
-            .commit(staged(&snapshots, 12, None).await)
-            .await
-            .unwrap();
-        snapshots
-            .commit(staged(&snapshots, 13, None).await)
-            .await
-            .unwrap();
+        snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
+        snapshots.commit(staged(&snapshots, 13, None).await).await.unwrap();
         damage(&snapshots.root.join("12"));
         let failure = snapshots.verify(id(12), &never).await.unwrap_err();
         assert!(failure.to_string().contains(expected), "{failure}");
@@ -235,15 +169,9 @@ async fn every_kind_of_damage_is_found() {
 #[tokio::test]
 async fn another_snapshots_manifest_is_refused() {
     let (_directory, snapshots) = snapshots();
-    snapshots
-        .commit(staged(&snapshots, 12, None).await)
-        .await
-        .unwrap();
+    snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
     std::fs::rename(snapshots.root.join("12"), snapshots.root.join("14")).unwrap();
-    assert!(matches!(
-        snapshots.manifest(id(14)),
-        Err(StoreError::Manifest { .. })
-    ));
+    assert!(matches!(snapshots.manifest(id(14)), Err(StoreError::Manifest { .. })));
     assert!(snapshots.list().await.is_err());
     snapshots.trash(id(14)).await.unwrap();
     snapshots.purge(id(14)).await.unwrap();
@@ -253,32 +181,12 @@ async fn another_snapshots_manifest_is_refused() {
 #[tokio::test]
 async fn the_survey_has_left_overs_and_nothing_that_is_not_ours() {
     let (_directory, snapshots) = snapshots();
-    for name in [
-        ".staging-3",
-        ".trash-2",
-        "5",
-        "notes",
-        "007",
-        "-1",
-        ".staging-x",
-        "18446744073709551616",
-    ] {
+    for name in [".staging-3", ".trash-2", "5", "notes", "007", "-1", ".staging-x", "18446744073709551616"] {
         std::fs::create_dir(snapshots.root.join(name)).unwrap();
     }
-    let found: Vec<_> = snapshots
-        .survey()
-        .unwrap()
-        .into_iter()
-        .map(|found| (found.id, found.entry))
-        .collect();
-    assert_eq!(
-        found,
-        [
-            (id(2), Entry::Trashed),
-            (id(3), Entry::Staged),
-            (id(5), Entry::Listed)
-        ]
-    );
+    let found: Vec<_> =
+        snapshots.survey().unwrap().into_iter().map(|found| (found.id, found.entry)).collect();
+    assert_eq!(found, [(id(2), Entry::Trashed), (id(3), Entry::Staged), (id(5), Entry::Listed)]);
 }
 
 #[tokio::test]
@@ -287,15 +195,9 @@ async fn reading_can_be_interrupted() {
     let manifest = staged(&snapshots, 12, None).await;
     let interrupt = Interrupt::new();
     interrupt.request();
-    assert!(matches!(
-        snapshots.digest(id(12), &interrupt).await,
-        Err(Failure::Interrupted)
-    ));
+    assert!(matches!(snapshots.digest(id(12), &interrupt).await, Err(Failure::Interrupted)));
     snapshots.commit(manifest).await.unwrap();
-    assert!(matches!(
-        snapshots.verify(id(12), &interrupt).await,
-        Err(Failure::Interrupted)
-    ));
+    assert!(matches!(snapshots.verify(id(12), &interrupt).await, Err(Failure::Interrupted)));
 }
 
 #[tokio::test]
@@ -306,10 +208,7 @@ async fn half_a_vmm_state_is_none() {
     let state = snapshots.root.join(".staging-12/state.json");
     for text in ["", "{\"a\": [1", "{} {}"] {
         std::fs::write(&state, text).unwrap();
-        assert!(
-            !snapshots.holds_vmm_state(id(12)).await.unwrap(),
-            "{text:?}"
-        );
+        assert!(!snapshots.holds_vmm_state(id(12)).await.unwrap(), "{text:?}");
     }
     std::fs::remove_file(&state).unwrap();
     assert!(!snapshots.holds_vmm_state(id(12)).await.unwrap());

@@ -46,23 +46,13 @@ async fn real() -> Real {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), answer)
-        .await
-        .unwrap();
-    Real {
-        client,
-        daemon,
-        directory,
-    }
+    tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap();
+    Real { client, daemon, directory }
 }
 
 fn rand() -> u32 {
     let mut bytes = [0; 4];
-    io::Read::read_exact(
-        &mut std::fs::File::open("/dev/urandom").unwrap(),
-        &mut bytes,
-    )
-    .unwrap();
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut bytes).unwrap();
     u32::from_le_bytes(bytes)
 }
 
@@ -82,18 +72,8 @@ async fn a_real_vmm_is_asked_and_told() {
     let capability = capability::of(&ping.build_version).unwrap();
     assert!(client.info().await.unwrap_err().is_no_vm());
     // The serial log is opened by vm.create; of all else the VMM looks at nothing yet.
-    let serial = real
-        .directory
-        .path()
-        .join("serial.log")
-        .to_str()
-        .unwrap()
-        .to_owned();
-    let machine = Description {
-        disks: vec!["/nowhere/disk".into()],
-        serial,
-        ..description()
-    };
+    let serial = real.directory.path().join("serial.log").to_str().unwrap().to_owned();
+    let machine = Description { disks: vec!["/nowhere/disk".into()], serial, ..description() };
     let config = VmConfig::new(&machine, capability);
     client.create(&config).await.unwrap();
     let info = client.info().await.unwrap();
@@ -102,37 +82,17 @@ async fn a_real_vmm_is_asked_and_told() {
     // The whole chain of what it says, down to the operating system's own words.
     let message = client.boot().await.unwrap_err().to_string();
     assert!(
-        message
-            .starts_with("vm.boot was refused with 500: Error from API: The VM could not boot: "),
+        message.starts_with("vm.boot was refused with 500: Error from API: The VM could not boot: "),
         "{message}"
     );
-    assert!(
-        message.ends_with(": No such file or directory (os error 2)"),
-        "{message}"
-    );
+    assert!(message.ends_with(": No such file or directory (os error 2)"), "{message}");
     let again = chain(client.create(&config).await.unwrap_err());
-    assert_eq!(
-        again,
-        [
-            "Error from API",
-            "The VM could not be created",
-            "VM is already created"
-        ]
-    );
+    assert_eq!(again, ["Error from API", "The VM could not be created", "VM is already created"]);
     client.delete().await.unwrap();
     assert!(client.info().await.unwrap_err().is_no_vm());
     client.shutdown_vmm().await.unwrap();
-    tokio::time::timeout(Duration::from_secs(20), real.daemon.exited())
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(matches!(
-        client.ping().await,
-        Err(ClientError::Connection {
-            call: "vmm.ping",
-            ..
-        })
-    ));
+    tokio::time::timeout(Duration::from_secs(20), real.daemon.exited()).await.unwrap().unwrap();
+    assert!(matches!(client.ping().await, Err(ClientError::Connection { call: "vmm.ping", .. })));
 }
 
 #[tokio::test]
@@ -200,107 +160,52 @@ async fn one_that_never_answers_is_given_up() {
         let _kept_open = stream;
         std::future::pending().await
     });
-    assert!(matches!(
-        client.ping().await,
-        Err(ClientError::TimedOut {
-            call: "vmm.ping",
-            limit: SHORT
-        })
-    ));
+    assert!(matches!(client.ping().await, Err(ClientError::TimedOut { call: "vmm.ping", limit: SHORT })));
 }
 
 #[tokio::test(start_paused = true)]
 async fn one_that_stops_in_its_body_is_given_up() {
     let (client, _directory) = server(|mut stream| async move {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build")
-            .await?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build").await?;
         std::future::pending().await
     });
-    assert!(matches!(
-        client.ping().await,
-        Err(ClientError::TimedOut {
-            call: "vmm.ping",
-            limit: SHORT
-        })
-    ));
+    assert!(matches!(client.ping().await, Err(ClientError::TimedOut { call: "vmm.ping", limit: SHORT })));
 }
 
 #[tokio::test]
 async fn one_that_never_stops_answering_is_cut_off() {
     let (client, _directory) = server(|mut stream| async move {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            .await?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
         loop {
             stream.write_all(b"1000\r\n").await?;
             stream.write_all(&[b' '; 0x1000]).await?;
             stream.write_all(b"\r\n").await?;
         }
     });
-    assert!(matches!(
-        client.info().await,
-        Err(ClientError::TooLong { call: "vm.info" })
-    ));
-    let (client, _directory) = server(text(
-        "HTTP/1.1 500 No\r\nContent-Length: 99999999999\r\n\r\n",
-    ));
-    assert!(matches!(
-        client.boot().await,
-        Err(ClientError::TooLong { .. } | ClientError::Connection { .. })
-    ));
+    assert!(matches!(client.info().await, Err(ClientError::TooLong { call: "vm.info" })));
+    let (client, _directory) = server(text("HTTP/1.1 500 No\r\nContent-Length: 99999999999\r\n\r\n"));
+    assert!(matches!(client.boot().await, Err(ClientError::TooLong { .. } | ClientError::Connection { .. })));
 }
 
 #[tokio::test]
 async fn one_that_closes_is_an_error_with_its_cause() {
-    for answer in [
-        "",
-        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build",
-        "HTTP/1.1 20",
-        "220 mail ESMTP\r\n",
-    ] {
+    for answer in
+        ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build", "HTTP/1.1 20", "220 mail ESMTP\r\n"]
+    {
         let (client, _directory) = server(text(answer));
         let error = client.ping().await.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ClientError::Connection {
-                    call: "vmm.ping",
-                    ..
-                }
-            ),
-            "{answer:?}: {error:?}"
-        );
+        assert!(matches!(error, ClientError::Connection { call: "vmm.ping", .. }), "{answer:?}: {error:?}");
         assert!(std::error::Error::source(&error).is_some());
     }
 }
 
 #[tokio::test]
 async fn one_that_answers_nonsense_is_not_believed() {
-    for body in [
-        "",
-        "{",
-        "[]",
-        "{\"pid\":1}",
-        "{\"build_version\":\"v53.0\",\"pid\":-1}",
-        "\u{0}",
-    ] {
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+    for body in ["", "{", "[]", "{\"pid\":1}", "{\"build_version\":\"v53.0\",\"pid\":-1}", "\u{0}"] {
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (client, _directory) = server(text(answer.leak()));
         let error = client.ping().await.unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ClientError::Unreadable {
-                    call: "vmm.ping",
-                    ..
-                }
-            ),
-            "{body:?}: {error:?}"
-        );
+        assert!(matches!(error, ClientError::Unreadable { call: "vmm.ping", .. }), "{body:?}: {error:?}");
     }
 }
 
@@ -308,18 +213,12 @@ async fn one_that_answers_nonsense_is_not_believed() {
 async fn any_error_body_becomes_a_readable_message() {
     let rows = [
         ("[\"a\",\"b\"]", "vm.boot was refused with 500: a: b"),
-        (
-            "plain\ttext\u{1b}[31m",
-            "vm.boot was refused with 500: plain text [31m",
-        ),
+        ("plain\ttext\u{1b}[31m", "vm.boot was refused with 500: plain text [31m"),
         ("", "vm.boot was refused with 500: "),
         ("{\"a\":1}", "vm.boot was refused with 500: {\"a\":1}"),
     ];
     for (body, message) in rows {
-        let answer = format!(
-            "HTTP/1.1 500 No\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        let answer = format!("HTTP/1.1 500 No\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (client, _directory) = server(text(answer.leak()));
         assert_eq!(client.boot().await.unwrap_err().to_string(), message);
     }
@@ -340,10 +239,7 @@ async fn a_vmm_started_anew_on_the_same_path_is_spoken_to() {
                 head.push(stream.read_u8().await.unwrap());
             }
             assert!(
-                String::from_utf8(head)
-                    .unwrap()
-                    .to_ascii_lowercase()
-                    .contains("\r\nhost: localhost\r\n")
+                String::from_utf8(head).unwrap().to_ascii_lowercase().contains("\r\nhost: localhost\r\n")
             );
             stream.write_all(PONG.as_bytes()).await.unwrap();
             // Open, as a kept-alive connection would be, until the answer has arrived.

@@ -61,10 +61,7 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
 
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
-    Fixture {
-        vmm: at(directory.path().to_owned()),
-        directory,
-    }
+    Fixture { vmm: at(directory.path().to_owned()), directory }
 }
 
 fn machine() -> Machine {
@@ -88,10 +85,7 @@ async fn a_vmm_comes_stays_and_goes_without_a_trace() {
     vmm.start(GENERATION).await.unwrap();
     assert_eq!(vmm.live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
-    assert_eq!(
-        vmm.shares_attached(GENERATION).await.unwrap(),
-        Presence::Absent
-    );
+    assert_eq!(vmm.shares_attached(GENERATION).await.unwrap(), Presence::Absent);
     vmm.stop(GENERATION).await.unwrap();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
     let left: Vec<_> = std::fs::read_dir(fixture.directory.path())
@@ -141,19 +135,12 @@ async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
     vmm.start(GENERATION).await.unwrap();
     for _ in 0..2 {
         let error = vmm.boot(&machine()).await.unwrap_err().to_string();
-        assert!(
-            error.starts_with("vm.boot was refused with") && error.contains("os error 2"),
-            "{error}"
-        );
+        assert!(error.starts_with("vm.boot was refused with") && error.contains("os error 2"), "{error}");
         assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Stopped);
     }
     let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
     assert_eq!(error, "the VM cannot be paused: it is Stopped");
-    let error = vmm
-        .load(&machine(), SnapshotId(GENERATION))
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = vmm.load(&machine(), SnapshotId(GENERATION)).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere/state/config.json"), "{error}");
     vmm.stop(GENERATION).await.unwrap();
     assert!(!vmm.restore_directory(GENERATION).exists());
@@ -165,10 +152,7 @@ async fn a_socket_of_somebody_else_is_left_alone() {
     let socket = fixture.vmm.socket(GENERATION).unwrap();
     let _other = UnixListener::bind(socket.as_path()).unwrap();
     let error = fixture.vmm.start(GENERATION).await.unwrap_err().to_string();
-    assert!(
-        error.contains("in use by a process that nixbox did not start"),
-        "{error}"
-    );
+    assert!(error.contains("in use by a process that nixbox did not start"), "{error}");
     assert!(fixture.vmm.stop(GENERATION).await.is_err());
     assert!(socket.as_path().exists());
     assert_eq!(fixture.vmm.find(GENERATION).await.unwrap(), VmmState::Never);
@@ -179,14 +163,7 @@ async fn a_runtime_directory_that_is_too_deep_is_an_error_before_anything_is_sta
     let directory = tempfile::tempdir().unwrap();
     let deep = directory.path().join("d".repeat(100));
     std::fs::create_dir(&deep).unwrap();
-    let error = at(deep.clone())
-        .start(GENERATION)
-        .await
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("choose a shorter runtime directory"),
-        "{error}"
-    );
+    let error = at(deep.clone()).start(GENERATION).await.unwrap_err().to_string();
+    assert!(error.contains("choose a shorter runtime directory"), "{error}");
     assert_eq!(std::fs::read_dir(deep).unwrap().count(), 0);
 }

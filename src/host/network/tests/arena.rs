@@ -20,8 +20,7 @@ use std::time::Duration;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, UnshareFlags, move_into_link_name_space,
-    set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
 use super::super::daemon::{Mark, Role};
@@ -91,11 +90,7 @@ impl Namespace {
             })
             .collect();
         let output = self.within(|| Command::new(&words[0]).args(&words[1..]).output().unwrap());
-        assert!(
-            output.status.success(),
-            "{command}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -140,9 +135,7 @@ impl Namespace {
         self.begin(move || {
             let mut buffer = [0; 2000];
             while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-                seen.lock()
-                    .unwrap()
-                    .push(String::from_utf8_lossy(&buffer[..length]).into_owned());
+                seen.lock().unwrap().push(String::from_utf8_lossy(&buffer[..length]).into_owned());
                 drop(socket.send_to(&buffer[..length], from));
             }
         });
@@ -225,12 +218,9 @@ impl Arena {
         for port in [22, 80] {
             self.host.greet(port, &Arc::default());
         }
-        let socket = self
-            .outside
-            .within(|| UdpSocket::bind("10.99.0.53:53").unwrap());
+        let socket = self.outside.within(|| UdpSocket::bind("10.99.0.53:53").unwrap());
         let asked = Arc::clone(&self.asked);
-        self.outside
-            .begin(move || guest::answer_names(&socket, &asked));
+        self.outside.begin(move || guest::answer_names(&socket, &asked));
     }
 
     pub(super) fn network(&self, mode: Mode) -> HostNetwork {
@@ -247,11 +237,7 @@ impl Arena {
     pub(super) fn network_of(&self, workspace: WorkspaceId, mode: Mode) -> HostNetwork {
         let runtime = self.directory.path().join(workspace.to_string());
         std::fs::create_dir(&runtime).unwrap();
-        HostNetwork::new(Settings {
-            workspace,
-            runtime,
-            ..self.network(mode).settings
-        })
+        HostNetwork::new(Settings { workspace, runtime, ..self.network(mode).settings })
     }
 
     pub(super) fn runtime(&self) -> PathBuf {
@@ -268,24 +254,16 @@ impl Arena {
     }
 
     /// Run it there as this user, who has what `setcap` would give to nixbox and nothing more.
-    pub(super) fn on_host_as<T: Send>(
-        &self,
-        user: u32,
-        future: impl Future<Output = T> + Send,
-    ) -> T {
+    pub(super) fn on_host_as<T: Send>(&self, user: u32, future: impl Future<Output = T> + Send) -> T {
         self.host.within(|| {
             let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
             set_keep_capabilities(true).unwrap();
             set_thread_groups(&[]).unwrap();
             set_thread_res_gid(gid, gid, gid).unwrap();
             set_thread_res_uid(uid, uid, uid).unwrap();
-            let three =
-                CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
-            let sets = CapabilitySets {
-                effective: three,
-                permitted: three,
-                inheritable: CapabilitySet::empty(),
-            };
+            let three = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
+            let sets =
+                CapabilitySets { effective: three, permitted: three, inheritable: CapabilitySet::empty() };
             set_capabilities(None, sets).unwrap();
             block_on(future)
         })
@@ -309,12 +287,7 @@ impl Arena {
 
     /// Who connected last outside.
     pub(super) fn sender_seen(&self) -> String {
-        self.connected
-            .lock()
-            .unwrap()
-            .last()
-            .cloned()
-            .unwrap_or_default()
+        self.connected.lock().unwrap().last().cloned().unwrap_or_default()
     }
 
     /// What the name server outside was asked for.
@@ -325,34 +298,25 @@ impl Arena {
     /// Let the host forward IPv6 between this device and the outside.
     pub(super) fn open_ipv6(&self, device: &str) {
         self.host.run("sysctl -qw net.ipv6.conf.all.forwarding=1");
-        self.host
-            .run(&format!("sysctl -qw net.ipv6.conf.{device}.disable_ipv6=0"));
-        self.host
-            .run(&format!("ip -6 addr add fd00:3::1/64 dev {device} nodad"));
+        self.host.run(&format!("sysctl -qw net.ipv6.conf.{device}.disable_ipv6=0"));
+        self.host.run(&format!("ip -6 addr add fd00:3::1/64 dev {device} nodad"));
         // Without a link-local address of its own it asks for no neighbour of what it forwards.
         for device in [device, "up0"] {
-            self.host
-                .run(&format!("ip -6 addr add fe80::1/64 dev {device} nodad"));
+            self.host.run(&format!("ip -6 addr add fe80::1/64 dev {device} nodad"));
         }
         self.host.run("ip -6 addr add fd00:99::1/64 dev up0 nodad");
-        self.outside
-            .run("ip -6 addr add fd00:99::2/64 dev up1 nodad");
-        self.outside
-            .run("ip -6 route add fd00:3::/64 via fd00:99::1");
+        self.outside.run("ip -6 addr add fd00:99::2/64 dev up1 nodad");
+        self.outside.run("ip -6 route add fd00:3::/64 via fd00:99::1");
     }
 
     /// All that could be left behind: devices, addresses, rules, files, daemons.
     pub(super) fn state(&self) -> String {
-        let mut files: Vec<_> = std::fs::read_dir(self.runtime())
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .collect();
+        let mut files: Vec<_> =
+            std::fs::read_dir(self.runtime()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        let daemons: usize = Slot::all()
-            .map(|slot| self.mark(slot).find().unwrap().len())
-            .sum();
-        let shown = ["ip -d -o link", "ip -o addr", "nft -s list ruleset"]
-            .map(|command| self.host.output(command));
+        let daemons: usize = Slot::all().map(|slot| self.mark(slot).find().unwrap().len()).sum();
+        let shown =
+            ["ip -d -o link", "ip -o addr", "nft -s list ruleset"].map(|command| self.host.output(command));
         format!("{}\n{files:?}\n{daemons} daemons", shown.join("\n"))
     }
 
@@ -363,11 +327,7 @@ impl Arena {
     }
 
     fn mark(&self, slot: Slot) -> Mark {
-        Mark {
-            workspace: self.workspace,
-            slot,
-            role: Role::Dhcp,
-        }
+        Mark { workspace: self.workspace, slot, role: Role::Dhcp }
     }
 }
 
@@ -376,23 +336,12 @@ impl Drop for Arena {
     fn drop(&mut self) {
         for workspace in [self.workspace, self.neighbour] {
             for slot in Slot::all().take(if std::thread::panicking() { 64 } else { 0 }) {
-                drop(block_on(
-                    Mark {
-                        workspace,
-                        slot,
-                        role: Role::Dhcp,
-                    }
-                    .stop(),
-                ));
+                drop(block_on(Mark { workspace, slot, role: Role::Dhcp }.stop()));
             }
         }
     }
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap()
-        .block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }

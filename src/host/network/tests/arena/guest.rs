@@ -45,15 +45,9 @@ impl Guest {
         ));
         let (stop, stopped) = std::io::pipe().unwrap();
         let carry = std::thread::spawn(move || carry_frames(&near, &far, &stop));
-        let guest = Self {
-            namespace,
-            slot,
-            datagrams: Arc::clone(&arena.datagrams),
-            cable: Some((stopped, carry)),
-        };
-        let listener = guest
-            .namespace
-            .within(|| TcpListener::bind("0.0.0.0:22").unwrap());
+        let guest =
+            Self { namespace, slot, datagrams: Arc::clone(&arena.datagrams), cable: Some((stopped, carry)) };
+        let listener = guest.namespace.within(|| TcpListener::bind("0.0.0.0:22").unwrap());
         guest.namespace.begin(move || {
             for mut stream in listener.incoming().flatten() {
                 drop(std::io::Write::write_all(&mut stream, b"hello"));
@@ -81,9 +75,7 @@ impl Guest {
         let lease = self.namespace.within(|| {
             let socket = UdpSocket::bind("0.0.0.0:68").unwrap();
             socket.set_broadcast(true).unwrap();
-            socket
-                .set_read_timeout(Some(Duration::from_secs(1)))
-                .unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
             let (offer, server) = ask_for_lease(&socket, number, 1, &[]);
             let mut wish = vec![50, 4];
             wish.extend(offer.address.octets());
@@ -93,10 +85,7 @@ impl Guest {
         });
         let bits = lease.mask.map_or(32, |mask| mask.to_bits().count_ones());
         self.run(&format!("ip addr add {}/{bits} dev eth0", lease.address));
-        self.run(&format!(
-            "ip route add default via {}",
-            lease.router.unwrap_or(self.gateway())
-        ));
+        self.run(&format!("ip route add default via {}", lease.router.unwrap_or(self.gateway())));
         lease
     }
 
@@ -105,14 +94,12 @@ impl Guest {
     }
 
     pub(in super::super) fn reaches_ipv6(&self, address: &str) -> bool {
-        self.namespace
-            .connect(address.parse::<IpAddr>().unwrap(), 80)
+        self.namespace.connect(address.parse::<IpAddr>().unwrap(), 80)
     }
 
     /// Whether an answer comes back to a question that name servers and echoes alike answer.
     pub(in super::super) fn reaches_udp(&self, address: Ipv4Addr, port: u16) -> bool {
-        self.exchange(address, port, &question("allowed.test"))
-            .is_some()
+        self.exchange(address, port, &question("allowed.test")).is_some()
     }
 
     /// Whether a datagram with this source address gets there. What is sent after it, with the right one, does.
@@ -130,23 +117,18 @@ impl Guest {
             if seen.iter().any(|text| text == "right") {
                 return seen.iter().any(|text| text == "spoofed");
             }
-            assert!(
-                std::time::Instant::now() < deadline,
-                "not even the right one arrived: {seen:?}"
-            );
+            assert!(std::time::Instant::now() < deadline, "not even the right one arrived: {seen:?}");
             std::thread::yield_now();
         }
     }
 
     /// Ask the gateway for a name: the response code, and the addresses.
     pub(in super::super) fn resolve(&self, name: &str) -> (u8, Vec<Ipv4Addr>) {
-        let answer = self
-            .exchange(self.gateway(), 53, &question(name))
-            .expect("an answer");
+        let answer = self.exchange(self.gateway(), 53, &question(name)).expect("an answer");
         let count = u16::from_be_bytes([answer[6], answer[7]]);
         let tail = answer.len().checked_sub(4).filter(|_| count > 0);
-        let address = tail
-            .map(|at| Ipv4Addr::new(answer[at], answer[at + 1], answer[at + 2], answer[at + 3]));
+        let address =
+            tail.map(|at| Ipv4Addr::new(answer[at], answer[at + 1], answer[at + 2], answer[at + 3]));
         (answer[3] & 15, address.into_iter().collect())
     }
 
@@ -176,15 +158,12 @@ impl Drop for Guest {
 fn carry_frames(near: &Tap, far: &Tap, stop: &PipeReader) {
     let mut frame = vec![0; 70_000];
     loop {
-        let mut polled = [near.as_fd(), far.as_fd(), stop.as_fd()]
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let mut polled =
+            [near.as_fd(), far.as_fd(), stop.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         if poll(&mut polled, None).is_err() || !polled[2].revents().is_empty() {
             return;
         }
-        let ready = [
-            !polled[0].revents().is_empty(),
-            !polled[1].revents().is_empty(),
-        ];
+        let ready = [!polled[0].revents().is_empty(), !polled[1].revents().is_empty()];
         for (ready, (from, to)) in ready.into_iter().zip([(near, far), (far, near)]) {
             if ready {
                 match rustix::io::read(from, &mut frame) {
@@ -216,20 +195,12 @@ fn ask_for_lease(socket: &UdpSocket, slot: u8, kind: u8, options: &[u8]) -> (Lea
         while let Ok(length) = socket.recv(&mut buffer) {
             let answer = &buffer[..length];
             let option = |wanted: u8| find_option(&answer[240..], wanted);
-            let address = |wanted| {
-                option(wanted)
-                    .and_then(|value| <[u8; 4]>::try_from(value).ok())
-                    .map(Ipv4Addr::from)
-            };
+            let address =
+                |wanted| option(wanted).and_then(|value| <[u8; 4]>::try_from(value).ok()).map(Ipv4Addr::from);
             // OFFER to DISCOVER, ACK to REQUEST.
             if answer[4..8] == EXCHANGE && option(53) == Some(&[if kind == 1 { 2 } else { 5 }]) {
                 let given = Ipv4Addr::new(answer[16], answer[17], answer[18], answer[19]);
-                let lease = Lease {
-                    address: given,
-                    mask: address(1),
-                    router: address(3),
-                    dns: address(6),
-                };
+                let lease = Lease { address: given, mask: address(1), router: address(3), dns: address(6) };
                 return (lease, address(54).unwrap());
             }
         }
@@ -258,12 +229,7 @@ fn labels(name: &str) -> Vec<u8> {
 }
 
 fn question(name: &str) -> Vec<u8> {
-    [
-        &[0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0],
-        labels(name).as_slice(),
-        &[0, 1, 0, 1],
-    ]
-    .concat()
+    [&[0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0], labels(name).as_slice(), &[0, 1, 0, 1]].concat()
 }
 
 /// The name server outside: every name has an address.
@@ -288,10 +254,7 @@ pub(super) fn answer_names(socket: &UdpSocket, asked: &Mutex<Vec<String>>) {
             "below.allowed.test" => vec![address(&[10, 99, 0, 4])],
             "alias.allowed.test" => {
                 let real = labels("real.other.test");
-                vec![
-                    record(&[0xc0, 12], 5, &real),
-                    record(&real, 1, &[10, 99, 0, 5]),
-                ]
+                vec![record(&[0xc0, 12], 5, &real), record(&real, 1, &[10, 99, 0, 5])]
             }
             "host.allowed.test" => vec![address(&[10, 99, 0, 1])],
             "cloud.allowed.test" => vec![address(&[169, 254, 169, 254])],
