@@ -84,7 +84,8 @@ fn no_file_is_more_than_one_room() {
     for directory in ["src", "tests", "fuzz/fuzz_targets"] {
         for path in sources(&root().join(directory)) {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            let most = if is_test(&path) { 660 } else { 660 };
+            // About 500 is a room. Tables of cases may be longer than code.
+            let most = if is_test(&path) { 660 } else { 550 };
             assert!(lines <= most, "{} has {lines} lines", path.display());
         }
     }
