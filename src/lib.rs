@@ -14,7 +14,7 @@
 //!   history.rs      fold of records → status of every transition; an illegal sequence is an error
 //!   planner.rs      the recovery decision table
 //!   transition.rs   Transition, Stage, Operation, Probe, undo policy, failures
-//!   executor.rs     the only loop that runs anything, for fresh runs and for recovery alike
+//!   executor.rs     the only loop that runs anything, for fresh runs and for recovery alike, and what it says
 //! operations/   up, down, snapshot, restore, delete: the stage table first, then one struct per transition
 //! world.rs      the seams (VMM, network, shares, disk, memory, guest, catalog, clock) and the values that cross them
 //! host/         this machine: processes, network, shares, disks, RAM files

@@ -12,6 +12,10 @@
 //! A stage: prepare all, write all intents, sync once, then run them at the same time and write each outcome as it
 //! comes. A transition that fails lets its stage-mates end. Every call of a transition has its time limit.
 
+mod event;
+
+pub use event::{Ending, Event, Observer, Setback, Stopped, Unobserved};
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,111 +24,16 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout};
 
-use super::history::Status;
-use super::journal::{Journal, JournalError, Storage};
-use super::planner::{self, Decision, Direction, NoPlan, Plan, Shape};
-use super::record::{Ended, PayloadError};
+use super::history::{Open, Status};
+use super::journal::{Journal, Storage};
+use super::planner::{self, Decision, Direction, Plan, Shape};
+use super::record::Ended;
 use super::transition::{
-    Erased, Failure, Forward, Generation, Interrupt, Operation, Probe, Scene, TransitionId, UndoPolicy,
+    Erased, Failure, Forward, Interrupt, Operation, Probe, Scene, Stage, TransitionId, UndoPolicy,
 };
 
 /// How long it may take to look how a workspace stands at the end of an operation.
 const CONCLUDE_LIMIT: Duration = Duration::from_secs(30);
-
-/// A transition that did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-#[error("{label} failed")]
-pub struct Setback {
-    /// Of the transition.
-    pub label: &'static str,
-    /// Why.
-    #[source]
-    pub failure: Failure,
-}
-
-/// How a run of an operation came out.
-#[derive(Debug)]
-pub enum Ending {
-    /// All of it was done.
-    Done,
-    /// All of it was taken back. In a recovery the reason may be that it had been left half done, and nothing more.
-    RolledBack(Option<Setback>),
-    /// It had passed its commit point, but its VM is gone or of no use; what is left is to be cleared away.
-    Lost(Setback),
-    /// An undo failed, or it cannot be told whether something was done. The operation stays open.
-    Stuck(Setback),
-}
-
-/// Why a run stopped without an ending. What was done so far is in the journal, and the next run goes on from there.
-#[derive(Debug, thiserror::Error)]
-pub enum Stopped {
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The journal's history is not one of this operation.
-    #[error("the journal does not fit the operation; nothing was done")]
-    NoPlan(#[from] NoPlan),
-    /// There is nothing to recover.
-    #[error("no operation is open")]
-    NothingOpen,
-    /// A table without a commit point: an error of the program.
-    #[error("the operation has no commit point")]
-    NoCommitPoint,
-    /// Something the operation wants to remember is too large.
-    #[error("the operation cannot be written down")]
-    Payload(#[from] PayloadError),
-}
-
-/// What happens while an operation runs, for those who show it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// An operation begins, or is taken up again.
-    Begun {
-        /// The operation's name for people.
-        operation: &'static str,
-        /// Its generation.
-        generation: Generation,
-        /// The name of its commit point for people.
-        commit: &'static str,
-        /// Whether it was left open by an earlier run.
-        recovery: bool,
-    },
-    /// The direction of an operation that did not end by itself.
-    Turned(Direction),
-    /// A stage begins.
-    Stage(&'static str),
-    /// The intent of a transition is on the medium, and it is about to act.
-    Acts(&'static str),
-    /// A transition is done, and its outcome is written.
-    Done {
-        /// The transition's name for people.
-        label: &'static str,
-        /// How long it took; `None` if a probe found it done.
-        took: Option<Duration>,
-    },
-    /// A transition failed.
-    Failed(&'static str),
-    /// A transition is about to be taken back.
-    Undoes(&'static str),
-    /// A transition has been taken back, and that is written.
-    Undone(&'static str),
-    /// The operation has ended, and that is on the medium.
-    Ended(Ended),
-}
-
-/// Sees what happens.
-pub trait Observer: Send + Sync {
-    /// Called in order, from the thread that runs the operation.
-    fn event(&self, event: Event);
-}
-
-/// Looks away.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {
-    fn event(&self, _: Event) {}
-}
 
 /// Runs operations on a world, and writes a journal of it.
 pub struct Executor<'a, W: ?Sized, S> {
@@ -163,11 +72,6 @@ impl<E: Into<Stopped>> From<E> for Halt {
     }
 }
 
-fn commit_label<W: ?Sized + Sync>(operation: &Operation<W>) -> &'static str {
-    let place = operation.commit_point();
-    place.and_then(|place| operation.transitions().nth(place)).map_or("", |transition| transition.label())
-}
-
 /// A transition that is to run in a stage, and whether it is looked at first.
 struct Call<'o, W: ?Sized> {
     index: u16,
@@ -182,18 +86,18 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// # Errors
     /// If the journal failed. The operation is then left as it is, for the next run.
     pub async fn run(&mut self, operation: &Operation<W>, parameters: &[u8]) -> Result<Ending, Stopped> {
-        let shape = shape(operation)?;
+        let (shape, commit) = shape(operation)?;
         let generation = self.journal.begin(operation.id, parameters, (self.unix_ms)())?;
         self.observer.event(Event::Begun {
             operation: operation.label,
-            commit: commit_label(operation),
+            commit: commit.label(),
             generation,
             recovery: false,
         });
-        let fresh = vec![Decision::Apply; shape.stages.iter().map(Vec::len).sum()];
+        let fresh = vec![Decision::Apply; shape.transitions().count()];
         match self.forward(operation, &shape, &fresh).await {
             Ok(()) => self.conclude(operation, Ended::Done, None).await,
-            Err(Halt::Setback(setback)) => self.resolve(operation, &shape, Some(setback)).await,
+            Err(Halt::Setback(setback)) => self.resolve(operation, &shape, commit, Some(setback)).await,
             Err(Halt::Blind(setback)) => Ok(Ending::Stuck(setback)),
             Err(Halt::Stopped(stopped)) => Err(stopped),
         }
@@ -204,15 +108,15 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// # Errors
     /// If the journal failed, or does not fit `operation`.
     pub async fn recover(&mut self, operation: &Operation<W>) -> Result<Ending, Stopped> {
-        let shape = shape(operation)?;
+        let (shape, commit) = shape(operation)?;
         let generation = self.journal.open_operation().ok_or(Stopped::NothingOpen)?.generation;
         self.observer.event(Event::Begun {
             operation: operation.label,
-            commit: commit_label(operation),
+            commit: commit.label(),
             generation,
             recovery: true,
         });
-        self.resolve(operation, &shape, None).await
+        self.resolve(operation, &shape, commit, None).await
     }
 
     /// The decision table, carried out.
@@ -220,13 +124,14 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         &mut self,
         operation: &Operation<W>,
         shape: &Shape,
+        commit: &dyn Erased<W>,
         mut setback: Option<Setback>,
     ) -> Result<Ending, Stopped> {
         let mut retried = false;
         loop {
             let Plan { decisions, mut direction } = planner::plan(shape, &self.found())?;
             if direction == Direction::ProbeDecides {
-                direction = match self.probe_commit_point(operation, shape.commit).await {
+                direction = match self.probe_commit_point(commit, shape.commit()).await {
                     Ok(direction) => direction,
                     Err(Halt::Setback(blind) | Halt::Blind(blind)) => {
                         return Ok(Ending::Stuck(blind));
@@ -271,17 +176,14 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     async fn probe_commit_point(
         &mut self,
-        operation: &Operation<W>,
-        commit: usize,
+        transition: &dyn Erased<W>,
+        index: usize,
     ) -> Result<Direction, Halt> {
-        let Some(transition) = operation.transitions().nth(commit) else {
-            return Err(Stopped::NoCommitPoint.into());
-        };
         let scene = self.scene(Interrupt::new());
-        let intent = self.intent(commit);
+        let intent = self.intent(index);
         match bounded(transition.limit(), transition.probe(&scene, &intent)).await {
             Ok(Probe::Done(outcome)) => {
-                self.journal.outcome(place(commit), &outcome, 0)?;
+                self.journal.outcome(place(index), &outcome, 0)?;
                 self.journal.sync()?;
                 self.observer.event(Event::Done { label: transition.label(), took: None });
                 Ok(Direction::Forward)
@@ -302,8 +204,8 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ) -> Result<(), Halt> {
         let mut first = 0;
         for stage in operation.stages() {
-            let before_commit = first <= shape.commit && self.status(shape.commit) != Status::Done;
-            let interrupt = if before_commit { self.interrupt.clone() } else { Interrupt::new() };
+            let heeded = first <= shape.commit();
+            let interrupt = if heeded { self.interrupt.clone() } else { Interrupt::new() };
             let wanted: Vec<_> = (first..)
                 .zip(&stage.transitions)
                 .filter(|(index, _)| matches!(decisions[*index], Decision::Apply | Decision::ProbeThenApply))
@@ -319,7 +221,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             self.observer.event(Event::Stage(stage.label));
             let scene = self.scene(interrupt);
             let calls = self.prepare(&scene, wanted).await?;
-            self.apply(&scene, calls, shape.commit).await?;
+            self.apply(&scene, calls, shape.commit()).await?;
         }
         Ok(())
     }
@@ -477,7 +379,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     fn scene(&self, interrupt: Interrupt) -> Scene<'w, W> {
         let open = self.journal.open_operation();
-        let done = |open: &super::history::Open| -> BTreeMap<TransitionId, Vec<u8>> {
+        let done = |open: &Open| -> BTreeMap<TransitionId, Vec<u8>> {
             let done = open.entries().iter().filter(|entry| entry.status == Status::Done);
             done.map(|entry| (entry.id, entry.outcome.clone())).collect()
         };
@@ -531,13 +433,13 @@ fn blind<W: ?Sized>(transition: &dyn Erased<W>, why: String) -> Halt {
     Halt::Blind(Setback { label: transition.label(), failure: Failure::world(why) })
 }
 
-fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<Shape, Stopped> {
-    let stages = operation
-        .stages()
-        .iter()
-        .map(|stage| stage.transitions.iter().map(|one| one.id()).collect())
-        .collect();
-    Ok(Shape { stages, commit: operation.commit_point().ok_or(Stopped::NoCommitPoint)? })
+/// What the planner has to know of a table, and its commit point.
+fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<(Shape, &dyn Erased<W>), Stopped> {
+    let (stage, commit) = operation.commit_stage().ok_or(Stopped::NoCommitPoint)?;
+    let ids = |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.id()).collect();
+    let ids: Vec<_> = operation.stages().iter().map(ids).collect();
+    let shape = Shape::new(ids[..stage].to_vec(), commit.id(), ids[stage + 1..].to_vec());
+    Ok((shape, commit))
 }
 
 /// A place as it stands in a record. Tables are short: a test holds every one of them below `MAX_TRANSITIONS`.

@@ -93,13 +93,33 @@ pub enum Direction {
     ProbeDecides,
 }
 
-/// What an operation's table looks like to the planner.
+/// What an operation's table looks like to the planner: stages of transitions, and among them the commit point, which
+/// is a stage by itself. Were it not, it could be done while a stage-mate is not, and no direction would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shape {
-    /// The transitions of each stage, in order.
-    pub stages: Vec<Vec<TransitionId>>,
+    stages: Vec<Vec<TransitionId>>,
+    commit: usize,
+}
+
+impl Shape {
+    /// The table of these stages, in order.
+    #[must_use]
+    pub fn new(before: Vec<Vec<TransitionId>>, commit: TransitionId, after: Vec<Vec<TransitionId>>) -> Self {
+        let place = before.iter().map(Vec::len).sum();
+        let stages = before.into_iter().chain([vec![commit]]).chain(after).collect();
+        Self { stages, commit: place }
+    }
+
     /// The place of the commit point among all transitions.
-    pub commit: usize,
+    #[must_use]
+    pub fn commit(&self) -> usize {
+        self.commit
+    }
+
+    /// All transitions, in order.
+    pub fn transitions(&self) -> impl Iterator<Item = TransitionId> {
+        self.stages.iter().flatten().copied()
+    }
 }
 
 /// A history that the operation's table cannot have led to.
@@ -145,7 +165,7 @@ pub struct Plan {
 /// # Errors
 /// If no run of this table can have left them.
 pub fn plan(shape: &Shape, found: &[(TransitionId, Status)]) -> Result<Plan, NoPlan> {
-    let table: Vec<TransitionId> = shape.stages.iter().flatten().copied().collect();
+    let table: Vec<TransitionId> = shape.transitions().collect();
     for (index, (id, status)) in found.iter().enumerate() {
         if *status != Status::NeverStarted && table.get(index) != Some(id) {
             return Err(NoPlan::OtherTable { index, expected: table.get(index).copied(), found: *id });
@@ -229,12 +249,15 @@ mod tests {
     fn shape(stages: &[usize], commit: usize) -> Shape {
         let mut ids = (100..).map(TransitionId);
         let transitions = |size: &usize| ids.by_ref().take(*size).collect();
-        Shape { stages: stages.iter().map(transitions).collect(), commit: stages[..commit].iter().sum() }
+        let mut table: Vec<Vec<_>> = stages.iter().map(transitions).collect();
+        let after = table.split_off(commit + 1);
+        let point = table.pop().unwrap();
+        assert_eq!(point.len(), 1, "the commit point stands alone");
+        Shape::new(table, point[0], after)
     }
 
     fn found(shape: &Shape, statuses: &[Status]) -> Vec<(TransitionId, Status)> {
-        let ids = shape.stages.iter().flatten().copied();
-        ids.zip(statuses.iter().copied()).collect()
+        shape.transitions().zip(statuses.iter().copied()).collect()
     }
 
     fn every_vector(size: usize) -> impl Iterator<Item = Vec<Status>> {
@@ -318,6 +341,8 @@ mod tests {
                     _ => Direction::Back,
                 };
                 assert_eq!(plan.direction, direction, "{stages:?}: {vector:?}");
+                let before = &vector[..shape.commit];
+                assert!(direction == Direction::Back || before.iter().all(|status| *status == Done));
                 for (index, (decision, status)) in plan.decisions.iter().zip(&vector).enumerate() {
                     assert_eq!(*decision, decide(Place::of(index, shape.commit), *status));
                 }
@@ -368,6 +393,22 @@ mod tests {
             }
         }
         assert!(plans > 300 && errors > 10_000, "{plans} plans, {errors} errors");
+    }
+
+    /// A fuzzer's input: in a table that let the commit point share a stage, it was done while its mate before it had
+    /// not begun, and the plan went forward over that.
+    #[test]
+    fn the_commit_point_is_a_stage_by_itself() {
+        let [beside, commit, last] = [100, 101, 102].map(TransitionId);
+        let shape = Shape::new(vec![vec![beside]], commit, vec![vec![last]]);
+        assert_eq!(shape.commit(), 1);
+        assert_eq!(shape.transitions().collect::<Vec<_>>(), [beside, commit, last]);
+        let found = [(beside, NeverStarted), (commit, Done)];
+        assert_eq!(plan(&shape, &found), Err(NoPlan::ForwardPastGap { index: 1, unfinished: 0 }));
+        for unfinished in [NeverStarted, IntentOnly] {
+            let found = [(beside, unfinished), (commit, IntentOnly)];
+            assert_eq!(plan(&shape, &found), Err(NoPlan::ForwardPastGap { index: 1, unfinished: 0 }));
+        }
     }
 
     #[test]

@@ -364,8 +364,9 @@ pub struct Operation<W: ?Sized> {
     pub label: &'static str,
     /// What a failure after the commit point leads to.
     pub forward: Forward,
-    pub(super) stages: Vec<Stage<W>>,
-    pub(super) commit: Option<usize>,
+    stages: Vec<Stage<W>>,
+    /// Among the stages.
+    commit: Option<usize>,
     conclude: Box<Conclude<W>>,
 }
 
@@ -409,7 +410,7 @@ impl<W: ?Sized + Sync> Operation<W> {
     /// Adds the commit point, a stage of its own.
     #[must_use]
     pub fn commit(mut self, transition: Box<dyn Erased<W>>) -> Self {
-        self.commit = Some(self.stages.iter().map(|stage| stage.transitions.len()).sum());
+        self.commit = Some(self.stages.len());
         self.stages.push(Stage { label: transition.label(), transitions: vec![transition] });
         self
     }
@@ -428,7 +429,13 @@ impl<W: ?Sized + Sync> Operation<W> {
     /// The place of the commit point among the transitions.
     #[must_use]
     pub fn commit_point(&self) -> Option<usize> {
-        self.commit
+        self.commit.map(|stage| self.stages[..stage].iter().map(|stage| stage.transitions.len()).sum())
+    }
+
+    /// The commit point, and which stage it is.
+    pub(super) fn commit_stage(&self) -> Option<(usize, &dyn Erased<W>)> {
+        let stage = self.commit?;
+        Some((stage, self.stages.get(stage)?.transitions.first()?.as_ref()))
     }
 
     pub(super) fn conclude<'a>(
