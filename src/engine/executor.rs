@@ -127,7 +127,8 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         commit: &dyn Erased<W>,
         mut setback: Option<Setback>,
     ) -> Result<Ending, Stopped> {
-        let mut retried = false;
+        // A run whose commit point is done comes here to look again; a recovery has not looked yet.
+        let mut again = setback.is_none() || self.status(shape.commit()) != Status::Done;
         loop {
             let Plan { decisions, mut direction } = planner::plan(shape, &self.found())?;
             if direction == Direction::ProbeDecides {
@@ -151,17 +152,17 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 Ok(()) => return self.conclude(operation, Ended::Done, None).await,
                 Err(Halt::Stopped(stopped)) => return Err(stopped),
                 Err(Halt::Blind(stuck)) => return Ok(Ending::Stuck(stuck)),
-                Err(Halt::Setback(again)) => {
-                    let lost = matches!(again.failure, Failure::Lost);
-                    match (lost || retried, operation.forward) {
-                        // One more look: the world may have done what it did not say.
-                        (false, _) => retried = true,
-                        (true, Forward::ClearAway) => {
-                            return self.conclude(operation, Ended::Lost, Some(again)).await;
+                Err(Halt::Setback(failed)) => {
+                    let lost = matches!(failed.failure, Failure::Lost);
+                    match operation.forward {
+                        // The world may have done what it did not say.
+                        _ if again && !lost => again = false,
+                        Forward::ClearAway => {
+                            return self.conclude(operation, Ended::Lost, Some(failed)).await;
                         }
-                        (true, Forward::Stuck) => return Ok(Ending::Stuck(again)),
+                        Forward::Stuck => return Ok(Ending::Stuck(failed)),
                     }
-                    setback = Some(again);
+                    setback = Some(failed);
                 }
             }
         }

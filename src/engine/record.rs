@@ -19,6 +19,9 @@ pub const FILE_HEADER: usize = 64;
 pub const FRAME_HEADER: usize = 32;
 /// The largest payload of a frame in bytes; checked before it is written, and before it is decoded.
 pub const MAX_PAYLOAD: usize = 65_536;
+/// The most that a record holds of bytes that are not its own, so that what [`encode_payload`] gives fits into any: an
+/// end takes 24 bytes for itself, and the others less.
+pub const MAX_VALUE: usize = MAX_PAYLOAD - 24;
 /// No sequence number and no generation is larger, so that both can be counted on without care.
 pub const MAX_NUMBER: u64 = i64::MAX as u64;
 /// Frames begin at multiples of this.
@@ -111,11 +114,13 @@ pub enum Record<'a> {
 /// A payload that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
-    /// More than [`MAX_PAYLOAD`].
-    #[error("{size} bytes do not fit into a record, which holds {MAX_PAYLOAD}")]
+    /// More than [`MAX_PAYLOAD`], or than [`MAX_VALUE`] for a part of it.
+    #[error("{size} bytes are too many for a record: at most {most} fit")]
     TooLarge {
         /// Its size in bytes.
         size: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// Not a value of that type.
     #[error("the payload does not decode")]
@@ -134,12 +139,12 @@ pub enum PayloadError {
 /// The bytes of an intent, an outcome, an operation's parameters or a standing.
 ///
 /// # Errors
-/// If it takes more than [`MAX_PAYLOAD`] bytes.
+/// If it takes more than [`MAX_VALUE`] bytes.
 pub fn encode_payload<T: Serialize>(value: &T) -> Result<Vec<u8>, PayloadError> {
     let bytes = bincode::serde::encode_to_vec(value, CONFIGURATION)
         .map_err(|error| PayloadError::Unencodable(Box::new(error)))?;
-    if bytes.len() > MAX_PAYLOAD {
-        return Err(PayloadError::TooLarge { size: bytes.len() });
+    if bytes.len() > MAX_VALUE {
+        return Err(PayloadError::TooLarge { size: bytes.len(), most: MAX_VALUE });
     }
     Ok(bytes)
 }
@@ -325,7 +330,7 @@ pub fn encode_frame(
     let size = bytes.len() - start - FRAME_HEADER;
     let fault = match encoded {
         Err(error) => Some(PayloadError::Unencodable(Box::new(error))),
-        Ok(_) if size > MAX_PAYLOAD => Some(PayloadError::TooLarge { size }),
+        Ok(_) if size > MAX_PAYLOAD => Some(PayloadError::TooLarge { size, most: MAX_PAYLOAD }),
         Ok(_) => None,
     };
     if let Some(fault) = fault {

@@ -5,6 +5,7 @@
 
 mod architecture;
 mod crashes;
+mod executor;
 mod faults;
 mod format;
 mod harness;

@@ -1,0 +1,357 @@
+//! A world of switches, which transitions turn on and undoing turns off, and which do oddly when told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nixbox::engine::executor::{Ending, Event, Executor, Observer, Stopped};
+use nixbox::engine::history::Status;
+use nixbox::engine::journal::{Journal, JournalError, Name, Storage};
+use nixbox::engine::record::MAX_PAYLOAD;
+use nixbox::engine::transition::{
+    Failure, Forward, Generation, Interrupt, Operation, OperationId, Probe, Scene, Transition, TransitionId,
+    UndoPolicy,
+};
+use nixbox::fakes::{FakeStorage, Fault, Host, Survival};
+use tokio::sync::Barrier;
+
+use crate::harness::WORKSPACE;
+
+/// How long a switch may take.
+pub(super) const LIMIT: Duration = Duration::from_secs(10);
+pub(super) const ID: OperationId = OperationId(77);
+
+/// What the engine asks of a switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Call {
+    Prepare,
+    Probe,
+    Apply,
+    Undo,
+    Conclude,
+}
+
+/// How a call does oddly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Odd {
+    /// It fails, and has done nothing.
+    Fails,
+    /// It fails the first time it is asked.
+    FailsOnce,
+    /// It fails, a second later.
+    FailsLate,
+    /// It is done, a second later.
+    Late,
+    /// It never answers.
+    Never,
+    /// It finds that the VM is gone.
+    Lost,
+    /// It finds the switch on, or off, or cannot tell.
+    Finds(bool),
+    CannotTell,
+    /// Its outcome is larger than a record.
+    Large,
+    /// It waits for the other one of its stage.
+    Meets,
+    /// A second later it looks whether the outcome of the first switch is in the journal.
+    SeesItsMateDone,
+    /// Somebody asks to stop meanwhile.
+    Interrupts,
+    /// From now on the journal's medium fails.
+    BreaksJournal,
+}
+
+pub(super) struct Panel {
+    pub(super) host: Host,
+    pub(super) interrupt: Interrupt,
+    pub(super) on: Mutex<BTreeSet<u16>>,
+    pub(super) log: Mutex<Vec<(Call, u16)>>,
+    odd: Mutex<BTreeMap<(Call, u16), Odd>>,
+    both: Barrier,
+    /// Of the journal's content, since it was made.
+    pub(super) syncs: Arc<AtomicU64>,
+}
+
+impl Panel {
+    pub(super) fn new(odd: &[(Call, u16, Odd)]) -> Self {
+        Self {
+            host: Host::new(53, false),
+            interrupt: Interrupt::new(),
+            on: Mutex::default(),
+            log: Mutex::default(),
+            odd: Mutex::new(odd.iter().map(|(call, switch, odd)| ((*call, *switch), *odd)).collect()),
+            both: Barrier::new(2),
+            syncs: Arc::default(),
+        }
+    }
+
+    /// From now on all do as they should.
+    pub(super) fn mend(&self) {
+        self.odd.lock().unwrap().clear();
+    }
+
+    /// The switches of which this was asked, in order.
+    pub(super) fn asked(&self, call: Call) -> Vec<u16> {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|(made, _)| *made == call).map(|(_, switch)| *switch).collect()
+    }
+
+    pub(super) fn on(&self) -> Vec<u16> {
+        self.on.lock().unwrap().iter().copied().collect()
+    }
+
+    async fn call(&self, call: Call, switch: u16) -> Result<Option<Odd>, Failure> {
+        self.log.lock().unwrap().push((call, switch));
+        let odd = self.odd.lock().unwrap().get(&(call, switch)).copied();
+        match odd {
+            Some(Odd::Fails) => Err(Failure::world("it fails")),
+            Some(Odd::FailsOnce) => {
+                self.odd.lock().unwrap().remove(&(call, switch));
+                Err(Failure::world("it fails once"))
+            }
+            Some(Odd::FailsLate) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Err(Failure::world("it fails late"))
+            }
+            Some(Odd::Late) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                Ok(odd)
+            }
+            Some(Odd::Never) => std::future::pending().await,
+            Some(Odd::Lost) if call != Call::Probe => Err(Failure::Lost),
+            Some(Odd::Meets) => {
+                self.both.wait().await;
+                Ok(odd)
+            }
+            Some(Odd::SeesItsMateDone) => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                assert_eq!(self.written(None)[..2], [Status::Done, Status::IntentOnly]);
+                Ok(odd)
+            }
+            Some(Odd::Interrupts) => {
+                self.interrupt.request();
+                Ok(odd)
+            }
+            Some(Odd::BreaksJournal) => {
+                self.host.set_fault(Fault::StorageFails(0, std::io::ErrorKind::StorageFull), None);
+                Ok(odd)
+            }
+            odd => Ok(odd),
+        }
+    }
+
+    /// What is in the journal, by place, or would be if the power failed now.
+    fn written(&self, power_cut: Option<Survival>) -> Vec<Status> {
+        let host = self.host.fork();
+        host.set_fault(Fault::None, None);
+        if let Some(survival) = power_cut {
+            host.power_cut(survival);
+        }
+        let journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), 1).unwrap();
+        let open = journal.open_operation();
+        (0..6).map(|place| open.map_or(Status::NeverStarted, |open| open.entry(place).status)).collect()
+    }
+}
+
+/// Turns a switch on. Those below 10 come before the commit point, 10 is it, and those above come after it.
+struct Switch<const N: u16>;
+
+impl<const N: u16> Transition for Switch<N> {
+    type World = Panel;
+    type Intent = u16;
+    type Outcome = Vec<u8>;
+
+    const ID: TransitionId = TransitionId(N);
+    const LABEL: &'static str = label(N);
+    const UNDO: UndoPolicy = if N < 10 {
+        UndoPolicy::Undoable
+    } else {
+        UndoPolicy::Forbidden("for a test, that is reason enough")
+    };
+    const LIMIT: Duration = LIMIT;
+
+    async fn prepare(&self, scene: &Scene<'_, Panel>) -> Result<u16, Failure> {
+        scene.world.call(Call::Prepare, N).await?;
+        Ok(N)
+    }
+
+    async fn probe(&self, scene: &Scene<'_, Panel>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
+        assert_eq!(*intent, N);
+        let on = match scene.world.call(Call::Probe, N).await? {
+            Some(Odd::Finds(on)) => on,
+            Some(Odd::Lost) => return Ok(Probe::Lost),
+            Some(Odd::CannotTell) => return Ok(Probe::CannotTell("it cannot be told".to_owned())),
+            _ => scene.world.on.lock().unwrap().contains(&N),
+        };
+        Ok(if on { Probe::Done(vec![1]) } else { Probe::NotDone })
+    }
+
+    async fn apply(&self, scene: &Scene<'_, Panel>, intent: &u16) -> Result<Vec<u8>, Failure> {
+        assert_eq!(*intent, N);
+        if N > 0 && scene.world.on.lock().unwrap().contains(&0) {
+            // Those of the same stage see nothing of each other.
+            assert_eq!(scene.outcome::<Switch<0>>().is_ok(), N != 1, "{N} asks for the outcome of 0");
+        }
+        // One that is not in the table, and one that is about to be done, perhaps for the second time.
+        assert!(matches!(scene.outcome::<Switch<99>>(), Err(Failure::NoOutcome(TransitionId(99)))));
+        assert!(matches!(scene.outcome::<Self>(), Err(Failure::NoOutcome(TransitionId(id))) if id == N));
+        on_the_medium(scene.world, N);
+        let odd = scene.world.call(Call::Apply, N).await?;
+        assert_eq!(scene.interrupt.requested(), N <= 10 && scene.world.interrupt.requested());
+        scene.world.on.lock().unwrap().insert(N);
+        Ok(if odd == Some(Odd::Large) { vec![7; MAX_PAYLOAD - 20] } else { vec![1] })
+    }
+
+    async fn undo(&self, scene: &Scene<'_, Panel>, intent: &u16) -> Result<(), Failure> {
+        assert_eq!(*intent, N);
+        assert!(!scene.interrupt.requested());
+        scene.world.call(Call::Undo, N).await?;
+        scene.world.on.lock().unwrap().remove(&N);
+        Ok(())
+    }
+}
+
+/// What acts has its intent on the medium, and that of its stage-mates; and the commit point is done there before
+/// anything after it acts.
+fn on_the_medium(panel: &Panel, switch: u16) {
+    let durable = panel.written(Some(Survival::Nothing));
+    let stage = match switch {
+        0 | 1 => 0..2,
+        2 => 2..3,
+        10 => 3..4,
+        _ => 4..6,
+    };
+    for place in stage {
+        assert!(durable[place] >= Status::IntentOnly, "{switch} acts, and on the medium is {durable:?}");
+    }
+    assert!(switch <= 10 || durable[3] == Status::Done, "{switch} acts, and on the medium is {durable:?}");
+}
+
+const fn label(switch: u16) -> &'static str {
+    match switch {
+        0 => "first",
+        1 => "second",
+        2 => "third",
+        10 => "commit",
+        11 => "fifth",
+        12 => "sixth",
+        _ => "none",
+    }
+}
+
+/// Two, one, the commit point, two.
+pub(super) fn table(forward: Forward) -> Operation<Panel> {
+    Operation::new(ID, "switches", forward, |scene: Scene<'_, Panel>, ended| {
+        Box::pin(async move {
+            scene.world.call(Call::Conclude, 0).await?;
+            Ok(format!("{ended:?}").into_bytes())
+        })
+    })
+    .stage("both", [Box::new(Switch::<0>), Box::new(Switch::<1>)])
+    .stage("alone", [Box::new(Switch::<2>)])
+    .commit(Box::new(Switch::<10>))
+    .stage("rest", [Box::new(Switch::<11>), Box::new(Switch::<12>)])
+}
+
+/// The journal's files, with the syncs counted.
+pub(super) struct Counted {
+    inner: FakeStorage,
+    syncs: Arc<AtomicU64>,
+}
+
+impl Storage for Counted {
+    fn size(&mut self, name: Name) -> std::io::Result<Option<u64>> {
+        self.inner.size(name)
+    }
+    fn read_at(&mut self, name: Name, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.inner.read_at(name, offset, buffer)
+    }
+    fn append(&mut self, name: Name, bytes: &[u8]) -> std::io::Result<()> {
+        self.inner.append(name, bytes)
+    }
+    fn reserve(&mut self, name: Name, bytes: u64) -> std::io::Result<()> {
+        self.inner.reserve(name, bytes)
+    }
+    fn sync(&mut self, name: Name) -> std::io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.inner.sync(name)
+    }
+    fn truncate(&mut self, name: Name, size: u64) -> std::io::Result<()> {
+        self.inner.truncate(name, size)
+    }
+    fn remove(&mut self, name: Name) -> std::io::Result<()> {
+        self.inner.remove(name)
+    }
+    fn link(&mut self, from: Name, to: Name) -> std::io::Result<()> {
+        self.inner.link(from, to)
+    }
+    fn rename(&mut self, from: Name, to: Name) -> std::io::Result<()> {
+        self.inner.rename(from, to)
+    }
+    fn sync_names(&mut self) -> std::io::Result<()> {
+        self.inner.sync_names()
+    }
+    fn path(&self, name: Name) -> String {
+        self.inner.path(name)
+    }
+    fn salt(&mut self) -> std::io::Result<u64> {
+        self.inner.salt()
+    }
+}
+
+pub(super) fn open(panel: &Panel) -> Result<Journal<Counted>, JournalError> {
+    panel.host.set_fault(Fault::None, None);
+    let storage = Counted { inner: panel.host.storage(WORKSPACE), syncs: Arc::clone(&panel.syncs) };
+    Journal::open(storage, WORKSPACE, Generation(0), 1)
+}
+
+/// Keeps what is said.
+#[derive(Default)]
+pub(super) struct Listener(pub(super) Mutex<Vec<Event>>);
+
+impl Observer for Listener {
+    fn event(&self, event: Event) {
+        self.0.lock().unwrap().push(event);
+    }
+}
+
+/// Whether an operation is begun, or the one in the journal taken up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    Fresh,
+    Recovery,
+}
+
+/// Lets the executor run a table in a time that passes only when everybody waits.
+pub(super) fn execute(
+    panel: &Panel,
+    operation: &Operation<Panel>,
+    start: Start,
+    listener: &Listener,
+) -> Result<Ending, Stopped> {
+    let mut journal = open(panel).unwrap();
+    let mut executor = Executor {
+        world: panel,
+        journal: &mut journal,
+        interrupt: panel.interrupt.clone(),
+        unix_ms: Box::new(|| 2),
+        observer: listener,
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        match start {
+            Start::Fresh => executor.run(operation, b"what").await,
+            Start::Recovery => executor.recover(operation).await,
+        }
+    })
+}
+
+pub(super) fn run(panel: &Panel) -> Result<Ending, Stopped> {
+    execute(panel, &table(Forward::ClearAway), Start::Fresh, &Listener::default())
+}
+
+pub(super) fn recover(panel: &Panel, forward: Forward) -> Result<Ending, Stopped> {
+    execute(panel, &table(forward), Start::Recovery, &Listener::default())
+}
