@@ -8,8 +8,16 @@ use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
 use nixbox::operations::{Recovered, Refusal, Report, Session};
 use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
+use proptest::test_runner::{Config, FileFailurePersistence};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
+
+/// So many random cases. What fails is kept in a file to be committed, and tried again first by every run after that.
+pub(crate) fn cases(cases: u32) -> Config {
+    let kept =
+        FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/all/regressions.txt"));
+    Config { failure_persistence: Some(Box::new(kept)), ..Config::with_cases(cases) }
+}
 
 /// One command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

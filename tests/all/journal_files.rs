@@ -4,8 +4,10 @@ use std::io::ErrorKind;
 
 use nixbox::engine::history::{IllegalHistory, Status};
 use nixbox::engine::journal::{Journal, JournalError, Name, ROTATE_AT, Storage, inspect};
-use nixbox::engine::reader::{Scan, Tail};
-use nixbox::engine::record::{Ended, FileHeader, MAX_PAYLOAD, PayloadError};
+use nixbox::engine::reader::{ReadError, Scan, Tail};
+use nixbox::engine::record::{
+    Ended, FILE_HEADER, FileHeader, FrameHeader, MAX_PAYLOAD, PayloadError, Record, encode_frame,
+};
 use nixbox::engine::transition::{Generation, OperationId, TransitionId};
 use nixbox::fakes::{Crash, FakeStorage, Fault, Host, Survival};
 
@@ -394,4 +396,55 @@ fn up_on_a_failing_medium() {
 fn snapshot_on_a_failing_medium() {
     every_failing_write(&host_after(53, true, &[Command::Up]), Command::Snapshot);
     every_failing_write(&host_after(53, true, &[Command::Up]), Command::SnapshotStop);
+}
+
+/// What the next frame promises is what the file has by now, whoever wrote it.
+#[test]
+fn what_was_opened_or_rotated_is_promised_by_what_is_written_next() {
+    let promised = |bytes: &[u8], at: usize| FrameHeader::decode(&bytes[at..]).unwrap().durable;
+    let host = host_with_journal(0);
+    let old = read(&host);
+    begin_one(&host).unwrap();
+    let bytes = whole(&host, Name::Current).unwrap();
+    assert_eq!(promised(&bytes, old.valid as usize), old.next_sequence - 1);
+
+    let host = host_with_journal(ROTATE_AT);
+    let old = read(&host);
+    begin_one(&host).unwrap();
+    let bytes = whole(&host, Name::Current).unwrap();
+    assert_eq!(promised(&bytes, FILE_HEADER), old.next_sequence - 1);
+}
+
+/// It counts what it writes, and begins to count anew with each file.
+#[test]
+fn a_journal_that_stays_open_is_rotated_when_it_has_grown() {
+    let host = Host::new(53, false);
+    let mut journal = open(&host).unwrap();
+    let mut rotated = Vec::new();
+    for _ in 0..60 {
+        let (before, size) = (read(&host).header, whole(&host, Name::Current).unwrap().len() as u64);
+        journal.begin(OperationId(1), &[7; 60_000], 1).unwrap();
+        assert_eq!(read(&host).header != before, size >= ROTATE_AT, "{size} bytes");
+        rotated.extend((size >= ROTATE_AT).then_some(size));
+        journal.end(Ended::Done, b"stands", 1).unwrap();
+    }
+    assert_eq!(rotated.len(), 3, "{rotated:?}");
+}
+
+/// Whole records, of which one cannot follow: nothing is built upon them, and nothing is changed.
+#[test]
+fn an_illegal_history_is_not_opened_and_its_record_is_named() {
+    let host = host_with_journal(0);
+    let (scan, mut bytes) = (read(&host), whole(&host, Name::Current).unwrap());
+    let record = Record::Outcome { index: 3, payload: b"", micros: 1 };
+    let (sequence, generation) = (scan.next_sequence, Generation(7));
+    encode_frame(&mut bytes, scan.header.salt, sequence, generation, sequence - 1, &record).unwrap();
+    let mut storage = host.storage(WORKSPACE);
+    storage.append(Name::Current, &bytes[scan.valid as usize..]).unwrap();
+    let Err(JournalError::Unusable { source, .. }) = open(&host).map(drop) else {
+        panic!("it was opened");
+    };
+    let ReadError::Refused { offset, sequence: named, source } = *source else { panic!("{source}") };
+    assert_eq!((offset, named, source), (scan.valid, sequence, IllegalHistory::NoneOpen));
+    assert_eq!(whole(&host, Name::Current).unwrap(), bytes);
 }

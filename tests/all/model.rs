@@ -5,9 +5,8 @@ use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
 use nixbox::operations::{Refusal, Report};
 use nixbox::world::WorkspaceId;
 use proptest::prelude::*;
-use proptest::test_runner::FileFailurePersistence;
 
-use crate::harness::{Command, Said, WORKSPACE, run, run_both, run_with};
+use crate::harness::{Command, Said, WORKSPACE, cases, run, run_both, run_with};
 
 const OTHER: WorkspaceId = WorkspaceId([0x22; 16]);
 
@@ -157,15 +156,8 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
     Ok(found)
 }
 
-fn config(cases: u32) -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: Some(Box::new(FileFailurePersistence::Direct("tests/all/regressions.txt"))),
-        ..ProptestConfig::with_cases(cases)
-    }
-}
-
 proptest! {
-    #![proptest_config(config(3000))]
+    #![proptest_config(cases(3000))]
 
     #[test]
     fn any_history_is_one_of_whole_commands(
