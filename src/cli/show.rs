@@ -18,6 +18,9 @@ use crate::host::copy::{Method, Progress};
 /// Fits 80 columns with names as long as ours.
 const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
 
+/// In bytes.
+const WORTH_A_BAR: u64 = 4 << 20;
+
 /// Prints stages as they end, and knows whether an interrupt would still lead back.
 pub(super) struct Show {
     silent: bool,
@@ -138,15 +141,16 @@ fn millis(duration: Duration) -> u64 {
 
 impl Progress for Show {
     fn progress(&self, what: &str, done: u64, total: u64) {
-        if self.silent {
+        // What takes no time needs no bar.
+        if self.silent || total < WORTH_A_BAR {
             return;
         }
         let bar = self.bar(what);
         bar.set_length(total);
         bar.set_position(done);
         if done >= total {
+            // It stays in the list until the stage ends, so that the last word of a copy does not begin another bar.
             bar.finish_and_clear();
-            self.copies().remove(what);
         }
     }
 

@@ -133,6 +133,26 @@ fn in_arguments(needles: Vec<String>, stop: Arc<AtomicBool>) -> std::thread::Joi
     })
 }
 
+#[tokio::test]
+async fn a_connection_serves_one_vmm_and_no_longer_than_its_guest_may_be_paused() {
+    let server = Server::start(Kind::Busybox);
+    let guest = guest(&server, "root", Wanted::default());
+    let machine = machine();
+    let logins = || server.log().matches("auth succeeded").count();
+    for _ in 0..3 {
+        guest.ready(&machine).await.unwrap();
+    }
+    guest.inject(&machine).await.unwrap();
+    assert_eq!(logins(), 1, "{}", server.log());
+    let next = Machine { vmm: Generation(machine.vmm.0 + 1), ..machine };
+    guest.ready(&next).await.unwrap();
+    assert_eq!(logins(), 2, "{}", server.log());
+    // What comes before a pause leaves none behind.
+    guest.unmount(&next).await.unwrap();
+    guest.ready(&next).await.unwrap();
+    assert_eq!(logins(), 3, "{}", server.log());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_come_stay_and_go() {
     for (kind, user, uid) in
