@@ -18,10 +18,13 @@ use crate::guest::seam::{self, SettingsError, SshGuest};
 use crate::host::clock::HostClock;
 use crate::host::copy::Progress;
 use crate::host::disk::{DiskSpec, Disks};
+use crate::host::ground::HostGround;
 use crate::host::hash::KnownHashes;
 use crate::host::hooks::{Complain, ShellHooks};
+use crate::host::leftovers::HostLeftovers;
 use crate::host::memory::{self, Location, Ram};
 use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
+use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError};
@@ -152,10 +155,16 @@ pub fn assemble(
             resolv_conf: "/etc/resolv.conf".into(),
         })),
         shares: Arc::new(Virtiofs::new(shares(workspace, config, &runtime, invoker))),
-        disk,
+        disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
         catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress, hashes }),
+        ground: Arc::new(HostGround::new(config)),
+        leftovers: Arc::new(HostLeftovers {
+            daemons: Daemons::new(runtime.clone(), workspace.id()),
+            memory: memory.clone(),
+            disk: disk.clone(),
+        }),
         hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
         clock: Arc::new(HostClock),
     };

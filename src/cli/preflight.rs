@@ -41,7 +41,12 @@ fn failed(error: PreflightError) -> Problem {
 /// What needs no more than the configuration.
 pub(super) fn files(config: &Config) -> Result<(), Problem> {
     config.check_files()?;
-    kvm().map_err(|error| {
+    kvm()
+}
+
+/// Whether VMs can be run at all.
+pub(super) fn kvm() -> Result<(), Problem> {
+    open_kvm().map_err(|error| {
         let hint = match error {
             PreflightError::NoKvm => "enable virtualization in the firmware, or nested virtualization in the host that this one runs on; then `modprobe kvm_intel` or `kvm_amd`",
             _ => "add your user to the group that owns /dev/kvm, and log in again",
@@ -52,13 +57,13 @@ pub(super) fn files(config: &Config) -> Result<(), Problem> {
 
 /// Whether this host has no KVM, or one that cannot be opened; nothing more can be known of it without a guest.
 pub(super) fn kvm_problem() -> Option<String> {
-    kvm().err().map(|error| match error {
+    open_kvm().err().map(|error| match error {
         PreflightError::Kvm(source) => format!("/dev/kvm cannot be opened: {source}"),
         error => error.to_string(),
     })
 }
 
-fn kvm() -> Result<(), PreflightError> {
+fn open_kvm() -> Result<(), PreflightError> {
     let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     match opened {
         Ok(_) => Ok(()),
@@ -72,7 +77,7 @@ pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
     let world = &assembly.world;
     world
         .vmm
-        .ability()
+        .ability(None)
         .await
         .map_err(|error| failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed"))?;
     if world.shares.wanted() {

@@ -223,6 +223,12 @@ impl Session {
         Ok(Self { handle, _cut: cut })
     }
 
+    /// Whether neither side has ended it, as far as is known here.
+    #[must_use]
+    pub fn lives(&self) -> bool {
+        !self.handle.is_closed()
+    }
+
     /// Start a command under the user's login shell.
     ///
     /// # Errors

@@ -1,13 +1,15 @@
 //! [`world::Guest`](crate::world::Guest) over SSH.
 //!
-//! Every call makes a connection of its own, so none outlives a pause of the VM. While one is under way the VMM is asked
-//! four times a second whether it still has the VM: a guest that is gone does not say so.
+//! A connection is kept for the next call under the same VMM generation: making one takes longer than most calls. None
+//! outlives a pause of the VM, since those that come before one ([`Guest::wipe`], [`Guest::unmount`]) close it. While a
+//! call is under way the VMM is asked four times a second whether it still has the VM: a guest that is gone does not say
+//! so.
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -122,6 +124,8 @@ impl Settings {
 pub struct SshGuest {
     settings: Settings,
     vmm: Arc<dyn Vmm>,
+    /// The last connection, and the VMM under which it was made.
+    kept: Mutex<Option<(Generation, Arc<Shell>)>>,
     /// How injected files must look, once known: finding out may run commands that ask a person.
     expected: Mutex<Option<Arc<[Expected]>>>,
 }
@@ -133,7 +137,7 @@ impl SshGuest {
     /// Those of [`SettingsError`].
     pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
         settings.check()?;
-        Ok(Self { settings, vmm, expected: Mutex::default() })
+        Ok(Self { settings, vmm, kept: Mutex::default(), expected: Mutex::default() })
     }
 
     /// The pin of the host key of a disk.
@@ -163,12 +167,34 @@ impl SshGuest {
         self.while_there(machine, connected).await
     }
 
-    /// Connect, and do something that ends when the VM does.
+    /// Do something in the guest that ends when the VM does, and keep the connection if it went well.
     async fn with<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
-        let shell = self.connect(machine, &Interrupt::new()).await?;
+        let kept = self.kept().take_if(|(vmm, shell)| *vmm == machine.vmm && shell.session.lives());
+        let shell = match kept {
+            Some((_, shell)) => shell,
+            None => Arc::new(self.connect(machine, &Interrupt::new()).await?),
+        };
+        // Others may use it at the same time.
+        *self.kept() = Some((machine.vmm, Arc::clone(&shell)));
         let done = self.while_there(machine, act(&shell)).await;
-        shell.session.close().await;
+        if done.is_err() {
+            self.kept().take_if(|(_, kept)| Arc::ptr_eq(kept, &shell));
+        }
         done
+    }
+
+    /// The same, and then there is no connection any more.
+    async fn with_last<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
+        let done = self.with(machine, act).await;
+        let kept = self.kept().take();
+        if let Some(shell) = kept.and_then(|(_, shell)| Arc::into_inner(shell)) {
+            shell.session.close().await;
+        }
+        done
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<(Generation, Arc<Shell>)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// [`Failure::Lost`] as soon as the VM is gone, and instead of whatever its going made fail.
@@ -253,7 +279,7 @@ impl Guest for SshGuest {
     async fn wipe(&self, machine: &Machine) -> Result<()> {
         let targets = self.targets()?;
         let list = &self.settings.wanted.wipe;
-        self.with(machine, async |shell: &Shell| {
+        self.with_last(machine, async |shell: &Shell| {
             wipe::wipe(shell, &targets, list).await.map_err(Failure::world)
         })
         .await
@@ -265,10 +291,20 @@ impl Guest for SshGuest {
             .await
     }
 
+    async fn share_users(&self, machine: &Machine) -> Result<Vec<String>> {
+        let mounts = &self.settings.mounts;
+        self.with(machine, async |shell: &Shell| {
+            mounts::users_of(shell, mounts).await.map_err(Failure::world)
+        })
+        .await
+    }
+
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| mounts::unmount(shell, mounts).await.map_err(Failure::world))
-            .await
+        self.with_last(machine, async |shell: &Shell| {
+            mounts::unmount(shell, mounts).await.map_err(Failure::world)
+        })
+        .await
     }
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {

@@ -5,11 +5,11 @@ use nixbox::operations::{Refusal, Report};
 
 use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
 
-use Command::{DeleteNewest, Down, RestoreNewest, Snapshot, SnapshotStop, Up};
+use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop, Up, UpWarm};
 
 const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
 
-const SCENARIOS: [(u32, bool, &[Command], Command); 10] = [
+const SCENARIOS: [(u32, bool, &[Command], Command); 12] = [
     (53, true, &[], Up),
     (53, true, &[Up], Down),
     (54, true, &[Up], Snapshot),
@@ -18,6 +18,8 @@ const SCENARIOS: [(u32, bool, &[Command], Command); 10] = [
     (52, true, &[Up], SnapshotStop),
     (53, true, &[Up, SnapshotStop], RestoreNewest),
     (51, true, &[Up, Snapshot, Down], RestoreNewest),
+    (53, true, &[Up, SnapshotStop], UpWarm),
+    (54, true, &[Up, Snapshot], Replace),
     (53, true, &[Up, SnapshotStop, Up], Down),
     (53, false, &[Up, SnapshotStop], DeleteNewest),
 ];
@@ -34,19 +36,19 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
     let (is_up, has) = essence(host);
     match said {
         Said::Report(Report::Done) => match command {
-            Up | RestoreNewest | Command::SnapshotNamed => {
+            Up | UpWarm | RestoreNewest | Replace | Command::SnapshotNamed => {
                 assert!(is_up, "{context}: done, and not up")
             }
             Snapshot => assert!(is_up && has.len() == had.len() + 1, "{context}: done, and no snapshot"),
             SnapshotStop => assert!(!is_up && has.len() == had.len() + 1, "{context}: done, and not stopped"),
             Down => assert!(!is_up, "{context}: done, and not down"),
             DeleteNewest => assert!(has.len() + 1 == had.len(), "{context}: done, and still listed"),
-            Command::Recover => {}
+            Command::Recover | Command::SnapshotKeepOne => {}
         },
         Said::Report(Report::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
             assert_eq!((was_up, had), (is_up, has), "{context}: rolled back, and not as before");
         }
-        Said::Report(Report::ClearedAway(_)) => {
+        Said::Report(Report::ClearedAway(_) | Report::ReplacedInVain(_)) => {
             assert_eq!((false, had), (is_up, has), "{context}: cleared away, and not down");
         }
         _ => {}
@@ -132,6 +134,8 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
             match said {
                 Said::Report(Report::Done) => finished += 1,
                 Said::Report(Report::RolledBack(_)) => back += 1,
+                // The VM that was to be replaced is down by then, and it says so.
+                Said::Report(Report::ReplacedInVain(_)) if command == Replace => back += 1,
                 _ => panic!("{context}"),
             }
         }

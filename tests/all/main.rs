@@ -12,3 +12,4 @@ mod harness;
 mod journal_bytes;
 mod journal_files;
 mod model;
+mod warm;

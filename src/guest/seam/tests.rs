@@ -13,7 +13,7 @@ use crate::guest::names::{Owner, Tag, VariableName};
 use crate::guest::settle::SettleError;
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::guest::wipe::WipeError;
-use crate::world::{Ability, Presence, SnapshotId, VmmState};
+use crate::world::{Ability, Presence, SnapshotId, VmmState, VmmVersion};
 
 /// A VMM of which nothing is asked but whether it has its VM.
 struct Runs(AtomicBool);
@@ -23,7 +23,10 @@ impl Vmm for Runs {
     async fn find(&self, _: Generation) -> Result<VmmState> {
         Ok(if self.0.load(Ordering::SeqCst) { VmmState::Running } else { VmmState::Gone })
     }
-    async fn ability(&self) -> Result<Ability> {
+    async fn ability(&self, _: Option<Generation>) -> Result<Ability> {
+        unreachable!()
+    }
+    async fn version(&self, _: Option<Generation>) -> Result<VmmVersion> {
         unreachable!()
     }
     async fn start(&self, _: Generation) -> Result<()> {
@@ -128,6 +131,26 @@ fn in_arguments(needles: Vec<String>, stop: Arc<AtomicBool>) -> std::thread::Joi
         }
         (seen, found)
     })
+}
+
+#[tokio::test]
+async fn a_connection_serves_one_vmm_and_no_longer_than_its_guest_may_be_paused() {
+    let server = Server::start(Kind::Busybox);
+    let guest = guest(&server, "root", Wanted::default());
+    let machine = machine();
+    let logins = || server.log().matches("auth succeeded").count();
+    for _ in 0..3 {
+        guest.ready(&machine).await.unwrap();
+    }
+    guest.inject(&machine).await.unwrap();
+    assert_eq!(logins(), 1, "{}", server.log());
+    let next = Machine { vmm: Generation(machine.vmm.0 + 1), ..machine };
+    guest.ready(&next).await.unwrap();
+    assert_eq!(logins(), 2, "{}", server.log());
+    // What comes before a pause leaves none behind.
+    guest.unmount(&next).await.unwrap();
+    guest.ready(&next).await.unwrap();
+    assert_eq!(logins(), 3, "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
