@@ -2,7 +2,7 @@
 
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival};
 
-use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
+use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotKeepOne, SnapshotStop, Up};
 
@@ -108,6 +108,7 @@ fn works_again(host: &Host, context: &str) {
 
 macro_rules! scenarios {
     ($($name:ident: $version:literal, $shares:literal, [$($before:ident),*] => $command:ident;)*) => {
+        static SCHEDULES: Count = Count::new("crash schedules", [$(stringify!($name)),*].len());
         $(
             #[test]
             fn $name() {
@@ -118,7 +119,7 @@ macro_rules! scenarios {
                     command: $command,
                 };
                 let schedules = every_crash(&scenario);
-                println!("{schedules} schedules of {}", stringify!($name));
+                SCHEDULES.ended(stringify!($name), schedules);
                 assert!(schedules > 100, "only {schedules} schedules");
             }
         )*

@@ -3,9 +3,11 @@
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
 use nixbox::operations::{Refusal, Report};
 
-use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
+use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop, Up, UpWarm};
+
+static SCHEDULES: Count = Count::new("fault schedules", 3);
 
 const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
 
@@ -81,7 +83,7 @@ fn every_call_goes_wrong_once() {
             }
         }
     }
-    println!("{schedules} schedules of every_call_goes_wrong_once");
+    SCHEDULES.ended("every call goes wrong once", schedules);
     assert!(schedules > 500);
 }
 
@@ -113,7 +115,7 @@ fn every_call_goes_wrong_for_good() {
             }
         }
     }
-    println!("{schedules} schedules of every_call_goes_wrong_for_good");
+    SCHEDULES.ended("every call goes wrong for good", schedules);
     assert!(schedules > 500);
 }
 
@@ -140,6 +142,7 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
             }
         }
     }
+    SCHEDULES.ended("every point is interrupted", back + finished);
     assert!(back > 100 && finished > 100, "{back} rolled back, {finished} finished");
 }
 
