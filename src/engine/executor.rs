@@ -29,7 +29,7 @@ use super::journal::{Journal, Storage};
 use super::planner::{self, Decision, Direction, Plan, Shape};
 use super::record::Ended;
 use super::transition::{
-    Erased, Failure, Forward, Interrupt, Operation, Probe, Scene, Stage, TransitionId, UndoPolicy,
+    Erased, Failure, Forward, Interrupt, Operation, Probe, Scene, TransitionId, UndoPolicy,
 };
 
 /// How long it may take to look how a workspace stands at the end of an operation.
@@ -436,10 +436,8 @@ fn blind<W: ?Sized>(transition: &dyn Erased<W>, why: String) -> Halt {
 
 /// What the planner has to know of a table, and its commit point.
 fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<(Shape, &dyn Erased<W>), Stopped> {
-    let (stage, commit) = operation.commit_stage().ok_or(Stopped::NoCommitPoint)?;
-    let ids = |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.id()).collect();
-    let ids: Vec<_> = operation.stages().iter().map(ids).collect();
-    let shape = Shape::new(ids[..stage].to_vec(), commit.id(), ids[stage + 1..].to_vec());
+    let shape = Shape::of(operation).ok_or(Stopped::NoCommitPoint)?;
+    let (_, commit) = operation.commit_stage().ok_or(Stopped::NoCommitPoint)?;
     Ok((shape, commit))
 }
 

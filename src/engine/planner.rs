@@ -13,7 +13,7 @@
 //! its commit point. A direction once taken back holds: undoing is never begun before the commit point was probed.
 
 use super::history::Status;
-use super::transition::TransitionId;
+use super::transition::{Operation, Stage, TransitionId};
 
 /// Where a transition stands in its operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -108,6 +108,15 @@ impl Shape {
         let place = before.iter().map(Vec::len).sum();
         let stages = before.into_iter().chain([vec![commit]]).chain(after).collect();
         Self { stages, commit: place }
+    }
+
+    /// That of an operation; `None` if it has no commit point.
+    #[must_use]
+    pub fn of<W: ?Sized + Sync>(operation: &Operation<W>) -> Option<Self> {
+        let (stage, commit) = operation.commit_stage()?;
+        let ids = |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.id()).collect();
+        let stages: Vec<_> = operation.stages().iter().map(ids).collect();
+        Some(Self::new(stages[..stage].to_vec(), commit.id(), stages[stage + 1..].to_vec()))
     }
 
     /// The place of the commit point among all transitions.

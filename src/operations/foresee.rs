@@ -56,14 +56,10 @@ pub fn foresee(open: &Open) -> Result<Option<Foresight>, Blind> {
         return Ok(None);
     };
     let operation = table(id, &open.parameters)?;
-    let Some(commit) = operation.commit_point() else {
+    let Some(shape) = Shape::of(&operation) else {
         return Ok(None);
     };
-    let stages = operation.stages().iter();
-    let shape = Shape {
-        stages: stages.map(|stage| stage.transitions.iter().map(|one| one.id()).collect()).collect(),
-        commit,
-    };
+    let commit = shape.commit();
     let found: Vec<_> = open.entries().iter().map(|entry| (entry.id, entry.status)).collect();
     let Plan { decisions, direction } = planner::plan(&shape, &found)?;
     let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
