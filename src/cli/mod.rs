@@ -28,6 +28,7 @@ mod session;
 mod shell;
 mod show;
 mod signals;
+mod simulator;
 mod standing;
 mod status;
 mod up;
@@ -61,6 +62,8 @@ enum Command {
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
+    #[command(hide = true)]
+    Simulator(simulator::Arguments),
 }
 
 /// Where a command was called.
@@ -108,6 +111,7 @@ fn run(place: &Place, command: Command) -> Outcome {
         Command::Doctor(arguments) => doctor::run(place, &arguments),
         Command::Recover(arguments) => recover::run(place, &arguments),
         Command::Journal(arguments) => journal::run(place, &arguments),
+        Command::Simulator(arguments) => simulator::run(place, arguments),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::assembly::Assembly;
+use super::assembly::{self, Assembly};
 use super::report::{Exit, Problem};
 use crate::config::Config;
 use crate::engine::transition::Failure;
@@ -41,6 +41,9 @@ fn failed(error: PreflightError) -> Problem {
 /// What needs no more than the configuration.
 pub(super) fn files(config: &Config) -> Result<(), Problem> {
     config.check_files()?;
+    if assembly::simulated(config).is_some() {
+        return Ok(());
+    }
     kvm().map_err(|error| {
         let hint = match error {
             PreflightError::NoKvm => "enable virtualization in the firmware, or nested virtualization in the host that this one runs on; then `modprobe kvm_intel` or `kvm_amd`",
@@ -75,6 +78,9 @@ pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
         .ability()
         .await
         .map_err(|error| failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed"))?;
+    if assembly.simulated {
+        return Ok(());
+    }
     if world.shares.wanted() {
         spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")
             .map_err(|error| failed(PreflightError::Virtiofsd(error)))?;
