@@ -82,10 +82,11 @@ impl Disk {
         let count = file.metadata()?.len() / PAGE;
         let tables = [read_table(&file, 0)?, read_table(&file, 1)?];
         let newest = tables.into_iter().flatten().max_by_key(|(sequence, _)| *sequence);
-        let (sequence, files) = newest.ok_or(ErrorKind::InvalidData)?;
+        let (sequence, mut files) = newest.ok_or(ErrorKind::InvalidData)?;
         let map = || Map::new(count, 2 * TABLE / PAGE);
         let mut disk = Self { file, sequence, map: map(), committed: map(), count, sector_0 };
-        for inode in files.values() {
+        for inode in files.values_mut() {
+            (inode.dirty, inode.pages) = (false, Vec::new());
             disk.map.mark(&inode.blocks, true);
             disk.committed.mark(&inode.blocks, true);
         }

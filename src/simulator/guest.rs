@@ -149,6 +149,11 @@ impl Guest {
         lock(&self.shares).insert(tag.to_owned(), share);
     }
 
+    /// The directories of this machine that the guest has as shares.
+    pub(super) fn sources(&self) -> Vec<PathBuf> {
+        lock(&self.shares).values().map(|share| share.source.clone()).collect()
+    }
+
     /// Lets go of a share, unless it is mounted.
     pub(super) fn let_go(&self, tag: &str) -> bool {
         let mounted = self.kernel().state.mounts.iter().any(|mounted| mounted.tag == tag);

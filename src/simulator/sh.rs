@@ -5,6 +5,7 @@
 //! entropy and the time would act upon the kernel of this machine.
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 use super::programs;
 use crate::guest::settle;
@@ -23,14 +24,19 @@ const MACHINE_CODE: &str = r"\177\105\114\106";
 /// For the guest whose root stands at `root`.
 pub(super) struct Translator {
     root: String,
+    /// Directories of this machine that the guest sees as they are: the root's, and those of its shares.
+    seen: Vec<String>,
     settle: String,
 }
 
 impl Translator {
-    pub(super) fn new(root: &std::path::Path) -> io::Result<Self> {
-        let root = root.to_str().ok_or(io::ErrorKind::InvalidData)?.to_owned();
+    pub(super) fn new(root: &Path, shares: &[PathBuf]) -> io::Result<Self> {
+        let text = |path: &Path| Ok(path.to_str().ok_or(io::ErrorKind::InvalidData)?.to_owned());
+        let root: String = text(root)?;
+        let shares = shares.iter().map(|path| text(path)).collect::<io::Result<Vec<_>>>()?;
+        let seen = std::iter::once(root.clone()).chain(shares).collect();
         let settle = format!("#!/bin/sh\n{}\n", programs::caller("settle")?);
-        Ok(Self { root, settle: settle.bytes().map(|byte| format!("\\{byte:03o}")).collect() })
+        Ok(Self { root, seen, settle: settle.bytes().map(|byte| format!("\\{byte:03o}")).collect() })
     }
 
     /// A script.
@@ -55,15 +61,10 @@ impl Translator {
             let inside = before.chars().next_back().or(done.chars().next_back());
             let inside =
                 inside.is_some_and(|letter| letter.is_alphanumeric() || "_.-~/}*\\".contains(letter));
-            let ends = |rest: &str| {
-                rest.chars()
-                    .next()
-                    .is_none_or(|letter| !(letter.is_alphanumeric() || letter == '_' || letter == '-'))
-            };
-            let known = |name: &&&str| path.strip_prefix(**name).is_some_and(ends);
-            let length = if path.starts_with(&self.root) {
-                self.root.len()
-            } else if let Some(name) = PATHS.iter().find(known).filter(|_| !inside) {
+            let is_there = |name: &str| path.strip_prefix(name).is_some_and(ends);
+            let length = if let Some(seen) = self.seen.iter().find(|seen| !inside && is_there(seen)) {
+                seen.len()
+            } else if let Some(name) = PATHS.iter().find(|name| !inside && is_there(name)) {
                 done.push_str(&self.root);
                 name.len()
             } else {
@@ -75,6 +76,11 @@ impl Translator {
         done.push_str(rest);
         done
     }
+}
+
+/// Whether a name ends before this.
+fn ends(rest: &str) -> bool {
+    rest.chars().next().is_none_or(|letter| !(letter.is_alphanumeric() || "_-".contains(letter)))
 }
 
 /// What comes on the stdin of a command: a script of nixbox's first, if the command asks for one.
@@ -116,7 +122,8 @@ mod tests {
     use super::*;
 
     fn translator() -> Translator {
-        Translator { root: "/run/x/guest".into(), settle: "S".into() }
+        let seen = vec!["/run/x/guest".into(), "/tmp/ws/src".into()];
+        Translator { root: "/run/x/guest".into(), seen, settle: "S".into() }
     }
 
     #[test]
@@ -133,6 +140,7 @@ mod tests {
             ("dd if=/dev/zero of=\"$f\"", "dd if=/dev/zero of=\"$f\""),
             ("PATH=/usr/bin:/bin:/sbin", "PATH=/usr/bin:/bin:/sbin"),
             ("a/tmp $x/run ${p}/etc /tmpfoo //", "a/tmp $x/run ${p}/etc /tmpfoo //"),
+            ("umount '/tmp/ws/src' /tmp/ws/src2", "umount '/tmp/ws/src' /run/x/guest/tmp/ws/src2"),
             ("s/\\(tmp\\)/x/", "s/\\(tmp\\)/x/"),
         ] {
             assert_eq!(translator().script(script).unwrap(), wanted);

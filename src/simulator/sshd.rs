@@ -33,7 +33,6 @@ pub(super) fn listen(guest: &Arc<Guest>, listener: std::net::TcpListener) -> io:
     let config = Arc::new(server::Config {
         keys: vec![key],
         auth_rejection_time: std::time::Duration::ZERO,
-        nodelay: true,
         ..server::Config::default()
     });
     listener.set_nonblocking(true)?;
@@ -44,6 +43,8 @@ pub(super) fn listen(guest: &Arc<Guest>, listener: std::net::TcpListener) -> io:
             let Ok((stream, _)) = listener.accept().await else {
                 return;
             };
+            // A delay is all that is lost if it cannot be set.
+            stream.set_nodelay(true).ok();
             let stream = Gated { stream, gate: Arc::clone(&guest.gate) };
             let connection = Connection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
             let config = Arc::clone(&config);
@@ -130,7 +131,7 @@ impl Connection {
     fn start(&self, command: &str) -> io::Result<(tokio::process::Child, Translator)> {
         let home = self.home.clone().ok_or(io::ErrorKind::PermissionDenied)?;
         let view = self.guest.kernel().view().to_owned();
-        let translator = Translator::new(&view)?;
+        let translator = Translator::new(&view, &self.guest.sources())?;
         let user = home.file_name().unwrap_or_default().to_owned();
         let host = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
         let mut shell = Command::new("/bin/sh");
