@@ -313,6 +313,32 @@ impl Config {
         tables::Reader { root, host }.config(text, tree.get_ref())
     }
 
+    /// What of it shapes a VM, by key: a snapshot is of use only where these are the same. What may differ: credentials,
+    /// network rules, scripts, where RAM is kept, and the name.
+    #[must_use]
+    pub fn shape(&self) -> BTreeMap<String, String> {
+        let path = |path: &HostPath| path.as_path().display().to_string();
+        let mut shape = BTreeMap::from([
+            ("vm.vcpus".to_owned(), self.vm.vcpus.to_string()),
+            ("vm.memory".to_owned(), self.vm.memory.to_string()),
+            ("vm.kernel".to_owned(), path(&self.vm.kernel)),
+            ("vm.cmdline".to_owned(), self.vm.cmdline.clone()),
+            ("guest.user".to_owned(), self.guest.user.to_string()),
+        ]);
+        shape.extend(self.vm.initramfs.iter().map(|initramfs| ("vm.initramfs".to_owned(), path(initramfs))));
+        for (n, disk) in self.disks.iter().enumerate() {
+            let image = disk.image.as_ref().map_or_else(|| "empty".to_owned(), path);
+            let size = disk.size.map_or_else(|| "as it is".to_owned(), |size| size.to_string());
+            shape.insert(format!("disks.{n}"), format!("{image}, {size}"));
+        }
+        for (n, mount) in self.mounts.iter().enumerate() {
+            let access = if mount.readonly { "read-only" } else { "read-write" };
+            let value = format!("{} at {}, {access}", path(&mount.source), mount.target);
+            shape.insert(format!("mounts.{n}"), value);
+        }
+        shape
+    }
+
     /// Makes sure that what the machine needs is there now: kernel, initramfs, templates, sources of mounts.
     ///
     /// # Errors

@@ -10,7 +10,9 @@
 //! - removing what is not there succeeds; removing what is another's is an error and removes nothing;
 //! - a call that takes long looks at its [`Interrupt`] at least every 100 ms, and leaves what it began to its remover.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -94,6 +96,18 @@ impl SnapshotName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The digits of a number.
+    #[must_use]
+    pub fn from_number(number: u64) -> Self {
+        Self(number.to_string())
+    }
+
+    /// Whether it could be taken for a snapshot's number.
+    #[must_use]
+    pub fn is_number(&self) -> bool {
+        self.0.bytes().all(|byte| byte.is_ascii_digit())
+    }
 }
 
 impl TryFrom<String> for SnapshotName {
@@ -174,6 +188,32 @@ pub struct Ability {
     pub shares_survive_resume: bool,
 }
 
+/// A version of the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmVersion {
+    /// VMM state is not promised to load under another one (Cloud Hypervisor's docs/releases.md).
+    pub major: u32,
+    /// As the VMM calls itself.
+    pub text: String,
+}
+
+impl fmt::Display for VmmVersion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// What a snapshot was made under, and has to be restored under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The VMM that saved it.
+    pub vmm: VmmVersion,
+    /// What the host's processor could do.
+    pub cpu: BTreeSet<String>,
+    /// What of the configuration shapes a VM: values by key.
+    pub shape: BTreeMap<String, String>,
+}
+
 /// Where a snapshot stands on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
@@ -213,8 +253,29 @@ pub struct Manifest {
     pub boot: BootId,
     /// Whether the shares are attached in the VMM state.
     pub shares: bool,
+    /// What it was made under.
+    pub origin: Origin,
     /// Every file with its size in bytes and its hash, by name.
     pub files: Vec<FileRecord>,
+}
+
+/// A snapshot in the list, whole or not.
+#[derive(Debug)]
+pub struct Listing {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// What it says of itself, or why that cannot be known.
+    pub manifest: Result<Manifest>,
+}
+
+/// How much of a snapshot is read to find out whether it is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// What was touched since it was last read: any file that has not the inode, the size and the change time that it
+    /// had then. Sizes and the manifest are always looked at.
+    Touched,
+    /// Every byte.
+    All,
 }
 
 /// One file of a snapshot.
@@ -231,8 +292,10 @@ pub struct FileRecord {
 /// One VMM process per generation, spoken to through its API socket.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// What the installed VMM can do. Starts nothing.
-    async fn ability(&self) -> Result<Ability>;
+    /// What the VMM of this generation can do, which lives; without one, what the installed program can. Starts nothing.
+    async fn ability(&self, of: Option<Generation>) -> Result<Ability>;
+    /// The version of the same.
+    async fn version(&self, of: Option<Generation>) -> Result<VmmVersion>;
     /// What is known of the VMM of this generation. A VMM that lives but does not answer is an error. Waits for a call
     /// that an earlier nixbox made and that the VMM is still busy with.
     async fn find(&self, generation: Generation) -> Result<VmmState>;
@@ -303,6 +366,11 @@ pub trait Shares: Send + Sync {
 pub trait Disk: Send + Sync {
     /// Whether they are there, whole.
     async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// How many bytes a capture of them would take now, at most.
+    async fn weight(&self, generation: Generation) -> Result<u64>;
+    /// Bring to the medium what the guest has written so far: a clone of what is not there yet takes long, and a VM is
+    /// paused for it.
+    async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Clone them from their templates, or make empty ones.
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Clone them into the staging directory.
@@ -318,6 +386,8 @@ pub trait Disk: Send + Sync {
 pub trait Memory: Send + Sync {
     /// Whether it is there, whole.
     async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// How many bytes a capture of it would take now, at most.
+    async fn weight(&self, generation: Generation) -> Result<u64>;
     /// Make an empty one.
     async fn create(&self, generation: Generation) -> Result<()>;
     /// Copy it into the staging directory.
@@ -342,6 +412,8 @@ pub trait Guest: Send + Sync {
     async fn wipe(&self, machine: &Machine) -> Result<()>;
     /// Mount the shares.
     async fn mount(&self, machine: &Machine) -> Result<()>;
+    /// Who in the guest keeps a share from being unmounted: a file open, mapped, executed or worked in. For people.
+    async fn share_users(&self, machine: &Machine) -> Result<Vec<String>>;
     /// Unmount the shares.
     async fn unmount(&self, machine: &Machine) -> Result<()>;
     /// Whether credentials and mounts are as `inject` and `mount` leave them.
@@ -364,16 +436,20 @@ pub struct Equipment {
 /// The workspace's snapshots on disk.
 #[async_trait]
 pub trait Catalog: Send + Sync {
-    /// The committed ones, oldest first.
-    async fn list(&self) -> Result<Vec<Manifest>>;
+    /// The committed ones, oldest first, damaged ones included.
+    async fn list(&self) -> Result<Vec<Listing>>;
+    /// Those that are there and not in the list: in their staging directories, or in the trash.
+    async fn unlisted(&self) -> Result<Vec<SnapshotId>>;
+    /// How many bytes there is room for.
+    async fn free(&self) -> Result<u64>;
     /// Where one stands. What it reports is on the medium: the caller builds upon it.
     async fn find(&self, id: SnapshotId) -> Result<Entry>;
     /// Make its staging directory.
     async fn stage(&self, id: SnapshotId) -> Result<()>;
     /// Whether the staging directory holds a whole VMM state.
     async fn holds_vmm_state(&self, id: SnapshotId) -> Result<bool>;
-    /// Read every file of a listed one and compare with the manifest.
-    async fn verify(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Compare the files of a listed one with its manifest.
+    async fn verify(&self, id: SnapshotId, depth: Depth, interrupt: &Interrupt) -> Result<()>;
     /// Write the manifest, sync files and directories, rename the staging directory into the list, sync the list.
     async fn commit(&self, manifest: Manifest) -> Result<()>;
     /// Remove the staging directory.
@@ -384,6 +460,23 @@ pub trait Catalog: Send + Sync {
     async fn purge(&self, id: SnapshotId) -> Result<()>;
     /// The files of the staging directory with their hashes. Taken while copying where that was possible.
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
+}
+
+/// What a VM stands on beside its VMM: the host's processor, and the configuration.
+pub trait Ground: Send + Sync {
+    /// What the host's processor can do: `flags` of /proc/cpuinfo.
+    fn cpu(&self) -> Result<BTreeSet<String>>;
+    /// What of the configuration shapes a VM: values by key. A snapshot is of use only where they are the same.
+    fn shape(&self) -> BTreeMap<String, String>;
+    /// The sources of shares that are not there.
+    fn absent(&self) -> Vec<PathBuf>;
+}
+
+/// What bears the mark of this workspace, wherever it is: for finding what belongs to no VM.
+#[async_trait]
+pub trait Leftovers: Send + Sync {
+    /// The generations of its processes, RAM files and disk images.
+    async fn generations(&self) -> Result<BTreeSet<Generation>>;
 }
 
 /// When the user's own scripts run.
@@ -434,6 +527,10 @@ pub struct World {
     pub catalog: Arc<dyn Catalog>,
     /// The user's scripts.
     pub hooks: Arc<dyn Hooks>,
+    /// Processor and configuration.
+    pub ground: Arc<dyn Ground>,
+    /// What belongs to nobody, perhaps.
+    pub leftovers: Arc<dyn Leftovers>,
     /// Time of day.
     pub clock: Arc<dyn Clock>,
 }

@@ -146,7 +146,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     let directory = tempfile::tempdir().unwrap();
     let house = house(directory.path(), invoker.clone(), memory_file);
     let (vmm, shares) = (&house.vmm, &house.shares);
-    println!("{:?}", vmm.ability().await.unwrap());
+    println!("{:?}", vmm.ability(None).await.unwrap());
     run(&format!(
         "ip tuntap add dev vm0 mode tap user {}; ip addr add 172.16.0.1/30 dev vm0; ip link set vm0 up",
         invoker.uid()

@@ -18,10 +18,13 @@ use crate::guest::seam::{self, SettingsError, SshGuest};
 use crate::host::clock::HostClock;
 use crate::host::copy::Progress;
 use crate::host::disk::{DiskSpec, Disks};
+use crate::host::ground::HostGround;
 use crate::host::hash::KnownHashes;
 use crate::host::hooks::{Complain, ShellHooks};
+use crate::host::leftovers::HostLeftovers;
 use crate::host::memory::{self, Location, Ram};
 use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
+use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
@@ -189,10 +192,16 @@ pub fn assemble(
         slots: Arc::new(HostSlots::new(slots, workspace.id(), workspace.root())),
         network,
         shares: Arc::new(Virtiofs::new(shares(workspace, config, &runtime, invoker)).by(share_stand_in)),
-        disk,
+        disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
         catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress, hashes }),
+        ground: Arc::new(HostGround::new(config)),
+        leftovers: Arc::new(HostLeftovers {
+            daemons: Daemons::new(runtime.clone(), workspace.id()),
+            memory: memory.clone(),
+            disk: disk.clone(),
+        }),
         hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
         clock: Arc::new(HostClock),
     };

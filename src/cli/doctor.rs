@@ -142,7 +142,7 @@ async fn vmm() -> Need {
         Ok(text) => text,
         Err(error) => return found(NAME, chain(&error)).missing().advice(advice),
     };
-    match capability::of_program(&text) {
+    match capability::of_program(&text).and_then(capability::of) {
         Err(error) => found(NAME, chain(&error)).missing().advice(advice),
         Ok(capability) => {
             let need = found(NAME, format!("{text}, {}", path.display()));

@@ -14,9 +14,9 @@ pub(super) struct Arguments {
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
-    let held = session::hold(place, "down")?;
+    let held = session::hold(place, "down", manner)?;
     let assembly = held.assemble()?;
-    let begun = held.run(&assembly, manner, async |session| report::ended(session.down().await?))?;
+    let begun = held.run(&assembly, async |session| report::ended(session.down().await?))?;
     if begun {
         manner.result("done", "the VM is down")?;
     } else {

@@ -23,12 +23,14 @@ mod journal;
 mod preflight;
 mod recover;
 pub mod report;
+mod restore;
 mod run;
 mod session;
 mod shell;
 mod show;
 mod signals;
 mod simulator;
+mod snapshot;
 mod standing;
 mod status;
 mod up;
@@ -55,6 +57,8 @@ enum Command {
     Init(init::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
+    Snapshot(snapshot::Arguments),
+    Restore(restore::Arguments),
     Shell(shell::Arguments),
     Run(run::Arguments),
     Status(status::Arguments),
@@ -104,6 +108,8 @@ fn run(place: &Place, command: Command) -> Outcome {
         Command::Init(arguments) => init::run(place, &arguments),
         Command::Up(arguments) => up::run(place, &arguments),
         Command::Down(arguments) => down::run(place, &arguments),
+        Command::Snapshot(arguments) => snapshot::run(place, arguments),
+        Command::Restore(arguments) => restore::run(place, &arguments),
         Command::Shell(arguments) => shell::run(place, &arguments),
         Command::Run(arguments) => run::run(place, &arguments),
         Command::Status(arguments) => status::run(place, &arguments),

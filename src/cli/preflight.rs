@@ -41,10 +41,15 @@ fn failed(error: PreflightError) -> Problem {
 /// What needs no more than the configuration.
 pub(super) fn files(config: &Config) -> Result<(), Problem> {
     config.check_files()?;
+    kvm(config)
+}
+
+/// Whether VMs can be run at all, unless they are simulated.
+pub(super) fn kvm(config: &Config) -> Result<(), Problem> {
     if assembly::simulated(config).is_some() {
         return Ok(());
     }
-    kvm().map_err(|error| {
+    open_kvm().map_err(|error| {
         let hint = match error {
             PreflightError::NoKvm => "enable virtualization in the firmware, or nested virtualization in the host that this one runs on; then `modprobe kvm_intel` or `kvm_amd`",
             _ => "add your user to the group that owns /dev/kvm, and log in again",
@@ -55,13 +60,13 @@ pub(super) fn files(config: &Config) -> Result<(), Problem> {
 
 /// Whether this host has no KVM, or one that cannot be opened; nothing more can be known of it without a guest.
 pub(super) fn kvm_problem() -> Option<String> {
-    kvm().err().map(|error| match error {
+    open_kvm().err().map(|error| match error {
         PreflightError::Kvm(source) => format!("/dev/kvm cannot be opened: {source}"),
         error => error.to_string(),
     })
 }
 
-fn kvm() -> Result<(), PreflightError> {
+fn open_kvm() -> Result<(), PreflightError> {
     let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
     match opened {
         Ok(_) => Ok(()),
@@ -75,7 +80,7 @@ pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
     let world = &assembly.world;
     world
         .vmm
-        .ability()
+        .ability(None)
         .await
         .map_err(|error| failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed"))?;
     if assembly.simulated {

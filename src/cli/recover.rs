@@ -1,26 +1,97 @@
 //! `nixbox recover`: what every changing command does first, by itself.
 
-use super::report::Outcome;
+use super::report::{self, Exit, Outcome, Problem};
 use super::session::{self, Manner};
-use super::{Place, done};
+use super::{Place, done, standing};
+use crate::operations::{Foresight, Standing, foresee};
+use crate::world::VmmState;
 
-/// Finish or take back what an earlier run left half done
+/// Finish or take back what an earlier run left half done, and sweep up what belongs to no VM
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nixbox recover && nixbox status")]
+#[command(after_help = "Example: nixbox recover --dry-run && nixbox recover")]
 pub(super) struct Arguments {
+    /// Say what would be done and why, and do nothing
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     manner: Manner,
 }
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
-    let held = session::hold(place, "recover")?;
+    if arguments.dry_run {
+        return dry_run(place, manner);
+    }
+    let held = session::hold(place, "recover", manner)?;
     let assembly = held.assemble()?;
-    let recovered =
-        held.run(&assembly, manner, async |session| session::recovered(session.recover().await?))?;
-    match recovered {
-        Some(sentence) => manner.result("recovered", &sentence)?,
-        None => manner.result("nothing", "there was nothing to recover")?,
+    let recovered = held.run(&assembly, async |session| session::recovered(session.recover().await?))?;
+    let sentence = recovered.sentence();
+    let word = if sentence.is_some() { "recovered" } else { "nothing" };
+    let json = serde_json::json!({
+        "result": word,
+        "operation": recovered.operation,
+        "ended": recovered.ended,
+        "cleared": recovered.cleared,
+        "swept": recovered.swept,
+        "times": held.show.times(),
+    });
+    manner.report(&json, sentence.as_deref().unwrap_or("there was nothing to recover"))?;
+    done()
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot foresee what a recovery would do")]
+struct Unforeseen(#[source] crate::operations::Blind);
+
+fn dry_run(place: &Place, manner: Manner) -> Outcome {
+    let held = session::look(place)?;
+    let history = standing::history(&held.workspace)?;
+    let open = history.as_ref().and_then(|history| history.open());
+    let foresight = open
+        .map(foresee)
+        .transpose()
+        .map_err(|blind| Problem::new(Exit::Stuck, Unforeseen(blind)))?
+        .flatten();
+    let lost = match standing::peek(&held.workspace)?.standing {
+        Standing::Up(vm) if foresight.is_none() => {
+            let assembly = held.assemble()?;
+            let state = session::block_on(async {
+                let found = assembly.world.vmm.find(vm.machine.vmm).await;
+                found.map_err(|failure| crate::operations::Refusal::Look(failure).into())
+            })?;
+            vm.condemned || !matches!(state, VmmState::Running | VmmState::Paused)
+        }
+        _ => false,
+    };
+    let json = serde_json::json!({ "result": "foreseen", "operation": foresight, "lost": lost });
+    if manner.json {
+        report::print_json(&json)?;
+    } else {
+        report::print(&text(foresight.as_ref(), lost))?;
     }
     done()
+}
+
+fn text(foresight: Option<&Foresight>, lost: bool) -> String {
+    let Some(foresight) = foresight else {
+        return if lost {
+            "the VM of this workspace is gone: what is left of it would be cleared away".to_owned()
+        } else {
+            "there is no operation to recover; what belongs to no VM would be swept up".to_owned()
+        };
+    };
+    let mut lines = vec![
+        format!("`{}` of generation {} was left half done", foresight.operation, foresight.generation),
+        match foresight.direction {
+            "probe decides" => format!("its direction is open: {}", foresight.why),
+            direction => format!("it would go {direction}: {}", foresight.why),
+        },
+    ];
+    lines.extend(
+        foresight
+            .transitions
+            .iter()
+            .map(|one| format!("  {:20} {:14} {}", one.label, one.status, one.decision)),
+    );
+    lines.join("\n")
 }

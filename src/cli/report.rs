@@ -48,6 +48,8 @@ pub type Outcome = Result<u8, Problem>;
 enum Ended {
     #[error("all is as it was before")]
     RolledBack(#[source] Setback),
+    #[error("the snapshot was not restored, and the VM that it was to replace is down; its disk is kept")]
+    ReplacedInVain(#[source] Setback),
     #[error("the VM was of no use and what was left of it was cleared away; the workspace is down")]
     ClearedAway(#[source] Setback),
     #[error("it can be neither finished nor taken back")]
@@ -64,6 +66,13 @@ impl Problem {
     #[must_use]
     pub fn with(mut self, hint: &'static str) -> Self {
         self.hint = Some(hint);
+        self
+    }
+
+    /// The same with what to do about it, if nothing better is known.
+    #[must_use]
+    pub fn or_with(mut self, hint: &'static str) -> Self {
+        self.hint = self.hint.or(Some(hint));
         self
     }
 
@@ -92,6 +101,22 @@ impl Problem {
         }
         say(&text);
     }
+}
+
+/// An error and all that caused it, in one line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        // A transparent layer says what the one below it says.
+        if !text.ends_with(&message) {
+            text.push_str(&format!(": {message}"));
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Writes to stderr. Who closed it does not want to know.
@@ -139,16 +164,18 @@ pub fn ended(report: Report) -> Result<bool, Problem> {
     match report {
         Report::Done => Ok(true),
         Report::Already => Ok(false),
-        Report::RolledBack(setback) => {
-            let exit = match setback.failure {
-                Failure::Interrupted => Exit::Interrupted,
-                _ => Exit::Failed,
-            };
-            Err(Problem::new(exit, Ended::RolledBack(setback)))
+        Report::RolledBack(setback) => Err(Problem::new(taken_back(&setback), Ended::RolledBack(setback))),
+        Report::ReplacedInVain(setback) => {
+            Err(Problem::new(taken_back(&setback), Ended::ReplacedInVain(setback))
+                .with("`nixbox up` boots from that disk"))
         }
         Report::ClearedAway(setback) => Err(Problem::new(Exit::Failed, Ended::ClearedAway(setback))),
         Report::Stuck(setback) => Err(stuck(setback)),
     }
+}
+
+fn taken_back(setback: &Setback) -> Exit {
+    if matches!(setback.failure, Failure::Interrupted) { Exit::Interrupted } else { Exit::Failed }
 }
 
 /// An operation that needs a person.
@@ -212,11 +239,24 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::Stuck(setback) => stuck(setback),
             Refusal::Stopped(Stopped::Journal(error)) => error.into(),
-            Refusal::Look(Failure::Interrupted) | Refusal::Unfit(_, Failure::Interrupted) => {
-                Self::new(Exit::Interrupted, refusal)
+            Refusal::Look(Failure::Interrupted) => Self::new(Exit::Interrupted, refusal),
+            Refusal::Running => Self::new(Exit::Failed, refusal)
+                .with("`nixbox down` brings it down; `nixbox restore --replace` does so by itself"),
+            Refusal::NameTaken(_) => Self::new(Exit::Failed, refusal)
+                .with("take another name, or `nixbox snapshot delete` that one first"),
+            Refusal::NoRoom { .. } => Self::new(Exit::Failed, refusal)
+                .with("`nixbox snapshot list` shows what could be deleted; nothing was changed"),
+            Refusal::SharesInUse(_) => Self::new(Exit::Failed, refusal)
+                .with("let them end, or leave the shared directories; nothing was changed"),
+            Refusal::Unfit(..) | Refusal::NothingFits(_) => Self::new(Exit::Failed, refusal)
+                .with("nothing was changed; `nixbox up` boots without a snapshot"),
+            Refusal::NoSnapshot => {
+                Self::new(Exit::NotFound, refusal).with("`nixbox snapshot` makes one of the VM that runs")
             }
             Refusal::NotRunning => Self::new(Exit::NotFound, refusal).with("`nixbox up` starts one"),
-            Refusal::NoSuchSnapshot(_) => Self::new(Exit::NotFound, refusal),
+            Refusal::NoSuchSnapshot(_) => {
+                Self::new(Exit::NotFound, refusal).with("`nixbox snapshot list` shows those that there are")
+            }
             Refusal::NoTable(_) | Refusal::Standing(_) | Refusal::Stopped(Stopped::NoPlan(_)) => {
                 Self::new(Exit::Stuck, refusal)
             }

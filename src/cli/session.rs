@@ -11,7 +11,6 @@ use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
-use crate::host::copy::Silent;
 use crate::operations::{Recovered, Session};
 use crate::store::files::FileStorage;
 use crate::workspace::{Lock, Workspace};
@@ -31,14 +30,19 @@ pub(super) struct Manner {
 }
 
 impl Manner {
-    fn silent(self) -> bool {
+    pub(super) fn silent(self) -> bool {
         self.quiet || self.json
     }
 
     /// Prints a result: a sentence for people, a word for programs.
     pub(super) fn result(self, word: &str, sentence: &str) -> Result<(), Problem> {
+        self.report(&serde_json::json!({ "result": word }), sentence)
+    }
+
+    /// Prints a result: a sentence for people, a value for programs.
+    pub(super) fn report(self, json: &serde_json::Value, sentence: &str) -> Result<(), Problem> {
         if self.json {
-            report::print_json(&serde_json::json!({ "result": word }))
+            report::print_json(json)
         } else {
             if !self.silent() {
                 report::say(&format!("nixbox: {sentence}\n"));
@@ -73,69 +77,115 @@ pub(super) fn complain() -> Arc<crate::host::hooks::Complain> {
     Arc::new(|error| report::say(&format!("nixbox: {error}; what was done stays\n")))
 }
 
-/// A workspace whose lock is held.
+/// A workspace that a command works in.
 pub(super) struct Held {
     pub(super) workspace: Workspace,
     pub(super) config: Config,
-    _lock: Lock,
+    pub(super) show: Arc<Show>,
+    /// None for commands that only look.
+    _lock: Option<Lock>,
 }
 
 /// Takes the lock of the workspace for `operation`, then reads its configuration.
-pub(super) fn hold(place: &Place, operation: &str) -> Result<Held, Problem> {
+pub(super) fn hold(place: &Place, operation: &str, manner: Manner) -> Result<Held, Problem> {
+    let show = Arc::new(Show::new(manner.silent()));
     let workspace = place.workspace()?;
     let lock = workspace.lock(operation)?;
     let config = Place::config(&workspace)?;
-    Ok(Held { workspace, config, _lock: lock })
+    Ok(Held { workspace, config, show, _lock: Some(lock) })
+}
+
+/// The workspace without its lock, for commands that change nothing and that nobody has to wait for.
+pub(super) fn look(place: &Place) -> Result<Held, Problem> {
+    let workspace = place.workspace()?;
+    let config = Place::config(&workspace)?;
+    Ok(Held { workspace, config, show: Arc::new(Show::new(true)), _lock: None })
 }
 
 impl Held {
     /// The world of this workspace.
     pub(super) fn assemble(&self) -> Result<Assembly, Problem> {
-        Ok(assembly::assemble(&self.workspace, &self.config, Arc::new(Silent), complain())?)
+        Ok(assembly::assemble(&self.workspace, &self.config, self.show.clone(), complain())?)
     }
 
     /// Opens the journal and lets `act` run operations on the world.
     pub(super) fn run<T>(
         &self,
         assembly: &Assembly,
-        manner: Manner,
         act: impl AsyncFnOnce(&mut Session<'_, FileStorage>) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
-        let interrupt = Interrupt::new();
-        let show = Arc::new(Show::new(manner.silent()));
-        signals::listen(&interrupt, &show)?;
         let storage = standing::storage(&self.workspace)?;
         let floor = standing::floor(&self.workspace)?;
-        let journal = Journal::open(storage, self.workspace.id(), floor, assembly.world.clock.unix_ms())?;
-        let observer: &dyn Observer = &*show;
+        let observer: &dyn Observer = &*self.show;
         #[cfg(feature = "failpoints")]
         let observer: &dyn Observer = &super::failpoints::Failpoints::around(observer);
-        block_on(async {
+        self.interruptible(async |interrupt| {
+            let now = assembly.world.clock.unix_ms();
+            let journal = Journal::open(storage, self.workspace.id(), floor, now)?;
+            let interrupt = interrupt.clone();
             let mut session = Session { world: &assembly.world, journal, interrupt, observer };
             act(&mut session).await
         })
     }
+
+    /// Lets `act` work, and asks it to stop when somebody interrupts.
+    pub(super) fn interruptible<T>(
+        &self,
+        act: impl AsyncFnOnce(&Interrupt) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let interrupt = Interrupt::new();
+        signals::listen(&interrupt, &self.show)?;
+        block_on(act(&interrupt))
+    }
 }
 
-/// What a recovery came to, in words; `None` if there was nothing to do.
+/// What a recovery came to.
+pub(super) struct Done {
+    /// The operation that had been left open.
+    pub(super) operation: Option<&'static str>,
+    /// How it ended.
+    pub(super) ended: Option<&'static str>,
+    /// Whether what was left of a lost VM was cleared away.
+    pub(super) cleared: bool,
+    /// What belonged to no VM.
+    pub(super) swept: Vec<String>,
+}
+
+impl Done {
+    /// In words; `None` if there was nothing to do.
+    pub(super) fn sentence(&self) -> Option<String> {
+        let operation = self
+            .operation
+            .zip(self.ended)
+            .map(|(operation, ended)| format!("`{operation}`, which was left half done, {ended}"));
+        let cleared = self.cleared.then(|| "what was left of a VM that is gone was cleared away".to_owned());
+        let swept = self.swept.iter().map(|what| format!("{what} belonged to no VM and was removed"));
+        let parts: Vec<_> = operation.into_iter().chain(cleared).chain(swept).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// What a recovery came to, for those who print it.
 ///
 /// # Errors
 /// If a person is needed.
-pub(super) fn recovered(recovered: Recovered) -> Result<Option<String>, Problem> {
+pub(super) fn recovered(recovered: Recovered) -> Result<Done, Problem> {
     use crate::engine::executor::Ending;
     if let Some(setback) = recovered.stuck {
         return Err(report::stuck(setback));
     }
-    let ended = recovered.operation.map(|(operation, ending)| {
-        let how = match ending {
-            Ending::Done => "was finished",
-            Ending::RolledBack(_) => "was rolled back",
-            Ending::Lost(_) => "had lost its VM",
-            Ending::Stuck(_) => "is stuck",
-        };
-        format!("`{operation}`, which was left half done, {how}")
-    });
-    let cleared = recovered.cleared.then(|| "what was left of a VM that is gone was cleared away".to_owned());
-    let parts: Vec<_> = ended.into_iter().chain(cleared).collect();
-    Ok((!parts.is_empty()).then(|| parts.join("; ")))
+    let (operation, ended) = recovered
+        .operation
+        .map(|(operation, ending)| {
+            let how = match ending {
+                Ending::Done => "was finished",
+                Ending::RolledBack(_) => "was rolled back",
+                Ending::Lost(_) => "had lost its VM",
+                Ending::Stuck(_) => "is stuck",
+            };
+            (operation, how)
+        })
+        .unzip();
+    let swept = recovered.swept.iter().map(ToString::to_string).collect();
+    Ok(Done { operation, ended, cleared: recovered.cleared, swept })
 }

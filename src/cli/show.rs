@@ -1,18 +1,31 @@
-//! What a person sees while an operation runs: one line for each stage, on stderr.
+//! What a person sees while an operation runs, on stderr: a line for each stage, and on a terminal a bar for each copy.
+//!
+//! It also remembers how long what took, for the result.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 use super::report;
 use crate::engine::executor::{Event, Observer};
 use crate::engine::planner::Direction;
+use crate::host::copy::{Method, Progress};
+
+/// Fits 80 columns with names as long as ours.
+const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
 
 /// Prints stages as they end, and knows whether an interrupt would still lead back.
 pub(super) struct Show {
     silent: bool,
+    since: Instant,
     past_commit: AtomicBool,
     now: Mutex<Now>,
+    bars: MultiProgress,
+    copies: Mutex<BTreeMap<String, ProgressBar>>,
 }
 
 #[derive(Default)]
@@ -20,11 +33,43 @@ struct Now {
     operation: &'static str,
     commit: &'static str,
     stage: Option<(&'static str, Instant)>,
+    times: Times,
+    paused: Option<Instant>,
+}
+
+/// How long what took.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(super) struct Times {
+    /// From the start of the command until the guest was SSH-ready, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ready_ms: Option<u64>,
+    /// How long the guest was paused, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) paused_ms: Option<u64>,
+    /// Every stage that ended, in order.
+    pub(super) stages: Vec<StageTime>,
+}
+
+/// How long a stage took.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct StageTime {
+    operation: &'static str,
+    stage: &'static str,
+    ms: u64,
 }
 
 impl Show {
+    /// From the start of the command. `silent`: prints nothing.
     pub(super) fn new(silent: bool) -> Self {
-        Self { silent, past_commit: AtomicBool::new(false), now: Mutex::default() }
+        let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        Self {
+            silent,
+            since: Instant::now(),
+            past_commit: AtomicBool::new(false),
+            now: Mutex::default(),
+            bars: MultiProgress::with_draw_target(target),
+            copies: Mutex::default(),
+        }
     }
 
     /// Whether the operation that runs is past its commit point, or about to pass it.
@@ -32,33 +77,102 @@ impl Show {
         self.past_commit.load(Ordering::SeqCst)
     }
 
+    /// How long what took so far.
+    pub(super) fn times(&self) -> Times {
+        self.now().times.clone()
+    }
+
+    /// Prints a line, whatever bars there are below it.
+    pub(super) fn say(&self, text: &str) {
+        self.bars.suspend(|| report::say(&format!("nixbox: {text}\n")));
+    }
+
     fn line(&self, text: &str) {
         if !self.silent {
-            report::say(&format!("nixbox: {text}\n"));
+            self.say(text);
         }
     }
 
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copies(&self) -> MutexGuard<'_, BTreeMap<String, ProgressBar>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn end_stage(&self, now: &mut Now) {
-        if let Some((label, since)) = now.stage.take() {
-            let took = report::duration(since.elapsed());
-            self.line(&format!("{}: {label} ({took})", now.operation));
+        self.end_copies();
+        if let Some((stage, since)) = now.stage.take() {
+            let took = since.elapsed();
+            now.times.stages.push(StageTime { operation: now.operation, stage, ms: millis(took) });
+            self.line(&format!("{}: {stage} ({})", now.operation, report::duration(took)));
         }
+    }
+
+    /// Copies that failed or were interrupted leave no bar behind.
+    fn end_copies(&self) {
+        for bar in std::mem::take(&mut *self.copies()).into_values() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn bar(&self, what: &str) -> ProgressBar {
+        let mut copies = self.copies();
+        if let Some(bar) = copies.get(what) {
+            return bar.clone();
+        }
+        let bar = self.bars.add(ProgressBar::no_length().with_prefix(what.to_owned()));
+        if let Ok(style) = ProgressStyle::with_template(BAR) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        copies.insert(what.to_owned(), bar.clone());
+        bar
+    }
+}
+
+/// In milliseconds, which no command takes too many of for a `u64`.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Progress for Show {
+    fn progress(&self, what: &str, done: u64, total: u64) {
+        if self.silent {
+            return;
+        }
+        let bar = self.bar(what);
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.finish_and_clear();
+            self.copies().remove(what);
+        }
+    }
+
+    fn copied(&self, what: &str, method: Method) {
+        let how = match method {
+            Method::Reflink => "its blocks are shared, nothing was copied".to_owned(),
+            Method::Sparse { written, .. } => format!("{} copied", HumanBytes(written)),
+        };
+        self.line(&format!("  {what}: {how}"));
     }
 }
 
 impl Observer for Show {
     fn event(&self, event: Event) {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.now();
         match event {
             Event::Begun { operation, generation, commit, recovery } => {
                 self.past_commit.store(false, Ordering::SeqCst);
-                *now = Now { operation, commit, stage: None };
+                (now.operation, now.commit, now.stage) = (operation, commit, None);
                 if recovery {
                     self.line(&format!("`{operation}` of generation {generation} was left half done"));
                 }
             }
             Event::Turned(direction) => {
                 now.stage = None;
+                self.end_copies();
                 let forward = direction == Direction::Forward;
                 self.past_commit.store(forward, Ordering::SeqCst);
                 let way = if forward { "going on" } else { "rolling back" };
@@ -75,8 +189,15 @@ impl Observer for Show {
             }
             Event::Failed(label) => {
                 now.stage = None;
+                self.end_copies();
                 self.line(&format!("{}: {label} failed", now.operation));
             }
+            Event::Done { label: "pause", .. } => now.paused = Some(Instant::now()),
+            Event::Done { label: "resume", .. } => {
+                let paused = now.paused.take();
+                now.times.paused_ms = paused.map(|since| millis(since.elapsed())).or(now.times.paused_ms);
+            }
+            Event::Done { label: "SSH-ready", .. } => now.times.ready_ms = Some(millis(self.since.elapsed())),
             Event::Undone(label) => self.line(&format!("{}: took back {label}", now.operation)),
             Event::Ended(_) => self.end_stage(&mut now),
             Event::Done { .. } | Event::Undoes(_) => {}

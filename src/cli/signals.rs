@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::report::{self, Exit, Problem};
+use super::report::{Exit, Problem};
 use super::show::Show;
 use crate::engine::transition::Interrupt;
 
@@ -39,10 +39,10 @@ async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interru
     } else {
         "interrupted; rolling back"
     };
-    report::say(&format!("nixbox: {way} (interrupt again to leave the rest to the next run)\n"));
+    show.say(&format!("{way} (interrupt again to leave the rest to the next run)"));
     interrupt.request();
     any(&mut signals).await;
-    report::say("nixbox: interrupted again; the next run finishes or takes back what is left\n");
+    show.say("interrupted again; the next run finishes or takes back what is left");
     std::process::exit(Exit::Interrupted as i32);
 }
 

@@ -1,5 +1,6 @@
 //! How a workspace stands by its journal, without the lock and without changing anything.
 
+use crate::engine::history::History;
 use crate::engine::journal::{self, Name, Storage as _};
 use crate::engine::transition::Generation;
 use crate::host::files::Folder;
@@ -58,6 +59,13 @@ pub(super) fn peek(workspace: &Workspace) -> Result<Peek, Problem> {
         standing,
         open: open.and_then(|open| Some((operations::label(open.operation?), open.generation))),
     })
+}
+
+/// What the journal says, if there is one.
+pub(super) fn history(workspace: &Workspace) -> Result<Option<History>, Problem> {
+    let mut storage = storage(workspace)?;
+    let inspected = journal::inspect(&mut storage, Some(workspace.id()), |_| {})?;
+    Ok(inspected.map(|(_, history)| history))
 }
 
 /// The VM that commands are run in.

@@ -1,21 +1,23 @@
 //! `nixbox up`.
 
 use super::report::{self, Outcome};
-use super::session::{self, Manner};
-use super::{Place, done, preflight, standing};
-use crate::operations::Standing;
+use super::session::{self, Held, Manner};
+use super::{Place, done, preflight, restore, standing};
+use crate::operations::{Reference, Standing};
 
-/// Boot this workspace's VM and wait until it is ready
+/// Bring this workspace's VM up, and wait until it is SSH-ready
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nixbox up && nixbox shell")]
+#[command(after_help = "Example: nixbox up --snapshot && nixbox shell")]
 pub(super) struct Arguments {
+    /// Restore this snapshot, by name or number, or the newest that fits; boot if none fits
+    #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
+    snapshot: Option<Option<Reference>>,
     #[command(flatten)]
     manner: Manner,
 }
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
-    let manner = arguments.manner;
-    let held = session::hold(place, "up")?;
+    let held = session::hold(place, "up", arguments.manner)?;
     let down = matches!(standing::peek(&held.workspace)?.standing, Standing::Down { .. });
     if down {
         preflight::files(&held.config)?;
@@ -24,11 +26,25 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     if down {
         session::block_on(preflight::host(&assembly))?;
     }
-    let begun = held.run(&assembly, manner, async |session| report::ended(session.up().await?))?;
-    if begun {
-        manner.result("done", "the VM is ready")?;
-    } else {
-        manner.result("already", "the VM is running already")?;
+    match &arguments.snapshot {
+        Some(wanted) => {
+            let warm = held.run(&assembly, async |session| Ok(session.warm_up(wanted.as_ref()).await?))?;
+            restore::tell(&held, arguments.manner, warm)
+        }
+        None => {
+            let begun = held.run(&assembly, async |session| report::ended(session.up().await?))?;
+            tell(&held, arguments.manner, begun)
+        }
     }
+}
+
+fn tell(held: &Held, manner: Manner, begun: bool) -> Outcome {
+    let times = held.show.times();
+    let (word, sentence) = match times.ready_ms {
+        _ if !begun => ("already", "the VM is running already".to_owned()),
+        Some(ms) => ("done", format!("the VM is SSH-ready after {ms} ms")),
+        None => ("done", "the VM is SSH-ready".to_owned()),
+    };
+    manner.report(&serde_json::json!({ "result": word, "times": times }), &sentence)?;
     done()
 }

@@ -22,7 +22,7 @@ pub use storage::FakeStorage;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::world::{Failure, Interrupt, SnapshotId, WorkspaceId, World};
+use crate::world::{Failure, Interrupt, Slot, SnapshotId, WorkspaceId, World};
 use files::Content;
 use state::State;
 
@@ -190,6 +190,44 @@ impl Host {
             .and_then(|snapshot| state.files.find(snapshot, state::RAM));
         if let Some(ino) = ino {
             state.files.write_whole(ino, Content::Torn);
+        }
+    }
+
+    /// Changes what of the configuration shapes a VM.
+    pub fn set_shape(&self, key: &str, value: &str) {
+        self.lock().shape.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Takes a feature from the host's processor, as another host would not have it.
+    pub fn lose_cpu_feature(&self, feature: &str) {
+        self.lock().cpu.remove(feature);
+    }
+
+    /// Installs another major version of the VMM. A VM that runs goes on under the one that it has.
+    pub fn install_vmm(&self, version: u32) {
+        self.lock().version = version;
+    }
+
+    /// Leaves room for so many bytes of snapshots. Disk and RAM take one each.
+    pub fn set_room(&self, bytes: u64) {
+        self.lock().room = bytes;
+    }
+
+    /// Says who uses a share in a guest.
+    pub fn use_share(&self, user: &str) {
+        self.lock().share_users.push(user.to_owned());
+    }
+
+    /// Gives a free slot to the neighbour, whose VM never goes down.
+    pub fn take_slot(&self, slot: Slot) {
+        self.lock().slots.entry(slot).or_insert(state::NEIGHBOUR);
+    }
+
+    /// Takes a workspace's journal away, as somebody does who clears up.
+    pub fn lose_journal(&self, workspace: WorkspaceId) {
+        let mut state = self.lock();
+        if let Some(directory) = state.workspace_directory(workspace) {
+            state.files.remove(directory, crate::engine::journal::Name::Current.file_name());
         }
     }
 

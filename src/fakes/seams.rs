@@ -1,6 +1,8 @@
 //! The seams of `world`, on the fake host.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,9 +14,9 @@ use super::state::{
 };
 use super::{Fault, Host, SetFault, Wrong};
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Disk, Entry, Equipment, Failure, FileRecord, Generation, Guest,
-    HookPoint, Hooks, Interrupt, Machine, Manifest, Memory, Network, Presence, Result, Shares, Slot, Slots,
-    SnapshotId, Vmm, VmmState, WorkspaceId, World,
+    Ability, BootId, Catalog, Clock, Depth, Disk, Entry, Equipment, Failure, FileRecord, Generation, Ground,
+    Guest, HookPoint, Hooks, Interrupt, Leftovers, Listing, Machine, Manifest, Memory, Network, Presence,
+    Result, Shares, Slot, Slots, SnapshotId, Vmm, VmmState, VmmVersion, WorkspaceId, World,
 };
 
 mod catalog;
@@ -62,6 +64,8 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
         guest: seams.clone(),
         catalog: seams.clone(),
         hooks: seams.clone(),
+        ground: seams.clone(),
+        leftovers: seams.clone(),
         clock: seams,
     }
 }

@@ -27,6 +27,8 @@ pub(super) type Key = (WorkspaceId, Generation);
 pub(super) struct VmmProcess {
     /// `VmmState::Gone` when it lives no more: its socket and its record are still there.
     pub(super) state: VmmState,
+    /// The major version of its program, whatever is installed by now.
+    pub(super) version: u32,
     pub(super) machine: Option<Machine>,
     pub(super) shares: Presence,
     /// `vm.snapshot` has left the share daemons unusable, once the VM runs on in place.
@@ -81,6 +83,14 @@ pub(super) struct State {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: Secret,
+    /// What the host's processor can do.
+    pub(super) cpu: BTreeSet<String>,
+    /// What of the configuration shapes a VM.
+    pub(super) shape: BTreeMap<String, String>,
+    /// Room for snapshots.
+    pub(super) room: u64,
+    /// Who uses a share in a guest.
+    pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
     pub(super) salts: u64,
     pub(super) clock_ms: u64,
@@ -100,6 +110,7 @@ impl State {
         let generation = Generation(7);
         let neighbour = VmmProcess {
             state: VmmState::Running,
+            version,
             machine: None,
             shares: Presence::Whole,
             shares_spoilt: false,
@@ -123,6 +134,10 @@ impl State {
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: Secret(1),
+            cpu: BTreeSet::from(["sse2".to_owned()]),
+            shape: BTreeMap::new(),
+            room: 1 << 40,
+            share_users: Vec::new(),
             boots: 0,
             salts: 0,
             clock_ms: 1_800_000_000_000,
@@ -137,11 +152,17 @@ impl State {
     }
 
     /// What each version of the VMM can do (measured; see `vmm/capability.rs`).
-    pub(super) fn ability(&self) -> Ability {
-        Ability {
-            shares_survive_restore: self.version >= 52,
-            shares_survive_resume: self.version < 52 || self.version >= 54,
-        }
+    pub(super) fn ability(version: u32) -> Ability {
+        Ability { shares_survive_restore: version >= 52, shares_survive_resume: !(52..54).contains(&version) }
+    }
+
+    /// The version of a VMM, or of the installed program.
+    pub(super) fn version_of(&self, vmm: Option<Key>) -> Result<u32, Failure> {
+        let Some(key) = vmm else {
+            return Ok(self.version);
+        };
+        let lives = self.vmms.get(&key).filter(|vmm| vmm.state != VmmState::Gone);
+        lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
     }
 
     pub(super) fn point(&mut self) -> Result<(), Failure> {

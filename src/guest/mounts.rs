@@ -217,26 +217,44 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
     if !table(shell).await?.iter().any(|there| there.target == place) {
         return Ok(());
     }
-    let told = ask(shell, "find who uses a share", Rights::Root, &holders(place)).await?;
-    let holders = told
-        .lines()
-        .map(|line| line.chars().filter(|letter| !letter.is_control()).take(80).collect())
-        .collect();
+    let holders = holders(shell, place).await?;
     Err(MountError::Busy { target: place.to_owned(), said, holders })
 }
 
-/// Every process whose directory, root, program or open file is there.
-fn holders(place: &str) -> String {
+/// Every process that keeps one of the shares from being unmounted, as `number (name)`.
+///
+/// # Errors
+/// Those of [`ScriptError`].
+pub async fn users_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
+    let mut users = Vec::new();
+    for there in table(shell).await? {
+        if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
+            users.extend(holders(shell, &there.target).await?);
+        }
+    }
+    users.sort();
+    users.dedup();
+    Ok(users)
+}
+
+async fn holders(shell: &Shell, place: &str) -> Result<Vec<String>, ScriptError> {
+    let told = ask(shell, "find who uses a share", Rights::Root, &holders_script(place)).await?;
+    let printable = |line: &str| line.chars().filter(|letter| !letter.is_control()).take(80).collect();
+    Ok(told.lines().map(printable).collect())
+}
+
+/// Every process whose directory, root, program, open or mapped file is there.
+fn holders_script(place: &str) -> String {
     format!(
         r#"t={}
 for p in /proc/[0-9]*; do
+  u=
   for l in "$p/cwd" "$p/root" "$p/exe" "$p"/fd/*; do
     d=$(readlink "$l" 2>/dev/null) || continue
-    case $d/ in "$t"/*)
-      c=$(cat "$p/comm" 2>/dev/null) && printf '%s (%s)\n' "${{p#/proc/}}" "$c"
-      break ;;
-    esac
+    case $d/ in "$t"/*) u=1; break ;; esac
   done
+  [ -n "$u" ] || ! grep -qF " $t/" "$p/maps" 2>/dev/null || u=1
+  [ -z "$u" ] || ! c=$(cat "$p/comm" 2>/dev/null) || printf '%s (%s)\n' "${{p#/proc/}}" "$c"
 done
 true"#,
         quoted(place)

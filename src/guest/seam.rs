@@ -265,6 +265,14 @@ impl Guest for SshGuest {
             .await
     }
 
+    async fn share_users(&self, machine: &Machine) -> Result<Vec<String>> {
+        let mounts = &self.settings.mounts;
+        self.with(machine, async |shell: &Shell| {
+            mounts::users_of(shell, mounts).await.map_err(Failure::world)
+        })
+        .await
+    }
+
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
         self.with(machine, async |shell: &Shell| mounts::unmount(shell, mounts).await.map_err(Failure::world))

@@ -7,13 +7,13 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use futures_util::future::join_all;
-use rustix::fs::SeekFrom;
+use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::hash::{PIECE, PieceHasher, PieceHashes, pieces};
@@ -31,6 +31,8 @@ const MAX_THREADS: usize = 8;
 pub trait Progress: Send + Sync {
     /// `done` of about `total` bytes of `what`. The last call of a copy has both equal.
     fn progress(&self, what: &str, done: u64, total: u64);
+    /// The copy of `what` is made.
+    fn copied(&self, _what: &str, _method: Method) {}
 }
 
 /// Hears nothing.
@@ -152,14 +154,18 @@ pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Int
     let (source, target) = (Arc::new(source), Arc::new(target));
     if reflink && share(&source, &target, interrupt).await? {
         progress.progress(&what, total, total);
+        progress.copied(&what, Method::Reflink);
         return Ok(Copied { method: Method::Reflink, hashes: None });
     }
     target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
     let stop = interrupt.child();
     let _stop_with_this_future = stop.on_drop();
-    let reading = Reading::new(what, source, Some(target), size, total, hash, progress, stop);
+    let reading =
+        Reading::new(what.clone(), source, Some(target), size, total, hash, Arc::clone(&progress), stop);
     let (read, written, hashes) = reading.run().await?;
-    Ok(Copied { method: Method::Sparse { read, written }, hashes })
+    let method = Method::Sparse { read, written };
+    progress.copied(&what, method);
+    Ok(Copied { method, hashes })
 }
 
 /// Hashes a file without copying it.
@@ -187,6 +193,15 @@ fn extent(source: &Named) -> Result<(u64, u64)> {
     let size = status.st_size.unsigned_abs();
     // 512: the unit of st_blocks, whatever the file system's own is.
     Ok((size, size.min(status.st_blocks.unsigned_abs().saturating_mul(512))))
+}
+
+/// About how many bytes of a file are data.
+///
+/// # Errors
+/// If the system cannot tell.
+pub fn data_bytes(file: &File) -> io::Result<u64> {
+    // 512: the unit of st_blocks, whatever the file system's own is.
+    Ok(rustix::fs::fstat(file)?.st_blocks.unsigned_abs().saturating_mul(512))
 }
 
 /// Runs `work` on a thread that may wait, and answers an interrupt at once. The thread then goes on with the open files
@@ -230,6 +245,20 @@ async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) 
         ) => Ok(false),
         Err(error) => Err(write_error(target, error.into(), 0)),
     }
+}
+
+/// Whether a file in one directory can share its blocks with one in the other: tried with two that have no names.
+#[must_use]
+pub fn can_share(from: &Path, to: &Path) -> bool {
+    let unnamed = |directory: &Path| {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+    };
+    let (Ok(from), Ok(to)) = (unnamed(from), unnamed(to)) else {
+        // A file system without unnamed files has no shared blocks either (9p, overlay, FUSE).
+        return false;
+    };
+    from.write_all_at(&[1; PAGE], 0).is_ok() && rustix::fs::ioctl_ficlone(&to, &from).is_ok()
 }
 
 fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {

@@ -4,6 +4,7 @@
 //! [`Disk::find`] can tell. `images.json` in it says which images there should be. Templates and the images of
 //! snapshots are opened for reading only. In a snapshot the images are `disk-<n>.img`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -229,6 +230,45 @@ impl Disks {
         Ok((folder, images.ok_or(DiskError::NotWhole(generation))?))
     }
 
+    /// The generations that have images, whole or not.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn generations(&self) -> Result<BTreeSet<Generation>> {
+        let names = Folder::open(&self.run)?.names()?;
+        let number = |name: &std::ffi::OsString| {
+            let digits = name.to_str()?.strip_prefix("disk-")?;
+            digits.strip_suffix(".partial").unwrap_or(digits).parse().ok().map(Generation)
+        };
+        Ok(names.iter().filter_map(number).collect())
+    }
+
+    /// What capturing a set takes: nothing where the file system shares blocks.
+    fn capture_bytes(&self, generation: Generation) -> Result<u64> {
+        let (folder, images) = self.whole(generation)?;
+        if copy::can_share(folder.path(), &self.snapshots) {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for n in 0..images.len() {
+            let name = image_file(n);
+            let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
+            bytes += copy::data_bytes(&file).map_err(FileError::system("examine", folder.path_of(&name)))?;
+        }
+        Ok(bytes)
+    }
+
+    /// Writes what the guest has written and the host holds back.
+    async fn write_back(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
+        let (folder, images) = self.whole(generation)?;
+        for n in 0..images.len() {
+            let name = image_file(n);
+            let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
+            copy::sync(Named { file, path: folder.path_of(&name) }, interrupt).await?;
+        }
+        Ok(())
+    }
+
     /// An empty directory to build a set in; `None` if the set is there already.
     fn begin(&self, generation: Generation) -> Result<Option<(Folder, Folder)>> {
         let run = Folder::open(&self.run)?;
@@ -436,6 +476,14 @@ fn remove_set(run: &Folder, name: &str) -> Result<()> {
 impl Disk for Disks {
     async fn find(&self, generation: Generation) -> world::Result<Presence> {
         Ok(self.look(generation)?)
+    }
+
+    async fn weight(&self, generation: Generation) -> world::Result<u64> {
+        Ok(self.capture_bytes(generation)?)
+    }
+
+    async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> world::Result<()> {
+        Ok(self.write_back(generation, interrupt).await?)
     }
 
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> world::Result<()> {

@@ -3,6 +3,7 @@
 //! A pid alone is reused. A pid, the time the process started and the boot it started in are not; and a pidfd opened
 //! *before* these are compared keeps meaning the same process afterwards. Uses /proc and pidfds alone.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
@@ -171,15 +172,60 @@ enum Marked {
 }
 
 fn marked(pid: u32, mark: &Mark) -> Result<Marked, ProcessError> {
+    Ok(match environ(pid)? {
+        Environ::Seen(environ) if mark.is_in(&environ) => Marked::Yes,
+        Environ::Seen(_) | Environ::Gone => Marked::No,
+        Environ::Hidden => Marked::Hidden,
+    })
+}
+
+/// The environment that a process was exec'd with.
+enum Environ {
+    Seen(Vec<u8>),
+    /// There is no such process any more.
+    Gone,
+    /// It is another user's process, or has privileges that this one has not.
+    Hidden,
+}
+
+fn environ(pid: u32) -> Result<Environ, ProcessError> {
     let path = PathBuf::from(format!("/proc/{pid}/environ"));
     let mut environ = Vec::new();
     // Ours have four short variables. Whoever has more than this is none of ours.
     match fs::File::open(&path).and_then(|file| file.take(1 << 16).read_to_end(&mut environ)) {
-        Ok(_) => Ok(if mark.is_in(&environ) { Marked::Yes } else { Marked::No }),
-        Err(error) if is_gone(&error) => Ok(Marked::No),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(Marked::Hidden),
+        Ok(_) => Ok(Environ::Seen(environ)),
+        Err(error) if is_gone(&error) => Ok(Environ::Gone),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(Environ::Hidden),
         Err(source) => Err(ProcessError::File { action: "read", path, source }),
     }
+}
+
+/// The numbers of all processes.
+fn processes() -> Result<Vec<u32>, ProcessError> {
+    let failed = |source| ProcessError::File { action: "list", path: "/proc".into(), source };
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc").map_err(failed)? {
+        all.extend(entry.map_err(failed)?.file_name().to_str().and_then(|name| name.parse::<u32>().ok()));
+    }
+    Ok(all)
+}
+
+/// The generations that live processes of a workspace bear.
+pub(super) fn generations(workspace: WorkspaceId) -> Result<BTreeSet<Generation>, ProcessError> {
+    let ours = format!("NIXBOX_WORKSPACE={workspace}").into_bytes();
+    let mut found = BTreeSet::new();
+    for pid in processes()? {
+        let Environ::Seen(environ) = environ(pid)? else {
+            continue;
+        };
+        let entries: Vec<&[u8]> = environ.split(|byte| *byte == 0).collect();
+        if entries.contains(&ours.as_slice()) {
+            let number = entries.iter().find_map(|entry| entry.strip_prefix(b"NIXBOX_GENERATION="));
+            let number = number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+            found.extend(number.map(Generation));
+        }
+    }
+    Ok(found)
 }
 
 /// How a process ended, as far as can be known: only a parent is told.
@@ -268,13 +314,8 @@ impl Daemon {
     /// All live processes with this mark.
     pub(super) fn all_marked(mark: &Mark) -> Result<Vec<Self>, ProcessError> {
         let boot = host_boot()?;
-        let failed = |source| ProcessError::File { action: "list", path: "/proc".into(), source };
         let mut all = Vec::new();
-        for entry in fs::read_dir("/proc").map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
-                continue;
-            };
+        for pid in processes()? {
             if marked(pid, mark)? != Marked::Yes {
                 continue;
             }

@@ -4,6 +4,7 @@
 //! ([`place`]), so that a later command finds it whatever its environment or the configuration say by then. A file that
 //! is filled has another name until it is whole. In a snapshot it is [`SNAPSHOT_FILE`].
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -152,7 +153,8 @@ impl Ram {
 
     fn look(&self, generation: Generation) -> Result<Presence> {
         if self.placed(generation)?.is_none() {
-            return Ok(Presence::Absent);
+            let lost = self.generations()?.contains(&generation);
+            return Ok(if lost { Presence::Partial } else { Presence::Absent });
         }
         match self.location(generation) {
             Ok(_) => Ok(Presence::Whole),
@@ -273,10 +275,52 @@ impl Ram {
         Ok(folder.sync()?)
     }
 
+    /// The generations that have RAM, or a record of it.
+    ///
+    /// # Errors
+    /// If a directory cannot be read.
+    pub fn generations(&self) -> Result<BTreeSet<Generation>> {
+        let number = |name: &std::ffi::OsString| {
+            let (digits, kind) = name.to_str()?.strip_prefix("memory-")?.split_once('.')?;
+            let ours = ["json", "img", "img.partial"].contains(&kind);
+            digits.parse().ok().filter(|_| ours).map(Generation)
+        };
+        let mut names = Folder::open(&self.run)?.names()?;
+        for base in &self.tmpfs {
+            if let Some(folder) = place::open_below(base, self.workspace)? {
+                names.extend(folder.names()?);
+            }
+        }
+        Ok(names.iter().filter_map(number).collect())
+    }
+
+    /// What capturing it takes: the pages that there are; all of it where the VMM writes it.
+    fn capture_bytes(&self, generation: Generation) -> Result<u64> {
+        let path = match self.location(generation)? {
+            Location::File(path) => path,
+            Location::Vmm => return Ok(self.size),
+        };
+        let failed = FileError::system("examine", path.clone());
+        let file = std::fs::File::open(&path).map_err(failed)?;
+        Ok(copy::data_bytes(&file).map_err(FileError::system("examine", path))?)
+    }
+
+    /// Removes the files of a generation whose record is lost, wherever on tmpfs they are.
+    fn clear_lost(&self, generation: Generation) -> Result<()> {
+        for base in &self.tmpfs {
+            if let Some(folder) = place::open_below(base, self.workspace)? {
+                folder.remove_file(file_name(generation))?;
+                folder.remove_file(partial_name(generation))?;
+                place::remove_below(base, self.workspace)?;
+            }
+        }
+        Ok(())
+    }
+
     fn clear(&self, generation: Generation) -> Result<()> {
         let run = Folder::open(&self.run)?;
         let Some(place) = Place::read(&run, generation)? else {
-            return Ok(());
+            return self.clear_lost(generation);
         };
         if let Some(folder) = self.folder(&place)? {
             folder.remove_file(file_name(generation))?;
@@ -313,6 +357,10 @@ fn size_of(file: &std::fs::File, folder: &Folder, name: &str) -> Result<u64> {
 impl Memory for Ram {
     async fn find(&self, generation: Generation) -> world::Result<Presence> {
         Ok(self.look(generation)?)
+    }
+
+    async fn weight(&self, generation: Generation) -> world::Result<u64> {
+        Ok(self.capture_bytes(generation)?)
     }
 
     async fn create(&self, generation: Generation) -> world::Result<()> {

@@ -5,6 +5,7 @@
 //! process before anything is done to it. Between fork and exec a child has no mark yet; nobody looks for it then,
 //! because until its exec it shares the lock of the workspace with the nixbox that forked it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,7 +18,7 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::identity::host_boot;
+use super::identity::{self, host_boot};
 pub use super::identity::{BadRole, Daemon, Exit, Identity, Mark, Role};
 use super::spawn::Program;
 use crate::world::{Generation, WorkspaceId};
@@ -281,6 +282,22 @@ impl Daemons {
             .ok()
             .filter(|record| record.mark == *mark && record.identity.boot == boot)
             .map(|record| record.identity))
+    }
+
+    /// The generations that live daemons of the workspace, or records of daemons, bear.
+    ///
+    /// # Errors
+    /// [`ProcessError::File`] if /proc or the runtime directory cannot be read.
+    pub fn generations(&self) -> Result<BTreeSet<Generation>, ProcessError> {
+        let failed = |source| ProcessError::File { action: "list", path: self.runtime.clone(), source };
+        let mut found = identity::generations(self.workspace)?;
+        for entry in fs::read_dir(&self.runtime).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let number =
+                name.to_str().and_then(|name| name.strip_suffix(".pid")?.rsplit_once('-')?.1.parse().ok());
+            found.extend(number.map(Generation));
+        }
+        Ok(found)
     }
 
     /// Ends the daemon: TERM, `grace`, KILL; then whatever else carries its mark, and its record. Its log stays.

@@ -34,7 +34,7 @@ pub struct Plan {
 }
 
 pub(super) fn table(plan: Plan) -> Operation<World> {
-    let Vm { machine, former_disk, condemned } = plan.vm;
+    let Vm { machine, former_disk, condemned, .. } = plan.vm;
     let (kept, superseded) = match former_disk {
         Some(former) if condemned => (former, Some(machine.disk)),
         former => (machine.disk, former),

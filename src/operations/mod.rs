@@ -13,21 +13,29 @@
 
 pub mod delete;
 pub mod down;
+mod fit;
+mod foresee;
 mod parts;
+mod report;
 pub mod restore;
 pub mod snapshot;
 pub mod up;
 
 mod session;
+mod sweep;
 
+pub use fit::{Misfit, Reference, Unfit};
+pub use foresee::{Blind, Foreseen, Foresight, foresee};
 pub use parts::HookOutcome;
-pub use session::{Recovered, Refusal, Report, Session};
+pub use report::{Frozen, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
+pub use session::Session;
+pub use sweep::Swept;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{Failure, Operation, OperationId};
-use crate::world::{Generation, Machine, World};
+use crate::world::{Generation, Machine, SnapshotId, World};
 
 /// How a workspace stands between operations. The journal's end record carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +69,8 @@ pub struct Vm {
     pub machine: Machine,
     /// The disk of a session before the restore that this VM came from; it goes when the VM goes down.
     pub former_disk: Option<Generation>,
+    /// The snapshot that it came from, if it was not booted.
+    pub from: Option<SnapshotId>,
     /// It passed its commit point and then proved to be of no use: it is to be cleared away.
     pub condemned: bool,
 }

@@ -29,7 +29,7 @@ use crate::world::{BootId, Generation, Machine, Slot, SnapshotId, VmmState, Worl
 pub(super) const ID: OperationId = OperationId(4);
 
 /// What `restore` was asked to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// The snapshot.
     pub snapshot: SnapshotId,
@@ -47,7 +47,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
     let target = Target::New { disk: None, shares: plan.shares };
     let from = plan.snapshot;
     Operation::new(ID, "restore", Forward::ClearAway, move |scene, ended| {
-        async move { standing_bytes(&standing(plan.former_disk, target, &scene, ended)?) }.boxed()
+        async move { standing_bytes(&standing(&plan, target, &scene, ended)?) }.boxed()
     })
     .stage("claim slot", [Box::new(ClaimSlot { only: Some(plan.slot) })])
     .stage(
@@ -69,16 +69,19 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
 }
 
 fn standing(
-    former_disk: Option<Generation>,
+    plan: &Plan,
     target: Target,
     scene: &Scene<'_, World>,
     ended: Ended,
 ) -> Result<Standing, Failure> {
     Ok(match ended {
-        Ended::RolledBack => Standing::Down { disk: former_disk },
-        Ended::Done | Ended::Lost => {
-            Standing::Up(Vm { machine: target.machine(scene)?, former_disk, condemned: ended == Ended::Lost })
-        }
+        Ended::RolledBack => Standing::Down { disk: plan.former_disk },
+        Ended::Done | Ended::Lost => Standing::Up(Vm {
+            machine: target.machine(scene)?,
+            former_disk: plan.former_disk,
+            from: Some(plan.snapshot),
+            condemned: ended == Ended::Lost,
+        }),
     })
 }
 

@@ -2,20 +2,24 @@
 
 use std::time::Duration;
 
+use super::fit::{self, Choice, Reference, Unfit};
+use super::report::{Frozen, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
 use super::snapshot::Care;
-use super::{NoTable, Standing, Vm, delete, down, restore, snapshot, table, up};
-use crate::engine::executor::{Ending, Executor, Observer, Setback, Stopped};
+use super::{Standing, Vm, delete, down, restore, snapshot, sweep, table, up};
+use crate::engine::executor::{Ending, Executor, Observer, Setback};
 use crate::engine::journal::{Journal, Storage};
-use crate::engine::record::{self, PayloadError};
+use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{Manifest, Slot, SnapshotId, SnapshotName, VmmState, World};
+use crate::world::{Listing, Manifest, SnapshotId, VmmState, World};
 
-/// How long a look at the world may take. Verifying a snapshot reads all of it, and is interruptible.
-const LOOK: Duration = Duration::from_secs(60);
-const VERIFY: Duration = Duration::from_secs(3600);
+/// How long a look at the world may take.
+pub(super) const LOOK: Duration = Duration::from_secs(60);
 
 /// Looks at the world before an operation begins, within a time limit.
-async fn look<T>(limit: Duration, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) async fn look<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
@@ -29,76 +33,6 @@ pub struct Session<'a, S> {
     pub interrupt: Interrupt,
     /// Who sees what happens.
     pub observer: &'a dyn Observer,
-}
-
-/// What an operation came to.
-#[derive(Debug)]
-pub enum Report {
-    /// It was done.
-    Done,
-    /// There was nothing to do.
-    Already,
-    /// It failed or was interrupted; all is as it was before.
-    RolledBack(Setback),
-    /// It got past its commit point, failed then for good, and what was left was cleared away: the workspace is down.
-    ClearedAway(Setback),
-    /// A person is needed.
-    Stuck(Setback),
-}
-
-/// What a recovery came to.
-#[derive(Debug, Default)]
-pub struct Recovered {
-    /// The operation that had been left open, and how it ended.
-    pub operation: Option<(&'static str, Ending)>,
-    /// Whether what was left of a lost VM was cleared away.
-    pub cleared: bool,
-    /// Why a person is needed.
-    pub stuck: Option<Setback>,
-}
-
-/// Why an operation was not begun. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum Refusal {
-    /// An earlier operation is stuck.
-    #[error("an earlier operation is stuck")]
-    Stuck(#[source] Setback),
-    /// The VM has to be down for it.
-    #[error("the VM is running")]
-    Running,
-    /// The VM has to be up for it.
-    #[error("no VM is running")]
-    NotRunning,
-    /// The VM is there, but not in a state to be worked with.
-    #[error("the VM is {0:?}, and has to run")]
-    NotInOrder(VmmState),
-    /// The name is taken.
-    #[error("a snapshot named {0} exists")]
-    NameTaken(SnapshotName),
-    /// There is none.
-    #[error("there is no snapshot {0}")]
-    NoSuchSnapshot(String),
-    /// It cannot be restored.
-    #[error("snapshot {0} does not fit")]
-    Unfit(SnapshotId, #[source] Failure),
-    /// The guest's address belongs to a slot that another VM has.
-    #[error("slot {0}, which the snapshot's guest has its address from, is taken by another VM")]
-    SlotTaken(Slot),
-    /// Looking at the world failed.
-    #[error("cannot look how the workspace stands")]
-    Look(#[source] Failure),
-    /// The journal failed, before or in the operation.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-    /// The journal's open operation is not one of this nixbox.
-    #[error(transparent)]
-    NoTable(#[from] NoTable),
-    /// The journal's last standing is not one of this nixbox.
-    #[error("the journal does not say how the workspace stands")]
-    Standing(#[source] PayloadError),
-    /// The operation cannot be written down.
-    #[error("the operation cannot be written down")]
-    Parameters(#[source] PayloadError),
 }
 
 impl<S: Storage> Session<'_, S> {
@@ -121,9 +55,14 @@ impl<S: Storage> Session<'_, S> {
         }
         match self.clear_away().await? {
             None => {}
-            Some(Ending::Stuck(setback)) => recovered.stuck = Some(setback),
+            Some(Ending::Stuck(setback)) => {
+                recovered.stuck = Some(setback);
+                return Ok(recovered);
+            }
             Some(_) => recovered.cleared = true,
         }
+        let known = !self.journal.history().standing.is_empty();
+        recovered.swept = sweep::sweep(self.world, self.standing()?, known).await.map_err(Refusal::Sweep)?;
         Ok(recovered)
     }
 
@@ -141,6 +80,10 @@ impl<S: Storage> Session<'_, S> {
     /// If it was not begun, or if the journal failed.
     pub async fn up(&mut self) -> Result<Report, Refusal> {
         self.recover_first().await?;
+        self.boot().await
+    }
+
+    async fn boot(&mut self) -> Result<Report, Refusal> {
         let disk = match self.standing()? {
             Standing::Up(_) => return Ok(Report::Already),
             Standing::Down { disk } => disk,
@@ -156,98 +99,215 @@ impl<S: Storage> Session<'_, S> {
     /// If it was not begun, or if the journal failed.
     pub async fn down(&mut self) -> Result<Report, Refusal> {
         self.recover_first().await?;
-        let Standing::Up(vm) = self.standing()? else {
-            return Ok(Report::Already);
-        };
+        match self.standing()? {
+            Standing::Up(vm) => self.bring_down(vm).await,
+            Standing::Down { .. } => Ok(Report::Already),
+        }
+    }
+
+    async fn bring_down(&mut self, vm: Vm) -> Result<Report, Refusal> {
         let plan = down::Plan { vm, ask: true };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&down::table(plan), &parameters).await
     }
 
-    /// Freezes the VM, which goes on unless `stop`.
+    /// Freezes the VM, which goes on unless it is to stop. Older unnamed snapshots are pruned then.
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn snapshot(&mut self, name: Option<SnapshotName>, stop: bool) -> Result<Report, Refusal> {
+    pub async fn snapshot(&mut self, wish: Wish) -> Result<Frozen, Refusal> {
         self.recover_first().await?;
         let Standing::Up(vm) = self.standing()? else {
             return Err(Refusal::NotRunning);
         };
-        let plan = self.plan_snapshot(vm, name, stop).await?;
+        let keep = wish.keep;
+        let plan = self.plan_snapshot(vm, wish).await?;
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        self.run(&snapshot::table(plan), &parameters).await
+        let report = self.run(&snapshot::table(plan), &parameters).await?;
+        let mut frozen = Frozen { report, snapshot: None, pruned: Vec::new(), afterwards: None };
+        if matches!(frozen.report, Report::Done) {
+            // The newest: its number is that of the operation that ended just now.
+            match self.listings().await {
+                Ok(mut listed) => frozen.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
+                Err(refusal) => frozen.afterwards = Some(refusal),
+            }
+            if let Err(refusal) = self.prune(keep, &mut frozen.pruned).await {
+                frozen.afterwards = Some(refusal);
+            }
+        }
+        Ok(frozen)
     }
 
     /// All that can be known before the guest is touched.
-    async fn plan_snapshot(
-        &self,
-        vm: Vm,
-        name: Option<SnapshotName>,
-        stop: bool,
-    ) -> Result<snapshot::Plan, Refusal> {
-        let world = self.world;
-        match look(LOOK, world.vmm.find(vm.machine.vmm)).await.map_err(Refusal::Look)? {
+    async fn plan_snapshot(&self, vm: Vm, wish: Wish) -> Result<snapshot::Plan, Refusal> {
+        let (world, machine) = (self.world, vm.machine);
+        match look(LOOK, world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? {
             VmmState::Running => {}
             state => return Err(Refusal::NotInOrder(state)),
         }
-        let listed = look(LOOK, world.catalog.list()).await.map_err(Refusal::Look)?;
-        if let Some(name) =
-            name.as_ref().filter(|name| listed.iter().any(|one| one.name.as_ref() == Some(name)))
-        {
-            return Err(Refusal::NameTaken(name.clone()));
+        if let Some(name) = &wish.name {
+            let mut listed = self.listings().await?.into_iter().filter_map(|one| one.manifest.ok());
+            if listed.any(|one| one.name.as_ref() == Some(name)) {
+                return Err(Refusal::NameTaken(name.clone()));
+            }
         }
-        let shares = world.shares.wanted();
-        let care: Care =
-            snapshot::care(shares, look(LOOK, world.vmm.ability()).await.map_err(Refusal::Look)?);
-        let boot = look(LOOK, world.guest.ready(&vm.machine)).await.map_err(Refusal::Look)?;
-        Ok(snapshot::Plan { vm, boot, name, shares, care, stop })
+        let (shares, running) = (world.shares.wanted(), Some(machine.vmm));
+        let ability = look(LOOK, world.vmm.ability(running)).await.map_err(Refusal::Look)?;
+        let version = look(LOOK, world.vmm.version(running)).await.map_err(Refusal::Look)?;
+        let care = snapshot::care(shares, ability);
+        if care == Care::RollOver {
+            let installed = look(LOOK, world.vmm.version(None)).await.map_err(Refusal::Look)?;
+            if installed.major != version.major {
+                return Err(Refusal::VmmReplaced { running: version, installed });
+            }
+        }
+        let origin = fit::origin(world, version).map_err(Refusal::Look)?;
+        self.check_room(&vm).await?;
+        let boot = look(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
+        if care == Care::Detach {
+            let users = look(LOOK, world.guest.share_users(&machine)).await.map_err(Refusal::Look)?;
+            if !users.is_empty() {
+                return Err(Refusal::SharesInUse(users));
+            }
+        }
+        Ok(snapshot::Plan { vm, boot, name: wish.name, shares, care, stop: wish.stop, origin })
     }
 
-    /// A snapshot comes back to life.
+    async fn check_room(&self, vm: &Vm) -> Result<(), Refusal> {
+        let (world, machine) = (self.world, &vm.machine);
+        let memory = look(LOOK, world.memory.weight(machine.memory)).await.map_err(Refusal::Look)?;
+        let disk = look(LOOK, world.disk.weight(machine.disk)).await.map_err(Refusal::Look)?;
+        let free = look(LOOK, world.catalog.free()).await.map_err(Refusal::Look)?;
+        let wanted = memory.saturating_add(disk);
+        if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
+    }
+
+    /// Deletes the oldest unnamed snapshots but for the last `keep`, and never the one that the VM came from.
+    async fn prune(&mut self, keep: Option<u32>, pruned: &mut Vec<SnapshotId>) -> Result<(), Refusal> {
+        let Some(keep) = keep else {
+            return Ok(());
+        };
+        let from = match self.standing()? {
+            Standing::Up(vm) => vm.from,
+            Standing::Down { .. } => None,
+        };
+        let listed = self.listings().await?;
+        let unnamed =
+            listed.iter().rev().filter(|one| one.manifest.as_ref().is_ok_and(|one| one.name.is_none()));
+        let old: Vec<SnapshotId> =
+            unnamed.map(|one| one.id).skip(keep as usize).filter(|id| Some(*id) != from).collect();
+        for id in old.into_iter().rev() {
+            match self.remove(id).await? {
+                Report::Done => pruned.push(id),
+                Report::Stuck(setback) => return Err(Refusal::Stuck(setback)),
+                // Somebody asked to stop: what is left is pruned after the next snapshot.
+                _ => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// A snapshot comes back to life: the newest that fits, or the one that is wanted. A VM that runs is brought down
+    /// first if it is to be replaced, once it is known that the snapshot fits.
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn restore(&mut self, snapshot: SnapshotId) -> Result<Report, Refusal> {
+    pub async fn restore(&mut self, wanted: Option<&Reference>, replace: bool) -> Result<WarmUp, Refusal> {
         self.recover_first().await?;
+        if !replace && matches!(self.standing()?, Standing::Up(_)) {
+            return Err(Refusal::Running);
+        }
+        let Choice { chosen, mut passed_over } = self.choose(wanted).await?;
+        match (chosen, wanted) {
+            (Some(manifest), _) => self.bring_back(manifest, passed_over).await,
+            (None, Some(_)) if passed_over.len() == 1 => {
+                let (id, unfit) = passed_over.remove(0);
+                Err(Refusal::Unfit(id, unfit))
+            }
+            (None, _) if passed_over.is_empty() => Err(Refusal::NoSnapshot),
+            (None, _) => Err(Refusal::NothingFits(PassedOver(passed_over))),
+        }
+    }
+
+    /// The snapshot that is wanted, or the newest that fits; a fresh boot where none does.
+    ///
+    /// # Errors
+    /// If it was not begun, or if the journal failed.
+    pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<WarmUp, Refusal> {
+        self.recover_first().await?;
+        if matches!(self.standing()?, Standing::Up(_)) {
+            return Ok(WarmUp { report: Report::Already, restored: None, passed_over: Vec::new() });
+        }
+        let Choice { chosen, passed_over } = self.choose(wanted).await?;
+        match chosen {
+            Some(manifest) => self.bring_back(manifest, passed_over).await,
+            None => Ok(WarmUp { report: self.boot().await?, restored: None, passed_over }),
+        }
+    }
+
+    async fn choose(&self, wanted: Option<&Reference>) -> Result<Choice, Refusal> {
+        let mut listed = self.listings().await?;
+        if let Some(reference) = wanted {
+            let id = self.find(&listed, reference)?;
+            listed.retain(|one| one.id == id);
+        }
+        fit::choose(self.world, listed.into_iter().rev(), &self.interrupt).await.map_err(Refusal::Look)
+    }
+
+    async fn bring_back(
+        &mut self,
+        manifest: Manifest,
+        passed_over: Vec<(SnapshotId, Unfit)>,
+    ) -> Result<WarmUp, Refusal> {
+        let mut replaced = false;
+        if let Standing::Up(vm) = self.standing()? {
+            match self.bring_down(vm).await? {
+                Report::Done | Report::Already => replaced = true,
+                report => return Ok(WarmUp { report, restored: None, passed_over }),
+            }
+        }
         let Standing::Down { disk } = self.standing()? else {
             return Err(Refusal::Running);
         };
-        let manifest = self.listed(snapshot).await?;
-        let fits = look(VERIFY, self.world.catalog.verify(snapshot, &self.interrupt)).await;
-        fits.map_err(|failure| Refusal::Unfit(snapshot, failure))?;
-        let slots = &self.world.slots;
-        let held = look(LOOK, slots.held()).await.map_err(Refusal::Look)?;
-        let free = look(LOOK, slots.free()).await.map_err(Refusal::Look)?;
-        if held != Some(manifest.slot) && !free.contains(&manifest.slot) {
-            return Err(Refusal::SlotTaken(manifest.slot));
-        }
         let plan = restore::Plan {
-            snapshot,
+            snapshot: manifest.id,
             slot: manifest.slot,
             boot: manifest.boot,
             shares: manifest.shares,
             former_disk: disk,
         };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        self.run(&restore::table(plan), &parameters).await
+        let report = match self.run(&restore::table(plan), &parameters).await? {
+            Report::RolledBack(setback) if replaced => Report::ReplacedInVain(setback),
+            report => report,
+        };
+        Ok(WarmUp { report, restored: Some(manifest), passed_over })
     }
 
     /// A snapshot leaves the list, and the disk.
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn delete(&mut self, snapshot: SnapshotId) -> Result<Report, Refusal> {
+    pub async fn delete(&mut self, snapshot: &Reference) -> Result<(SnapshotId, Report), Refusal> {
         self.recover_first().await?;
-        self.listed(snapshot).await?;
+        let id = self.find(&self.listings().await?, snapshot)?;
+        Ok((id, self.remove(id).await?))
+    }
+
+    async fn remove(&mut self, snapshot: SnapshotId) -> Result<Report, Refusal> {
         let plan = delete::Plan { snapshot, standing: self.standing()? };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&delete::table(plan), &parameters).await
     }
 
-    async fn listed(&self, snapshot: SnapshotId) -> Result<Manifest, Refusal> {
-        let listed = look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)?;
-        let found = listed.into_iter().find(|manifest| manifest.id == snapshot);
-        found.ok_or_else(|| Refusal::NoSuchSnapshot(snapshot.to_string()))
+    /// All that are in the list, oldest first.
+    async fn listings(&self) -> Result<Vec<Listing>, Refusal> {
+        look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)
+    }
+
+    fn find(&self, listed: &[Listing], wanted: &Reference) -> Result<SnapshotId, Refusal> {
+        let found = wanted.find(listed).map(|one| one.id);
+        found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
     }
 
     async fn recover_first(&mut self) -> Result<(), Refusal> {

@@ -1,8 +1,8 @@
 //! `snapshot`: disk, RAM and VMM state of one instant, without a credential, and the VM goes on.
 //!
 //! ```text
-//! check ─► stage ∥ wipe ─► detach* ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► resume ─► reinject ─► COMMIT
-//! check ─► stage ∥ wipe ─► detach* ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► COMMIT ─► clear away     (--stop)
+//! check ─► stage ∥ wipe ─► detach* ─► flush ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► resume ─► reinject ─► COMMIT
+//! check ─► stage ∥ wipe ─► detach* ─► flush ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► COMMIT ─► clear away (--stop)
 //! ```
 //!
 //! Whatever happens before the commit point, the VM runs on with its shares and credentials and nothing is left of the
@@ -31,8 +31,8 @@ use crate::engine::transition::{
     Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
 };
 use crate::world::{
-    Ability, BootId, Entry, Generation, Machine, Manifest, Presence, SnapshotId, SnapshotName, VmmState,
-    World,
+    Ability, BootId, Entry, Generation, Machine, Manifest, Origin, Presence, SnapshotId, SnapshotName,
+    VmmState, World,
 };
 
 pub(super) const ID: OperationId = OperationId(3);
@@ -73,6 +73,8 @@ pub struct Plan {
     pub care: Care,
     /// Whether the VM is down afterwards.
     pub stop: bool,
+    /// What it is made under.
+    pub origin: Origin,
 }
 
 pub(super) fn table(plan: Plan) -> Operation<World> {
@@ -84,6 +86,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
     })
     .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
     .stage_if(care == Care::Detach, "detach", [Box::new(Detach { machine })])
+    .stage("flush", [Box::new(Flush { machine })])
     .stage("pause", [Box::new(Pause { machine, care })])
     .stage(
         "capture",
@@ -94,7 +97,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
         ],
     );
     let shares = plan.shares && care != Care::Detach;
-    let commit = Commit { machine, boot: plan.boot, name: plan.name, shares };
+    let commit = Commit { machine, boot: plan.boot, name: plan.name, shares, origin: plan.origin };
     if stop {
         let operation = operation.commit(Box::new(commit)).stage(
             "clear away",
@@ -301,6 +304,34 @@ impl Transition for Detach {
     }
 }
 
+/// The disk images on the medium, so that cloning them does not have to wait for it while the VM is paused.
+pub(super) struct Flush {
+    machine: Machine,
+}
+
+impl Transition for Flush {
+    type World = World;
+    type Intent = Generation;
+    type Outcome = ();
+
+    const ID: TransitionId = TransitionId(49);
+    const LABEL: &'static str = "flush disk";
+    const UNDO: UndoPolicy = UndoPolicy::Nothing("what is on the medium may stay there");
+    const LIMIT: Duration = LONG;
+
+    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Generation, Failure> {
+        Ok(self.machine.disk)
+    }
+
+    async fn probe(&self, _: &Scene<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
+        Ok(Probe::NotDone)
+    }
+
+    async fn apply(&self, scene: &Scene<'_, World>, disk: &Generation) -> Result<(), Failure> {
+        scene.world.disk.flush(*disk, &scene.interrupt).await
+    }
+}
+
 /// `vm.pause`. From here to the resume nothing is done that can be done before or after.
 pub(super) struct Pause {
     machine: Machine,
@@ -474,6 +505,7 @@ pub(super) struct Commit {
     boot: BootId,
     name: Option<SnapshotName>,
     shares: bool,
+    origin: Origin,
 }
 
 impl Transition for Commit {
@@ -495,6 +527,7 @@ impl Transition for Commit {
             slot: self.machine.slot,
             boot: self.boot,
             shares: self.shares,
+            origin: self.origin.clone(),
             files: scene.world.catalog.digest(id, &scene.interrupt).await?,
         })
     }

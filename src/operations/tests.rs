@@ -7,13 +7,18 @@ use super::{Standing, Vm, delete, down, label, restore, snapshot, table, up};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, Operation, UndoPolicy};
-use crate::world::{BootId, Machine, Slot, SnapshotId, World};
+use crate::world::{BootId, Machine, Origin, Slot, SnapshotId, VmmVersion, World};
 
 fn vm(former_disk: Option<Generation>) -> Vm {
     let slot = Slot::all().next().unwrap();
     let generation = Generation(3);
     let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
-    Vm { machine, former_disk, condemned: false }
+    Vm { machine, former_disk, from: None, condemned: false }
+}
+
+fn origin() -> Origin {
+    let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
+    Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() }
 }
 
 /// Every shape that a table can have.
@@ -33,7 +38,9 @@ fn tables() -> Vec<Operation<World>> {
         }
         for care in [Care::InPlace, Care::Detach, Care::RollOver] {
             for stop in [false, true] {
-                let plan = snapshot::Plan { vm: vm(former), boot, name: None, shares: true, care, stop };
+                let origin = origin();
+                let plan =
+                    snapshot::Plan { vm: vm(former), boot, name: None, shares: true, care, stop, origin };
                 tables.push(snapshot::table(plan));
             }
         }

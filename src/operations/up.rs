@@ -75,6 +75,7 @@ fn standing(
         Ended::Done | Ended::Lost => Standing::Up(Vm {
             machine: target.machine(scene)?,
             former_disk: None,
+            from: None,
             condemned: ended == Ended::Lost,
         }),
     })

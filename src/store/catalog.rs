@@ -7,11 +7,14 @@ use async_trait::async_trait;
 use serde::de::IgnoredAny;
 
 use super::manifest::{self, FILE};
+use super::seen::{self, Seen};
 use super::{Result, StoreError, id_of, scan, staging_name, trash_name};
 use crate::host::copy::{self, Named, Progress};
-use crate::host::files::{FileError, Folder};
+use crate::host::files::Folder;
 use crate::host::hash::KnownHashes;
-use crate::world::{self, Catalog, Entry, FileRecord, Interrupt, Manifest, SnapshotId};
+use crate::world::{
+    self, Catalog, Depth, Entry, Failure, FileRecord, Interrupt, Listing, Manifest, SnapshotId,
+};
 
 /// What `vm.snapshot` writes for RAM that it does not own: some hundred kilobytes. More than this is not it.
 const VMM_STATE_LIMIT: u64 = 64 << 20;
@@ -136,14 +139,12 @@ impl Snapshots {
             return Ok(());
         };
         let same = |other: &Manifest| other.id != manifest.id && other.name.as_ref() == Some(name);
-        match self.all()?.into_iter().find(same) {
+        // One that is damaged has no name that could be known.
+        let listed = self.survey()?.into_iter().filter_map(|found| found.manifest?.ok());
+        match listed.into_iter().find(same) {
             Some(other) => Err(StoreError::NameTaken { name: name.clone(), id: other.id }),
             None => Ok(()),
         }
-    }
-
-    fn all(&self) -> Result<Vec<Manifest>> {
-        self.survey()?.into_iter().filter_map(|found| found.manifest).collect()
     }
 
     async fn bring_in(&self, manifest: Manifest) -> Result<()> {
@@ -170,6 +171,8 @@ impl Snapshots {
         }
         staging.replace(FILE, &encoded)?;
         staging.sync()?;
+        // Its hashes were taken from what is there now. The rename changes no file.
+        Seen::now(&staging, &manifest.files)?.write(&root, id)?;
         root.rename(staging_name(id), id.to_string())?;
         root.sync()?;
         self.hashes.forget(id);
@@ -178,7 +181,17 @@ impl Snapshots {
 
     fn throw_away(&self, id: SnapshotId) -> Result<()> {
         self.hashes.forget(id);
-        Ok(self.root()?.remove_tree(staging_name(id))?)
+        let root = self.root()?;
+        if root.folder(id.to_string())?.is_none() {
+            root.remove_file(seen::file_name(id))?;
+        }
+        Ok(root.remove_tree(staging_name(id))?)
+    }
+
+    fn remove(&self, id: SnapshotId) -> Result<()> {
+        let root = self.root()?;
+        root.remove_file(seen::file_name(id))?;
+        Ok(root.remove_tree(trash_name(id))?)
     }
 
     fn take_out(&self, id: SnapshotId) -> Result<()> {
@@ -192,9 +205,21 @@ impl Snapshots {
 
 #[async_trait]
 impl Catalog for Snapshots {
-    /// Fails if one of them is damaged, naming it: [`Snapshots::survey`] lists the others, too.
-    async fn list(&self) -> world::Result<Vec<Manifest>> {
-        Ok(self.all()?)
+    async fn list(&self) -> world::Result<Vec<Listing>> {
+        let listing = |found: Found| {
+            let manifest = found.manifest?.map_err(Failure::from);
+            Some(Listing { id: found.id, manifest })
+        };
+        Ok(self.survey()?.into_iter().filter_map(listing).collect())
+    }
+
+    async fn unlisted(&self) -> world::Result<Vec<SnapshotId>> {
+        let unlisted = self.survey()?.into_iter().filter(|found| found.entry != Entry::Listed);
+        Ok(unlisted.map(|found| found.id).collect())
+    }
+
+    async fn free(&self) -> world::Result<u64> {
+        Ok(self.root()?.free_bytes().map_err(StoreError::from)?)
     }
 
     async fn find(&self, id: SnapshotId) -> world::Result<Entry> {
@@ -211,8 +236,8 @@ impl Catalog for Snapshots {
         Ok(self.vmm_state(id)?)
     }
 
-    async fn verify(&self, id: SnapshotId, interrupt: &Interrupt) -> world::Result<()> {
-        Ok(self.compare(id, interrupt).await?)
+    async fn verify(&self, id: SnapshotId, depth: Depth, interrupt: &Interrupt) -> world::Result<()> {
+        Ok(self.compare(id, depth, interrupt).await?)
     }
 
     async fn commit(&self, manifest: Manifest) -> world::Result<()> {
@@ -228,7 +253,7 @@ impl Catalog for Snapshots {
     }
 
     async fn purge(&self, id: SnapshotId) -> world::Result<()> {
-        Ok(self.root().and_then(|root| root.remove_tree(trash_name(id)).map_err(FileError::into))?)
+        Ok(self.remove(id)?)
     }
 
     /// Also syncs every file, so that little is left to do for [`Catalog::commit`], which nobody can interrupt.

@@ -4,12 +4,15 @@
 //! is taken only if it is byte for byte what this module writes for what it says. So a changed byte is noticed anywhere,
 //! in a name, a hash or a blank. All this guards against accidents; it is no signature.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError};
 use crate::host::files::Folder;
 use crate::world::{
-    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Slot, SnapshotId, SnapshotName,
+    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Origin, Slot, SnapshotId,
+    SnapshotName, VmmVersion,
 };
 
 /// Its name in a snapshot's directory.
@@ -68,6 +71,10 @@ struct Text {
     slot: u8,
     boot: String,
     shares: bool,
+    vmm: String,
+    vmm_major: u32,
+    cpu: Vec<String>,
+    shape: BTreeMap<String, String>,
     files: Vec<FileText>,
     check: String,
 }
@@ -105,6 +112,10 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         slot: manifest.slot.number(),
         boot: hex(&manifest.boot.0),
         shares: manifest.shares,
+        vmm: manifest.origin.vmm.text.clone(),
+        vmm_major: manifest.origin.vmm.major,
+        cpu: manifest.origin.cpu.iter().cloned().collect(),
+        shape: manifest.origin.shape.clone(),
         files: files.collect(),
         check: String::new(),
     };
@@ -136,6 +147,11 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
         slot: Slot::try_from(text.slot)?,
         boot: BootId(unhex(&text.boot)?),
         shares: text.shares,
+        origin: Origin {
+            vmm: VmmVersion { major: text.vmm_major, text: text.vmm },
+            cpu: text.cpu.into_iter().collect(),
+            shape: text.shape,
+        },
         files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
     };
     if encode(&manifest)? == encoded { Ok(manifest) } else { Err(ManifestError::Rewritten) }
@@ -207,6 +223,14 @@ mod tests {
 
     use super::*;
 
+    fn origin() -> Origin {
+        Origin {
+            vmm: VmmVersion { major: 53, text: "v53.0".to_owned() },
+            cpu: ["avx2", "sse2"].map(String::from).into(),
+            shape: BTreeMap::from([("vm.memory".to_owned(), "4GiB".to_owned())]),
+        }
+    }
+
     fn manifest() -> Manifest {
         let file = |name: &str, size, byte| FileRecord { name: name.to_owned(), size, hash: [byte; 32] };
         Manifest {
@@ -216,6 +240,7 @@ mod tests {
             slot: Slot::try_from(3).unwrap(),
             boot: BootId([0xab; 16]),
             shares: true,
+            origin: origin(),
             files: vec![
                 file("disk-0.img", 1 << 36, 1),
                 file("memory.img", 4096, 2),
@@ -276,13 +301,15 @@ mod tests {
         #[test]
         fn any_manifest_survives(
             id in any::<u64>(), created_ms in any::<u64>(), slot in 0_u8..64, boot in any::<[u8; 16]>(),
-            shares in any::<bool>(), name in proptest::option::of("[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}"),
+            shares in any::<bool>(), cpu in proptest::collection::btree_set("[a-z0-9_]{1,9}", 0..4),
+            shape in proptest::collection::btree_map("[a-z.]{1,9}", any::<String>(), 0..4), name in proptest::option::of("[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}"),
             files in proptest::collection::btree_map("[a-z0-9][a-z0-9._-]{0,63}", any::<(u64, [u8; 32])>(), 0..5),
         ) {
             let manifest = Manifest {
                 id: SnapshotId(Generation(id)),
                 name: name.map(|name| SnapshotName::try_from(name).unwrap()),
                 created_ms, slot: Slot::try_from(slot).unwrap(), boot: BootId(boot), shares,
+                origin: Origin { cpu, shape, ..origin() },
                 files: files.into_iter().map(|(name, (size, hash))| FileRecord { name, size, hash }).collect(),
             };
             prop_assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);

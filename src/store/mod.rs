@@ -4,6 +4,7 @@
 //! snapshots/.staging-12/   being made: only the operation that makes it knows it
 //! snapshots/12/            listed: manifest.json, and exactly the files that it names
 //! snapshots/.trash-12/     deleted, about to be removed
+//! snapshots/.seen-12.json  how its files looked when they were last read whole
 //! ```
 //!
 //! A snapshot moves through these by renames alone. [`catalog`] does that, [`manifest`] is the bytes of `manifest.json`,
@@ -20,6 +21,7 @@ pub mod catalog;
 pub mod files;
 pub mod manifest;
 pub mod scan;
+mod seen;
 
 pub use catalog::Snapshots;
 use manifest::ManifestError;

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::manifest::{FILE, ManifestError, is_file_name};
+use super::seen::Seen;
 use super::{Result, Snapshots, StoreError, staging_name};
 use crate::host::copy::{self, CopyError, Named};
 use crate::host::files::{FileError, Folder};
 use crate::host::hash::{Identity, PieceHashes};
-use crate::world::{FileRecord, Interrupt, Manifest, SnapshotId};
+use crate::world::{Depth, FileRecord, Interrupt, Manifest, SnapshotId};
 
 /// A manifest being replaced has this name until it is whole.
 const UNFINISHED: &str = ".manifest.json.unfinished";
@@ -35,11 +36,16 @@ pub(super) fn check_files(snapshot: &Folder, manifest: &Manifest) -> Result<()> 
 
 impl Snapshots {
     /// [`crate::world::Catalog::verify`].
-    pub(super) async fn compare(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<()> {
+    pub(super) async fn compare(&self, id: SnapshotId, depth: Depth, interrupt: &Interrupt) -> Result<()> {
         let root = Folder::open(&self.root)?;
         let (snapshot, manifest) = self.listed(&root, id)?;
         check_files(&snapshot, &manifest)?;
-        for record in &manifest.files {
+        let now = Seen::now(&snapshot, &manifest.files)?;
+        let then = Seen::read(&root, id)?;
+        let unread = |record: &&FileRecord| depth == Depth::All || !then.agrees(&now, &record.name);
+        let mut read = false;
+        for record in manifest.files.iter().filter(unread) {
+            read = true;
             let missing = || StoreError::Missing { id, name: record.name.clone() };
             let file = snapshot.file(&record.name)?.ok_or_else(missing)?;
             let hash =
@@ -48,7 +54,7 @@ impl Snapshots {
                 return Err(StoreError::Content { id, name: record.name.clone() });
             }
         }
-        Ok(())
+        if read { now.write(&root, id) } else { Ok(()) }
     }
 
     /// [`crate::world::Catalog::digest`].

@@ -1,6 +1,6 @@
 //! What each version of Cloud Hypervisor can do, as one table. Nothing else asks for a version.
 
-use crate::world::Ability;
+use crate::world::{Ability, VmmVersion};
 
 /// A version as `--version` and `vmm.ping` give it: `v53.0`, `v53.0-dirty`, `v53.0-246-gae44c2971-dirty` (246 commits
 /// after v53.0). Ordered by what a version contains: a point release contains nothing of the commits after v53.0.
@@ -66,13 +66,21 @@ pub fn of(text: &str) -> Result<Capability, VersionError> {
         .ok_or_else(|| VersionError::TooOld { found: text.to_owned() })
 }
 
-/// What `cloud-hypervisor --version` printed: its first line is `cloud-hypervisor v53.0`.
+/// The version `text`, as snapshots note it.
 ///
 /// # Errors
 /// [`VersionError`].
-pub fn of_program(output: &str) -> Result<Capability, VersionError> {
+pub fn version(text: &str) -> Result<VmmVersion, VersionError> {
+    Ok(VmmVersion { major: parse(text)?.major, text: text.to_owned() })
+}
+
+/// The version in what `cloud-hypervisor --version` printed: its first line is `cloud-hypervisor v53.0`.
+///
+/// # Errors
+/// [`VersionError::Unreadable`].
+pub fn of_program(output: &str) -> Result<&str, VersionError> {
     let line = output.lines().next().unwrap_or_default().trim();
-    of(line.strip_prefix("cloud-hypervisor ").ok_or_else(|| VersionError::Unreadable(line.to_owned()))?)
+    line.strip_prefix("cloud-hypervisor ").ok_or_else(|| VersionError::Unreadable(line.to_owned()))
 }
 
 fn parse(text: &str) -> Result<Version, VersionError> {
@@ -152,7 +160,10 @@ mod tests {
 
     #[test]
     fn the_program_says_its_version_first() {
-        assert_eq!(of_program("cloud-hypervisor v53.0-dirty\nMigration Protocol Versions: 0\n"), of("v53.0"));
+        assert_eq!(
+            of_program("cloud-hypervisor v53.0-dirty\nMigration Protocol Versions: 0\n"),
+            Ok("v53.0-dirty")
+        );
         assert!(matches!(of_program("QEMU emulator version 7\n"), Err(VersionError::Unreadable(_))));
         assert!(matches!(of_program(""), Err(VersionError::Unreadable(_))));
     }
@@ -162,6 +173,6 @@ mod tests {
         let program =
             crate::host::spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
         let output = std::process::Command::new(program).arg("--version").output().unwrap();
-        of_program(&String::from_utf8(output.stdout).unwrap()).unwrap();
+        of(of_program(&String::from_utf8(output.stdout).unwrap()).unwrap()).unwrap();
     }
 }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::capability::{self, Capability};
+use super::capability;
 use super::client::{Client, ClientError};
 use super::config::{Description, FsConfig, VmConfig};
 use super::error::VmmError;
@@ -24,7 +24,8 @@ use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
+    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, VmmVersion,
+    WorkspaceId,
 };
 
 /// How long a VMM may take until its API answers.
@@ -88,7 +89,8 @@ pub struct CloudHypervisor {
     settings: VmmSettings,
     daemons: Daemons,
     role: Role,
-    installed: OnceCell<Capability>,
+    /// The version of the installed program.
+    installed: OnceCell<String>,
     stand_in: Option<StandIn>,
 }
 
@@ -152,7 +154,7 @@ impl CloudHypervisor {
         }
     }
 
-    async fn version(&self) -> std::result::Result<Capability, VmmError> {
+    async fn ask_program(&self) -> std::result::Result<String, VmmError> {
         let program = self.program()?;
         let failed = |source| VmmError::NoVersion { program: program.path().to_owned(), source };
         let mut command = tokio::process::Command::from(program.clone().argument("--version").command());
@@ -161,7 +163,17 @@ impl CloudHypervisor {
             .await
             .map_err(|_elapsed| failed(ErrorKind::TimedOut.into()))?
             .map_err(failed)?;
-        Ok(capability::of_program(&String::from_utf8_lossy(&output.stdout))?)
+        Ok(capability::of_program(&String::from_utf8_lossy(&output.stdout))?.to_owned())
+    }
+
+    /// The version of a VMM that lives, or of the installed program.
+    async fn version_text(&self, of: Option<Generation>) -> Result<String> {
+        match of {
+            Some(generation) => {
+                self.with(generation, async |live| Ok(live.client.ping().await?.build_version)).await
+            }
+            None => Ok(self.installed.get_or_try_init(|| self.ask_program()).await?.clone()),
+        }
     }
 
     /// Waits until the API answers, and is that of the process that was started.
@@ -258,8 +270,13 @@ impl CloudHypervisor {
 
 #[async_trait]
 impl Vmm for CloudHypervisor {
-    async fn ability(&self) -> Result<Ability> {
-        Ok(self.installed.get_or_try_init(|| self.version()).await?.ability)
+    async fn ability(&self, of: Option<Generation>) -> Result<Ability> {
+        let text = self.version_text(of).await?;
+        Ok(capability::of(&text).map_err(VmmError::from)?.ability)
+    }
+
+    async fn version(&self, of: Option<Generation>) -> Result<VmmVersion> {
+        Ok(capability::version(&self.version_text(of).await?).map_err(VmmError::from)?)
     }
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {

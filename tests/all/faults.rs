@@ -34,14 +34,14 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
     let (is_up, has) = essence(host);
     match said {
         Said::Report(Report::Done) => match command {
-            Up | RestoreNewest | Command::SnapshotNamed => {
+            Up | RestoreNewest | Command::Replace | Command::UpWarm | Command::SnapshotNamed => {
                 assert!(is_up, "{context}: done, and not up")
             }
             Snapshot => assert!(is_up && has.len() == had.len() + 1, "{context}: done, and no snapshot"),
             SnapshotStop => assert!(!is_up && has.len() == had.len() + 1, "{context}: done, and not stopped"),
             Down => assert!(!is_up, "{context}: done, and not down"),
             DeleteNewest => assert!(has.len() + 1 == had.len(), "{context}: done, and still listed"),
-            Command::Recover => {}
+            Command::Recover | Command::SnapshotKeepOne => {}
         },
         Said::Report(Report::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
             assert_eq!((was_up, had), (is_up, has), "{context}: rolled back, and not as before");

@@ -6,7 +6,7 @@ use nixbox::engine::executor::{Stopped, Unobserved};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{Recovered, Refusal, Report, Session};
+use nixbox::operations::{Recovered, Reference, Refusal, Report, Session, Wish};
 use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -20,6 +20,12 @@ pub(crate) enum Command {
     SnapshotNamed,
     SnapshotStop,
     RestoreNewest,
+    /// Restores over a VM that runs.
+    Replace,
+    /// Restores the newest that fits, or boots.
+    UpWarm,
+    /// With `keep = 1`.
+    SnapshotKeepOne,
     DeleteNewest,
     Recover,
 }
@@ -86,6 +92,21 @@ pub(crate) fn run_both(host: &Host, commands: [(WorkspaceId, Command); 2], fault
     RUNTIME.with_borrow(|runtime| runtime.block_on(async { tokio::join!(first, second) }))
 }
 
+/// Lets `act` run operations in the workspace, without a fault.
+pub(crate) fn in_session<T>(
+    host: &Host,
+    act: impl AsyncFnOnce(&mut Session<'_, nixbox::fakes::FakeStorage>) -> T,
+) -> T {
+    host.set_fault(Fault::None, None);
+    let _lock = host.try_lock(WORKSPACE).expect("nobody else has the lock");
+    let world = host.world(WORKSPACE);
+    let now = world.clock.unix_ms();
+    let journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), now).unwrap();
+    let interrupt = Interrupt::new();
+    let mut session = Session { world: &world, journal, interrupt, observer: &Unobserved };
+    RUNTIME.with_borrow(|runtime| runtime.block_on(act(&mut session)))
+}
+
 async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrupt: Interrupt) -> Said {
     let Some(_lock) = host.try_lock(workspace) else {
         return Said::Locked;
@@ -101,17 +122,29 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         let snapshots = host.snapshots(workspace);
         snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
+    let wish = |name: Option<&str>, stop| Wish {
+        name: name.and_then(|name| SnapshotName::try_from(name.to_owned()).ok()),
+        stop,
+        keep: None,
+    };
     let report = match command {
         Command::Up => session.up().await,
         Command::Down => session.down().await,
-        Command::Snapshot => session.snapshot(None, false).await,
+        Command::Snapshot => session.snapshot(wish(None, false)).await.map(|frozen| frozen.report),
         Command::SnapshotNamed => {
-            let name = SnapshotName::try_from("warm".to_owned()).ok();
-            session.snapshot(name, false).await
+            session.snapshot(wish(Some("warm"), false)).await.map(|frozen| frozen.report)
         }
-        Command::SnapshotStop => session.snapshot(None, true).await,
-        Command::RestoreNewest => session.restore(newest()).await,
-        Command::DeleteNewest => session.delete(newest()).await,
+        Command::SnapshotStop => session.snapshot(wish(None, true)).await.map(|frozen| frozen.report),
+        Command::RestoreNewest => {
+            session.restore(Some(&Reference::from(newest())), false).await.map(|warm| warm.report)
+        }
+        Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
+        Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
+        Command::SnapshotKeepOne => {
+            let wish = Wish { keep: Some(1), ..Wish::default() };
+            session.snapshot(wish).await.map(|frozen| frozen.report)
+        }
+        Command::DeleteNewest => session.delete(&Reference::from(newest())).await.map(|(_, report)| report),
         Command::Recover => {
             return match session.recover().await {
                 Ok(recovered) => Said::Recovered(recovered),

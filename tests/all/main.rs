@@ -11,3 +11,4 @@ mod harness;
 mod journal_bytes;
 mod journal_files;
 mod model;
+mod warm;

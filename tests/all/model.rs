@@ -2,7 +2,7 @@
 //! not, and nothing else.
 
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
-use nixbox::operations::{Refusal, Report};
+use nixbox::operations::{Misfit, Refusal, Report, Unfit};
 use nixbox::world::WorkspaceId;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -200,7 +200,12 @@ proptest! {
                     before[1].after(other).unwrap_or(before[1]),
                 ];
                 // A slot that another VM has by now is a refusal.
-                let taken = |said: &Said| matches!(said, Said::Refused(Refusal::SlotTaken(_)));
+                let taken = |said: &Said| match said {
+                    Said::Refused(Refusal::Unfit(_, Unfit::Misfits(misfits))) => {
+                        matches!(misfits[..], [Misfit::Slot(_)])
+                    }
+                    _ => false,
+                };
                 let said = [said.0, said.1];
                 for (index, said) in said.iter().enumerate() {
                     let expected = if taken(said) { before[index] } else { expected[index] };

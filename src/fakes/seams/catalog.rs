@@ -4,19 +4,45 @@ use super::*;
 
 #[async_trait]
 impl Catalog for Seams {
-    async fn list(&self) -> Result<Vec<Manifest>> {
+    async fn list(&self) -> Result<Vec<Listing>> {
         self.look("catalog.list", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
-            let listed = state.files.list(snapshots).filter(|(name, _)| !name.starts_with('.'));
-            let manifests = listed.filter_map(|(_, ino)| match state.files.get(ino, MANIFEST) {
-                Some(Content::Manifest(manifest)) => Some(manifest.0.clone()),
-                _ => None,
-            });
-            let mut manifests: Vec<_> = manifests.collect();
-            manifests.sort_by_key(|manifest| manifest.id);
-            Ok(manifests)
+            let listed: Vec<(SnapshotId, Ino)> = state
+                .files
+                .list(snapshots)
+                .filter_map(|(name, ino)| Some((SnapshotId(Generation(name.parse().ok()?)), ino)))
+                .collect();
+            let mut listings: Vec<Listing> = listed
+                .into_iter()
+                .map(|(id, ino)| Listing {
+                    id,
+                    manifest: match state.files.get(ino, MANIFEST) {
+                        Some(Content::Manifest(manifest)) => Ok(manifest.0.clone()),
+                        _ => refused("the manifest is damaged"),
+                    },
+                })
+                .collect();
+            listings.sort_by_key(|listing| listing.id);
+            Ok(listings)
         })
         .await
+    }
+
+    async fn unlisted(&self) -> Result<Vec<SnapshotId>> {
+        self.look("catalog.unlisted", |state| {
+            let snapshots = state.snapshots_directory(self.workspace);
+            let names = state.files.list(snapshots).map(|(name, _)| name);
+            let number = |name: &str| {
+                let digits = name.strip_prefix(".staging-").or_else(|| name.strip_prefix(".trash-"))?;
+                Some(SnapshotId(Generation(digits.parse().ok()?)))
+            };
+            Ok(names.filter_map(number).collect())
+        })
+        .await
+    }
+
+    async fn free(&self) -> Result<u64> {
+        self.look("catalog.free", |state| Ok(state.room)).await
     }
 
     async fn find(&self, id: SnapshotId) -> Result<Entry> {
@@ -56,7 +82,7 @@ impl Catalog for Seams {
         .await
     }
 
-    async fn verify(&self, id: SnapshotId, _: &Interrupt) -> Result<()> {
+    async fn verify(&self, id: SnapshotId, _: Depth, _: &Interrupt) -> Result<()> {
         self.look("catalog.verify", |state| {
             let directory = self.staged_or_listed(state, id)?;
             match state.files.get(directory, MANIFEST) {

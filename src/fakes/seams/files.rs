@@ -16,6 +16,22 @@ impl Disk for Seams {
         .await
     }
 
+    async fn weight(&self, _: Generation) -> Result<u64> {
+        self.look("disk.weight", |_| Ok(1)).await
+    }
+
+    async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
+        let flush = |state: &mut State| {
+            interrupt.check()?;
+            let directory = self.directory(state);
+            if let Some(ino) = state.files.find(directory, &disk_name(generation)) {
+                state.files.sync(ino);
+            }
+            Ok(())
+        };
+        self.act("disk.flush", vec![Box::new(flush)]).await
+    }
+
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
         self.put_disk("disk.create", generation, interrupt, |_| Ok(DiskImage::blank())).await
     }
@@ -105,6 +121,10 @@ impl Memory for Seams {
             Ok(state.memories.get(&key).map_or(Presence::Absent, |file| file.presence))
         })
         .await
+    }
+
+    async fn weight(&self, _: Generation) -> Result<u64> {
+        self.look("memory.weight", |_| Ok(1)).await
     }
 
     async fn create(&self, generation: Generation) -> Result<()> {

@@ -64,6 +64,14 @@ impl Guest for Seams {
         self.act("guest.mount", vec![Box::new(mount)]).await
     }
 
+    async fn share_users(&self, machine: &Machine) -> Result<Vec<String>> {
+        self.look("guest.share_users", |state| {
+            let users = state.share_users.clone();
+            self.guest(state, machine).map(|_| users)
+        })
+        .await
+    }
+
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let unmount = |state: &mut State| {
             let ram = self.guest(state, machine)?;

@@ -149,3 +149,35 @@ impl Shares for Seams {
         self.act("shares.stop", vec![Box::new(end), Box::new(forget)]).await
     }
 }
+
+impl Ground for Seams {
+    fn cpu(&self) -> Result<BTreeSet<String>> {
+        Ok(self.host.lock().cpu.clone())
+    }
+
+    fn shape(&self) -> BTreeMap<String, String> {
+        self.host.lock().shape.clone()
+    }
+
+    fn absent(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+#[async_trait]
+impl Leftovers for Seams {
+    async fn generations(&self) -> Result<BTreeSet<Generation>> {
+        self.look("leftovers.generations", |state| {
+            let directory = self.directory(state);
+            let disks: Vec<Generation> = state
+                .files
+                .list(directory)
+                .filter_map(|(name, _)| Some(Generation(name.strip_prefix("disk-")?.parse().ok()?)))
+                .collect();
+            let keys = state.vmms.keys().chain(state.daemons.keys()).chain(state.memories.keys());
+            let ours = keys.filter(|(of, _)| *of == self.workspace).map(|(_, generation)| *generation);
+            Ok(ours.chain(disks).collect())
+        })
+        .await
+    }
+}

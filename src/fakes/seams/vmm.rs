@@ -4,8 +4,18 @@ use super::*;
 
 #[async_trait]
 impl Vmm for Seams {
-    async fn ability(&self) -> Result<Ability> {
-        self.look("vmm.ability", |state| Ok(state.ability())).await
+    async fn ability(&self, of: Option<Generation>) -> Result<Ability> {
+        let key = of.map(|of| self.key(of));
+        self.look("vmm.ability", |state| Ok(State::ability(state.version_of(key)?))).await
+    }
+
+    async fn version(&self, of: Option<Generation>) -> Result<VmmVersion> {
+        let key = of.map(|of| self.key(of));
+        self.look("vmm.version", |state| {
+            let major = state.version_of(key)?;
+            Ok(VmmVersion { major, text: format!("v{major}.0") })
+        })
+        .await
     }
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {
@@ -24,7 +34,8 @@ impl Vmm for Seams {
         let key = self.key(generation);
         let start = move |state: &mut State| {
             if state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone) {
-                state.vmms.insert(key, VmmProcess::empty());
+                let version = state.version;
+                state.vmms.insert(key, VmmProcess::empty(version));
             }
             Ok(())
         };
@@ -233,7 +244,7 @@ impl Seams {
     }
 
     fn finish_save(&self, state: &mut State, key: Key, into: SnapshotId) -> Result<()> {
-        let survives = state.ability().shares_survive_resume;
+        let survives = State::ability(state.version_of(Some(key))?).shares_survive_resume;
         let Some(vmm) = state.vmms.get_mut(&key).filter(|vmm| vmm.state == VmmState::Paused) else {
             return Err(Failure::Lost);
         };
@@ -263,7 +274,8 @@ impl Seams {
             return refused("the saved state does not parse");
         };
         self.check_parts(state, machine, saved.shares)?;
-        let breaks_mounts = saved.shares && !state.ability().shares_survive_restore;
+        let breaks_mounts =
+            saved.shares && !State::ability(state.version_of(Some(key))?).shares_survive_restore;
         let disk = state.disk(self.workspace, machine.disk).map(|disk| disk.ticks);
         let Some(ram) = state.ram_mut(self.workspace, machine.memory) else {
             return Err(Failure::Lost);
@@ -285,9 +297,10 @@ impl Seams {
 }
 
 impl VmmProcess {
-    fn empty() -> Self {
+    fn empty(version: u32) -> Self {
         Self {
             state: VmmState::Empty,
+            version,
             machine: None,
             shares: Presence::Absent,
             shares_spoilt: false,

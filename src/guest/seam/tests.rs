@@ -13,7 +13,7 @@ use crate::guest::names::{Owner, Tag, VariableName};
 use crate::guest::settle::SettleError;
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::guest::wipe::WipeError;
-use crate::world::{Ability, Presence, SnapshotId, VmmState};
+use crate::world::{Ability, Presence, SnapshotId, VmmState, VmmVersion};
 
 /// A VMM of which nothing is asked but whether it has its VM.
 struct Runs(AtomicBool);
@@ -23,7 +23,10 @@ impl Vmm for Runs {
     async fn find(&self, _: Generation) -> Result<VmmState> {
         Ok(if self.0.load(Ordering::SeqCst) { VmmState::Running } else { VmmState::Gone })
     }
-    async fn ability(&self) -> Result<Ability> {
+    async fn ability(&self, _: Option<Generation>) -> Result<Ability> {
+        unreachable!()
+    }
+    async fn version(&self, _: Option<Generation>) -> Result<VmmVersion> {
         unreachable!()
     }
     async fn start(&self, _: Generation) -> Result<()> {

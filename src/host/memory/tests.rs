@@ -5,7 +5,7 @@ use super::*;
 use crate::host::copy::Silent;
 use crate::host::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::store::Snapshots;
-use crate::world::{BootId, Catalog, Manifest, Slot};
+use crate::world::{BootId, Catalog, Depth, Manifest, Origin, Slot, VmmVersion};
 
 const GENERATION: Generation = Generation(7);
 const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
@@ -51,6 +51,11 @@ async fn commit(catalog: &Snapshots) -> Manifest {
         slot: Slot::try_from(0).unwrap(),
         boot: BootId([1; 16]),
         shares: false,
+        origin: Origin {
+            vmm: VmmVersion { major: 53, text: "v53.0".to_owned() },
+            cpu: BTreeSet::new(),
+            shape: Default::default(),
+        },
         files: catalog.digest(SNAPSHOT, &Interrupt::new()).await.unwrap(),
     };
     catalog.commit(manifest.clone()).await.unwrap();
@@ -86,14 +91,14 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         let manifest = commit(&catalog).await;
         assert_eq!(manifest.files[0].hash, *blake3::hash(&content).as_bytes(), "{name}");
-        catalog.verify(SNAPSHOT, &never).await.unwrap();
+        catalog.verify(SNAPSHOT, Depth::All, &never).await.unwrap();
 
         let next = Generation(9);
         ram.fill(SNAPSHOT, next, &never).await.unwrap();
         ram.fill(SNAPSHOT, next, &never).await.unwrap();
         assert!(std::fs::read(path(&ram, next)).unwrap() == content);
         std::fs::write(path(&ram, next), "the guest runs on").unwrap();
-        catalog.verify(SNAPSHOT, &never).await.unwrap();
+        catalog.verify(SNAPSHOT, Depth::All, &never).await.unwrap();
         for generation in [GENERATION, next, next] {
             ram.remove(generation).await.unwrap();
             assert_eq!(ram.find(generation).await.unwrap(), Presence::Absent);

@@ -2,7 +2,8 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::host::copy::Silent;
-use crate::world::{BootId, Failure, Generation, Slot, SnapshotName};
+use crate::host::files::FileError;
+use crate::world::{BootId, Failure, Generation, Origin, Slot, SnapshotName, VmmVersion};
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
     let directory = tempfile::tempdir().unwrap();
@@ -12,6 +13,16 @@ fn snapshots() -> (tempfile::TempDir, Snapshots) {
 
 fn id(number: u64) -> SnapshotId {
     SnapshotId(Generation(number))
+}
+
+fn origin() -> Origin {
+    let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
+    Origin { vmm, cpu: ["sse2".to_owned()].into(), shape: [("vm.vcpus".to_owned(), "2".to_owned())].into() }
+}
+
+/// The manifests in the list, all of them whole.
+async fn listed(snapshots: &Snapshots) -> Vec<Manifest> {
+    snapshots.list().await.unwrap().into_iter().map(|listing| listing.manifest.unwrap()).collect()
 }
 
 /// Stages a snapshot with some files and gives the manifest to commit it with.
@@ -28,6 +39,7 @@ async fn staged(snapshots: &Snapshots, number: u64, name: Option<&str>) -> Manif
         slot: Slot::try_from(1).unwrap(),
         boot: BootId([3; 16]),
         shares: true,
+        origin: origin(),
         files: snapshots.digest(id(number), &Interrupt::new()).await.unwrap(),
     }
 }
@@ -46,9 +58,9 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
     snapshots.commit(second.clone()).await.unwrap();
     let first = staged(&snapshots, 9, None).await;
     snapshots.commit(first.clone()).await.unwrap();
-    assert_eq!(snapshots.list().await.unwrap(), [first, second.clone()]);
+    assert_eq!(listed(&snapshots).await, [first, second.clone()]);
     assert_eq!(snapshots.manifest(id(12)).unwrap(), second);
-    snapshots.verify(id(12), &Interrupt::new()).await.unwrap();
+    snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
     assert!(matches!(snapshots.begin(id(12)), Err(StoreError::Exists(_))));
 
     for _ in 0..2 {
@@ -81,7 +93,7 @@ async fn a_commit_is_finished_wherever_it_was_cut_off() {
     snapshots.commit(manifest.clone()).await.unwrap();
     // Right after the rename.
     snapshots.commit(manifest.clone()).await.unwrap();
-    snapshots.verify(id(12), &Interrupt::new()).await.unwrap();
+    snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
     let other = Manifest { created_ms: 6, ..manifest };
     assert!(matches!(snapshots.bring_in(other).await, Err(StoreError::Exists(_))));
     let nothing = Manifest { id: id(99), name: None, ..snapshots.manifest(id(12)).unwrap() };
@@ -157,9 +169,10 @@ async fn every_kind_of_damage_is_found() {
         snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
         snapshots.commit(staged(&snapshots, 13, None).await).await.unwrap();
         damage(&snapshots.root.join("12"));
-        let failure = snapshots.verify(id(12), &never).await.unwrap_err();
+        // What was touched is read, without being asked for all.
+        let failure = snapshots.verify(id(12), Depth::Touched, &never).await.unwrap_err();
         assert!(failure.to_string().contains(expected), "{failure}");
-        snapshots.verify(id(13), &never).await.unwrap();
+        snapshots.verify(id(13), Depth::Touched, &never).await.unwrap();
         // One that is damaged does not hide the others.
         let found = snapshots.survey().unwrap();
         assert!(matches!(&found[1].manifest, Some(Ok(manifest)) if manifest.id == id(13)));
@@ -172,7 +185,8 @@ async fn another_snapshots_manifest_is_refused() {
     snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
     std::fs::rename(snapshots.root.join("12"), snapshots.root.join("14")).unwrap();
     assert!(matches!(snapshots.manifest(id(14)), Err(StoreError::Manifest { .. })));
-    assert!(snapshots.list().await.is_err());
+    let list = snapshots.list().await.unwrap();
+    assert!(matches!(&list[..], [Listing { manifest: Err(_), .. }]), "{list:?}");
     snapshots.trash(id(14)).await.unwrap();
     snapshots.purge(id(14)).await.unwrap();
     assert!(snapshots.list().await.unwrap().is_empty());
@@ -197,7 +211,7 @@ async fn reading_can_be_interrupted() {
     interrupt.request();
     assert!(matches!(snapshots.digest(id(12), &interrupt).await, Err(Failure::Interrupted)));
     snapshots.commit(manifest).await.unwrap();
-    assert!(matches!(snapshots.verify(id(12), &interrupt).await, Err(Failure::Interrupted)));
+    assert!(matches!(snapshots.verify(id(12), Depth::All, &interrupt).await, Err(Failure::Interrupted)));
 }
 
 #[tokio::test]
@@ -212,4 +226,47 @@ async fn half_a_vmm_state_is_none() {
     }
     std::fs::remove_file(&state).unwrap();
     assert!(!snapshots.holds_vmm_state(id(12)).await.unwrap());
+}
+
+#[tokio::test]
+async fn only_what_was_touched_is_read_again() {
+    let never = Interrupt::new();
+    let (_directory, snapshots) = snapshots();
+    snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
+    let image = snapshots.root.join("12/memory.img");
+    let seen = snapshots.root.join(".seen-12.json");
+    assert!(seen.is_file(), "the commit keeps how the files looked");
+    // Bytes that change without a trace stand for a medium that forgets: only reading everything finds it.
+    let before = std::fs::read_to_string(&seen).unwrap();
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes[5_000_000] ^= 1;
+    std::fs::write(&image, &bytes).unwrap();
+    assert!(snapshots.verify(id(12), Depth::Touched, &never).await.is_err());
+    let manifest = snapshots.manifest(id(12)).unwrap();
+    let folder = Folder::open(&snapshots.root.join("12")).unwrap();
+    Seen::now(&folder, &manifest.files).unwrap().write(&snapshots.root().unwrap(), id(12)).unwrap();
+    snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
+    assert!(snapshots.verify(id(12), Depth::All, &never).await.is_err());
+    // Put right, and read: how it looks is kept again.
+    bytes[5_000_000] ^= 1;
+    std::fs::write(&image, &bytes).unwrap();
+    snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
+    assert_ne!(std::fs::read_to_string(&seen).unwrap(), before);
+    // Nothing of it is needed.
+    std::fs::write(&seen, "{").unwrap();
+    snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
+    snapshots.trash(id(12)).await.unwrap();
+    snapshots.purge(id(12)).await.unwrap();
+    assert!(!seen.exists());
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_a_snapshot_is_damage() {
+    let (_directory, snapshots) = snapshots();
+    snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
+    std::fs::rename(snapshots.root.join("12"), snapshots.root.join("elsewhere")).unwrap();
+    symlink(snapshots.root.join("elsewhere"), snapshots.root.join("12")).unwrap();
+    let list = snapshots.list().await.unwrap();
+    assert!(matches!(&list[..], [Listing { manifest: Err(_), .. }]), "{list:?}");
+    assert!(snapshots.verify(id(12), Depth::Touched, &Interrupt::new()).await.is_err());
 }

@@ -78,7 +78,7 @@ fn machine() -> Machine {
 async fn a_vmm_comes_stays_and_goes_without_a_trace() {
     let fixture = fixture();
     let vmm = &fixture.vmm;
-    vmm.ability().await.unwrap();
+    vmm.ability(None).await.unwrap();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
     vmm.start(GENERATION).await.unwrap();
     let pid = vmm.live(GENERATION).unwrap().unwrap().daemon.pid();

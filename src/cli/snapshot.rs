@@ -1,0 +1,300 @@
+//! `nixbox snapshot`, and the snapshots that there are: `list`, `inspect`, `verify`, `delete`.
+
+use serde::Serialize;
+
+use super::report::{self, Exit, Outcome, Problem};
+use super::session::{self, Held, Manner};
+use super::{Place, done};
+use crate::engine::transition::Failure;
+use crate::operations::{Frozen, Reference, Refusal, Report, Wish};
+use crate::world::{Depth, Listing, Manifest, SnapshotId, SnapshotName};
+
+/// Freeze this workspace's VM: disk, RAM and devices of one instant, without a credential
+///
+/// The VM runs on afterwards, with its shares and credentials, unless --stop is given.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Give it a name: 1 to 64 of a-z A-Z 0-9 . _ -, not a mere number
+    #[arg(long, value_parser = name)]
+    name: Option<SnapshotName>,
+    /// Bring the VM down with it
+    #[arg(long)]
+    stop: bool,
+    /// The same as `nixbox snapshot list`
+    #[arg(long, conflicts_with_all = ["name", "stop", "delete", "quiet"])]
+    list: bool,
+    /// The same as `nixbox snapshot delete`
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
+    delete: Option<Reference>,
+    #[command(flatten)]
+    manner: Manner,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// List the snapshots, oldest first
+    #[command(after_help = "Example: nixbox snapshot list --json | jq -r '.[].id'")]
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a snapshot, damaged ones too
+    #[command(after_help = "Example: nixbox snapshot delete warm")]
+    Delete {
+        /// Its name or number
+        snapshot: Reference,
+        #[command(flatten)]
+        manner: Manner,
+    },
+    /// Show what a snapshot says of itself
+    #[command(after_help = "Example: nixbox snapshot inspect warm")]
+    Inspect {
+        /// Its name or number
+        snapshot: Reference,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Read every byte of a snapshot, and compare it with what was written
+    #[command(after_help = "Example: nixbox snapshot verify warm")]
+    Verify {
+        /// Its name or number
+        snapshot: Reference,
+        #[command(flatten)]
+        manner: Manner,
+    },
+}
+
+fn name(text: &str) -> Result<SnapshotName, String> {
+    let name = SnapshotName::try_from(text.to_owned()).map_err(|error| error.to_string())?;
+    if name.is_number() {
+        Err("a mere number would be taken for a snapshot's own".to_owned())
+    } else {
+        Ok(name)
+    }
+}
+
+pub(super) fn run(place: &Place, arguments: Arguments) -> Outcome {
+    let Arguments { command, name, stop, list: list_flag, delete: delete_flag, manner } = arguments;
+    match command {
+        Some(Command::List { json }) => list(place, json),
+        Some(Command::Delete { snapshot, manner }) => delete(place, &snapshot, manner),
+        Some(Command::Inspect { snapshot, json }) => inspect(place, &snapshot, json),
+        Some(Command::Verify { snapshot, manner }) => verify(place, &snapshot, manner),
+        None if list_flag => list(place, manner.json),
+        None => match delete_flag {
+            Some(snapshot) => delete(place, &snapshot, manner),
+            None => freeze(place, name, stop, manner),
+        },
+    }
+}
+
+/// A snapshot, as programs read of it.
+#[derive(Debug, Serialize)]
+pub(super) struct Shown {
+    id: u64,
+    name: Option<String>,
+    created: String,
+    bytes: u64,
+    slot: u8,
+    shares: bool,
+    vmm: String,
+}
+
+impl From<&Manifest> for Shown {
+    fn from(manifest: &Manifest) -> Self {
+        Self {
+            id: manifest.id.0.0,
+            name: manifest.name.as_ref().map(ToString::to_string),
+            created: report::time(manifest.created_ms),
+            bytes: manifest.files.iter().map(|file| file.size).sum(),
+            slot: manifest.slot.number(),
+            shares: manifest.shares,
+            vmm: manifest.origin.vmm.to_string(),
+        }
+    }
+}
+
+/// A snapshot, as people call it.
+pub(super) fn called(manifest: &Manifest) -> String {
+    match &manifest.name {
+        Some(name) => format!("snapshot {} ({name})", manifest.id),
+        None => format!("snapshot {}", manifest.id),
+    }
+}
+
+fn freeze(place: &Place, name: Option<SnapshotName>, stop: bool, manner: Manner) -> Outcome {
+    let held = session::hold(place, "snapshot", manner)?;
+    let assembly = held.assemble()?;
+    let wish = Wish { name, stop, keep: held.config.snapshot.keep.map(std::num::NonZeroU32::get) };
+    let frozen = held.run(&assembly, async |session| Ok(session.snapshot(wish).await?))?;
+    let Frozen { report, snapshot, pruned, afterwards } = frozen;
+    report::ended(report)?;
+    let times = held.show.times();
+    let mut sentence = match &snapshot {
+        Some(manifest) => format!("{} is there", called(manifest)),
+        None => "the snapshot was made, and its manifest cannot be read back".to_owned(),
+    };
+    sentence += match times.paused_ms {
+        Some(ms) => format!("; the VM was paused for {ms} ms and runs on"),
+        None if stop => "; the VM is down".to_owned(),
+        None => String::new(),
+    }
+    .as_str();
+    if !pruned.is_empty() {
+        sentence += &format!("; pruned {}", numbers(&pruned));
+    }
+    let json = serde_json::json!({
+        "result": "done",
+        "snapshot": snapshot.as_ref().map(Shown::from),
+        "stopped": stop,
+        "pruned": pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(),
+        "times": times,
+    });
+    manner.report(&json, &sentence)?;
+    let Some(refusal) = afterwards else {
+        return done();
+    };
+    // The snapshot is there, so that a look or a pruning that failed is no failure of the command.
+    let problem = Problem::from(refusal).or_with("the snapshot was made; older ones were not pruned");
+    if problem.exit() == Exit::Stuck {
+        return Err(problem);
+    }
+    problem.print();
+    done()
+}
+
+fn numbers(ids: &[SnapshotId]) -> String {
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn listings(held: &Held) -> Result<Vec<Listing>, Problem> {
+    let assembly = held.assemble()?;
+    session::block_on(async {
+        assembly.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into())
+    })
+}
+
+fn pick(listed: &[Listing], wanted: &Reference) -> Result<SnapshotId, Problem> {
+    let found = wanted.find(listed).map(|listing| listing.id);
+    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
+}
+
+fn list(place: &Place, json: bool) -> Outcome {
+    let listed = listings(&session::look(place)?)?;
+    if json {
+        let one = |listing: &Listing| match &listing.manifest {
+            Ok(manifest) => serde_json::json!(Shown::from(manifest)),
+            Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": report::chain(failure) }),
+        };
+        report::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
+        return done();
+    }
+    if listed.is_empty() {
+        report::say("nixbox: there is no snapshot; `nixbox snapshot` makes one of the VM that runs\n");
+        return done();
+    }
+    let mut lines = vec![format!("{:>6}  {:20}  {:>10}  NAME", "ID", "CREATED", "SIZE")];
+    for listing in &listed {
+        lines.push(match &listing.manifest {
+            Ok(manifest) => {
+                let shown = Shown::from(manifest);
+                format!(
+                    "{:>6}  {:20}  {:>10}  {}",
+                    shown.id,
+                    shown.created,
+                    indicatif::HumanBytes(shown.bytes).to_string(),
+                    shown.name.unwrap_or_default()
+                )
+                .trim_end()
+                .to_owned()
+            }
+            Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), report::chain(failure)),
+        });
+    }
+    report::print(&lines.join("\n"))?;
+    done()
+}
+
+fn inspect(place: &Place, wanted: &Reference, json: bool) -> Outcome {
+    let mut listed = listings(&session::look(place)?)?;
+    let id = pick(&listed, wanted)?;
+    listed.retain(|listing| listing.id == id);
+    let manifest = match listed.pop().map(|listing| listing.manifest) {
+        Some(Ok(manifest)) => manifest,
+        Some(Err(failure)) => return Err(damaged(id, failure)),
+        None => return Err(Refusal::NoSuchSnapshot(wanted.clone()).into()),
+    };
+    let (shown, origin) = (Shown::from(&manifest), &manifest.origin);
+    if json {
+        report::print_json(&serde_json::json!({
+            "snapshot": shown,
+            "shape": origin.shape,
+            "cpu": origin.cpu,
+            "files": manifest.files.iter().map(|file| serde_json::json!({
+                "name": file.name, "bytes": file.size, "blake3": hex(&file.hash),
+            })).collect::<Vec<_>>(),
+        }))?;
+        return done();
+    }
+    let mut lines = vec![
+        called(&manifest),
+        format!("  created   {}", shown.created),
+        format!("  VMM       {}", shown.vmm),
+        format!("  slot      {}", shown.slot),
+        format!("  shares    {}", if shown.shares { "attached" } else { "attached after the restore" }),
+        format!("  processor {} features", origin.cpu.len()),
+    ];
+    lines.extend(origin.shape.iter().map(|(key, value)| format!("  {key} = {value}")));
+    let file = |file: &crate::world::FileRecord| {
+        format!("  {:>14} bytes  {}  {}", file.size, hex(&file.hash), file.name)
+    };
+    lines.extend(manifest.files.iter().map(file));
+    report::print(&lines.join("\n"))?;
+    done()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("snapshot {0} is not whole; nothing was changed")]
+struct Damaged(SnapshotId, #[source] Failure);
+
+fn damaged(id: SnapshotId, failure: Failure) -> Problem {
+    if matches!(failure, Failure::Interrupted) {
+        return Refusal::Look(failure).into();
+    }
+    Problem::new(Exit::Failed, Damaged(id, failure)).with("`nixbox snapshot delete` removes it")
+}
+
+fn verify(place: &Place, wanted: &Reference, manner: Manner) -> Outcome {
+    // Nobody may delete it meanwhile.
+    let held = session::hold(place, "snapshot verify", manner)?;
+    let id = pick(&listings(&held)?, wanted)?;
+    let assembly = held.assemble()?;
+    held.interruptible(async |interrupt| {
+        let verified = assembly.world.catalog.verify(id, Depth::All, interrupt).await;
+        verified.map_err(|failure| damaged(id, failure))
+    })?;
+    let json = serde_json::json!({ "result": "whole", "id": id.0.0 });
+    manner.report(&json, &format!("snapshot {id} is whole: every byte is as it was written"))?;
+    done()
+}
+
+fn delete(place: &Place, wanted: &Reference, manner: Manner) -> Outcome {
+    let held = session::hold(place, "delete", manner)?;
+    let assembly = held.assemble()?;
+    let (id, report): (SnapshotId, Report) =
+        held.run(&assembly, async |session| Ok(session.delete(wanted).await?))?;
+    report::ended(report)?;
+    manner
+        .report(&serde_json::json!({ "result": "done", "id": id.0.0 }), &format!("snapshot {id} is gone"))?;
+    done()
+}

@@ -1,0 +1,281 @@
+//! Whether a snapshot can be restored here and now, and if not, each thing that stands in the way.
+//!
+//! Uses the seams, and changes nothing.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::session::{LOOK, look};
+use crate::engine::transition::{Failure, Interrupt};
+use crate::world::{
+    BadSnapshotName, Depth, Listing, Manifest, Origin, Slot, SnapshotId, SnapshotName, VmmVersion, World,
+};
+
+/// Reading what of a snapshot was touched. Interruptible, so this is a last resort.
+const VERIFY: Duration = Duration::from_secs(3600);
+
+/// How a person calls a snapshot: by its name, or by its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference(SnapshotName);
+
+impl std::str::FromStr for Reference {
+    type Err = BadSnapshotName;
+
+    fn from_str(text: &str) -> Result<Self, BadSnapshotName> {
+        SnapshotName::try_from(text.to_owned()).map(Self)
+    }
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl From<SnapshotId> for Reference {
+    fn from(id: SnapshotId) -> Self {
+        // The digits of a number are a name.
+        Self(SnapshotName::from_number(id.0.0))
+    }
+}
+
+impl Reference {
+    /// The one that is meant. A damaged snapshot has no name that could be known, and goes by its number.
+    #[must_use]
+    pub fn find<'a>(&self, listed: &'a [Listing]) -> Option<&'a Listing> {
+        let named = |one: &&Listing| {
+            one.manifest.as_ref().is_ok_and(|manifest| manifest.name.as_ref() == Some(&self.0))
+        };
+        let numbered = |one: &&Listing| one.id.to_string() == self.0.as_str();
+        listed.iter().find(named).or_else(|| listed.iter().find(numbered))
+    }
+}
+
+/// One thing that keeps a snapshot from being restored here and now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misfit {
+    /// VMM state is not promised to load under another major version.
+    #[error("it was saved by Cloud Hypervisor {then}, and {now} is installed")]
+    Vmm {
+        /// Which saved it.
+        then: VmmVersion,
+        /// Which is installed.
+        now: VmmVersion,
+    },
+    /// The guest's kernel uses what it once found.
+    #[error("this host's processor lacks {}, which the snapshot's had", list(.0))]
+    Cpu(BTreeSet<String>),
+    /// The configuration that shaped the VM is another.
+    #[error("{key} was {} and is {} now", said(.then), said(.now))]
+    Shape {
+        /// The key.
+        key: String,
+        /// In the snapshot.
+        then: Option<String>,
+        /// In the configuration.
+        now: Option<String>,
+    },
+    /// The guest has it mounted.
+    #[error("the mount's source {} is not there", .0.display())]
+    Mount(PathBuf),
+    /// The guest's address belongs to it.
+    #[error(
+        "slot {0}, which the guest has its address from, is taken by another VM; bring that VM down first"
+    )]
+    Slot(Slot),
+}
+
+fn list(features: &BTreeSet<String>) -> String {
+    features.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn said(value: &Option<String>) -> String {
+    value.as_ref().map_or_else(|| "absent".to_owned(), |value| format!("{value:?}"))
+}
+
+/// Why a snapshot cannot be restored.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// It is not whole.
+    #[error("it is not whole")]
+    Damaged(#[source] Failure),
+    /// It was made under other circumstances.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Misfits(Vec<Misfit>),
+}
+
+/// The circumstances of a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Here {
+    pub(super) origin: Origin,
+    pub(super) absent: Vec<PathBuf>,
+    /// The slots that this workspace could have.
+    pub(super) slots: BTreeSet<Slot>,
+}
+
+/// What a snapshot of a VM under this VMM notes of where it was made.
+pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> {
+    Ok(Origin { vmm, cpu: world.ground.cpu()?, shape: world.ground.shape() })
+}
+
+/// How things are now.
+pub(super) async fn here(world: &World) -> Result<Here, Failure> {
+    let held = look(LOOK, world.slots.held()).await?;
+    let free = look(LOOK, world.slots.free()).await?;
+    Ok(Here {
+        origin: origin(world, look(LOOK, world.vmm.version(None)).await?)?,
+        absent: world.ground.absent(),
+        slots: held.into_iter().chain(free).collect(),
+    })
+}
+
+/// Each thing that stands in the way. Pure.
+pub(super) fn misfits(manifest: &Manifest, here: &Here) -> Vec<Misfit> {
+    let (then, now) = (&manifest.origin, &here.origin);
+    let mut found = Vec::new();
+    if then.vmm.major != now.vmm.major {
+        found.push(Misfit::Vmm { then: then.vmm.clone(), now: now.vmm.clone() });
+    }
+    let lacking: BTreeSet<String> = then.cpu.difference(&now.cpu).cloned().collect();
+    if !lacking.is_empty() {
+        found.push(Misfit::Cpu(lacking));
+    }
+    let keys: BTreeSet<&String> = then.shape.keys().chain(now.shape.keys()).collect();
+    found.extend(keys.into_iter().filter_map(|key| {
+        let (then, now) = (then.shape.get(key).cloned(), now.shape.get(key).cloned());
+        (then != now).then(|| Misfit::Shape { key: key.clone(), then, now })
+    }));
+    found.extend(here.absent.iter().cloned().map(Misfit::Mount));
+    if !here.slots.contains(&manifest.slot) {
+        found.push(Misfit::Slot(manifest.slot));
+    }
+    found
+}
+
+/// What was chosen to be restored, and what was looked at before it and cannot be.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// The newest that fits, or the one that was asked for.
+    pub(super) chosen: Option<Manifest>,
+    /// Newest first.
+    pub(super) passed_over: Vec<(SnapshotId, Unfit)>,
+}
+
+/// Chooses among these, newest first.
+///
+/// # Errors
+/// If it cannot be told how things are, or somebody interrupts.
+pub(super) async fn choose(
+    world: &World,
+    candidates: impl IntoIterator<Item = Listing>,
+    interrupt: &Interrupt,
+) -> Result<Choice, Failure> {
+    let here = here(world).await?;
+    let mut passed_over = Vec::new();
+    for Listing { id, manifest } in candidates {
+        let manifest = match manifest {
+            Ok(manifest) => manifest,
+            Err(failure) => {
+                passed_over.push((id, Unfit::Damaged(failure)));
+                continue;
+            }
+        };
+        let misfits = misfits(&manifest, &here);
+        if !misfits.is_empty() {
+            passed_over.push((id, Unfit::Misfits(misfits)));
+            continue;
+        }
+        match look(VERIFY, world.catalog.verify(id, Depth::Touched, interrupt)).await {
+            Ok(()) => return Ok(Choice { chosen: Some(manifest), passed_over }),
+            Err(Failure::Interrupted) => return Err(Failure::Interrupted),
+            Err(failure) => passed_over.push((id, Unfit::Damaged(failure))),
+        }
+    }
+    Ok(Choice { chosen: None, passed_over })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::world::{BootId, Generation};
+
+    fn origin() -> Origin {
+        Origin {
+            vmm: VmmVersion { major: 53, text: "v53.0".into() },
+            cpu: ["avx2", "sse2"].map(String::from).into(),
+            shape: BTreeMap::from([("vm.memory".to_owned(), "4GiB".to_owned())]),
+        }
+    }
+
+    fn manifest() -> Manifest {
+        Manifest {
+            id: SnapshotId(Generation(4)),
+            name: SnapshotName::try_from("warm".to_owned()).ok(),
+            created_ms: 0,
+            slot: Slot::try_from(3).unwrap(),
+            boot: BootId([0; 16]),
+            shares: true,
+            origin: origin(),
+            files: Vec::new(),
+        }
+    }
+
+    fn good() -> Here {
+        Here { origin: origin(), absent: Vec::new(), slots: Slot::all().collect() }
+    }
+
+    #[test]
+    fn the_same_circumstances_and_better_ones_fit() {
+        assert_eq!(misfits(&manifest(), &good()), []);
+        let mut better = good();
+        better.origin.cpu.insert("avx512f".to_owned());
+        better.origin.vmm.text = "v53.0-246-gae44c2971".to_owned();
+        assert_eq!(misfits(&manifest(), &better), []);
+    }
+
+    #[test]
+    fn each_misfit_is_named() {
+        let mut bad = good();
+        bad.origin.vmm = VmmVersion { major: 54, text: "v54.0".into() };
+        bad.origin.cpu.remove("avx2");
+        bad.origin.shape =
+            BTreeMap::from([("vm.memory".into(), "8GiB".into()), ("mounts.1".into(), "/x".into())]);
+        bad.absent.push("/gone".into());
+        bad.slots.remove(&Slot::try_from(3).unwrap());
+        let said = Unfit::Misfits(misfits(&manifest(), &bad)).to_string();
+        assert_eq!(
+            said,
+            "it was saved by Cloud Hypervisor v53.0, and v54.0 is installed; \
+             this host's processor lacks avx2, which the snapshot's had; \
+             mounts.1 was absent and is \"/x\" now; \
+             vm.memory was \"4GiB\" and is \"8GiB\" now; \
+             the mount's source /gone is not there; \
+             slot 3, which the guest has its address from, is taken by another VM; bring that VM down first"
+        );
+    }
+
+    #[test]
+    fn a_name_comes_before_a_number() {
+        let numbered = |id, name: Option<&str>| Listing {
+            id: SnapshotId(Generation(id)),
+            manifest: Ok(Manifest {
+                id: SnapshotId(Generation(id)),
+                name: name.map(|name| SnapshotName::try_from(name.to_owned()).unwrap()),
+                ..manifest()
+            }),
+        };
+        let listed = [numbered(4, Some("warm")), numbered(7, None)];
+        let found = |text: &str| text.parse::<Reference>().unwrap().find(&listed).map(|one| one.id.0.0);
+        assert_eq!(
+            (found("warm"), found("4"), found("7"), found("07"), found("cold")),
+            (Some(4), Some(4), Some(7), None, None)
+        );
+        assert_eq!(Reference::from(SnapshotId(Generation(7))).to_string(), "7");
+        for bad in ["", "..", "a/b", "-x"] {
+            assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What a recovery would do, without doing it: the decision table on the journal's open operation.
+//!
+//! Reads a history and asks nobody, so where a probe decides it says that a probe decides.
+
+use serde::Serialize;
+
+use super::{NoTable, table};
+use crate::engine::history::{Open, Status};
+use crate::engine::planner::{self, Decision, Direction, NoPlan, Plan, Shape};
+use crate::engine::transition::{Generation, Operation};
+use crate::world::World;
+
+/// What is to become of an operation that was left open.
+#[derive(Debug, Serialize)]
+pub struct Foresight {
+    /// Its name.
+    pub operation: &'static str,
+    /// Its generation.
+    pub generation: Generation,
+    /// Which way it goes: `forward`, `back`, or `probe decides`.
+    pub direction: &'static str,
+    /// Why it goes that way.
+    pub why: String,
+    /// Each of its transitions, in order.
+    pub transitions: Vec<Foreseen>,
+}
+
+/// What is to become of one transition.
+#[derive(Debug, Serialize)]
+pub struct Foreseen {
+    /// Its name for people.
+    pub label: &'static str,
+    /// How far it got.
+    pub status: &'static str,
+    /// What is done about it.
+    pub decision: &'static str,
+}
+
+/// Why nothing can be foreseen.
+#[derive(Debug, thiserror::Error)]
+pub enum Blind {
+    /// The operation is none of this nixbox.
+    #[error(transparent)]
+    NoTable(#[from] NoTable),
+    /// Its history is none of this nixbox.
+    #[error("the journal does not fit the operation; a recovery would do nothing")]
+    NoPlan(#[from] NoPlan),
+}
+
+/// What a recovery would do with this operation.
+///
+/// # Errors
+/// If a recovery would stop at it.
+pub fn foresee(open: &Open) -> Result<Option<Foresight>, Blind> {
+    let Some(id) = open.operation else {
+        return Ok(None);
+    };
+    let operation = table(id, &open.parameters)?;
+    let Some(commit) = operation.commit_point() else {
+        return Ok(None);
+    };
+    let stages = operation.stages().iter();
+    let shape = Shape {
+        stages: stages.map(|stage| stage.transitions.iter().map(|one| one.id()).collect()).collect(),
+        commit,
+    };
+    let found: Vec<_> = open.entries().iter().map(|entry| (entry.id, entry.status)).collect();
+    let Plan { decisions, direction } = planner::plan(&shape, &found)?;
+    let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
+    let transitions = operation
+        .transitions()
+        .zip(&decisions)
+        .enumerate()
+        .map(|(index, (transition, decision))| Foreseen {
+            label: transition.label(),
+            status: status_word(status(index)),
+            decision: decision_word(*decision, direction, index > commit),
+        })
+        .collect();
+    Ok(Some(Foresight {
+        operation: operation.label,
+        generation: open.generation,
+        direction: match direction {
+            Direction::Forward => "forward",
+            Direction::Back => "back",
+            Direction::ProbeDecides => "probe decides",
+        },
+        why: why(&operation, commit, direction, status(commit)),
+        transitions,
+    }))
+}
+
+fn why(operation: &Operation<World>, commit: usize, direction: Direction, status: Status) -> String {
+    let point = operation.transitions().nth(commit).map_or("", |transition| transition.label());
+    match (direction, status) {
+        (Direction::Forward, _) => format!("its commit point, `{point}`, is done"),
+        (Direction::ProbeDecides, _) => {
+            format!("whether its commit point, `{point}`, was done is not written down: the world is asked")
+        }
+        (Direction::Back, Status::NeverStarted) => format!("its commit point, `{point}`, had not begun"),
+        (Direction::Back, _) => {
+            format!("its commit point, `{point}`, was found not done, and undoing has begun")
+        }
+    }
+}
+
+fn status_word(status: Status) -> &'static str {
+    match status {
+        Status::NeverStarted => "never started",
+        Status::IntentOnly => "intent only",
+        Status::Done => "done",
+        Status::UndoBegun => "undo begun",
+        Status::Undone => "undone",
+    }
+}
+
+/// In the words of the table. On the way back nothing is done about what comes after the commit point.
+fn decision_word(decision: Decision, direction: Direction, after: bool) -> &'static str {
+    match (decision, direction) {
+        (Decision::Apply, Direction::Back) if after => "nothing",
+        (Decision::Undo | Decision::ProbeThenUndo, Direction::Forward) => "nothing",
+        (Decision::Undo | Decision::ProbeThenUndo, Direction::ProbeDecides) => "undo, if it goes back",
+        (Decision::Apply, Direction::ProbeDecides) => "apply, if it goes forward",
+        (Decision::Skip, _) => "skip",
+        (Decision::ProbeThenUndo, _) => "probe, undo",
+        (Decision::Undo, _) => "undo",
+        (Decision::Nothing, _) => "nothing",
+        (Decision::RollBack, _) => "roll back",
+        (Decision::RollForward, _) => "roll forward",
+        (Decision::ProbeDecides, _) => "probe decides",
+        (Decision::Apply, _) => "apply",
+        (Decision::ProbeThenApply, _) => "probe, apply",
+        // No plan has one.
+        (Decision::Illegal, _) => "illegal",
+    }
+}

@@ -1,0 +1,160 @@
+//! Which snapshot is restored, what keeps one from it, what is pruned, and what is swept up.
+
+use nixbox::fakes::Host;
+use nixbox::operations::{Misfit, Reference, Refusal, Report, Swept, Unfit, WarmUp, Wish};
+use nixbox::world::SnapshotName;
+
+use crate::harness::{Command, WORKSPACE, host_after, in_session, run};
+
+use Command::{Down, Snapshot, SnapshotStop, Up};
+
+fn warm_up(host: &Host) -> WarmUp {
+    let warm = in_session(host, async |session| session.warm_up(None).await).unwrap();
+    assert_eq!(host.violations(WORKSPACE), []);
+    warm
+}
+
+fn numbers(host: &Host) -> Vec<u64> {
+    host.snapshots(WORKSPACE).into_iter().map(|(id, _)| id.0.0).collect()
+}
+
+#[test]
+fn without_a_snapshot_it_boots() {
+    let warm = warm_up(&host_after(53, true, &[]));
+    assert!(
+        matches!(warm, WarmUp { report: Report::Done, restored: None, passed_over } if passed_over.is_empty())
+    );
+}
+
+#[test]
+fn the_newest_that_fits_is_restored() {
+    let host = host_after(53, true, &[Up, Snapshot, Snapshot, Down]);
+    let numbers = numbers(&host);
+    host.damage_snapshot(WORKSPACE, host.snapshots(WORKSPACE)[1].0);
+    let WarmUp { report, restored, passed_over } =
+        in_session(&host, async |session| session.warm_up(None).await).unwrap();
+    assert!(matches!(report, Report::Done));
+    assert_eq!(restored.map(|manifest| manifest.id.0.0), Some(numbers[0]));
+    assert!(matches!(&passed_over[..], [(id, Unfit::Damaged(_))] if id.0.0 == numbers[1]));
+    // It runs already.
+    let again = in_session(&host, async |session| session.warm_up(None).await).unwrap();
+    assert!(matches!(again, WarmUp { report: Report::Already, restored: None, .. }));
+}
+
+#[test]
+fn what_does_not_fit_is_named_and_a_boot_takes_its_place() {
+    type Change = fn(&Host);
+    let changes: [(Change, &str); 3] = [
+        (|host| host.set_shape("vm.memory", "8GiB"), "vm.memory was absent and is \"8GiB\" now"),
+        (|host| host.lose_cpu_feature("sse2"), "lacks sse2"),
+        (|host| host.install_vmm(54), "it was saved by Cloud Hypervisor v53.0, and v54.0 is installed"),
+    ];
+    for (change, words) in changes {
+        let host = host_after(53, true, &[Up, SnapshotStop]);
+        change(&host);
+        let reference = Reference::from(host.snapshots(WORKSPACE)[0].0);
+        let before = host.fingerprint();
+        let refused = in_session(&host, async |session| session.restore(Some(&reference), false).await);
+        let Err(Refusal::Unfit(_, unfit)) = refused else { panic!("{refused:?}") };
+        assert!(unfit.to_string().contains(words), "{unfit}");
+        assert_eq!(host.fingerprint(), before, "a refusal changes nothing");
+        let warm = warm_up(&host);
+        assert!(matches!(warm.report, Report::Done) && warm.restored.is_none(), "{warm:?}");
+        assert!(warm.passed_over[0].1.to_string().contains(words), "{warm:?}");
+    }
+}
+
+#[test]
+fn a_vm_that_runs_is_replaced_only_when_told_and_only_by_what_fits() {
+    let host = host_after(53, true, &[Up, Snapshot]);
+    let before = host.fingerprint();
+    let refused = in_session(&host, async |session| session.restore(None, false).await);
+    assert!(matches!(refused, Err(Refusal::Running)), "{refused:?}");
+    host.set_shape("vm.memory", "8GiB");
+    let refused = in_session(&host, async |session| session.restore(None, true).await);
+    let misfits = match refused {
+        Err(Refusal::NothingFits(passed_over)) => passed_over.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(misfits.contains("vm.memory"), "{misfits}");
+    assert_eq!(host.fingerprint(), before, "the VM runs on as if nothing had been asked");
+    let none = "nothing".parse::<Reference>().unwrap();
+    let refused = in_session(&host, async |session| session.restore(Some(&none), true).await);
+    assert!(matches!(refused, Err(Refusal::NoSuchSnapshot(_))), "{refused:?}");
+}
+
+#[test]
+fn what_can_be_known_before_is_known_before_the_guest_is_touched() {
+    let host = host_after(51, true, &[Up]);
+    let before = host.fingerprint();
+    host.use_share("812 (java)");
+    let refused = in_session(&host, async |session| session.snapshot(Wish::default()).await);
+    assert!(matches!(&refused, Err(Refusal::SharesInUse(users)) if users == &["812 (java)"]), "{refused:?}");
+    host.set_room(1);
+    let refused = in_session(&host, async |session| session.snapshot(Wish::default()).await);
+    assert!(matches!(refused, Err(Refusal::NoRoom { wanted: 2, free: 1 })), "{refused:?}");
+    assert_eq!(host.fingerprint(), before);
+
+    // Rolling over would start the VMM that was installed since.
+    let host = host_after(53, true, &[Up]);
+    host.install_vmm(52);
+    let refused = in_session(&host, async |session| session.snapshot(Wish::default()).await);
+    assert!(matches!(refused, Err(Refusal::VmmReplaced { .. })), "{refused:?}");
+}
+
+#[test]
+fn the_oldest_unnamed_ones_are_pruned_but_not_the_one_that_the_vm_came_from() {
+    let host = host_after(54, true, &[Up, Snapshot, Command::SnapshotNamed, Snapshot, Down]);
+    let [oldest, named, newer] = numbers(&host)[..] else { panic!() };
+    let reference = oldest.to_string().parse::<Reference>().unwrap();
+    let warm = in_session(&host, async |session| session.restore(Some(&reference), false).await).unwrap();
+    assert!(matches!(warm.report, Report::Done));
+    let wish = Wish { keep: Some(1), ..Wish::default() };
+    let frozen = in_session(&host, async |session| session.snapshot(wish).await).unwrap();
+    assert!(frozen.afterwards.is_none(), "{frozen:?}");
+    assert_eq!(frozen.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
+    let newest = frozen.snapshot.unwrap().id.0.0;
+    assert_eq!(numbers(&host), [oldest, named, newest]);
+    assert_eq!(host.violations(WORKSPACE), []);
+}
+
+#[test]
+fn names_are_taken_once() {
+    let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
+    let before = host.fingerprint();
+    let wish = Wish { name: SnapshotName::try_from("warm".to_owned()).ok(), ..Wish::default() };
+    let refused = in_session(&host, async |session| session.snapshot(wish).await);
+    assert!(matches!(refused, Err(Refusal::NameTaken(_))), "{refused:?}");
+    assert_eq!(host.fingerprint(), before);
+}
+
+#[test]
+fn a_lost_journal_leaves_no_vm_behind_and_no_disk_is_removed() {
+    let host = host_after(53, true, &[Up]);
+    host.lose_journal(WORKSPACE);
+    let recovered = in_session(&host, async |session| session.recover().await).unwrap();
+    let kinds: Vec<_> = recovered.swept.iter().map(std::mem::discriminant).collect();
+    for kind in [
+        Swept::Vmm(Default::default()),
+        Swept::Memory(Default::default()),
+        Swept::Slot(nixbox::world::Slot::all().next().unwrap()),
+    ] {
+        assert!(kinds.contains(&std::mem::discriminant(&kind)), "{:?}", recovered.swept);
+    }
+    assert!(!recovered.swept.iter().any(|what| matches!(what, Swept::Disk(_))), "{:?}", recovered.swept);
+    let once = host.fingerprint();
+    let again = in_session(&host, async |session| session.recover().await).unwrap();
+    assert!(again.swept.is_empty(), "{:?}", again.swept);
+    assert_eq!(host.fingerprint(), once);
+    assert!(run(&host, Up).done());
+}
+
+#[test]
+fn a_misfit_names_the_slot_that_another_vm_has() {
+    let host = host_after(53, true, &[Up, SnapshotStop]);
+    let slot = in_session(&host, async |session| session.world.slots.free().await).unwrap()[0];
+    host.take_slot(slot);
+    let warm = warm_up(&host);
+    let [(_, Unfit::Misfits(misfits))] = &warm.passed_over[..] else { panic!("{warm:?}") };
+    assert_eq!(misfits[..], [Misfit::Slot(slot)]);
+}
