@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::Version;
-use super::vm::{Place, Vm};
+use super::vm::{self, Place, Vm};
 
 /// What the API says no with.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ pub(super) struct Vmm {
     place: Place,
     config: Option<Value>,
     vm: Option<Vm>,
+    /// Whether its serial file was made, and emptied.
+    console: bool,
     /// Shares that the guest was asked to let go of.
     leaving: BTreeSet<String>,
 }
@@ -84,7 +86,7 @@ fn need(body: &[u8], key: &str) -> Result<(Value, String), Refusal> {
 
 impl Vmm {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, config: None, vm: None, leaving: BTreeSet::new() }
+        Self { place, config: None, vm: None, console: false, leaving: BTreeSet::new() }
     }
 
     /// Answers one call. `vmm.shutdown` is not for it.
@@ -154,13 +156,16 @@ impl Vmm {
 
     fn create(&mut self, body: &[u8]) -> Answer {
         if body.is_empty() {
-            return Err(Refusal::new(400, &["Bad Request"]));
+            return Ok((400, String::new()));
         }
         let config = parse(body)?;
         if self.config.is_some() {
             return Err(Refusal::new(500, &["VM is already created"]).to("The VM could not be created"));
         }
-        self.config = Some(config);
+        // One whose console cannot be made is there all the same.
+        let console = vm::console(&config);
+        (self.config, self.console) = (Some(config), console.is_ok());
+        console.map_err(|refusal| refusal.to("The VM could not be created"))?;
         nothing()
     }
 
@@ -178,8 +183,11 @@ impl Vmm {
             ));
         }
         match &mut self.vm {
-            Some(_) => Err(Refusal::new(500, &["VM is already running"])),
+            Some(_) => Err(Refusal::new(500, &["VM is already created"])),
             vm @ None => {
+                if !self.console {
+                    vm::console(&config)?;
+                }
                 *vm = Some(Vm::boot(&config, &self.place)?);
                 nothing()
             }
@@ -197,7 +205,11 @@ impl Vmm {
             None => Err(not_running()),
             Some(vm) if vm.paused => Err(Refusal::new(
                 500,
-                &["Cannot pause VM", "Invalid transition: InvalidStateTransition(Paused, Paused)"],
+                &[
+                    "Cannot pause VM",
+                    "Failed to pause migratable component",
+                    "Invalid transition: InvalidStateTransition(Paused, Paused)",
+                ],
             )),
             Some(vm) => vm.pause().and_then(|()| nothing()),
         }
@@ -208,7 +220,11 @@ impl Vmm {
             None => Err(not_running()),
             Some(vm) if !vm.paused => Err(Refusal::new(
                 500,
-                &["Cannot resume VM", "Invalid transition: InvalidStateTransition(Running, Running)"],
+                &[
+                    "Cannot resume VM",
+                    "Failed to resume migratable component",
+                    "Invalid transition: InvalidStateTransition(Running, Running)",
+                ],
             )),
             Some(vm) => vm.resume(self.place.version).and_then(|()| nothing()),
         }
@@ -221,7 +237,11 @@ impl Vmm {
             return Err(not_running().to(CALL));
         };
         if !vm.paused {
-            let words = ["Cannot snapshot VM", "Trying to snapshot while VM is running"];
+            let words = [
+                "Cannot snapshot VM",
+                "Failed to snapshot migratable component",
+                "Trying to snapshot while VM is running",
+            ];
             return Err(Refusal::new(500, &words).to(CALL));
         }
         let saved = directory(&url).and_then(|directory| vm.save(config, &directory, self.place.version));
@@ -327,8 +347,13 @@ impl Vmm {
             }
         }
         if !found {
-            let words = format!("No device with id {id:?} to remove");
-            return Err(Refusal::new(500, &[&words]).to(CALL));
+            let refusal = if self.vm.is_some() {
+                let words = format!("Failed to find device corresponding to the given identifier: {id}");
+                Refusal::new(500, &["Error from device manager", &words])
+            } else {
+                Refusal::new(500, &[&format!("No device with id {id:?} to remove")])
+            };
+            return Err(refusal.to(CALL));
         }
         self.leaving.insert(id);
         nothing()

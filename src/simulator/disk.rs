@@ -113,6 +113,12 @@ impl Disk {
         disk.commit(&files)
     }
 
+    /// Another may have it now, and this one does not write to it any more.
+    pub(super) fn release(&self) {
+        // The lock ends with the file in any case.
+        self.file.unlock().ok();
+    }
+
     /// Which table is the one that counts.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence

@@ -58,6 +58,23 @@ impl Gate {
         }
     }
 
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0 == Is::Gone
+    }
+
+    /// Waits until the VM is gone.
+    pub(super) async fn gone(&self) {
+        poll_fn(|context| {
+            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if state.0 == Is::Gone {
+                return Poll::Ready(());
+            }
+            state.1.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Waits until the VM runs.
     ///
     /// # Errors

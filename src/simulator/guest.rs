@@ -109,6 +109,9 @@ impl Guest {
     /// Something ran: what it changed is in RAM and on the disk now.
     pub(super) fn settle(&self) {
         let mut kernel = self.kernel();
+        if self.gate.is_gone() {
+            return;
+        }
         if let Err(error) = kernel.absorb().and_then(|()| kernel.write_back()) {
             kernel.say(&format!("simulator: I/O error: {error}"));
         }
@@ -141,7 +144,9 @@ impl Guest {
 
     /// Is no more. What was not on the disk is lost.
     pub(super) fn end(&self) {
+        let kernel = self.kernel();
         self.gate.end();
+        kernel.disk.release();
         self.signal(Signal::KILL);
     }
 

@@ -52,7 +52,7 @@ pub fn address(runtime: &Path, slot: Slot) -> SocketAddr {
 /// As a TAP would have it: if it is not there, or another VMM's.
 pub(super) fn attach(runtime: &Path, tap: &str) -> io::Result<(File, TcpListener)> {
     let file = OpenOptions::new().read(true).write(true).open(tap_path(runtime, tap))?;
-    file.try_lock().map_err(|_| io::Error::from(ErrorKind::ResourceBusy))?;
+    file.try_lock().map_err(|_| rustix::io::Errno::BUSY)?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     file.set_len(0)?;
     writeln!(&file, "{}", listener.local_addr()?)?;

@@ -40,7 +40,11 @@ pub(super) fn listen(guest: &Arc<Guest>, listener: std::net::TcpListener) -> io:
     let guest = Arc::clone(guest);
     tokio::spawn(async move {
         while guest.gate.passed().await.is_ok() {
-            let Ok((stream, _)) = listener.accept().await else {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = guest.gate.gone() => return,
+            };
+            let Ok((stream, _)) = accepted else {
                 return;
             };
             // A delay is all that is lost if it cannot be set.

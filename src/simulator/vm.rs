@@ -107,8 +107,7 @@ fn ram(config: &Value, saved: Option<&Path>) -> Result<Ram> {
     Ok(Ram::new(file, size(zone)))
 }
 
-/// Connects to everything that a configuration names. Nothing is changed if something of it is not there, but that the
-/// serial file is emptied.
+/// Connects to everything that a configuration names. Nothing is changed if something of it is not there.
 fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
     let device = |what: &'static str| {
         move |error: io::Error| Refusal::of(&["Error from device manager", what], &error)
@@ -119,12 +118,7 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
         File::open(text(payload, "kernel"))
             .map_err(|error| Refusal::of(&["Cannot open kernel file"], &error))?;
     }
-    let serial = config.get("serial").unwrap_or(&Value::Null);
-    let serial = match text(serial, "file") {
-        "" => File::create("/dev/null"),
-        path => File::create(path),
-    };
-    let serial = serial.map_err(device("Error creating serial output file"))?;
+    let serial = if saved.is_some() { console(config)? } else { console_again(config).map_err(io_error)? };
     let mut disks = items(config, "disks");
     let Some(root) = disks.next() else {
         return Err(Refusal::new(
@@ -141,7 +135,10 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
                 "the first disk is none of a simulated guest: `nixbox simulator disk` makes such an image",
             ],
         ),
-        _ => device("Cannot open disk path")(error),
+        _ => {
+            let opening = format!("I/O error (path={} op=open)", text(root, "path"));
+            Refusal::of(&["Error from device manager", "Cannot open disk path", &opening], &error)
+        }
     })?;
     let mut held = Vec::new();
     for disk in disks {
@@ -154,8 +151,18 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
     }
     let mut ssh = None;
     for net in items(config, "net") {
-        let (tap, listener) =
-            network::attach(&place.runtime, text(net, "tap")).map_err(device("Cannot open tap interface"))?;
+        let (tap, listener) = network::attach(&place.runtime, text(net, "tap")).map_err(|error| {
+            Refusal::of(
+                &[
+                    "Error from device manager",
+                    "Cannot create virtio-net device",
+                    "Failed to open taps",
+                    "Open tap device failed",
+                    "Unable to configure tap interface",
+                ],
+                &error,
+            )
+        })?;
         held.push(tap);
         ssh = Some(listener);
     }
@@ -167,6 +174,24 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
     }
     let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
     Ok(Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed })
+}
+
+/// The serial console, emptied: by `vm.create` and by `vm.restore`.
+pub(super) fn console(config: &Value) -> Result<File> {
+    File::create(console_path(config)).map_err(|error| {
+        Refusal::of(&["Error creating console devices", "Error creating console device"], &error)
+    })
+}
+
+fn console_again(config: &Value) -> io::Result<File> {
+    OpenOptions::new().append(true).open(console_path(config))
+}
+
+fn console_path(config: &Value) -> &Path {
+    match config.get("serial").map(|serial| text(serial, "file")) {
+        None | Some("") => Path::new("/dev/null"),
+        Some(path) => Path::new(path),
+    }
 }
 
 fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
