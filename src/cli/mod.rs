@@ -14,6 +14,7 @@ use crate::workspace::Workspace;
 
 pub mod assembly;
 mod config;
+mod demo;
 mod doctor;
 mod down;
 #[cfg(feature = "failpoints")]
@@ -55,6 +56,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Arguments),
+    Demo(demo::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
     Snapshot(snapshot::Arguments),
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
 fn run(place: &Place, command: Command) -> Outcome {
     match command {
         Command::Init(arguments) => init::run(place, &arguments),
+        Command::Demo(arguments) => demo::run(place, &arguments),
         Command::Up(arguments) => up::run(place, &arguments),
         Command::Down(arguments) => down::run(place, &arguments),
         Command::Snapshot(arguments) => snapshot::run(place, arguments),

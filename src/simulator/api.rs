@@ -244,7 +244,8 @@ impl Vmm {
             ];
             return Err(Refusal::new(500, &words).to(CALL));
         }
-        let saved = directory(&url).and_then(|directory| vm.save(config, &directory, self.place.version));
+        let saved = directory(&url, "Cannot send VM snapshot")
+            .and_then(|directory| vm.save(config, &directory, self.place.version));
         saved.map_err(|refusal| refusal.to(CALL))?;
         nothing()
     }
@@ -254,24 +255,27 @@ impl Vmm {
         if self.config.is_some() {
             return Err(Refusal::new(500, &["VM is already created"]).to("The VM could not be restored"));
         }
-        let restored = directory(&url).and_then(|directory| self.restore_from(&directory));
-        restored.map_err(|mut refusal| {
-            refusal.chain.insert(0, "Cannot restore VM".to_owned());
-            refusal.to("The VM could not be restored")
-        })?;
+        let restored =
+            directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
+        restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
         // v51.1 ignores the field.
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
         if resume && self.place.version > Version::V51 { self.resume() } else { nothing() }
     }
 
     fn restore_from(&mut self, directory: &Path) -> Result<(), Refusal> {
+        const CANNOT: &str = "Cannot restore VM";
         const RECEIVE: &str = "Failed to receive migratable component snapshot";
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
-            Refusal::of(&[RECEIVE, &format!("Error opening VM config snapshot file {path:?}")], &error)
+            Refusal::of(
+                &[CANNOT, RECEIVE, &format!("Error opening VM config snapshot file {path:?}")],
+                &error,
+            )
         })?;
-        let config: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Refusal::of(&[RECEIVE, "Error deserialising VM config snapshot"], &error))?;
+        let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
+            Refusal::of(&[CANNOT, RECEIVE, "Error deserialising VM config snapshot"], &error)
+        })?;
         self.vm = Some(Vm::restore(&config, directory, &self.place)?);
         self.config = Some(config);
         Ok(())
@@ -381,16 +385,11 @@ const KNOWN: [&str; 13] = [
     "vm.remove-device",
 ];
 
-/// The directory of a `file://` URL.
-fn directory(url: &str) -> Result<PathBuf, Refusal> {
-    const SEND: &str = "Failed to send migratable component snapshot";
-    let path = url.strip_prefix("file://");
-    let path =
-        path.ok_or_else(|| Refusal::new(500, &[SEND, &format!("Could not extract path from URL: {url}")]))?;
-    let path = PathBuf::from(path);
-    if path.is_dir() {
-        Ok(path)
-    } else {
-        Err(Refusal::new(500, &[SEND, &format!("Destination is not a directory: {path:?}")]))
-    }
+/// The directory of a `file://` URL, for what cannot be done without it.
+fn directory(url: &str, what: &str) -> Result<PathBuf, Refusal> {
+    let refuse =
+        |why: String| Refusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);
+    let path = url.strip_prefix("file://").map(PathBuf::from);
+    let path = path.ok_or_else(|| refuse(format!("Could not extract path from URL: {url}")))?;
+    if path.is_dir() { Ok(path) } else { Err(refuse(format!("Destination is not a directory: {path:?}"))) }
 }

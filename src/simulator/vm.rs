@@ -196,9 +196,14 @@ fn console_path(config: &Value) -> &Path {
 
 fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
     share::connect(Path::new(text(fs, "socket"))).map_err(|error| {
-        let words =
-            ["Error from device manager", "Cannot create virtio-fs device", "Connection to socket failed"];
-        Refusal::of(&words, &error)
+        let peer = format!("vhost-user: can't connect to peer: {error}");
+        let words = [
+            "Error from device manager",
+            "Cannot create virtio-fs device",
+            "Connection to socket failed",
+            &peer,
+        ];
+        Refusal::new(500, &words)
     })
 }
 
@@ -223,11 +228,17 @@ impl Vm {
         let path = directory.join("state.json");
         let opened = fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM state snapshot file {path:?}");
-            Refusal::of(&["Failed to receive migratable component snapshot", &opening], &error)
+            Refusal::of(
+                &["Cannot restore VM", "Failed to receive migratable component snapshot", &opening],
+                &error,
+            )
         })?;
         let saved: Saved = serde_json::from_slice(&opened).map_err(|error| {
-            let words =
-                ["Failed to receive migratable component snapshot", "Error deserialising VM state snapshot"];
+            let words = [
+                "Cannot restore VM",
+                "Failed to receive migratable component snapshot",
+                "Error deserialising VM state snapshot",
+            ];
             Refusal::of(&words, &error)
         })?;
         let Parts { ram, disk, serial, ssh, held, shares, seen, .. } = parts(config, place, Some(directory))?;
@@ -281,11 +292,15 @@ impl Vm {
 
     /// Into an existing directory without files of an earlier one.
     pub(super) fn save(&mut self, config: &Value, directory: &Path, version: Version) -> Result<()> {
-        let write = |name: &str, bytes: &[u8]| -> io::Result<()> {
-            create_new(&directory.join(name))?.write_all(bytes)
+        let creating = |what: &'static str| {
+            let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot", what];
+            move |error: io::Error| Refusal::of(&words, &error)
         };
-        let failed = |error: io::Error| {
-            Refusal::of(&["Cannot send VM snapshot", "Failed to send migratable component snapshot"], &error)
+        let write = |name: &str, what: &'static str, bytes: serde_json::Result<Vec<u8>>| {
+            let written = bytes
+                .map_err(io::Error::from)
+                .and_then(|bytes| create_new(&directory.join(name))?.write_all(&bytes));
+            written.map_err(creating(what))
         };
         let saved = Saved {
             snapshots: json!({}),
@@ -293,18 +308,18 @@ impl Vm {
             instant: self.instant,
             time: now(),
         };
-        let json = |value: io::Result<Vec<u8>>| value.map_err(failed);
-        write("config.json", &json(serde_json::to_vec(config).map_err(Into::into))?).map_err(failed)?;
+        write("config.json", "Error creating VM config snapshot file", serde_json::to_vec(config))?;
         let zones = config.get("memory").map(|memory| items(memory, "zones").count()).unwrap_or_default();
         if zones == 0 {
-            let mut ranges = create_new(&directory.join("memory-ranges")).map_err(failed)?;
+            let failed = creating("Error creating memory ranges file");
+            let mut ranges = create_new(&directory.join("memory-ranges")).map_err(&failed)?;
             let kernel = self.guest.kernel();
             let mut own = kernel.ram.file();
             io::Seek::rewind(&mut own)
                 .and_then(|()| io::copy(&mut own.take(u64::MAX), &mut ranges))
                 .map_err(failed)?;
         }
-        write("state.json", &json(serde_json::to_vec(&saved).map_err(Into::into))?).map_err(failed)?;
+        write("state.json", "Error creating VM state snapshot file", serde_json::to_vec(&saved))?;
         self.left_behind = !self.shares.is_empty();
         Ok(())
     }
