@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
 use crate::outside;
 use crate::room::Room;
@@ -188,18 +188,18 @@ fn after_the_cut(name: &str) {
     room.assert_down();
 }
 
-/// Ends at a point of an operation, for the power to be cut there. Whoever works on it works on.
-fn cut(room: &Room, command: &[&str], stage: &str) -> Child {
+/// Ends at a point of an operation, for the power to be cut there.
+#[expect(clippy::zombie_processes, reason = "whoever works on it works on, until there is no power")]
+fn cut(room: &Room, command: &[&str], stage: &str) {
     let mut child = room.nixbox(command).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.by_ref().map(Result::unwrap).any(|line| line.contains(stage)), "never {stage:?}");
-    child
 }
 
 pub(super) mod power_cut_in_a_capture {
     pub(in super::super) fn before() {
         let room = super::warm("cut-capture");
-        let _works_on = super::cut(&room, &["snapshot"], "snapshot: pause");
+        super::cut(&room, &["snapshot"], "snapshot: pause");
     }
 
     pub(in super::super) fn after() {
@@ -211,7 +211,7 @@ pub(super) mod power_cut_in_a_restore {
     pub(in super::super) fn before() {
         let room = super::warm("cut-restore");
         room.ok(&["down"]);
-        let _works_on = super::cut(&room, &["restore", "warm"], "restore: load");
+        super::cut(&room, &["restore", "warm"], "restore: load");
     }
 
     pub(in super::super) fn after() {
