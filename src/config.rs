@@ -23,6 +23,7 @@ pub use read::Position;
 pub use secret::{MASK, SecretCommand, Source};
 pub use value::{
     Backing, ByteSize, Domain, GuestPath, HostPath, Name, NetworkMode, UserName, ValueError, VariableName,
+    Vmm,
 };
 
 /// Its name in `.nixbox`.
@@ -162,6 +163,8 @@ impl HostFacts {
 pub struct Config {
     /// The workspace's name.
     pub name: Name,
+    /// What runs the VM.
+    pub vmm: Vmm,
     /// The machine.
     pub vm: Vm,
     /// Its disks, in the order in which the guest sees them.

@@ -23,6 +23,7 @@
 //! store/        the journal's files, and snapshots on disk
 //! config.rs  workspace.rs
 //! fakes/        the whole world in memory; it crashes at any point, and keeps only what was durable
+//! simulator/    a stand-in for Cloud Hypervisor and its guest, for machines without KVM
 //! cli/          the command line; sole printer of errors, hints and exit codes
 //! ```
 //!
@@ -38,6 +39,7 @@ pub mod fakes;
 pub mod guest;
 pub mod host;
 pub mod operations;
+pub mod simulator;
 pub mod store;
 pub mod vmm;
 pub mod workspace;

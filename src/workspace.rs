@@ -345,6 +345,14 @@ fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
 /// # Errors
 /// If something cannot be made, or is not as we would make it.
 pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
+    init_with(directory, template::CONFIG)
+}
+
+/// The same with another configuration.
+///
+/// # Errors
+/// Those of [`init`].
+pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
     let root = std::fs::canonicalize(directory)
         .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
     let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
@@ -358,7 +366,7 @@ pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceErro
     let id = format!("{}\n", WorkspaceId(random));
     let mut made = Vec::new();
     for (name, content) in
-        [(config::FILE, template::CONFIG), (".gitignore", template::GITIGNORE), (ID_FILE, id.as_str())]
+        [(config::FILE, config), (".gitignore", template::GITIGNORE), (ID_FILE, id.as_str())]
     {
         if nixbox.write_new(name, content.as_bytes())? {
             made.push(nixbox.path_of(name));

@@ -27,7 +27,9 @@ use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, 
 use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
-use crate::host::spawn::{Invoker, SpawnError};
+use crate::host::spawn::{Invoker, SpawnError, StandIn};
+use crate::simulator::network::Loopback;
+use crate::simulator::{self, Version};
 use crate::store::{self, Snapshots};
 use crate::vmm::seam::{CloudHypervisor, Places, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
@@ -65,6 +67,9 @@ pub enum AssemblyError {
     /// The key that the guest is given.
     #[error("the workspace's own key cannot be used; `nixbox init` makes one where there is none")]
     OwnKey(#[source] KeyError),
+    /// The simulator is this program itself.
+    #[error("nixbox's own program, which the simulator is, cannot be found")]
+    NoProgram(#[source] std::io::Error),
     /// A value that the configuration lets pass and a layer below does not.
     #[error("{key} cannot be used")]
     Value {
@@ -105,6 +110,26 @@ pub struct Assembly {
     pub memory: Arc<Ram>,
     /// Where sockets, records and logs are.
     pub runtime: PathBuf,
+    /// Whether no VM is a real one.
+    pub simulated: bool,
+}
+
+/// The version that the configuration's simulator behaves like, if it is to be one.
+#[must_use]
+pub fn simulated(config: &Config) -> Option<Version> {
+    Some(match config.vmm {
+        config::Vmm::CloudHypervisor => return None,
+        config::Vmm::SimulatorV51 => Version::V51,
+        config::Vmm::SimulatorV52 => Version::V52,
+        config::Vmm::Simulator | config::Vmm::SimulatorV53 => Version::V53,
+        config::Vmm::SimulatorV54 => Version::V54,
+    })
+}
+
+/// This program as a part of the simulator.
+fn stand_in(words: &[&str]) -> Result<StandIn> {
+    let path = std::env::current_exe().map_err(AssemblyError::NoProgram)?;
+    Ok(StandIn { path, words: words.iter().map(|word| (*word).to_owned()).collect() })
 }
 
 /// Puts the world of a workspace together.
@@ -120,10 +145,15 @@ pub fn assemble(
     let invoker = Invoker::detect()?;
     let runtime = workspace.runtime()?.path().to_owned();
     check_apart(config, &runtime)?;
+    let version = simulated(config);
     let hashes = Arc::new(KnownHashes::default());
     let disk = Arc::new(disks(workspace, config, &progress, &hashes));
     let memory = Arc::new(ram(workspace, config, &progress, &hashes));
-    let vmm = Arc::new(CloudHypervisor::new(VmmSettings {
+    let vmm_stand_in = version
+        .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
+        .transpose()?;
+    let share_stand_in = version.map(|_| stand_in(&["simulator", "share"])).transpose()?;
+    let vmm = CloudHypervisor::new(VmmSettings {
         runtime: runtime.clone(),
         workspace: workspace.id(),
         invoker: invoker.clone(),
@@ -142,19 +172,26 @@ pub fn assemble(
             memory: Arc::clone(&memory),
             snapshots: workspace.snapshots(),
         }),
-    }));
-    let guest = Arc::new(guest(workspace, config, &disk, &vmm)?);
-    let world = World {
-        vmm: vmm.clone(),
-        slots: Arc::new(HostSlots::new(slots::DIRECTORY, workspace.id(), workspace.root())),
-        network: Arc::new(HostNetwork::new(network::Settings {
+    });
+    let vmm = Arc::new(vmm.by(vmm_stand_in));
+    let address = address(version, &runtime);
+    let guest = Arc::new(guest(workspace, config, &disk, &vmm, address)?);
+    let network: Arc<dyn world::Network> = match version {
+        Some(_) => Arc::new(Loopback::new(runtime.clone())),
+        None => Arc::new(HostNetwork::new(network::Settings {
             workspace: workspace.id(),
             owner: invoker.uid(),
             runtime: runtime.clone(),
             mode: mode(config)?,
             resolv_conf: "/etc/resolv.conf".into(),
         })),
-        shares: Arc::new(Virtiofs::new(shares(workspace, config, &runtime, invoker))),
+    };
+    let slots = slots_directory(version, &runtime);
+    let world = World {
+        vmm: vmm.clone(),
+        slots: Arc::new(HostSlots::new(slots, workspace.id(), workspace.root())),
+        network,
+        shares: Arc::new(Virtiofs::new(shares(workspace, config, &runtime, invoker)).by(share_stand_in)),
         disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
@@ -168,7 +205,24 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
         clock: Arc::new(HostClock),
     };
-    Ok(Assembly { world, guest, vmm, memory, runtime })
+    Ok(Assembly { world, guest, vmm, memory, runtime, simulated: version.is_some() })
+}
+
+/// Where guests are to be reached.
+fn address(version: Option<Version>, runtime: &Path) -> Arc<seam::Address> {
+    let runtime = runtime.to_owned();
+    match version {
+        Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
+        None => Arc::new(seam::address),
+    }
+}
+
+/// Slots number TAPs, which are the host's. A simulator has none, and asks for no directory that root has to make.
+fn slots_directory(version: Option<Version>, runtime: &Path) -> PathBuf {
+    match version {
+        Some(_) => runtime.with_file_name("simulator-slots"),
+        None => slots::DIRECTORY.into(),
+    }
 }
 
 /// A guest that could reach the VMM's socket could have any file of the host put into its VM.
@@ -276,6 +330,7 @@ fn guest(
     config: &Config,
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
+    address: Arc<seam::Address>,
 ) -> Result<SshGuest> {
     let user = config.guest.user.as_str().to_owned();
     let mount = |(index, mount): (usize, &config::Mount)| {
@@ -290,7 +345,7 @@ fn guest(
         user: UserName::try_from(user).map_err(wrong("guest.user"))?,
         key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(AssemblyError::LoginKey)?),
         pin: Arc::new(move |generation| disk.host_key(generation)),
-        address: Arc::new(seam::address),
+        address,
         wanted: wanted(workspace, config)?,
         mounts: config.mounts.iter().enumerate().map(mount).collect::<Result<_>>()?,
         ready: READY,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::report::{self, Exit, Outcome, Problem};
-use super::{Place, done, preflight, session};
+use super::{Place, assembly, done, preflight, session};
 use crate::config::HostFacts;
 use crate::host::files::Folder;
 use crate::host::{memory, network, slots, spawn, sudo};
@@ -306,9 +306,16 @@ fn tmpfs(wanted: u64) -> Need {
 
 async fn examine(place: &Place) -> Diagnosis {
     // A host can be looked at without a workspace, and with one whose configuration is not right yet.
-    let config = place.workspace().and_then(|workspace| Place::config(&workspace));
-    let memory =
-        config.map_or_else(|_| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
+    let config = place.workspace().and_then(|workspace| Place::config(&workspace)).ok();
+    let memory = config
+        .as_ref()
+        .map_or_else(|| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
+    if let Some(version) = config.as_ref().and_then(assembly::simulated) {
+        let simulator = found("simulator", version.text()).advice(
+            "this workspace needs no KVM, no root and no program: its VM is simulated, and no sandbox",
+        );
+        return Diagnosis { ready: true, needs: vec![simulator, reflink(&place.directory), tmpfs(memory)] };
+    }
     let needs = vec![
         kvm(),
         vmm().await,

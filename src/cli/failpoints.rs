@@ -1,5 +1,6 @@
 //! Kills nixbox at a chosen event of its operations: `NIXBOX_KILL_AT=N` at the N-th of this process, recovery included.
-//! `NIXBOX_KILL_AT=count` prints at the end how many there were. In builds with the feature `failpoints` only.
+//! `NIXBOX_KILL_AT=count` prints at the end how many there were. `NIXBOX_INTERRUPT_AT=N` sends it SIGINT instead, and with
+//! `NIXBOX_INTERRUPT=twice` again at the event after that. In builds with the feature `failpoints` only.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,12 +14,19 @@ static SEEN: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Failpoints<'a> {
     inner: &'a dyn Observer,
     at: Option<u64>,
+    interrupt_at: Option<u64>,
+    twice: bool,
 }
 
 impl<'a> Failpoints<'a> {
     pub(super) fn around(inner: &'a dyn Observer) -> Self {
-        let at = std::env::var(VARIABLE).ok();
-        Self { inner, at: at.and_then(|text| text.parse().ok()) }
+        let number = |variable| std::env::var(variable).ok().and_then(|text| text.parse().ok());
+        Self {
+            inner,
+            at: number(VARIABLE),
+            interrupt_at: number("NIXBOX_INTERRUPT_AT"),
+            twice: std::env::var("NIXBOX_INTERRUPT").is_ok_and(|text| text == "twice"),
+        }
     }
 }
 
@@ -30,6 +38,12 @@ impl Observer for Failpoints<'_> {
             while rustix::process::kill_process(this, rustix::process::Signal::KILL).is_ok() {
                 // It arrives before the call returns; a loop that never ends keeps what must not happen from happening.
             }
+        }
+        let second = self.interrupt_at.filter(|_| self.twice).map(|at| at + 1);
+        if [self.interrupt_at, second].contains(&Some(seen)) {
+            let this = rustix::process::getpid();
+            // A process may always signal itself.
+            rustix::process::kill_process(this, rustix::process::Signal::INT).ok();
         }
         self.inner.event(event);
     }

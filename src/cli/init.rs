@@ -1,28 +1,68 @@
 //! `nixbox init`.
 
+use std::io;
+use std::path::PathBuf;
+
 use super::report::{self, Exit, Outcome, Problem};
 use super::{Place, assembly, done};
 use crate::guest::key::{self, KeyError};
-use crate::workspace;
+use crate::simulator;
+use crate::workspace::{self, Workspace};
 
 /// Make this directory a workspace: a commented configuration and a key for its VM
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: cd my-project && nixbox init && $EDITOR .nixbox/config.toml")]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// One whose VM is simulated, ready for `nixbox up`: for a look at nixbox where there is no KVM
+    #[arg(long)]
+    simulator: bool,
+}
 
 #[derive(Debug, thiserror::Error)]
-#[error("the workspace is there, but has no key of its own")]
-struct NoKey(#[source] KeyError);
+enum InitError {
+    #[error("the workspace is there, but has no key of its own")]
+    NoKey(#[source] KeyError),
+    #[error("the workspace is there, but has no {}", .0.display())]
+    NoImage(PathBuf, #[source] io::Error),
+}
 
-pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
-    let (workspace, mut made) = workspace::init(&place.directory)?;
+/// A small machine that is not there.
+const SIMULATED: &str = r#"# No VM runs here: the simulator stands in for Cloud Hypervisor, and what "the guest" runs is run by
+# this machine, as you, in a directory. It is no sandbox.
+vmm = "simulator"
+
+[vm]
+vcpus = 1
+memory = "64MiB"
+kernel = ".nixbox/image/kernel"
+cmdline = "init_on_free=1"          # freed memory is zeroed, so that no snapshot has what was in it
+
+[[disks]]
+image = ".nixbox/image/root.img"
+
+[env]                               # kept out of every snapshot
+TOKEN = "a-secret-of-the-demonstration"
+"#;
+
+const IMAGES: &str = "image";
+const DISK: u64 = 64 << 20;
+
+pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+    let (workspace, mut made) = if arguments.simulator {
+        workspace::init_with(&place.directory, SIMULATED)?
+    } else {
+        workspace::init(&place.directory)?
+    };
     let path = assembly::own_key(&workspace);
     // Whatever bears the name, a link too: it is not overwritten.
     if std::fs::symlink_metadata(&path).is_err() {
         key::generate()
             .and_then(|fresh| key::write(&fresh, &path))
-            .map_err(|error| Problem::new(Exit::Failed, NoKey(error)))?;
+            .map_err(|error| Problem::new(Exit::Failed, InitError::NoKey(error)))?;
         made.push(path);
+    }
+    if arguments.simulator {
+        made.extend(make_images(&workspace)?);
     }
     if made.is_empty() {
         let root = workspace.root().display();
@@ -32,4 +72,28 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
         report::print(&format!("made {}", path.display()))?;
     }
     done()
+}
+
+/// What the simulated machine is made of, where it is not there.
+fn make_images(workspace: &Workspace) -> Result<Vec<PathBuf>, Problem> {
+    let directory = workspace.nixbox().path_of(IMAGES);
+    let (kernel, disk) = (directory.join("kernel"), directory.join("root.img"));
+    let failed = |path: &PathBuf| {
+        let path = path.clone();
+        move |error| Problem::new(Exit::Failed, InitError::NoImage(path, error))
+    };
+    std::fs::create_dir_all(&directory).map_err(failed(&directory))?;
+    let mut made = Vec::new();
+    if !kernel.exists() {
+        std::fs::write(&kernel, "the simulator runs no kernel\n").map_err(failed(&kernel))?;
+        made.push(kernel);
+    }
+    if !disk.exists() {
+        let mut public = assembly::own_key(workspace).into_os_string();
+        public.push(".pub");
+        let key = std::fs::read_to_string(&public).map_err(failed(&public.into()))?;
+        simulator::make_disk(&disk, DISK, "user", &key).map_err(failed(&disk))?;
+        made.push(disk);
+    }
+    Ok(made)
 }

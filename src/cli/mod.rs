@@ -14,6 +14,7 @@ use crate::workspace::Workspace;
 
 pub mod assembly;
 mod config;
+mod demo;
 mod doctor;
 mod down;
 #[cfg(feature = "failpoints")]
@@ -29,6 +30,7 @@ mod session;
 mod shell;
 mod show;
 mod signals;
+mod simulator;
 mod snapshot;
 mod standing;
 mod status;
@@ -54,6 +56,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Arguments),
+    Demo(demo::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
     Snapshot(snapshot::Arguments),
@@ -65,6 +68,8 @@ enum Command {
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
+    #[command(hide = true)]
+    Simulator(simulator::Arguments),
 }
 
 /// Where a command was called.
@@ -103,6 +108,7 @@ pub fn main() -> ExitCode {
 fn run(place: &Place, command: Command) -> Outcome {
     match command {
         Command::Init(arguments) => init::run(place, &arguments),
+        Command::Demo(arguments) => demo::run(place, &arguments),
         Command::Up(arguments) => up::run(place, &arguments),
         Command::Down(arguments) => down::run(place, &arguments),
         Command::Snapshot(arguments) => snapshot::run(place, arguments),
@@ -114,6 +120,7 @@ fn run(place: &Place, command: Command) -> Outcome {
         Command::Doctor(arguments) => doctor::run(place, &arguments),
         Command::Recover(arguments) => recover::run(place, &arguments),
         Command::Journal(arguments) => journal::run(place, &arguments),
+        Command::Simulator(arguments) => simulator::run(place, arguments),
     }
 }
 

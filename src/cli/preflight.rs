@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::assembly::Assembly;
+use super::assembly::{self, Assembly};
 use super::report::{Exit, Problem};
 use crate::config::Config;
 use crate::engine::transition::Failure;
@@ -41,11 +41,14 @@ fn failed(error: PreflightError) -> Problem {
 /// What needs no more than the configuration.
 pub(super) fn files(config: &Config) -> Result<(), Problem> {
     config.check_files()?;
-    kvm()
+    kvm(config)
 }
 
-/// Whether VMs can be run at all.
-pub(super) fn kvm() -> Result<(), Problem> {
+/// Whether VMs can be run at all, unless they are simulated.
+pub(super) fn kvm(config: &Config) -> Result<(), Problem> {
+    if assembly::simulated(config).is_some() {
+        return Ok(());
+    }
     open_kvm().map_err(|error| {
         let hint = match error {
             PreflightError::NoKvm => "enable virtualization in the firmware, or nested virtualization in the host that this one runs on; then `modprobe kvm_intel` or `kvm_amd`",
@@ -80,6 +83,9 @@ pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
         .ability(None)
         .await
         .map_err(|error| failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed"))?;
+    if assembly.simulated {
+        return Ok(());
+    }
     if world.shares.wanted() {
         spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")
             .map_err(|error| failed(PreflightError::Virtiofsd(error)))?;

@@ -27,7 +27,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let held = session::hold(place, "restore", manner)?;
     let assembly = held.assemble()?;
     let down = matches!(standing::peek(&held.workspace)?.standing, Standing::Down { .. });
-    preflight::kvm()?;
+    preflight::kvm(&held.config)?;
     if down {
         session::block_on(preflight::host(&assembly))?;
     }

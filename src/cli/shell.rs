@@ -12,6 +12,7 @@ use crate::guest::host_key::ALIAS;
 use crate::guest::seam;
 use crate::host::copy::Silent;
 use crate::host::spawn::{self, SpawnError};
+use crate::simulator;
 
 /// Log in to the VM
 #[derive(Debug, clap::Args)]
@@ -44,7 +45,11 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
         Ok(())
     })?;
     let pin = assembly.guest.pin(vm.machine.disk);
-    let address = seam::address(vm.machine.slot);
+    let address = if assembly.simulated {
+        simulator::network::address(&assembly.runtime, vm.machine.slot)
+    } else {
+        seam::address(vm.machine.slot)
+    };
     let error = Command::new(&ssh)
         .args(["-t", "-F", "none", "-i"])
         .arg(config.guest.ssh_key.as_path())

@@ -10,6 +10,7 @@ use crate::engine::transition::Failure;
 use crate::guest::seam;
 use crate::host::copy::Silent;
 use crate::operations::Standing;
+use crate::simulator;
 use crate::workspace::Holder;
 use crate::world::VmmState;
 
@@ -27,6 +28,8 @@ struct Status {
     name: String,
     workspace: String,
     id: String,
+    /// What runs it: `cloud-hypervisor`, or `simulator`, and then no VM is one.
+    vmm: &'static str,
     /// `down`, `running`, `paused`, `stopped`, or `lost`: a VM that should be there and is not.
     state: &'static str,
     vm: Option<Vm>,
@@ -59,6 +62,7 @@ fn look(place: &Place) -> Result<Status, Problem> {
     let config = Place::config(&workspace)?;
     let peek = standing::peek(&workspace)?;
     let holder = workspace.holder()?;
+    let simulated = assembly::simulated(&config).is_some();
     let (mut state, mut vm) = ("down", None);
     if let Standing::Up(up) = peek.standing {
         let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
@@ -76,7 +80,11 @@ fn look(place: &Place) -> Result<Status, Problem> {
         vm = Some(Vm {
             generation: machine.vmm.0,
             slot: machine.slot.number(),
-            address: seam::address(machine.slot).ip().to_string(),
+            address: if simulated {
+                simulator::network::address(&assembly.runtime, machine.slot).to_string()
+            } else {
+                seam::address(machine.slot).ip().to_string()
+            },
             tap: format!("vm{}", machine.slot),
             serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
         });
@@ -85,6 +93,7 @@ fn look(place: &Place) -> Result<Status, Problem> {
         name: config.name.as_str().to_owned(),
         workspace: workspace.root().display().to_string(),
         id: workspace.id().to_string(),
+        vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
         operation: peek.open.map(|(operation, generation)| Open { operation, generation: generation.0 }),
@@ -94,6 +103,9 @@ fn look(place: &Place) -> Result<Status, Problem> {
 
 fn text(status: &Status) -> String {
     let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
+    if status.vmm == "simulator" {
+        lines.push("  simulated: no VM runs here, and this is no sandbox".to_owned());
+    }
     if let Some(vm) = &status.vm {
         lines.push(format!(
             "  slot {}, address {}, TAP {}, generation {}",

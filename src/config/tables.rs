@@ -11,7 +11,7 @@ use super::read::{Section, Text, Value};
 use super::*;
 
 const TOP: &[&str] =
-    &["name", "vm", "disks", "mounts", "network", "guest", "env", "credentials", "hooks", "snapshot"];
+    &["name", "vmm", "vm", "disks", "mounts", "network", "guest", "env", "credentials", "hooks", "snapshot"];
 const VM: &[&str] = &["vcpus", "memory", "kernel", "initramfs", "cmdline", "backing"];
 const DISK: &[&str] = &["image", "size"];
 const MOUNT: &[&str] = &["source", "target", "readonly"];
@@ -56,6 +56,7 @@ impl Reader<'_> {
                 Some(name) => name.parse()?,
                 None => Name::of_directory(self.root),
             },
+            vmm: top.get("vmm").map_or(Ok(Vmm::CloudHypervisor), |value| value.parse())?,
             vm: self.vm(&top)?,
             disks: self.disks(&top)?,
             mounts: self.mounts(&top, &guest.user)?,

@@ -339,9 +339,8 @@ macro_rules! words {
     ($(#[$doc:meta])* $name:ident, $list:literal, $($(#[$word_doc:meta])* $word:ident = $text:literal),+) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-        #[serde(rename_all = "lowercase")]
         pub enum $name {
-            $($(#[$word_doc])* $word),+
+            $($(#[$word_doc])* #[serde(rename = $text)] $word),+
         }
 
         impl FromStr for $name {
@@ -381,4 +380,22 @@ words!(
     Filtered = "filtered",
     /// Everything.
     Open = "open"
+);
+
+words!(
+    /// What runs the VM.
+    Vmm,
+    "cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54",
+    /// The real one.
+    CloudHypervisor = "cloud-hypervisor",
+    /// A stand-in that behaves like v53.0.
+    Simulator = "simulator",
+    /// Like v51.1.
+    SimulatorV51 = "simulator-v51",
+    /// Like v52.0.
+    SimulatorV52 = "simulator-v52",
+    /// Like v53.0.
+    SimulatorV53 = "simulator-v53",
+    /// Like v54.0.
+    SimulatorV54 = "simulator-v54"
 );

@@ -27,7 +27,8 @@ impl From<ChannelError> for Attempt {
 }
 
 /// Repeat `attempt` until it succeeds, with a pause that grows from 5 to 250 ms. `attempt` gets its [`Limits`], whose
-/// `reach` grows from 200 ms.
+/// `reach` is an eighth of the time waited so far, and 200 ms at least: an attempt that begins before the guest listens
+/// mostly ends only then, so that is how late a guest is found.
 ///
 /// # Errors
 /// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], and at once what is [`Attempt::Hopeless`].
@@ -38,12 +39,14 @@ pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
     mut attempt: impl FnMut(Limits) -> F,
 ) -> Result<T, ChannelError> {
     const LONGEST_PAUSE: Duration = Duration::from_millis(250);
-    let deadline = Instant::now() + within;
+    const SHORTEST_REACH: Duration = Duration::from_millis(200);
+    let since = Instant::now();
+    let deadline = since + within;
     let mut last = None;
     let mut pause = Duration::from_millis(5);
-    let mut reach = Duration::from_millis(200);
     let trying = async {
         loop {
+            let reach = (since.elapsed() / 8).max(SHORTEST_REACH).min(limits.reach);
             match attempt(Limits { reach, ..limits }).await {
                 Ok(value) => return Ok(value),
                 Err(Attempt::Hopeless(error)) => return Err(error),
@@ -51,7 +54,6 @@ pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
-            reach = (reach * 2).min(limits.reach);
         }
     };
     let outcome = tokio::select! {

@@ -209,10 +209,16 @@ async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, S
     Ok(Agreement::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
 }
 
+/// The program as `printf` writes it: every byte in octal.
+#[must_use]
+pub fn program() -> String {
+    settler::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
+}
+
 /// Writes the program where it can be run, runs it on what follows on stdin, removes it. With no input it ends with 11,
 /// which shows that the place allows programs.
 fn script() -> String {
-    let octal: String = settler::elf().iter().map(|byte| format!("\\{byte:03o}")).collect();
+    let octal = program();
     format!(
         r#"for d in /dev/shm /run /tmp "$HOME"; do
   f=$d/.nixbox-settle.$$

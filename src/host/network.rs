@@ -41,8 +41,8 @@ use daemon::{Mark, Role};
 use program::Program;
 use tap::{Found, Link};
 
-/// dnsmasq forks into the background once it serves; that takes milliseconds.
-const START_LIMIT: Duration = Duration::from_secs(10);
+/// dnsmasq forks into the background once it serves; that takes milliseconds, and seconds in software emulation.
+const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// How the firewall looked right after it was made.
 const LISTING: &str = "firewall.json";

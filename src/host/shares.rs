@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::process::{Daemon, Daemons, ProcessError, Role};
 use super::socket::{self, SocketError, SocketPath, Use};
-use super::spawn::{self, Invoker, Privileges, Program, SpawnError};
+use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
 use crate::world::{Failure, Generation, Presence, Result, Shares, WorkspaceId};
 
 /// No configuration has more.
@@ -96,6 +96,7 @@ pub fn socket_of(
 pub struct Virtiofs {
     settings: ShareSettings,
     daemons: Daemons,
+    stand_in: Option<StandIn>,
 }
 
 impl Virtiofs {
@@ -103,7 +104,13 @@ impl Virtiofs {
     #[must_use]
     pub fn new(settings: ShareSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
-        Self { settings, daemons }
+        Self { settings, daemons, stand_in: None }
+    }
+
+    /// The same by a program that stands in for virtiofsd.
+    #[must_use]
+    pub fn by(self, stand_in: Option<StandIn>) -> Self {
+        Self { stand_in, ..self }
     }
 
     /// How far share `index` is: its daemon, and whether it listens or is connected.
@@ -161,21 +168,22 @@ impl Virtiofs {
     }
 
     fn program(&self, share: &Share, socket: &SocketPath) -> std::result::Result<Program, ShareError> {
-        let path = spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")?;
+        let privileges = Privileges::Invoker(self.settings.invoker.clone());
         let open_files = open_files();
         let mut shared = std::ffi::OsString::from("--shared-dir=");
         shared.push(&share.source);
-        let mut program = Program::new(path, Privileges::Invoker(self.settings.invoker.clone()))
-            .argument(format!("--socket-path={socket}"))
-            .argument(shared)
-            // As a user, that is a user namespace with the user's own ids alone.
-            .argument("--sandbox=namespace")
-            .argument("--cache=auto")
-            .argument(format!("--rlimit-nofile={open_files}"))
-            // A file that was removed on the host between snapshot and restore costs the guest that file, as on any
-            // network file system, and not the restore.
-            .argument("--migration-on-error=guest-error")
-            .open_files(open_files);
+        let mut program =
+            spawn::program("virtiofsd", "NIXBOX_VIRTIOFSD", self.stand_in.as_ref(), privileges)?
+                .argument(format!("--socket-path={socket}"))
+                .argument(shared)
+                // As a user, that is a user namespace with the user's own ids alone.
+                .argument("--sandbox=namespace")
+                .argument("--cache=auto")
+                .argument(format!("--rlimit-nofile={open_files}"))
+                // A file that was removed on the host between snapshot and restore costs the guest that file, as on any
+                // network file system, and not the restore.
+                .argument("--migration-on-error=guest-error")
+                .open_files(open_files);
         let (uid, gid) = (self.settings.invoker.uid(), self.settings.invoker.gid());
         for (kind, host, guest) in [("uid", uid, self.settings.guest.0), ("gid", gid, self.settings.guest.1)]
         {

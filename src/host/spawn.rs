@@ -59,6 +59,31 @@ pub fn find_program(name: &'static str, variable: &'static str) -> Result<PathBu
     locate(name, variable, env::var_os(variable), env::var_os("PATH"))
 }
 
+/// A program that stands in for another: it is called by these words, and then by the other's arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StandIn {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The words.
+    pub words: Vec<String>,
+}
+
+/// The program `name`, as [`find_program`] finds it, or what stands in for it.
+///
+/// # Errors
+/// Those of [`find_program`].
+pub fn program(
+    name: &'static str,
+    variable: &'static str,
+    stand_in: Option<&StandIn>,
+    privileges: Privileges,
+) -> Result<Program, SpawnError> {
+    Ok(match stand_in {
+        None => Program::new(find_program(name, variable)?, privileges),
+        Some(StandIn { path, words }) => words.iter().fold(Program::new(path, privileges), Program::argument),
+    })
+}
+
 fn locate(
     name: &'static str,
     variable: &'static str,

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::engine::transition::{Failure, Probe, Scene, Transition, TransitionId, UndoPolicy};
 use crate::world::{BootId, Generation, HookPoint, Machine, Presence, Slot, SnapshotId, VmmState, World};
 
-/// For things that the kernel does at once.
-pub(super) const QUICK: Duration = Duration::from_secs(20);
+/// For things that the kernel or a daemon does at once. Above the limits that the seams have themselves, which say more.
+pub(super) const QUICK: Duration = Duration::from_secs(60);
 /// For daemons that start, and guests that answer.
 pub(super) const GUEST: Duration = Duration::from_secs(120);
 /// For copies of disks and RAM, and scripts of users. They are interruptible, so this is a last resort.

@@ -22,7 +22,7 @@ use super::state::{self, StateError};
 use crate::host::process::{Daemons, Role};
 use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
-use crate::host::spawn::{self, Invoker, Privileges, Program};
+use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
     Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, VmmVersion,
     WorkspaceId,
@@ -91,6 +91,7 @@ pub struct CloudHypervisor {
     role: Role,
     /// The version of the installed program.
     installed: OnceCell<String>,
+    stand_in: Option<StandIn>,
 }
 
 impl CloudHypervisor {
@@ -98,7 +99,13 @@ impl CloudHypervisor {
     #[must_use]
     pub fn new(settings: VmmSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
-        Self { settings, daemons, role: Role::vmm(), installed: OnceCell::new() }
+        Self { settings, daemons, role: Role::vmm(), installed: OnceCell::new(), stand_in: None }
+    }
+
+    /// The same by a program that stands in for Cloud Hypervisor.
+    #[must_use]
+    pub fn by(self, stand_in: Option<StandIn>) -> Self {
+        Self { stand_in, ..self }
     }
 
     /// Where the serial console of a generation's VM is written.
@@ -112,8 +119,9 @@ impl CloudHypervisor {
     }
 
     fn program(&self) -> std::result::Result<Program, VmmError> {
-        let path = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR")?;
-        Ok(Program::new(path, Privileges::Invoker(self.settings.invoker.clone())))
+        let privileges = Privileges::Invoker(self.settings.invoker.clone());
+        let stand_in = self.stand_in.as_ref();
+        Ok(spawn::program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR", stand_in, privileges)?)
     }
 
     fn live(&self, generation: Generation) -> std::result::Result<Option<Live>, VmmError> {

@@ -5,6 +5,7 @@ pub(super) const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` sho
 # Relative paths are relative to the directory that holds .nixbox; ~ is your home.
 
 # name = "dev"                      # default: the directory's name
+# vmm = "cloud-hypervisor"          # "simulator": no VM at all, to see nixbox work where there is no KVM
 
 [vm]
 # vcpus = 2                         # 0 or absent: half of the host's

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. What is not listed is below all of them.
-const MAY_USE: [(&str, &[&str]); 11] = [
+const MAY_USE: [(&str, &[&str]); 12] = [
     ("engine", &["engine"]),
     ("world", &["engine", "world"]),
     ("operations", &["engine", "world", "operations"]),
@@ -15,9 +15,22 @@ const MAY_USE: [(&str, &[&str]); 11] = [
     ("config", &["world", "config", "guest", "host"]),
     ("workspace", &["world", "config", "host", "workspace"]),
     ("fakes", &["engine", "world", "operations", "fakes"]),
+    ("simulator", &["world", "guest", "simulator"]),
     (
         "cli",
-        &["engine", "world", "operations", "host", "vmm", "guest", "store", "config", "workspace", "cli"],
+        &[
+            "engine",
+            "world",
+            "operations",
+            "host",
+            "vmm",
+            "guest",
+            "store",
+            "config",
+            "workspace",
+            "simulator",
+            "cli",
+        ],
     ),
 ];
 

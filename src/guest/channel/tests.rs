@@ -302,10 +302,13 @@ async fn waiting_ends_by_limit_by_wish_and_by_success() {
     let third = until_ready(LIMIT, limits, &interrupt, |limits: Limits| {
         reaches.push(limits.reach.as_millis());
         let count = reaches.len();
-        async move { if count < 3 { Err(again()) } else { Ok(count) } }
+        async move {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            if count < 3 { Err(again()) } else { Ok(count) }
+        }
     });
     assert_eq!(third.await.unwrap(), 3);
-    assert_eq!(reaches, [200, 400, 800]);
+    assert_eq!(reaches, [200, 500, 1001], "an eighth of the time waited");
 
     let begun = tokio::time::Instant::now();
     let mut count = 0;

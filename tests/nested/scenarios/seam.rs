@@ -1,25 +1,21 @@
-//! The seams of VMM and shares against a real Cloud Hypervisor and a real guest, the whole way round: boot, pause, save,
-//! stop, load, resume, with a share in it.
-//!
-//! Needs root, a KVM that works, and in `NIXBOX_TEST_GUEST` a directory with `vmlinuz` and `initramfs.gz` of a guest
-//! that prints `GUEST-READY` on its serial console. Reported as ignored otherwise; run it with `--ignored`.
-
-// clippy.toml lets tests unwrap, and does not see that all of this file is one.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! The seams of VMM and shares the whole way round: boot, pause, save, stop, load, resume, with a share in it.
 
 use std::fs;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nixbox::host::network::{HostNetwork, Mode, Settings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
 use nixbox::vmm::seam::{CloudHypervisor, Places, VmmSettings};
 use nixbox::world::{
-    Failure, Generation, Machine, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
+    Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };
+
+use crate::outside::must;
+use crate::room::{GUEST, WORK};
 
 /// Much more than a guest takes, in software emulation too.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -52,10 +48,11 @@ struct House {
     path: PathBuf,
     vmm: CloudHypervisor,
     shares: Virtiofs,
+    network: HostNetwork,
 }
 
 fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
-    let guest = PathBuf::from(std::env::var_os("NIXBOX_TEST_GUEST").expect("NIXBOX_TEST_GUEST"));
+    let guest = Path::new(GUEST);
     let source = path.join("shared");
     fs::create_dir_all(&source).unwrap();
     for directory in [path, &source] {
@@ -73,7 +70,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
     let vmm = CloudHypervisor::new(VmmSettings {
         runtime: path.into(),
         workspace,
-        invoker,
+        invoker: invoker.clone(),
         vcpus: NonZeroU32::new(1).unwrap(),
         memory: MEMORY,
         kernel: guest.join("vmlinuz"),
@@ -83,7 +80,16 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         shares: vec!["work".into()],
         places: Arc::new(Directory { path: path.into(), memory_file }),
     });
-    House { path: path.into(), vmm, shares }
+    let network = path.join("network");
+    fs::create_dir(&network).unwrap();
+    let network = HostNetwork::new(Settings {
+        workspace,
+        owner: invoker.uid(),
+        runtime: network,
+        mode: Mode::Off,
+        resolv_conf: "/etc/resolv.conf".into(),
+    });
+    House { path: path.into(), vmm, shares, network }
 }
 
 impl House {
@@ -109,8 +115,8 @@ impl House {
     async fn guest(&self, command: &str) -> String {
         let key = self.path.join("key");
         if !key.exists() {
-            let guest = PathBuf::from(std::env::var_os("NIXBOX_TEST_GUEST").unwrap());
-            fs::copy(guest.join("key"), &key).unwrap();
+            fs::copy(Path::new(GUEST).join("key"), &key).unwrap();
+            must("chmod", &["600", key.to_str().unwrap()]);
         }
         let options = [
             "StrictHostKeyChecking=no",
@@ -127,10 +133,6 @@ impl House {
     }
 }
 
-fn run(command: &str) {
-    assert!(Command::new("sh").arg("-ec").arg(command).status().unwrap().success(), "{command}");
-}
-
 fn machine(generation: u64, memory: u64) -> Machine {
     Machine {
         vmm: Generation(generation),
@@ -143,14 +145,12 @@ fn machine(generation: u64, memory: u64) -> Machine {
 
 /// As the user who has nothing but /dev/kvm and a TAP, or as root.
 async fn round(invoker: Invoker, memory_file: bool) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir_in(WORK).unwrap();
     let house = house(directory.path(), invoker.clone(), memory_file);
-    let (vmm, shares) = (&house.vmm, &house.shares);
+    let House { vmm, shares, network, .. } = &house;
     println!("{:?}", vmm.ability(None).await.unwrap());
-    run(&format!(
-        "ip tuntap add dev vm0 mode tap user {}; ip addr add 172.16.0.1/30 dev vm0; ip link set vm0 up",
-        invoker.uid()
-    ));
+    let slot = Slot::try_from(0).unwrap();
+    network.build(slot, Generation(1)).await.unwrap();
     house.file("root-1.img", 64 << 20, &invoker);
     house.file("ram-1", MEMORY, &invoker);
 
@@ -185,16 +185,13 @@ async fn round(invoker: Invoker, memory_file: bool) {
     vmm.stop(first.vmm).await.unwrap();
     shares.stop(first.vmm).await.unwrap();
     assert_eq!(vmm.find(first.vmm).await.unwrap(), VmmState::Never);
-    run("ip link del vm0");
+    network.remove(slot).await.unwrap();
     let original = fs::read(house.path.join("state-2/config.json")).unwrap();
 
     // The same guest under another generation, on another TAP of that name, other sockets and another RAM file; and a
     // file that the guest had open is not there any more.
     fs::remove_file(house.path.join("shared/gone")).unwrap();
-    run(&format!(
-        "ip tuntap add dev vm0 mode tap user {}; ip addr add 172.16.0.1/30 dev vm0; ip link set vm0 up",
-        invoker.uid()
-    ));
+    network.build(slot, Generation(3)).await.unwrap();
     if memory_file {
         fs::rename(house.path.join("ram-1"), house.path.join("ram-3")).unwrap();
     }
@@ -228,27 +225,27 @@ async fn round(invoker: Invoker, memory_file: bool) {
     println!("{pid}");
     vmm.stop(second.vmm).await.unwrap();
     shares.stop(second.vmm).await.unwrap();
-    run("ip link del vm0");
+    network.remove(slot).await.unwrap();
     let mut left: Vec<String> = fs::read_dir(&house.path)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     left.retain(|name| !name.ends_with(".log") && !name.starts_with("ram-") && !name.starts_with("root-"));
     left.sort();
-    assert_eq!(left, ["key", "shared", "state-2"]);
+    assert_eq!(left, ["key", "network", "shared", "state-2"]);
 }
 
-#[tokio::test]
-#[ignore = "needs KVM and NIXBOX_TEST_GUEST"]
-async fn a_guest_goes_round_as_root_with_memory_of_ours() {
-    round(Invoker::user(0, 0).unwrap(), true).await;
+fn wait(future: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
 }
 
-#[tokio::test]
-#[ignore = "needs KVM and NIXBOX_TEST_GUEST"]
-async fn a_guest_goes_round_as_a_user_with_memory_of_the_vmm() {
-    // /dev/kvm is the group's that udev or the distribution chose.
-    use std::os::unix::fs::MetadataExt;
-    let gid = fs::metadata("/dev/kvm").unwrap().gid();
-    round(Invoker::user(12345, gid).unwrap(), false).await;
+pub(super) fn a_guest_goes_round_as_root_with_memory_of_ours() {
+    wait(round(Invoker::user(0, 0).unwrap(), true));
+}
+
+pub(super) fn a_guest_goes_round_as_a_user_with_memory_of_the_vmm() {
+    // Nobody whom this host knows: with /dev/kvm and a TAP, and nothing else.
+    must("chown", &["12345:12345", "/dev/kvm"]);
+    wait(round(Invoker::user(12345, 12345).unwrap(), false));
+    must("chown", &["0:0", "/dev/kvm"]);
 }

@@ -1,0 +1,102 @@
+//! `nixbox simulator`: the parts of the stand-in VMM, each a process. Nobody is meant to call it but nixbox itself, and
+//! whoever makes a disk image for it.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::report::{self, Exit, Outcome, Problem};
+use super::{Place, done};
+use crate::config::{ByteSize, UserName};
+use crate::simulator::{self, Version, programs, share, vmm};
+
+/// Stand in for Cloud Hypervisor, without a VM
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: nixbox simulator disk root.img --key .nixbox/ssh/vm_key.pub")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    part: Part,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    /// Stand in for cloud-hypervisor
+    #[command(disable_version_flag = true)]
+    Vmm {
+        /// Behave like this version
+        #[arg(long, default_value = "53")]
+        as_version: Version,
+        /// Say which, and what this is
+        #[arg(long)]
+        version: bool,
+        /// Where to listen, as path=SOCKET
+        #[arg(long)]
+        api_socket: Option<String>,
+    },
+    /// Stand in for virtiofsd
+    Share {
+        /// Those of virtiofsd
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Be a program of the simulated guest
+    Call {
+        /// Which
+        name: String,
+        /// What it is given
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Make a disk image for a simulated guest
+    Disk {
+        /// Where
+        image: PathBuf,
+        /// How large
+        #[arg(long, default_value = "64MiB")]
+        size: ByteSize,
+        /// Who logs in
+        #[arg(long, default_value = "user")]
+        user: UserName,
+        /// The public key that is let in
+        #[arg(long)]
+        key: PathBuf,
+    },
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SimulatorError {
+    #[error("the simulator's {0} ended")]
+    Ended(&'static str, #[source] io::Error),
+    #[error("--api-socket has to be path=SOCKET")]
+    NoSocket,
+    #[error("cannot {0} {path}", path = .1.display())]
+    File(&'static str, PathBuf, #[source] io::Error),
+}
+
+fn failed(error: SimulatorError) -> Problem {
+    Problem::new(Exit::Failed, error)
+}
+
+pub(super) fn run(place: &Place, arguments: Arguments) -> Outcome {
+    let ended = |what| move |error| failed(SimulatorError::Ended(what, error));
+    match arguments.part {
+        Part::Vmm { as_version, version: true, .. } => {
+            report::print(&format!("cloud-hypervisor {}", as_version.text()))?;
+        }
+        Part::Vmm { as_version, api_socket, .. } => {
+            let socket = api_socket.as_deref().and_then(|text| text.strip_prefix("path="));
+            let socket = socket.ok_or_else(|| Problem::new(Exit::Usage, SimulatorError::NoSocket))?;
+            vmm::serve(&place.directory.join(socket), as_version).map_err(ended("VMM"))?;
+        }
+        Part::Share { arguments } => share::serve(&arguments).map_err(ended("share"))?,
+        Part::Call { name, arguments } => return programs::run(&name, arguments).map_err(ended("program")),
+        Part::Disk { image, size, user, key } => {
+            let image = place.directory.join(image);
+            let key = place.directory.join(key);
+            let line = std::fs::read_to_string(&key)
+                .map_err(|error| failed(SimulatorError::File("read", key, error)))?;
+            simulator::make_disk(&image, size.bytes(), user.as_str(), &line)
+                .map_err(|error| failed(SimulatorError::File("make", image, error)))?;
+        }
+    }
+    done()
+}

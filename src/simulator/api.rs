@@ -1,0 +1,395 @@
+//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains as v53.0 gives them, and
+//! where other versions differ, theirs. A conformance suite compares them with the real ones.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::Version;
+use super::vm::{self, Place, Vm};
+
+/// What the API says no with.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    /// Outermost first.
+    chain: Vec<String>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: u16, chain: &[&str]) -> Self {
+        Self { status, chain: chain.iter().map(|text| (*text).to_owned()).collect() }
+    }
+
+    /// An error of the system, below what was being done.
+    pub(super) fn of(doing: &[&str], error: &dyn std::error::Error) -> Self {
+        let mut refusal = Self::new(500, doing);
+        refusal.chain.push(error.to_string());
+        refusal
+    }
+
+    /// The same as the answer to a call.
+    fn to(mut self, call: &str) -> Self {
+        self.chain.splice(0..0, ["Error from API".to_owned(), call.to_owned()]);
+        self
+    }
+
+    pub(super) fn body(&self) -> String {
+        json!(self.chain).to_string()
+    }
+}
+
+fn not_running() -> Refusal {
+    Refusal::new(500, &["VM is not running"])
+}
+
+/// The VMM: a configuration, and a VM once it was booted.
+pub(super) struct Vmm {
+    place: Place,
+    config: Option<Value>,
+    vm: Option<Vm>,
+    /// Whether its serial file was made, and emptied.
+    console: bool,
+    /// Shares that the guest was asked to let go of.
+    leaving: BTreeSet<String>,
+}
+
+/// An answer: status and body.
+pub(super) type Answer = Result<(u16, String), Refusal>;
+
+fn nothing() -> Answer {
+    Ok((204, String::new()))
+}
+
+fn parse(body: &[u8]) -> Result<Value, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::new(400, &["Failed to deserialize JSON", &error.to_string()]))
+}
+
+/// A field that a body must have.
+fn need(body: &[u8], key: &str) -> Result<(Value, String), Refusal> {
+    if body.is_empty() {
+        return Err(Refusal::new(400, &["Bad Request"]));
+    }
+    let value = parse(body)?;
+    match value.get(key).and_then(Value::as_str).map(str::to_owned) {
+        Some(text) => Ok((value, text)),
+        None => {
+            let column = body.len();
+            let missing = format!("missing field `{key}` at line 1 column {column}");
+            Err(Refusal::new(400, &["Failed to deserialize JSON", &missing]))
+        }
+    }
+}
+
+impl Vmm {
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, config: None, vm: None, console: false, leaving: BTreeSet::new() }
+    }
+
+    /// Answers one call. `vmm.shutdown` is not for it.
+    pub(super) fn call(&mut self, method: &str, path: &str, body: &[u8]) -> Answer {
+        let call = path.strip_prefix("/api/v1/").unwrap_or_default();
+        match (method, call) {
+            ("GET", "vmm.ping") => Ok((200, self.ping())),
+            ("GET", "vm.info") => self.info().map_err(|refusal| refusal.to("The VM info is not available")),
+            ("PUT", "vm.create") => self.create(body),
+            ("PUT", "vm.boot") => self.boot().map_err(|refusal| refusal.to("The VM could not boot")),
+            ("PUT", "vm.pause") => self.pause().map_err(|refusal| refusal.to("The VM could not be paused")),
+            ("PUT", "vm.resume") => self.resume().map_err(|refusal| refusal.to("The VM could not resume")),
+            ("PUT", "vm.snapshot") => self.snapshot(body),
+            ("PUT", "vm.restore") => self.restore(body),
+            ("PUT", "vm.power-button") => {
+                self.power_button().map_err(|refusal| refusal.to("Error triggering power button"))
+            }
+            ("PUT", "vm.shutdown") => match self.vm.take() {
+                Some(_stopped) => nothing(),
+                None => Err(not_running().to("The VM could not shutdown")),
+            },
+            ("PUT", "vm.delete") => {
+                (self.vm, self.config) = (None, None);
+                nothing()
+            }
+            ("PUT", "vm.add-fs") => self.add_fs(body),
+            ("PUT", "vm.remove-device") => self.remove_device(body),
+            ("GET" | "PUT", known) if KNOWN.contains(&known) => Err(Refusal::new(400, &["Bad Request"])),
+            _ => Err(Refusal::new(404, &["Not Found"])),
+        }
+    }
+
+    /// Before v53 every error was of the server's making.
+    fn not_created(&self) -> Refusal {
+        let status = if self.place.version < Version::V53 { 500 } else { 404 };
+        Refusal::new(status, &["VM is not created"])
+    }
+
+    fn ping(&self) -> String {
+        let build = self.place.version.text();
+        let version = build.trim_start_matches('v').trim_end_matches("-simulator");
+        json!({
+            "build_version": build,
+            "version": format!("{version}.0"),
+            "pid": std::process::id(),
+            "features": ["simulator"],
+        })
+        .to_string()
+    }
+
+    fn info(&mut self) -> Answer {
+        let config = self.config.clone().ok_or_else(|| self.not_created())?;
+        let state = match &mut self.vm {
+            None => "Created",
+            Some(vm) => {
+                vm.let_go(&self.leaving);
+                if vm.paused { "Paused" } else { "Running" }
+            }
+        };
+        let mut info = json!({ "config": config, "state": state });
+        if let (Some(vm), Some(map)) = (&self.vm, info.as_object_mut()) {
+            let devices = vm.devices().into_iter().map(|id| (id.to_owned(), json!({ "id": id })));
+            map.insert("device_tree".to_owned(), Value::Object(devices.collect()));
+        }
+        Ok((200, info.to_string()))
+    }
+
+    fn create(&mut self, body: &[u8]) -> Answer {
+        if body.is_empty() {
+            return Ok((400, String::new()));
+        }
+        let config = parse(body)?;
+        if self.config.is_some() {
+            return Err(Refusal::new(500, &["VM is already created"]).to("The VM could not be created"));
+        }
+        // One whose console cannot be made is there all the same.
+        let console = vm::console(&config);
+        (self.config, self.console) = (Some(config), console.is_ok());
+        console.map_err(|refusal| refusal.to("The VM could not be created"))?;
+        nothing()
+    }
+
+    fn boot(&mut self) -> Answer {
+        let missing = if self.place.version < Version::V53 { 500 } else { 404 };
+        let config = self.config.clone().ok_or_else(|| Refusal::new(missing, &["VM config is missing"]))?;
+        if config.pointer("/payload/kernel").is_none() {
+            return Err(Refusal::new(
+                500,
+                &[
+                    "Failed to validate config",
+                    "Payload configuration is not bootable",
+                    "No bootitem provided: neither firmware nor kernel",
+                ],
+            ));
+        }
+        match &mut self.vm {
+            Some(_) => Err(Refusal::new(500, &["VM is already created"])),
+            vm @ None => {
+                if !self.console {
+                    vm::console(&config)?;
+                }
+                *vm = Some(Vm::boot(&config, &self.place)?);
+                nothing()
+            }
+        }
+    }
+
+    /// The guest asked for it: the same machine, from its kernel on.
+    pub(super) fn boot_again(&mut self) -> Answer {
+        self.vm = None;
+        self.boot()
+    }
+
+    fn pause(&mut self) -> Answer {
+        match &mut self.vm {
+            None => Err(not_running()),
+            Some(vm) if vm.paused => Err(Refusal::new(
+                500,
+                &[
+                    "Cannot pause VM",
+                    "Failed to pause migratable component",
+                    "Invalid transition: InvalidStateTransition(Paused, Paused)",
+                ],
+            )),
+            Some(vm) => vm.pause().and_then(|()| nothing()),
+        }
+    }
+
+    fn resume(&mut self) -> Answer {
+        match &mut self.vm {
+            None => Err(not_running()),
+            Some(vm) if !vm.paused => Err(Refusal::new(
+                500,
+                &[
+                    "Cannot resume VM",
+                    "Failed to resume migratable component",
+                    "Invalid transition: InvalidStateTransition(Running, Running)",
+                ],
+            )),
+            Some(vm) => vm.resume(self.place.version).and_then(|()| nothing()),
+        }
+    }
+
+    fn snapshot(&mut self, body: &[u8]) -> Answer {
+        const CALL: &str = "The VM could not be snapshotted";
+        let (_, url) = need(body, "destination_url")?;
+        let (Some(vm), Some(config)) = (&mut self.vm, &self.config) else {
+            return Err(not_running().to(CALL));
+        };
+        if !vm.paused {
+            let words = [
+                "Cannot snapshot VM",
+                "Failed to snapshot migratable component",
+                "Trying to snapshot while VM is running",
+            ];
+            return Err(Refusal::new(500, &words).to(CALL));
+        }
+        let saved = directory(&url, "Cannot send VM snapshot")
+            .and_then(|directory| vm.save(config, &directory, self.place.version));
+        saved.map_err(|refusal| refusal.to(CALL))?;
+        nothing()
+    }
+
+    fn restore(&mut self, body: &[u8]) -> Answer {
+        let (value, url) = need(body, "source_url")?;
+        if self.config.is_some() {
+            return Err(Refusal::new(500, &["VM is already created"]).to("The VM could not be restored"));
+        }
+        let restored =
+            directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
+        restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
+        // v51.1 ignores the field.
+        let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
+        if resume && self.place.version > Version::V51 { self.resume() } else { nothing() }
+    }
+
+    fn restore_from(&mut self, directory: &Path) -> Result<(), Refusal> {
+        const CANNOT: &str = "Cannot restore VM";
+        const RECEIVE: &str = "Failed to receive migratable component snapshot";
+        let path = directory.join("config.json");
+        let bytes = std::fs::read(&path).map_err(|error| {
+            Refusal::of(
+                &[CANNOT, RECEIVE, &format!("Error opening VM config snapshot file {path:?}")],
+                &error,
+            )
+        })?;
+        let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
+            Refusal::of(&[CANNOT, RECEIVE, "Error deserialising VM config snapshot"], &error)
+        })?;
+        self.vm = Some(Vm::restore(&config, directory, &self.place)?);
+        self.config = Some(config);
+        Ok(())
+    }
+
+    fn power_button(&mut self) -> Answer {
+        let vm = self.vm.as_ref().ok_or_else(not_running)?;
+        // A guest that stands still hears it when it goes on.
+        let guest = std::sync::Arc::clone(&vm.guest);
+        tokio::spawn(async move {
+            if guest.gate.passed().await.is_ok() {
+                guest.settle();
+                guest.power(super::guest::Power::Off);
+            }
+        });
+        nothing()
+    }
+
+    fn add_fs(&mut self, body: &[u8]) -> Answer {
+        const CALL: &str = "The fs could not be added to the VM";
+        need(body, "tag")?;
+        let (fs, _) = need(body, "socket")?;
+        let config = self.config.as_ref().ok_or_else(|| self.not_created().to(CALL))?;
+        let invalid = |words: &[&str]| {
+            let mut refusal = Refusal::new(500, &["Failed to validate config"]);
+            refusal.chain.extend(words.iter().map(|word| (*word).to_owned()));
+            refusal.to(CALL)
+        };
+        if config.pointer("/payload/kernel").is_none() {
+            return Err(invalid(&[
+                "Payload configuration is not bootable",
+                "No bootitem provided: neither firmware nor kernel",
+            ]));
+        }
+        let id = fs.get("id").cloned().unwrap_or(Value::Null);
+        let taken = |config: &Value| {
+            let listed = config.get("fs").and_then(Value::as_array).into_iter().flatten();
+            listed.filter_map(|fs| fs.get("id")).any(|there| *there == id)
+        };
+        if taken(config) {
+            return Err(invalid(&[&format!("Identifier {} is not unique", id.as_str().unwrap_or_default())]));
+        }
+        if let Some(vm) = &mut self.vm {
+            vm.add_share(&fs).map_err(|refusal| refusal.to(CALL))?;
+            self.leaving.remove(id.as_str().unwrap_or_default());
+        }
+        let config = self.config.as_mut().and_then(Value::as_object_mut);
+        let list = config.map(|config| config.entry("fs").or_insert_with(|| json!([])));
+        match list.and_then(Value::as_array_mut) {
+            Some(list) => list.push(fs),
+            None => return Err(Refusal::new(500, &["fs is no list"]).to(CALL)),
+        }
+        if self.vm.is_some() {
+            Ok((200, json!({ "id": id, "bdf": "0000:00:07.0" }).to_string()))
+        } else {
+            nothing()
+        }
+    }
+
+    fn remove_device(&mut self, body: &[u8]) -> Answer {
+        const CALL: &str = "The device could not be removed from the VM";
+        let (_, id) = need(body, "id")?;
+        let config = match &mut self.config {
+            Some(config) => config,
+            None => return Err(self.not_created().to(CALL)),
+        };
+        let mut found = false;
+        for kind in ["disks", "fs", "net"] {
+            if let Some(list) = config.get_mut(kind).and_then(Value::as_array_mut) {
+                let before = list.len();
+                list.retain(|device| device.get("id").and_then(Value::as_str) != Some(&id));
+                found |= list.len() != before;
+            }
+        }
+        if !found {
+            let refusal = if self.vm.is_some() {
+                let words = format!("Failed to find device corresponding to the given identifier: {id}");
+                Refusal::new(500, &["Error from device manager", &words])
+            } else {
+                Refusal::new(500, &[&format!("No device with id {id:?} to remove")])
+            };
+            return Err(refusal.to(CALL));
+        }
+        self.leaving.insert(id);
+        nothing()
+    }
+
+    /// What happens by itself while nobody calls.
+    pub(super) fn notice(&mut self) -> io::Result<()> {
+        self.vm.as_ref().map_or(Ok(()), Vm::notice_lost_daemons)
+    }
+}
+
+const KNOWN: [&str; 13] = [
+    "vmm.ping",
+    "vm.info",
+    "vm.create",
+    "vm.boot",
+    "vm.pause",
+    "vm.resume",
+    "vm.snapshot",
+    "vm.restore",
+    "vm.power-button",
+    "vm.shutdown",
+    "vm.delete",
+    "vm.add-fs",
+    "vm.remove-device",
+];
+
+/// The directory of a `file://` URL, for what cannot be done without it.
+fn directory(url: &str, what: &str) -> Result<PathBuf, Refusal> {
+    let refuse =
+        |why: String| Refusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);
+    let path = url.strip_prefix("file://").map(PathBuf::from);
+    let path = path.ok_or_else(|| refuse(format!("Could not extract path from URL: {url}")))?;
+    if path.is_dir() { Ok(path) } else { Err(refuse(format!("Destination is not a directory: {path:?}"))) }
+}

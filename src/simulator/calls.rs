@@ -1,0 +1,194 @@
+//! What programs of the simulated guest ask of its kernel: system calls, over a Unix socket.
+//!
+//! A call is a line of JSON and then the program's input, an answer is a line of JSON. The programs are those of
+//! [`super::programs`].
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use super::guest::{Guest, Power};
+
+/// Names the socket in the environment of the guest's programs.
+pub(super) const VARIABLE: &str = "NIXBOX_SIMULATED_KERNEL";
+/// More than any program here has to say, in bytes.
+const MOST: u64 = 64 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Call {
+    name: String,
+    arguments: Vec<String>,
+    directory: PathBuf,
+}
+
+/// What a program prints, and what it exits with.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Answer {
+    pub(super) status: u8,
+    pub(super) out: String,
+    pub(super) error: String,
+}
+
+impl Answer {
+    fn out(text: impl Into<String>) -> Self {
+        Self { out: text.into(), ..Self::default() }
+    }
+
+    fn error(error: impl ToString) -> Self {
+        Self { status: 1, error: format!("{}\n", error.to_string()), ..Self::default() }
+    }
+
+    fn of<E: ToString>(result: Result<(), E>) -> Self {
+        result.map_or_else(Self::error, |()| Self::default())
+    }
+}
+
+/// Makes a call from a program's side.
+///
+/// # Errors
+/// If this is no program of a simulated guest, or the guest is gone.
+pub(super) fn call(name: &str, arguments: Vec<String>, input: &[u8]) -> io::Result<Answer> {
+    let socket = std::env::var_os(VARIABLE)
+        .ok_or_else(|| io::Error::other("this is a program of a simulated guest, and runs in one alone"))?;
+    let mut stream = UnixStream::connect(Path::new(&socket))?;
+    let call = Call { name: name.to_owned(), arguments, directory: std::env::current_dir()? };
+    stream.write_all(&serde_json::to_vec(&call)?)?;
+    stream.write_all(b"\n")?;
+    stream.write_all(input)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut line = String::new();
+    BufReader::new(stream.take(MOST)).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+/// Answers calls for as long as the guest lives.
+pub(super) fn listen(guest: &Arc<Guest>) -> io::Result<()> {
+    let path = guest.calls();
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    let guest = Arc::clone(guest);
+    tokio::spawn(async move {
+        while guest.gate.passed().await.is_ok() {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = guest.gate.gone() => return,
+            };
+            let Ok((stream, _)) = accepted else {
+                return;
+            };
+            let guest = Arc::clone(&guest);
+            tokio::spawn(async move {
+                // A program that ended hears no answer.
+                answer(&guest, stream).await.ok();
+            });
+        }
+    });
+    Ok(())
+}
+
+async fn answer(guest: &Guest, stream: tokio::net::UnixStream) -> io::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut read = tokio::io::BufReader::new(read.take(MOST));
+    let (mut line, mut input) = (String::new(), Vec::new());
+    read.read_line(&mut line).await?;
+    read.read_to_end(&mut input).await?;
+    let call: Call = serde_json::from_str(&line)?;
+    guest.gate.passed().await?;
+    let answer = perform(guest, &call, &input).await;
+    guest.gate.passed().await?;
+    let mut text = serde_json::to_vec(&answer)?;
+    text.push(b'\n');
+    write.write_all(&text).await
+}
+
+async fn perform(guest: &Guest, call: &Call, input: &[u8]) -> Answer {
+    let arguments: Vec<&str> = call.arguments.iter().map(String::as_str).collect();
+    match (call.name.as_str(), arguments.as_slice()) {
+        ("sync", _) => {
+            let mut kernel = guest.kernel();
+            Answer::of(kernel.absorb().and_then(|()| kernel.write_back()))
+        }
+        ("fstrim", _) => {
+            let mut kernel = guest.kernel();
+            Answer::of(kernel.absorb().and_then(|()| kernel.write_back()).and_then(|()| kernel.disk.trim()))
+        }
+        ("mount", ["-t", "virtiofs", rest @ ..]) => {
+            let (readonly, tag, target) = match rest {
+                ["-o", "ro", tag, target] => (true, tag, target),
+                [tag, target] => (false, tag, target),
+                _ => return Answer::error("mount: bad usage"),
+            };
+            wait_if_hung(guest, Some((*tag).to_owned())).await;
+            Answer::of(guest.mount(tag, &call.directory.join(target), readonly))
+        }
+        ("mount", _) => {
+            Answer::error("mount: the simulator mounts shares alone: mount -t virtiofs TAG PLACE")
+        }
+        ("umount", [target]) => {
+            let target = call.directory.join(target);
+            wait_if_hung(guest, guest.tag_at(&target)).await;
+            Answer::of(guest.unmount(&target))
+        }
+        ("poweroff", _) => {
+            guest.settle();
+            guest.power(Power::Off);
+            Answer::default()
+        }
+        ("reboot", _) => {
+            guest.settle();
+            guest.power(Power::Again);
+            Answer::default()
+        }
+        ("counter", _) => match guest.kernel().ram.counter() {
+            Ok(counter) => Answer::out(format!("{counter}\n")),
+            Err(error) => Answer::error(error),
+        },
+        ("keep", ["--end", process]) => match process.parse().map(|process| guest.kernel().end(process)) {
+            Ok(Ok(bytes)) => Answer::out(String::from_utf8_lossy(&bytes)),
+            _ => Answer::error(format!("keep: there is no process {process}")),
+        },
+        ("keep", []) => match guest.kernel().keep(input) {
+            Ok(process) => Answer::out(format!("{process}\n")),
+            Err(error) => Answer::error(error),
+        },
+        ("reseed", _) => {
+            let mut kernel = guest.kernel();
+            kernel.state.reseeded += 1;
+            Answer::of(kernel.pass(input).and_then(|()| kernel.keep_state()))
+        }
+        ("clock", [shift]) => match shift.parse::<i64>() {
+            Ok(shift) => {
+                let mut kernel = guest.kernel();
+                kernel.state.clock = kernel.state.clock.saturating_add(shift);
+                match kernel.keep_state() {
+                    Ok(()) => Answer::out((now() + kernel.state.clock).to_string()),
+                    Err(error) => Answer::error(error),
+                }
+            }
+            Err(error) => Answer::error(error),
+        },
+        _ => Answer::error(format!("{}: not a program of the simulated guest", call.name)),
+    }
+}
+
+async fn wait_if_hung(guest: &Guest, tag: Option<String>) {
+    if tag.is_some_and(|tag| guest.is_hung(&tag)) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The host's time, in nanoseconds since 1970.
+pub(super) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,377 @@
+//! What the simulated guest's kernel does with files: a page cache in RAM, blocks on the disk, and a view of both.
+//!
+//! Programs of the guest are programs of this machine, and see the guest's files in a directory that stands for its
+//! root: the *view*. The view is made from RAM and disk and is nothing by itself: whenever a program has done something
+//! ([`Kernel::absorb`]) its changes go to the page cache, from there to the disk ([`Kernel::write_back`]), and the next
+//! guest's view is made from these two alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::disk::{Disk, Files, Inode, Kind, Stamp};
+use super::ram::Ram;
+
+/// What the kernel alone makes, at the top of the view.
+const OWN: [&str; 3] = ["proc", "sys", "bin"];
+/// What is in RAM alone.
+const VOLATILE: [&str; 4] = ["dev", "run", "tmp", "var/run"];
+
+/// What of a running system is in RAM and nowhere else.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct State {
+    /// As `/proc/sys/kernel/random/boot_id` has it.
+    pub(super) boot: String,
+    /// Nanoseconds that its clock is ahead of the host's.
+    pub(super) clock: i64,
+    /// `init_on_free=1`.
+    pub(super) zero_freed: bool,
+    /// How often the random pool was reseeded.
+    pub(super) reseeded: u64,
+    pub(super) files: Files,
+    pub(super) mounts: Vec<Mounted>,
+    /// Programs that keep something in memory, by process id.
+    pub(super) kept: BTreeMap<u32, Kept>,
+    /// Which table of the disk this is the page cache of.
+    disk: u64,
+}
+
+/// A mounted share.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Mounted {
+    pub(super) tag: String,
+    /// Below the root.
+    pub(super) point: String,
+    pub(super) readonly: bool,
+    /// Where the host has what one sees there.
+    pub(super) shown: PathBuf,
+}
+
+/// A program's memory.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Kept {
+    pages: Vec<u64>,
+    size: u64,
+}
+
+/// A kernel that runs.
+pub(super) struct Kernel {
+    pub(super) state: State,
+    pub(super) ram: Ram,
+    pub(super) disk: Disk,
+    /// The directory that stands for the root.
+    view: PathBuf,
+    serial: File,
+    /// Whether the disk's table is behind.
+    altered: bool,
+}
+
+impl Kernel {
+    /// A fresh boot from the disk.
+    pub(super) fn boot(
+        mut ram: Ram,
+        (disk, files): (Disk, Files),
+        view: &Path,
+        serial: File,
+        zero_freed: bool,
+    ) -> io::Result<Self> {
+        ram.start(zero_freed)?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
+        let state = State { boot, zero_freed, files, disk: disk.sequence(), ..State::default() };
+        let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
+        kernel.say(&format!("simulator: no kernel runs here; boot {}", kernel.state.boot));
+        for directory in ["dev/shm", "run", "tmp", "home", "root", "etc", "var", "mnt", "srv", "opt"] {
+            for path in [directory.split('/').next().unwrap_or(directory), directory] {
+                let made = || Inode::new(Kind::Directory, 0o755);
+                kernel.state.files.entry(path.to_owned()).or_insert_with(made);
+            }
+        }
+        kernel.show()?;
+        Ok(kernel)
+    }
+
+    /// Goes on with what is in RAM. `None` if nothing is that could: RAM of another guest, or of another age than the disk.
+    pub(super) fn go_on(
+        mut ram: Ram,
+        (disk, _): (Disk, Files),
+        view: &Path,
+        serial: File,
+    ) -> io::Result<Option<Self>> {
+        let state = ram.state()?.and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok());
+        let Some(state) = state.filter(|state| state.disk == disk.sequence()) else {
+            return Ok(None);
+        };
+        let pages = state.files.values().flat_map(|inode| &inode.pages);
+        let pages: Vec<u64> =
+            pages.chain(state.kept.values().flat_map(|kept| &kept.pages)).copied().collect();
+        ram.adopt(&pages, state.zero_freed);
+        let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
+        kernel.say("simulator: goes on from RAM");
+        kernel.show()?;
+        Ok(Some(kernel))
+    }
+
+    /// Writes a line to the serial console. Whoever took it away does not want to know.
+    pub(super) fn say(&mut self, line: &str) {
+        writeln!(self.serial, "{line}").ok();
+    }
+
+    pub(super) fn view(&self) -> &Path {
+        &self.view
+    }
+
+    /// Makes the view anew.
+    fn show(&mut self) -> io::Result<()> {
+        remove_view(&self.view)?;
+        let make = |path: &Path, mode: u32| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+        make(&self.view, 0o700)?;
+        for own in ["proc/sys/kernel/random", "proc/sys/vm", "sys", "bin"] {
+            make(&self.view.join(own), 0o755)?;
+        }
+        fs::write(self.view.join("proc/sys/kernel/random/boot_id"), format!("{}\n", self.state.boot))?;
+        fs::write(self.view.join("proc/sys/vm/drop_caches"), "")?;
+        let points: BTreeSet<_> = self.state.mounts.iter().map(|mounted| mounted.point.clone()).collect();
+        for (path, inode) in &self.state.files {
+            let place = self.view.join(path);
+            match &inode.kind {
+                Kind::Directory if points.contains(path) => {}
+                Kind::Directory => make(&place, 0o700)?,
+                Kind::Link(target) => symlink(target, &place)?,
+                Kind::File => fs::write(&place, self.content(inode)?)?,
+            }
+        }
+        // Deepest first: a directory that may not be written to is made before what is in it.
+        let modes: Vec<_> =
+            self.state.files.iter().rev().map(|(path, inode)| (path.clone(), inode.mode)).collect();
+        for (path, mode) in modes {
+            let place = self.view.join(&path);
+            let plain = self.state.files.get(&path).is_some_and(|inode| !matches!(inode.kind, Kind::Link(_)));
+            if plain && !points.contains(&path) {
+                fs::set_permissions(&place, fs::Permissions::from_mode(mode))?;
+            }
+            if let (Ok(status), Some(inode)) = (place.symlink_metadata(), self.state.files.get_mut(&path)) {
+                inode.stamp = stamp(&status);
+            }
+        }
+        self.show_mounts()
+    }
+
+    fn content(&self, inode: &Inode) -> io::Result<Vec<u8>> {
+        if inode.pages.is_empty() { self.disk.load(inode) } else { self.ram.load(&inode.pages, inode.size) }
+    }
+
+    /// Links each mount point to what one sees there, and writes `/proc/mounts`.
+    pub(super) fn show_mounts(&self) -> io::Result<()> {
+        let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
+        let mut table = format!("/dev/vda {} ext4 rw,relatime 0 0\n", escaped(&self.view));
+        for Mounted { tag, point, readonly, shown } in &self.state.mounts {
+            let place = self.view.join(point);
+            let there = fs::read_link(&place).ok();
+            if there.as_ref() != Some(shown) {
+                match there {
+                    Some(_) => fs::remove_file(&place)?,
+                    None if place.is_dir() => fs::remove_dir(&place)?,
+                    None => {}
+                }
+                symlink(shown, &place)?;
+            }
+            let access = if *readonly { "ro" } else { "rw" };
+            table.push_str(&format!("{tag} {} virtiofs {access},relatime 0 0\n", escaped(shown)));
+        }
+        fs::write(self.view.join("proc/mounts"), table)
+    }
+
+    /// Takes what programs have changed into the page cache.
+    pub(super) fn absorb(&mut self) -> io::Result<()> {
+        let mut seen = BTreeMap::new();
+        let points: BTreeSet<String> =
+            self.state.mounts.iter().map(|mounted| mounted.point.clone()).collect();
+        scan(&self.view, "", &points, &mut seen)?;
+        let gone: Vec<String> = self
+            .state
+            .files
+            .keys()
+            .filter(|path| !seen.contains_key(*path) && !points.contains(*path))
+            .cloned()
+            .collect();
+        for path in gone {
+            self.forget(&path, &seen)?;
+        }
+        for (path, status) in seen {
+            let known = self.state.files.get(&path).map(|inode| (inode.stamp, inode.mode));
+            if known != Some((stamp(&status), status.mode() & 0o7777)) {
+                self.take(&path, &status)?;
+            }
+        }
+        self.drop_caches_if_asked()?;
+        self.keep_state()
+    }
+
+    /// A file that is gone, or has another name now.
+    fn forget(&mut self, path: &str, seen: &BTreeMap<String, fs::Metadata>) -> io::Result<()> {
+        let Some(inode) = self.state.files.remove(path) else {
+            return Ok(());
+        };
+        self.altered = true;
+        let same = |status: &fs::Metadata| status.ino() == inode.stamp.0 && inode.stamp.0 != 0;
+        let moved = seen.iter().find(|(_, status)| same(status)).map(|(path, _)| path.clone());
+        let replaced = match moved {
+            Some(new) => self.state.files.insert(new, inode),
+            None => Some(inode),
+        };
+        if let Some(inode) = replaced {
+            self.ram.free(&inode.pages)?;
+            self.disk.free(&inode.blocks);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, path: &str, status: &fs::Metadata) -> io::Result<()> {
+        let place = self.view.join(path);
+        let kind = match status.file_type() {
+            kind if kind.is_dir() => Kind::Directory,
+            kind if kind.is_symlink() => Kind::Link(fs::read_link(&place)?.to_string_lossy().into_owned()),
+            _ => Kind::File,
+        };
+        let content = if kind == Kind::File { read(&place)? } else { Vec::new() };
+        let old = self.state.files.remove(path);
+        let mut inode = Inode::new(kind, status.mode() & 0o7777);
+        let (old_blocks, old_pages) = old.map(|old| (old.blocks, old.pages)).unwrap_or_default();
+        inode.size = content.len() as u64;
+        inode.blocks = old_blocks;
+        inode.pages = self.ram.store(old_pages, &content)?;
+        inode.stamp = stamp(status);
+        self.state.files.insert(path.to_owned(), inode);
+        Ok(())
+    }
+
+    fn drop_caches_if_asked(&mut self) -> io::Result<()> {
+        let path = self.view.join("proc/sys/vm/drop_caches");
+        if fs::metadata(&path)?.len() == 0 {
+            return Ok(());
+        }
+        fs::write(&path, "")?;
+        let clean = |(path, inode): &(&String, &mut Inode)| !inode.dirty && !is_volatile(path);
+        for (_, inode) in self.state.files.iter_mut().filter(clean) {
+            self.ram.free(&std::mem::take(&mut inode.pages))?;
+        }
+        Ok(())
+    }
+
+    /// Writes down in RAM what the kernel knows.
+    pub(super) fn keep_state(&mut self) -> io::Result<()> {
+        self.state.disk = self.disk.sequence();
+        self.ram.write_state(&serde_json::to_vec(&self.state)?)
+    }
+
+    /// Brings the disk up to the page cache.
+    pub(super) fn write_back(&mut self) -> io::Result<()> {
+        for (path, inode) in self.state.files.iter_mut().filter(|(path, _)| !is_volatile(path)) {
+            if !inode.dirty {
+                continue;
+            }
+            let content = self.ram.load(&inode.pages, inode.size)?;
+            let blocks = self.disk.store(inode.blocks.clone(), &content);
+            inode.blocks =
+                blocks.map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+            inode.dirty = false;
+            self.altered = true;
+        }
+        if self.altered {
+            let stored = self.state.files.iter().filter(|(path, _)| !is_volatile(path));
+            let bare = |inode: &Inode| Inode { pages: Vec::new(), ..inode.clone() };
+            self.disk.commit(&stored.map(|(path, inode)| (path.clone(), bare(inode))).collect())?;
+            self.altered = false;
+        }
+        self.keep_state()
+    }
+
+    /// Bytes that pass through the kernel, as those of a connection do: they are in RAM, and then free memory.
+    pub(super) fn pass(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let pages = self.ram.store(Vec::new(), bytes)?;
+        self.ram.free(&pages)
+    }
+
+    /// A program that keeps bytes in its memory until it is ended. Its number is its process id.
+    pub(super) fn keep(&mut self, bytes: &[u8]) -> io::Result<u32> {
+        let process = self.state.kept.keys().next_back().map_or(1000, |last| last + 1);
+        let kept = Kept { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
+        self.state.kept.insert(process, kept);
+        self.keep_state()?;
+        Ok(process)
+    }
+
+    /// Ends it, and gives what it kept.
+    pub(super) fn end(&mut self, process: u32) -> io::Result<Vec<u8>> {
+        let kept = self.state.kept.remove(&process).ok_or(ErrorKind::NotFound)?;
+        let bytes = self.ram.load(&kept.pages, kept.size)?;
+        self.ram.free(&kept.pages)?;
+        self.keep_state()?;
+        Ok(bytes)
+    }
+}
+
+/// Removes a view. Links in it are not followed, so that what is shared with the host stays.
+pub(super) fn remove_view(view: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(view) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn is_volatile(path: &str) -> bool {
+    VOLATILE
+        .iter()
+        .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
+fn stamp(status: &fs::Metadata) -> Stamp {
+    (status.ino(), status.size(), status.mtime(), status.mtime_nsec(), status.ctime(), status.ctime_nsec())
+}
+
+/// A program may be faster, and have removed it.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// All that is below a directory, mount points as they are, what the kernel makes left out.
+fn scan(
+    root: &Path,
+    below: &str,
+    points: &BTreeSet<String>,
+    seen: &mut BTreeMap<String, fs::Metadata>,
+) -> io::Result<()> {
+    let entries = match fs::read_dir(root.join(below)) {
+        Err(error) if error.kind() == ErrorKind::NotFound && !below.is_empty() => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        let Some(name) = name.to_str().filter(|name| !below.is_empty() || !OWN.contains(name)) else {
+            continue;
+        };
+        let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        let status = match root.join(&path).symlink_metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        if points.contains(&path) {
+            continue;
+        }
+        let kind = status.file_type();
+        if kind.is_dir() {
+            scan(root, &path, points, seen)?;
+        }
+        if kind.is_dir() || kind.is_file() || kind.is_symlink() {
+            seen.insert(path, status);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,317 @@
+//! The simulated guest's SSH server: real SSH on the loopback, commands run by this machine's shell in the guest's view.
+//!
+//! Who is let in, and the key that the server shows, is in files on the guest's disk, as in any guest. No terminals.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use russh::keys::ssh_key::LineEnding;
+use russh::keys::{PrivateKey, PublicKey, decode_secret_key};
+use russh::server::{self, Auth, ChannelOpenHandle, Handle, Msg, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, Sig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::calls;
+use super::gate::Gated;
+use super::guest::Guest;
+use super::sh::{Input, Translator};
+use crate::guest::key;
+
+/// Where the server's key is, below the root.
+const HOST_KEY: &str = "etc/ssh/host_key";
+
+/// Serves the guest for as long as it lives, once it runs.
+pub(super) fn listen(guest: &Arc<Guest>, listener: std::net::TcpListener) -> io::Result<()> {
+    let key = host_key(guest)?;
+    let config = Arc::new(server::Config {
+        keys: vec![key],
+        auth_rejection_time: std::time::Duration::ZERO,
+        ..server::Config::default()
+    });
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let guest = Arc::clone(guest);
+    tokio::spawn(async move {
+        while guest.gate.passed().await.is_ok() {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = guest.gate.gone() => return,
+            };
+            let Ok((stream, _)) = accepted else {
+                return;
+            };
+            // A delay is all that is lost if it cannot be set.
+            stream.set_nodelay(true).ok();
+            let stream = Gated { stream, gate: Arc::clone(&guest.gate) };
+            let connection = Connection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
+            let config = Arc::clone(&config);
+            tokio::spawn(async move {
+                // How a connection ends is the client's to say.
+                if let Ok(session) = server::run_stream(config, stream, connection).await {
+                    session.await.ok();
+                }
+            });
+        }
+    });
+    Ok(())
+}
+
+/// The server's key: on the disk, or made now and put there.
+fn host_key(guest: &Guest) -> io::Result<PrivateKey> {
+    let path = guest.kernel().view().join(HOST_KEY);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => decode_secret_key(&text, None).map_err(io::Error::other),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Err(_) => {
+            let key = key::generate().map_err(io::Error::other)?;
+            let text = key.to_openssh(LineEnding::LF).map_err(io::Error::other)?;
+            std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            std::fs::write(path, text.as_bytes())?;
+            guest.settle();
+            Ok(key)
+        }
+    }
+}
+
+struct Connection {
+    guest: Arc<Guest>,
+    /// Whose session it is: the home, once logged in.
+    home: Option<PathBuf>,
+    /// What is sent to the commands that run.
+    channels: HashMap<ChannelId, UnboundedSender<ToCommand>>,
+}
+
+enum ToCommand {
+    Bytes(Vec<u8>),
+    NoMore,
+    Signal(rustix::process::Signal),
+}
+
+impl Connection {
+    fn home_of(&self, user: &str) -> PathBuf {
+        let view = self.guest.kernel().view().to_owned();
+        if user == "root" { view.join("root") } else { view.join("home").join(user) }
+    }
+
+    fn is_let_in(&self, user: &str, key: &PublicKey) -> bool {
+        // Names are paths here.
+        let plain = user.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter));
+        let list =
+            std::fs::read_to_string(self.home_of(user).join(".ssh/authorized_keys")).unwrap_or_default();
+        let mut keys = list.lines().filter_map(|line| PublicKey::from_openssh(line).ok());
+        plain && keys.any(|known| known.key_data() == key.key_data())
+    }
+
+    fn begin(&mut self, id: ChannelId, command: &str, session: &mut Session) -> Result<(), russh::Error> {
+        match self.start(command) {
+            Ok((child, translator)) => {
+                let (sender, receiver) = unbounded_channel();
+                self.channels.insert(id, sender);
+                session.channel_success(id)?;
+                let running = Running {
+                    guest: Arc::clone(&self.guest),
+                    handle: session.handle(),
+                    id,
+                    input: Input::of(command),
+                    translator,
+                };
+                tokio::spawn(running.through(child, receiver));
+                Ok(())
+            }
+            Err(error) => {
+                self.guest.kernel().say(&format!("sshd: {command}: {error}"));
+                session.channel_failure(id)
+            }
+        }
+    }
+
+    fn start(&self, command: &str) -> io::Result<(tokio::process::Child, Translator)> {
+        let home = self.home.clone().ok_or(io::ErrorKind::PermissionDenied)?;
+        let view = self.guest.kernel().view().to_owned();
+        let translator = Translator::new(&view, &self.guest.sources())?;
+        let user = home.file_name().unwrap_or_default().to_owned();
+        let host = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
+        let mut shell = Command::new("/bin/sh");
+        shell
+            .arg("-c")
+            .arg(translator.script(command)?)
+            .current_dir(&home)
+            .env("HOME", &home)
+            .env("USER", &user)
+            .env("LOGNAME", &user)
+            .env("SHELL", "/bin/sh")
+            .env("PATH", format!("{}:{host}", view.join("bin").display()))
+            .env(calls::VARIABLE, self.guest.calls())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let child = shell.spawn()?;
+        if let Some(group) = child.id() {
+            self.guest.started(group);
+        }
+        Ok((child, translator))
+    }
+}
+
+impl server::Handler for Connection {
+    type Error = russh::Error;
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
+        if self.is_let_in(user, key.public_key) {
+            self.home = Some(self.home_of(user));
+            Ok(Auth::Accept)
+        } else {
+            Ok(Auth::reject())
+        }
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        _: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(
+        &mut self,
+        id: ChannelId,
+        command: &[u8],
+        session: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let command = String::from_utf8_lossy(command).into_owned();
+        self.begin(id, &command, session)
+    }
+
+    async fn shell_request(&mut self, id: ChannelId, session: &mut Session) -> Result<(), russh::Error> {
+        self.begin(id, "exec sh -i", session)
+    }
+
+    async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut Session) -> Result<(), russh::Error> {
+        if let Some(command) = self.channels.get(&id) {
+            // One that has ended takes nothing any more.
+            command.send(ToCommand::Bytes(bytes.to_vec())).ok();
+        }
+        Ok(())
+    }
+
+    async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
+        if let Some(command) = self.channels.get(&id) {
+            command.send(ToCommand::NoMore).ok();
+        }
+        Ok(())
+    }
+
+    async fn signal(&mut self, id: ChannelId, signal: Sig, _: &mut Session) -> Result<(), russh::Error> {
+        let signal = match signal {
+            Sig::INT => rustix::process::Signal::INT,
+            Sig::TERM => rustix::process::Signal::TERM,
+            Sig::KILL => rustix::process::Signal::KILL,
+            Sig::HUP => rustix::process::Signal::HUP,
+            _ => return Ok(()),
+        };
+        if let Some(command) = self.channels.get(&id) {
+            command.send(ToCommand::Signal(signal)).ok();
+        }
+        Ok(())
+    }
+}
+
+/// A command that runs, and the channel it runs for.
+struct Running {
+    guest: Arc<Guest>,
+    handle: Handle,
+    id: ChannelId,
+    input: Input,
+    translator: Translator,
+}
+
+impl Running {
+    /// To its end. A client that is gone hears nothing of it, and it runs on.
+    async fn through(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<ToCommand>) {
+        let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (handle, id) = (self.handle.clone(), self.id);
+        let guest = Arc::clone(&self.guest);
+        let feeding = tokio::spawn(async move {
+            // A command that does not read its input to the end is none that failed.
+            self.feed(receiver, stdin, group).await.ok();
+        });
+        tokio::join!(pass_on(stdout, &handle, id, None), pass_on(stderr, &handle, id, Some(1)));
+        let ended = child.wait().await;
+        feeding.abort();
+        guest.settle();
+        match ended.map(|status| (status.code(), status.signal())) {
+            Ok((Some(code), _)) => {
+                handle.exit_status_request(id, u32::try_from(code).unwrap_or(255)).await.ok();
+            }
+            Ok((None, signal)) => {
+                let signal = match signal {
+                    Some(1) => Sig::HUP,
+                    Some(2) => Sig::INT,
+                    Some(9) => Sig::KILL,
+                    Some(15) => Sig::TERM,
+                    other => Sig::Custom(format!("{}", other.unwrap_or_default())),
+                };
+                let said = handle.exit_signal_request(id, signal, false, String::new(), String::new());
+                said.await.ok();
+            }
+            Err(error) => guest.kernel().say(&format!("sshd: {error}")),
+        }
+        handle.eof(id).await.ok();
+        handle.close(id).await.ok();
+    }
+
+    async fn feed(
+        &mut self,
+        mut receiver: UnboundedReceiver<ToCommand>,
+        mut stdin: Option<tokio::process::ChildStdin>,
+        group: Option<rustix::process::Pid>,
+    ) -> io::Result<()> {
+        while let Some(next) = receiver.recv().await {
+            match (next, &mut stdin) {
+                (ToCommand::Bytes(bytes), Some(stdin)) => {
+                    self.guest.kernel().pass(&bytes)?;
+                    let bytes = self.input.take(&self.translator, bytes)?;
+                    stdin.write_all(&bytes).await?;
+                }
+                (ToCommand::Bytes(_), None) => {}
+                (ToCommand::NoMore, _) => stdin = None,
+                (ToCommand::Signal(signal), _) => {
+                    if let Some(group) = group {
+                        rustix::process::kill_process_group(group, signal)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a command writes, until it has nothing more to say.
+async fn pass_on(from: Option<impl AsyncRead + Unpin>, to: &Handle, id: ChannelId, extended: Option<u32>) {
+    let Some(mut from) = from else {
+        return;
+    };
+    let mut buffer = vec![0; 32 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let bytes = buffer[..read].to_vec();
+        let sent = match extended {
+            None => to.data(id, bytes).await.is_ok(),
+            Some(kind) => to.extended_data(id, kind, bytes).await.is_ok(),
+        };
+        if !sent {
+            return;
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The VMM's process: its socket and its end.
+
+use std::convert::Infallible;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use super::Version;
+use super::api::{Refusal, Vmm};
+use super::guest::Power;
+use super::vm::Place;
+
+/// No body of a request is longer, in bytes.
+const BODY_LIMIT: usize = 1 << 20;
+/// How often it is looked whether a share's daemon has gone.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Serves the API on `socket` until it is told to end, by a call, by a signal, or by its guest.
+///
+/// # Errors
+/// If the socket cannot be had.
+pub fn serve(socket: &Path, version: Version) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(run(socket, version));
+    // Programs of the guest that are waited for wait for nothing any more.
+    runtime.shutdown_background();
+    done
+}
+
+async fn run(socket: &Path, version: Version) -> io::Result<()> {
+    let (mut terminated, mut interrupted) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let _lock = if version < Version::V53 { None } else { Some(lock(socket)?) };
+    let listener = UnixListener::bind(socket)?;
+    rustix::fs::chmod(socket, rustix::fs::Mode::RWXU)?;
+    let directory = socket.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
+    let (power, mut asked) = unbounded_channel();
+    let place = Place { runtime: directory, version, power: power.clone() };
+    // As the real one, which has one thread for its API: every call waits for the one before it.
+    let vmm = Arc::new(Mutex::new(Vmm::new(place)));
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let (stream, _) = accepted?;
+                let (vmm, power) = (Arc::clone(&vmm), power.clone());
+                tokio::spawn(async move {
+                    let service = service_fn(|request| answer(Arc::clone(&vmm), power.clone(), request));
+                    // A client that goes away in the middle is no concern of anybody's.
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+                });
+            }
+            asked = asked.recv() => match asked {
+                Some(Power::Again) => {
+                    // A guest that cannot boot again is as one that does not.
+                    vmm.lock().await.boot_again().ok();
+                }
+                Some(Power::Off) | None => break,
+            },
+            _ = terminated.recv() => break,
+            _ = interrupted.recv() => break,
+            _ = look.tick() => vmm.lock().await.notice()?,
+        }
+    }
+    // Whatever runs in the guest ends with it.
+    drop(std::mem::replace(
+        &mut *vmm.lock().await,
+        Vmm::new(Place { runtime: PathBuf::new(), version, power }),
+    ));
+    std::fs::remove_file(socket)
+}
+
+/// v53 and later: the lock says whether a socket that is there is anybody's.
+fn lock(socket: &Path) -> io::Result<File> {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+    file.try_lock().map_err(|_| {
+        let text = format!("API socket {socket:?} is already in use by another running instance");
+        io::Error::new(io::ErrorKind::AddrInUse, text)
+    })?;
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(file),
+    }
+}
+
+async fn answer(
+    vmm: Arc<Mutex<Vmm>>,
+    power: UnboundedSender<Power>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
+    let body = match Limited::new(request.into_body(), BODY_LIMIT).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => return Ok(response(400, Refusal::new(400, &["Bad Request"]).body())),
+    };
+    if (method.as_str(), path.as_str()) == ("PUT", "/api/v1/vmm.shutdown") {
+        power.send(Power::Off).ok();
+        return Ok(response(200, String::new()));
+    }
+    Ok(match vmm.lock().await.call(&method, &path, &body) {
+        Ok((status, body)) => response(status, body),
+        Err(refusal) => response(refusal.status, refusal.body()),
+    })
+}
+
+fn response(status: u16, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    if let Ok(status) = hyper::StatusCode::from_u16(status) {
+        *response.status_mut() = status;
+    }
+    response
+}

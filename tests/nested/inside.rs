@@ -1,0 +1,169 @@
+//! The runner in the nested host. Each scenario is a process of its own, with its output in a file that the outer runner
+//! shows if it fails; and one that leaves anything behind has failed.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use super::emulation::Act;
+use super::outside;
+use super::room;
+use super::scenarios::{self, Run, Scenario};
+
+/// What a scenario may take, in seconds. A last resort: all that it waits for has a limit of its own.
+const LIMIT: &str = "2400";
+/// What lasts over a power cut is here.
+const DISK: &str = "/dev/vda";
+
+const INSIDE: &str = "--nested-inside";
+const ONE: &str = "--nested-one";
+
+/// What the inner runner is called with.
+pub(super) fn arguments(guest: &Path, act: Act<'_>) -> Vec<String> {
+    let (part, names) = match act {
+        Act::Scenarios(all) => ("whole", all.iter().map(|scenario| scenario.name).collect()),
+        Act::BeforeCut(one) => ("before", vec![one.name]),
+        Act::AfterCut(one) => ("after", vec![one.name]),
+    };
+    let head = [INSIDE, guest.to_str().unwrap(), part];
+    head.into_iter().chain(names).map(str::to_owned).collect()
+}
+
+/// What the inner runner says to the outer one.
+pub(super) enum Line {
+    Verdict { name: String, passed: bool, seconds: f64 },
+    Cut,
+}
+
+pub(super) fn parse(line: &str) -> Option<Line> {
+    let words: Vec<&str> = line.strip_prefix("@nested ")?.split_ascii_whitespace().collect();
+    match words[..] {
+        ["cut"] => Some(Line::Cut),
+        [verdict @ ("passed" | "failed"), name, seconds] => Some(Line::Verdict {
+            name: name.to_owned(),
+            passed: verdict == "passed",
+            seconds: seconds.parse().ok()?,
+        }),
+        _ => None,
+    }
+}
+
+/// Does what this process was started for, if that is something in the nested host.
+pub(super) fn role(arguments: &[String]) -> Option<ExitCode> {
+    match arguments {
+        [role, guest, part, names @ ..] if role == INSIDE => {
+            all(Path::new(guest), part, names);
+            Some(ExitCode::SUCCESS)
+        }
+        [role, part, name] if role == ONE => {
+            one(part, find(name));
+            Some(ExitCode::SUCCESS)
+        }
+        _ => None,
+    }
+}
+
+fn find(name: &str) -> &'static Scenario {
+    scenarios::ALL.iter().find(|scenario| scenario.name == name).expect("a scenario of that name")
+}
+
+fn all(guest: &Path, part: &str, names: &[String]) {
+    furnish(guest, part);
+    let (standing, own): (Vec<&Scenario>, Vec<&Scenario>) =
+        names.iter().map(|name| find(name)).partition(|scenario| matches!(scenario.run, Run::Standing(_)));
+    for scenario in own {
+        let (passed, seconds) = run(part, scenario);
+        if part == "before" {
+            // The log has to be there when the power goes.
+            rustix::fs::sync();
+            println!("@nested {}", if passed { "cut" } else { "not reached" });
+        }
+        tell(scenario, passed && (part == "before" || nothing_left(scenario)), seconds);
+        outside::sweep();
+    }
+    if standing.is_empty() {
+        return;
+    }
+    let since = Instant::now();
+    let up = room::Room::standing_up();
+    for scenario in &standing {
+        if let Err(why) = &up {
+            fs::write(log(scenario.name), format!("the VM that it needs did not come up:\n{why}")).unwrap();
+            tell(scenario, false, since.elapsed().as_secs_f64());
+            continue;
+        }
+        let (passed, seconds) = run(part, scenario);
+        tell(scenario, passed, seconds);
+    }
+    outside::sweep();
+}
+
+/// What the machine's files have not, or not so.
+fn furnish(guest: &Path, part: &str) {
+    let work = Path::new(room::WORK);
+    fs::create_dir_all(work).unwrap();
+    if part == "whole" {
+        let image = "/run/work.img";
+        fs::File::create(image).unwrap().set_len(8 << 30).unwrap();
+        outside::must("mkfs.btrfs", &["-q", image]);
+        outside::must("mount", &["-o", "loop", image, room::WORK]);
+    } else {
+        outside::must("mount", &[DISK, room::WORK]);
+    }
+    // Anybody may have a workspace there.
+    fs::set_permissions(work, fs::Permissions::from_mode(0o1777)).unwrap();
+    let target = Path::new(room::GUEST);
+    fs::create_dir_all(target).unwrap();
+    for name in ["vmlinuz", "initramfs.gz", "key"] {
+        fs::copy(guest.join(name), target.join(name)).unwrap();
+    }
+    // The first run of each of these loads modules and libraries from the machine's file system, slowly.
+    outside::must("nft", &["-j", "list", "ruleset"]);
+    outside::must("dnsmasq", &["--version"]);
+}
+
+fn log(name: &str) -> String {
+    format!("/out/{name}.log")
+}
+
+/// Runs a scenario to its end, or to that of its time.
+fn run(part: &str, scenario: &Scenario) -> (bool, f64) {
+    let since = Instant::now();
+    let log = fs::File::create(log(scenario.name)).unwrap();
+    let status = Command::new("timeout")
+        .args(["--kill-after=10", LIMIT])
+        .arg(std::env::current_exe().unwrap())
+        .args([ONE, part, scenario.name])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .status()
+        .unwrap();
+    (status.success(), since.elapsed().as_secs_f64())
+}
+
+fn nothing_left(scenario: &Scenario) -> bool {
+    let left = outside::everything();
+    if !left.is_empty() {
+        let mut text = fs::read_to_string(log(scenario.name)).unwrap_or_default();
+        text.push_str(&format!("\nit left behind: {left:#?}\n"));
+        fs::write(log(scenario.name), text).unwrap();
+    }
+    left.is_empty()
+}
+
+fn tell(scenario: &Scenario, passed: bool, seconds: f64) {
+    let verdict = if passed { "passed" } else { "failed" };
+    println!("@nested {verdict} {} {seconds:.3}", scenario.name);
+}
+
+fn one(part: &str, scenario: &Scenario) {
+    match (&scenario.run, part) {
+        (Run::Own(run), _) => run(),
+        (Run::Standing(run), _) => run(&room::Room::standing()),
+        (Run::PowerCut { before, .. }, "before") => before(),
+        (Run::PowerCut { after, .. }, _) => after(),
+    }
+}

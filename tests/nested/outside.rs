@@ -1,0 +1,178 @@
+//! What there is of nixbox on this host, by ip, nft, /proc and the file system. Nothing here asks nixbox, or knows how it
+//! finds its own things but by the marks that it is documented to leave.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// A process with a mark of nixbox in its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) workspace: String,
+    /// `vmm`, `share-0`, `dhcp-0`
+    pub(super) role: String,
+    pub(super) uid: u32,
+    /// What it may do: effective and permitted capabilities.
+    pub(super) capabilities: u64,
+}
+
+/// Something of nixbox's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Thing {
+    Process(Process),
+    /// Its name, and the workspace in its alias.
+    Tap(String, String),
+    /// A table of nftables.
+    Table(String),
+    /// The claim of a slot: its number and content.
+    Claim(String, String),
+    /// RAM of a guest.
+    Memory(PathBuf),
+    /// A socket, record or configuration of a daemon.
+    Runtime(PathBuf),
+}
+
+impl Thing {
+    /// Whether it is of this workspace, by its own name or mark.
+    fn is_of(&self, workspace: &str) -> bool {
+        match self {
+            Self::Process(process) => process.workspace == workspace,
+            Self::Tap(_, owner) => owner == workspace,
+            Self::Table(text) | Self::Claim(_, text) => text.contains(workspace),
+            Self::Memory(path) => path.to_string_lossy().contains(workspace),
+            Self::Runtime(path) => path.to_string_lossy().contains(&workspace[..16]),
+        }
+    }
+}
+
+/// All that is there of all workspaces.
+pub(super) fn everything() -> Vec<Thing> {
+    let mut things: Vec<Thing> = processes().into_iter().map(Thing::Process).collect();
+    let links: Vec<Value> = serde_json::from_str(&must("ip", &["-j", "link"])).unwrap();
+    for link in links {
+        if let Some(mark) = link["ifalias"].as_str().and_then(|alias| alias.strip_prefix("nixbox ")) {
+            let owner = mark.split(' ').next().unwrap_or_default();
+            things.push(Thing::Tap(link["ifname"].as_str().unwrap().to_owned(), owner.to_owned()));
+        }
+    }
+    let tables: Value = serde_json::from_str(&must("nft", &["-j", "list", "tables"])).unwrap();
+    for table in tables["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("table")) {
+        let name = table["name"].as_str().unwrap();
+        if name.contains("nixbox") {
+            things.push(Thing::Table(name.to_owned()));
+        }
+    }
+    for path in below(Path::new("/run/nixbox/slots")) {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        things.push(Thing::Claim(name, fs::read_to_string(path).unwrap()));
+    }
+    let common = ["/run", "/dev/shm", "/tmp"].map(PathBuf::from);
+    for base in common.into_iter().chain(names(Path::new("/run/user"))) {
+        let homes = names(&base).into_iter().filter(|path| {
+            path.file_name().unwrap().to_str().is_some_and(|name| name.starts_with("nixbox-"))
+        });
+        for path in homes.flat_map(|home| below(&home)) {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if name.ends_with(".img") {
+                things.push(Thing::Memory(path));
+            } else if !name.ends_with(".log") {
+                things.push(Thing::Runtime(path));
+            }
+        }
+    }
+    things
+}
+
+/// All that is there of a workspace.
+pub(super) fn of(workspace: &str) -> Vec<Thing> {
+    everything().into_iter().filter(|thing| thing.is_of(workspace)).collect()
+}
+
+/// What a workspace's processes are there for, with how many of each: a daemon may have children.
+pub(super) fn roles(workspace: &str) -> BTreeMap<String, usize> {
+    let mut roles = BTreeMap::new();
+    for process in processes().into_iter().filter(|process| process.workspace == workspace) {
+        *roles.entry(process.role).or_default() += 1;
+    }
+    roles
+}
+
+/// All marked processes that live.
+pub(super) fn processes() -> Vec<Process> {
+    let numbers = names(Path::new("/proc"))
+        .into_iter()
+        .filter_map(|path| path.file_name().unwrap().to_str().unwrap().parse::<u32>().ok());
+    numbers.filter_map(marked).collect()
+}
+
+/// `None` for a process that has no mark, or ended while it was looked at.
+fn marked(pid: u32) -> Option<Process> {
+    let directory = PathBuf::from(format!("/proc/{pid}"));
+    let environment = fs::read(directory.join("environ")).ok()?;
+    let variable = |name: &str| {
+        let entries =
+            environment.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok());
+        entries.filter_map(|entry| entry.strip_prefix(name)?.strip_prefix('=')).next().map(str::to_owned)
+    };
+    let (workspace, role) = (variable("NIXBOX_WORKSPACE")?, variable("NIXBOX_ROLE")?);
+    let status = fs::read_to_string(directory.join("status")).ok()?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        u64::from_str_radix(line.trim(), 16).ok()
+    };
+    if status.lines().any(|line| line.starts_with("State:\tZ")) {
+        return None;
+    }
+    let capabilities = field("CapEff:")? | field("CapPrm:")?;
+    Some(Process { pid, workspace, role, uid: fs::metadata(&directory).ok()?.uid(), capabilities })
+}
+
+/// What is in a directory, if it is there.
+fn names(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory)
+        .map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect())
+}
+
+/// Every file below a directory that is no directory.
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in names(directory) {
+        if path.symlink_metadata().is_ok_and(|status| status.is_dir()) {
+            found.extend(below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// Runs a program that has to succeed, and gives its stdout.
+pub(super) fn must(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs a script that has to succeed, and gives its stdout.
+pub(super) fn shell(script: &str) -> String {
+    must("bash", &["-euo", "pipefail", "-c", script])
+}
+
+/// Removes all of nixbox's by force, so that one scenario's failure is its own.
+pub(super) fn sweep() {
+    for thing in everything() {
+        let removed = match thing {
+            Thing::Process(process) => Command::new("kill").arg("-9").arg(process.pid.to_string()).status(),
+            Thing::Tap(name, _) => Command::new("ip").args(["link", "delete", &name]).status(),
+            Thing::Table(name) => Command::new("nft").args(["delete", "table", "inet", &name]).status(),
+            Thing::Claim(name, _) => Command::new("rm").arg(format!("/run/nixbox/slots/{name}")).status(),
+            Thing::Memory(path) | Thing::Runtime(path) => Command::new("rm").arg("-f").arg(path).status(),
+        };
+        removed.unwrap();
+    }
+}

@@ -1,0 +1,111 @@
+//! nixbox killed, at every event of its operations and at any time, and what the next run makes of it.
+
+use std::time::{Duration, Instant};
+
+use crate::outside;
+use crate::room::Room;
+
+/// Whatever was killed, recovery comes to one of two ends, and is done then; even if it is killed itself on the way.
+fn recover(room: &Room, kill_recovery_at: usize) {
+    room.killed_at(kill_recovery_at, &["recover"]);
+    room.ok(&["recover"]);
+    match room.state().as_str() {
+        "down" => room.assert_down(),
+        _ => room.assert_up(),
+    }
+    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
+}
+
+/// For each event of `up` one `up` that dies there, and for each of `down` one `down`, in as few VMs as that takes.
+pub(super) fn every_kill_of_up_and_down_is_recovered() {
+    let (mut up, mut down) = (1, 1);
+    let (mut up_passed, mut down_passed) = (false, false);
+    let mut room = Room::new("kill-1");
+    while !(up_passed && down_passed) {
+        if up_passed {
+            room.ok(&["up"]);
+        } else {
+            up_passed = !room.killed_at(up, &["up"]);
+            recover(&room, 1 + up % 5);
+            up += 1;
+        }
+        if room.state() == "down" {
+            continue;
+        }
+        while room.state() != "down" {
+            if down_passed {
+                room.ok(&["down"]);
+            } else {
+                down_passed = !room.killed_at(down, &["down"]);
+                recover(&room, 1 + down % 5);
+                down += 1;
+            }
+        }
+        room.assert_down();
+        // A disk that stays would spare the next `up` the making of one.
+        room = Room::new(&format!("kill-{up}-{down}"));
+    }
+    println!("{} events of `up`, {} of `down`", up - 2, down - 2);
+    // The tables have more than these. A count near nothing would mean that nothing was killed.
+    assert!(up > 20 && down > 12, "{up} {down}");
+}
+
+/// Numbers that look random, the same ones for a seed (xorshift64).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+/// `up` and `down`, killed after any time, and now and then a daemon with them.
+pub(super) fn random_kills_are_recovered() {
+    let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seconds = variable("NIXBOX_CAMPAIGN").unwrap_or(60);
+    let seed = variable("NIXBOX_SEED").unwrap_or(0x2545_f491_4f6c_dd1d) | 1;
+    println!("NIXBOX_CAMPAIGN={seconds} NIXBOX_SEED={seed}");
+    let mut random = Random(seed);
+    let room = Room::new("random");
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut rounds = 0;
+    while Instant::now() < until {
+        let command = if room.state() == "down" { "up" } else { "down" };
+        let wait = Duration::from_millis(random.below(12_000));
+        let mut child = room.nixbox(&[command]).spawn().unwrap();
+        // Time itself is what is tried here.
+        std::thread::sleep(wait);
+        let victim = random.below(4);
+        if victim == 0 {
+            let all: Vec<_> =
+                outside::processes().into_iter().filter(|process| process.workspace == room.id()).collect();
+            if let Some(process) = all.get(random.below(all.len().max(1) as u64) as usize) {
+                println!("kills {process:?}");
+                // It may have ended by itself.
+                let killed =
+                    std::process::Command::new("kill").args(["-9", &process.pid.to_string()]).status();
+                killed.unwrap();
+            }
+        } else {
+            child.kill().unwrap();
+        }
+        println!("`{command}` after {wait:?}: {:?}", child.wait().unwrap());
+        room.ok(&["recover"]);
+        match room.state().as_str() {
+            "down" => room.assert_down(),
+            // A share daemon that was killed is not started again under a guest that has it mounted.
+            _ if victim == 0 => {
+                room.ok(&["down"]);
+                room.assert_down();
+            }
+            _ => room.assert_up(),
+        }
+        rounds += 1;
+    }
+    println!("{rounds} rounds");
+    room.ok(&["down"]);
+    room.assert_down();
+}

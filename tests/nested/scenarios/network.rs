@@ -1,0 +1,107 @@
+//! What a guest reaches, with a peer in a network namespace that is the world.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+
+use crate::outside::{must, shell};
+use crate::room::Room;
+
+/// A host behind this host: DNS, and web servers on two addresses and two ports.
+struct Peer {
+    servers: Vec<Child>,
+}
+
+const RESOLV: &str = "/etc/resolv.conf";
+
+impl Peer {
+    fn new() -> Self {
+        shell(
+            "ip netns add world
+             ip link add to-world type veth peer name up0 netns world
+             ip addr add 198.51.100.1/24 dev to-world; ip link set to-world up
+             ip -n world addr add 198.51.100.2/24 dev up0; ip -n world addr add 198.51.100.3/24 dev up0
+             ip -n world link set up0 up; ip -n world link set lo up
+             mkdir -p /run/world; echo hello from the world > /run/world/index.html
+             echo nameserver 198.51.100.2 > /run/resolv; mount --bind /run/resolv /etc/resolv.conf",
+        );
+        let inside = |words: &[&str]| {
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", "world"]).args(words).stdin(Stdio::null());
+            command.spawn().unwrap()
+        };
+        let mut servers = vec![inside(&[
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--user=root",
+            "--pid-file=",
+            "--bind-interfaces",
+            "--listen-address=198.51.100.2",
+            "--address=/allowed.test/198.51.100.2",
+            "--address=/other.test/198.51.100.3",
+        ])];
+        for (address, port) in [("198.51.100.2", 80), ("198.51.100.2", 8080), ("198.51.100.3", 80)] {
+            let listen = format!("{address}:{port}");
+            servers.push(inside(&["busybox", "httpd", "-f", "-p", &listen, "-h", "/run/world"]));
+        }
+        // On the host itself: what no guest is to see.
+        let mut own = Command::new("busybox");
+        own.args(["httpd", "-f", "-p", "80", "-h", "/run/world"]).stdin(Stdio::null());
+        servers.push(own.spawn().unwrap());
+        Self { servers }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            server.kill().unwrap();
+            server.wait().unwrap();
+        }
+        must("umount", &[RESOLV]);
+        must("ip", &["netns", "delete", "world"]);
+    }
+}
+
+pub(super) fn filtered_lets_through_what_is_allowed_alone() {
+    let peer = Peer::new();
+    assert!(fs::read_to_string(RESOLV).unwrap().contains("198.51.100.2"));
+    let room = Room::new("filtered");
+    let network = "[network]\nmode = \"filtered\"\ndomains = [\"allowed.test\"]\nports = [80]\n";
+    room.configure(&Room::configuration(network));
+    room.ok(&["up"]);
+    room.assert_up();
+    // What is at a name or address, for the guest. bash asks by itself, and has the resolver of every program.
+    let fetch = |host: &str, port: u16| {
+        let script =
+            r#"exec 3<> "/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && sed '1,/^.$/d' <&3"#;
+        let port = port.to_string();
+        let said = room.run(&["run", "--", "timeout", "10", "bash", "-c", script, host, &port]);
+        (said.code == Some(0)).then_some(said.stdout)
+    };
+    let hello = Some("hello from the world\n".to_owned());
+    assert_eq!(fetch("allowed.test", 80), hello);
+    assert_eq!(fetch("below.allowed.test", 80), hello);
+    assert_eq!(fetch("allowed.test", 8080), None, "a port that is not allowed");
+    assert_eq!(fetch("other.test", 80), None, "a name that is not allowed");
+    assert_eq!(fetch("198.51.100.3", 80), None, "an address that no allowed name has");
+    assert_eq!(fetch("172.16.0.1", 80), None, "the host itself");
+    assert_eq!(fetch("198.51.100.1", 80), None, "the host itself, by another address");
+    let asked = room.run(&["run", "--", "nslookup", "allowed.test", "198.51.100.2"]);
+    assert_ne!(asked.code, Some(0), "DNS past the host's: {asked:?}");
+    assert_ne!(room.run(&["run", "--", "ping", "-c", "1", "-W", "3", "198.51.100.2"]).code, Some(0));
+    room.ok(&["down"]);
+    room.assert_down();
+
+    // The same guest with an open network: what did not answer was there.
+    room.configure(&Room::configuration(""));
+    room.ok(&["up"]);
+    for (host, port) in [("allowed.test", 8080), ("other.test", 80), ("198.51.100.3", 80)] {
+        assert_eq!(fetch(host, port), hello, "{host}:{port}");
+    }
+    room.ok(&["down"]);
+    room.assert_down();
+    drop(peer);
+}
