@@ -75,6 +75,7 @@ fn every_crash_of_recovery(
 
 /// The run after the last crash: it must bring everything in order, whatever was left.
 fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &str) {
+    let ran = host.reach(WORKSPACE) == Reach::Ready;
     let said = run(host, Command::Recover);
     assert!(matches!(&said, Said::Recovered(_)) && !said.stuck(), "{context}: recovery said {said:?}");
     assert_eq!(host.violations(WORKSPACE), [], "{context}; recovery said {said:?}");
@@ -95,6 +96,10 @@ fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &s
     // Nothing but a power cut or a dead VMM takes a VM that was there away from a snapshot.
     if command == Snapshot && crash == Crash::Death {
         assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the VM is gone");
+    }
+    // Whether it is written down or not: a guest that has begun to run is past the commit point.
+    if matches!(command, Up | RestoreNewest) && crash == Crash::Death && ran {
+        assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the commit point was taken back");
     }
 }
 
