@@ -41,6 +41,8 @@ pub mod host;
 pub mod operations;
 pub mod simulator;
 pub mod store;
+#[cfg(test)]
+mod testing;
 pub mod vmm;
 pub mod workspace;
 pub mod world;

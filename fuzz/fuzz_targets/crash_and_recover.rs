@@ -9,7 +9,7 @@ use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Crash, Fault, Host, Survival, Wrong};
-use nixbox::operations::{Refusal, Session};
+use nixbox::operations::{Reference, Refusal, Session, Wish};
 use nixbox::world::{Generation, SnapshotId, WorkspaceId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -17,9 +17,10 @@ const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
 #[derive(Debug, Clone, Copy, arbitrary::Arbitrary)]
 enum Command {
     Up,
+    WarmUp,
     Down,
-    Snapshot { stop: bool },
-    Restore { which: u8 },
+    Snapshot { stop: bool, keep_one: bool },
+    Restore { which: u8, replace: bool },
     Delete { which: u8 },
     Recover,
 }
@@ -81,14 +82,18 @@ async fn run(host: &Host, command: Command, fault: Fault) {
     let snapshots = host.snapshots(WORKSPACE);
     let pick = |which: u8| {
         let at = usize::from(which) % snapshots.len().max(1);
-        snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id)
+        Reference::from(snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id))
     };
     let said: Result<(), Refusal> = match command {
         Command::Up => session.up().await.map(drop),
         Command::Down => session.down().await.map(drop),
-        Command::Snapshot { stop } => session.snapshot(None, stop).await.map(drop),
-        Command::Restore { which } => session.restore(pick(which)).await.map(drop),
-        Command::Delete { which } => session.delete(pick(which)).await.map(drop),
+        Command::WarmUp => session.warm_up(None).await.map(drop),
+        Command::Snapshot { stop, keep_one } => {
+            let wish = Wish { name: None, stop, keep: keep_one.then_some(1) };
+            session.snapshot(wish).await.map(drop)
+        }
+        Command::Restore { which, replace } => session.restore(Some(&pick(which)), replace).await.map(drop),
+        Command::Delete { which } => session.delete(&pick(which)).await.map(drop),
         Command::Recover => session.recover().await.map(drop),
     };
     if fault == Fault::None {

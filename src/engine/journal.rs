@@ -99,7 +99,7 @@ pub enum JournalError {
         /// Of the file.
         path: String,
     },
-    /// A record that is too large, or that cannot follow: an error of the program, found before it was written.
+    /// A record that is too large: an error of the program, found before it was written.
     #[error("a record was not written to the journal {path}")]
     Payload {
         /// Of the file.

@@ -35,6 +35,8 @@ pub enum Crash {
     PowerCut(Survival),
     /// The VMM is killed, and the program goes on.
     VmmKilled,
+    /// The share daemons are killed, and the program goes on.
+    SharesKilled,
 }
 
 /// How a call goes wrong.

@@ -179,6 +179,10 @@ impl State {
                 self.power_cut(survival);
             }
             Fault::CrashAt(at, Crash::VmmKilled) if at == here => self.kill_every_vmm(),
+            Fault::CrashAt(at, Crash::SharesKilled) if at == here => {
+                let killed = self.daemons.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
+                killed.for_each(|(_, daemons)| daemons.alive = false);
+            }
             Fault::InterruptAt(at) if at == here => {
                 if let Some(interrupt) = &self.interrupt {
                     interrupt.request();

@@ -52,6 +52,11 @@ impl FakeStorage {
         }
     }
 
+    /// As the kernel says it of a file that is not there.
+    fn must_be_there(&mut self, name: Name) -> io::Result<()> {
+        self.size(name)?.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
     fn point(&self) -> io::Result<()> {
         self.host.point().map_err(io::Error::other)
     }
@@ -96,11 +101,13 @@ impl Storage for FakeStorage {
         )
     }
 
-    fn reserve(&mut self, _: Name, _: u64) -> io::Result<()> {
+    fn reserve(&mut self, name: Name, _: u64) -> io::Result<()> {
+        self.must_be_there(name)?;
         self.fail_if_told()
     }
 
     fn sync(&mut self, name: Name) -> io::Result<()> {
+        self.must_be_there(name)?;
         self.change(
             |_, _| {},
             |state, directory| {
@@ -112,6 +119,7 @@ impl Storage for FakeStorage {
     }
 
     fn truncate(&mut self, name: Name, size: u64) -> io::Result<()> {
+        self.must_be_there(name)?;
         self.change(
             |_, _| {},
             |state, directory| {
@@ -130,6 +138,7 @@ impl Storage for FakeStorage {
     }
 
     fn link(&mut self, from: Name, to: Name) -> io::Result<()> {
+        self.must_be_there(from)?;
         if self.size(to)?.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
@@ -140,6 +149,7 @@ impl Storage for FakeStorage {
     }
 
     fn rename(&mut self, from: Name, to: Name) -> io::Result<()> {
+        self.must_be_there(from)?;
         self.change(
             |_, _| {},
             |state, directory| state.files.rename(directory, from.file_name(), to.file_name()),

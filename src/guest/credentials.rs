@@ -365,6 +365,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::Need;
 
     fn name(text: &str) -> VariableName {
         VariableName::try_from(text.to_owned()).unwrap()
@@ -463,7 +464,8 @@ mod tests {
             let path = directory.path().join("env");
             std::fs::write(&path, file[0].content.expose_secret()).unwrap();
             let end = bytes.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 1);
-            for shell in [&["dash"][..], &["busybox", "ash"], &["bash"]] {
+            let shells = [&["sh"][..], &["dash"], &["busybox", "ash"], &["bash"]];
+            for shell in shells.into_iter().filter(|shell| Need::Program(shell[0]).is_there()) {
                 let mut process = Process::new(shell[0]);
                 process.args(&shell[1..]).args(["-c", ". \"$1\"; env -0", "sh"]).arg(&path);
                 let seen = process.output().unwrap().stdout;

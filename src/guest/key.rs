@@ -140,9 +140,13 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::testing::{Need, have};
 
     #[test]
     fn openssh_reads_what_is_written_and_we_read_what_it_writes() {
+        if !have(&[Need::Program("ssh-keygen")]) {
+            return;
+        }
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         let key = generate().unwrap();

@@ -334,6 +334,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::testing::{Need, have};
 
     #[test]
     fn boot_ids_are_parsed_strictly() {
@@ -353,9 +354,16 @@ mod tests {
     /// Every shell that is here runs the loader as a guest's would.
     #[test]
     fn a_script_cut_short_is_not_run_and_input_is_left_alone() {
-        for shell in
-            [&["dash", "-c"][..], &["busybox", "ash", "-c"], &["bash", "-c"], &["bash", "--posix", "-c"]]
-        {
+        for shell in [
+            &["sh", "-c"][..],
+            &["dash", "-c"],
+            &["busybox", "ash", "-c"],
+            &["bash", "-c"],
+            &["bash", "--posix", "-c"],
+        ] {
+            if !have(&[Need::Program(shell[0])]) {
+                continue;
+            }
             let run = |input: &[u8]| {
                 let mut process = Process::new(shell[0]);
                 process.args(&shell[1..]).arg(LOADER).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -376,7 +384,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn quoted_words_arrive(text in "[^\0]{0,40}") {
-            let output = Process::new("dash").arg("-c").arg(format!("printf %s {}", quoted(&text))).output().unwrap();
+            let output = Process::new("sh").arg("-c").arg(format!("printf %s {}", quoted(&text))).output().unwrap();
             prop_assert_eq!(output.stdout, text.as_bytes());
         }
     }
@@ -387,7 +395,7 @@ mod tests {
         std::fs::write(home.path().join(".env"), "export GREETING='a b'\n").unwrap();
         let arguments = ["sh", "-c", "printf '%s|' \"$GREETING\" \"$@\"; exit 7", "x", "it's", "", "a\nb"]
             .map(String::from);
-        let output = Process::new("dash")
+        let output = Process::new("sh")
             .arg("-c")
             .arg(run_command(&arguments))
             .env("HOME", home.path())

@@ -17,6 +17,7 @@ use super::key;
 use super::names::UserName;
 use super::ready::until_ready;
 use super::shell::Shell;
+use crate::testing::{Need, have};
 use crate::world::Interrupt;
 
 /// What stands behind the server.
@@ -58,8 +59,18 @@ fn sh(script: &str) {
 }
 
 impl Server {
-    pub(super) fn start(kind: Kind) -> Self {
-        assert!(rustix::process::geteuid().is_root(), "this test makes users and namespaces and needs root");
+    /// `None` where that cannot be, which is said: it takes root, and the programs of such a guest.
+    pub(super) fn start(kind: Kind) -> Option<Self> {
+        let programs = match kind {
+            Kind::Busybox => &["unshare", "busybox", "dropbear"][..],
+            Kind::Debian => &["unshare", "sshd", "sudo"],
+            Kind::DebianWithoutSudo => &["unshare", "sshd"],
+        };
+        let needs: Vec<Need> =
+            [Need::Root].into_iter().chain(programs.iter().map(|name| Need::Program(name))).collect();
+        if !have(&needs) {
+            return None;
+        }
         let directory = tempfile::tempdir().unwrap();
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let key = Arc::new(key::generate().unwrap());
@@ -98,7 +109,7 @@ impl Server {
             .spawn()
             .unwrap();
         let address = (Ipv4Addr::LOCALHOST, port).into();
-        Self { address, key, directory, homes, process }
+        Some(Self { address, key, directory, homes, process })
     }
 
     /// A file in the home of a user.

@@ -264,6 +264,7 @@ impl Shares for Virtiofs {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Need, have};
     use std::os::unix::fs::chown;
     use std::os::unix::net::UnixStream;
 
@@ -294,6 +295,9 @@ mod tests {
 
     #[tokio::test]
     async fn daemons_listen_serve_one_connection_and_leave_nothing() {
+        if !have(&[Need::Root, Need::Virtiofsd]) {
+            return;
+        }
         let directory = tempfile::tempdir().unwrap();
         let shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
@@ -323,6 +327,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_is_served_as_that_user() {
+        if !have(&[Need::Root, Need::Virtiofsd]) {
+            return;
+        }
         let directory = tempfile::tempdir().unwrap();
         let invoker = Invoker::user(12345, 12346).unwrap();
         let shares = shares(&directory, invoker, true);
@@ -344,6 +351,9 @@ mod tests {
 
     #[tokio::test]
     async fn left_overs_of_killed_daemons_are_in_nobodys_way() {
+        if !have(&[Need::Root, Need::Virtiofsd]) {
+            return;
+        }
         let directory = tempfile::tempdir().unwrap();
         let shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
         shares.start(GENERATION).await.unwrap();
@@ -365,6 +375,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_source_and_a_failing_daemon_are_errors_that_say_so() {
+        if !have(&[Need::Root, Need::Virtiofsd]) {
+            return;
+        }
         let directory = tempfile::tempdir().unwrap();
         let mut shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
         shares.settings.shares.truncate(1);

@@ -336,6 +336,8 @@ impl Transition for MountShares {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
+            // The guest's word is its table of mounts, in which those that nobody serves are too.
+            Ok(()) if !served(scene.world, machine).await? => Ok(Probe::NotDone),
             Ok(()) => Ok(presence(scene.world.guest.equipped(machine).await?.mounts)),
         }
     }
@@ -351,8 +353,24 @@ pub(super) async fn attach_and_mount(world: &World, machine: &Machine) -> Result
         world.shares.start(machine.vmm).await?;
         world.vmm.attach_shares(machine.vmm).await?;
     }
-    world.guest.mount(machine).await
+    // Before, because the guest hangs in what nobody serves; and after, because its kernel mounts that all the same.
+    if !served(world, machine).await? {
+        return Err(Failure::world(NoDaemon));
+    }
+    world.guest.mount(machine).await?;
+    if served(world, machine).await? { Ok(()) } else { Err(Failure::world(NoDaemon)) }
 }
+
+async fn served(world: &World, machine: &Machine) -> Result<bool, Failure> {
+    Ok(!world.shares.wanted() || world.shares.find(machine.vmm).await? == Presence::Whole)
+}
+
+/// A mount that nobody serves.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a share daemon (virtiofsd) has ended: its log is beside the serial console's, which `nixbox status` names"
+)]
+struct NoDaemon;
 
 /// How the user's scripts came out. After the commit point a script that fails is an outcome, not a setback: the VM
 /// stays, and the report says so.

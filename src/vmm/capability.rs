@@ -109,6 +109,7 @@ fn parse(text: &str) -> Result<Version, VersionError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Need, have};
 
     #[test]
     fn every_row_and_what_lies_between() {
@@ -170,6 +171,9 @@ mod tests {
 
     #[test]
     fn the_installed_program_is_understood() {
+        if !have(&[Need::CloudHypervisor]) {
+            return;
+        }
         let program =
             crate::host::spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
         let output = std::process::Command::new(program).arg("--version").output().unwrap();

@@ -2,7 +2,7 @@
 
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival};
 
-use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
+use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotKeepOne, SnapshotStop, Up};
 
@@ -75,6 +75,7 @@ fn every_crash_of_recovery(
 
 /// The run after the last crash: it must bring everything in order, whatever was left.
 fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &str) {
+    let ran = host.reach(WORKSPACE) == Reach::Ready;
     let said = run(host, Command::Recover);
     assert!(matches!(&said, Said::Recovered(_)) && !said.stuck(), "{context}: recovery said {said:?}");
     assert_eq!(host.violations(WORKSPACE), [], "{context}; recovery said {said:?}");
@@ -96,6 +97,10 @@ fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &s
     if command == Snapshot && crash == Crash::Death {
         assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the VM is gone");
     }
+    // Whether it is written down or not: a guest that has begun to run is past the commit point.
+    if matches!(command, Up | RestoreNewest) && crash == Crash::Death && ran {
+        assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the commit point was taken back");
+    }
 }
 
 /// What was recovered is as good as new.
@@ -108,6 +113,7 @@ fn works_again(host: &Host, context: &str) {
 
 macro_rules! scenarios {
     ($($name:ident: $version:literal, $shares:literal, [$($before:ident),*] => $command:ident;)*) => {
+        static SCHEDULES: Count = Count::new("crash schedules", [$(stringify!($name)),*].len());
         $(
             #[test]
             fn $name() {
@@ -118,7 +124,7 @@ macro_rules! scenarios {
                     command: $command,
                 };
                 let schedules = every_crash(&scenario);
-                println!("{schedules} schedules of {}", stringify!($name));
+                SCHEDULES.ended(stringify!($name), schedules);
                 assert!(schedules > 100, "only {schedules} schedules");
             }
         )*

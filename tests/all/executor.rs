@@ -246,7 +246,10 @@ fn before_the_commit_point_a_probe_may_say_what_it_likes_but_not_that_it_cannot_
 fn the_commit_points_probe_decides() {
     let all = [Done, Done, Done, IntentOnly];
     let panel = left(&[(Call::Probe, 10, Odd::Finds(true))], &all);
+    let before = panel.syncs.load(Ordering::Relaxed);
     assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::Done)));
+    // Opening; what the probe found; the last stage; the end.
+    assert_eq!(panel.syncs.load(Ordering::Relaxed) - before, 1 + 1 + 1 + 1);
     assert_eq!((panel.asked(Call::Apply), panel.asked(Call::Undo)), (vec![11, 12], vec![]));
     for odd in [Odd::Finds(false), Odd::Lost] {
         let panel = left(&[(Call::Probe, 10, odd)], &all);

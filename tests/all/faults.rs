@@ -1,11 +1,13 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
-use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
+use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Violation, Wrong};
 use nixbox::operations::{Refusal, Report};
 
-use crate::harness::{Command, Said, WORKSPACE, host_after, run, run_with};
+use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop, Up, UpWarm};
+
+static SCHEDULES: Count = Count::new("fault schedules", 3);
 
 const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
 
@@ -81,7 +83,7 @@ fn every_call_goes_wrong_once() {
             }
         }
     }
-    println!("{schedules} schedules of every_call_goes_wrong_once");
+    SCHEDULES.ended("every call goes wrong once", schedules);
     assert!(schedules > 500);
 }
 
@@ -113,8 +115,31 @@ fn every_call_goes_wrong_for_good() {
             }
         }
     }
-    println!("{schedules} schedules of every_call_goes_wrong_for_good");
+    SCHEDULES.ended("every call goes wrong for good", schedules);
     assert!(schedules > 500);
+}
+
+#[test]
+fn shares_that_nobody_serves_are_not_called_mounted() {
+    let mut refused = 0;
+    for (version, shares, commands, command) in SCENARIOS.into_iter().filter(|scenario| scenario.1) {
+        let before = host_after(version, shares, commands);
+        for point in 0.. {
+            let host = before.fork();
+            let said = run_with(&host, command, Fault::CrashAt(point, Crash::SharesKilled));
+            if host.counts().points <= point {
+                break;
+            }
+            let dead = |violation: &Violation| violation.what.contains("the guest lacks its shares");
+            let lacks = host.violations(WORKSPACE).iter().any(dead);
+            assert!(
+                !(said.done() && lacks),
+                "v{version} {command:?}, share daemons killed at {point}: {said:?}"
+            );
+            refused += usize::from(!said.done());
+        }
+    }
+    assert!(refused > 0);
 }
 
 #[test]
@@ -140,6 +165,7 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
             }
         }
     }
+    SCHEDULES.ended("every point is interrupted", back + finished);
     assert!(back > 100 && finished > 100, "{back} rolled back, {finished} finished");
 }
 

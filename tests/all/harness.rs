@@ -1,6 +1,8 @@
 //! A workspace on a fake host, and nixbox run on it like from a shell: one session a command.
 
 use std::cell::RefCell;
+use std::io::Write;
+use std::sync::Mutex;
 
 use nixbox::engine::executor::{Stopped, Unobserved};
 use nixbox::engine::journal::Journal;
@@ -11,6 +13,47 @@ use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
+
+/// Counts the schedules of several tests. Each says how many it ran; the last one to end adds them up, and holds
+/// README.md to the sum.
+pub(crate) struct Count {
+    what: &'static str,
+    tests: usize,
+    ended: Mutex<Vec<u64>>,
+}
+
+impl Count {
+    /// Of so many tests. `what` begins the README's row about them.
+    pub(crate) const fn new(what: &'static str, tests: usize) -> Self {
+        Self { what, tests, ended: Mutex::new(Vec::new()) }
+    }
+
+    pub(crate) fn ended(&self, test: &str, schedules: u64) {
+        let mut ended = self.ended.lock().unwrap();
+        ended.push(schedules);
+        tell(&format!("{schedules:>9} {} of {test}", self.what));
+        if ended.len() == self.tests {
+            let sum: u64 = ended.iter().sum();
+            tell(&format!("{sum:>9} {} in all", self.what));
+            let promised = promised(self.what);
+            assert!(promised.abs_diff(sum) * 20 <= sum, "README.md says {promised} {}, not {sum}", self.what);
+        }
+    }
+}
+
+/// The number that begins the second cell of this row of the README.
+fn promised(what: &str) -> u64 {
+    let row =
+        include_str!("../../README.md").lines().find_map(|line| line.strip_prefix("| ")?.strip_prefix(what));
+    let cell = row.and_then(|row| row.split('|').nth(1)).unwrap_or_default();
+    let digits: String = cell.trim().chars().take_while(|c| c.is_ascii_digit() || *c == ',').collect();
+    digits.replace(',', "").parse().unwrap_or_else(|_| panic!("README.md has no number of {what}"))
+}
+
+/// A line that an ordinary test run shows: what is printed by macros is kept from it unless the test fails.
+fn tell(line: &str) {
+    std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
 
 /// So many random cases. What fails is kept in a file to be committed, and tried again first by every run after that.
 pub(crate) fn cases(cases: u32) -> Config {

@@ -12,4 +12,5 @@ mod harness;
 mod journal_bytes;
 mod journal_files;
 mod model;
+mod storage;
 mod warm;

@@ -12,12 +12,16 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal};
 
 use super::inside;
+use super::room;
 use super::scenarios::Scenario;
 
 /// What the nested host may use, all scenarios together. A last resort: they have limits of their own.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// What a power cut loses is what has not reached this disk.
 const DISK: u64 = 4 << 30;
+
+const RUNNER: &str = "runner";
+const NIXBOX: &str = "nixbox";
 
 /// Programs, each with the Debian package that has it.
 const PROGRAMS: [(&str, &str); 19] = [
@@ -29,7 +33,6 @@ const PROGRAMS: [(&str, &str); 19] = [
     ("sudo", "sudo"),
     ("modprobe", "kmod"),
     ("ssh", "openssh-client"),
-    ("curl", "curl"),
     ("nft", "nftables"),
     ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
@@ -39,6 +42,7 @@ const PROGRAMS: [(&str, &str); 19] = [
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ext4", "e2fsprogs"),
     ("gzip", "gzip"),
+    ("curl", "curl"),
     ("timeout", "coreutils"),
 ];
 
@@ -113,19 +117,27 @@ impl fmt::Display for Ended {
     }
 }
 
-/// Where it is built and runs.
+/// Where it is built and runs, one at a time.
 pub(super) struct Emulation {
     directory: PathBuf,
+    _lock: fs::File,
 }
 
 impl Emulation {
-    /// Builds the guest.
+    /// Builds the guest, and puts aside what runs in the host: somebody may build another meanwhile.
     pub(super) fn prepare() -> Self {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nested");
         fs::create_dir_all(&directory).unwrap();
+        let lock = fs::File::create(directory.join("lock")).unwrap();
+        lock.lock().unwrap();
         let made = Command::new(source("make-guest")).arg(directory.join("guest")).output().unwrap();
         assert!(made.status.success(), "make-guest: {made:?}");
-        Self { directory }
+        for (program, name) in
+            [(std::env::current_exe().unwrap(), RUNNER), (env!("CARGO_BIN_EXE_nixbox").into(), NIXBOX)]
+        {
+            let _bytes = fs::copy(program, directory.join(name)).unwrap();
+        }
+        Self { directory, _lock: lock }
     }
 
     /// A new disk that lasts.
@@ -159,9 +171,9 @@ impl Emulation {
         for variable in ["NIXBOX_CAMPAIGN", "NIXBOX_CLOUD_HYPERVISOR", "NIXBOX_VIRTIOFSD"] {
             command.args(std::env::var(variable).ok().map(|value| format!("{variable}={value}")));
         }
-        command
-            .arg(std::env::current_exe().unwrap())
-            .args(inside::arguments(&self.directory.join("guest"), act));
+        let program = self.directory.join(NIXBOX);
+        command.arg(format!("{}={}", room::PROGRAM, program.display()));
+        command.arg(self.directory.join(RUNNER)).args(inside::arguments(&self.directory.join("guest"), act));
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');

@@ -14,8 +14,9 @@
 //! ```
 //!
 //! `cargo test --features failpoints --test nested -- NAME…` runs those scenarios whose names contain one of the words,
-//! `--list` lists them. `NIXBOX_CAMPAIGN=SECONDS` makes the random kills go on for that long. With
-//! `NIXBOX_NESTED=required` a machine on which they cannot run fails.
+//! `--list` lists them. Without names those run that are not long; with `NIXBOX_NESTED=all` the long ones too.
+//! `NIXBOX_CAMPAIGN=SECONDS` makes the random kills go on for that long, and kills at every event instead of at some.
+//! With `NIXBOX_NESTED=required` a machine on which they cannot run fails.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -100,8 +101,11 @@ impl Tally {
 /// The scenarios that the arguments choose: those whose names contain one of the words. Flags of Rust's own harness that
 /// change nothing here are let pass, because `cargo test -- FLAGS` hands them to every test program.
 fn chosen(words: &[String]) -> Vec<&'static Scenario> {
-    let wanted =
-        |scenario: &&Scenario| words.is_empty() || words.iter().any(|word| scenario.name.contains(word));
+    let all = std::env::var("NIXBOX_NESTED").is_ok_and(|text| text == "all");
+    let wanted = |scenario: &&Scenario| match words {
+        [] => all || !scenario.long,
+        words => words.iter().any(|word| scenario.name.contains(word)),
+    };
     scenarios::ALL.iter().filter(wanted).collect()
 }
 

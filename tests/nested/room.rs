@@ -13,6 +13,8 @@ use super::outside::{self, Thing};
 pub(super) const WORK: &str = "/run/work";
 /// `vmlinuz`, `initramfs.gz` and the key that they let in.
 pub(super) const GUEST: &str = "/run/guest";
+/// The variable that says what is run as nixbox.
+pub(super) const PROGRAM: &str = "NESTED_NIXBOX";
 /// Of the room that all scenarios share that need nothing but a VM that runs.
 const STANDING: &str = "standing";
 
@@ -20,6 +22,11 @@ const STANDING: &str = "standing";
 pub(super) const TOKEN: &str = "quite-secret-token";
 pub(super) const PLAIN: &str = "it's \"plain\" $HOME";
 pub(super) const FILE: &str = "[default]\nkey = file-secret\n";
+
+/// What is run as nixbox, but where a room has its own.
+pub(super) fn nixbox() -> PathBuf {
+    std::env::var_os(PROGRAM).expect(PROGRAM).into()
+}
 
 /// A workspace.
 pub(super) struct Room {
@@ -69,7 +76,7 @@ impl Said {
 impl Room {
     /// A workspace with a share, a read-only one, a disk and every kind of credential; root's.
     pub(super) fn new(name: &str) -> Self {
-        Self::of(name, env!("CARGO_BIN_EXE_nixbox").into(), None)
+        Self::of(name, nixbox(), None)
     }
 
     /// The same for somebody with a nixbox of his own.
@@ -93,7 +100,7 @@ impl Room {
 
     /// One that is there already.
     pub(super) fn existing(name: &str) -> Self {
-        Self { path: Path::new(WORK).join(name), program: env!("CARGO_BIN_EXE_nixbox").into(), user: None }
+        Self { path: Path::new(WORK).join(name), program: nixbox(), user: None }
     }
 
     /// The room of all scenarios that need nothing but a VM, with its VM up.

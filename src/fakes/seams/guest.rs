@@ -48,14 +48,15 @@ impl Guest for Seams {
         let key = self.key(machine.vmm);
         let mount = |state: &mut State| {
             let wanted = state.shares_wanted;
-            let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve)
-                && state.vmms.get(&key).is_some_and(|vmm| vmm.shares == Presence::Whole);
+            let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve);
+            let attached = state.vmms.get(&key).is_some_and(|vmm| vmm.shares == Presence::Whole);
             let ram = self.guest(state, machine)?;
             match ram.mount {
                 _ if !wanted => Ok(()),
                 Mount::Works => Ok(()),
-                Mount::No if serving => {
-                    ram.mount = Mount::Works;
+                Mount::No if attached => {
+                    // The guest's kernel mounts what nobody serves, and hangs when it is used (measured: v53.0).
+                    ram.mount = if serving { Mount::Works } else { Mount::Dead };
                     Ok(())
                 }
                 Mount::No | Mount::Dead => refused("the share cannot be mounted"),
@@ -100,9 +101,9 @@ impl Guest for Seams {
             };
             let mounts = match ram.mount {
                 _ if !wanted => Presence::Whole,
-                Mount::Works => Presence::Whole,
+                // The guest's table of mounts does not say that one hangs.
+                Mount::Works | Mount::Dead => Presence::Whole,
                 Mount::No => Presence::Absent,
-                Mount::Dead => Presence::Partial,
             };
             Ok(Equipment { credentials, mounts })
         })

@@ -3,6 +3,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
+use crate::testing::{Need, have};
 use crate::world::Interrupt;
 
 /// A directory with one file system of each kind mounted below it, in a mount namespace of this process's own.
@@ -14,8 +15,8 @@ pub(crate) fn mounted(test: &str) -> Option<PathBuf> {
     if let Some(directory) = std::env::var_os(MOUNTS) {
         return Some(directory.into());
     }
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: mounting file systems takes root");
+    let programs = ["mkfs.ext4", "mkfs.btrfs", "mkfs.xfs", "mount", "unshare"].map(Need::Program);
+    if !have(&[&[Need::Root], &programs[..]].concat()) {
         return None;
     }
     let directory = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use super::*;
 use crate::host::copy::Silent;
 use crate::host::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::host::hash::KnownHashes;
+use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(7);
 const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
@@ -130,6 +131,9 @@ async fn a_process_killed_in_mid_copy_leaves_a_partial_set() {
 
 #[tokio::test]
 async fn an_interrupt_ends_making_and_capturing() {
+    if !have(&[Need::Program("mkfs.ext4")]) {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let template = directory.path().join("template");
     std::fs::write(&template, vec![1; 64 << 20]).unwrap();
@@ -152,6 +156,9 @@ async fn an_interrupt_ends_making_and_capturing() {
 
 #[tokio::test]
 async fn templates_that_do_not_do_are_refused() {
+    if !have(&[Need::Program("mkfs.ext4")]) {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     std::fs::write(path("large"), vec![1; 8192]).unwrap();
@@ -174,6 +181,9 @@ async fn templates_that_do_not_do_are_refused() {
 
 #[tokio::test]
 async fn what_is_not_ours_is_not_removed_and_what_lost_a_file_is_not_whole() {
+    if !have(&[Need::Program("mkfs.ext4")]) {
+        return;
+    }
     let directory = tempfile::tempdir().unwrap();
     let disks = disks(directory.path(), vec![spec(None, Some(16 << 20)); 2], Arc::new(Silent));
     disks.create(GENERATION, &Interrupt::new()).await.unwrap();

@@ -175,7 +175,7 @@ async fn a_daemon_outlives_a_nixbox_killed_between_spawn_and_record() {
     let fixture = fixture();
     let mark = fixture.daemons.mark(&fixture.role, GENERATION);
     let mut nixbox = Command::new(std::env::current_exe().unwrap());
-    nixbox.args(["--exact", "--ignored", "host::process::tests::spawn_without_record"]);
+    nixbox.args(["--exact", "host::process::tests::spawn_without_record"]);
     nixbox.env("TEST_RUNTIME", fixture.directory.path()).envs(mark.environment()).process_group(0);
     let mut nixbox = nixbox.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let daemon = timeout(GRACE, async {
@@ -206,8 +206,8 @@ async fn a_daemon_outlives_a_nixbox_killed_between_spawn_and_record() {
 }
 
 #[test]
-#[ignore = "run by a_daemon_outlives_a_nixbox_killed_between_spawn_and_record, as the process that is killed"]
 fn spawn_without_record() {
+    // Run by a_daemon_outlives_a_nixbox_killed_between_spawn_and_record, as the process that is killed.
     let Some(runtime) = std::env::var_os("TEST_RUNTIME") else {
         return;
     };

@@ -8,6 +8,7 @@ use tokio::net::{UnixListener, UnixStream};
 use super::*;
 use crate::host::process::{Daemon, Daemons, Role};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
+use crate::testing::{Need, have};
 use crate::vmm::capability;
 use crate::vmm::config::Description;
 use crate::vmm::config::tests::description;
@@ -65,6 +66,9 @@ fn chain(error: ClientError) -> Vec<String> {
 
 #[tokio::test]
 async fn a_real_vmm_is_asked_and_told() {
+    if !have(&[Need::CloudHypervisor, Need::Root]) {
+        return;
+    }
     let real = real().await;
     let client = &real.client;
     let ping = client.ping().await.unwrap();
@@ -97,6 +101,9 @@ async fn a_real_vmm_is_asked_and_told() {
 
 #[tokio::test]
 async fn a_real_vmm_without_a_vm_refuses_all_else() {
+    if !have(&[Need::CloudHypervisor, Need::Root]) {
+        return;
+    }
     let real = real().await;
     let client = &real.client;
     let share = FsConfig::new("work", "/nowhere/fs.sock");

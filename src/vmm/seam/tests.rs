@@ -5,6 +5,7 @@ use std::os::unix::net::UnixListener;
 use rustix::process::Signal;
 
 use super::*;
+use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(1);
 
@@ -76,6 +77,9 @@ fn machine() -> Machine {
 
 #[tokio::test]
 async fn a_vmm_comes_stays_and_goes_without_a_trace() {
+    if !have(&[Need::CloudHypervisor, Need::Root]) {
+        return;
+    }
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.ability(None).await.unwrap();
@@ -98,6 +102,9 @@ async fn a_vmm_comes_stays_and_goes_without_a_trace() {
 
 #[tokio::test]
 async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
+    if !have(&[Need::CloudHypervisor, Need::Root]) {
+        return;
+    }
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.start(GENERATION).await.unwrap();
@@ -130,6 +137,9 @@ async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
 
 #[tokio::test]
 async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
+    if !have(&[Need::CloudHypervisor, Need::Root]) {
+        return;
+    }
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.start(GENERATION).await.unwrap();

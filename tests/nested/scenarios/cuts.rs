@@ -11,10 +11,7 @@ const MARK: &str = "od -An -N16 -tx1 /dev/urandom | tr -d ' \\n' > /tmp/nonce; c
 
 /// Every so many events one is chosen; a campaign takes them all.
 fn stride() -> usize {
-    match std::env::var("NIXBOX_CAMPAIGN") {
-        Ok(_) => 1,
-        Err(_) => 9,
-    }
+    if std::env::var_os("NIXBOX_CAMPAIGN").is_some() { 1 } else { 13 }
 }
 
 fn listed(room: &Room) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use crate::outside::{self, must, shell};
-use crate::room::{Room, Said, WORK};
+use crate::room::{self, Room, Said, WORK};
 
 /// The commands of the README, but for the one that installs nixbox.
 pub(super) fn the_readme_leads_from_init_to_a_shell() {
@@ -22,7 +22,7 @@ pub(super) fn the_readme_leads_from_init_to_a_shell() {
     let place = Path::new(WORK).join("readme");
     let bin = place.join("bin");
     fs::create_dir_all(&bin).unwrap();
-    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_nixbox"), bin.join("nixbox")).unwrap();
+    std::os::unix::fs::symlink(room::nixbox(), bin.join("nixbox")).unwrap();
     let head =
         format!("set -eu; cd {WORK}; PATH={}:$PATH; NIXBOX_SOURCE={}\n", bin.display(), root.display());
     let before = format!("{head}{}\n", commands[..shell_line].join("\n"));

@@ -26,6 +26,8 @@ pub(super) struct Scenario {
     pub(super) run: Run,
     /// Whether it needs a nixbox that can be told where to die.
     pub(super) failpoints: bool,
+    /// Whether it runs only when it is named, or all are asked for: an ordinary test run has its time.
+    pub(super) long: bool,
 }
 
 /// All of them, in the order in which they run; each is named after its function.
@@ -38,44 +40,50 @@ macro_rules! scenarios {
             name: stringify!($name),
             run: Run::Own($module::$name),
             failpoints: scenarios!(@ needs $($needs)?),
+            long: scenarios!(@ takes $($needs)?),
         }
     };
     (@ standing $module:ident $name:ident) => {
-        Scenario { name: stringify!($name), run: Run::Standing($module::$name), failpoints: false }
+        Scenario { name: stringify!($name), run: Run::Standing($module::$name), failpoints: false, long: false }
     };
-    (@ power_cut $module:ident $name:ident) => {
+    (@ power_cut $module:ident $name:ident $($needs:ident)?) => {
         Scenario {
             name: stringify!($name),
             run: Run::PowerCut { before: $module::$name::before, after: $module::$name::after },
             failpoints: false,
+            long: scenarios!(@ takes $($needs)?),
         }
     };
     (@ needs) => { false };
     (@ needs failpoints) => { true };
+    (@ needs long) => { false };
+    (@ takes) => { false };
+    (@ takes failpoints) => { false };
+    (@ takes long) => { true };
 }
 
 scenarios! {
     own refused::what_cannot_work_is_refused_and_changes_nothing;
     own lifecycle::the_readme_leads_from_init_to_a_shell;
-    own lifecycle::down_leaves_nothing_and_the_disk_stays;
+    own lifecycle::down_leaves_nothing_and_the_disk_stays, long;
     own lifecycle::two_vms_at_once_do_not_touch_each_other;
     own lifecycle::a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away;
     own network::filtered_lets_through_what_is_allowed_alone;
     own users::a_user_with_capabilities_needs_no_root;
     own crashes::every_kill_of_up_and_down_is_recovered, failpoints;
-    own crashes::random_kills_are_recovered;
+    own crashes::random_kills_are_recovered, long;
     own warm::the_requests_workflow;
-    own warm::ten_restores_begin_the_same;
-    own warm::five_generations_deep;
+    own warm::ten_restores_begin_the_same, long;
+    own warm::five_generations_deep, long;
     own warm::bad_input_changes_nothing;
-    own warm::a_full_disk_ends_a_capture_and_nothing_else;
+    own warm::a_full_disk_ends_a_capture_and_nothing_else, long;
     own warm::an_interrupted_snapshot_leaves_the_vm_as_it_was;
     own figures::a_warm_start_takes_little_longer_than_the_bare_calls;
-    own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls;
+    own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls, long;
     own cuts::kills_of_snapshot_restore_and_delete_are_recovered, failpoints;
-    own cuts::daemons_killed_under_way_are_recovered;
-    own seam::a_guest_goes_round_as_root_with_memory_of_ours;
-    own seam::a_guest_goes_round_as_a_user_with_memory_of_the_vmm;
+    own cuts::daemons_killed_under_way_are_recovered, long;
+    own seam::a_guest_goes_round_as_root_with_memory_of_ours, long;
+    own seam::a_guest_goes_round_as_a_user_with_memory_of_the_vmm, long;
     standing standing::up_again_says_so;
     standing standing::credentials_have_their_owner_and_mode;
     standing standing::credentials_are_nowhere_else;
@@ -83,6 +91,6 @@ scenarios! {
     standing standing::run_passes_stdin_stdout_and_status;
     standing standing::shell_is_a_terminal;
     power_cut cuts::power_cut_in_a_capture;
-    power_cut cuts::power_cut_in_a_restore;
+    power_cut cuts::power_cut_in_a_restore, long;
     power_cut lifecycle::a_reboot_of_the_host_is_recovered;
 }

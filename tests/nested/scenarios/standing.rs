@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::outside;
-use crate::room::{FILE, PLAIN, Room, TOKEN};
+use crate::room::{self, FILE, PLAIN, Room, TOKEN};
 
 pub(super) fn up_again_says_so(room: &Room) {
     let nonce = room.guest("cat /run/nonce");
@@ -112,7 +112,7 @@ pub(super) fn run_passes_stdin_stdout_and_status(room: &Room) {
 }
 
 pub(super) fn shell_is_a_terminal(room: &Room) {
-    let nixbox = Path::new(env!("CARGO_BIN_EXE_nixbox"));
+    let nixbox = room::nixbox();
     let script = format!(
         "printf '%s\\n' 'stty size' 'test -t 0 && echo a-\"term\"inal' 'echo \"<$TOKEN>\"' 'pwd' 'exit 5' \
          | script --quiet --return --command 'stty rows 33 cols 77; {} shell' /dev/null",

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::outside::{self, shell};
-use crate::room::{Room, WORK};
+use crate::room::{self, Room, WORK};
 
 /// Nobody's on any machine that this runs on.
 const USER: u32 = 31_000;
@@ -20,7 +20,7 @@ pub(super) fn a_user_with_capabilities_needs_no_root() {
          install -d -o {USER} -g {USER} {WORK}/home {WORK}/home/bin",
     ));
     let program: PathBuf = Path::new(WORK).join("home/bin/nixbox");
-    fs::copy(env!("CARGO_BIN_EXE_nixbox"), &program).unwrap();
+    fs::copy(room::nixbox(), &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     chown(&program, Some(USER), Some(USER)).unwrap();
     let room = Room::of("user", program, Some(USER));

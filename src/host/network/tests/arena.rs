@@ -25,6 +25,7 @@ use rustix::thread::{
 
 use super::super::daemon::{Mark, Role};
 use super::super::{HostNetwork, Mode, Settings};
+use crate::testing::{Need, have};
 use crate::world::{Slot, WorkspaceId};
 
 pub(super) use guest::{Guest, REFUSED};
@@ -158,14 +159,8 @@ pub(super) struct Arena {
 impl Arena {
     /// `None`, and a word about it, where it cannot be had.
     pub(super) fn new() -> Option<Self> {
-        let programs = ["nft", "dnsmasq", "ip", "sysctl"];
-        let missing = |name: &&&str| Command::new(name).arg("--version").output().is_err();
-        if let Some(missing) = programs.iter().find(missing) {
-            eprintln!("skipped: {missing} is not installed");
-            return None;
-        }
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
+        let programs = ["nft", "dnsmasq", "ip", "sysctl"].map(Need::Program);
+        if !have(&[&[Need::Root], &programs[..]].concat()) {
             return None;
         }
         let mut id = [0; 16];

@@ -1,0 +1,57 @@
+//! What a test needs of this machine, and how it says that this is not there.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use crate::host::spawn;
+
+/// Something that not every machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// To be root, with all of a root's capabilities.
+    Root,
+    /// A program, on PATH or where the system has its own.
+    Program(&'static str),
+    /// Cloud Hypervisor, where nixbox looks for it.
+    CloudHypervisor,
+    /// virtiofsd, where nixbox looks for it.
+    Virtiofsd,
+}
+
+impl Need {
+    /// Whether it is there.
+    pub(crate) fn is_there(self) -> bool {
+        match self {
+            Self::Root => rustix::process::geteuid().is_root(),
+            Self::Program(name) => {
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+                std::env::split_paths(&path).chain(system).any(|directory| directory.join(name).is_file())
+            }
+            Self::CloudHypervisor => {
+                spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").is_ok()
+            }
+            Self::Virtiofsd => spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD").is_ok(),
+        }
+    }
+}
+
+/// Whether all of it is there. If not, the test is to return, and one line says so, past the harness that would keep it
+/// for itself; where `NIXBOX_TESTS=all` promises that nothing is missing, it panics.
+pub(crate) fn have(needs: &[Need]) -> bool {
+    let Some(missing) = needs.iter().find(|need| !need.is_there()) else {
+        return true;
+    };
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let missing = match missing {
+        Need::Root => "root's rights",
+        Need::Program(name) => name,
+        Need::CloudHypervisor => "cloud-hypervisor",
+        Need::Virtiofsd => "virtiofsd",
+    };
+    let promised = std::env::var("NIXBOX_TESTS").is_ok_and(|text| text == "all");
+    assert!(!promised, "{test} needs {missing}, and all was promised to be there");
+    std::io::stderr().write_all(format!("{test}: skipped, for want of {missing}\n").as_bytes()).ok();
+    false
+}
