@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::room::{LIMIT, names};
+use crate::room::{LIMIT, names, skipped, tell};
 
 const WITHOUT_KVM: &str = include_str!("conformance-v53.0.txt");
 const WITH_KVM: &str = include_str!("conformance-v53.0-kvm.txt");
@@ -410,7 +410,7 @@ fn compare(answers: &[String], written: &str, what: &str) {
             written.lines().count()
         );
     }
-    println!("{what}: {} answers as written down", answers.len());
+    tell(&format!("{what}: {} answers as written down", answers.len()));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn real_version() -> Option<String> {
 fn the_real_one_answers_as_written_down() {
     match real_version().as_deref() {
         Some("cloud-hypervisor v53.0") => compare(&without_kvm(true), WITHOUT_KVM, "cloud-hypervisor"),
-        other => println!("not run: this needs cloud-hypervisor v53.0 on PATH, and there is {other:?}"),
+        _ => skipped("the_real_one_answers_as_written_down", "cloud-hypervisor v53.0 on PATH"),
     }
 }
 
@@ -440,7 +440,9 @@ fn the_real_one_answers_as_written_down() {
 #[test]
 fn in_nested_host() {
     if std::env::var_os("NESTED_HOST").is_none() || std::env::var_os("NIXBOX_TEST_GUEST").is_none() {
-        println!("not run: this needs NESTED_HOST and NIXBOX_TEST_GUEST");
+        tell(
+            "conformance with a real guest: not here, but in a nested host with NESTED_HOST and NIXBOX_TEST_GUEST",
+        );
         return;
     }
     compare(&with_kvm(true), WITH_KVM, "cloud-hypervisor");

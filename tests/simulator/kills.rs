@@ -5,7 +5,7 @@ use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::room::Room;
+use crate::room::{Room, tell};
 
 /// So many workspaces share the work: much of it is waiting.
 const ROOMS: u64 = 5;
@@ -44,10 +44,10 @@ fn at_every_event(
         }
     });
     let (kills, forward) = (kills.into_inner(), forward.into_inner());
-    println!(
+    tell(&format!(
         "{vmm}, {operation:?}: killed at each of {kills} events; {forward} changed whether the VM is up ({:.0?})",
         since.elapsed()
-    );
+    ));
     kills
 }
 
@@ -150,7 +150,7 @@ fn recoveries_are_killed_too() {
             kills += at - 1;
         }
     }
-    println!("{kills} recoveries killed");
+    tell(&format!("{kills} recoveries killed"));
     assert!(kills > 10);
 }
 
@@ -207,15 +207,15 @@ const ROUNDS: u32 = 35;
 
 #[test]
 fn at_random_moments_in_place() {
-    println!("{} kills", at_random("simulator-v54", 1, ROUNDS));
+    tell(&format!("killed at random moments: {} times", at_random("simulator-v54", 1, ROUNDS)));
 }
 
 #[test]
 fn at_random_moments_rolled_over() {
-    println!("{} kills", at_random("simulator-v53", 2, ROUNDS));
+    tell(&format!("killed at random moments: {} times", at_random("simulator-v53", 2, ROUNDS)));
 }
 
 #[test]
 fn at_random_moments_detached() {
-    println!("{} kills", at_random("simulator-v51", 3, ROUNDS));
+    tell(&format!("killed at random moments: {} times", at_random("simulator-v51", 3, ROUNDS)));
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::room::{LIMIT, Room, names};
+use crate::room::{LIMIT, Room, names, skipped, tell};
 
 fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
@@ -138,7 +138,7 @@ fn interrupted_at_many_events() {
             }
         }
     }
-    println!("{interrupts} interrupts");
+    tell(&format!("{interrupts} interrupts"));
 }
 
 /// Mounts a small file system; `None` where this process may not.
@@ -164,7 +164,7 @@ impl Drop for Mounted {
 fn a_disk_that_is_full() {
     let room = Room::new("simulator-v54", true);
     let Some(snapshots) = small(&room, "snapshots", "12m") else {
-        println!("not run: this needs to mount a tmpfs, as root may");
+        skipped("a_disk_that_is_full", "the right to mount a tmpfs");
         return;
     };
     room.ok(&["up"]);
@@ -190,7 +190,7 @@ fn a_disk_that_is_full() {
             room.ok(&["snapshot", "delete", &id]);
         }
     }
-    println!("{failed} snapshots found the disk full, {done} did not");
+    tell(&format!("{failed} snapshots found the disk full, {done} did not"));
     assert!(failed > 2 && done > 0);
     room.ok(&["down"]);
     drop(snapshots);
@@ -201,7 +201,7 @@ fn a_disk_that_is_full() {
 fn a_journal_that_cannot_grow() {
     let room = Room::new("simulator", false);
     let Some(journal) = small(&room, "journal", "64k") else {
-        println!("not run: this needs to mount a tmpfs, as root may");
+        skipped("a_journal_that_cannot_grow", "the right to mount a tmpfs");
         return;
     };
     let filler = journal.0.join("filler");
@@ -217,7 +217,7 @@ fn a_journal_that_cannot_grow() {
         room.ok(&["down"]);
         assert!(since.elapsed() < LIMIT);
     }
-    println!("{refused} times the journal was full");
+    tell(&format!("{refused} times the journal was full"));
     assert!(refused > 0, "{:?}", names(&journal.0));
     drop(journal);
 }
