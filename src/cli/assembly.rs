@@ -217,10 +217,10 @@ fn address(version: Option<Version>, runtime: &Path) -> Arc<seam::Address> {
     }
 }
 
-/// Slots number TAPs, which are the host's. A simulator has none, and asks for no directory that root has to make.
+/// Slots number TAPs, which are the host's, and root makes the directory. A simulated workspace has slots of its own.
 fn slots_directory(version: Option<Version>, runtime: &Path) -> PathBuf {
     match version {
-        Some(_) => runtime.with_file_name("simulator-slots"),
+        Some(_) => runtime.join("slots"),
         None => slots::DIRECTORY.into(),
     }
 }

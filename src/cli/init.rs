@@ -45,7 +45,7 @@ TOKEN = "a-secret-of-the-demonstration"
 "#;
 
 const IMAGES: &str = "image";
-const DISK: u64 = 64 << 20;
+const DISK: u64 = 32 << 20;
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let (workspace, mut made) = if arguments.simulator {

@@ -320,7 +320,8 @@ impl Ram {
     fn clear(&self, generation: Generation) -> Result<()> {
         let run = Folder::open(&self.run)?;
         let Some(place) = Place::read(&run, generation)? else {
-            return self.clear_lost(generation);
+            self.clear_lost(generation)?;
+            return Ok(Place::forget(&run, generation)?);
         };
         if let Some(folder) = self.folder(&place)? {
             folder.remove_file(file_name(generation))?;

@@ -199,7 +199,8 @@ fn a_wrong_command_line_is_usage() {
 #[test]
 fn every_command_has_help_with_an_example() {
     let room = Room::empty();
-    for command in ["init", "up", "down", "shell", "run", "status", "config", "doctor", "recover", "journal"]
+    for command in
+        ["init", "up", "down", "shell", "run", "status", "config", "demo", "doctor", "recover", "journal"]
     {
         let said = room.ok(&[command, "--help"]);
         assert!(said.stdout.contains("Example: "), "{said:?}");

@@ -143,8 +143,11 @@ impl Place {
         Ok(run.replace(name, &text)?)
     }
 
+    /// Also what a process that was killed while it wrote it down has left.
     pub(super) fn forget(run: &Folder, generation: Generation) -> Result<()> {
-        run.remove_file(pointer_name(generation))?;
+        let name = pointer_name(generation);
+        run.remove_file(format!(".{name}.unfinished"))?;
+        run.remove_file(name)?;
         Ok(run.sync()?)
     }
 }

@@ -248,3 +248,13 @@ async fn what_a_reboot_or_a_stranger_leaves_is_told() {
     std::fs::write(ram.run.join("memory-7.json"), "garbage").unwrap();
     assert!(ram.find(GENERATION).await.is_err() && ram.remove(GENERATION).await.is_err());
 }
+
+#[tokio::test]
+async fn a_place_that_was_half_written_down_is_cleared_away() {
+    let directory = tempfile::tempdir().unwrap();
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
+    std::fs::write(ram.run.join(".memory-7.json.unfinished"), "{").unwrap();
+    assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
+    ram.remove(GENERATION).await.unwrap();
+    assert_eq!(entries(&ram.run), 0);
+}
