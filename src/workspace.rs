@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt;
 use serde::{Deserialize, Serialize};
@@ -33,6 +33,8 @@ pub const DIRECTORY: &str = ".nixbox";
 const ID_FILE: &str = "workspace-id";
 const LOCK_FILE: &str = "lock";
 const DIRECTORIES: [&str; 4] = ["journal", "run", "snapshots", "ssh"];
+/// How long a child may keep the lock of a nixbox that is dead: from its fork to its exec.
+const BEQUEST_LIMIT: Duration = Duration::from_secs(2);
 /// More than the holder of a lock writes down.
 const LOCK_LIMIT: u64 = 4096;
 
@@ -242,7 +244,9 @@ impl Workspace {
         Err(WorkspaceError::NoRuntime { tried })
     }
 
-    /// Takes the workspace's lock for an operation, without waiting.
+    /// Takes the workspace's lock for an operation, without waiting for another nixbox. One that was killed while it
+    /// started a daemon has left the lock to a child that has not become the daemon yet: that is waited for, and the
+    /// daemon then is one that can be found.
     ///
     /// # Errors
     /// [`LockError::Locked`] with who has it.
@@ -252,12 +256,20 @@ impl Workspace {
             Some(file) => file,
             None => self.make_lock_file()?,
         };
-        match FileExt::try_lock_exclusive(&file) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {
-                return Err(LockError::Locked(read_holder(&mut file)));
+        let deadline = Instant::now() + BEQUEST_LIMIT;
+        loop {
+            match FileExt::try_lock_exclusive(&file) {
+                Ok(()) => break,
+                Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {
+                    let holder = read_holder(&mut file);
+                    if holder.as_ref().is_none_or(is_alive) || Instant::now() > deadline {
+                        return Err(LockError::Locked(holder));
+                    }
+                    // No event tells of an exec.
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) => return Err(FileError::system("lock", path)(error).into()),
             }
-            Err(error) => return Err(FileError::system("lock", path)(error).into()),
         }
         let holder = Holder { pid: std::process::id(), operation: operation.to_owned(), since_ms: now_ms() };
         let written = serde_json::to_vec(&holder)
@@ -309,6 +321,10 @@ impl Workspace {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_alive(holder: &Holder) -> bool {
+    Path::new("/proc").join(holder.pid.to_string()).exists()
 }
 
 /// What the holder wrote down. It writes right after it has the lock, so an empty file is worth a few more looks.

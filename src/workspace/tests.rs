@@ -225,3 +225,21 @@ fn sockets_have_a_short_private_place() {
     assert!(real.path().as_os_str().len() <= 60, "{:?}", real.path());
     std::fs::remove_dir(real.path()).unwrap();
 }
+
+/// As a nixbox leaves it that is killed between the fork and the exec of a daemon: its lock is a child's for a moment.
+#[test]
+fn a_lock_that_a_dead_holder_has_left_to_a_child_is_waited_for() {
+    let (directory, workspace) = workspace();
+    let mut dead = Command::new("true").spawn().unwrap();
+    let pid = dead.id();
+    dead.wait().unwrap();
+    let path = nixbox(&directory).join(LOCK_FILE);
+    let mut left = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    FileExt::try_lock_exclusive(&left).unwrap();
+    left.write_all(format!("{{\"pid\":{pid},\"operation\":\"up\",\"since_ms\":1}}").as_bytes()).unwrap();
+    let inherited = left.try_clone().unwrap();
+    let child = Command::new("sleep").arg("0.1").stdin(inherited).spawn();
+    drop(left);
+    drop(workspace.lock("recover").unwrap());
+    assert!(child.unwrap().wait().unwrap().success());
+}
