@@ -183,14 +183,14 @@ impl Snapshots {
         self.hashes.forget(id);
         let root = self.root()?;
         if root.folder(id.to_string())?.is_none() {
-            root.remove_file(seen::file_name(id))?;
+            seen::forget(&root, id)?;
         }
         Ok(root.remove_tree(staging_name(id))?)
     }
 
     fn remove(&self, id: SnapshotId) -> Result<()> {
         let root = self.root()?;
-        root.remove_file(seen::file_name(id))?;
+        seen::forget(&root, id)?;
         Ok(root.remove_tree(trash_name(id))?)
     }
 

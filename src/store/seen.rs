@@ -36,6 +36,16 @@ pub(super) fn file_name(id: SnapshotId) -> String {
     format!(".seen-{id}.json")
 }
 
+/// Forgets what was kept of a snapshot, half written or whole.
+///
+/// # Errors
+/// If it cannot be removed.
+pub(super) fn forget(root: &Folder, id: SnapshotId) -> Result<()> {
+    let name = file_name(id);
+    root.remove_file(format!(".{name}.unfinished"))?;
+    Ok(root.remove_file(name)?)
+}
+
 fn look(snapshot: &Folder, name: &str) -> Result<Option<Look>> {
     let Some(file) = snapshot.file(name)? else {
         return Ok(None);

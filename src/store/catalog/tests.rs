@@ -261,6 +261,21 @@ async fn only_what_was_touched_is_read_again() {
 }
 
 #[tokio::test]
+async fn what_was_half_kept_of_how_files_looked_goes_with_the_snapshot() {
+    let (_directory, snapshots) = snapshots();
+    staged(&snapshots, 12, None).await;
+    let half = snapshots.root.join("..seen-12.json.unfinished");
+    std::fs::write(&half, "{").unwrap();
+    snapshots.discard(id(12)).await.unwrap();
+    assert!(!half.exists());
+    snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
+    std::fs::write(&half, "{").unwrap();
+    snapshots.trash(id(12)).await.unwrap();
+    snapshots.purge(id(12)).await.unwrap();
+    assert!(!half.exists());
+}
+
+#[tokio::test]
 async fn a_link_in_place_of_a_snapshot_is_damage() {
     let (_directory, snapshots) = snapshots();
     snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
