@@ -328,10 +328,14 @@ impl Vmm for CloudHypervisor {
         .await
     }
 
+    /// What the VM was loaded from goes first: a nixbox that was killed while it loaded has left it.
     async fn resume(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Running => Ok(()),
-            VmmState::Paused => Ok(live.client.resume().await?),
+            VmmState::Paused => {
+                state::remove(&self.restore_directory(generation))?;
+                Ok(live.client.resume().await?)
+            }
             state => Err(VmmError::Unfit { what: "resumed", state }),
         })
         .await
