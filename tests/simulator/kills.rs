@@ -191,7 +191,7 @@ fn at_random(vmm: &str, seed: u64, rounds: u32) -> u32 {
             (false, 2, Some(id)) => vec!["snapshot", "delete", id],
             (false, ..) => vec!["restore", "warm"],
         };
-        let delay = Duration::from_micros(numbers.below(900_000));
+        let delay = Duration::from_micros(numbers.below(500_000));
         if kill_after(room.start(&operation), delay) {
             killed += 1;
         }
@@ -203,7 +203,7 @@ fn at_random(vmm: &str, seed: u64, rounds: u32) -> u32 {
 }
 
 /// Of each of three.
-const ROUNDS: u32 = 35;
+const ROUNDS: u32 = 50;
 
 #[test]
 fn at_random_moments_in_place() {

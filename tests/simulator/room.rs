@@ -187,9 +187,11 @@ impl Room {
         let all: Vec<String> =
             names(&self.nixbox().join("snapshots")).iter().map(|path| name(path)).collect();
         let (seen, listed): (Vec<String>, Vec<String>) =
-            all.into_iter().partition(|name| name.starts_with(".seen-"));
+            all.into_iter().partition(|name| name.trim_start_matches('.').starts_with("seen-"));
         for name in seen {
-            let id = name.trim_start_matches(".seen-").trim_end_matches(".json");
+            // Half written, it is written over when the snapshot is read next.
+            let id = name.trim_end_matches(".unfinished").trim_matches('.');
+            let id = id.trim_start_matches("seen-").trim_end_matches(".json");
             assert!(listed.iter().any(|listed| listed == id), "{name} is of no snapshot: {listed:?}");
         }
         listed
