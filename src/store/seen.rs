@@ -32,7 +32,7 @@ struct Look {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen(BTreeMap<String, Look>);
 
-pub(super) fn file_name(id: SnapshotId) -> String {
+fn file_name(id: SnapshotId) -> String {
     format!(".seen-{id}.json")
 }
 
@@ -81,6 +81,15 @@ impl Seen {
         let text = serde_json::to_vec(self)
             .map_err(|source| super::StoreError::Unwritable { id, source: source.into() })?;
         Ok(root.replace(file_name(id), &text)?)
+    }
+
+    /// Forgets a snapshot, and what a killed [`Seen::write`] left.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub(super) fn forget(root: &Folder, id: SnapshotId) -> Result<()> {
+        root.remove_file(format!(".{}.unfinished", file_name(id)))?;
+        Ok(root.remove_file(file_name(id))?)
     }
 
     /// Whether a file looks as it did when `self` was taken.

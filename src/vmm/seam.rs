@@ -334,7 +334,9 @@ impl Vmm for CloudHypervisor {
             VmmState::Paused => Ok(live.client.resume().await?),
             state => Err(VmmError::Unfit { what: "resumed", state }),
         })
-        .await
+        .await?;
+        // Left by a nixbox that was killed after the VMM had read it.
+        Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
     }
 
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {

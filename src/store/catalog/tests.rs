@@ -252,12 +252,14 @@ async fn only_what_was_touched_is_read_again() {
     std::fs::write(&image, &bytes).unwrap();
     snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
     assert_ne!(std::fs::read_to_string(&seen).unwrap(), before);
-    // Nothing of it is needed.
+    // Nothing of it is needed, and what a killed write of it leaves goes with it.
     std::fs::write(&seen, "{").unwrap();
+    let unfinished = snapshots.root.join("..seen-12.json.unfinished");
+    std::fs::write(&unfinished, "{").unwrap();
     snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
     snapshots.trash(id(12)).await.unwrap();
     snapshots.purge(id(12)).await.unwrap();
-    assert!(!seen.exists());
+    assert!(!seen.exists() && !unfinished.exists());
 }
 
 #[tokio::test]
