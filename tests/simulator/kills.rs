@@ -202,8 +202,8 @@ fn at_random(vmm: &str, seed: u64, rounds: u32) -> u32 {
     killed
 }
 
-/// Of each of three.
-/// By the hundred in a campaign, which is a command of its own: `NIXBOX_CAMPAIGN=1 cargo test … --test simulator random`.
+/// A few in an ordinary run; by the hundred in a campaign: `NIXBOX_CAMPAIGN=1 cargo test --features failpoints --test
+/// simulator random`.
 fn rounds() -> u32 {
     if std::env::var_os("NIXBOX_CAMPAIGN").is_some() { 100 } else { 8 }
 }
