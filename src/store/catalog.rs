@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde::de::IgnoredAny;
 
 use super::manifest::{self, FILE};
-use super::seen::{self, Seen};
+use super::seen::Seen;
 use super::{Result, StoreError, id_of, scan, staging_name, trash_name};
 use crate::host::copy::{self, Named, Progress};
 use crate::host::files::Folder;
@@ -183,14 +183,14 @@ impl Snapshots {
         self.hashes.forget(id);
         let root = self.root()?;
         if root.folder(id.to_string())?.is_none() {
-            seen::forget(&root, id)?;
+            Seen::forget(&root, id)?;
         }
         Ok(root.remove_tree(staging_name(id))?)
     }
 
     fn remove(&self, id: SnapshotId) -> Result<()> {
         let root = self.root()?;
-        seen::forget(&root, id)?;
+        Seen::forget(&root, id)?;
         Ok(root.remove_tree(trash_name(id))?)
     }
 

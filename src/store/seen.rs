@@ -32,18 +32,8 @@ struct Look {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Seen(BTreeMap<String, Look>);
 
-pub(super) fn file_name(id: SnapshotId) -> String {
+fn file_name(id: SnapshotId) -> String {
     format!(".seen-{id}.json")
-}
-
-/// Forgets what was kept of a snapshot, half written or whole.
-///
-/// # Errors
-/// If it cannot be removed.
-pub(super) fn forget(root: &Folder, id: SnapshotId) -> Result<()> {
-    let name = file_name(id);
-    root.remove_file(format!(".{name}.unfinished"))?;
-    Ok(root.remove_file(name)?)
 }
 
 fn look(snapshot: &Folder, name: &str) -> Result<Option<Look>> {
@@ -91,6 +81,15 @@ impl Seen {
         let text = serde_json::to_vec(self)
             .map_err(|source| super::StoreError::Unwritable { id, source: source.into() })?;
         Ok(root.replace(file_name(id), &text)?)
+    }
+
+    /// Forgets a snapshot, and what a killed [`Seen::write`] left.
+    ///
+    /// # Errors
+    /// If something cannot be removed.
+    pub(super) fn forget(root: &Folder, id: SnapshotId) -> Result<()> {
+        root.remove_file(format!(".{}.unfinished", file_name(id)))?;
+        Ok(root.remove_file(file_name(id))?)
     }
 
     /// Whether a file looks as it did when `self` was taken.

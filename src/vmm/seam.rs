@@ -328,17 +328,15 @@ impl Vmm for CloudHypervisor {
         .await
     }
 
-    /// What the VM was loaded from goes first: a nixbox that was killed while it loaded has left it.
     async fn resume(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Running => Ok(()),
-            VmmState::Paused => {
-                state::remove(&self.restore_directory(generation))?;
-                Ok(live.client.resume().await?)
-            }
+            VmmState::Paused => Ok(live.client.resume().await?),
             state => Err(VmmError::Unfit { what: "resumed", state }),
         })
-        .await
+        .await?;
+        // Left by a nixbox that was killed after the VMM had read it.
+        Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
     }
 
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
