@@ -23,8 +23,12 @@ pub(super) fn the_readme_leads_from_init_to_a_shell() {
     let bin = place.join("bin");
     fs::create_dir_all(&bin).unwrap();
     std::os::unix::fs::symlink(room::nixbox(), bin.join("nixbox")).unwrap();
-    let head =
-        format!("set -eu; cd {WORK}; PATH={}:$PATH; NIXBOX_SOURCE={}\n", bin.display(), root.display());
+    let head = format!(
+        "set -eu; cd {}; PATH={}:$PATH; NIXBOX_SOURCE={}\n",
+        place.display(),
+        bin.display(),
+        root.display()
+    );
     let before = format!("{head}{}\n", commands[..shell_line].join("\n"));
     println!("{}", shell(&before));
     let workspace = shell(&format!("{head}find . -maxdepth 2 -name .nixbox -printf %h"));
