@@ -15,8 +15,10 @@ use super::inside;
 use super::room;
 use super::scenarios::Scenario;
 
-/// What the nested host may use, all scenarios together. A last resort: they have limits of their own.
-const LIMIT: Duration = Duration::from_secs(3600);
+/// What one scenario may use, beside a campaign. A last resort: all that it does has limits of its own.
+const LIMIT: Duration = Duration::from_secs(900);
+/// What one scenario may use in a campaign, beside the time that is asked for: it then kills at every event.
+const CAMPAIGN_LIMIT: Duration = Duration::from_secs(7200);
 /// What a power cut loses is what has not reached this disk.
 const DISK: u64 = 4 << 30;
 
@@ -180,10 +182,14 @@ impl Emulation {
         let pid = Pid::from_child(&child);
         // Not reaped before this thread is joined: the pid stays its own.
         let kill = move || rustix::process::kill_process(pid, Signal::KILL);
-        let (ended, until_ended) = mpsc::channel::<()>();
+        let (verdicts, heard_verdict) = mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
-            if until_ended.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                kill().ok();
+            loop {
+                match heard_verdict.recv_timeout(limit()) {
+                    Ok(()) => {}
+                    Err(mpsc::RecvTimeoutError::Disconnected) => return false,
+                    Err(mpsc::RecvTimeoutError::Timeout) => return kill().is_ok(),
+                }
             }
         });
         let mut last = VecDeque::new();
@@ -197,6 +203,7 @@ impl Emulation {
                 }
                 Some(inside::Line::Verdict { name, passed, seconds }) => {
                     let log = fs::read(out.join(format!("{name}.log"))).unwrap_or_default();
+                    verdicts.send(()).unwrap();
                     heard(Said { name, passed, seconds, log: String::from_utf8_lossy(&log).into_owned() });
                 }
                 None => {
@@ -207,10 +214,12 @@ impl Emulation {
                 }
             }
         }
-        drop(ended);
-        watch.join().unwrap();
+        drop(verdicts);
+        let late = watch.join().unwrap();
         child.wait().unwrap();
-        if cut {
+        if late {
+            last.push_back(format!("killed: no scenario ended within {} s", limit().as_secs()));
+        } else if cut {
             return Ended::Cut;
         }
         if fs::read_to_string(out.join("status")).is_ok_and(|status| status.trim() == "0") {
@@ -222,6 +231,13 @@ impl Emulation {
         last.extend(tail.into_iter().rev().map(str::to_owned));
         Ended::Broken(last.into_iter().collect::<Vec<_>>().join("\n"))
     }
+}
+
+fn limit() -> Duration {
+    let campaign = std::env::var("NIXBOX_CAMPAIGN").ok();
+    campaign.map_or(LIMIT, |text| {
+        CAMPAIGN_LIMIT + Duration::from_secs(text.parse().expect("NIXBOX_CAMPAIGN: a number of seconds"))
+    })
 }
 
 fn source(name: &str) -> PathBuf {
