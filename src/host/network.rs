@@ -231,13 +231,13 @@ impl HostNetwork {
     async fn build_firewall(&self, plan: &Plan) -> Result<(), NetworkError> {
         let slot = plan.slot;
         let failed = |source| NetworkError::Firewall { slot, source };
-        if let Some(listing) = firewall::list(plan).await.map_err(failed)?
+        let tables = firewall::tables(plan).await.map_err(failed)?;
+        if let Some(listing) = firewall::list(plan, tables).await.map_err(failed)?
             && self.is_recorded(plan, &listing)
         {
             return Ok(());
         }
-        firewall::apply(plan, &self.settings.mode).await.map_err(failed)?;
-        let listing = firewall::list(plan).await.map_err(failed)?.unwrap_or_default();
+        let listing = firewall::apply(plan, &self.settings.mode, tables).await.map_err(failed)?;
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
@@ -305,8 +305,9 @@ impl Network for HostNetwork {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
         let found = Link::new(&plan).map_err(device)?.find().await.map_err(device)?;
-        let listing =
-            firewall::list(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
+        let unlisted = |source| NetworkError::Firewall { slot, source };
+        let tables = firewall::tables(&plan).await.map_err(unlisted)?;
+        let listing = firewall::list(&plan, tables).await.map_err(unlisted)?;
         let mark = plan.mark(Role::Dhcp);
         let failed = |source| NetworkError::Daemon { slot, source };
         let whole = matches!(&found, Found::Ours(device) if device.whole(&plan))

@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::firewall::{FirewallError, ask, is, meta, nft, objects, text};
 use super::{Mode, Plan};
 
-const TABLE: &str = "filter";
+pub(super) const TABLE: &str = "filter";
 const CHAIN: &str = "DOCKER-USER";
 
 /// Docker may change the chain between our look and our change; the next look sees it.

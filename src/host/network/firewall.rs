@@ -45,10 +45,31 @@ pub enum FirewallError {
 /// change and does not depend on how a version of nft prints them.
 pub(super) type Listing = Value;
 
-/// Build the table, or replace it, and put Docker's rules in order.
-pub(super) async fn apply(plan: &Plan, mode: &Mode) -> Result<(), FirewallError> {
+/// Which tables there are, of those that matter: asked once, because each question is a process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tables {
+    ours: bool,
+    /// Docker's chain would be in one of this name.
+    filter: bool,
+}
+
+/// Which there are.
+pub(super) async fn tables(plan: &Plan) -> Result<Tables, FirewallError> {
+    let tables = ask("list tables").await?;
+    let is_there = |family: &str, name: &str| {
+        objects(&tables, "table").any(|table| table["family"] == family && table["name"] == name)
+    };
+    Ok(Tables { ours: is_there("inet", &plan.table), filter: is_there("ip", docker::TABLE) })
+}
+
+/// Build the table, or replace it, and put Docker's rules in order. Says how they look then. A Docker that comes up
+/// meanwhile is seen by the next look.
+pub(super) async fn apply(plan: &Plan, mode: &Mode, tables: Tables) -> Result<Listing, FirewallError> {
     nft(plan, &table(plan, mode)).await?;
-    docker::apply(plan, mode).await
+    if tables.filter {
+        docker::apply(plan, mode).await?;
+    }
+    Ok(list(plan, Tables { ours: true, ..tables }).await?.unwrap_or_default())
 }
 
 /// What nft is asked for: two plans or modes that ask for the same have the same firewall.
@@ -58,18 +79,21 @@ pub(super) fn asked(plan: &Plan, mode: &Mode) -> String {
 
 /// Remove the table and Docker's rules.
 pub(super) async fn remove(plan: &Plan) -> Result<(), FirewallError> {
-    docker::remove(plan).await?;
+    let tables = tables(plan).await?;
+    if tables.filter {
+        docker::remove(plan).await?;
+    }
     let mut batch = Batch::new();
     // Adding what is there changes nothing, and makes deleting it right whether or not it was.
     batch.add(NfListObject::Table(own_table(plan)));
     batch.delete(NfListObject::Table(own_table(plan)));
-    if is_there(plan).await? { nft(plan, &batch).await } else { Ok(()) }
+    if tables.ours { nft(plan, &batch).await } else { Ok(()) }
 }
 
 /// What is there of it: `None` for nothing at all.
-pub(super) async fn list(plan: &Plan) -> Result<Option<Listing>, FirewallError> {
-    let docker = docker::list(plan).await?;
-    let table = if is_there(plan).await? {
+pub(super) async fn list(plan: &Plan, tables: Tables) -> Result<Option<Listing>, FirewallError> {
+    let docker = if tables.filter { docker::list(plan).await? } else { None };
+    let table = if tables.ours {
         let mut table = ask(&format!("list table inet {}", plan.table)).await?;
         forget_what_changes(&mut table);
         Some(table)
@@ -80,11 +104,6 @@ pub(super) async fn list(plan: &Plan) -> Result<Option<Listing>, FirewallError> 
         return Ok(None);
     }
     Ok(Some(serde_json::json!({ "table": table, "docker": docker })))
-}
-
-async fn is_there(plan: &Plan) -> Result<bool, FirewallError> {
-    let tables = ask("list tables inet").await?;
-    Ok(objects(&tables, "table").any(|table| table["name"] == plan.table))
 }
 
 /// Handles are new each time, dnsmasq fills the set, and the version of nft is nobody's rule.
