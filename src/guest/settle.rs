@@ -180,7 +180,8 @@ fn timex(shift: Option<i128>) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(frame)
 }
 
-/// The best of several samples. The first good one will do.
+/// The best of several samples. The first good one will do: the clock is then right to within a quarter of what it has to
+/// be, and each further sample would be a round trip that somebody waits for.
 async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
     let mut best: Option<Agreement> = None;
     for _ in 0..MOST_SAMPLES {
@@ -188,7 +189,7 @@ async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
         if best.is_none_or(|best| sample.uncertainty < best.uncertainty) {
             best = Some(sample);
         }
-        if sample.uncertainty < tolerance() / 10 {
+        if sample.uncertainty < tolerance() / 4 {
             break;
         }
     }
