@@ -106,6 +106,9 @@ pub enum ChannelError {
     /// The connection ended before the command did.
     #[error("the guest closed the connection before the command ended")]
     Closed,
+    /// The connection may well go on, but this command has ended, and how is not known.
+    #[error("the guest's SSH server did not say how the command ended")]
+    Unsaid,
     /// A command wrote more than it was expected to.
     #[error("a command in the guest wrote more than {limit} bytes")]
     TooMuch {
@@ -244,8 +247,8 @@ impl Session {
     /// Run a command to its end, giving it `input`, which is overwritten in memory once sent.
     ///
     /// # Errors
-    /// [`ChannelError::Silent`], [`ChannelError::TooMuch`], [`ChannelError::Closed`], [`ChannelError::NoCommands`],
-    /// [`ChannelError::Protocol`]. How the command itself ended is no error.
+    /// [`ChannelError::Silent`], [`ChannelError::TooMuch`], [`ChannelError::Closed`], [`ChannelError::Unsaid`],
+    /// [`ChannelError::NoCommands`], [`ChannelError::Protocol`]. How the command itself ended is no error.
     pub async fn exec(
         &self,
         command: &[u8],
@@ -325,7 +328,7 @@ impl Command {
     /// What it says next.
     ///
     /// # Errors
-    /// [`ChannelError::Closed`], [`ChannelError::NoCommands`].
+    /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
     pub async fn next(&mut self) -> Result<Said, ChannelError> {
         loop {
             if let Some(said) = understand(self.reader.wait().await)? {
@@ -358,7 +361,8 @@ fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError>
         }
         Some(ChannelMsg::Eof) => Some(Said::NoMore),
         Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
-        Some(ChannelMsg::Close) | None => return Err(ChannelError::Closed),
+        Some(ChannelMsg::Close) => return Err(ChannelError::Unsaid),
+        None => return Err(ChannelError::Closed),
         Some(_) => None,
     })
 }
@@ -400,7 +404,7 @@ async fn drain(reader: &mut ChannelReadHalf, sink: &mut impl Sink) -> Result<Exi
             Ok(Some(Said::Ended(how))) => exit = Some(how),
             Ok(Some(Said::NoMore)) => no_more = true,
             Ok(None) => {}
-            Err(ChannelError::Closed) => return exit.ok_or(ChannelError::Closed),
+            Err(error @ (ChannelError::Closed | ChannelError::Unsaid)) => return exit.ok_or(error),
             Err(error) => return Err(error),
         }
         if no_more && let Some(how) = exit {

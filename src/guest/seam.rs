@@ -332,7 +332,8 @@ impl Guest for SshGuest {
             // It went while it was asked.
             Ok(_)
             | Err(ScriptError::Channel {
-                source: ChannelError::Closed | ChannelError::Silent { .. }, ..
+                source: ChannelError::Closed | ChannelError::Unsaid | ChannelError::Silent { .. },
+                ..
             }) => Ok(()),
             Err(error) => Err(Failure::world(error)),
         }

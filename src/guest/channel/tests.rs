@@ -285,6 +285,7 @@ async fn servers_that_misbehave_are_found_out() {
         let done = session.exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE).await;
         match how {
             Hostile::Refuses => assert!(matches!(done, Err(ChannelError::NoCommands)), "{done:?}"),
+            Hostile::NoStatus => assert!(matches!(done, Err(ChannelError::Unsaid)), "{done:?}"),
             Hostile::OddSignal => {
                 assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14))))
             }
