@@ -73,16 +73,6 @@ impl Need {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
 #[derive(Debug, thiserror::Error)]
 enum VersionError {
     #[error("{0} cannot be run")]
@@ -136,14 +126,14 @@ async fn vmm() -> Need {
     let advice = "install Cloud Hypervisor v51.0 or later from https://github.com/cloud-hypervisor/cloud-hypervisor/releases, on PATH or named in NIXBOX_CLOUD_HYPERVISOR";
     let path = match spawn::find_program(NAME, "NIXBOX_CLOUD_HYPERVISOR") {
         Ok(path) => path,
-        Err(error) => return found(NAME, chain(&error)).missing().advice(advice),
+        Err(error) => return found(NAME, report::chain(&error)).missing().advice(advice),
     };
     let text = match version(&path).await {
         Ok(text) => text,
-        Err(error) => return found(NAME, chain(&error)).missing().advice(advice),
+        Err(error) => return found(NAME, report::chain(&error)).missing().advice(advice),
     };
     match capability::of_program(&text).and_then(capability::of) {
-        Err(error) => found(NAME, chain(&error)).missing().advice(advice),
+        Err(error) => found(NAME, report::chain(&error)).missing().advice(advice),
         Ok(capability) => {
             let need = found(NAME, format!("{text}, {}", path.display()));
             match capability.ability {
@@ -164,11 +154,11 @@ async fn virtiofsd() -> Need {
     let advice = "`cargo install virtiofsd`, or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
     let path = match spawn::find_program(NAME, "NIXBOX_VIRTIOFSD") {
         Ok(path) => path,
-        Err(error) => return found(NAME, chain(&error)).lacking().advice(advice),
+        Err(error) => return found(NAME, report::chain(&error)).lacking().advice(advice),
     };
     match version(&path).await {
         Ok(text) => found(NAME, format!("{text}, {}", path.display())),
-        Err(error) => found(NAME, chain(&error)).lacking().advice(advice),
+        Err(error) => found(NAME, report::chain(&error)).lacking().advice(advice),
     }
 }
 
@@ -176,11 +166,11 @@ async fn privileged(name: &'static str) -> Need {
     let advice = format!("install {name} from your distribution");
     let path = match network::program_path(name) {
         Ok(path) => path,
-        Err(error) => return found(name, chain(&error)).missing().advice(advice),
+        Err(error) => return found(name, report::chain(&error)).missing().advice(advice),
     };
     match version(&path).await {
         Ok(text) => found(name, format!("{text}, {}", path.display())),
-        Err(error) => found(name, chain(&error)).missing().advice(advice),
+        Err(error) => found(name, report::chain(&error)).missing().advice(advice),
     }
 }
 
@@ -191,7 +181,9 @@ async fn nftset() -> Need {
         Ok(false) => found(NAME, "no")
             .lacking()
             .advice("network.mode = \"filtered\" needs dnsmasq 2.87 or later, built with nftset"),
-        Err(error) => found(NAME, chain(&error)).lacking().advice("network.mode = \"filtered\" needs it"),
+        Err(error) => {
+            found(NAME, report::chain(&error)).lacking().advice("network.mode = \"filtered\" needs it")
+        }
     }
 }
 
@@ -280,7 +272,7 @@ fn reflink(directory: &Path) -> Need {
         Ok(_) => found(NAME, format!("{} is on neither btrfs nor XFS", real.display()))
             .lacking()
             .advice("disks are copied in full for every snapshot; put the workspace on btrfs or XFS to have them cloned at once"),
-        Err(error) => found(NAME, chain(&error)).lacking(),
+        Err(error) => found(NAME, report::chain(&error)).lacking(),
     }
 }
 

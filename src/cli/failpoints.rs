@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::report;
-use crate::engine::executor::{Event, Observer};
+use crate::engine::executor::{Event, Observer, Setback};
 
 const VARIABLE: &str = "NIXBOX_KILL_AT";
 static SEEN: AtomicU64 = AtomicU64::new(0);
@@ -46,6 +46,10 @@ impl Observer for Failpoints<'_> {
             rustix::process::kill_process(this, rustix::process::Signal::INT).ok();
         }
         self.inner.event(event);
+    }
+
+    fn setback(&self, setback: &Setback) {
+        self.inner.setback(setback);
     }
 }
 

@@ -38,6 +38,9 @@ pub struct Problem {
     exit: Exit,
     error: Box<dyn Error + Send + Sync>,
     hint: Option<&'static str>,
+    /// Whether a VM was lost, and what is known of why.
+    lost: bool,
+    last_words: Vec<String>,
 }
 
 /// What a command came to: what to exit with.
@@ -59,7 +62,16 @@ enum Ended {
 impl Problem {
     /// A problem of its own kind.
     pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { exit, error: error.into(), hint: None }
+        Self { exit, error: error.into(), hint: None, lost: false, last_words: Vec::new() }
+    }
+
+    /// The same with what the VM said last, if it is about one that was lost.
+    #[must_use]
+    pub fn with_last_words(mut self, words: impl FnOnce() -> Vec<String>) -> Self {
+        if self.lost {
+            self.last_words = words();
+        }
+        self
     }
 
     /// The same with what to do about it.
@@ -95,6 +107,9 @@ impl Problem {
             }
             last = message;
             cause = error.source();
+        }
+        for words in &self.last_words {
+            text.push_str(&format!("  {words}\n"));
         }
         if let Some(hint) = self.hint {
             text.push_str(&format!("  hint: {hint}\n"));
@@ -169,7 +184,9 @@ pub fn ended(report: Report) -> Result<bool, Problem> {
             Err(Problem::new(taken_back(&setback), Ended::ReplacedInVain(setback))
                 .with("`nixbox up` boots from that disk"))
         }
-        Report::ClearedAway(setback) => Err(Problem::new(Exit::Failed, Ended::ClearedAway(setback))),
+        Report::ClearedAway(setback) => {
+            Err(Problem { lost: true, ..Problem::new(Exit::Failed, Ended::ClearedAway(setback)) })
+        }
         Report::Stuck(setback) => Err(stuck(setback)),
     }
 }

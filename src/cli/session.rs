@@ -126,6 +126,7 @@ impl Held {
             let mut session = Session { world: &assembly.world, journal, interrupt, observer };
             act(&mut session).await
         })
+        .map_err(|problem| problem.with_last_words(|| assembly.vmm.last_words()))
     }
 
     /// Lets `act` work, and asks it to stop when somebody interrupts.

@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 use serde::Serialize;
 
 use super::report;
-use crate::engine::executor::{Event, Observer};
+use crate::engine::executor::{Event, Observer, Setback};
 use crate::engine::planner::Direction;
 use crate::host::copy::{Method, Progress};
 
@@ -191,11 +191,7 @@ impl Observer for Show {
                     self.past_commit.store(true, Ordering::SeqCst);
                 }
             }
-            Event::Failed(label) => {
-                now.stage = None;
-                self.end_copies();
-                self.line(&format!("{}: {label} failed", now.operation));
-            }
+            Event::Failed(_) => now.stage = None,
             Event::Done { label: "pause", .. } => now.paused = Some(Instant::now()),
             Event::Done { label: "resume", .. } => {
                 let paused = now.paused.take();
@@ -206,5 +202,11 @@ impl Observer for Show {
             Event::Ended(_) => self.end_stage(&mut now),
             Event::Done { .. } | Event::Undoes(_) => {}
         }
+    }
+
+    fn setback(&self, setback: &Setback) {
+        self.end_copies();
+        let operation = self.now().operation;
+        self.line(&format!("{operation}: {}", report::chain(setback)));
     }
 }

@@ -401,6 +401,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     }
 
     fn setback_of(&self, setback: Setback) -> Halt {
+        self.observer.setback(&setback);
         self.observer.event(Event::Failed(setback.label));
         Halt::Setback(setback)
     }

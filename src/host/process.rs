@@ -348,17 +348,32 @@ impl Daemons {
         }
     }
 
-    /// Removes `<name>-<generation>.log` of all but the last few generations before `current`.
-    pub(crate) fn forget_old_logs(&self, name: &str, current: Generation) -> Result<(), ProcessError> {
+    /// The newest log of that name, and its last lines as in [`Daemons::log_tail`]; `None` if there is none to be read.
+    #[must_use]
+    pub fn newest_log(&self, name: &str) -> Option<(PathBuf, String)> {
+        let newest = self.logs(name).ok()?.into_iter().max()?;
+        let path = self.runtime.join(format!("{name}-{newest}.log"));
+        let text = tail(&path).ok()?;
+        Some((path, text))
+    }
+
+    /// The generations that have a log of that name.
+    fn logs(&self, name: &str) -> Result<Vec<u64>, ProcessError> {
         let failed = |source| ProcessError::File { action: "list", path: self.runtime.clone(), source };
-        let mut old = Vec::new();
+        let mut generations = Vec::new();
         for entry in fs::read_dir(&self.runtime).map_err(failed)? {
             let file = entry.map_err(failed)?.file_name();
-            let generation = file.to_str().and_then(|file| {
-                file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".log")?.parse().ok()
-            });
-            old.extend(generation.filter(|generation: &u64| *generation < current.0));
+            generations.extend(file.to_str().and_then(|file| {
+                file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".log")?.parse::<u64>().ok()
+            }));
         }
+        Ok(generations)
+    }
+
+    /// Removes `<name>-<generation>.log` of all but the last few generations before `current`.
+    pub(crate) fn forget_old_logs(&self, name: &str, current: Generation) -> Result<(), ProcessError> {
+        let mut old = self.logs(name)?;
+        old.retain(|generation| *generation < current.0);
         old.sort_unstable();
         let surplus = old.len().saturating_sub(LOGS_KEPT);
         old[..surplus]

@@ -114,6 +114,19 @@ impl CloudHypervisor {
         self.settings.runtime.join(format!("serial-{generation}.log"))
     }
 
+    /// What the newest VMM and its serial console said last: a line each, for people. Their logs outlive them.
+    #[must_use]
+    pub fn last_words(&self) -> Vec<String> {
+        let of = |whose: &str, name: &str| {
+            let (path, text) = self.daemons.newest_log(name)?;
+            (!text.is_empty()).then(|| format!("{whose} said last ({}): {text}", path.display()))
+        };
+        [("its VMM", self.role.to_string().as_str()), ("its console", "serial")]
+            .into_iter()
+            .filter_map(|(whose, name)| of(whose, name))
+            .collect()
+    }
+
     fn socket(&self, generation: Generation) -> std::result::Result<SocketPath, VmmError> {
         Ok(SocketPath::new(self.settings.runtime.join(format!("vmm-{generation}.sock")))?)
     }

@@ -94,6 +94,10 @@ pub enum Event {
 pub trait Observer: Send + Sync {
     /// Called in order, from the thread that runs the operation.
     fn event(&self, event: Event);
+
+    /// Why the transition failed whose [`Event::Failed`] follows. A failure after the commit point is tried once more, so
+    /// this may be all that is heard of it.
+    fn setback(&self, _setback: &Setback) {}
 }
 
 /// Looks away.
