@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -314,6 +315,9 @@ pub trait Vmm: Send + Sync {
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
     /// Ask the guest to shut down by the power button, and wait for the VM to stop for as long as is sensible.
     async fn power_button(&self, generation: Generation) -> Result<()>;
+    /// Whether the VMM ends by itself within that time: a guest that an earlier nixbox asked to shut down may still be at
+    /// it.
+    async fn ends(&self, generation: Generation, within: Duration) -> Result<bool>;
     /// End the process (TERM, then KILL) and remove its sockets.
     async fn stop(&self, generation: Generation) -> Result<()>;
     /// `vm.add-fs` for every share.
@@ -458,7 +462,7 @@ pub trait Catalog: Send + Sync {
     async fn trash(&self, id: SnapshotId) -> Result<()>;
     /// Remove what was renamed out of the list.
     async fn purge(&self, id: SnapshotId) -> Result<()>;
-    /// The files of the staging directory with their hashes. Taken while copying where that was possible.
+    /// The files of the staging directory with their hashes: every byte of them is read. The VM runs by then.
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
 }
 

@@ -37,6 +37,8 @@ pub(super) struct VmmProcess {
     pub(super) mangled: bool,
     /// It is busy with a `vm.snapshot`.
     pub(super) saving: Option<SnapshotId>,
+    /// Its guest was asked to shut down and is at it, which takes a while, whatever became of who asked.
+    pub(super) going: bool,
 }
 
 /// A set of share daemons, or what is left of one.
@@ -116,6 +118,7 @@ impl State {
             shares_spoilt: false,
             mangled: false,
             saving: None,
+            going: false,
         };
         let daemons = ShareDaemons { listening: Presence::Whole, alive: true };
         let memory = RamFile { ram: None, presence: Presence::Whole };
@@ -262,10 +265,23 @@ impl State {
     pub(super) fn end_vmm(&mut self, key: Key) {
         if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state != VmmState::Gone) {
             vmm.state = VmmState::Gone;
+            vmm.going = false;
             if vmm.shares != Presence::Absent {
                 self.end_daemons(key);
             }
         }
+    }
+
+    pub(super) fn ask_to_go(&mut self, key: Key) {
+        if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state == VmmState::Running) {
+            vmm.going = true;
+        }
+    }
+
+    /// So much of it that all guests that are going are gone.
+    pub(super) fn pass_time(&mut self) {
+        let going: Vec<Key> = self.vmms.iter().filter(|(_, vmm)| vmm.going).map(|(key, _)| *key).collect();
+        going.into_iter().for_each(|key| self.end_vmm(key));
     }
 
     pub(super) fn end_daemons(&mut self, key: Key) {

@@ -91,6 +91,7 @@ impl Transition for StopGuest {
     async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Never | VmmState::Gone => Probe::Done(()),
+            VmmState::Running if self.ask && is_going(scene.world, machine).await? => Probe::Done(()),
             _ => Probe::NotDone,
         })
     }
@@ -106,5 +107,23 @@ impl Transition for StopGuest {
             }
         }
         world.vmm.stop(machine.vmm).await
+    }
+}
+
+/// Time for a guest that was asked to shut down to be gone, or so far that it does not answer any more.
+const HEARS: Duration = Duration::from_secs(10);
+/// Time for one that does not answer to be gone.
+const GOES: Duration = Duration::from_secs(60);
+
+/// Waits until it is clear whether a guest that runs is shutting down, because a nixbox that was killed had asked it to.
+/// That cannot be taken back: to say that it runs on would be true for a moment only.
+async fn is_going(world: &World, machine: &Machine) -> Result<bool, Failure> {
+    if world.vmm.ends(machine.vmm, HEARS).await? {
+        return Ok(true);
+    }
+    match world.guest.equipped(machine).await {
+        // It was not asked yet, or does not listen.
+        Ok(_) => Ok(false),
+        Err(_silent) => world.vmm.ends(machine.vmm, GOES).await,
     }
 }

@@ -396,6 +396,16 @@ impl Vmm for CloudHypervisor {
         }
     }
 
+    async fn ends(&self, generation: Generation, within: Duration) -> Result<bool> {
+        let Some(live) = self.live(generation)? else {
+            return Ok(true);
+        };
+        match tokio::time::timeout(within, live.daemon.exited()).await {
+            Ok(exit) => Ok(exit.map(|_| true).map_err(VmmError::from)?),
+            Err(_elapsed) => Ok(false),
+        }
+    }
+
     async fn stop(&self, generation: Generation) -> Result<()> {
         self.daemons.stop(&self.role, generation, GRACE).await.map_err(VmmError::from)?;
         remove_sockets(&self.socket(generation)?).await?;

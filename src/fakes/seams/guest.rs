@@ -126,9 +126,13 @@ impl Guest for Seams {
         let key = self.key(machine.vmm);
         let shut_down = |state: &mut State| {
             self.guest(state, machine)?;
+            state.ask_to_go(key);
+            Ok(())
+        };
+        let gone = |state: &mut State| {
             state.end_vmm(key);
             Ok(())
         };
-        self.act("guest.shut_down", vec![Box::new(shut_down)]).await
+        self.act("guest.shut_down", vec![Box::new(shut_down), Box::new(gone)]).await
     }
 }

@@ -105,10 +105,23 @@ impl Vmm for Seams {
     async fn power_button(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let press = move |state: &mut State| {
+            state.ask_to_go(key);
+            Ok(())
+        };
+        let gone = move |state: &mut State| {
             state.end_vmm(key);
             Ok(())
         };
-        self.act("vmm.power_button", vec![Box::new(press)]).await
+        self.act("vmm.power_button", vec![Box::new(press), Box::new(gone)]).await
+    }
+
+    async fn ends(&self, generation: Generation, _: Duration) -> Result<bool> {
+        let key = self.key(generation);
+        self.look("vmm.ends", |state| {
+            state.pass_time();
+            Ok(state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone))
+        })
+        .await
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
@@ -306,6 +319,7 @@ impl VmmProcess {
             shares_spoilt: false,
             mangled: false,
             saving: None,
+            going: false,
         }
     }
 }

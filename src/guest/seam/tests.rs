@@ -50,6 +50,9 @@ impl Vmm for Runs {
     async fn power_button(&self, _: Generation) -> Result<()> {
         unreachable!()
     }
+    async fn ends(&self, _: Generation, _: Duration) -> Result<bool> {
+        unreachable!()
+    }
     async fn stop(&self, _: Generation) -> Result<()> {
         unreachable!()
     }
