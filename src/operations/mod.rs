@@ -18,6 +18,7 @@ mod foresee;
 mod parts;
 mod report;
 pub mod restore;
+mod roll_over;
 pub mod snapshot;
 pub mod up;
 
