@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::guest::key;
-use crate::guest::ready::{Attempt, until_ready};
+use crate::guest::ready::{Attempt, REFUSALS, until_ready};
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::world::Interrupt;
 
@@ -324,6 +324,16 @@ async fn waiting_ends_by_limit_by_wish_and_by_success() {
     assert_eq!(begun.elapsed(), Duration::from_secs(10));
     // 5, 10, … 160 ms, then 250 ms.
     assert!((40..=46).contains(&count), "{count} attempts");
+
+    // A key that is not let in: the guest has a little time, and not all of it.
+    let denied = |_| async {
+        let user = UserName::try_from("user".to_owned()).unwrap();
+        Err(Attempt::from(ChannelError::Denied { user, fingerprint: "SHA256:x".to_owned() }))
+    };
+    let begun = tokio::time::Instant::now();
+    let refused = until_ready::<(), _>(Duration::from_secs(100), limits, &interrupt, denied).await;
+    assert!(matches!(refused, Err(ChannelError::Denied { .. })), "{refused:?}");
+    assert!(begun.elapsed() >= REFUSALS && begun.elapsed() < REFUSALS * 2, "{:?}", begun.elapsed());
 
     let waiting = until_ready::<(), _>(LIMIT, limits, &interrupt, |_| std::future::pending());
     let wish = async { interrupt.request() };
