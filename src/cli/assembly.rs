@@ -19,7 +19,6 @@ use crate::host::clock::HostClock;
 use crate::host::copy::Progress;
 use crate::host::disk::{DiskSpec, Disks};
 use crate::host::ground::HostGround;
-use crate::host::hash::KnownHashes;
 use crate::host::hooks::{Complain, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
 use crate::host::memory::{self, Location, Ram};
@@ -146,9 +145,8 @@ pub fn assemble(
     let runtime = workspace.runtime()?.path().to_owned();
     check_apart(config, &runtime)?;
     let version = simulated(config);
-    let hashes = Arc::new(KnownHashes::default());
-    let disk = Arc::new(disks(workspace, config, &progress, &hashes));
-    let memory = Arc::new(ram(workspace, config, &progress, &hashes));
+    let disk = Arc::new(disks(workspace, config, &progress));
+    let memory = Arc::new(ram(workspace, config, &progress));
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
         .transpose()?;
@@ -195,7 +193,7 @@ pub fn assemble(
         disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
-        catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress, hashes }),
+        catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress }),
         ground: Arc::new(HostGround::new(config)),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),
@@ -239,12 +237,7 @@ fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
     Ok(())
 }
 
-fn disks(
-    workspace: &Workspace,
-    config: &Config,
-    progress: &Arc<dyn Progress>,
-    hashes: &Arc<KnownHashes>,
-) -> Disks {
+fn disks(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> Disks {
     let spec = |disk: &config::Disk| DiskSpec {
         image: disk.image.as_ref().map(|path| path.as_path().to_owned()),
         size: disk.size.map(|size| size.bytes()),
@@ -254,16 +247,10 @@ fn disks(
         workspace.snapshots(),
         config.disks.iter().map(spec).collect(),
         Arc::clone(progress),
-        Arc::clone(hashes),
     )
 }
 
-fn ram(
-    workspace: &Workspace,
-    config: &Config,
-    progress: &Arc<dyn Progress>,
-    hashes: &Arc<KnownHashes>,
-) -> Ram {
+fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> Ram {
     Ram {
         run: workspace.run(),
         snapshots: workspace.snapshots(),
@@ -274,7 +261,6 @@ fn ram(
         // A restore has verified every file of the snapshot just before.
         check: false,
         progress: Arc::clone(progress),
-        hashes: Arc::clone(hashes),
     }
 }
 

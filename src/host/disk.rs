@@ -14,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::copy::{self, CopyError, Copying, Method, Named, Progress};
 use super::files::{FileError, Folder};
-use super::hash::{Identity, KnownHashes};
 use crate::store::StoreError;
 use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
 
@@ -148,8 +147,6 @@ pub struct Disks {
     pub specs: Vec<DiskSpec>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
-    /// Takes the hashes of what is copied into staging directories.
-    pub hashes: Arc<KnownHashes>,
     methods: Mutex<Vec<Method>>,
 }
 
@@ -173,14 +170,8 @@ fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
 impl Disks {
     /// For the workspace whose `.nixbox` has these two directories.
     #[must_use]
-    pub fn new(
-        run: PathBuf,
-        snapshots: PathBuf,
-        specs: Vec<DiskSpec>,
-        progress: Arc<dyn Progress>,
-        hashes: Arc<KnownHashes>,
-    ) -> Self {
-        Self { run, snapshots, specs, progress, hashes, methods: Mutex::default() }
+    pub fn new(run: PathBuf, snapshots: PathBuf, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) -> Self {
+        Self { run, snapshots, specs, progress, methods: Mutex::default() }
     }
 
     /// The paths of the images of a generation in order, for the VMM's configuration.
@@ -311,13 +302,12 @@ impl Disks {
         what: String,
         source: Named,
         target: Named,
-        hash: bool,
         interrupt: &Interrupt,
-    ) -> Result<copy::Copied> {
-        let copying = Copying { what, source, target, reflink: true, hash };
+    ) -> Result<()> {
+        let copying = Copying { what, source, target, reflink: true, hash: false };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
-        Ok(copied)
+        Ok(())
     }
 
     async fn make(&self, folder: &Folder, n: usize, spec: &DiskSpec, interrupt: &Interrupt) -> Result<()> {
@@ -338,14 +328,8 @@ impl Disks {
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
         let source = Named { file: source, path: template.clone() };
-        self.clone_image(
-            format!("disk {n}"),
-            source,
-            Named { file: target, path: path.clone() },
-            false,
-            interrupt,
-        )
-        .await?;
+        self.clone_image(format!("disk {n}"), source, Named { file: target, path: path.clone() }, interrupt)
+            .await?;
         Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
     }
 
@@ -370,14 +354,8 @@ impl Disks {
             let source = Named { file, path: folder.path_of(&from) };
             staging.remove_file(&to)?;
             let path = staging.path_of(&to);
-            let kept = staging.new_file(&to)?;
-            let file = kept.try_clone().map_err(FileError::system("open", &path))?;
-            let target = Named { file, path: path.clone() };
-            let copied = self.clone_image(format!("disk {n}"), source, target, true, interrupt).await?;
-            if let Some(hashes) = copied.hashes {
-                let identity = Identity::of(&kept).map_err(FileError::system("examine", &path))?;
-                self.hashes.note(into, &to, identity, hashes);
-            }
+            let target = Named { file: staging.new_file(&to)?, path };
+            self.clone_image(format!("disk {n}"), source, target, interrupt).await?;
         }
         keep_host_key(&folder, &staging)
     }
@@ -408,7 +386,7 @@ impl Disks {
             let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
             let source = Named { file, path: snapshot.path_of(&name) };
             let target = Named { file: folder.new_file(&to)?, path: folder.path_of(&to) };
-            self.clone_image(format!("disk {n}"), source, target, false, interrupt).await?;
+            self.clone_image(format!("disk {n}"), source, target, interrupt).await?;
         }
         keep_host_key(&snapshot, &folder)?;
         self.finish(generation, (run, folder), interrupt).await

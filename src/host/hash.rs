@@ -1,19 +1,14 @@
-//! BLAKE3 of a file, computed piece by piece in any order, and what is known of files hashed while they were copied.
+//! BLAKE3 of a file, computed piece by piece in any order.
 //!
 //! The hash is that of the file's bytes as anybody reads them, holes as zeros: `b3sum FILE` prints the same. BLAKE3 is a
 //! tree, and a piece of [`PIECE`] bytes at a multiple of [`PIECE`] is a subtree of it (`blake3::hazmat`), so that threads
-//! can hash pieces while they copy them. Pieces that are holes throughout need not be hashed while a VM is paused:
-//! [`PieceHashes::finish`] does it later.
-
-use std::collections::BTreeMap;
-use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
+//! can hash pieces while they read or copy them. Pieces that are holes throughout are left to [`PieceHashes::finish`].
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
 
-use crate::world::{Failure, Interrupt, SnapshotId};
+use crate::world::{Failure, Interrupt};
 
 /// The bytes of a piece: a power of two, and small enough to be interrupted after one.
 pub const PIECE: u64 = 8 << 20;
@@ -126,63 +121,9 @@ fn subtree(values: &[ChainingValue], length: u64) -> ChainingValue {
     }
 }
 
-/// Tells a file's content from another's without reading it: the file itself, its size, and when it last changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    device: u64,
-    inode: u64,
-    size: u64,
-    changed: (i64, i64),
-}
-
-impl Identity {
-    /// Of an open file.
-    ///
-    /// # Errors
-    /// If the system cannot tell.
-    pub fn of(file: impl AsFd) -> std::io::Result<Self> {
-        let status = rustix::fs::fstat(file)?;
-        Ok(Self {
-            device: status.st_dev,
-            inode: status.st_ino,
-            size: status.st_size.unsigned_abs(),
-            changed: (status.st_ctime, status.st_ctime_nsec as i64),
-        })
-    }
-}
-
-/// What this process hashed while it copied files into staging directories. A hint: it is believed of a file that has
-/// not changed since, and whoever does not find it here reads the file.
-#[derive(Debug, Default)]
-pub struct KnownHashes(Mutex<BTreeMap<(SnapshotId, String), (Identity, PieceHashes)>>);
-
-impl KnownHashes {
-    /// Remembers what a staged file of this name hashes to. To be called when nothing more will be written to it.
-    pub fn note(&self, id: SnapshotId, name: &str, identity: Identity, hashes: PieceHashes) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.insert((id, name.to_owned()), (identity, hashes));
-    }
-
-    /// What was remembered, if the file is still the same.
-    #[must_use]
-    pub fn look_up(&self, id: SnapshotId, name: &str, identity: Identity) -> Option<PieceHashes> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(&(id, name.to_owned()))
-            .filter(|(then, _)| *then == identity)
-            .map(|(_, hashes)| hashes.clone())
-    }
-
-    /// Forgets a snapshot that is committed or discarded.
-    pub fn forget(&self, id: SnapshotId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| *of != id);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::Generation;
 
     #[test]
     fn pieces_make_up_the_plain_hash_of_the_bytes() {
@@ -225,19 +166,5 @@ mod tests {
         let interrupt = Interrupt::new();
         interrupt.request();
         assert!(matches!(PieceHashes::new(1 << 50 >> 8).finish(&interrupt), Err(Failure::Interrupted)));
-    }
-
-    #[test]
-    fn a_file_that_has_changed_is_not_known() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let (id, known) = (SnapshotId(Generation(7)), KnownHashes::default());
-        let identity = Identity::of(file.as_file()).unwrap();
-        known.note(id, "memory.img", identity, PieceHashes::new(0));
-        assert!(known.look_up(id, "memory.img", identity).is_some());
-        assert!(known.look_up(id, "disk-0.img", identity).is_none());
-        std::fs::write(file.path(), "longer").unwrap();
-        assert!(known.look_up(id, "memory.img", Identity::of(file.as_file()).unwrap()).is_none());
-        known.forget(id);
-        assert!(known.look_up(id, "memory.img", identity).is_none());
     }
 }

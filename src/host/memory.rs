@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use super::copy::{self, CopyError, Copying, Named, Progress};
 use super::files::{FileError, Folder};
-use super::hash::{Identity, KnownHashes, PieceHashes};
+use super::hash::PieceHashes;
 use crate::config::Backing;
 use crate::store::StoreError;
 use crate::world::{
@@ -96,8 +96,6 @@ pub struct Ram {
     pub check: bool,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
-    /// Takes the hashes of what is copied into staging directories.
-    pub hashes: Arc<KnownHashes>,
 }
 
 /// Where tmpfs is on hosts, roomiest first. `XDG_RUNTIME_DIR` has a tenth of RAM by default.
@@ -215,22 +213,16 @@ impl Ram {
             .folder(crate::store::staging_name(into))?
             .ok_or(MemoryError::NoSnapshot(into))?;
         staging.remove_file(SNAPSHOT_FILE)?;
-        let kept = staging.new_file(SNAPSHOT_FILE)?;
-        let to = staging.path_of(SNAPSHOT_FILE);
-        let target = kept.try_clone().map_err(FileError::system("open", &to))?;
+        let target = staging.new_file(SNAPSHOT_FILE)?;
         let copying = Copying {
             what: "memory".to_owned(),
             source: Named { file, path },
-            target: Named { file: target, path: to.clone() },
+            target: Named { file: target, path: staging.path_of(SNAPSHOT_FILE) },
             reflink: matches!(place, Place::Disk { .. }),
-            hash: true,
+            // A VM is paused for this: what is kept is hashed when it runs again.
+            hash: false,
         };
-        let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        if let Some(hashes) = copied.hashes {
-            let identity = Identity::of(&kept).map_err(FileError::system("examine", &to))?;
-            self.hashes.note(into, SNAPSHOT_FILE, identity, hashes);
-        }
-        Ok(())
+        copy::copy(copying, Arc::clone(&self.progress), interrupt).await.map(drop).map_err(MemoryError::from)
     }
 
     async fn load(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {

@@ -11,7 +11,6 @@ use super::seen::Seen;
 use super::{Result, StoreError, id_of, scan, staging_name, trash_name};
 use crate::host::copy::{self, Named, Progress};
 use crate::host::files::Folder;
-use crate::host::hash::KnownHashes;
 use crate::world::{
     self, Catalog, Depth, Entry, Failure, FileRecord, Interrupt, Listing, Manifest, SnapshotId,
 };
@@ -26,8 +25,6 @@ pub struct Snapshots {
     pub root: PathBuf,
     /// Hears how far hashing is.
     pub progress: Arc<dyn Progress>,
-    /// What was hashed while it was copied.
-    pub hashes: Arc<KnownHashes>,
 }
 
 /// One directory of `.nixbox/snapshots`, whatever its state.
@@ -175,12 +172,10 @@ impl Snapshots {
         Seen::now(&staging, &manifest.files)?.write(&root, id)?;
         root.rename(staging_name(id), id.to_string())?;
         root.sync()?;
-        self.hashes.forget(id);
         Ok(())
     }
 
     fn throw_away(&self, id: SnapshotId) -> Result<()> {
-        self.hashes.forget(id);
         let root = self.root()?;
         if root.folder(id.to_string())?.is_none() {
             Seen::forget(&root, id)?;

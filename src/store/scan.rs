@@ -7,7 +7,7 @@ use super::seen::Seen;
 use super::{Result, Snapshots, StoreError, staging_name};
 use crate::host::copy::{self, CopyError, Named};
 use crate::host::files::{FileError, Folder};
-use crate::host::hash::{Identity, PieceHashes};
+use crate::host::hash::PieceHashes;
 use crate::world::{Depth, FileRecord, Interrupt, Manifest, SnapshotId};
 
 /// A manifest being replaced has this name until it is whole.
@@ -74,11 +74,7 @@ impl Snapshots {
             let size = file.metadata().map_err(failed)?.len();
             let same = file.try_clone().map_err(failed)?;
             copy::sync(Named { file: same, path: path.clone() }, interrupt).await?;
-            let identity = Identity::of(&file).map_err(failed)?;
-            let hash = match self.hashes.look_up(id, &name, identity) {
-                Some(hashes) => finish(hashes, interrupt).await?,
-                None => self.hash_file(Named { file, path }, interrupt).await?,
-            };
+            let hash = self.hash_file(Named { file, path }, interrupt).await?;
             records.push(FileRecord { name, size, hash });
         }
         Ok(records)

@@ -5,7 +5,6 @@ use std::process::Command;
 use super::*;
 use crate::host::copy::Silent;
 use crate::host::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
-use crate::host::hash::KnownHashes;
 use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(7);
@@ -15,7 +14,7 @@ fn disks(directory: &Path, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) ->
     let (run, snapshots) = (directory.join("run"), directory.join("snapshots"));
     std::fs::create_dir_all(&run).unwrap();
     std::fs::create_dir_all(&snapshots).unwrap();
-    Disks::new(run, snapshots, specs, progress, Arc::new(KnownHashes::default()))
+    Disks::new(run, snapshots, specs, progress)
 }
 
 fn spec(image: Option<&Path>, size: Option<u64>) -> DiskSpec {

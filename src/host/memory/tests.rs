@@ -24,12 +24,11 @@ fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progr
         backing,
         check: true,
         progress,
-        hashes: Arc::default(),
     }
 }
 
 fn catalog(ram: &Ram) -> Snapshots {
-    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(Silent), hashes: Arc::clone(&ram.hashes) }
+    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(Silent) }
 }
 
 fn path(ram: &Ram, generation: Generation) -> PathBuf {

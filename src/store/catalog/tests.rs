@@ -8,7 +8,7 @@ use crate::world::{BootId, Failure, Generation, Origin, Slot, SnapshotName, VmmV
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().to_owned();
-    (directory, Snapshots { root, progress: Arc::new(Silent), hashes: Arc::default() })
+    (directory, Snapshots { root, progress: Arc::new(Silent) })
 }
 
 fn id(number: u64) -> SnapshotId {
