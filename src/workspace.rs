@@ -23,6 +23,7 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
+use crate::host::clock::utc;
 use crate::host::files::{FileError, Folder};
 use crate::world::WorkspaceId;
 
@@ -97,7 +98,8 @@ fn describe(holder: Option<&Holder>) -> String {
     match holder {
         Some(holder) => {
             let seconds = now_ms().saturating_sub(holder.since_ms) / 1000;
-            format!("process {} runs `{}` for {seconds} s now", holder.pid, holder.operation)
+            let since = utc(holder.since_ms);
+            format!("process {} runs `{}` since {since}, {seconds} s ago", holder.pid, holder.operation)
         }
         None => "it has not said yet what it does".to_owned(),
     }

@@ -11,6 +11,7 @@ use crate::engine::journal::{self, JournalError, Name, Storage as _};
 use crate::engine::reader::{Located, ReadError, Tail};
 use crate::engine::record::{Ended, HeaderError, Record};
 use crate::engine::transition::{Generation, OperationId};
+use crate::host::clock::utc;
 use crate::operations;
 use crate::store::files::FileStorage;
 
@@ -226,7 +227,7 @@ fn text(listing: &Listing) -> String {
         lines.push(format!(
             "{:>5}  {}  {}: {}{took}",
             operation.generation,
-            report::time(operation.begun_ms),
+            utc(operation.begun_ms),
             operation.operation,
             operation.ended
         ));

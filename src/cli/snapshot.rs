@@ -6,6 +6,7 @@ use super::report::{self, Exit, Outcome, Problem};
 use super::session::{self, Held, Manner};
 use super::{Place, done};
 use crate::engine::transition::Failure;
+use crate::host::clock::utc;
 use crate::operations::{Frozen, Reference, Refusal, Report, Wish};
 use crate::world::{Depth, Listing, Manifest, SnapshotId, SnapshotName};
 
@@ -111,7 +112,7 @@ impl From<&Manifest> for Shown {
         Self {
             id: manifest.id.0.0,
             name: manifest.name.as_ref().map(ToString::to_string),
-            created: report::time(manifest.created_ms),
+            created: utc(manifest.created_ms),
             bytes: manifest.files.iter().map(|file| file.size).sum(),
             slot: manifest.slot.number(),
             shares: manifest.shares,

@@ -8,6 +8,7 @@ use super::report::{self, Exit, Outcome, Problem};
 use super::{Place, assembly, done, session, standing};
 use crate::engine::transition::Failure;
 use crate::guest::seam;
+use crate::host::clock::utc;
 use crate::host::copy::Silent;
 use crate::operations::Standing;
 use crate::simulator;
@@ -121,7 +122,7 @@ fn text(status: &Status) -> String {
             "  `{}` is under way: process {} since {}",
             holder.operation,
             holder.pid,
-            report::time(holder.since_ms)
+            utc(holder.since_ms)
         )),
         (Some(open), None) => lines.push(format!(
             "  `{}` was left half done: `nixbox recover` finishes it or takes it back",

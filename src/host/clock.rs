@@ -1,6 +1,6 @@
 //! The time of day of this machine.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::world::Clock;
 
@@ -12,5 +12,33 @@ impl Clock for HostClock {
     fn unix_ms(&self) -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The last second of the year 9999, in milliseconds since 1970: RFC 3339 knows no later one.
+const LAST: u64 = 253_402_300_799_000;
+
+/// A moment, in milliseconds since 1970, as RFC 3339 in UTC. What RFC 3339 cannot say is shown as the last that it can.
+#[must_use]
+pub fn utc(unix_ms: u64) -> String {
+    let moment = UNIX_EPOCH + Duration::from_millis(unix_ms.min(LAST));
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_is_a_time() {
+        for (unix_ms, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400_000, "2000-02-29T00:00:00Z"),
+            (1_767_225_599_999, "2025-12-31T23:59:59Z"),
+            (LAST + 999, "9999-12-31T23:59:59Z"),
+            (u64::MAX, "9999-12-31T23:59:59Z"),
+        ] {
+            assert_eq!(utc(unix_ms), text);
+        }
     }
 }
