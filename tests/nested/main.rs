@@ -63,6 +63,8 @@ impl Tally {
             Verdict::Passed => {
                 self.passed += 1;
                 println!("test {name} ... ok{took}");
+                // What was measured is worth a line of its own, and no verdict.
+                log().lines().filter(|line| line.starts_with("FIGURE ")).for_each(|line| println!("{line}"));
             }
             Verdict::Failed => {
                 println!("test {name} ... FAILED{took}");

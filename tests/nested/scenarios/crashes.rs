@@ -67,7 +67,36 @@ impl Random {
     }
 }
 
-/// `up` and `down`, killed after any time, and now and then a daemon with them.
+/// Something that can be done as it stands, or nearly.
+fn any_command(random: &mut Random, down: bool) -> &'static [&'static str] {
+    match (down, random.below(4)) {
+        (true, 0) => &["up"],
+        (true, 1) => &["restore"],
+        (true, _) => &["up", "--snapshot"],
+        (false, 0) => &["down"],
+        (false, 1) => &["snapshot", "--stop"],
+        (false, 2) => &["restore", "--replace"],
+        (false, _) => &["snapshot"],
+    }
+}
+
+/// Nothing is among the snapshots but those that are whole, as the file system has it and as nixbox reads them.
+fn assert_snapshots(room: &Room) {
+    let listed = room.ok(&["snapshot", "list", "--json"]).json();
+    let mut whole = Vec::new();
+    for one in listed.as_array().unwrap() {
+        assert!(one.get("damaged").is_none(), "{one}");
+        whole.push(one["id"].to_string());
+    }
+    for name in std::fs::read_dir(room.path.join(".nixbox/snapshots")).unwrap() {
+        let name = name.unwrap().file_name().into_string().unwrap();
+        let seen = name.strip_prefix(".seen-").and_then(|name| name.strip_suffix(".json"));
+        let of = seen.unwrap_or(&name);
+        assert!(whole.iter().any(|id| id == of), "{name} is no part of a snapshot: {whole:?}");
+    }
+}
+
+/// All operations but `delete`, killed after any time, and now and then a daemon instead.
 pub(super) fn random_kills_are_recovered() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = variable("NIXBOX_CAMPAIGN").unwrap_or(60);
@@ -75,12 +104,13 @@ pub(super) fn random_kills_are_recovered() {
     println!("NIXBOX_CAMPAIGN={seconds} NIXBOX_SEED={seed}");
     let mut random = Random(seed);
     let room = Room::new("random");
+    room.configure(&Room::configuration("[snapshot]\nkeep = 2"));
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rounds = 0;
     while Instant::now() < until {
-        let command = if room.state() == "down" { "up" } else { "down" };
+        let command = any_command(&mut random, room.state() == "down");
         let wait = Duration::from_millis(random.below(12_000));
-        let mut child = room.nixbox(&[command]).spawn().unwrap();
+        let mut child = room.nixbox(command).spawn().unwrap();
         // Time itself is what is tried here.
         std::thread::sleep(wait);
         let victim = random.below(4);
@@ -97,7 +127,7 @@ pub(super) fn random_kills_are_recovered() {
         } else {
             child.kill().unwrap();
         }
-        println!("`{command}` after {wait:?}: {:?}", child.wait().unwrap());
+        println!("{command:?} after {wait:?}: {:?}", child.wait().unwrap());
         room.ok(&["recover"]);
         match room.state().as_str() {
             "down" => room.assert_down(),
@@ -108,9 +138,13 @@ pub(super) fn random_kills_are_recovered() {
             }
             _ => room.assert_up(),
         }
+        assert_snapshots(&room);
         rounds += 1;
     }
     println!("{rounds} rounds");
+    for one in room.ok(&["snapshot", "list", "--json"]).json().as_array().unwrap() {
+        room.ok(&["snapshot", "verify", &one["id"].to_string()]);
+    }
     room.ok(&["down"]);
     room.assert_down();
 }

@@ -55,9 +55,11 @@ macro_rules! scenarios {
         }
     };
     (@ needs) => { false };
+    (@ needs failpoints) => { true };
     (@ needs long_failpoints) => { true };
     (@ needs long) => { false };
     (@ takes) => { false };
+    (@ takes failpoints) => { false };
     (@ takes long_failpoints) => { true };
     (@ takes long) => { true };
 }
@@ -65,25 +67,25 @@ macro_rules! scenarios {
 scenarios! {
     own refused::what_cannot_work_is_refused_and_changes_nothing;
     own lifecycle::the_readme_leads_from_init_to_a_shell;
-    own lifecycle::down_leaves_nothing_and_the_disk_stays, long;
+    own lifecycle::down_leaves_nothing_and_the_disk_stays;
     own lifecycle::two_vms_at_once_do_not_touch_each_other;
-    own lifecycle::a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away, long;
+    own lifecycle::a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away;
     own network::filtered_lets_through_what_is_allowed_alone;
     own users::a_user_with_capabilities_needs_no_root;
-    own crashes::every_kill_of_up_and_down_is_recovered, long_failpoints;
-    own crashes::random_kills_are_recovered, long;
+    own crashes::every_kill_of_up_and_down_is_recovered, failpoints;
+    own crashes::random_kills_are_recovered;
     own warm::the_requests_workflow;
     own warm::ten_restores_begin_the_same, long;
     own warm::five_generations_deep, long;
-    own warm::bad_input_changes_nothing, long;
-    own warm::a_full_disk_ends_a_capture_and_nothing_else, long;
-    own warm::an_interrupted_snapshot_leaves_the_vm_as_it_was, long;
-    own figures::a_warm_start_takes_little_longer_than_the_bare_calls, long;
-    own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls, long;
+    own warm::bad_input_changes_nothing;
+    own warm::a_full_disk_ends_a_capture_and_nothing_else;
+    own warm::an_interrupted_snapshot_leaves_the_vm_as_it_was;
+    own figures::a_warm_start_takes_little_longer_than_the_bare_calls;
+    own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls;
     own cuts::kills_of_snapshot_restore_and_delete_are_recovered, long_failpoints;
     own cuts::daemons_killed_under_way_are_recovered, long;
-    own seam::a_guest_goes_round_as_root_with_memory_of_ours, long;
-    own seam::a_guest_goes_round_as_a_user_with_memory_of_the_vmm, long;
+    own seam::a_guest_goes_round_as_root_with_memory_of_ours;
+    own seam::a_guest_goes_round_as_a_user_with_memory_of_the_vmm;
     standing standing::up_again_says_so;
     standing standing::credentials_have_their_owner_and_mode;
     standing standing::credentials_are_nowhere_else;
