@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::path::PathBuf;
 use std::process::Command;
 
 use super::{CONFIG, Room, Said};
@@ -79,8 +78,17 @@ fn the_guest_does_not_get_at_the_vms_sockets() {
         "{}[[mounts]]\nsource = \"/\"\ntarget = \"~/host\"\n",
         CONFIG.replace("mounts = []\n", "")
     ));
-    if PathBuf::from("/dev/kvm").exists() {
+    if kvm().is_ok() {
         refused(&room, 2, &["mounts.source / contains"]);
+    }
+}
+
+/// Whether this user can have VMs here, and what nixbox says if not.
+fn kvm() -> Result<(), &'static str> {
+    match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err("no KVM"),
+        Err(_) => Err("/dev/kvm cannot be opened"),
     }
 }
 
@@ -95,8 +103,8 @@ fn vmm(room: &Room, version: &str) -> String {
 #[test]
 fn no_vmm_and_one_that_is_too_old() {
     let room = Room::workspace();
-    if !PathBuf::from("/dev/kvm").exists() {
-        refused(&room, 1, &["no KVM"]);
+    if let Err(why) = kvm() {
+        refused(&room, 1, &[why]);
         return;
     }
     let nowhere = [("NIXBOX_CLOUD_HYPERVISOR", "/nowhere/vmm")];
@@ -111,7 +119,7 @@ fn no_vmm_and_one_that_is_too_old() {
 fn no_virtiofsd_where_there_are_mounts() {
     let room = Room::workspace();
     room.configure(&CONFIG.replace("mounts = []\n", ""));
-    if !PathBuf::from("/dev/kvm").exists() {
+    if kvm().is_err() {
         return;
     }
     let vmm = vmm(&room, "v53.0");
