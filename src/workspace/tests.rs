@@ -165,7 +165,7 @@ fn the_lock_is_held_by_one_and_names_its_holder() {
     let error = other.lock("up").unwrap_err();
     let LockError::Locked(Some(holder)) = &error else { panic!("{error:?}") };
     assert_eq!((holder.pid, holder.operation.as_str()), (std::process::id(), "snapshot"));
-    assert!(error.to_string().contains(&format!("process {} runs `snapshot` for", std::process::id())));
+    assert!(error.to_string().contains(&format!("process {} runs `snapshot` since 20", std::process::id())));
     drop(lock);
     let lock = other.lock("up").unwrap();
     std::fs::write(nixbox(&directory).join(LOCK_FILE), "garbage").unwrap();
