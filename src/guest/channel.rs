@@ -7,7 +7,6 @@
 //! Everything that the other side sends is bounded: its greeting by russh (21 lines of 255 bytes), what commands write by
 //! [`Capture`], its silence by [`Limits`].
 
-use std::future::Future;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,14 +15,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::client::{self, Handle, Msg};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Disconnect, Sig};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use russh::{Channel, ChannelMsg, Disconnect};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
 use super::names::UserName;
+use command::{Kept, Passed, Reader, converse, drain, pump};
+
+mod command;
+
+pub use command::{Command, Said};
 
 /// Where a guest's SSH server is, and as whom and to whom one talks there.
 #[derive(Clone)]
@@ -235,13 +239,45 @@ impl Session {
     /// Start a command under the user's login shell.
     ///
     /// # Errors
-    /// [`ChannelError::Protocol`].
+    /// [`ChannelError::Protocol`], [`ChannelError::Closed`], [`ChannelError::NoCommands`], [`ChannelError::Unsaid`] if
+    /// the server ended [`STARTS`] channels before the command was started.
     pub async fn start(&self, command: &[u8]) -> Result<Command, ChannelError> {
+        for _ in 0..STARTS {
+            if let Some(command) = self.start_once(command).await? {
+                return Ok(command);
+            }
+        }
+        Err(ChannelError::Unsaid)
+    }
+
+    /// `None` if the server closed the channel before it answered, and so has not started anything. Dropbear does that
+    /// (seen in 2022.83; as of 2026 in its main branch too: `sesscheckclose` takes a channel without a process for one
+    /// whose process has ended) when another command ends between the opening of the channel and this request.
+    async fn start_once(&self, command: &[u8]) -> Result<Option<Command>, ChannelError> {
         let protocol = |source| ChannelError::Protocol { doing: "starting a command", source };
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
         channel.exec(true, command).await.map_err(protocol)?;
-        let (reader, writer) = channel.split();
-        Ok(Command { reader, writer })
+        let (half, writer) = channel.split();
+        let mut reader = Reader { half, early: None };
+        loop {
+            match reader.wait().await {
+                Some(ChannelMsg::Success) => return Ok(Some(Command { reader, writer })),
+                Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
+                Some(ChannelMsg::Close) => return Ok(None),
+                // A server that speaks before it answers: what it says is the command's.
+                Some(
+                    early @ (ChannelMsg::Data { .. }
+                    | ChannelMsg::ExtendedData { .. }
+                    | ChannelMsg::ExitStatus { .. }
+                    | ChannelMsg::ExitSignal { .. }),
+                ) => {
+                    reader.early = Some(early);
+                    return Ok(Some(Command { reader, writer }));
+                }
+                Some(_) => {}
+                None => return Err(ChannelError::Closed),
+            }
+        }
     }
 
     /// Run a command to its end, giving it `input`, which is overwritten in memory once sent.
@@ -300,184 +336,8 @@ impl Session {
     }
 }
 
-/// A command that runs.
-pub struct Command {
-    reader: ChannelReadHalf,
-    writer: ChannelWriteHalf<Msg>,
-}
-
-impl Command {
-    /// Send to its stdin.
-    ///
-    /// # Errors
-    /// [`ChannelError::Protocol`] when the connection has ended.
-    pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ChannelError> {
-        let sent = self.writer.data_bytes(Bytes::from_owner(input)).await;
-        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
-    }
-
-    /// End its stdin.
-    ///
-    /// # Errors
-    /// [`ChannelError::Protocol`] when the connection has ended.
-    pub async fn send_no_more(&self) -> Result<(), ChannelError> {
-        let sent = self.writer.eof().await;
-        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
-    }
-
-    /// What it says next.
-    ///
-    /// # Errors
-    /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
-    pub async fn next(&mut self) -> Result<Said, ChannelError> {
-        loop {
-            if let Some(said) = understand(self.reader.wait().await)? {
-                return Ok(said);
-            }
-        }
-    }
-}
-
-/// What a command says.
-#[derive(Debug)]
-pub enum Said {
-    /// On stdout.
-    Out(Bytes),
-    /// On stderr.
-    Err(Bytes),
-    /// By ending.
-    Ended(Exit),
-    /// That no more output follows.
-    NoMore,
-}
-
-fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError> {
-    Ok(match message {
-        Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
-        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
-        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(Exit::Status(exit_status))),
-        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-            Some(Said::Ended(Exit::Signal(signal_text(&signal_name))))
-        }
-        Some(ChannelMsg::Eof) => Some(Said::NoMore),
-        Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
-        Some(ChannelMsg::Close) => return Err(ChannelError::Unsaid),
-        None => return Err(ChannelError::Closed),
-        Some(_) => None,
-    })
-}
-
-fn signal_text(signal: &Sig) -> String {
-    match signal {
-        Sig::Custom(name) => name.chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
-        known => format!("{known:?}"),
-    }
-}
-
-/// Let both sides run, until the receiving one is through. Waiting for the sending one as well would be for ever where a
-/// command ends without reading its stdin.
-async fn converse(
-    feed: impl Future<Output = Result<(), ChannelError>>,
-    drain: impl Future<Output = Result<Exit, ChannelError>>,
-) -> Result<Exit, ChannelError> {
-    tokio::pin!(feed, drain);
-    let mut fed = false;
-    loop {
-        tokio::select! {
-            exit = &mut drain => return exit,
-            sent = &mut feed, if !fed => {
-                sent?;
-                fed = true;
-            }
-        }
-    }
-}
-
-/// Hand everything to the sink until the command has ended and there is no more. A server may send the end before the last
-/// output, and a process left behind in the guest may keep the output open: then the closing of the channel decides.
-async fn drain(reader: &mut ChannelReadHalf, sink: &mut impl Sink) -> Result<Exit, ChannelError> {
-    let (mut exit, mut no_more) = (None, false);
-    loop {
-        match understand(reader.wait().await) {
-            Ok(Some(Said::Out(data))) => sink.out(&data).await?,
-            Ok(Some(Said::Err(data))) => sink.err(&data).await?,
-            Ok(Some(Said::Ended(how))) => exit = Some(how),
-            Ok(Some(Said::NoMore)) => no_more = true,
-            Ok(None) => {}
-            Err(error @ (ChannelError::Closed | ChannelError::Unsaid)) => return exit.ok_or(error),
-            Err(error) => return Err(error),
-        }
-        if no_more && let Some(how) = exit {
-            return Ok(how);
-        }
-    }
-}
-
-/// Send what stdin gives until it ends.
-async fn pump(mut stdin: impl AsyncRead + Unpin, writer: &ChannelWriteHalf<Msg>) -> Result<(), ChannelError> {
-    let mut buffer = Zeroizing::new(vec![0; 32 * 1024]);
-    loop {
-        let read = stdin.read(&mut buffer).await;
-        let read = read.map_err(|source| ChannelError::Local { doing: "read from stdin", source })?;
-        let chunk = Zeroizing::new(buffer[..read].to_vec());
-        let sent =
-            if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
-        // Closed on the other side: the receiving side says how the command ended.
-        if read == 0 || sent.is_err() {
-            return Ok(());
-        }
-    }
-}
-
-trait Sink {
-    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError>;
-    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError>;
-}
-
-struct Kept {
-    most: usize,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-}
-
-impl Kept {
-    fn keep(most: usize, into: &mut Vec<u8>, data: &[u8]) -> Result<(), ChannelError> {
-        if into.len() + data.len() > most {
-            return Err(ChannelError::TooMuch { limit: most });
-        }
-        into.extend_from_slice(data);
-        Ok(())
-    }
-}
-
-impl Sink for Kept {
-    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        Self::keep(self.most, &mut self.stdout, data)
-    }
-
-    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        Self::keep(self.most, &mut self.stderr, data)
-    }
-}
-
-struct Passed<O, E> {
-    stdout: O,
-    stderr: E,
-}
-
-impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for Passed<O, E> {
-    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        let failed = |source| ChannelError::Local { doing: "write to stdout", source };
-        self.stdout.write_all(data).await.map_err(failed)?;
-        self.stdout.flush().await.map_err(failed)
-    }
-
-    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        let failed = |source| ChannelError::Local { doing: "write to stderr", source };
-        self.stderr.write_all(data).await.map_err(failed)?;
-        self.stderr.flush().await.map_err(failed)
-    }
-}
+/// How many channels a server may close before it has started anything in them.
+pub const STARTS: usize = 5;
 
 /// Our end of the key exchange.
 struct Client {

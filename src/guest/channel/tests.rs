@@ -2,11 +2,12 @@ use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use russh::ChannelId;
 use russh::server::{self, Server as _, VerifiedPublicKey};
-use tokio::io::AsyncReadExt;
+use russh::{ChannelId, Sig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::guest::key;
@@ -197,8 +198,10 @@ async fn silence_noise_and_nobody_are_told_apart() {
 }
 
 /// Lets everybody in, and misbehaves once a command is asked for.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Hostile {
+    /// Closes the first channels before it answers, so many of them, as Dropbear does now and then.
+    ClosesFirst(Arc<AtomicUsize>),
     /// Ends the connection in the middle of the output.
     Hangs,
     /// Ends the channel without saying how the command ended.
@@ -215,7 +218,7 @@ impl server::Server for Hostile {
     type Handler = Self;
 
     fn new_client(&mut self, _: Option<SocketAddr>) -> Self {
-        *self
+        self.clone()
     }
 }
 
@@ -246,7 +249,22 @@ impl server::Handler for Hostile {
         _: &[u8],
         session: &mut server::Session,
     ) -> Result<(), russh::Error> {
+        if !matches!(self, Self::Refuses | Self::ClosesFirst(_) | Self::OddSignal) {
+            session.channel_success(id)?;
+        }
         match self {
+            Self::ClosesFirst(left) if left.load(Ordering::SeqCst) > 0 => {
+                left.fetch_sub(1, Ordering::SeqCst);
+                session.eof(id)?;
+                session.close(id)?;
+            }
+            Self::ClosesFirst(_) => {
+                session.channel_success(id)?;
+                session.data(id, &b"ran"[..])?;
+                session.exit_status_request(id, 7)?;
+                session.eof(id)?;
+                session.close(id)?;
+            }
             Self::Refuses => session.channel_failure(id)?,
             Self::Hangs => {
                 session.data(id, &b"half of "[..])?;
@@ -271,13 +289,23 @@ impl server::Handler for Hostile {
 
 #[tokio::test]
 async fn servers_that_misbehave_are_found_out() {
-    for how in [Hostile::Hangs, Hostile::NoStatus, Hostile::Refuses, Hostile::Freezes, Hostile::OddSignal] {
+    let closes = |count| Hostile::ClosesFirst(Arc::new(AtomicUsize::new(count)));
+    for how in [
+        Hostile::Hangs,
+        Hostile::NoStatus,
+        Hostile::Refuses,
+        Hostile::Freezes,
+        Hostile::OddSignal,
+        closes(STARTS - 1),
+        closes(STARTS),
+    ] {
         let directory = tempfile::tempdir().unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let guest = endpoint(listener.local_addr().unwrap(), directory.path());
         let configuration =
             server::Config { keys: vec![key::generate().unwrap()], ..server::Config::default() };
-        let mut hostile = how;
+        let (mut hostile, starts) =
+            (how.clone(), matches!(&how, Hostile::ClosesFirst(left) if left.load(Ordering::SeqCst) < STARTS));
         let serving =
             tokio::spawn(async move { hostile.run_on_socket(Arc::new(configuration), &listener).await });
         let limits = Limits { connect: LIMIT, ..short() };
@@ -285,7 +313,13 @@ async fn servers_that_misbehave_are_found_out() {
         let done = session.exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE).await;
         match how {
             Hostile::Refuses => assert!(matches!(done, Err(ChannelError::NoCommands)), "{done:?}"),
-            Hostile::NoStatus => assert!(matches!(done, Err(ChannelError::Unsaid)), "{done:?}"),
+            Hostile::ClosesFirst(_) if starts => {
+                let done = done.unwrap();
+                assert_eq!((done.exit, done.stdout.as_slice()), (Exit::Status(7), &b"ran"[..]));
+            }
+            Hostile::NoStatus | Hostile::ClosesFirst(_) => {
+                assert!(matches!(done, Err(ChannelError::Unsaid)), "{done:?}");
+            }
             Hostile::OddSignal => {
                 assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14))))
             }

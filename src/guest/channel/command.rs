@@ -1,0 +1,209 @@
+//! A command in the guest, once it is started: what goes in, what comes out, how it ends.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
+
+use super::{ChannelError, Exit};
+
+/// A command that runs.
+pub struct Command {
+    pub(super) reader: Reader,
+    pub(super) writer: ChannelWriteHalf<Msg>,
+}
+
+/// The receiving side of a channel.
+pub(super) struct Reader {
+    pub(super) half: ChannelReadHalf,
+    /// Received already.
+    pub(super) early: Option<ChannelMsg>,
+}
+
+impl Reader {
+    pub(super) async fn wait(&mut self) -> Option<ChannelMsg> {
+        match self.early.take() {
+            Some(early) => Some(early),
+            None => self.half.wait().await,
+        }
+    }
+}
+
+impl Command {
+    /// Send to its stdin.
+    ///
+    /// # Errors
+    /// [`ChannelError::Protocol`] when the connection has ended.
+    pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ChannelError> {
+        let sent = self.writer.data_bytes(Bytes::from_owner(input)).await;
+        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
+    }
+
+    /// End its stdin.
+    ///
+    /// # Errors
+    /// [`ChannelError::Protocol`] when the connection has ended.
+    pub async fn send_no_more(&self) -> Result<(), ChannelError> {
+        let sent = self.writer.eof().await;
+        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
+    }
+
+    /// What it says next.
+    ///
+    /// # Errors
+    /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
+    pub async fn next(&mut self) -> Result<Said, ChannelError> {
+        loop {
+            if let Some(said) = understand(self.reader.wait().await)? {
+                return Ok(said);
+            }
+        }
+    }
+}
+
+/// What a command says.
+#[derive(Debug)]
+pub enum Said {
+    /// On stdout.
+    Out(Bytes),
+    /// On stderr.
+    Err(Bytes),
+    /// By ending.
+    Ended(Exit),
+    /// That no more output follows.
+    NoMore,
+}
+
+fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError> {
+    Ok(match message {
+        Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
+        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
+        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(Exit::Status(exit_status))),
+        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+            Some(Said::Ended(Exit::Signal(signal_text(&signal_name))))
+        }
+        Some(ChannelMsg::Eof) => Some(Said::NoMore),
+        Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
+        Some(ChannelMsg::Close) => return Err(ChannelError::Unsaid),
+        None => return Err(ChannelError::Closed),
+        Some(_) => None,
+    })
+}
+
+fn signal_text(signal: &Sig) -> String {
+    match signal {
+        Sig::Custom(name) => name.chars().filter(char::is_ascii_alphanumeric).take(16).collect(),
+        known => format!("{known:?}"),
+    }
+}
+
+/// Let both sides run, until the receiving one is through. Waiting for the sending one as well would be for ever where a
+/// command ends without reading its stdin.
+pub(super) async fn converse(
+    feed: impl Future<Output = Result<(), ChannelError>>,
+    drain: impl Future<Output = Result<Exit, ChannelError>>,
+) -> Result<Exit, ChannelError> {
+    tokio::pin!(feed, drain);
+    let mut fed = false;
+    loop {
+        tokio::select! {
+            exit = &mut drain => return exit,
+            sent = &mut feed, if !fed => {
+                sent?;
+                fed = true;
+            }
+        }
+    }
+}
+
+/// Hand everything to the sink until the command has ended and there is no more. A server may send the end before the last
+/// output, and a process left behind in the guest may keep the output open: then the closing of the channel decides.
+pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<Exit, ChannelError> {
+    let (mut exit, mut no_more) = (None, false);
+    loop {
+        match understand(reader.wait().await) {
+            Ok(Some(Said::Out(data))) => sink.out(&data).await?,
+            Ok(Some(Said::Err(data))) => sink.err(&data).await?,
+            Ok(Some(Said::Ended(how))) => exit = Some(how),
+            Ok(Some(Said::NoMore)) => no_more = true,
+            Ok(None) => {}
+            Err(error @ (ChannelError::Closed | ChannelError::Unsaid)) => return exit.ok_or(error),
+            Err(error) => return Err(error),
+        }
+        if no_more && let Some(how) = exit {
+            return Ok(how);
+        }
+    }
+}
+
+/// Send what stdin gives until it ends.
+pub(super) async fn pump(
+    mut stdin: impl AsyncRead + Unpin,
+    writer: &ChannelWriteHalf<Msg>,
+) -> Result<(), ChannelError> {
+    let mut buffer = Zeroizing::new(vec![0; 32 * 1024]);
+    loop {
+        let read = stdin.read(&mut buffer).await;
+        let read = read.map_err(|source| ChannelError::Local { doing: "read from stdin", source })?;
+        let chunk = Zeroizing::new(buffer[..read].to_vec());
+        let sent =
+            if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
+        // Closed on the other side: the receiving side says how the command ended.
+        if read == 0 || sent.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+pub(super) trait Sink {
+    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError>;
+    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError>;
+}
+
+pub(super) struct Kept {
+    pub(super) most: usize,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+}
+
+impl Kept {
+    fn keep(most: usize, into: &mut Vec<u8>, data: &[u8]) -> Result<(), ChannelError> {
+        if into.len() + data.len() > most {
+            return Err(ChannelError::TooMuch { limit: most });
+        }
+        into.extend_from_slice(data);
+        Ok(())
+    }
+}
+
+impl Sink for Kept {
+    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        Self::keep(self.most, &mut self.stdout, data)
+    }
+
+    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        Self::keep(self.most, &mut self.stderr, data)
+    }
+}
+
+pub(super) struct Passed<O, E> {
+    pub(super) stdout: O,
+    pub(super) stderr: E,
+}
+
+impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for Passed<O, E> {
+    async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        let failed = |source| ChannelError::Local { doing: "write to stdout", source };
+        self.stdout.write_all(data).await.map_err(failed)?;
+        self.stdout.flush().await.map_err(failed)
+    }
+
+    async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {
+        let failed = |source| ChannelError::Local { doing: "write to stderr", source };
+        self.stderr.write_all(data).await.map_err(failed)?;
+        self.stderr.flush().await.map_err(failed)
+    }
+}
