@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use russh::keys::PrivateKey;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::channel::{ChannelError, Endpoint, Limits, Session};
@@ -32,7 +32,7 @@ use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Resul
 /// How often the VMM is asked whether the VM is there.
 const WATCH: Duration = Duration::from_millis(250);
 
-/// Time for a command that asks the guest to shut down.
+/// Time for a command that asks the guest to shut down, and for the connection that it takes: there is a power button too.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the guest's SSH server listens, by the VM's slot.
@@ -326,7 +326,8 @@ impl Guest for SshGuest {
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
-        let shell = self.connect(machine, &Interrupt::new()).await?;
+        let connected = timeout(SHUT_DOWN_LIMIT, self.connect(machine, &Interrupt::new())).await;
+        let shell = connected.map_err(|_elapsed| Failure::TimedOut(SHUT_DOWN_LIMIT))??;
         let (what, nothing) = ("ask the guest to shut down", Zeroizing::new(Vec::new()));
         match shell.script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT).await {
             // It went while it was asked.

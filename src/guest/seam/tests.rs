@@ -136,6 +136,20 @@ fn in_arguments(needles: Vec<String>, stop: Arc<AtomicBool>) -> std::thread::Joi
     })
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_speak_is_not_asked_to_shut_down_for_long() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let pins = tempfile::tempdir().unwrap();
+    let key = Arc::new(key::generate().unwrap());
+    let settings = settings(silent.local_addr().unwrap(), "user", key, pins.path(), Wanted::default());
+    let settings = Settings { ready: Duration::from_secs(1000), ..settings };
+    let guest = SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
+    let begun = tokio::time::Instant::now();
+    let failed = guest.shut_down(&machine()).await;
+    assert!(matches!(failed, Err(Failure::TimedOut(_))), "{failed:?}");
+    assert!(begun.elapsed() <= SHUT_DOWN_LIMIT * 2, "{:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn a_connection_serves_one_vmm_and_no_longer_than_its_guest_may_be_paused() {
     let Some(server) = Server::start(Kind::Busybox) else { return };
