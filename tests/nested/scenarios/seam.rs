@@ -123,6 +123,8 @@ impl House {
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
             "ConnectTimeout=30",
+            // The guest says that it is ready a little before its SSH server listens.
+            "ConnectionAttempts=30",
         ];
         let mut ssh = tokio::process::Command::new("ssh");
         ssh.arg("-i").arg(&key).args(options.iter().flat_map(|option| ["-o", option]));

@@ -210,10 +210,13 @@ pub(super) fn a_full_disk_ends_a_capture_and_nothing_else() {
     outside::must("mount", &["-t", "tmpfs", "-o", "size=400m,mode=700", "none", small.to_str().unwrap()]);
     let mut child = room.nixbox(&["snapshot"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    // Paused: now somebody else takes the room.
+    // Paused: now somebody else takes the room, all at once.
     let paused = lines.by_ref().map(Result::unwrap).any(|line| line.contains("snapshot: pause"));
     assert!(paused, "it never paused");
-    outside::shell(&format!("dd if=/dev/zero of={}/greedy bs=1M status=none || true", small.display()));
+    outside::shell(&format!(
+        "fallocate -l $(stat -f -c '%a * %S' {0} | xargs expr) {0}/greedy",
+        small.display()
+    ));
     let said: Vec<String> = lines.map(Result::unwrap).collect();
     let status = child.wait().unwrap();
     let said = said.join("\n");
