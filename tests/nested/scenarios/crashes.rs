@@ -105,6 +105,9 @@ pub(super) fn random_kills_are_recovered() {
     let mut random = Random(seed);
     let room = Room::new("random");
     room.configure(&Room::configuration("[snapshot]\nkeep = 2"));
+    // One that is never pruned, so that there is something to restore.
+    room.ok(&["up"]);
+    room.ok(&["snapshot", "--name", "warm", "--stop"]);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rounds = 0;
     while Instant::now() < until {
