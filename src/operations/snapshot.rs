@@ -13,7 +13,7 @@
 //! - *rolled over*: `vm.snapshot` has left the share daemons unusable, so the VMM and its daemons are ended, and fresh
 //!   ones load what was just saved, upon the same RAM file. Nothing is copied; the guest does not notice.
 //!
-//! How a VM that was paused comes to run again is in [`roll_over`](super::roll_over).
+//! How a VM that was paused comes to run again is in `roll_over.rs`.
 
 use std::time::Duration;
 

@@ -84,7 +84,7 @@ pub(super) enum Found {
 /// A device that is marked as this workspace's.
 pub(super) struct Device {
     index: u32,
-    /// A TAP as [`create`] makes it; if not, it cannot be mended.
+    /// A TAP as [`Link::build`] makes it; if not, it cannot be mended.
     sound: bool,
     addresses: Vec<AddressMessage>,
     up: bool,
