@@ -73,7 +73,7 @@ scenarios! {
     own network::filtered_lets_through_what_is_allowed_alone;
     own users::a_user_with_capabilities_needs_no_root;
     own crashes::every_kill_of_up_and_down_is_recovered, failpoints;
-    own crashes::random_kills_are_recovered;
+    own crashes::random_kills_are_recovered, long;
     own warm::the_requests_workflow;
     own warm::ten_restores_begin_the_same, long;
     own warm::five_generations_deep, long;
