@@ -51,7 +51,7 @@ fn host(gib: u64) -> HostFacts {
 }
 
 fn parse(text: &str) -> Result<Config> {
-    Config::parse(text, Path::new("config.toml"), Path::new("/work/my project"), &host(16))
+    Config::parse(text, Path::new("config.toml"), Path::new("/srv/my project"), &host(16))
 }
 
 /// With the one key that has to be there.
@@ -71,10 +71,10 @@ fn the_documented_example_is_read_in_full() {
     let config = parse(EXAMPLE).unwrap();
     assert_eq!(config.name.as_str(), "dev");
     assert_eq!((config.vm.vcpus, config.vm.memory.bytes(), config.vm.backing), (2, 4 << 30, Backing::Auto));
-    assert_eq!(config.vm.kernel.as_path(), Path::new("/work/my project/image/vmlinuz"));
+    assert_eq!(config.vm.kernel.as_path(), Path::new("/srv/my project/image/vmlinuz"));
     assert_eq!(config.disks[0].size, Some(ByteSize::from_bytes(64 << 30)));
     assert!(config.disks[1].image.is_none());
-    assert_eq!(config.mounts[0].source.as_path(), Path::new("/work/my project"));
+    assert_eq!(config.mounts[0].source.as_path(), Path::new("/srv/my project"));
     assert_eq!(config.mounts[0].target.absolute(&config.guest.user), "/home/user/workspace");
     assert_eq!(config.mounts[1].source.as_path(), Path::new("/home/me/src"));
     assert_eq!(config.mounts[1].target.to_string(), "/srv/src");
@@ -136,7 +136,7 @@ fn defaults_come_from_the_host() {
     assert_eq!(config.mounts.len(), 1);
     assert_eq!(config.mounts[0].target.to_string(), "~/workspace");
     assert_eq!(config.network.mode, NetworkMode::Open);
-    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/work/my project/.nixbox/ssh/vm_key"));
+    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/srv/my project/.nixbox/ssh/vm_key"));
     assert!(config.snapshot.keep.is_none() && config.env.is_empty());
     assert!(parse(&with_kernel("mounts = []")).unwrap().mounts.is_empty());
     for (host_gib, memory_gib) in [(2, 1), (4, 4), (6, 4), (8, 4), (64, 32)] {
