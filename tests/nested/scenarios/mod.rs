@@ -56,11 +56,9 @@ macro_rules! scenarios {
     };
     (@ needs) => { false };
     (@ needs failpoints) => { true };
-    (@ needs long_failpoints) => { true };
     (@ needs long) => { false };
     (@ takes) => { false };
     (@ takes failpoints) => { false };
-    (@ takes long_failpoints) => { true };
     (@ takes long) => { true };
 }
 
@@ -73,7 +71,7 @@ scenarios! {
     own network::filtered_lets_through_what_is_allowed_alone;
     own users::a_user_with_capabilities_needs_no_root;
     own crashes::every_kill_of_up_and_down_is_recovered, failpoints;
-    own crashes::random_kills_are_recovered, long;
+    own crashes::random_kills_are_recovered;
     own warm::the_requests_workflow;
     own warm::ten_restores_begin_the_same, long;
     own warm::five_generations_deep, long;
@@ -82,7 +80,7 @@ scenarios! {
     own warm::an_interrupted_snapshot_leaves_the_vm_as_it_was;
     own figures::a_warm_start_takes_little_longer_than_the_bare_calls;
     own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls;
-    own cuts::kills_of_snapshot_restore_and_delete_are_recovered, long_failpoints;
+    own cuts::kills_of_snapshot_restore_and_delete_are_recovered, failpoints;
     own cuts::daemons_killed_under_way_are_recovered, long;
     own seam::a_guest_goes_round_as_root_with_memory_of_ours;
     own seam::a_guest_goes_round_as_a_user_with_memory_of_the_vmm;
@@ -92,7 +90,7 @@ scenarios! {
     standing standing::shares_are_read_write_and_read_only;
     standing standing::run_passes_stdin_stdout_and_status;
     standing standing::shell_is_a_terminal;
-    power_cut cuts::power_cut_in_a_capture, long;
-    power_cut cuts::power_cut_in_a_restore, long;
+    power_cut cuts::power_cut_in_a_capture;
+    power_cut cuts::power_cut_in_a_restore;
     power_cut lifecycle::a_reboot_of_the_host_is_recovered;
 }
