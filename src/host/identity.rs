@@ -131,7 +131,8 @@ pub fn host_boot() -> Result<u128, ProcessError> {
 /// What nixbox needs of /proc/PID/stat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stat {
-    pub(super) session: u32,
+    /// `None` for a process that is being released: the kernel then writes -1 (`do_task_stat`, fs/proc/array.c).
+    pub(super) session: Option<u32>,
     pub(super) start: u64,
 }
 
@@ -142,7 +143,11 @@ impl Stat {
         let rest = std::str::from_utf8(&bytes[close + 1..]).ok()?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
         // The first one here is field 3 of proc(5), the state.
-        Some(Self { session: fields.get(3)?.parse().ok()?, start: fields.get(19)?.parse().ok()? })
+        let session = match *fields.get(3)? {
+            "-1" => None,
+            session => Some(session.parse().ok()?),
+        };
+        Some(Self { session, start: fields.get(19)?.parse().ok()? })
     }
 
     /// `None` if there is no such process.
@@ -295,7 +300,7 @@ impl Daemon {
         };
         // If the process of the pidfd ended before its stat was read, that was another's; then it is dead now.
         let identity = Identity { pid, start: stat.start, boot };
-        let daemon = Self { identity, leader: stat.session == pid, pidfd };
+        let daemon = Self { identity, leader: stat.session == Some(pid), pidfd };
         Ok(daemon.alive()?.then_some(daemon))
     }
 
@@ -355,6 +360,23 @@ impl Daemon {
         }
     }
 
+    /// How many bytes it has written so far, to files, sockets and devices: `wchar` of /proc/PID/io. 0 of a process that
+    /// has ended, or that is not this one's to look at.
+    ///
+    /// # Errors
+    /// [`ProcessError::File`] if the kernel does not say.
+    pub fn written(&self) -> Result<u64, ProcessError> {
+        let path = PathBuf::from(format!("/proc/{}/io", self.identity.pid));
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let count = text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok());
+                Ok(count.unwrap_or_default())
+            }
+            Err(error) if is_gone(&error) || error.kind() == ErrorKind::PermissionDenied => Ok(0),
+            Err(source) => Err(ProcessError::File { action: "read", path, source }),
+        }
+    }
+
     /// Sends a signal; a process that has ended needs none.
     ///
     /// # Errors
@@ -405,7 +427,9 @@ mod tests {
     #[test]
     fn stat_is_read_after_the_last_bracket() {
         let text = b"77 (evil) S 1 2 3) R 10 77 77 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 11\n";
-        assert_eq!(Stat::parse(text), Some(Stat { session: 77, start: 987_654 }));
+        assert_eq!(Stat::parse(text), Some(Stat { session: Some(77), start: 987_654 }));
+        let released = b"649 (cloud-hyperviso) X 0 -1 -1 0 -1 4227084 0 0 0 0 9 4 0 0 20 0 1 0 5150 0 0\n";
+        assert_eq!(Stat::parse(released), Some(Stat { session: None, start: 5150 }));
         for bad in [&b""[..], b"77 (x", b"77 (x) S", b"77 (x) S 1 2 many", b"77 (x) \xff"] {
             assert_eq!(Stat::parse(bad), None, "{bad:?}");
         }
