@@ -174,7 +174,7 @@ pub fn scan<S: Source, E>(
     workspace: Option<WorkspaceId>,
     mut visit: impl FnMut(Located<'_>) -> Result<(), E>,
 ) -> Result<Scan, ReadError<E>> {
-    let mut window = Window { source, bytes: Vec::new(), start: 0, ended: false };
+    let mut window = Window { source, bytes: vec![0; WINDOW], filled: 0, start: 0, ended: false };
     let header = FileHeader::decode(window.at(0, FILE_HEADER)?, workspace)?;
     let mut scan = Scan {
         header,
@@ -254,7 +254,9 @@ fn torn_tail<S: Source, E>(
 /// A view of a [`Source`] that moves forward.
 struct Window<'s, S> {
     source: &'s mut S,
+    /// [`WINDOW`] bytes, of which the first `filled` are those of the source from `start` on.
     bytes: Vec<u8>,
+    filled: usize,
     start: u64,
     ended: bool,
 }
@@ -267,36 +269,30 @@ impl<S: Source> Window<'_, S> {
             self.refill(offset).map_err(|source| ReadError::Io { offset, source })?;
         }
         let have = have(self).min(size as u64) as usize;
-        let from = self.bytes.len().min((offset - self.start) as usize);
+        let from = self.filled.min((offset - self.start) as usize);
         Ok(&self.bytes[from..from + have])
     }
 
     fn refill(&mut self, offset: u64) -> io::Result<()> {
-        let keep = (offset - self.start).min(self.bytes.len() as u64) as usize;
-        self.bytes.drain(..keep);
-        self.start += keep as u64;
-        let filled = self.bytes.len();
-        self.bytes.resize(WINDOW, 0);
-        let mut end = filled;
-        while end < WINDOW {
-            match self.source.read_at(self.start + end as u64, &mut self.bytes[end..]) {
+        let passed = (offset - self.start).min(self.filled as u64) as usize;
+        self.bytes.copy_within(passed..self.filled, 0);
+        self.start += passed as u64;
+        self.filled -= passed;
+        while self.filled < WINDOW {
+            match self.source.read_at(self.end(), &mut self.bytes[self.filled..]) {
                 Ok(0) => {
                     self.ended = true;
                     break;
                 }
-                Ok(size) => end += size,
+                Ok(size) => self.filled += size,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.bytes.truncate(end);
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
-        self.bytes.truncate(end);
         Ok(())
     }
 
     fn end(&self) -> u64 {
-        self.start + self.bytes.len() as u64
+        self.start + self.filled as u64
     }
 }
