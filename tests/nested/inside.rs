@@ -141,17 +141,25 @@ fn run(part: &str, scenario: &Scenario) -> (bool, f64) {
         .stderr(log)
         .status()
         .unwrap();
+    if !status.success() {
+        add(scenario, &outside::testimony());
+    }
     (status.success(), since.elapsed().as_secs_f64())
 }
 
 fn nothing_left(scenario: &Scenario) -> bool {
     let left = outside::everything();
     if !left.is_empty() {
-        let mut text = fs::read_to_string(log(scenario.name)).unwrap_or_default();
-        text.push_str(&format!("\nit left behind: {left:#?}\n"));
-        fs::write(log(scenario.name), text).unwrap();
+        add(scenario, &format!("it left behind: {left:#?}"));
     }
     left.is_empty()
+}
+
+/// To the log of a scenario.
+fn add(scenario: &Scenario, text: &str) {
+    let mut all = fs::read_to_string(log(scenario.name)).unwrap_or_default();
+    all.push_str(&format!("\n{text}\n"));
+    fs::write(log(scenario.name), all).unwrap();
 }
 
 fn tell(scenario: &Scenario, passed: bool, seconds: f64) {

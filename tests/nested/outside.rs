@@ -71,18 +71,12 @@ pub(super) fn everything() -> Vec<Thing> {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
         things.push(Thing::Claim(name, fs::read_to_string(path).unwrap()));
     }
-    let common = ["/run", "/dev/shm", "/tmp"].map(PathBuf::from);
-    for base in common.into_iter().chain(names(Path::new("/run/user"))) {
-        let homes = names(&base).into_iter().filter(|path| {
-            path.file_name().unwrap().to_str().is_some_and(|name| name.starts_with("nixbox-"))
-        });
-        for path in homes.flat_map(|home| below(&home)) {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if name.ends_with(".img") {
-                things.push(Thing::Memory(path));
-            } else if !name.ends_with(".log") {
-                things.push(Thing::Runtime(path));
-            }
+    for path in homes().into_iter().flat_map(|home| below(&home)) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.ends_with(".img") {
+            things.push(Thing::Memory(path));
+        } else if !name.ends_with(".log") {
+            things.push(Thing::Runtime(path));
         }
     }
     things
@@ -130,6 +124,45 @@ fn marked(pid: u32) -> Option<Process> {
     }
     let capabilities = field("CapEff:")? | field("CapPrm:")?;
     Some(Process { pid, workspace, role, uid: fs::metadata(&directory).ok()?.uid(), capabilities })
+}
+
+/// For whoever has to find out why a scenario failed: where each thread of each process stands, and the end of what each
+/// VMM, console and daemon wrote.
+pub(super) fn testimony() -> String {
+    let mut text = String::new();
+    for process in processes() {
+        text.push_str(&format!("{process:?}\n"));
+        for thread in names(Path::new(&format!("/proc/{}/task", process.pid))) {
+            let read = |name: &str| fs::read_to_string(thread.join(name)).unwrap_or_default();
+            let (stat, stack) = (read("stat"), read("stack"));
+            let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?');
+            let calls: Vec<&str> = stack.lines().filter_map(|line| line.split(' ').nth(1)).take(4).collect();
+            text.push_str(&format!(
+                "  {} {state} {} {calls:?}\n",
+                read("comm").trim(),
+                read("syscall").trim()
+            ));
+        }
+    }
+    let logs = homes()
+        .into_iter()
+        .flat_map(|home| below(&home))
+        .filter(|path| path.extension().is_some_and(|it| it == "log"));
+    for path in logs {
+        let bytes = fs::read(&path).unwrap_or_default();
+        let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(6000)..]).into_owned();
+        text.push_str(&format!("\n{path:?}, {} bytes, ends with:\n{tail}\n", bytes.len()));
+    }
+    text
+}
+
+/// Where nixbox keeps what does not last, of every user.
+fn homes() -> Vec<PathBuf> {
+    let common = ["/run", "/dev/shm", "/tmp"].map(PathBuf::from);
+    let bases = common.into_iter().chain(names(Path::new("/run/user")));
+    let all = bases.flat_map(|base| names(&base));
+    all.filter(|path| path.file_name().unwrap().to_str().is_some_and(|name| name.starts_with("nixbox-")))
+        .collect()
 }
 
 /// What is in a directory, if it is there.
