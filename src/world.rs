@@ -170,6 +170,8 @@ pub enum VmmState {
     Running,
     /// Its VM is paused.
     Paused,
+    /// It lives, does nothing that can be seen, and has not answered for as long as it was waited for: it counts as lost.
+    Silent,
 }
 
 impl VmmState {
@@ -297,8 +299,8 @@ pub trait Vmm: Send + Sync {
     async fn ability(&self, of: Option<Generation>) -> Result<Ability>;
     /// The version of the same.
     async fn version(&self, of: Option<Generation>) -> Result<VmmVersion>;
-    /// What is known of the VMM of this generation. A VMM that lives but does not answer is an error. Waits for a call
-    /// that an earlier nixbox made and that the VMM is still busy with.
+    /// What is known of the VMM of this generation. Waits for a call that an earlier nixbox made and that the VMM is still
+    /// busy with, and for one that does not answer long enough to call it [`VmmState::Silent`].
     async fn find(&self, generation: Generation) -> Result<VmmState>;
     /// Start the VMM and wait until its API answers.
     async fn start(&self, generation: Generation) -> Result<()>;

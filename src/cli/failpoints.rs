@@ -51,6 +51,10 @@ impl Observer for Failpoints<'_> {
     fn setback(&self, setback: &Setback) {
         self.inner.setback(setback);
     }
+
+    fn waits(&self, why: &str) {
+        self.inner.waits(why);
+    }
 }
 
 /// Prints the count, if asked for.

@@ -31,7 +31,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
         "result": word,
         "operation": recovered.operation,
         "ended": recovered.ended,
-        "cleared": recovered.cleared,
+        "cleared": recovered.cleared.is_some(),
         "swept": recovered.swept,
         "times": held.show.times(),
     });
@@ -52,33 +52,44 @@ fn dry_run(place: &Place, manner: Manner) -> Outcome {
         .transpose()
         .map_err(|blind| Problem::new(Exit::Stuck, Unforeseen(blind)))?
         .flatten();
-    let lost = match standing::peek(&held.workspace)?.standing {
+    let state = match standing::peek(&held.workspace)?.standing {
+        Standing::Up(vm) if foresight.is_none() && vm.condemned => Some(VmmState::Gone),
         Standing::Up(vm) if foresight.is_none() => {
             let assembly = held.assemble()?;
-            let state = session::block_on(async {
-                let found = assembly.world.vmm.find(vm.machine.vmm).await;
+            Some(session::block_on(async {
+                let found = session::glance(&assembly, vm.machine.vmm).await;
                 found.map_err(|failure| crate::operations::Refusal::Look(failure).into())
-            })?;
-            vm.condemned || !matches!(state, VmmState::Running | VmmState::Paused)
+            })?)
         }
-        _ => false,
+        _ => None,
     };
-    let json = serde_json::json!({ "result": "foreseen", "operation": foresight, "lost": lost });
+    let silent = state == Some(VmmState::Silent);
+    let lost = state.is_some_and(|state| !state.has_system() && !silent);
+    let json = serde_json::json!({
+        "result": "foreseen",
+        "operation": foresight,
+        "lost": lost,
+        "silent": silent,
+    });
     if manner.json {
         report::print_json(&json)?;
     } else {
-        report::print(&text(foresight.as_ref(), lost))?;
+        report::print(&text(foresight.as_ref(), lost, silent))?;
     }
     done()
 }
 
-fn text(foresight: Option<&Foresight>, lost: bool) -> String {
+fn text(foresight: Option<&Foresight>, lost: bool, silent: bool) -> String {
     let Some(foresight) = foresight else {
-        return if lost {
-            "the VM of this workspace is gone: what is left of it would be cleared away".to_owned()
-        } else {
-            "there is no operation to recover; what belongs to no VM would be swept up".to_owned()
-        };
+        return match (lost, silent) {
+            (true, _) => "the VM of this workspace is gone: what is left of it would be cleared away",
+            (_, true) => {
+                "the VMM of this workspace does not answer: if it still does not after 90 s, it would be ended and \
+                 cleared away"
+            }
+            _ => "there is no operation to recover; what belongs to no VM would be swept up",
+        }
+        .to_owned();
     };
     let mut lines = vec![
         format!("`{}` of generation {} was left half done", foresight.operation, foresight.generation),

@@ -11,9 +11,10 @@ use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
-use crate::operations::{Recovered, Session};
+use crate::operations::{Loss, Recovered, Session};
 use crate::store::files::FileStorage;
 use crate::workspace::{Lock, Workspace};
+use crate::world::{Failure, Generation, VmmState};
 
 /// How long a copy on another thread may take to notice that nobody waits for it any more.
 const LAST_WAIT: Duration = Duration::from_secs(2);
@@ -75,6 +76,14 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
 /// A script that failed where the operation goes on.
 pub(super) fn complain() -> Arc<crate::host::hooks::Complain> {
     Arc::new(|error| report::say(&format!("nixbox: {error}; what was done stays\n")))
+}
+
+/// How long a command that only looks waits for a VMM.
+const GLANCE: Duration = Duration::from_secs(5);
+
+/// How a VMM is right now, for commands that only look: [`VmmState::Silent`] already if it does not answer at once.
+pub(super) async fn glance(assembly: &Assembly, vmm: Generation) -> Result<VmmState, Failure> {
+    tokio::time::timeout(GLANCE, assembly.world.vmm.find(vmm)).await.unwrap_or(Ok(VmmState::Silent))
 }
 
 /// A workspace that a command works in.
@@ -146,8 +155,8 @@ pub(super) struct Done {
     pub(super) operation: Option<&'static str>,
     /// How it ended.
     pub(super) ended: Option<&'static str>,
-    /// Whether what was left of a lost VM was cleared away.
-    pub(super) cleared: bool,
+    /// Why what was left of a VM was cleared away, if it was.
+    pub(super) cleared: Option<Loss>,
     /// What belonged to no VM.
     pub(super) swept: Vec<String>,
 }
@@ -159,7 +168,14 @@ impl Done {
             .operation
             .zip(self.ended)
             .map(|(operation, ended)| format!("`{operation}`, which was left half done, {ended}"));
-        let cleared = self.cleared.then(|| "what was left of a VM that is gone was cleared away".to_owned());
+        let cleared = self.cleared.map(|why| {
+            match why {
+                Loss::Gone => "what was left of a VM that is gone was cleared away",
+                Loss::Silent => "a VM whose VMM did not answer any more was ended and cleared away",
+                Loss::Condemned => "the VM, which was of no use, was ended and cleared away",
+            }
+            .to_owned()
+        });
         let swept = self.swept.iter().map(|what| format!("{what} belonged to no VM and was removed"));
         let parts: Vec<_> = operation.into_iter().chain(cleared).chain(swept).collect();
         (!parts.is_empty()).then(|| parts.join("; "))

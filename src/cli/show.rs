@@ -204,6 +204,10 @@ impl Observer for Show {
         }
     }
 
+    fn waits(&self, why: &str) {
+        self.line(why);
+    }
+
     fn setback(&self, setback: &Setback) {
         self.end_copies();
         let operation = self.now().operation;

@@ -31,7 +31,8 @@ struct Status {
     id: String,
     /// What runs it: `cloud-hypervisor`, or `simulator`, and then no VM is one.
     vmm: &'static str,
-    /// `down`, `running`, `paused`, `stopped`, or `lost`: a VM that should be there and is not.
+    /// `down`, `running`, `paused`, `stopped`, `silent`: its VMM does not answer right now, or `lost`: a VM that should be
+    /// there and is not.
     state: &'static str,
     vm: Option<Vm>,
     /// The operation that has not ended: under way if there is a `holder`, left half done otherwise.
@@ -69,13 +70,14 @@ fn look(place: &Place) -> Result<Status, Problem> {
         let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
         let machine = up.machine;
         let found = session::block_on(async {
-            let found = assembly.world.vmm.find(machine.vmm).await;
+            let found = session::glance(&assembly, machine.vmm).await;
             found.map_err(|failure| Problem::new(Exit::Failed, Unknown(failure)))
         })?;
         state = match found {
             VmmState::Running if !up.condemned => "running",
             VmmState::Paused => "paused",
             VmmState::Stopped | VmmState::Empty => "stopped",
+            VmmState::Silent => "silent",
             _ => "lost",
         };
         vm = Some(Vm {

@@ -35,6 +35,8 @@ pub enum Crash {
     PowerCut(Survival),
     /// The VMM is killed, and the program goes on.
     VmmKilled,
+    /// The VMM hangs, and its guest with it: it lives and never answers again. The program goes on.
+    VmmHangs,
     /// The share daemons are killed, and the program goes on.
     SharesKilled,
 }
@@ -273,6 +275,11 @@ impl Drop for WorkspaceLock {
 #[derive(Debug, thiserror::Error)]
 #[error("the program has died")]
 struct Dead;
+
+/// What a call of a VMM that hangs comes to.
+#[derive(Debug, thiserror::Error)]
+#[error("the VMM does not answer")]
+struct Hangs;
 
 /// What a call meets that was made to fail.
 #[derive(Debug, thiserror::Error)]

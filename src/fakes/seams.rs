@@ -73,7 +73,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
 
 pub(super) fn reach(state: &State, workspace: WorkspaceId) -> Reach {
     let running = state.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
-    let Some((_, VmmProcess { machine: Some(machine), mangled: false, .. })) = running else {
+    let Some((_, VmmProcess { machine: Some(machine), mangled: false, hangs: false, .. })) = running else {
         return Reach::None;
     };
     let network = state.networks.get(&machine.slot);
@@ -162,7 +162,9 @@ impl Seams {
 
     /// The RAM of a guest that answers.
     fn guest<'s>(&self, state: &'s mut State, machine: &Machine) -> Result<&'s mut Ram> {
-        let found = state.vmms.get(&self.key(machine.vmm)).map_or(VmmState::Never, |vmm| vmm.state);
+        let vmm = self.key(machine.vmm);
+        state.answers(vmm)?;
+        let found = state.vmms.get(&vmm).map_or(VmmState::Never, |vmm| vmm.state);
         match found {
             VmmState::Running if reach(state, self.workspace) == Reach::Ready => {
                 state.ram_mut(self.workspace, machine.memory).ok_or(Failure::Lost)

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::files::{Content, Files, Ino, ROOT, Survival};
 use super::guest::{DiskImage, Mount, Ram, Secret};
-use super::{Counts, Crash, Dead, Fault};
+use super::{Counts, Crash, Dead, Fault, Hangs};
 use crate::world::{
     Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState, WorkspaceId,
 };
@@ -39,6 +39,8 @@ pub(super) struct VmmProcess {
     pub(super) saving: Option<SnapshotId>,
     /// Its guest was asked to shut down and is at it, which takes a while, whatever became of who asked.
     pub(super) going: bool,
+    /// It lives, and answers nobody.
+    pub(super) hangs: bool,
 }
 
 /// A set of share daemons, or what is left of one.
@@ -119,6 +121,7 @@ impl State {
             mangled: false,
             saving: None,
             going: false,
+            hangs: false,
         };
         let daemons = ShareDaemons { listening: Presence::Whole, alive: true };
         let memory = RamFile { ram: None, presence: Presence::Whole };
@@ -164,8 +167,15 @@ impl State {
         let Some(key) = vmm else {
             return Ok(self.version);
         };
+        self.answers(key)?;
         let lives = self.vmms.get(&key).filter(|vmm| vmm.state != VmmState::Gone);
         lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
+    }
+
+    /// Whether the VMM does, where there is one.
+    pub(super) fn answers(&self, vmm: Key) -> Result<(), Failure> {
+        let hangs = self.vmms.get(&vmm).is_some_and(|vmm| vmm.hangs);
+        if hangs { Err(Failure::world(Hangs)) } else { Ok(()) }
     }
 
     pub(super) fn point(&mut self) -> Result<(), Failure> {
@@ -182,6 +192,10 @@ impl State {
                 self.power_cut(survival);
             }
             Fault::CrashAt(at, Crash::VmmKilled) if at == here => self.kill_every_vmm(),
+            Fault::CrashAt(at, Crash::VmmHangs) if at == here => {
+                let hanging = self.vmms.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
+                hanging.for_each(|(_, vmm)| vmm.hangs = vmm.state != VmmState::Gone);
+            }
             Fault::CrashAt(at, Crash::SharesKilled) if at == here => {
                 let killed = self.daemons.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
                 killed.for_each(|(_, daemons)| daemons.alive = false);
@@ -201,7 +215,7 @@ impl State {
         let running: Vec<(WorkspaceId, Machine)> = self
             .vmms
             .iter()
-            .filter(|(_, vmm)| vmm.state == VmmState::Running)
+            .filter(|(_, vmm)| vmm.state == VmmState::Running && !vmm.hangs)
             .filter_map(|((workspace, _), vmm)| Some((*workspace, vmm.machine?)))
             .collect();
         for (workspace, machine) in running {
@@ -266,6 +280,7 @@ impl State {
         if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state != VmmState::Gone) {
             vmm.state = VmmState::Gone;
             vmm.going = false;
+            vmm.hangs = false;
             if vmm.shares != Presence::Absent {
                 self.end_daemons(key);
             }
@@ -273,14 +288,16 @@ impl State {
     }
 
     pub(super) fn ask_to_go(&mut self, key: Key) {
-        if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state == VmmState::Running) {
+        if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state == VmmState::Running && !vmm.hangs)
+        {
             vmm.going = true;
         }
     }
 
     /// So much of it that all guests that are going are gone.
     pub(super) fn pass_time(&mut self) {
-        let going: Vec<Key> = self.vmms.iter().filter(|(_, vmm)| vmm.going).map(|(key, _)| *key).collect();
+        let going: Vec<Key> =
+            self.vmms.iter().filter(|(_, vmm)| vmm.going && !vmm.hangs).map(|(key, _)| *key).collect();
         going.into_iter().for_each(|key| self.end_vmm(key));
     }
 

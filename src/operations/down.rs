@@ -110,7 +110,8 @@ impl Transition for StopGuest {
     }
 }
 
-/// Time for a guest that was asked to shut down to be gone, or so far that it does not answer any more.
+/// Time for a guest that was asked to shut down to be gone, or so far that it does not answer any more; and for one that
+/// does answer to do so.
 const HEARS: Duration = Duration::from_secs(10);
 /// Time for one that does not answer to be gone.
 const GOES: Duration = Duration::from_secs(60);
@@ -121,9 +122,9 @@ async fn is_going(world: &World, machine: &Machine) -> Result<bool, Failure> {
     if world.vmm.ends(machine.vmm, HEARS).await? {
         return Ok(true);
     }
-    match world.guest.equipped(machine).await {
+    match tokio::time::timeout(HEARS, world.guest.equipped(machine)).await {
         // It was not asked yet, or does not listen.
-        Ok(_) => Ok(false),
-        Err(_silent) => world.vmm.ends(machine.vmm, GOES).await,
+        Ok(Ok(_)) => Ok(false),
+        Ok(Err(_)) | Err(_) => world.vmm.ends(machine.vmm, GOES).await,
     }
 }

@@ -28,7 +28,7 @@ mod sweep;
 pub use fit::{Misfit, Reference, Unfit};
 pub use foresee::{Blind, Foreseen, Foresight, foresee};
 pub use parts::HookOutcome;
-pub use report::{Frozen, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
+pub use report::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
 pub use session::Session;
 pub use sweep::Swept;
 

@@ -9,10 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::engine::transition::{Failure, Probe, Scene, Transition, TransitionId, UndoPolicy};
 use crate::world::{BootId, Generation, HookPoint, Machine, Presence, Slot, SnapshotId, VmmState, World};
 
-/// For things that the kernel or a daemon does at once. Above the limits that the seams have themselves, which say more.
-pub(super) const QUICK: Duration = Duration::from_secs(60);
+/// For things that the kernel or a daemon does at once, after a look at a VMM that may be silent. Above the limits that
+/// the seams have themselves, which say more.
+pub(super) const QUICK: Duration = Duration::from_secs(180);
 /// For daemons that start, and guests that answer.
-pub(super) const GUEST: Duration = Duration::from_secs(120);
+pub(super) const GUEST: Duration = Duration::from_secs(240);
 /// For copies of disks and RAM, and scripts of users. They are interruptible, so this is a last resort.
 pub(super) const LONG: Duration = Duration::from_secs(3600);
 

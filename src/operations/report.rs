@@ -25,13 +25,24 @@ pub enum Report {
     Stuck(Setback),
 }
 
+/// Why a VM that should be there counts as lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Its VMM is gone, or has no VM any more.
+    Gone,
+    /// Its VMM lives and does not answer.
+    Silent,
+    /// Its operation passed the commit point, and could not be finished.
+    Condemned,
+}
+
 /// What a recovery came to.
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// The operation that had been left open, and how it ended.
     pub operation: Option<(&'static str, Ending)>,
-    /// Whether what was left of a lost VM was cleared away.
-    pub cleared: bool,
+    /// Why what was left of a VM was cleared away, if it was.
+    pub cleared: Option<Loss>,
     /// What belonged to no VM, and was removed.
     pub swept: Vec<Swept>,
     /// Why a person is needed.

@@ -131,7 +131,7 @@ impl Transition for Load {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
-            VmmState::Never | VmmState::Gone => Probe::Lost,
+            VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
             VmmState::Running => Probe::CannotTell("the VM runs before it was resumed".to_owned()),
         })
     }
@@ -164,7 +164,7 @@ impl Transition for Resume {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Paused => Probe::NotDone,
-            VmmState::Never | VmmState::Gone => Probe::Lost,
+            VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
             VmmState::Empty | VmmState::Stopped => {
                 Probe::CannotTell("the VM that was loaded is not in its VMM".to_owned())
             }

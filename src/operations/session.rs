@@ -3,17 +3,19 @@
 use std::time::Duration;
 
 use super::fit::{self, Choice, Reference, Unfit};
-use super::report::{Frozen, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
+use super::report::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
 use super::snapshot::Care;
 use super::{Standing, Vm, delete, down, restore, snapshot, sweep, table, up};
 use crate::engine::executor::{Ending, Executor, Observer, Setback};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{Listing, Manifest, SnapshotId, VmmState, World};
+use crate::world::{Generation, Listing, Manifest, SnapshotId, VmmState, World};
 
-/// How long a look at the world may take.
-pub(super) const LOOK: Duration = Duration::from_secs(60);
+/// How long a look at the world may take. A VMM may be silent for some of it.
+pub(super) const LOOK: Duration = Duration::from_secs(180);
+/// After so long without an answer a person is told what is waited for.
+const SOON: Duration = Duration::from_secs(3);
 
 /// Looks at the world before an operation begins, within a time limit.
 pub(super) async fn look<T>(
@@ -55,11 +57,11 @@ impl<S: Storage> Session<'_, S> {
         }
         match self.clear_away().await? {
             None => {}
-            Some(Ending::Stuck(setback)) => {
+            Some((_, Ending::Stuck(setback))) => {
                 recovered.stuck = Some(setback);
                 return Ok(recovered);
             }
-            Some(_) => recovered.cleared = true,
+            Some((why, _)) => recovered.cleared = Some(why),
         }
         let known = !self.journal.history().standing.is_empty();
         recovered.swept = sweep::sweep(self.world, self.standing()?, known).await.map_err(Refusal::Sweep)?;
@@ -318,17 +320,35 @@ impl<S: Storage> Session<'_, S> {
     }
 
     /// Clears away what is left of a VM that was lost or condemned.
-    async fn clear_away(&mut self) -> Result<Option<Ending>, Refusal> {
+    async fn clear_away(&mut self) -> Result<Option<(Loss, Ending)>, Refusal> {
         let Standing::Up(vm) = self.standing()? else {
             return Ok(None);
         };
-        let state = look(LOOK, self.world.vmm.find(vm.machine.vmm)).await.map_err(Refusal::Look)?;
-        if state.has_system() && !vm.condemned {
+        // One that is condemned is not asked: it may hang.
+        let why = if vm.condemned { Some(Loss::Condemned) } else { self.loss(vm.machine.vmm).await? };
+        let Some(why) = why else {
             return Ok(None);
-        }
+        };
         let plan = down::Plan { vm, ask: false };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        Ok(Some(self.executor().run(&down::table(plan), &parameters).await?))
+        Ok(Some((why, self.executor().run(&down::table(plan), &parameters).await?)))
+    }
+
+    /// Why the VM of this VMM is lost, if it is.
+    async fn loss(&self, vmm: Generation) -> Result<Option<Loss>, Refusal> {
+        let mut found = std::pin::pin!(look(LOOK, self.world.vmm.find(vmm)));
+        let state = match tokio::time::timeout(SOON, &mut found).await {
+            Ok(state) => state,
+            Err(_elapsed) => {
+                self.observer.waits("the VMM does not answer: waiting whether it will");
+                found.await
+            }
+        };
+        Ok(match state.map_err(Refusal::Look)? {
+            state if state.has_system() => None,
+            VmmState::Silent => Some(Loss::Silent),
+            _ => Some(Loss::Gone),
+        })
     }
 
     async fn run(&mut self, operation: &Operation<World>, parameters: &[u8]) -> Result<Report, Refusal> {
@@ -339,7 +359,7 @@ impl<S: Storage> Session<'_, S> {
             Ending::RolledBack(_) | Ending::Lost(_) => self.clear_away().await?,
         };
         Ok(match (ending, cleared) {
-            (Ending::Stuck(setback), _) | (_, Some(Ending::Stuck(setback))) => Report::Stuck(setback),
+            (Ending::Stuck(setback), _) | (_, Some((_, Ending::Stuck(setback)))) => Report::Stuck(setback),
             (Ending::Done, _) => Report::Done,
             (Ending::Lost(setback), _) => Report::ClearedAway(setback),
             (Ending::RolledBack(setback), cleared) => {

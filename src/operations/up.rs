@@ -126,7 +126,7 @@ impl Transition for Boot {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
-            VmmState::Never | VmmState::Gone => Probe::Lost,
+            VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
             VmmState::Paused => {
                 Probe::CannotTell("the VM is paused, which nothing in this operation does".to_owned())
             }

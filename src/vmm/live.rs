@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Client, Info, State};
+use super::client::{Client, ClientError, Info, State};
 use super::config::FsConfig;
 use super::error::VmmError;
 use crate::host::process::Daemon;
@@ -14,6 +14,34 @@ use crate::world::VmmState;
 
 /// How long a guest may take to let go of a device.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
+
+/// What a VMM writes in ten seconds, in bytes, that is busy with `vm.snapshot` of RAM of its own. It answers nothing else
+/// then (seen on v53.0).
+const BUSY: u64 = 1 << 20;
+
+/// How long a VMM is waited for that does not answer.
+struct Wait {
+    patience: Duration,
+    until: Instant,
+    written: u64,
+}
+
+impl Wait {
+    fn begun(patience: Duration, now: Instant, written: u64) -> Self {
+        Self { patience, until: now + patience, written }
+    }
+
+    /// It did not answer once more. `written`: how many bytes it has written by now; who writes is busy, and is given as
+    /// long again.
+    fn is_over(&mut self, now: Instant, written: u64) -> bool {
+        let more = written.saturating_sub(self.written);
+        self.written = written;
+        if more >= BUSY {
+            self.until = now + self.patience;
+        }
+        now >= self.until
+    }
+}
 
 /// A VMM that was alive when it was looked for.
 pub(super) struct Live {
@@ -40,6 +68,21 @@ impl Live {
             // Stopped in a debugger: no vCPU runs.
             Some(State::Paused | State::BreakPoint) => VmmState::Paused,
         })
+    }
+
+    /// As [`Live::state`], of a VMM that may be busy or hang: [`VmmState::Silent`] if it neither answers nor writes for
+    /// this long.
+    pub(super) async fn state_or_silence(&self, patience: Duration) -> Result<VmmState, VmmError> {
+        let mut wait = Wait::begun(patience, Instant::now(), self.daemon.written()?);
+        loop {
+            match self.state().await {
+                Err(VmmError::Client(ClientError::TimedOut { .. })) => {}
+                answered => return answered,
+            }
+            if wait.is_over(Instant::now(), self.daemon.written()?) {
+                return Ok(VmmState::Silent);
+            }
+        }
     }
 
     /// Ids of the shares that the VM has: in its configuration, or not yet let go of by the guest.
@@ -91,5 +134,24 @@ impl Live {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_writes_is_waited_for() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut wait = Wait::begun(Duration::from_secs(90), begun, 5000);
+        assert!(!wait.is_over(after(89), 5000));
+        assert!(!wait.is_over(after(90), 5000 + BUSY));
+        assert!(!wait.is_over(after(179), 5000 + BUSY));
+        // A guest whose VMM hangs may still write a little.
+        assert!(wait.is_over(after(180), 4999 + 2 * BUSY));
+        let mut idle = Wait::begun(Duration::from_secs(90), begun, 0);
+        assert!(idle.is_over(after(90), BUSY - 1));
     }
 }

@@ -36,6 +36,12 @@ const GRACE: Duration = Duration::from_secs(5);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VMM that closed a connection is watched for its death.
 const DYING_LIMIT: Duration = Duration::from_secs(2);
+/// How long a VMM may live without an answer until it counts as lost. One whose guest rebooted answers nothing for a
+/// minute, in which it waits for share daemons that ended with the last boot, and then ends itself (v53.0,
+/// `connect_vhost_user`).
+const PATIENCE: Duration = Duration::from_secs(90);
+/// The same for a stand-in, which has no such reason.
+const PATIENCE_WITH_STAND_IN: Duration = Duration::from_secs(10);
 /// How long `--version` may take.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -265,7 +271,7 @@ impl CloudHypervisor {
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
-            state @ (VmmState::Running | VmmState::Never | VmmState::Gone) => {
+            state @ (VmmState::Running | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
                 return Err(VmmError::Unfit { what: "restored", state });
             }
             VmmState::Stopped => live.client.delete().await?,
@@ -293,7 +299,8 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {
-        match self.with(generation, async |live| live.state().await).await {
+        let patience = if self.stand_in.is_some() { PATIENCE_WITH_STAND_IN } else { PATIENCE };
+        match self.with(generation, async |live| live.state_or_silence(patience).await).await {
             Err(Failure::Lost) => {
                 let remembered = self.daemons.remembers(&self.role, generation);
                 Ok(if remembered.map_err(VmmError::from)? { VmmState::Gone } else { VmmState::Never })
@@ -319,7 +326,7 @@ impl Vmm for CloudHypervisor {
         self.with(machine.vmm, async |live| {
             match live.state().await? {
                 VmmState::Running => return Ok(()),
-                state @ (VmmState::Paused | VmmState::Never | VmmState::Gone) => {
+                state @ (VmmState::Paused | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
                     return Err(VmmError::Unfit { what: "booted", state });
                 }
                 VmmState::Stopped => live.client.delete().await?,
@@ -385,7 +392,7 @@ impl Vmm for CloudHypervisor {
             Ok(VmmState::Empty | VmmState::Stopped | VmmState::Never | VmmState::Gone) => {
                 return Ok(());
             }
-            Ok(VmmState::Running | VmmState::Paused) => pressed.map_err(VmmError::from)?,
+            Ok(VmmState::Running | VmmState::Paused | VmmState::Silent) => pressed.map_err(VmmError::from)?,
             Err(error) if live.daemon.alive().map_err(VmmError::from)? => return Err(error.into()),
             Err(_of_a_vmm_that_is_gone) => return Ok(()),
         }

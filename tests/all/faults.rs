@@ -1,7 +1,7 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Violation, Wrong};
-use nixbox::operations::{Refusal, Report};
+use nixbox::operations::{Loss, Refusal, Report};
 
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
@@ -216,7 +216,7 @@ fn what_is_left_of_a_lost_vm_is_cleared_away() {
     host.kill_vmm(WORKSPACE);
     assert_ne!(host.violations(WORKSPACE), []);
     let said = run(&host, Command::Recover);
-    assert!(matches!(&said, Said::Recovered(recovered) if recovered.cleared), "{said:?}");
+    assert!(matches!(&said, Said::Recovered(recovered) if recovered.cleared == Some(Loss::Gone)), "{said:?}");
     assert_eq!(host.violations(WORKSPACE), []);
 
     let host = host_after(53, true, &[Up, Snapshot]);

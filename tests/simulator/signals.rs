@@ -12,20 +12,43 @@ fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// It says so within its limits, and what it began it takes back once the VMM goes on.
+/// Those who only look say so at once, and whoever changes something next ends it: nobody has to kill it by hand.
 #[test]
-fn a_vmm_that_does_not_answer() {
+fn a_vmm_that_does_not_answer_is_ended_by_whatever_comes_next() {
+    let room = Room::new("simulator", true);
+    for (next, code, words) in [
+        (&["recover"][..], 0, "a VM whose VMM did not answer any more was ended and cleared away"),
+        (&["down"], 0, "waiting whether it will"),
+        (&["snapshot"], 3, "no VM is running"),
+    ] {
+        room.ok(&["up"]);
+        signal(room.vmm(), Signal::STOP);
+        if code == 3 {
+            assert_eq!(room.status()["state"], "silent");
+            let foreseen = room.ok(&["recover", "--dry-run"]);
+            assert!(foreseen.stdout.contains("does not answer"), "{foreseen:?}");
+        }
+        let said = room.run(next);
+        assert_eq!(said.code, Some(code), "{said:?}");
+        assert!(said.stderr.contains(words), "{said:?}");
+        assert!(!room.check());
+    }
+}
+
+/// One that stops for a moment in the middle of an operation is waited for.
+#[test]
+fn a_vmm_that_answers_late_is_no_loss() {
     let room = Room::new("simulator", true);
     room.ok(&["up"]);
-    let vmm = room.vmm();
-    for operation in [&["snapshot"][..], &["recover"]] {
-        signal(vmm, Signal::STOP);
-        let said = room.run(operation);
-        signal(vmm, Signal::CONT);
-        assert_eq!(said.code, Some(1), "{said:?}");
-        room.ok(&["recover"]);
-        assert!(room.check());
-    }
+    signal(room.vmm(), Signal::STOP);
+    let mut recovering = room.command(&["recover"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(recovering.stderr.take().unwrap()), &mut line)
+        .unwrap();
+    assert!(line.contains("waiting whether it will"), "{line}");
+    signal(room.vmm(), Signal::CONT);
+    assert!(recovering.wait().unwrap().success());
+    assert!(room.check());
 }
 
 #[test]

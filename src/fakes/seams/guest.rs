@@ -130,6 +130,7 @@ impl Guest for Seams {
             Ok(())
         };
         let gone = |state: &mut State| {
+            state.answers(key)?;
             state.end_vmm(key);
             Ok(())
         };

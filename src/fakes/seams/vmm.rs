@@ -21,6 +21,9 @@ impl Vmm for Seams {
     async fn find(&self, generation: Generation) -> Result<VmmState> {
         let key = self.key(generation);
         self.look("vmm.find", |state| {
+            if state.answers(key).is_err() {
+                return Ok(VmmState::Silent);
+            }
             // A call that a nixbox made which died is carried on by the VMM, and this one waits for it.
             if let Some(id) = state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
                 self.finish_save(state, key, id)?;
@@ -33,6 +36,7 @@ impl Vmm for Seams {
     async fn start(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let start = move |state: &mut State| {
+            state.answers(key)?;
             if state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone) {
                 let version = state.version;
                 state.vmms.insert(key, VmmProcess::empty(version));
@@ -44,14 +48,17 @@ impl Vmm for Seams {
 
     async fn boot(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
-        let create = |state: &mut State| match state.vmms.get_mut(&key) {
-            Some(vmm) if vmm.state == VmmState::Empty => {
-                vmm.state = VmmState::Stopped;
-                vmm.machine = Some(*machine);
-                Ok(())
+        let create = |state: &mut State| {
+            state.answers(key)?;
+            match state.vmms.get_mut(&key) {
+                Some(vmm) if vmm.state == VmmState::Empty => {
+                    vmm.state = VmmState::Stopped;
+                    vmm.machine = Some(*machine);
+                    Ok(())
+                }
+                Some(vmm) if vmm.state.has_system() || vmm.state == VmmState::Stopped => Ok(()),
+                _ => refused("no VMM listens"),
             }
-            Some(vmm) if vmm.state.has_system() || vmm.state == VmmState::Stopped => Ok(()),
-            _ => refused("no VMM listens"),
         };
         let boot = |state: &mut State| self.boot_now(state, machine);
         self.act("vmm.boot", vec![Box::new(create), Box::new(boot)]).await
@@ -59,13 +66,16 @@ impl Vmm for Seams {
 
     async fn pause(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let pause = move |state: &mut State| match state.vmms.get_mut(&key) {
-            Some(vmm) if vmm.state.has_system() => {
-                vmm.state = VmmState::Paused;
-                Ok(())
+        let pause = move |state: &mut State| {
+            state.answers(key)?;
+            match state.vmms.get_mut(&key) {
+                Some(vmm) if vmm.state.has_system() => {
+                    vmm.state = VmmState::Paused;
+                    Ok(())
+                }
+                Some(vmm) if vmm.state == VmmState::Gone => Err(Failure::Lost),
+                _ => refused("there is no VM to pause"),
             }
-            Some(vmm) if vmm.state == VmmState::Gone => Err(Failure::Lost),
-            _ => refused("there is no VM to pause"),
         };
         self.act("vmm.pause", vec![Box::new(pause)]).await
     }
@@ -78,6 +88,7 @@ impl Vmm for Seams {
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
         let key = self.key(generation);
         let begin = |state: &mut State| {
+            state.answers(key)?;
             let staging = self.staging(state, into)?;
             if state.files.find(staging, SAVED).is_some() {
                 return refused("the VMM's files exist");
@@ -90,9 +101,12 @@ impl Vmm for Seams {
             state.files.create(staging, SAVED, Content::Torn);
             Ok(())
         };
-        let finish = |state: &mut State| match state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
-            Some(id) => self.finish_save(state, key, id),
-            None => Err(Failure::Lost),
+        let finish = |state: &mut State| {
+            state.answers(key)?;
+            match state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
+                Some(id) => self.finish_save(state, key, id),
+                None => Err(Failure::Lost),
+            }
         };
         self.act("vmm.save", vec![Box::new(begin), Box::new(finish)]).await
     }
@@ -105,10 +119,12 @@ impl Vmm for Seams {
     async fn power_button(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let press = move |state: &mut State| {
+            state.answers(key)?;
             state.ask_to_go(key);
             Ok(())
         };
         let gone = move |state: &mut State| {
+            state.answers(key)?;
             state.end_vmm(key);
             Ok(())
         };
@@ -140,6 +156,7 @@ impl Vmm for Seams {
     async fn attach_shares(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let attach = move |state: &mut State| {
+            state.answers(key)?;
             if !state.shares_wanted {
                 return Ok(());
             }
@@ -160,6 +177,7 @@ impl Vmm for Seams {
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let detach = move |state: &mut State| {
+            state.answers(key)?;
             let memory = state.vmms.get(&key).and_then(|vmm| vmm.machine).map(|machine| machine.memory);
             let mounted = memory
                 .and_then(|memory| state.ram(self.workspace, memory))
@@ -179,6 +197,7 @@ impl Vmm for Seams {
     async fn shares_attached(&self, generation: Generation) -> Result<Presence> {
         let key = self.key(generation);
         self.look("vmm.shares_attached", move |state| {
+            state.answers(key)?;
             Ok(match state.vmms.get(&key) {
                 Some(_) if !state.shares_wanted => Presence::Whole,
                 Some(vmm) => vmm.shares,
@@ -192,6 +211,7 @@ impl Vmm for Seams {
 impl Seams {
     fn boot_now(&self, state: &mut State, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
+        state.answers(key)?;
         match state.vmms.get(&key).map(|vmm| vmm.state) {
             Some(VmmState::Running) => return Ok(()),
             Some(VmmState::Stopped) => {}
@@ -231,6 +251,7 @@ impl Seams {
     }
 
     fn resume_now(&self, state: &mut State, key: Key) -> Result<()> {
+        state.answers(key)?;
         let tap = |state: &State, machine: Machine| {
             state.networks.get(&machine.slot).is_some_and(|net| net.owner == self.workspace && net.tap)
         };
@@ -276,6 +297,7 @@ impl Seams {
 
     fn load_now(&self, state: &mut State, machine: &Machine, from: SnapshotId) -> Result<()> {
         let key = self.key(machine.vmm);
+        state.answers(key)?;
         match state.vmms.get(&key).map(|vmm| vmm.state) {
             Some(VmmState::Empty) => {}
             Some(VmmState::Paused) => return Ok(()),
@@ -320,6 +342,7 @@ impl VmmProcess {
             mangled: false,
             saving: None,
             going: false,
+            hangs: false,
         }
     }
 }

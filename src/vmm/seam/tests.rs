@@ -136,6 +136,31 @@ async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
 }
 
 #[tokio::test]
+async fn a_vmm_that_does_not_answer_is_silent_and_can_be_ended() {
+    if !have(&[Need::CloudHypervisor, Need::Root]) {
+        return;
+    }
+    let fixture = fixture();
+    let vmm = &fixture.vmm;
+    vmm.start(GENERATION).await.unwrap();
+    let live = vmm.live(GENERATION).unwrap().unwrap();
+    live.daemon.signal(Signal::STOP).unwrap();
+    // From here on time passes whenever nothing else does.
+    tokio::time::pause();
+    let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
+    assert_eq!(error, "vm.info was not answered within 10s");
+    let begun = Instant::now();
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Silent);
+    assert!(begun.elapsed() >= PATIENCE);
+    live.daemon.signal(Signal::CONT).unwrap();
+    tokio::time::resume();
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
+    live.daemon.signal(Signal::STOP).unwrap();
+    vmm.stop(GENERATION).await.unwrap();
+    assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
+}
+
+#[tokio::test]
 async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
