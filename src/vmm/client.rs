@@ -84,12 +84,28 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether this is how a VMM speaks that is ending: it closes its sockets a little before it is dead.
+    #[must_use]
+    pub fn is_of_the_dying(&self) -> bool {
+        match self {
+            Self::Connection { .. } => true,
+            Self::Refused { chain, .. } => {
+                chain.iter().any(|said| NOBODY_WORKS.iter().any(|words| said.contains(words)))
+            }
+            _ => false,
+        }
+    }
+
     /// Whether the VMM says that it has no VM: 404 from v53 on, 500 before, with the same words.
     #[must_use]
     pub fn is_no_vm(&self) -> bool {
         matches!(self, Self::Refused { chain, .. } if chain.last().is_some_and(|last| last == "VM is not created"))
     }
 }
+
+/// What the VMM's thread for the API says when the thread that does the work has ended (v53.0, `ApiError`): it is about to
+/// end as a whole. "Error from API: API request send error: sending on a closed channel".
+const NOBODY_WORKS: [&str; 2] = ["API request send error", "API response receive error"];
 
 /// The answer to `vmm.ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

@@ -34,8 +34,8 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a guest may take to shut down after its power button was pressed.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
-/// How long a VMM that closed a connection is watched for its death.
-const DYING_LIMIT: Duration = Duration::from_secs(2);
+/// How long a VMM that speaks like one that is ending is watched for its death.
+const DYING_LIMIT: Duration = Duration::from_secs(10);
 /// How long a VMM may live without an answer until it counts as lost. One whose guest rebooted answers nothing for a
 /// minute, in which it waits for share daemons that ended with the last boot, and then ends itself (v53.0,
 /// `connect_vhost_user`).
@@ -161,11 +161,10 @@ impl CloudHypervisor {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        if matches!(error, VmmError::Client(ClientError::Connection { .. })) {
-            // A process that dies closes its sockets a little before it is dead.
-            if let Ok(exit) = tokio::time::timeout(DYING_LIMIT, live.daemon.exited()).await {
-                exit.map_err(VmmError::from)?;
-            }
+        if matches!(&error, VmmError::Client(error) if error.is_of_the_dying())
+            && let Ok(exit) = tokio::time::timeout(DYING_LIMIT, live.daemon.exited()).await
+        {
+            exit.map_err(VmmError::from)?;
         }
         match live.daemon.alive().map_err(VmmError::from)? {
             true => Err(error.into()),

@@ -257,3 +257,15 @@ async fn a_vmm_started_anew_on_the_same_path_is_spoken_to() {
         std::fs::remove_file(path(&directory).as_path()).unwrap();
     }
 }
+
+#[test]
+fn a_vmm_that_is_ending_is_known_by_its_words() {
+    let refused =
+        |body: &[u8]| ClientError::Refused { call: "vm.info", status: 500, chain: error_chain(body) };
+    // Seen on v53.0, after its reboot of a guest had failed.
+    let ending = br#"["Error from API","API request send error","sending on a closed channel"]"#;
+    assert!(refused(ending).is_of_the_dying());
+    assert!(!refused(br#"["Error from API","VM is not created"]"#).is_of_the_dying());
+    let timed_out = ClientError::TimedOut { call: "vm.info", limit: SHORT };
+    assert!(!timed_out.is_of_the_dying());
+}
