@@ -94,7 +94,7 @@ pub(super) enum Act<'a> {
 /// What the nested host says of a scenario.
 pub(super) struct Said {
     pub(super) name: String,
-    pub(super) passed: bool,
+    pub(super) end: inside::End,
     pub(super) seconds: f64,
     pub(super) log: String,
 }
@@ -170,7 +170,7 @@ impl Emulation {
             command.arg("-d").arg(disk);
         }
         command.arg("--").arg("env");
-        for variable in ["NIXBOX_CAMPAIGN", "NIXBOX_CLOUD_HYPERVISOR", "NIXBOX_VIRTIOFSD"] {
+        for variable in ["NIXBOX_CAMPAIGN", "NIXBOX_SEED", "NIXBOX_CLOUD_HYPERVISOR", "NIXBOX_VIRTIOFSD"] {
             command.args(std::env::var(variable).ok().map(|value| format!("{variable}={value}")));
         }
         let program = self.directory.join(NIXBOX);
@@ -201,10 +201,10 @@ impl Emulation {
                     cut = true;
                     kill().unwrap();
                 }
-                Some(inside::Line::Verdict { name, passed, seconds }) => {
+                Some(inside::Line::Verdict { name, end, seconds }) => {
                     let log = fs::read(out.join(format!("{name}.log"))).unwrap_or_default();
                     verdicts.send(()).unwrap();
-                    heard(Said { name, passed, seconds, log: String::from_utf8_lossy(&log).into_owned() });
+                    heard(Said { name, end, seconds, log: String::from_utf8_lossy(&log).into_owned() });
                 }
                 None => {
                     last.push_back(line);

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::emulation::Act;
 use super::outside;
@@ -33,19 +33,32 @@ pub(super) fn arguments(guest: &Path, act: Act<'_>) -> Vec<String> {
 
 /// What the inner runner says to the outer one.
 pub(super) enum Line {
-    Verdict { name: String, passed: bool, seconds: f64 },
+    Verdict { name: String, end: End, seconds: f64 },
     Cut,
+}
+
+/// How a scenario ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Passed,
+    Failed,
+    /// It failed, and the emulated processor had crashed one of its guests.
+    Crashed,
 }
 
 pub(super) fn parse(line: &str) -> Option<Line> {
     let words: Vec<&str> = line.strip_prefix("@nested ")?.split_ascii_whitespace().collect();
     match words[..] {
         ["cut"] => Some(Line::Cut),
-        [verdict @ ("passed" | "failed"), name, seconds] => Some(Line::Verdict {
-            name: name.to_owned(),
-            passed: verdict == "passed",
-            seconds: seconds.parse().ok()?,
-        }),
+        [verdict, name, seconds] => {
+            let end = match verdict {
+                "passed" => End::Passed,
+                "failed" => End::Failed,
+                "crashed" => End::Crashed,
+                _ => return None,
+            };
+            Some(Line::Verdict { name: name.to_owned(), end, seconds: seconds.parse().ok()? })
+        }
         _ => None,
     }
 }
@@ -74,28 +87,30 @@ fn all(guest: &Path, part: &str, names: &[String]) {
     let (standing, own): (Vec<&Scenario>, Vec<&Scenario>) =
         names.iter().map(|name| find(name)).partition(|scenario| matches!(scenario.run, Run::Standing(_)));
     for scenario in own {
-        let (passed, seconds) = run(part, scenario);
+        let (mut end, seconds) = run(part, scenario);
         if part == "before" {
             // The log has to be there when the power goes.
             rustix::fs::sync();
-            println!("@nested {}", if passed { "cut" } else { "not reached" });
+            println!("@nested {}", if end == End::Passed { "cut" } else { "not reached" });
+        } else if end == End::Passed && !nothing_left(scenario) {
+            end = End::Failed;
         }
-        tell(scenario, passed && (part == "before" || nothing_left(scenario)), seconds);
+        tell(scenario, end, seconds);
         outside::sweep();
     }
     if standing.is_empty() {
         return;
     }
-    let since = Instant::now();
+    let (since, at) = (Instant::now(), SystemTime::now());
     let up = room::Room::standing_up();
     for scenario in &standing {
         if let Err(why) = &up {
             fs::write(log(scenario.name), format!("the VM that it needs did not come up:\n{why}")).unwrap();
-            tell(scenario, false, since.elapsed().as_secs_f64());
+            tell(scenario, failed(scenario, at), since.elapsed().as_secs_f64());
             continue;
         }
-        let (passed, seconds) = run(part, scenario);
-        tell(scenario, passed, seconds);
+        let (end, seconds) = run(part, scenario);
+        tell(scenario, end, seconds);
     }
     outside::sweep();
 }
@@ -129,8 +144,8 @@ fn log(name: &str) -> String {
 }
 
 /// Runs a scenario to its end, or to that of its time.
-fn run(part: &str, scenario: &Scenario) -> (bool, f64) {
-    let since = Instant::now();
+fn run(part: &str, scenario: &Scenario) -> (End, f64) {
+    let (since, at) = (Instant::now(), SystemTime::now());
     let log = fs::File::create(log(scenario.name)).unwrap();
     let status = Command::new("timeout")
         .args(["--kill-after=10", LIMIT])
@@ -141,10 +156,16 @@ fn run(part: &str, scenario: &Scenario) -> (bool, f64) {
         .stderr(log)
         .status()
         .unwrap();
-    if !status.success() {
-        add(scenario, &outside::testimony());
-    }
-    (status.success(), since.elapsed().as_secs_f64())
+    let end = if status.success() { End::Passed } else { failed(scenario, at) };
+    (end, since.elapsed().as_secs_f64())
+}
+
+/// What there is to be known of a scenario that failed, and was begun then, goes to its log.
+fn failed(scenario: &Scenario, begun: SystemTime) -> End {
+    let crashed = outside::triple_faults(begun);
+    add(scenario, &outside::testimony());
+    add(scenario, &crashed.join("\n"));
+    if crashed.is_empty() { End::Failed } else { End::Crashed }
 }
 
 fn nothing_left(scenario: &Scenario) -> bool {
@@ -162,8 +183,12 @@ fn add(scenario: &Scenario, text: &str) {
     fs::write(log(scenario.name), all).unwrap();
 }
 
-fn tell(scenario: &Scenario, passed: bool, seconds: f64) {
-    let verdict = if passed { "passed" } else { "failed" };
+fn tell(scenario: &Scenario, end: End, seconds: f64) {
+    let verdict = match end {
+        End::Passed => "passed",
+        End::Failed => "failed",
+        End::Crashed => "crashed",
+    };
     println!("@nested {verdict} {} {seconds:.3}", scenario.name);
 }
 

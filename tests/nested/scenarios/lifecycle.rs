@@ -131,6 +131,10 @@ pub(super) fn two_vms_at_once_do_not_touch_each_other() {
 }
 
 fn kill(room: &Room, role: &str) {
+    signal(room, role, "-KILL");
+}
+
+fn signal(room: &Room, role: &str, signal: &str) {
     let (id, all) = (room.id(), outside::processes());
     let victims: Vec<String> = all
         .into_iter()
@@ -139,7 +143,28 @@ fn kill(room: &Room, role: &str) {
         .collect();
     assert!(!victims.is_empty(), "there is no {role}");
     // With the first of them the others may be gone.
-    std::process::Command::new("kill").arg("-9").args(victims).output().unwrap();
+    std::process::Command::new("kill").arg(signal).args(victims).output().unwrap();
+}
+
+pub(super) fn a_vmm_that_does_not_answer_is_ended() {
+    let room = Room::new("silent");
+    room.ok(&["up"]);
+    room.guest("echo kept > ~/kept; sync");
+    // The VMM waits for the share daemons of the boot before, and for a minute answers nobody.
+    room.guest("sudo -n sh -c '(sleep 1; reboot -f) > /dev/null 2>&1 &'");
+    while room.state() == "running" {}
+    assert_eq!(room.state(), "silent");
+    room.ok(&["down"]);
+    room.assert_down();
+
+    room.ok(&["up"]);
+    assert_eq!(room.guest("cat ~/kept"), "kept\n");
+    signal(&room, "vmm", "-STOP");
+    assert_eq!(room.state(), "silent");
+    let recovered = room.ok(&["recover"]);
+    assert!(recovered.stderr.contains("did not answer any more"), "{recovered:?}");
+    room.assert_down();
+    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
 }
 
 pub(super) fn a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away() {

@@ -68,6 +68,7 @@ scenarios! {
     own lifecycle::down_leaves_nothing_and_the_disk_stays;
     own lifecycle::two_vms_at_once_do_not_touch_each_other;
     own lifecycle::a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away;
+    own lifecycle::a_vmm_that_does_not_answer_is_ended, long;
     own network::filtered_lets_through_what_is_allowed_alone;
     own users::a_user_with_capabilities_needs_no_root;
     own crashes::every_kill_of_up_and_down_is_recovered, failpoints;

@@ -14,7 +14,7 @@ use nixbox::world::{
     Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };
 
-use crate::outside::must;
+use crate::outside::{KEPT_LOGS, must};
 use crate::room::{GUEST, WORK};
 
 /// Much more than a guest takes, in software emulation too.
@@ -90,6 +90,20 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         resolv_conf: "/etc/resolv.conf".into(),
     });
     House { path: path.into(), vmm, shares, network }
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        fs::create_dir_all(KEPT_LOGS).unwrap();
+        for entry in fs::read_dir(&self.path).unwrap().map(Result::unwrap) {
+            if entry.path().extension().is_some_and(|extension| extension == "log") {
+                let _bytes = fs::copy(entry.path(), Path::new(KEPT_LOGS).join(entry.file_name())).unwrap();
+            }
+        }
+    }
 }
 
 impl House {
