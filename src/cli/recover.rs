@@ -84,7 +84,7 @@ fn text(foresight: Option<&Foresight>, lost: bool, silent: bool) -> String {
         return match (lost, silent) {
             (true, _) => "the VM of this workspace is gone: what is left of it would be cleared away",
             (_, true) => {
-                "the VMM of this workspace does not answer: if it still does not after 90 s, it would be ended and \
+                "the VMM of this workspace does not answer: it would be waited for, and unless it answers be ended and \
                  cleared away"
             }
             _ => "there is no operation to recover; what belongs to no VM would be swept up",

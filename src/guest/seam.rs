@@ -27,10 +27,12 @@ use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
 use super::{settle, wipe};
 use crate::world::Interrupt;
-use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm};
+use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm, VmmState};
 
 /// How often the VMM is asked whether the VM is there.
 const WATCH: Duration = Duration::from_millis(250);
+/// How long one such look may take.
+const GLANCE: Duration = Duration::from_secs(10);
 
 /// Time for a command that asks the guest to shut down, and for the connection that it takes: there is a power button too.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
@@ -216,9 +218,11 @@ impl SshGuest {
         }
     }
 
-    /// A VMM that does not answer right now is no proof of anything: what is under way has limits of its own.
+    /// A VMM that does not answer is no proof of anything: its guest may run on, and what is under way has limits of its
+    /// own.
     async fn is_gone(&self, machine: &Machine) -> bool {
-        self.vmm.find(machine.vmm).await.is_ok_and(|state| !state.has_system())
+        let found = tokio::time::timeout(GLANCE, self.vmm.find(machine.vmm)).await;
+        matches!(found, Ok(Ok(state)) if !state.has_system() && state != VmmState::Silent)
     }
 
     fn remember(&self, expected: Arc<[Expected]>) {

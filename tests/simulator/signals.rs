@@ -35,7 +35,7 @@ fn a_vmm_that_does_not_answer_is_ended_by_whatever_comes_next() {
     }
 }
 
-/// One that stops for a moment in the middle of an operation is waited for.
+/// One that stops for a moment is waited for.
 #[test]
 fn a_vmm_that_answers_late_is_no_loss() {
     let room = Room::new("simulator", true);

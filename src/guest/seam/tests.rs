@@ -16,12 +16,12 @@ use crate::guest::wipe::WipeError;
 use crate::world::{Ability, Presence, SnapshotId, VmmState, VmmVersion};
 
 /// A VMM of which nothing is asked but whether it has its VM.
-struct Runs(AtomicBool);
+struct Runs(Mutex<VmmState>);
 
 #[async_trait]
 impl Vmm for Runs {
     async fn find(&self, _: Generation) -> Result<VmmState> {
-        Ok(if self.0.load(Ordering::SeqCst) { VmmState::Running } else { VmmState::Gone })
+        Ok(*self.0.lock().unwrap())
     }
     async fn ability(&self, _: Option<Generation>) -> Result<Ability> {
         unreachable!()
@@ -103,7 +103,7 @@ fn settings(address: SocketAddr, user: &str, key: Arc<PrivateKey>, pins: &Path, 
 
 fn guest(server: &Server, user: &str, wanted: Wanted) -> SshGuest {
     let settings = settings(server.address, user, Arc::clone(&server.key), server.directory.path(), wanted);
-    SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap()
+    SshGuest::new(settings, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap()
 }
 
 /// Words that are nowhere else in the world.
@@ -143,7 +143,7 @@ async fn a_guest_that_does_not_speak_is_not_asked_to_shut_down_for_long() {
     let key = Arc::new(key::generate().unwrap());
     let settings = settings(silent.local_addr().unwrap(), "user", key, pins.path(), Wanted::default());
     let settings = Settings { ready: Duration::from_secs(1000), ..settings };
-    let guest = SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
+    let guest = SshGuest::new(settings, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap();
     let begun = tokio::time::Instant::now();
     let failed = guest.shut_down(&machine()).await;
     assert!(matches!(failed, Err(Failure::TimedOut(_))), "{failed:?}");
@@ -385,16 +385,23 @@ async fn readiness_gives_the_boot_and_a_gone_vm_is_lost() {
     // Nobody listens, and the VM goes while one waits.
     let directory = tempfile::tempdir().unwrap();
     let nobody = ([127, 0, 0, 1], free_port()).into();
-    let runs = Arc::new(Runs(AtomicBool::new(true)));
-    let settings = settings(nobody, "user", Arc::clone(&server.key), directory.path(), Wanted::default());
-    let guest = SshGuest::new(settings, Arc::clone(&runs) as Arc<dyn Vmm>).unwrap();
-    let going = async { runs.0.store(false, Ordering::SeqCst) };
+    let runs = Arc::new(Runs(Mutex::new(VmmState::Running)));
+    let of = |ready| {
+        let key = Arc::clone(&server.key);
+        let settings = settings(nobody, "user", key, directory.path(), Wanted::default());
+        SshGuest::new(Settings { ready, ..settings }, Arc::clone(&runs) as Arc<dyn Vmm>).unwrap()
+    };
+    let guest = of(LIMIT);
+    let going = async { *runs.0.lock().unwrap() = VmmState::Gone };
     let (machine, interrupt) = (machine(), Interrupt::new());
     let (outcome, ()) = tokio::join!(guest.ready(&machine), going);
     assert!(matches!(outcome, Err(Failure::Lost)));
-    runs.0.store(true, Ordering::SeqCst);
+    *runs.0.lock().unwrap() = VmmState::Running;
     interrupt.request();
     assert!(matches!(guest.connect(&machine, &interrupt).await, Err(Failure::Interrupted)));
+    // Its guest may run on.
+    *runs.0.lock().unwrap() = VmmState::Silent;
+    assert!(matches!(of(WATCH * 3).ready(&machine).await, Err(Failure::World(_))));
 }
 
 #[tokio::test]
@@ -406,7 +413,7 @@ async fn another_disk_has_another_host_key_and_a_clone_inherits() {
     old.ready(&machine()).await.unwrap();
     let settings =
         settings(second.address, "user", Arc::clone(&second.key), first.directory.path(), Wanted::default());
-    let new = SshGuest::new(settings, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
+    let new = SshGuest::new(settings, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap();
     let refused = |outcome: Result<BootId>| match outcome {
         Err(Failure::World(error)) => {
             matches!(
@@ -465,7 +472,8 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     let credentials = base.wanted.resolve().await.unwrap();
     assert!(credentials[0].content.expose_secret().len() > secret.len());
     let mounts = vec![share("share", "~/my share", true)];
-    let guest = SshGuest::new(Settings { mounts, ..base }, Arc::new(Runs(AtomicBool::new(true)))).unwrap();
+    let guest =
+        SshGuest::new(Settings { mounts, ..base }, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap();
     let machine = machine();
     let boot = guest.ready(&machine).await.unwrap();
     let shell = guest.connect(&machine, &Interrupt::new()).await.unwrap();
