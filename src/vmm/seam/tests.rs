@@ -202,3 +202,15 @@ async fn a_runtime_directory_that_is_too_deep_is_an_error_before_anything_is_sta
     assert!(error.contains("choose a shorter runtime directory"), "{error}");
     assert_eq!(std::fs::read_dir(deep).unwrap().count(), 0);
 }
+
+#[test]
+fn the_last_words_are_those_of_the_newest_and_printable() {
+    let fixture = fixture();
+    let path = |name: &str| fixture.directory.path().join(name);
+    assert!(fixture.vmm.last_words().is_empty());
+    std::fs::write(path("vmm-9.log"), "of an older one\n").unwrap();
+    std::fs::write(path("vmm-12.log"), "first\n\x1b[31mpanic\n").unwrap();
+    std::fs::write(path("serial-12.log"), "").unwrap();
+    let said = format!("its VMM said last ({}): first | [31mpanic", path("vmm-12.log").display());
+    assert_eq!(fixture.vmm.last_words(), [said]);
+}
