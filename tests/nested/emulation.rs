@@ -119,6 +119,14 @@ impl fmt::Display for Ended {
     }
 }
 
+impl Ended {
+    /// Whether its kernel panicked, which no program should be able to bring about. Under QEMU 10.0 it does now and then, on a
+    /// thread that runs a guest: it faults in its own page fault handler, with the guest's base of GS in a register.
+    pub(super) fn crashed(&self) -> bool {
+        matches!(self, Self::Broken(last) if last.contains("Kernel panic - not syncing"))
+    }
+}
+
 /// Where it is built and runs, one at a time.
 pub(super) struct Emulation {
     directory: PathBuf,

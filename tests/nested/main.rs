@@ -18,8 +18,9 @@
 //! `NIXBOX_CAMPAIGN=SECONDS` makes the random kills go on for that long, and kills at every event instead of at some.
 //! With `NIXBOX_NESTED=required` a machine on which they cannot run fails.
 //!
-//! The emulated processor crashes a guest now and then. A scenario that failed, and in which a guest triple-faulted that was
-//! booted and not restored, is run once more, in a host of its own, and a line says so; the second run decides.
+//! The emulated processor crashes a guest now and then, or the kernel of the host. A scenario that failed, and in which a
+//! guest triple-faulted that was booted and not restored, is run once more in another host, and so is one under which the
+//! host's kernel panicked; a line says so each time.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -30,6 +31,7 @@ mod outside;
 mod room;
 mod scenarios;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -161,16 +163,19 @@ fn run(chosen: &[&'static Scenario], tally: &mut Tally) {
     }
     let (in_one, cut): (Vec<&Scenario>, Vec<&Scenario>) =
         can.into_iter().partition(|scenario| !matches!(scenario.run, Run::PowerCut { .. }));
-    let crashed = together(&emulation, "all", &in_one, tally, true);
-    // A host of its own, and no second excuse.
-    let _none = together(&emulation, "again", &crashed, tally, false);
+    let mut tries = Tries::default();
+    let mut waiting = in_one;
+    while !waiting.is_empty() {
+        waiting = together(&emulation, &waiting, tally, &mut tries);
+    }
     for scenario in cut {
         let since = Instant::now();
-        let mut done = power_cut(&emulation, scenario);
-        if let Err((why, End::Crashed)) = &done {
-            excuse(scenario, why);
-            done = power_cut(&emulation, scenario);
-        }
+        let done = loop {
+            match power_cut(&emulation, scenario) {
+                Err((why, End::Crashed)) if tries.once_more(scenario) => excuse(scenario, &why),
+                done => break done,
+            }
+        };
         let verdict = if done.is_ok() { Verdict::Passed } else { Verdict::Failed };
         let seconds = since.elapsed().as_secs_f64();
         tally.note(scenario.name, verdict, Some(seconds), || {
@@ -179,47 +184,63 @@ fn run(chosen: &[&'static Scenario], tally: &mut Tally) {
     }
 }
 
-/// Runs scenarios in one host. Gives those that are to be tried once more, if that is excused: the emulated processor
-/// crashed a guest that they had booted.
+/// How often scenarios were tried again, because the emulation had crashed: each of them at most twice, and all together
+/// not more often than an emulation that is any good makes necessary.
+#[derive(Default)]
+struct Tries(BTreeMap<&'static str, usize>);
+
+impl Tries {
+    fn once_more(&mut self, scenario: &Scenario) -> bool {
+        let all: usize = self.0.values().sum();
+        let own = self.0.entry(scenario.name).or_default();
+        *own += 1;
+        *own <= 2 && all < 6
+    }
+}
+
+/// Runs scenarios in one host. Gives those that are to be tried once more: the emulated processor crashed a guest that they
+/// had booted, or the host.
 fn together(
     emulation: &Emulation,
-    name: &str,
     scenarios: &[&'static Scenario],
     tally: &mut Tally,
-    excused: bool,
+    tries: &mut Tries,
 ) -> Vec<&'static Scenario> {
-    let mut crashed = Vec::new();
-    if scenarios.is_empty() {
-        return crashed;
-    }
+    let mut again = Vec::new();
     let mut left = scenarios.to_vec();
-    let ended = emulation.boot(name, None, Act::Scenarios(scenarios), |said| {
+    let ended = emulation.boot("all", None, Act::Scenarios(scenarios), |said| {
         let Some(at) = left.iter().position(|scenario| scenario.name == said.name) else { return };
         let scenario = left.remove(at);
-        if said.end == End::Crashed && excused {
+        if said.end == End::Crashed && tries.once_more(scenario) {
             excuse(scenario, &said.log);
-            crashed.push(scenario);
+            again.push(scenario);
             return;
         }
         let verdict = if said.end == End::Passed { Verdict::Passed } else { Verdict::Failed };
         tally.note(scenario.name, verdict, Some(said.seconds), || said.log);
     });
+    // The first of those that are left was running.
+    if ended.crashed() && left.first().is_some_and(|scenario| tries.once_more(scenario)) {
+        excuse(left[0], &host_crashed());
+        left.extend(again);
+        return left;
+    }
     for scenario in left {
         tally.note(scenario.name, Verdict::Failed, None, || {
             format!("the nested host ended before it did: {ended}")
         });
     }
-    crashed
+    again
 }
 
-/// Says that a scenario runs a second time, and why.
+fn host_crashed() -> String {
+    format!("{}the kernel of the emulated host panicked", outside::EXCUSE)
+}
+
+/// Says that a scenario runs once more, and why.
 fn excuse(scenario: &Scenario, log: &str) {
-    let why = log.lines().filter_map(|line| line.strip_prefix(outside::EXCUSE));
-    println!(
-        "test {} ... once more, for the emulated processor: {}",
-        scenario.name,
-        why.collect::<Vec<_>>().join("; ")
-    );
+    let why: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix(outside::EXCUSE)).collect();
+    println!("test {} ... once more, for the emulation crashed: {}", scenario.name, why.join("; "));
 }
 
 /// One boot up to the cut, and one with the disk of the first.
@@ -229,6 +250,9 @@ fn power_cut(emulation: &Emulation, scenario: &'static Scenario) -> Result<(), (
     let ended = emulation.boot(scenario.name, Some(&disk), Act::BeforeCut(scenario), |said| {
         (before, end) = (said.log, said.end);
     });
+    if ended.crashed() {
+        return Err((host_crashed(), End::Crashed));
+    }
     if !matches!(ended, Ended::Cut) {
         return Err((format!("before the power cut: {ended}\n{before}"), end));
     }
@@ -236,6 +260,9 @@ fn power_cut(emulation: &Emulation, scenario: &'static Scenario) -> Result<(), (
     let ended =
         emulation.boot(scenario.name, Some(&disk), Act::AfterCut(scenario), |said| after = Some(said));
     fs::remove_file(disk).unwrap();
+    if ended.crashed() {
+        return Err((host_crashed(), End::Crashed));
+    }
     match after {
         Some(said) if said.end == End::Passed => Ok(()),
         Some(said) => Err((format!("after the power cut:\n{}", said.log), said.end)),
