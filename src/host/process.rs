@@ -293,8 +293,8 @@ impl Daemons {
         let mut found = identity::generations(self.workspace)?;
         for entry in fs::read_dir(&self.runtime).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let number =
-                name.to_str().and_then(|name| name.strip_suffix(".pid")?.rsplit_once('-')?.1.parse().ok());
+            let name = name.to_str().map(|name| name.strip_suffix(".new").unwrap_or(name));
+            let number = name.and_then(|name| name.strip_suffix(".pid")?.rsplit_once('-')?.1.parse().ok());
             found.extend(number.map(Generation));
         }
         Ok(found)
@@ -329,6 +329,8 @@ impl Daemons {
             let left = Daemon::all_marked(&mark)?;
             if left.is_empty() {
                 let path = self.record(role, generation);
+                // What a nixbox left that was killed before it had given a record its name.
+                remove(&unnamed(&path))?;
                 return remove(&path);
             }
             for daemon in left {
@@ -399,9 +401,14 @@ fn remove(path: &Path) -> Result<(), ProcessError> {
     }
 }
 
+/// Where a record is written before it has its name.
+fn unnamed(record: &Path) -> PathBuf {
+    record.with_extension("pid.new")
+}
+
 /// No sync: after a power cut there is no such process.
 fn write_atomically(path: &Path, record: &Record) -> Result<(), ProcessError> {
-    let new = path.with_extension("pid.new");
+    let new = unnamed(path);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new()
             .write(true)

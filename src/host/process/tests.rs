@@ -3,6 +3,8 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::CapabilitySet;
 
 use super::*;
@@ -228,13 +230,11 @@ async fn a_zombie_is_dead() {
     let daemon = fixture.sleep();
     daemon.signal(Signal::KILL).unwrap();
     // Not reaped: this process is its parent and does not wait for it, only for the pidfd.
-    timeout(GRACE, async {
-        while daemon.alive().unwrap() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await
-    .unwrap();
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap()).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+    let limit = Timespec::try_from(GRACE).unwrap();
+    assert_eq!(poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)).unwrap(), 1);
+    assert!(!daemon.alive().unwrap());
     let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
     assert!(stat.contains(") Z "), "{stat}");
     assert!(fixture.find().is_none());
@@ -306,4 +306,20 @@ async fn logs_of_the_last_generations_are_kept() {
     let kept = |generation| fixture.daemons.log(&fixture.role, Generation(generation)).exists();
     assert_eq!((1..=7).map(kept).collect::<Vec<_>>(), [false, false, true, true, true, true, true]);
     assert!(other.exists());
+}
+
+/// What is left of a nixbox that was killed between making a record and giving it its name.
+#[tokio::test]
+async fn a_record_that_was_half_written_goes_with_its_daemon() {
+    let fixture = fixture();
+    let half = unnamed(&fixture.record());
+    // With a daemon and its record beside it, and alone.
+    let _daemon = fixture.sleep();
+    for _ in 0..2 {
+        fs::write(&half, "{").unwrap();
+        assert_eq!(fixture.daemons.generations().unwrap(), [GENERATION].into());
+        fixture.daemons.stop(&fixture.role, GENERATION, GRACE).await.unwrap();
+        assert!(!half.exists());
+        assert!(!fixture.record().exists());
+    }
 }
