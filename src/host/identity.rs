@@ -360,20 +360,20 @@ impl Daemon {
         }
     }
 
-    /// How many bytes it has written so far, to files, sockets and devices: `wchar` of /proc/PID/io. 0 of a process that
-    /// has ended, or that is not this one's to look at.
+    /// How many bytes it has written so far, to files, sockets and devices: `wchar` of /proc/PID/io, proc(5). 0 of a
+    /// process that has ended.
     ///
     /// # Errors
-    /// [`ProcessError::File`] if the kernel does not say.
+    /// [`ProcessError::File`] if the kernel does not say, or not to this process: then it is not known to write nothing.
     pub fn written(&self) -> Result<u64, ProcessError> {
         let path = PathBuf::from(format!("/proc/{}/io", self.identity.pid));
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let count = text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok());
-                Ok(count.unwrap_or_default())
-            }
-            Err(error) if is_gone(&error) || error.kind() == ErrorKind::PermissionDenied => Ok(0),
-            Err(source) => Err(ProcessError::File { action: "read", path, source }),
+        let count = fs::read_to_string(&path).and_then(|text| {
+            let count = text.lines().find_map(|line| line.strip_prefix("wchar: ")?.parse().ok());
+            count.ok_or_else(|| ErrorKind::InvalidData.into())
+        });
+        match count {
+            Err(error) if is_gone(&error) && !self.alive()? => Ok(0),
+            count => count.map_err(|source| ProcessError::File { action: "read", path, source }),
         }
     }
 

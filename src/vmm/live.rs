@@ -73,13 +73,19 @@ impl Live {
     /// As [`Live::state`], of a VMM that may be busy or hang: [`VmmState::Silent`] if it neither answers nor writes for
     /// this long.
     pub(super) async fn state_or_silence(&self, patience: Duration) -> Result<VmmState, VmmError> {
-        let mut wait = Wait::begun(patience, Instant::now(), self.daemon.written()?);
+        let begun = Instant::now();
+        let mut wait: Option<Wait> = None;
         loop {
             match self.state().await {
                 Err(VmmError::Client(ClientError::TimedOut { .. })) => {}
                 answered => return answered,
             }
-            if wait.is_over(Instant::now(), self.daemon.written()?) {
+            let written = self.daemon.written()?;
+            let Some(wait) = &mut wait else {
+                wait = Some(Wait::begun(patience, begun, written));
+                continue;
+            };
+            if wait.is_over(Instant::now(), written) {
                 return Ok(VmmState::Silent);
             }
         }

@@ -42,7 +42,7 @@ fn every_crash(scenario: &Scenario) -> u64 {
             let recovered = host.fork();
             check(&before, &recovered, scenario.command, crash, &context());
             works_again(&recovered, &context());
-            if died {
+            if died || crash == Crash::VmmHangs {
                 schedules += every_crash_of_recovery(&before, &host, scenario, crash, &context());
             }
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Instant, SystemTime};
 
+use super::crashed;
 use super::emulation::Act;
 use super::outside;
 use super::room;
@@ -162,7 +163,7 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
 
 /// What there is to be known of a scenario that failed, and was begun then, goes to its log.
 fn failed(scenario: &Scenario, begun: SystemTime) -> End {
-    let crashed = outside::triple_faults(begun);
+    let crashed = crashed::triple_faults(begun);
     add(scenario, &outside::testimony());
     add(scenario, &crashed.join("\n"));
     if crashed.is_empty() { End::Failed } else { End::Crashed }

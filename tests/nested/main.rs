@@ -9,6 +9,7 @@
 //! emulation.rs  what has to be there for that; the host as a process
 //! inside.rs     the runner in the nested host: each scenario in a process of its own, and whether it left anything
 //! room.rs       a workspace of a scenario's own, and nixbox run in it
+//! crashed.rs    what the emulation crashed, so that a scenario is tried once more
 //! outside.rs    what there is of a workspace, asked of ip, nft, /proc and the file system; never of nixbox
 //! scenarios/    what is promised
 //! ```
@@ -25,6 +26,7 @@
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod crashed;
 mod emulation;
 mod inside;
 mod outside;
@@ -234,12 +236,12 @@ fn together(
 }
 
 fn host_crashed() -> String {
-    format!("{}the kernel of the emulated host panicked", outside::EXCUSE)
+    format!("{}the kernel of the emulated host panicked", crashed::EXCUSE)
 }
 
 /// Says that a scenario runs once more, and why.
 fn excuse(scenario: &Scenario, log: &str) {
-    let why: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix(outside::EXCUSE)).collect();
+    let why: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix(crashed::EXCUSE)).collect();
     println!("test {} ... once more, for the emulation crashed: {}", scenario.name, why.join("; "));
 }
 

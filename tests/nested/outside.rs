@@ -6,11 +6,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::SystemTime;
 
 use serde_json::Value;
-
-use super::room;
 
 /// A process with a mark of nixbox in its environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,53 +156,8 @@ pub(super) fn testimony() -> String {
     text
 }
 
-/// What a VMM says of a guest whose processor gave up. The emulated one does so now and then, with no program's help: bare
-/// calls see it too (QEMU 10.0, nested SVM).
-const TRIPLE_FAULT: &str = "Guest likely triple-faulted";
-/// What begins a line about it in the log of a scenario.
-pub(super) const EXCUSE: &str = "excuse: ";
-
-/// The guests that were booted, by `up`, and then triple-faulted, in VMMs that wrote to their logs since then. One that was
-/// restored is none of them: its RAM may have been put together wrongly.
-pub(super) fn triple_faults(since: SystemTime) -> Vec<String> {
-    let recent =
-        |path: &PathBuf| path.metadata().and_then(|file| file.modified()).is_ok_and(|at| at >= since);
-    let logs = homes().into_iter().flat_map(|home| below(&home)).filter(recent);
-    let mut found = Vec::new();
-    for log in logs.filter(|log| fs::read_to_string(log).is_ok_and(|text| text.contains(TRIPLE_FAULT))) {
-        let name = log.file_name().unwrap().to_str().unwrap();
-        let generation = name.strip_prefix("vmm-").and_then(|name| name.strip_suffix(".log"));
-        let id = log.parent().unwrap().file_name().unwrap().to_str().unwrap();
-        if generation.is_some_and(|generation| was_booted(id, generation)) {
-            found.push(format!("{EXCUSE}by {log:?} a guest that was booted triple-faulted"));
-        }
-    }
-    found
-}
-
-/// Where scenarios without a workspace leave the logs of their VMMs when they fail.
-pub(super) const KEPT_LOGS: &str = "/run/nixbox-kept";
-
-/// Whether the VM of this generation was booted, by the journal of the workspace whose id begins like this. Of scenarios
-/// without a workspace that of generation 1 is, and no other.
-fn was_booted(id: &str, generation: &str) -> bool {
-    if KEPT_LOGS.ends_with(id) {
-        return generation == "1";
-    }
-    let mut rooms = names(Path::new(room::WORK)).into_iter();
-    let own = |room: &PathBuf| {
-        fs::read_to_string(room.join(".nixbox/workspace-id")).is_ok_and(|text| text.starts_with(id))
-    };
-    let Some(room) = rooms.find(own) else { return false };
-    let output = Command::new(room::nixbox()).args(["journal", "--json"]).current_dir(room).output().unwrap();
-    let journal: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    let operations = journal["operations"].as_array().cloned().unwrap_or_default();
-    let generation = generation.parse::<u64>().ok();
-    operations.iter().any(|one| one["generation"].as_u64() == generation && one["operation"] == "up")
-}
-
 /// Where nixbox keeps what does not last, of every user.
-fn homes() -> Vec<PathBuf> {
+pub(super) fn homes() -> Vec<PathBuf> {
     let common = ["/run", "/dev/shm", "/tmp"].map(PathBuf::from);
     let bases = common.into_iter().chain(names(Path::new("/run/user")));
     let all = bases.flat_map(|base| names(&base));
@@ -214,13 +166,13 @@ fn homes() -> Vec<PathBuf> {
 }
 
 /// What is in a directory, if it is there.
-fn names(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn names(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory)
         .map_or_else(|_| Vec::new(), |entries| entries.map(|entry| entry.unwrap().path()).collect())
 }
 
 /// Every file below a directory that is no directory.
-fn below(directory: &Path) -> Vec<PathBuf> {
+pub(super) fn below(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for path in names(directory) {
         if path.symlink_metadata().is_ok_and(|status| status.is_dir()) {

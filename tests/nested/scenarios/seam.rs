@@ -14,7 +14,8 @@ use nixbox::world::{
     Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };
 
-use crate::outside::{KEPT_LOGS, must};
+use crate::crashed::KEPT_LOGS;
+use crate::outside::must;
 use crate::room::{GUEST, WORK};
 
 /// Much more than a guest takes, in software emulation too.
