@@ -18,6 +18,7 @@ use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCerti
 use russh::{Channel, ChannelMsg, Disconnect};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -150,13 +151,15 @@ pub enum Exit {
     Signal(String),
 }
 
-/// How much of a command's output is kept, and for how long it may run.
+/// What is expected of a command.
 #[derive(Debug, Clone, Copy)]
 pub struct Capture {
     /// Bytes of stdout, and of stderr, above which it is an error.
     pub most: usize,
     /// Time until it must have ended.
     pub within: Duration,
+    /// What its stdout must have said before it is sent anything.
+    pub prompt: Option<&'static [u8]>,
 }
 
 /// A command that ended.
@@ -293,8 +296,13 @@ impl Session {
     ) -> Result<Finished, ChannelError> {
         let run = async {
             let Command { mut reader, writer } = self.start(command).await?;
-            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new() };
+            let prompted = Notify::new();
+            let prompt = capture.prompt.map(|prompt| (prompt, &prompted));
+            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
             let feed = async {
+                if capture.prompt.is_some() {
+                    prompted.notified().await;
+                }
                 // A command that ended closes its side; how it ended, the receiving side says.
                 if writer.data_bytes(Bytes::from_owner(input)).await.is_ok() {
                     writer.eof().await.ok();

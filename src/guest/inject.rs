@@ -235,9 +235,10 @@ impl Look {
 
 async fn look(shell: &Shell, path: &str, rights: Rights) -> Result<Option<Look>, ScriptError> {
     let what = "look at an injected file";
+    // The guest's own programs may take it away meanwhile.
     let script = format!(
         "t={}\n[ -e \"$t\" ] || [ -L \"$t\" ] || exit 0\necho there\nif [ -f \"$t\" ] && [ ! -L \"$t\" ]; then\n  \
-         stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"\nfi",
+         {{ stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"; }} || [ ! -e \"$t\" ]\nfi",
         quoted(path)
     );
     let answer = shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await?;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,7 +25,7 @@ use super::mounts::{self, Mount};
 use super::names::{GuestPath, UserName};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
-use super::{settle, wipe};
+use super::{fence, settle, wipe};
 use crate::world::Interrupt;
 use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm, VmmState};
 
@@ -128,6 +128,8 @@ pub struct SshGuest {
     vmm: Arc<dyn Vmm>,
     /// The last connection, and the VMM under which it was made.
     kept: Mutex<Option<(Generation, Arc<Shell>)>>,
+    /// Connections that may be in use.
+    living: tokio::sync::Mutex<Vec<Weak<Shell>>>,
     /// How injected files must look, once known: finding out may run commands that ask a person.
     expected: Mutex<Option<Arc<[Expected]>>>,
 }
@@ -139,7 +141,13 @@ impl SshGuest {
     /// Those of [`SettingsError`].
     pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
         settings.check()?;
-        Ok(Self { settings, vmm, kept: Mutex::default(), expected: Mutex::default() })
+        Ok(Self {
+            settings,
+            vmm,
+            kept: Mutex::default(),
+            living: tokio::sync::Mutex::default(),
+            expected: Mutex::default(),
+        })
     }
 
     /// The pin of the host key of a disk.
@@ -171,18 +179,35 @@ impl SshGuest {
 
     /// Do something in the guest that ends when the VM does, and keep the connection if it went well.
     async fn with<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
-        let kept = self.kept().take_if(|(vmm, shell)| *vmm == machine.vmm && shell.session.lives());
+        let mut used = self.take(machine).await?;
+        let done = self.while_there(machine, act(&used.shell)).await;
+        used.keep = done.is_ok();
+        done
+    }
+
+    /// The connection that is kept, or another. Nothing that any nixbox had begun in the guest goes on then, but for what
+    /// is under way here.
+    async fn take(&self, machine: &Machine) -> Result<Used<'_>> {
+        // Two that connect at once would each end what the other does.
+        let mut living = self.living.lock().await;
+        let kept = self.kept().take().filter(|(vmm, shell)| *vmm == machine.vmm && shell.session.lives());
         let shell = match kept {
             Some((_, shell)) => shell,
-            None => Arc::new(self.connect(machine, &Interrupt::new()).await?),
+            None => {
+                let shell = self.connect(machine, &Interrupt::new()).await?;
+                living.retain(|shell| shell.strong_count() > 0);
+                let spared: Vec<_> = living.iter().filter_map(Weak::upgrade).collect();
+                let marks: Vec<_> = spared.iter().map(|shell| &shell.mark).collect();
+                let ended = async { fence::end_others(&shell, &marks).await.map_err(Failure::world) };
+                self.while_there(machine, ended).await?;
+                let shell = Arc::new(shell);
+                living.push(Arc::downgrade(&shell));
+                shell
+            }
         };
         // Others may use it at the same time.
         *self.kept() = Some((machine.vmm, Arc::clone(&shell)));
-        let done = self.while_there(machine, act(&shell)).await;
-        if done.is_err() {
-            self.kept().take_if(|(_, kept)| Arc::ptr_eq(kept, &shell));
-        }
-        done
+        Ok(Used { guest: self, shell, keep: false })
     }
 
     /// The same, and then there is no connection any more.
@@ -242,6 +267,22 @@ impl SshGuest {
 
     fn targets(&self) -> Result<Vec<GuestPath>> {
         self.settings.wanted.targets().map_err(Failure::world)
+    }
+}
+
+/// A connection in use. Unless what it is used for goes well, by failing or by being given up, it is used for nothing
+/// else: what was begun may go on in the guest, and the next connection ends it.
+struct Used<'a> {
+    guest: &'a SshGuest,
+    shell: Arc<Shell>,
+    keep: bool,
+}
+
+impl Drop for Used<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.guest.kept().take_if(|(_, kept)| Arc::ptr_eq(kept, &self.shell));
+        }
     }
 }
 

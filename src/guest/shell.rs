@@ -4,12 +4,16 @@
 //! takes no byte more than it needs from a pipe; `sh -s` reads in blocks), and leaves what follows on stdin to the
 //! programs it starts. So neither a script nor its input is ever in an argument list, login shells with another syntax do
 //! no harm, and input may be any bytes.
+//!
+//! A script is sent only once its shell has said that it runs. So whatever may still act after its nixbox is gone is among
+//! the guest's processes by then, under the [`Mark`] of the connection; [`super::fence`] ends it.
 
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::channel::{Capture, ChannelError, Command, Exit, Finished, Said, Session};
+use super::fence::Mark;
 use super::names::{BadGuestPath, Home};
 use super::ready::Attempt;
 use crate::world::BootId;
@@ -74,6 +78,9 @@ pub enum ScriptError {
         /// What it should have done.
         what: &'static str,
     },
+    /// The host has no random bytes to name a connection by.
+    #[error("cannot name a connection to the guest")]
+    Unnamed(#[source] std::io::Error),
     /// The guest's own idea of a path cannot be used.
     #[error("the guest's user has a home that cannot be used")]
     Home(#[from] BadGuestPath),
@@ -93,9 +100,15 @@ fn said(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(" ({stderr})") }
 }
 
-/// Says that it runs, gathers the lines up to the last one, and becomes them. A script that was cut short is not run.
-/// Nothing in it is special between single quotes in sh, zsh or fish.
-const LOADER: &str = "sh -c 'echo nixbox:begin
+/// The command line under which every script runs. It takes its mark on, which its children inherit, says that it runs,
+/// gathers the lines up to the last one, and becomes them. A script that was cut short is not run. Nothing in it is special
+/// between single quotes in sh, zsh or fish.
+fn loader(mark: Option<&Mark>) -> String {
+    let mark = mark.map_or("sh", Mark::as_str);
+    format!(
+        "sh -c 'NIXBOX_SCRIPT=$0
+export NIXBOX_SCRIPT
+echo nixbox:begin
 s=
 while IFS= read -r l
 do if [ \"$l\" = nixbox:end ]
@@ -105,7 +118,9 @@ fi
 s=\"$s$l
 \"
 done
-exit 125'";
+exit 125' {mark}"
+    )
+}
 
 const PREAMBLE: &str = "umask 077; LC_ALL=C; PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
 export LC_ALL PATH
@@ -138,7 +153,17 @@ pub struct Shell {
     pub session: Session,
     /// What is known.
     pub facts: Facts,
+    /// What its scripts can be told by.
+    pub mark: Mark,
+    /// Whether there may have been scripts of other connections when this one was made.
+    pub others: bool,
 }
+
+/// Who it is; and whether any script runs that bears a mark, or may run: a `/proc` can hide the processes of others.
+const GREETING: &str = r#"
+printf 'fact=%s\n' "$(id -u)" "$HOME" "$(uname -m)" "$(cat /proc/sys/kernel/random/boot_id)"
+if grep -qs 'nixbox-scrip[t]:' /proc/[0-9]*/cmdline || [ ! -r /proc/1/cmdline ]; then echo fact=others; fi
+"#;
 
 impl Shell {
     /// Ask the guest what must be known of it. That this works is what "ready" means.
@@ -147,14 +172,13 @@ impl Shell {
     /// Those of [`ScriptError`].
     pub async fn greet(session: Session, within: Duration) -> Result<Self, ScriptError> {
         let what = "ask the guest who it is";
-        let script = "printf 'fact=%s\\n' \"$(id -u)\" \"$HOME\" \"$(uname -m)\" \"$(cat /proc/sys/kernel/random/boot_id)\"";
-        let command = LOADER.as_bytes();
-        let input = Zeroizing::new(format!("{PREAMBLE}{script}{END}").into_bytes());
-        let finished = session.exec(command, input, Capture { most: MOST, within }).await;
+        let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}{END}").into_bytes());
+        let capture = Capture { most: MOST, within, prompt: None };
+        let finished = session.exec(loader(None).as_bytes(), input, capture).await;
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
         let output = judge(what, Rights::User, finished)?;
         let told: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("fact=")).collect();
-        let [uid, home, processor, boot] = told[..] else {
+        let [uid, home, processor, boot, ref others @ ..] = told[..] else {
             return Err(ScriptError::Senseless { what });
         };
         let (Ok(uid), Some(boot)) = (uid.parse(), parse_boot(boot)) else {
@@ -162,7 +186,8 @@ impl Shell {
         };
         let facts =
             Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
-        Ok(Self { session, facts })
+        let mark = Mark::new().map_err(ScriptError::Unnamed)?;
+        Ok(Self { session, facts, mark, others: !others.is_empty() })
     }
 
     /// Run a script to its end and give what it wrote. `what` says what it does, for the error.
@@ -183,7 +208,8 @@ impl Shell {
         whole.extend_from_slice(text.as_bytes());
         whole.extend_from_slice(&input);
         drop(input);
-        let finished = self.session.exec(command.as_bytes(), whole, Capture { most: MOST, within }).await;
+        let capture = Capture { most: MOST, within, prompt: Some(BEGIN) };
+        let finished = self.session.exec(command.as_bytes(), whole, capture).await;
         judge(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
     }
 
@@ -199,22 +225,23 @@ impl Shell {
     ) -> Result<Dialogue, ScriptError> {
         let channel = |source| ScriptError::Channel { what, source };
         let command = self.session.start(self.command(rights).as_bytes()).await.map_err(channel)?;
-        let text = format!("{PREAMBLE}{script}{END}");
-        command.send(Zeroizing::new(text.into_bytes())).await.map_err(channel)?;
         let mut dialogue = Dialogue { what, rights, command, pending: Vec::new(), stderr: Vec::new() };
-        loop {
+        let begun = loop {
             if let Some(at) = find(&dialogue.pending, BEGIN) {
-                dialogue.pending.drain(..at + BEGIN.len());
-                return Ok(dialogue);
+                break at + BEGIN.len();
             }
             dialogue.listen(false).await?;
-        }
+        };
+        dialogue.pending.drain(..begun);
+        dialogue.send(Zeroizing::new(format!("{PREAMBLE}{script}{END}").into_bytes())).await?;
+        Ok(dialogue)
     }
 
     fn command(&self, rights: Rights) -> String {
+        let loader = loader(Some(&self.mark));
         match rights {
-            Rights::Root if self.facts.uid != 0 => format!("sudo -n {LOADER}"),
-            _ => LOADER.to_owned(),
+            Rights::Root if self.facts.uid != 0 => format!("sudo -n {loader}"),
+            _ => loader,
         }
     }
 }
@@ -366,7 +393,7 @@ mod tests {
             }
             let run = |input: &[u8]| {
                 let mut process = Process::new(shell[0]);
-                process.args(&shell[1..]).arg(LOADER).stdin(Stdio::piped()).stdout(Stdio::piped());
+                process.args(&shell[1..]).arg(loader(None)).stdin(Stdio::piped()).stdout(Stdio::piped());
                 let mut process = process.spawn().unwrap();
                 process.stdin.take().unwrap().write_all(input).unwrap();
                 process.wait_with_output().unwrap()

@@ -94,9 +94,22 @@ impl Guest {
         self.power.send(power).ok();
     }
 
-    /// A program was started as the leader of a group.
-    pub(super) fn started(&self, group: u32) {
-        lock(&self.groups).extend(i32::try_from(group));
+    /// A command was started as the leader of a group. Programs of the guest see it in `/proc`.
+    pub(super) fn started(&self, group: i32, command: &str) -> io::Result<()> {
+        lock(&self.groups).insert(group);
+        let place = self.kernel().process(group);
+        fs::create_dir(&place)?;
+        fs::write(place.join("comm"), "sh\n")?;
+        fs::write(place.join("cmdline"), format!("sh\0-c\0{command}\0"))
+    }
+
+    /// It has ended. If it was killed, so is what it started: a guest's program that kills one kills each, and sees but
+    /// this one here.
+    pub(super) fn ended(&self, group: i32, killed: bool) {
+        let group_id = Pid::from_raw(group).filter(|_| killed);
+        // A group without a process is no group, and a view that is made anew has nothing of the one before it.
+        group_id.map(|group| kill_process_group(group, Signal::KILL).ok());
+        fs::remove_dir_all(self.kernel().process(group)).ok();
     }
 
     fn signal(&self, signal: Signal) {

@@ -124,6 +124,11 @@ impl Kernel {
         &self.view
     }
 
+    /// Where programs of the guest see a process.
+    pub(super) fn process(&self, id: i32) -> PathBuf {
+        self.view.join("proc").join(id.to_string())
+    }
+
     /// Makes the view anew.
     fn show(&mut self) -> io::Result<()> {
         remove_view(&self.view)?;
@@ -134,6 +139,8 @@ impl Kernel {
         }
         fs::write(self.view.join("proc/sys/kernel/random/boot_id"), format!("{}\n", self.state.boot))?;
         fs::write(self.view.join("proc/sys/vm/drop_caches"), "")?;
+        make(&self.process(1), 0o755)?;
+        fs::write(self.process(1).join("cmdline"), "init\0")?;
         let points: BTreeSet<_> = self.state.mounts.iter().map(|mounted| mounted.point.clone()).collect();
         for (path, inode) in &self.state.files {
             let place = self.view.join(path);

@@ -154,8 +154,8 @@ impl Connection {
             .stderr(Stdio::piped())
             .process_group(0);
         let child = shell.spawn()?;
-        if let Some(group) = child.id() {
-            self.guest.started(group);
+        if let Some(group) = group(&child) {
+            self.guest.started(group.as_raw_nonzero().get(), command)?;
         }
         Ok((child, translator))
     }
@@ -227,6 +227,11 @@ impl server::Handler for Connection {
     }
 }
 
+/// The process group that a command leads.
+fn group(child: &tokio::process::Child) -> Option<rustix::process::Pid> {
+    child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+}
+
 /// A command that runs, and the channel it runs for.
 struct Running {
     guest: Arc<Guest>,
@@ -239,7 +244,7 @@ struct Running {
 impl Running {
     /// To its end. A client that is gone hears nothing of it, and it runs on.
     async fn through(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<ToCommand>) {
-        let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+        let group = group(&child);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (handle, id) = (self.handle.clone(), self.id);
         let guest = Arc::clone(&self.guest);
@@ -247,8 +252,16 @@ impl Running {
             // A command that does not read its input to the end is none that failed.
             self.feed(receiver, stdin, group).await.ok();
         });
-        tokio::join!(pass_on(stdout, &handle, id, None), pass_on(stderr, &handle, id, Some(1)));
-        let ended = child.wait().await;
+        let wait = async {
+            let ended = child.wait().await;
+            let killed = ended.as_ref().is_ok_and(|status| status.signal() == Some(9));
+            if let Some(group) = group {
+                guest.ended(group.as_raw_nonzero().get(), killed);
+            }
+            ended
+        };
+        let (ended, (), ()) =
+            tokio::join!(wait, pass_on(stdout, &handle, id, None), pass_on(stderr, &handle, id, Some(1)));
         feeding.abort();
         guest.settle();
         match ended.map(|status| (status.code(), status.signal())) {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use super::{ChannelError, Exit};
@@ -163,13 +164,15 @@ pub(super) trait Sink {
     async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError>;
 }
 
-pub(super) struct Kept {
+pub(super) struct Kept<'a> {
     pub(super) most: usize,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
+    /// What stdout is to say, and who waits for that.
+    pub(super) prompt: Option<(&'static [u8], &'a Notify)>,
 }
 
-impl Kept {
+impl Kept<'_> {
     fn keep(most: usize, into: &mut Vec<u8>, data: &[u8]) -> Result<(), ChannelError> {
         if into.len() + data.len() > most {
             return Err(ChannelError::TooMuch { limit: most });
@@ -179,9 +182,15 @@ impl Kept {
     }
 }
 
-impl Sink for Kept {
+impl Sink for Kept<'_> {
     async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
-        Self::keep(self.most, &mut self.stdout, data)
+        Self::keep(self.most, &mut self.stdout, data)?;
+        if let Some((_, waits)) =
+            self.prompt.take_if(|(prompt, _)| self.stdout.windows(prompt.len()).any(|said| said == *prompt))
+        {
+            waits.notify_one();
+        }
+        Ok(())
     }
 
     async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError> {

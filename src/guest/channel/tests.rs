@@ -15,7 +15,7 @@ use crate::guest::ready::{Attempt, REFUSALS, until_ready};
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::world::Interrupt;
 
-const CAPTURE: Capture = Capture { most: 4 << 20, within: LIMIT };
+const CAPTURE: Capture = Capture { most: 4 << 20, within: LIMIT, prompt: None };
 
 fn nothing() -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::new())
@@ -52,7 +52,7 @@ async fn commands_run_with_input_output_and_status() {
 async fn output_and_time_are_limited() {
     let Some(server) = Server::start(Kind::Busybox) else { return };
     let session = server.connect("user").await.session;
-    let capture = Capture { most: 1000, within: LIMIT };
+    let capture = Capture { most: 1000, within: LIMIT, prompt: None };
     for command in [&b"yes"[..], b"yes >&2", b"head -c 1001 /dev/zero"] {
         let error = session.exec(command, nothing(), capture).await.unwrap_err();
         assert!(matches!(error, ChannelError::TooMuch { limit: 1000 }), "{error:?}");
@@ -60,7 +60,10 @@ async fn output_and_time_are_limited() {
     let whole = session.exec(b"head -c 1000 /dev/zero", nothing(), capture).await.unwrap();
     assert_eq!(whole.stdout.len(), 1000);
     let within = Duration::from_millis(100);
-    let error = session.exec(b"sleep 1000", nothing(), Capture { most: 1000, within }).await.unwrap_err();
+    let error = session
+        .exec(b"sleep 1000", nothing(), Capture { most: 1000, within, prompt: None })
+        .await
+        .unwrap_err();
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 }
 

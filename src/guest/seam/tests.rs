@@ -15,6 +15,8 @@ use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::guest::wipe::WipeError;
 use crate::world::{Ability, Presence, SnapshotId, VmmState, VmmVersion};
 
+mod left_running;
+
 /// A VMM of which nothing is asked but whether it has its VM.
 struct Runs(Mutex<VmmState>);
 
@@ -225,7 +227,7 @@ async fn credentials_come_stay_and_go() {
             "sh -lc 'printf %s \"$TOKEN\"'".to_owned(),
             crate::guest::shell::run_command(&["sh".into(), "-c".into(), "printf %s \"$TOKEN\"".into()]),
         ] {
-            let capture = crate::guest::channel::Capture { most: 9999, within: LIMIT };
+            let capture = crate::guest::channel::Capture { most: 9999, within: LIMIT, prompt: None };
             let told =
                 shell.session.exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture).await.unwrap();
             let complaint = String::from_utf8_lossy(&told.stderr);
