@@ -8,7 +8,6 @@
 //!
 //! Nothing can slip through by starting late, for a script is sent only once its shell runs ([`super::shell`]).
 
-use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -39,12 +38,6 @@ impl Mark {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
-    }
-}
-
-impl fmt::Display for Mark {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
     }
 }
 
@@ -84,7 +77,7 @@ pub async fn end_others(shell: &Shell, spared: &[&Mark]) -> Result<(), ScriptErr
         return Ok(());
     }
     let mine: String =
-        spared.iter().copied().chain([&shell.mark]).map(|mark| format!(" -e {mark}")).collect();
+        spared.iter().copied().chain([&shell.mark]).map(|mark| format!(" -e {}", mark.0)).collect();
     let script = format!("mine='{mine}'\n{END}");
     let run = async |rights| {
         let what = "end what an earlier nixbox left running in the guest";
@@ -110,11 +103,11 @@ mod tests {
         // More than any kernel counts to (PID_MAX_LIMIT).
         let process = proc.path().join("99999999");
         std::fs::create_dir(&process).unwrap();
-        std::fs::write(process.join("cmdline"), format!("sh\0-c\0…\0{}\0", Mark::new().unwrap())).unwrap();
+        std::fs::write(process.join("cmdline"), format!("sh\0-c\0…\0{}\0", Mark::new().unwrap().0)).unwrap();
         std::fs::write(process.join("comm"), "sync\n").unwrap();
         std::fs::write(process.join("status"), format!("Name:\tsync\nState:\t{state}\n")).unwrap();
         let script = END.replace("/proc", proc.path().to_str().unwrap());
-        let script = format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", Mark::new().unwrap());
+        let script = format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", Mark::new().unwrap().0);
         let ended = Command::new(shell[0]).args(&shell[1..]).arg(script).output().unwrap();
         (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
     }

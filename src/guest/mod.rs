@@ -2,8 +2,8 @@
 //!
 //! What lives here: one connection ([`channel`], [`ready`]), the host key that it must show ([`host_key`]), the key that it is made with
 //! ([`key`]), what is hostile until parsed ([`names`]), scripts for any POSIX shell ([`shell`]) and the end of those that a
-//! killed nixbox left running ([`fence`]), and what nixbox does to a guest: [`credentials`] are made on the host and put there by [`inject`], taken away by [`wipe`]; [`mounts`] are the
-//! shares; [`settle`] gives entropy and time. [`seam`] puts them together as [`crate::world::Guest`].
+//! killed nixbox left running ([`fence`]), and what nixbox does to a guest: [`credentials`] are made on the host and put
+//! there by [`inject`], taken away by [`wipe`]; [`mounts`] are the shares; [`settle`] gives entropy and time. [`seam`] puts them together as [`crate::world::Guest`].
 //!
 //! It uses `world` and the words of `engine::transition`, and nothing else of nixbox.
 
