@@ -7,7 +7,7 @@ use std::io;
 use libfuzzer_sys::fuzz_target;
 use nixbox::engine::history::{History, IllegalHistory};
 use nixbox::engine::reader::{self, ReadError, Scan, Source, Tail, WINDOW};
-use nixbox::engine::record::{FILE_HEADER, FRAME_HEADER, FrameHeader};
+use nixbox::engine::record::{Checks, FILE_HEADER, FRAME_HEADER, FrameHeader};
 
 struct Measured<'b>(&'b [u8]);
 
@@ -49,9 +49,9 @@ fuzz_target!(|data: (bool, &[u8])| {
     let (cut, kept) = read(&bytes[..valid]);
     assert_eq!(cut.unwrap(), Scan { tail: Tail::Clean, ..scan });
     assert_eq!(kept, history);
+    let checks = Checks::new(scan.header.salt);
     for at in (valid + 8..bytes.len()).step_by(8) {
-        let good =
-            FrameHeader::decode(&bytes[at..]).filter(|frame| frame.matches(scan.header.salt, &bytes[at..]));
+        let good = FrameHeader::decode(&bytes[at..]).filter(|frame| frame.matches(&checks, &bytes[at..]));
         if let Some(frame) = good {
             assert!(frame.durable < scan.next_sequence || frame.durable >= frame.sequence);
         }

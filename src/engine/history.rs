@@ -83,6 +83,7 @@ impl Open {
         self.used = 0;
     }
 
+    #[inline(always)]
     fn entry_mut(&mut self, index: u16) -> Result<&mut Entry, IllegalHistory> {
         if index >= MAX_TRANSITIONS {
             return Err(IllegalHistory::NoSuchPlace { index });
@@ -180,6 +181,7 @@ impl History {
     ///
     /// # Errors
     /// If it cannot follow those before it; the history is of no use then.
+    #[inline(always)]
     pub fn push(&mut self, generation: Generation, record: &Record<'_>) -> Result<(), IllegalHistory> {
         if matches!(record, Record::Checkpoint { .. }) == self.checkpointed {
             return Err(IllegalHistory::MisplacedCheckpoint);
@@ -245,6 +247,7 @@ impl History {
         Ok(())
     }
 
+    #[inline(always)]
     fn lead(&mut self, index: u16, to: Status) -> Result<&mut Entry, IllegalHistory> {
         let forward = matches!(to, Status::IntentOnly | Status::Done);
         // An outcome may still come in from a stage-mate of the transition that failed, but not once undoing began.

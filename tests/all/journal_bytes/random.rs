@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use nixbox::engine::reader::{self, ReadError, Scan, Tail};
-use nixbox::engine::record::{Ended, FrameHeader, MAX_PAYLOAD, PayloadError, Record, encode_frame};
+use nixbox::engine::record::{Checks, Ended, FrameHeader, MAX_PAYLOAD, PayloadError, Record, encode_frame};
 use nixbox::engine::transition::Generation;
 use proptest::prelude::*;
 
@@ -186,8 +186,9 @@ proptest! {
         if let Ok(scan) = scan {
             prop_assert_eq!(scan.records, shown.len() as u64);
             // Frames are looked for where they were: damage may have moved them from their alignment, or away.
+            let checks = Checks::new(SALT);
             for at in (scan.valid as usize..bytes.len()).step_by(8) {
-                let good = FrameHeader::decode(&bytes[at..]).filter(|frame| frame.matches(SALT, &bytes[at..]));
+                let good = FrameHeader::decode(&bytes[at..]).filter(|frame| frame.matches(&checks, &bytes[at..]));
                 if let Some(frame) = good {
                     prop_assert!(frame.durable < scan.next_sequence, "record {} was lost", scan.next_sequence);
                 }
