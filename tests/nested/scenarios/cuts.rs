@@ -36,10 +36,17 @@ pub(super) fn kills_of_snapshot_restore_and_delete_are_recovered() {
     let room = Room::new("cuts");
     room.ok(&["up"]);
     let nonce = room.guest(MARK);
-    let (mut event, mut kills) = (1, 0);
+    let (mut event, mut kills, mut ended) = (1, 0, 0);
     while room.killed_at(event, &["snapshot"]) {
         let foreseen = room.ok(&["recover", "--dry-run", "--json"]).json();
-        assert_eq!(foreseen["operation"]["operation"], "snapshot", "{foreseen}");
+        // Once its end is in the journal there is nothing to recover.
+        if foreseen["operation"].is_null() {
+            assert_eq!(listed(&room).len(), 1, "{foreseen}");
+            ended += 1;
+        } else {
+            assert_eq!(foreseen["operation"]["operation"], "snapshot", "{foreseen}");
+            assert_eq!(ended, 0, "{foreseen}");
+        }
         recover(&room, 1 + event % 7);
         // Whatever was killed, the VM is not: it runs, with all that it had, or what is done is done.
         room.assert_up();
