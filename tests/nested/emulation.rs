@@ -22,6 +22,9 @@ const CAMPAIGN_LIMIT: Duration = Duration::from_secs(7200);
 /// What a power cut loses is what has not reached this disk.
 const DISK: u64 = 4 << 30;
 
+/// What a nested host may use to boot and to go down, beside that.
+const BOOT: Duration = Duration::from_secs(120);
+
 const RUNNER: &str = "runner";
 const NIXBOX: &str = "nixbox";
 
@@ -193,7 +196,7 @@ impl Emulation {
         let (verdicts, heard_verdict) = mpsc::channel::<()>();
         let watch = std::thread::spawn(move || {
             loop {
-                match heard_verdict.recv_timeout(limit()) {
+                match heard_verdict.recv_timeout(limit() + BOOT) {
                     Ok(()) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => return false,
                     Err(mpsc::RecvTimeoutError::Timeout) => return kill().is_ok(),
@@ -226,7 +229,7 @@ impl Emulation {
         let late = watch.join().unwrap();
         child.wait().unwrap();
         if late {
-            last.push_back(format!("killed: no scenario ended within {} s", limit().as_secs()));
+            last.push_back(format!("killed: no scenario ended within {} s", (limit() + BOOT).as_secs()));
         } else if cut {
             return Ended::Cut;
         }
@@ -241,7 +244,8 @@ impl Emulation {
     }
 }
 
-fn limit() -> Duration {
+/// For one scenario, here and in the nested host.
+pub(super) fn limit() -> Duration {
     let campaign = std::env::var("NIXBOX_CAMPAIGN").ok();
     campaign.map_or(LIMIT, |text| {
         CAMPAIGN_LIMIT + Duration::from_secs(text.parse().expect("NIXBOX_CAMPAIGN: a number of seconds"))

@@ -8,13 +8,11 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Instant, SystemTime};
 
 use super::crashed;
-use super::emulation::Act;
+use super::emulation::{self, Act};
 use super::outside;
 use super::room;
 use super::scenarios::{self, Run, Scenario};
 
-/// What a scenario may take, in seconds. A last resort: all that it waits for has a limit of its own.
-const LIMIT: &str = "2400";
 /// What lasts over a power cut is here.
 const DISK: &str = "/dev/vda";
 
@@ -149,7 +147,7 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
     let (since, at) = (Instant::now(), SystemTime::now());
     let log = fs::File::create(log(scenario.name)).unwrap();
     let status = Command::new("timeout")
-        .args(["--kill-after=10", LIMIT])
+        .args(["--kill-after=10", &emulation::limit().as_secs().to_string()])
         .arg(std::env::current_exe().unwrap())
         .args([ONE, part, scenario.name])
         .stdin(Stdio::null())
