@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -84,14 +84,23 @@ pub(super) fn missing() -> Option<String> {
         .map(|(program, package)| format!("{program} ({package})"))
 }
 
-/// What a boot of the nested host is for.
-pub(super) enum Act<'a> {
-    /// These, one after the other.
-    Scenarios(&'a [&'static Scenario]),
+/// Which part of a scenario a boot of the nested host is for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Part {
+    /// All of it.
+    Whole,
     /// What comes before the power is cut.
-    BeforeCut(&'static Scenario),
+    BeforeCut,
     /// What comes after it.
-    AfterCut(&'static Scenario),
+    AfterCut,
+}
+
+/// What a nested host is booted for.
+pub(super) trait Errand {
+    /// What it does next, together on one VM if they stand on one; nothing ends it.
+    fn next(&mut self) -> Vec<&'static Scenario>;
+    /// How one ended.
+    fn said(&mut self, said: Said);
 }
 
 /// What the nested host says of a scenario.
@@ -130,7 +139,7 @@ impl Ended {
     }
 }
 
-/// Where it is built and runs, one at a time.
+/// Where it is built and runs; one test runner at a time.
 pub(super) struct Emulation {
     directory: PathBuf,
     _lock: fs::File,
@@ -162,13 +171,13 @@ impl Emulation {
         path
     }
 
-    /// Boots a host, and hands over what it says of each scenario.
+    /// Boots a host, and lets it do what it was booted for.
     pub(super) fn boot(
         &self,
         name: &str,
         disk: Option<&Path>,
-        act: Act<'_>,
-        mut heard: impl FnMut(Said),
+        part: Part,
+        errand: &mut impl Errand,
     ) -> Ended {
         let out = self.directory.join(name);
         if out.exists() {
@@ -186,9 +195,10 @@ impl Emulation {
         }
         let program = self.directory.join(NIXBOX);
         command.arg(format!("{}={}", room::PROGRAM, program.display()));
-        command.arg(self.directory.join(RUNNER)).args(inside::arguments(&self.directory.join("guest"), act));
+        command.arg(self.directory.join(RUNNER)).args(inside::arguments(&self.directory.join("guest"), part));
         let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+        let mut orders = child.stdin.take().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).split(b'\n');
         let pid = Pid::from_child(&child);
         // Not reaped before this thread is joined: the pid stays its own.
@@ -212,10 +222,17 @@ impl Emulation {
                     cut = true;
                     kill().unwrap();
                 }
+                Some(inside::Line::Next) => {
+                    let names: Vec<&str> = errand.next().iter().map(|scenario| scenario.name).collect();
+                    // If it has ended meanwhile, its last lines say why.
+                    if let Err(error) = writeln!(orders, "{}", names.join(" ")) {
+                        last.push_back(format!("it did not take its next order: {error}"));
+                    }
+                }
                 Some(inside::Line::Verdict { name, end, seconds }) => {
                     let log = fs::read(out.join(format!("{name}.log"))).unwrap_or_default();
                     verdicts.send(()).unwrap();
-                    heard(Said { name, end, seconds, log: String::from_utf8_lossy(&log).into_owned() });
+                    errand.said(Said { name, end, seconds, log: String::from_utf8_lossy(&log).into_owned() });
                 }
                 None => {
                     last.push_back(line);

@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Instant, SystemTime};
 
 use super::crashed;
-use super::emulation::{self, Act};
+use super::emulation::{self, Part};
 use super::outside;
 use super::room;
 use super::scenarios::{self, Run, Scenario};
@@ -19,20 +19,25 @@ const DISK: &str = "/dev/vda";
 const INSIDE: &str = "--nested-inside";
 const ONE: &str = "--nested-one";
 
-/// What the inner runner is called with.
-pub(super) fn arguments(guest: &Path, act: Act<'_>) -> Vec<String> {
-    let (part, names) = match act {
-        Act::Scenarios(all) => ("whole", all.iter().map(|scenario| scenario.name).collect()),
-        Act::BeforeCut(one) => ("before", vec![one.name]),
-        Act::AfterCut(one) => ("after", vec![one.name]),
+/// What the inner runner is called with. The names of scenarios it is given on stdin, a line at a time, when it asks.
+pub(super) fn arguments(guest: &Path, part: Part) -> [String; 3] {
+    let part = match part {
+        Part::Whole => "whole",
+        Part::BeforeCut => "before",
+        Part::AfterCut => "after",
     };
-    let head = [INSIDE, guest.to_str().unwrap(), part];
-    head.into_iter().chain(names).map(str::to_owned).collect()
+    [INSIDE, guest.to_str().unwrap(), part].map(str::to_owned)
 }
 
 /// What the inner runner says to the outer one.
 pub(super) enum Line {
-    Verdict { name: String, end: End, seconds: f64 },
+    Verdict {
+        name: String,
+        end: End,
+        seconds: f64,
+    },
+    /// It has nothing to do.
+    Next,
     Cut,
 }
 
@@ -49,6 +54,7 @@ pub(super) fn parse(line: &str) -> Option<Line> {
     let words: Vec<&str> = line.strip_prefix("@nested ")?.split_ascii_whitespace().collect();
     match words[..] {
         ["cut"] => Some(Line::Cut),
+        ["next"] => Some(Line::Next),
         [verdict, name, seconds] => {
             let end = match verdict {
                 "passed" => End::Passed,
@@ -65,8 +71,8 @@ pub(super) fn parse(line: &str) -> Option<Line> {
 /// Does what this process was started for, if that is something in the nested host.
 pub(super) fn role(arguments: &[String]) -> Option<ExitCode> {
     match arguments {
-        [role, guest, part, names @ ..] if role == INSIDE => {
-            all(Path::new(guest), part, names);
+        [role, guest, part] if role == INSIDE => {
+            all(Path::new(guest), part);
             Some(ExitCode::SUCCESS)
         }
         [role, part, name] if role == ONE => {
@@ -81,28 +87,41 @@ fn find(name: &str) -> &'static Scenario {
     scenarios::ALL.iter().find(|scenario| scenario.name == name).expect("a scenario of that name")
 }
 
-fn all(guest: &Path, part: &str, names: &[String]) {
+fn all(guest: &Path, part: &str) {
     furnish(guest, part);
-    let (standing, own): (Vec<&Scenario>, Vec<&Scenario>) =
-        names.iter().map(|name| find(name)).partition(|scenario| matches!(scenario.run, Run::Standing(_)));
-    for scenario in own {
-        let (mut end, seconds) = run(part, scenario);
-        if part == "before" {
-            // The log has to be there when the power goes.
-            rustix::fs::sync();
-            println!("@nested {}", if end == End::Passed { "cut" } else { "not reached" });
-        } else if end == End::Passed && !nothing_left(scenario) {
-            end = End::Failed;
+    loop {
+        println!("@nested next");
+        let mut line = String::new();
+        let _bytes = std::io::stdin().read_line(&mut line).unwrap();
+        let (standing, own): (Vec<&Scenario>, Vec<&Scenario>) =
+            line.split_whitespace().map(find).partition(|scenario| matches!(scenario.run, Run::Standing(_)));
+        if standing.is_empty() && own.is_empty() {
+            return;
         }
-        tell(scenario, end, seconds);
+        own.into_iter().for_each(|scenario| with_its_own(part, scenario));
+        if !standing.is_empty() {
+            on_one_vm(part, &standing);
+        }
         outside::sweep();
     }
-    if standing.is_empty() {
-        return;
+}
+
+fn with_its_own(part: &str, scenario: &'static Scenario) {
+    let (mut end, seconds) = run(part, scenario);
+    if part == "before" {
+        // The log has to be there when the power goes.
+        rustix::fs::sync();
+        println!("@nested {}", if end == End::Passed { "cut" } else { "not reached" });
+    } else if end == End::Passed && !nothing_left(scenario) {
+        end = End::Failed;
     }
+    tell(scenario, end, seconds);
+}
+
+fn on_one_vm(part: &str, standing: &[&'static Scenario]) {
     let (since, at) = (Instant::now(), SystemTime::now());
     let up = room::Room::standing_up();
-    for scenario in &standing {
+    for scenario in standing {
         if let Err(why) = &up {
             fs::write(log(scenario.name), format!("the VM that it needs did not come up:\n{why}")).unwrap();
             tell(scenario, failed(scenario, at), since.elapsed().as_secs_f64());
@@ -111,7 +130,6 @@ fn all(guest: &Path, part: &str, names: &[String]) {
         let (end, seconds) = run(part, scenario);
         tell(scenario, end, seconds);
     }
-    outside::sweep();
 }
 
 /// What the machine's files have not, or not so.

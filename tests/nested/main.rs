@@ -5,7 +5,8 @@
 //! nothing of it. Where something is missing they are skipped, in one line that says what.
 //!
 //! ```text
-//! main.rs       the test runner on this machine: builds the guest, boots the host, prints what became of each scenario
+//! main.rs       the test runner on this machine: what is to run, and what became of each scenario
+//! lanes.rs      hosts side by side, each taking the next scenario that nobody has
 //! emulation.rs  what has to be there for that; the host as a process
 //! inside.rs     the runner in the nested host: each scenario in a process of its own, and whether it left anything
 //! room.rs       a workspace of a scenario's own, and nixbox run in it
@@ -29,18 +30,15 @@
 mod crashed;
 mod emulation;
 mod inside;
+mod lanes;
 mod outside;
 mod room;
 mod scenarios;
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use emulation::{Act, Emulation, Ended};
-use inside::End;
-use scenarios::{Run, Scenario};
+use scenarios::Scenario;
 
 /// What became of a scenario.
 #[derive(Debug)]
@@ -152,122 +150,5 @@ fn main() -> ExitCode {
         let code = tally.end();
         return if required { ExitCode::from(101) } else { code };
     }
-    run(&chosen, &mut tally);
-    tally.end()
-}
-
-fn run(chosen: &[&'static Scenario], tally: &mut Tally) {
-    let emulation = Emulation::prepare();
-    let (can, cannot): (Vec<&Scenario>, Vec<&Scenario>) =
-        chosen.iter().partition(|scenario| cfg!(feature = "failpoints") || !scenario.failpoints);
-    for scenario in cannot {
-        tally.note(scenario.name, Verdict::Skipped("needs --features failpoints"), None, String::new);
-    }
-    let (in_one, cut): (Vec<&Scenario>, Vec<&Scenario>) =
-        can.into_iter().partition(|scenario| !matches!(scenario.run, Run::PowerCut { .. }));
-    let mut tries = Tries::default();
-    let mut waiting = in_one;
-    while !waiting.is_empty() {
-        waiting = together(&emulation, &waiting, tally, &mut tries);
-    }
-    for scenario in cut {
-        let since = Instant::now();
-        let done = loop {
-            match power_cut(&emulation, scenario) {
-                Err((why, End::Crashed)) if tries.once_more(scenario) => excuse(scenario, &why),
-                done => break done,
-            }
-        };
-        let verdict = if done.is_ok() { Verdict::Passed } else { Verdict::Failed };
-        let seconds = since.elapsed().as_secs_f64();
-        tally.note(scenario.name, verdict, Some(seconds), || {
-            done.err().map(|(why, _)| why).unwrap_or_default()
-        });
-    }
-}
-
-/// How often scenarios were tried again, because the emulation had crashed: each of them at most twice, and all together
-/// not more often than an emulation that is any good makes necessary.
-#[derive(Default)]
-struct Tries(BTreeMap<&'static str, usize>);
-
-impl Tries {
-    fn once_more(&mut self, scenario: &Scenario) -> bool {
-        let all: usize = self.0.values().sum();
-        let own = self.0.entry(scenario.name).or_default();
-        *own += 1;
-        *own <= 2 && all < 6
-    }
-}
-
-/// Runs scenarios in one host. Gives those that are to be tried once more: the emulated processor crashed a guest that they
-/// had booted, or the host.
-fn together(
-    emulation: &Emulation,
-    scenarios: &[&'static Scenario],
-    tally: &mut Tally,
-    tries: &mut Tries,
-) -> Vec<&'static Scenario> {
-    let mut again = Vec::new();
-    let mut left = scenarios.to_vec();
-    let ended = emulation.boot("all", None, Act::Scenarios(scenarios), |said| {
-        let Some(at) = left.iter().position(|scenario| scenario.name == said.name) else { return };
-        let scenario = left.remove(at);
-        if said.end == End::Crashed && tries.once_more(scenario) {
-            excuse(scenario, &said.log);
-            again.push(scenario);
-            return;
-        }
-        let verdict = if said.end == End::Passed { Verdict::Passed } else { Verdict::Failed };
-        tally.note(scenario.name, verdict, Some(said.seconds), || said.log);
-    });
-    // The first of those that are left was running.
-    if ended.crashed() && left.first().is_some_and(|scenario| tries.once_more(scenario)) {
-        excuse(left[0], &host_crashed());
-        left.extend(again);
-        return left;
-    }
-    for scenario in left {
-        tally.note(scenario.name, Verdict::Failed, None, || {
-            format!("the nested host ended before it did: {ended}")
-        });
-    }
-    again
-}
-
-fn host_crashed() -> String {
-    format!("{}the kernel of the emulated host panicked", crashed::EXCUSE)
-}
-
-/// Says that a scenario runs once more, and why.
-fn excuse(scenario: &Scenario, log: &str) {
-    let why: Vec<&str> = log.lines().filter_map(|line| line.strip_prefix(crashed::EXCUSE)).collect();
-    println!("test {} ... once more, for the emulation crashed: {}", scenario.name, why.join("; "));
-}
-
-/// One boot up to the cut, and one with the disk of the first.
-fn power_cut(emulation: &Emulation, scenario: &'static Scenario) -> Result<(), (String, End)> {
-    let disk = emulation.disk(scenario.name);
-    let (mut before, mut end) = (String::new(), End::Failed);
-    let ended = emulation.boot(scenario.name, Some(&disk), Act::BeforeCut(scenario), |said| {
-        (before, end) = (said.log, said.end);
-    });
-    if ended.crashed() {
-        return Err((host_crashed(), End::Crashed));
-    }
-    if !matches!(ended, Ended::Cut) {
-        return Err((format!("before the power cut: {ended}\n{before}"), end));
-    }
-    let mut after = None;
-    let ended =
-        emulation.boot(scenario.name, Some(&disk), Act::AfterCut(scenario), |said| after = Some(said));
-    fs::remove_file(disk).unwrap();
-    if ended.crashed() {
-        return Err((host_crashed(), End::Crashed));
-    }
-    match after {
-        Some(said) if said.end == End::Passed => Ok(()),
-        Some(said) => Err((format!("after the power cut:\n{}", said.log), said.end)),
-        None => Err((format!("after the power cut: {ended}"), End::Failed)),
-    }
+    lanes::run(&chosen, tally).end()
 }

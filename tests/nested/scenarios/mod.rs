@@ -28,6 +28,8 @@ pub(super) struct Scenario {
     pub(super) failpoints: bool,
     /// Whether it runs only when it is named, or all are asked for: an ordinary test run has its time.
     pub(super) long: bool,
+    /// Whether nothing else runs beside it: it measures.
+    pub(super) alone: bool,
 }
 
 /// All of them, in the order in which they run; each is named after its function.
@@ -41,10 +43,11 @@ macro_rules! scenarios {
             run: Run::Own($module::$name),
             failpoints: scenarios!(@ needs $($needs)?),
             long: scenarios!(@ takes $($needs)?),
+            alone: scenarios!(@ wants $($needs)?),
         }
     };
     (@ standing $module:ident $name:ident) => {
-        Scenario { name: stringify!($name), run: Run::Standing($module::$name), failpoints: false, long: false }
+        Scenario { name: stringify!($name), run: Run::Standing($module::$name), failpoints: false, long: false, alone: false }
     };
     (@ power_cut $module:ident $name:ident $($needs:ident)?) => {
         Scenario {
@@ -52,14 +55,15 @@ macro_rules! scenarios {
             run: Run::PowerCut { before: $module::$name::before, after: $module::$name::after },
             failpoints: false,
             long: scenarios!(@ takes $($needs)?),
+            alone: false,
         }
     };
-    (@ needs) => { false };
     (@ needs failpoints) => { true };
-    (@ needs long) => { false };
-    (@ takes) => { false };
-    (@ takes failpoints) => { false };
+    (@ needs $($other:ident)?) => { false };
     (@ takes long) => { true };
+    (@ takes $($other:ident)?) => { false };
+    (@ wants alone) => { true };
+    (@ wants $($other:ident)?) => { false };
 }
 
 scenarios! {
@@ -79,8 +83,8 @@ scenarios! {
     own warm::bad_input_changes_nothing;
     own warm::a_full_disk_ends_a_capture_and_nothing_else;
     own warm::an_interrupted_snapshot_leaves_the_vm_as_it_was;
-    own figures::a_warm_start_takes_little_longer_than_the_bare_calls;
-    own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls;
+    own figures::a_warm_start_takes_little_longer_than_the_bare_calls, alone;
+    own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls, alone;
     own cuts::kills_of_snapshot_restore_and_delete_are_recovered, failpoints;
     own cuts::daemons_killed_under_way_are_recovered, long;
     own seam::a_guest_goes_round_as_root_with_memory_of_ours;
