@@ -30,6 +30,15 @@ impl Refusal {
         refusal
     }
 
+    /// The same, and with what it was being done. Before v53 only the rest is said.
+    pub(super) fn with(version: Version, doing: &[&str], what: &str, error: &dyn std::error::Error) -> Self {
+        let mut refusal = Self::of(doing, error);
+        if version >= Version::V53 {
+            refusal.chain.insert(doing.len(), what.to_owned());
+        }
+        refusal
+    }
+
     /// The same as the answer to a call.
     fn to(mut self, call: &str) -> Self {
         self.chain.splice(0..0, ["Error from API".to_owned(), call.to_owned()]);
@@ -170,7 +179,8 @@ impl Vmm {
     }
 
     fn boot(&mut self) -> Answer {
-        let missing = if self.place.version < Version::V53 { 500 } else { 404 };
+        let older = self.place.version < Version::V53;
+        let missing = if older { 500 } else { 404 };
         let config = self.config.clone().ok_or_else(|| Refusal::new(missing, &["VM config is missing"]))?;
         if config.pointer("/payload/kernel").is_none() {
             return Err(Refusal::new(
@@ -183,6 +193,8 @@ impl Vmm {
             ));
         }
         match &mut self.vm {
+            Some(vm) if older && vm.paused => self.resume(),
+            Some(_) if older => Err(Refusal::new(500, &["invalid VM state transition: Running to Running"])),
             Some(_) => Err(Refusal::new(500, &["VM is already created"])),
             vm @ None => {
                 if !self.console {
@@ -266,15 +278,14 @@ impl Vmm {
     fn restore_from(&mut self, directory: &Path) -> Result<(), Refusal> {
         const CANNOT: &str = "Cannot restore VM";
         const RECEIVE: &str = "Failed to receive migratable component snapshot";
+        let version = self.place.version;
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
-            Refusal::of(
-                &[CANNOT, RECEIVE, &format!("Error opening VM config snapshot file {path:?}")],
-                &error,
-            )
+            let opening = format!("Error opening VM config snapshot file {path:?}");
+            Refusal::with(version, &[CANNOT, RECEIVE], &opening, &error)
         })?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            Refusal::of(&[CANNOT, RECEIVE, "Error deserialising VM config snapshot"], &error)
+            Refusal::with(version, &[CANNOT, RECEIVE], "Error deserialising VM config snapshot", &error)
         })?;
         self.vm = Some(Vm::restore(&config, directory, &self.place)?);
         self.config = Some(config);
@@ -350,9 +361,13 @@ impl Vmm {
                 found |= list.len() != before;
             }
         }
+        // Before v53 one that is about to leave may be removed again.
+        let older = self.place.version < Version::V53;
+        found |= older && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
-                let words = format!("Failed to find device corresponding to the given identifier: {id}");
+                let of = if older { String::new() } else { format!(": {id}") };
+                let words = format!("Failed to find device corresponding to the given identifier{of}");
                 Refusal::new(500, &["Error from device manager", &words])
             } else {
                 Refusal::new(500, &[&format!("No device with id {id:?} to remove")])

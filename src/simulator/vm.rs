@@ -79,7 +79,7 @@ fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
 }
 
 /// RAM: the file of the zone, or memory of the VMM's own, filled from `saved` if there is some.
-fn ram(config: &Value, saved: Option<&Path>) -> Result<Ram> {
+fn ram(config: &Value, saved: Option<&Path>, version: Version) -> Result<Ram> {
     let failed =
         |what: &'static str| move |error: io::Error| Refusal::of(&["Memory manager error", what], &error);
     let memory = config.get("memory").unwrap_or(&Value::Null);
@@ -97,7 +97,10 @@ fn ram(config: &Value, saved: Option<&Path>) -> Result<Ram> {
         return Ok(Ram::new(own, size(memory)));
     };
     let path = Path::new(text(zone, "file"));
-    fs::metadata(path).map_err(failed("Failed to stat filesystem"))?;
+    // In a restore, v51 opens the file before it asks what it is.
+    if saved.is_none() || version > Version::V51 {
+        fs::metadata(path).map_err(failed("Failed to stat filesystem"))?;
+    }
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(failed("Failed to create shared file"))?;
     let there = file.metadata().map_err(failed("Failed to stat filesystem"))?.len();
@@ -112,7 +115,7 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
     let device = |what: &'static str| {
         move |error: io::Error| Refusal::of(&["Error from device manager", what], &error)
     };
-    let ram = ram(config, saved)?;
+    let ram = ram(config, saved, place.version)?;
     let payload = config.get("payload").unwrap_or(&Value::Null);
     if saved.is_none() {
         File::open(text(payload, "kernel"))
@@ -136,8 +139,14 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
             ],
         ),
         _ => {
+            let words = ["Error from device manager", "Cannot open disk path"];
             let opening = format!("I/O error (path={} op=open)", text(root, "path"));
-            Refusal::of(&["Error from device manager", "Cannot open disk path", &opening], &error)
+            // v51 does not say which.
+            if place.version < Version::V52 {
+                Refusal::of(&words, &error)
+            } else {
+                Refusal::of(&[words[0], words[1], &opening], &error)
+            }
         }
     })?;
     let mut held = Vec::new();
@@ -225,21 +234,14 @@ impl Vm {
 
     /// What was saved in a directory, paused.
     pub(super) fn restore(config: &Value, directory: &Path, place: &Place) -> Result<Self> {
+        const RECEIVE: [&str; 2] = ["Cannot restore VM", "Failed to receive migratable component snapshot"];
         let path = directory.join("state.json");
         let opened = fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM state snapshot file {path:?}");
-            Refusal::of(
-                &["Cannot restore VM", "Failed to receive migratable component snapshot", &opening],
-                &error,
-            )
+            Refusal::with(place.version, &RECEIVE, &opening, &error)
         })?;
         let saved: Saved = serde_json::from_slice(&opened).map_err(|error| {
-            let words = [
-                "Cannot restore VM",
-                "Failed to receive migratable component snapshot",
-                "Error deserialising VM state snapshot",
-            ];
-            Refusal::of(&words, &error)
+            Refusal::with(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
         })?;
         let Parts { ram, disk, serial, ssh, held, shares, seen, .. } = parts(config, place, Some(directory))?;
         let view = network::view_path(&place.runtime);
@@ -293,8 +295,8 @@ impl Vm {
     /// Into an existing directory without files of an earlier one.
     pub(super) fn save(&mut self, config: &Value, directory: &Path, version: Version) -> Result<()> {
         let creating = |what: &'static str| {
-            let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot", what];
-            move |error: io::Error| Refusal::of(&words, &error)
+            let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot"];
+            move |error: io::Error| Refusal::with(version, &words, what, &error)
         };
         let write = |name: &str, what: &'static str, bytes: serde_json::Result<Vec<u8>>| {
             let written = bytes

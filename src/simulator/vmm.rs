@@ -44,7 +44,13 @@ async fn run(socket: &Path, version: Version) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let _lock = if version < Version::V53 { None } else { Some(lock(socket)?) };
-    let listener = UnixListener::bind(socket)?;
+    let listener = UnixListener::bind(socket).or_else(|error| {
+        // v52 takes the name of a socket away that it could not have.
+        if version == Version::V52 {
+            std::fs::remove_file(socket)?
+        }
+        Err(error)
+    })?;
     rustix::fs::chmod(socket, rustix::fs::Mode::RWXU)?;
     let directory = socket.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
     let (power, mut asked) = unbounded_channel();
