@@ -32,7 +32,8 @@ pub(super) struct Scenario {
     pub(super) alone: bool,
 }
 
-/// All of them, in the order in which they run; each is named after its function.
+/// All of them, in the order in which they are begun: what takes long comes first, so that no host waits for another at the
+/// end. Each is named after its function.
 macro_rules! scenarios {
     ($($kind:ident $module:ident :: $name:ident $(, $needs:ident)? ;)*) => {
         pub(super) const ALL: &[Scenario] = &[$(scenarios!(@ $kind $module $name $($needs)?)),*];
@@ -67,26 +68,29 @@ macro_rules! scenarios {
 }
 
 scenarios! {
+    own cuts::kills_of_snapshot_restore_and_delete_are_recovered, failpoints;
+    own crashes::every_kill_of_up_and_down_is_recovered, failpoints;
+    own cuts::daemons_killed_under_way_are_recovered, long;
+    own warm::ten_restores_begin_the_same, long;
+    own warm::five_generations_deep, long;
+    own crashes::random_kills_are_recovered;
+    power_cut cuts::power_cut_in_a_capture;
+    power_cut cuts::power_cut_in_a_restore;
+    power_cut lifecycle::a_reboot_of_the_host_is_recovered;
+    own lifecycle::a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away;
     own refused::what_cannot_work_is_refused_and_changes_nothing;
     own lifecycle::the_readme_leads_from_init_to_a_shell;
     own lifecycle::down_leaves_nothing_and_the_disk_stays;
     own lifecycle::two_vms_at_once_do_not_touch_each_other;
-    own lifecycle::a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away;
     own lifecycle::a_vmm_that_does_not_answer_is_ended, long;
     own network::filtered_lets_through_what_is_allowed_alone;
     own users::a_user_with_capabilities_needs_no_root;
-    own crashes::every_kill_of_up_and_down_is_recovered, failpoints;
-    own crashes::random_kills_are_recovered;
     own warm::the_requests_workflow;
-    own warm::ten_restores_begin_the_same, long;
-    own warm::five_generations_deep, long;
     own warm::bad_input_changes_nothing;
     own warm::a_full_disk_ends_a_capture_and_nothing_else;
     own warm::an_interrupted_snapshot_leaves_the_vm_as_it_was;
     own figures::a_warm_start_takes_little_longer_than_the_bare_calls, alone;
     own figures::the_guest_is_paused_little_longer_than_by_the_bare_calls, alone;
-    own cuts::kills_of_snapshot_restore_and_delete_are_recovered, failpoints;
-    own cuts::daemons_killed_under_way_are_recovered, long;
     own seam::a_guest_goes_round_as_root_with_memory_of_ours;
     own seam::a_guest_goes_round_as_a_user_with_memory_of_the_vmm;
     standing standing::up_again_says_so;
@@ -95,7 +99,4 @@ scenarios! {
     standing standing::shares_are_read_write_and_read_only;
     standing standing::run_passes_stdin_stdout_and_status;
     standing standing::shell_is_a_terminal;
-    power_cut cuts::power_cut_in_a_capture;
-    power_cut cuts::power_cut_in_a_restore;
-    power_cut lifecycle::a_reboot_of_the_host_is_recovered;
 }
