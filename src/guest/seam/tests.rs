@@ -16,6 +16,7 @@ use crate::guest::wipe::WipeError;
 use crate::world::{Ability, Presence, SnapshotId, VmmState, VmmVersion};
 
 mod left_running;
+mod real;
 
 /// A VMM of which nothing is asked but whether it has its VM.
 struct Runs(Mutex<VmmState>);
@@ -455,85 +456,4 @@ fn settings_that_would_touch_the_host_are_refused() {
     let same = vec![rule("", "~/a", None), rule("", "~/a", None)];
     assert!(matches!(check(same, &[], Vec::new()), Err(SettingsError::CredentialsCollide(_))));
     assert_eq!(address(Slot::try_from(63).unwrap()), ([172, 16, 252, 2], 22).into());
-}
-
-/// In a VM: `NIXBOX_TEST_GUEST` is its address, `NIXBOX_TEST_GUEST_KEY` the key of its root, and it has the virtiofs device
-/// `share`. Says nothing where there is none.
-#[tokio::test]
-async fn a_real_guest_is_settled_equipped_and_wiped() {
-    let Ok(at) = std::env::var("NIXBOX_TEST_GUEST") else {
-        return;
-    };
-    let key = Arc::new(key::load(Path::new(&std::env::var("NIXBOX_TEST_GUEST_KEY").unwrap())).unwrap());
-    let directory = tempfile::tempdir().unwrap();
-    let secret = token();
-    let wanted =
-        Wanted { environment: environment(&secret), key: Some(Arc::clone(&key)), ..Wanted::default() };
-    let base =
-        settings((at.parse::<std::net::IpAddr>().unwrap(), 22).into(), "root", key, directory.path(), wanted);
-    let credentials = base.wanted.resolve().await.unwrap();
-    assert!(credentials[0].content.expose_secret().len() > secret.len());
-    let mounts = vec![share("share", "~/my share", true)];
-    let guest =
-        SshGuest::new(Settings { mounts, ..base }, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap();
-    let machine = machine();
-    let boot = guest.ready(&machine).await.unwrap();
-    let shell = guest.connect(&machine, &Interrupt::new()).await.unwrap();
-    let run = async |script: &str| {
-        shell.script("test", Rights::Root, script, Zeroizing::new(Vec::new()), LIMIT).await
-    };
-    for skew in ["- 27", "+ 3600", "+ 0"] {
-        run(&format!("date -s @$(( $(date +%s) {skew} ))")).await.unwrap();
-        let begun = std::time::Instant::now();
-        let agreement = settle::settle(&shell).await.unwrap();
-        println!("settled from {skew} s: {agreement:?} in {:?}", begun.elapsed());
-    }
-    guest.settle(&machine).await.unwrap();
-
-    guest.inject(&machine).await.unwrap();
-    guest.mount(&machine).await.unwrap();
-    guest.mount(&machine).await.unwrap();
-    assert_eq!(
-        guest.equipped(&machine).await.unwrap(),
-        Equipment { credentials: Presence::Whole, mounts: Presence::Whole }
-    );
-    assert_eq!(
-        run("grep -c virtiofs /proc/mounts; touch '/root/my share/x' 2>/dev/null || echo readonly")
-            .await
-            .unwrap(),
-        "1\nreadonly\n"
-    );
-
-    // What is on a share is the host's: neither written nor wiped, whatever link leads there.
-    run("mount -o remount,rw '/root/my share'; echo kept > '/root/my share/kept'; ln -s '/root/my share' /root/link").await.unwrap();
-    let through = [path("~/link/kept")];
-    let error = wipe::wipe(&shell, &[], &through).await.unwrap_err();
-    assert!(error.to_string().contains("share"), "{error}");
-    assert_eq!(run("cat /root/link/kept").await.unwrap(), "kept\n");
-    let base = Wanted { files: vec![rule("x", "~/link/new", None)], ..Wanted::default() };
-    let error = inject::inject(&shell, &base.resolve().await.unwrap()).await.unwrap_err();
-    assert!(error.to_string().contains("share"), "{error}");
-    run("rm /root/link").await.unwrap();
-
-    let holder = shell.session.start(b"cd '/root/my share'; exec sleep 1000").await.unwrap();
-    let error = loop {
-        match guest.unmount(&machine).await {
-            Err(error) => break error.to_string(),
-            Ok(()) => guest.mount(&machine).await.unwrap(),
-        }
-    };
-    assert!(error.contains("(sleep)") || error.contains("(sh)"), "{error}");
-    println!("{error}");
-    run("for p in /proc/[0-9]*; do case $(cat $p/comm) in sleep) [ \"$(readlink $p/cwd)\" != '/root/my share' ] || kill ${p#/proc/} ;; esac; done; true").await.unwrap();
-    drop(holder);
-    while guest.unmount(&machine).await.is_err() {}
-    guest.unmount(&machine).await.unwrap();
-    guest.wipe(&machine).await.unwrap();
-    assert_eq!(
-        guest.equipped(&machine).await.unwrap(),
-        Equipment { credentials: Presence::Absent, mounts: Presence::Absent }
-    );
-    assert_eq!(guest.ready(&machine).await.unwrap(), boot);
-    println!("secret {secret}");
-    guest.shut_down(&machine).await.unwrap();
 }
