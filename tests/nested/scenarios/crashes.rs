@@ -1,6 +1,11 @@
 //! nixbox killed, at every event of its operations and at any time, and what the next run makes of it.
 
+use std::collections::BTreeMap;
+use std::process::Child;
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags};
 
 use crate::outside;
 use crate::room::Room;
@@ -96,7 +101,18 @@ fn assert_snapshots(room: &Room) {
     }
 }
 
-/// All operations but `delete`, killed after any time, and now and then a daemon instead.
+/// Waits for the end of a process, but no longer than that; says whether it ended.
+fn ends_within(child: &Child, limit: Duration) -> bool {
+    let descriptor = rustix::process::pidfd_open(Pid::from_child(child), PidfdFlags::empty()).unwrap();
+    let limit = Timespec::try_from(limit).unwrap();
+    rustix::event::poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&limit)).unwrap() > 0
+}
+
+/// What is thought of as the longest that a command takes, in milliseconds, before it was seen to end.
+const LONGEST: u64 = 12_000;
+
+/// All operations but `delete`, killed after any time, and now and then a daemon instead. A third of the
+/// commands comes to its end.
 pub(super) fn random_kills_are_recovered() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = variable("NIXBOX_CAMPAIGN").unwrap_or(60);
@@ -110,12 +126,16 @@ pub(super) fn random_kills_are_recovered() {
     room.ok(&["snapshot", "--name", "warm", "--stop"]);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rounds = 0;
+    // Half as long again as each took when it last came to its end.
+    let mut takes: BTreeMap<&[&str], u64> = BTreeMap::new();
     while Instant::now() < until {
         let command = any_command(&mut random, room.state() == "down");
-        let wait = Duration::from_millis(random.below(12_000));
+        let wait = Duration::from_millis(random.below(takes.get(command).copied().unwrap_or(LONGEST)));
+        let since = Instant::now();
         let mut child = room.nixbox(command).spawn().unwrap();
-        // Time itself is what is tried here.
-        std::thread::sleep(wait);
+        if ends_within(&child, wait) && child.wait().unwrap().success() {
+            takes.insert(command, 1 + since.elapsed().as_millis() as u64 * 3 / 2);
+        }
         let victim = random.below(4);
         if victim == 0 {
             let all: Vec<_> =
