@@ -330,6 +330,7 @@ impl Checks {
     }
 }
 
+/// What a check begins with.
 #[cold]
 fn begun(salt: u64, length: u32) -> u32 {
     let mut first = [0; 12];
