@@ -1,6 +1,7 @@
 //! Scripts that go on in the guest though nobody waits for them any more.
 
 use std::os::fd::OwnedFd;
+use std::task::Poll;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -59,6 +60,45 @@ async fn what_a_nixbox_that_is_gone_began_has_ended_before_another_acts() {
         drop((dialogue, gone));
         guest(&server, user, Wanted::default()).ready(&machine()).await.unwrap();
         assert!(!gate.open(), "{kind:?} {user} {rights:?}");
+    }
+}
+
+/// Polls a future so many times; what it came to, if it came to its end.
+async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+/// The end of what was left running is itself left half done, at any point.
+#[tokio::test]
+async fn a_nixbox_that_is_gone_while_it_ends_others_is_no_hindrance() {
+    let Some(server) = Server::start(Kind::Busybox) else { return };
+    let machine = machine();
+    for times in 1.. {
+        let first = server.connect("user").await;
+        let dialogue = first.converse("wait", Rights::User, WAITS).await.unwrap();
+        let gate = Gate::reached(&server, "user").await;
+        drop((dialogue, first));
+        let second = guest(&server, "user", Wanted::default());
+        let ended = polled(times, second.ready(&machine)).await;
+        drop(second);
+        guest(&server, "user", Wanted::default()).ready(&machine).await.unwrap();
+        assert!(!gate.open(), "given up after {times} polls");
+        fs::remove_file(server.home("user", "gate")).unwrap();
+        if let Some(ended) = ended {
+            ended.unwrap();
+            assert!(times > 10, "given up at {times} points only");
+            println!("given up after up to {times} polls");
+            return;
+        }
     }
 }
 
