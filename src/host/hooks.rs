@@ -130,6 +130,7 @@ impl Group {
         self.signal(Signal::TERM);
         if tokio::time::timeout(GRACE, self.0.wait()).await.is_err() {
             self.signal(Signal::KILL);
+            // Why it is ended is what will be told, and after that signal it ends.
             self.0.wait().await.ok();
         }
     }

@@ -219,6 +219,7 @@ impl HostNetwork {
 
     /// Whether the firewall is as it was right after it was made for this mode.
     fn is_recorded(&self, plan: &Plan, listing: &Value) -> bool {
+        // One that cannot be read is none, and the firewall is made anew.
         let record = std::fs::read(self.file(LISTING)).ok();
         let record = record.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         record.is_some_and(|record| record == self.record(plan, listing))
@@ -243,6 +244,7 @@ impl HostNetwork {
 
     fn serves(&self, plan: &Plan, mark: &Mark) -> Result<bool, DaemonError> {
         let one = mark.find()?.len() == 1;
+        // One that cannot be read is not that which is wanted, and is written anew.
         let configured = std::fs::read_to_string(self.file(dhcp::CONFIGURATION)).ok();
         Ok(one && configured.is_some_and(|text| text == self.configuration(plan)))
     }

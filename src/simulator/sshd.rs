@@ -207,6 +207,7 @@ impl server::Handler for Connection {
 
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
         if let Some(command) = self.channels.get(&id) {
+            // As above.
             command.send(ToCommand::NoMore).ok();
         }
         Ok(())
@@ -221,6 +222,7 @@ impl server::Handler for Connection {
             _ => return Ok(()),
         };
         if let Some(command) = self.channels.get(&id) {
+            // As above.
             command.send(ToCommand::Signal(signal)).ok();
         }
         Ok(())
@@ -264,6 +266,7 @@ impl Running {
             tokio::join!(wait, pass_on(stdout, &handle, id, None), pass_on(stderr, &handle, id, Some(1)));
         feeding.abort();
         guest.settle();
+        // A client that has gone does not hear how it ended, nor that it did.
         match ended.map(|status| (status.code(), status.signal())) {
             Ok((Some(code), _)) => {
                 handle.exit_status_request(id, u32::try_from(code).unwrap_or(255)).await.ok();

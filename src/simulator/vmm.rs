@@ -116,6 +116,7 @@ async fn answer(
         Err(_) => return Ok(response(400, Refusal::new(400, &["Bad Request"]).body())),
     };
     if (method.as_str(), path.as_str()) == ("PUT", "/api/v1/vmm.shutdown") {
+        // Nobody listens in a machine that ends already.
         power.send(Power::Off).ok();
         return Ok(response(200, String::new()));
     }

@@ -32,8 +32,8 @@ pub(super) struct Scenario {
     pub(super) alone: bool,
 }
 
-/// All of them, in the order in which they are begun: what takes long comes first, so that no host waits for another at the
-/// end. Each is named after its function.
+/// All of them, each named after its function. They are begun in this order, but for the power cuts, which need hosts of their
+/// own and come last: what takes long comes first, so that no host waits for another at the end.
 macro_rules! scenarios {
     ($($kind:ident $module:ident :: $name:ident $(, $needs:ident)? ;)*) => {
         pub(super) const ALL: &[Scenario] = &[$(scenarios!(@ $kind $module $name $($needs)?)),*];
