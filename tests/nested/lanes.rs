@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 
 use super::crashed;
@@ -179,12 +180,23 @@ fn cut(emulation: &Emulation, board: &Mutex<Board>, scenario: &'static Scenario)
     board.lock().unwrap().tally.note(scenario.name, verdict, Some(seconds), log);
 }
 
-/// One boot up to the cut, and one with the disk of the first.
+/// With a disk that is there for as long as that takes.
 fn power_cut(emulation: &Emulation, scenario: &'static Scenario) -> Result<(), (String, End)> {
     let disk = emulation.disk(scenario.name);
+    let done = power_cut_on(emulation, scenario, &disk);
+    fs::remove_file(&disk).unwrap();
+    done
+}
+
+/// One boot up to the cut, and one with the disk of the first.
+fn power_cut_on(
+    emulation: &Emulation,
+    scenario: &'static Scenario,
+    disk: &Path,
+) -> Result<(), (String, End)> {
     let boot = |part| {
         let mut errand = Alone { scenario: Some(scenario), said: None };
-        let ended = emulation.boot(scenario.name, Some(&disk), part, &mut errand);
+        let ended = emulation.boot(scenario.name, Some(disk), part, &mut errand);
         if ended.crashed() { Err((host_crashed(), End::Crashed)) } else { Ok((ended, errand.said)) }
     };
     let (ended, said) = boot(Part::BeforeCut)?;
@@ -193,7 +205,6 @@ fn power_cut(emulation: &Emulation, scenario: &'static Scenario) -> Result<(), (
         return Err((format!("before the power cut: {ended}\n{log}"), end));
     }
     let (ended, said) = boot(Part::AfterCut)?;
-    fs::remove_file(&disk).unwrap();
     match said {
         Some(said) if said.end == End::Passed => Ok(()),
         Some(said) => Err((format!("after the power cut:\n{}", said.log), said.end)),
