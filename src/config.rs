@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use serde::Serialize;
 
-use crate::host::files::{FileError, Folder};
+use crate::files::{FileError, Folder};
 
 mod read;
 mod secret;

@@ -23,8 +23,8 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
+use crate::files::{FileError, Folder};
 use crate::host::clock::utc;
-use crate::host::files::{FileError, Folder};
 use crate::world::WorkspaceId;
 
 mod template;

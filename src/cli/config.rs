@@ -1,6 +1,6 @@
 //! `nixbox config`.
 
-use super::report::{self, Exit, Outcome, Problem};
+use super::error::{self, Exit, Outcome, Problem};
 use super::{Place, done};
 
 /// Show the configuration with every default filled in and every secret masked
@@ -19,13 +19,13 @@ struct Unshown(#[source] serde_json::Error);
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let config = Place::config(&place.workspace()?)?;
     if arguments.json {
-        report::print_json(&config)?;
+        error::print_json(&config)?;
         return done();
     }
     let value = serde_json::to_value(&config).map_err(|error| Problem::new(Exit::Failed, Unshown(error)))?;
     let mut lines = Vec::new();
     flatten(&mut lines, "", &value);
-    report::print(&lines.join("\n"))?;
+    error::print(&lines.join("\n"))?;
     done()
 }
 

@@ -10,8 +10,8 @@ use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::report::{self, Exit, Outcome, Problem};
-use super::show::Show;
+use super::error::{self, Exit, Outcome, Problem};
+use super::progress::Show;
 use super::{Place, done, signals};
 use crate::engine::transition::Interrupt;
 
@@ -170,13 +170,13 @@ fn find(bytes: &[u8], wanted: &[u8]) -> bool {
 
 /// Prints a stage with its time, and what there is to say of it.
 fn told(since: Instant, what: &str) -> Result<Instant, Problem> {
-    report::print(&format!("{:>7}  {what}", report::duration(since.elapsed())))?;
+    error::print(&format!("{:>7}  {what}", error::duration(since.elapsed())))?;
     Ok(Instant::now())
 }
 
 fn indented(text: &str) -> Result<(), Problem> {
     let lines: Vec<_> = text.lines().map(|line| format!("         | {line}")).collect();
-    report::print(&lines.join("\n"))
+    error::print(&lines.join("\n"))
 }
 
 /// The operation in the journal that has not ended, as `nixbox journal` shows it.
@@ -195,7 +195,7 @@ pub(super) fn run(_: &Place, arguments: &Arguments) -> Outcome {
     let program = std::env::current_exe().map_err(|error| DemoError::Run("demo".to_owned(), error))?;
     let mut stage = Stage { program, directory, interrupt, keep: false };
     let began = Instant::now();
-    report::print(&format!(
+    error::print(&format!(
         "nixbox demo, in {}. No VM runs here: a simulator stands in for Cloud Hypervisor. All else is real:\n\
          processes, files, sockets, SSH, the journal, and the SIGKILL.\n",
         stage.directory.display()
@@ -203,7 +203,7 @@ pub(super) fn run(_: &Place, arguments: &Arguments) -> Outcome {
     play(&stage)?;
     told(began, "in all")?;
     stage.keep = arguments.keep;
-    report::print(&ending(&stage.directory, arguments.keep))?;
+    error::print(&ending(&stage.directory, arguments.keep))?;
     drop(stage);
     done()
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::report::{self, Exit, Outcome, Problem};
-use super::{Place, assembly, done, preflight, session};
+use super::error::{self, Exit, Outcome, Problem};
+use super::{Place, done, preflight, session, wiring};
 use crate::config::HostFacts;
-use crate::host::files::Folder;
+use crate::files::Folder;
 use crate::host::{memory, network, slots, spawn, sudo};
 use crate::vmm::capability;
 
@@ -126,14 +126,14 @@ async fn vmm() -> Need {
     let advice = "install Cloud Hypervisor v51.0 or later from https://github.com/cloud-hypervisor/cloud-hypervisor/releases, on PATH or named in NIXBOX_CLOUD_HYPERVISOR";
     let path = match spawn::find_program(NAME, "NIXBOX_CLOUD_HYPERVISOR") {
         Ok(path) => path,
-        Err(error) => return found(NAME, report::chain(&error)).missing().advice(advice),
+        Err(error) => return found(NAME, error::chain(&error)).missing().advice(advice),
     };
     let text = match version(&path).await {
         Ok(text) => text,
-        Err(error) => return found(NAME, report::chain(&error)).missing().advice(advice),
+        Err(error) => return found(NAME, error::chain(&error)).missing().advice(advice),
     };
     match capability::of_program(&text).and_then(capability::of) {
-        Err(error) => found(NAME, report::chain(&error)).missing().advice(advice),
+        Err(error) => found(NAME, error::chain(&error)).missing().advice(advice),
         Ok(capability) => {
             let need = found(NAME, format!("{text}, {}", path.display()));
             match capability.ability {
@@ -154,11 +154,11 @@ async fn virtiofsd() -> Need {
     let advice = "`cargo install virtiofsd`, or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
     let path = match spawn::find_program(NAME, "NIXBOX_VIRTIOFSD") {
         Ok(path) => path,
-        Err(error) => return found(NAME, report::chain(&error)).lacking().advice(advice),
+        Err(error) => return found(NAME, error::chain(&error)).lacking().advice(advice),
     };
     match version(&path).await {
         Ok(text) => found(NAME, format!("{text}, {}", path.display())),
-        Err(error) => found(NAME, report::chain(&error)).lacking().advice(advice),
+        Err(error) => found(NAME, error::chain(&error)).lacking().advice(advice),
     }
 }
 
@@ -166,11 +166,11 @@ async fn privileged(name: &'static str) -> Need {
     let advice = format!("install {name} from your distribution");
     let path = match network::program_path(name) {
         Ok(path) => path,
-        Err(error) => return found(name, report::chain(&error)).missing().advice(advice),
+        Err(error) => return found(name, error::chain(&error)).missing().advice(advice),
     };
     match version(&path).await {
         Ok(text) => found(name, format!("{text}, {}", path.display())),
-        Err(error) => found(name, report::chain(&error)).missing().advice(advice),
+        Err(error) => found(name, error::chain(&error)).missing().advice(advice),
     }
 }
 
@@ -182,7 +182,7 @@ async fn nftset() -> Need {
             .lacking()
             .advice("network.mode = \"filtered\" needs dnsmasq 2.87 or later, built with nftset"),
         Err(error) => {
-            found(NAME, report::chain(&error)).lacking().advice("network.mode = \"filtered\" needs it")
+            found(NAME, error::chain(&error)).lacking().advice("network.mode = \"filtered\" needs it")
         }
     }
 }
@@ -272,7 +272,7 @@ fn reflink(directory: &Path) -> Need {
         Ok(_) => found(NAME, format!("{} is on neither btrfs nor XFS", real.display()))
             .lacking()
             .advice("disks are copied in full for every snapshot; put the workspace on btrfs or XFS to have them cloned at once"),
-        Err(error) => found(NAME, report::chain(&error)).lacking(),
+        Err(error) => found(NAME, error::chain(&error)).lacking(),
     }
 }
 
@@ -302,7 +302,7 @@ async fn examine(place: &Place) -> Diagnosis {
     let memory = config
         .as_ref()
         .map_or_else(|| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
-    if let Some(version) = config.as_ref().and_then(assembly::simulated) {
+    if let Some(version) = config.as_ref().and_then(wiring::simulated) {
         let simulator = found("simulator", version.text()).advice(
             "this workspace needs no KVM, no root and no program: its VM is simulated, and no sandbox",
         );
@@ -329,7 +329,7 @@ async fn examine(place: &Place) -> Diagnosis {
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let diagnosis = session::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
     if arguments.json {
-        report::print_json(&diagnosis)?;
+        error::print_json(&diagnosis)?;
     } else {
         let mut lines = Vec::new();
         for need in &diagnosis.needs {
@@ -343,7 +343,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
                 lines.push(format!("         {advice}"));
             }
         }
-        report::print(&lines.join("\n"))?;
+        error::print(&lines.join("\n"))?;
     }
     if diagnosis.ready { done() } else { Ok(Exit::Failed as u8) }
 }

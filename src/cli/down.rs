@@ -1,6 +1,6 @@
 //! `nixbox down`.
 
-use super::report::{self, Outcome};
+use super::error::{self, Outcome};
 use super::session::{self, Manner};
 use super::{Place, done};
 
@@ -16,7 +16,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     let held = session::hold(place, "down", manner)?;
     let assembly = held.assemble()?;
-    let begun = held.run(&assembly, async |session| report::ended(session.down().await?))?;
+    let begun = held.run(&assembly, async |session| error::ended(session.down().await?))?;
     if begun {
         manner.result("done", "the VM is down")?;
     } else {

@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::report;
+use super::error;
 use crate::engine::executor::{Event, Observer, Setback};
 
 const VARIABLE: &str = "NIXBOX_KILL_AT";
@@ -60,6 +60,6 @@ impl Observer for Failpoints<'_> {
 /// Prints the count, if asked for.
 pub(super) fn tell() {
     if std::env::var(VARIABLE).is_ok_and(|text| text == "count") {
-        report::say(&format!("failpoints: {}\n", SEEN.load(Ordering::SeqCst)));
+        error::say(&format!("failpoints: {}\n", SEEN.load(Ordering::SeqCst)));
     }
 }

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::report::{self, Exit, Outcome, Problem};
-use super::{Place, assembly, done};
+use super::error::{self, Exit, Outcome, Problem};
+use super::{Place, done, wiring};
 use crate::guest::key::{self, KeyError};
 use crate::simulator;
 use crate::workspace::{self, Workspace};
@@ -53,7 +53,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     } else {
         workspace::init(&place.directory)?
     };
-    let path = assembly::own_key(&workspace);
+    let path = wiring::own_key(&workspace);
     // Whatever bears the name, a link too: it is not overwritten.
     if std::fs::symlink_metadata(&path).is_err() {
         key::generate()
@@ -66,10 +66,10 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     }
     if made.is_empty() {
         let root = workspace.root().display();
-        report::print(&format!("{root} is a workspace already; nothing was changed"))?;
+        error::print(&format!("{root} is a workspace already; nothing was changed"))?;
     }
     for path in made {
-        report::print(&format!("made {}", path.display()))?;
+        error::print(&format!("made {}", path.display()))?;
     }
     done()
 }
@@ -89,7 +89,7 @@ fn make_images(workspace: &Workspace) -> Result<Vec<PathBuf>, Problem> {
         made.push(kernel);
     }
     if !disk.exists() {
-        let mut public = assembly::own_key(workspace).into_os_string();
+        let mut public = wiring::own_key(workspace).into_os_string();
         public.push(".pub");
         let key = std::fs::read_to_string(&public).map_err(failed(&public.into()))?;
         simulator::make_disk(&disk, DISK, "user", &key).map_err(failed(&disk))?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::report::{self, Exit, Outcome, Problem};
+use super::error::{self, Exit, Outcome, Problem};
 use super::{Place, done};
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::{self, JournalError, Name, Storage as _};
@@ -13,7 +13,7 @@ use crate::engine::record::{Ended, HeaderError, Record};
 use crate::engine::transition::{Generation, OperationId};
 use crate::host::clock::utc;
 use crate::operations;
-use crate::store::files::FileStorage;
+use crate::store::journal_files::FileStorage;
 
 /// Show what was done in this workspace, and what was left half done
 #[derive(Debug, clap::Args)]
@@ -222,7 +222,7 @@ fn text(listing: &Listing) -> String {
     for operation in &listing.operations {
         let took = operation.ended_ms.map_or_else(String::new, |ended| {
             let took = Duration::from_millis(ended.saturating_sub(operation.begun_ms));
-            format!(" after {}", report::duration(took))
+            format!(" after {}", error::duration(took))
         });
         lines.push(format!(
             "{:>5}  {}  {}: {}{took}",
@@ -234,7 +234,7 @@ fn text(listing: &Listing) -> String {
         for entry in &operation.transitions {
             let micros = |micros: Option<u64>| {
                 micros.map_or_else(String::new, |micros| {
-                    format!(" in {}", report::duration(Duration::from_micros(micros)))
+                    format!(" in {}", error::duration(Duration::from_micros(micros)))
                 })
             };
             let took = match entry.status {
@@ -264,9 +264,9 @@ fn sentence(verdict: &Verdict) -> String {
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let listing = read(place)?;
     if arguments.json {
-        report::print_json(&listing)?;
+        error::print_json(&listing)?;
     } else {
-        report::print(&text(&listing))?;
+        error::print(&text(&listing))?;
     }
     match listing.verdict {
         Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => done(),

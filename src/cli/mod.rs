@@ -12,31 +12,31 @@ use crate::config::{Config, HostFacts};
 use crate::host::sudo;
 use crate::workspace::Workspace;
 
-pub mod assembly;
 mod config;
 mod demo;
 mod doctor;
 mod down;
+pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod init;
 mod journal;
+mod journal_state;
 mod preflight;
+mod progress;
 mod recover;
-pub mod report;
 mod restore;
 mod run;
 mod session;
 mod shell;
-mod show;
 mod signals;
 mod simulator;
 mod snapshot;
-mod standing;
 mod status;
 mod up;
+pub mod wiring;
 
-use report::{Exit, Outcome, Problem};
+use error::{Exit, Outcome, Problem};
 
 /// Developer sandboxes as microVMs, one per workspace.
 #[derive(Debug, Parser)]

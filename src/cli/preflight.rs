@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::assembly::{self, Assembly};
-use super::report::{Exit, Problem};
+use super::error::{Exit, Problem};
+use super::wiring::{self, Assembly};
 use crate::config::Config;
 use crate::engine::transition::Failure;
 use crate::host::spawn::{self, SpawnError};
@@ -46,7 +46,7 @@ pub(super) fn files(config: &Config) -> Result<(), Problem> {
 
 /// Whether VMs can be run at all, unless they are simulated.
 pub(super) fn kvm(config: &Config) -> Result<(), Problem> {
-    if assembly::simulated(config).is_some() {
+    if wiring::simulated(config).is_some() {
         return Ok(());
     }
     open_kvm().map_err(|error| {

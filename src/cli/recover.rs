@@ -1,8 +1,8 @@
 //! `nixbox recover`: what every changing command does first, by itself.
 
-use super::report::{self, Exit, Outcome, Problem};
+use super::error::{self, Exit, Outcome, Problem};
 use super::session::{self, Manner};
-use super::{Place, done, standing};
+use super::{Place, done, journal_state};
 use crate::operations::{Foresight, Standing, foresee};
 use crate::world::VmmState;
 
@@ -45,14 +45,14 @@ struct Unforeseen(#[source] crate::operations::Blind);
 
 fn dry_run(place: &Place, manner: Manner) -> Outcome {
     let held = session::look(place)?;
-    let history = standing::history(&held.workspace)?;
+    let history = journal_state::history(&held.workspace)?;
     let open = history.as_ref().and_then(|history| history.open());
     let foresight = open
         .map(foresee)
         .transpose()
         .map_err(|blind| Problem::new(Exit::Stuck, Unforeseen(blind)))?
         .flatten();
-    let state = match standing::peek(&held.workspace)?.standing {
+    let state = match journal_state::peek(&held.workspace)?.standing {
         Standing::Up(vm) if foresight.is_none() && vm.condemned => Some(VmmState::Gone),
         Standing::Up(vm) if foresight.is_none() => {
             let assembly = held.assemble()?;
@@ -72,9 +72,9 @@ fn dry_run(place: &Place, manner: Manner) -> Outcome {
         "silent": silent,
     });
     if manner.json {
-        report::print_json(&json)?;
+        error::print_json(&json)?;
     } else {
-        report::print(&text(foresight.as_ref(), lost, silent))?;
+        error::print(&text(foresight.as_ref(), lost, silent))?;
     }
     done()
 }

@@ -1,9 +1,9 @@
 //! `nixbox restore`, and what it has in common with `nixbox up --snapshot`.
 
-use super::report::{self, Outcome, Problem};
+use super::error::{self, Outcome, Problem};
 use super::session::{self, Held, Manner};
 use super::snapshot::{Shown, called};
-use super::{Place, done, preflight, standing};
+use super::{Place, done, journal_state, preflight};
 use crate::operations::{PassedOver, Reference, Report, Standing, WarmUp};
 
 /// Bring a snapshot back to life, on clones of its files
@@ -26,7 +26,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     let held = session::hold(place, "restore", manner)?;
     let assembly = held.assemble()?;
-    let down = matches!(standing::peek(&held.workspace)?.standing, Standing::Down { .. });
+    let down = matches!(journal_state::peek(&held.workspace)?.standing, Standing::Down { .. });
     preflight::kvm(&held.config)?;
     if down {
         session::block_on(preflight::host(&assembly))?;
@@ -41,7 +41,7 @@ pub(super) fn tell(held: &Held, manner: Manner, warm: WarmUp) -> Outcome {
     let WarmUp { report, restored, passed_over } = warm;
     let why: Vec<_> = passed_over
         .iter()
-        .map(|(id, unfit)| serde_json::json!({ "id": id.0.0, "why": report::chain(unfit) }))
+        .map(|(id, unfit)| serde_json::json!({ "id": id.0.0, "why": error::chain(unfit) }))
         .collect();
     let already = matches!(report, Report::Already);
     let passed = (!passed_over.is_empty()).then(|| PassedOver(passed_over).to_string());
@@ -50,7 +50,7 @@ pub(super) fn tell(held: &Held, manner: Manner, warm: WarmUp) -> Outcome {
     {
         held.show.say(&format!("passed over: {passed}"));
     }
-    report::ended(report).map_err(|problem| in_vain(problem, restored.is_some()))?;
+    error::ended(report).map_err(|problem| in_vain(problem, restored.is_some()))?;
     let times = held.show.times();
     let ready = times.ready_ms.map_or_else(String::new, |ms| format!(" after {ms} ms"));
     let (word, sentence) = match &restored {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::report::{Exit, Outcome, Problem};
-use super::{Place, assembly, session, standing};
+use super::error::{Exit, Outcome, Problem};
+use super::{Place, journal_state, session, wiring};
 use crate::engine::transition::{Failure, Interrupt};
+use crate::files::copy::Silent;
 use crate::guest::channel::{ChannelError, Exit as Ended};
 use crate::guest::shell::run_command;
-use crate::host::copy::Silent;
 
 /// Run a command in the VM: no terminal, stdin, stdout and stderr passed through, exit status the command's
 #[derive(Debug, clap::Args)]
@@ -35,9 +35,9 @@ pub(super) fn unreachable(failure: Failure) -> Problem {
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let workspace = place.workspace()?;
-    let vm = standing::running(&workspace)?;
+    let vm = journal_state::running(&workspace)?;
     let config = Place::config(&workspace)?;
-    let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
+    let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
     let runtime = session::runtime()?;
     let ended = runtime.block_on(async {
         let shell = assembly.guest.connect(&vm.machine, &Interrupt::new()).await.map_err(unreachable)?;

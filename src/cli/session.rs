@@ -3,16 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::assembly::{self, Assembly};
-use super::report::{self, Exit, Problem};
-use super::show::Show;
-use super::{Place, signals, standing};
+use super::error::{self, Exit, Problem};
+use super::progress::Show;
+use super::wiring::{self, Assembly};
+use super::{Place, journal_state, signals};
 use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
 use crate::operations::{Loss, Recovered, Session};
-use crate::store::files::FileStorage;
+use crate::store::journal_files::FileStorage;
 use crate::workspace::{Lock, Workspace};
 use crate::world::{Failure, Generation, VmmState};
 
@@ -43,10 +43,10 @@ impl Manner {
     /// Prints a result: a sentence for people, a value for programs.
     pub(super) fn report(self, json: &serde_json::Value, sentence: &str) -> Result<(), Problem> {
         if self.json {
-            report::print_json(json)
+            error::print_json(json)
         } else {
             if !self.silent() {
-                report::say(&format!("nixbox: {sentence}\n"));
+                error::say(&format!("nixbox: {sentence}\n"));
             }
             Ok(())
         }
@@ -75,7 +75,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
 
 /// A script that failed where the operation goes on.
 pub(super) fn complain() -> Arc<crate::host::hooks::Complain> {
-    Arc::new(|error| report::say(&format!("nixbox: {error}; what was done stays\n")))
+    Arc::new(|error| error::say(&format!("nixbox: {error}; what was done stays\n")))
 }
 
 /// How long a command that only looks waits for a VMM.
@@ -114,7 +114,7 @@ pub(super) fn look(place: &Place) -> Result<Held, Problem> {
 impl Held {
     /// The world of this workspace.
     pub(super) fn assemble(&self) -> Result<Assembly, Problem> {
-        Ok(assembly::assemble(&self.workspace, &self.config, self.show.clone(), complain())?)
+        Ok(wiring::assemble(&self.workspace, &self.config, self.show.clone(), complain())?)
     }
 
     /// Opens the journal and lets `act` run operations on the world.
@@ -123,8 +123,8 @@ impl Held {
         assembly: &Assembly,
         act: impl AsyncFnOnce(&mut Session<'_, FileStorage>) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
-        let storage = standing::storage(&self.workspace)?;
-        let floor = standing::floor(&self.workspace)?;
+        let storage = journal_state::storage(&self.workspace)?;
+        let floor = journal_state::floor(&self.workspace)?;
         let observer: &dyn Observer = &*self.show;
         #[cfg(feature = "failpoints")]
         let observer: &dyn Observer = &super::failpoints::Failpoints::around(observer);
@@ -189,7 +189,7 @@ impl Done {
 pub(super) fn recovered(recovered: Recovered) -> Result<Done, Problem> {
     use crate::engine::executor::Ending;
     if let Some(setback) = recovered.stuck {
-        return Err(report::stuck(setback));
+        return Err(error::stuck(setback));
     }
     let (operation, ended) = recovered
         .operation

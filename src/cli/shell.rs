@@ -4,13 +4,13 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::Arc;
 
-use super::report::{Exit, Outcome, Problem};
+use super::error::{Exit, Outcome, Problem};
 use super::run::unreachable;
-use super::{Place, assembly, session, standing};
+use super::{Place, journal_state, session, wiring};
 use crate::engine::transition::Interrupt;
+use crate::files::copy::Silent;
 use crate::guest::host_key::ALIAS;
-use crate::guest::seam;
-use crate::host::copy::Silent;
+use crate::guest::ssh_guest;
 use crate::host::spawn::{self, SpawnError};
 use crate::simulator;
 
@@ -33,9 +33,9 @@ enum ShellError {
 
 pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
     let workspace = place.workspace()?;
-    let vm = standing::running(&workspace)?;
+    let vm = journal_state::running(&workspace)?;
     let config = Place::config(&workspace)?;
-    let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
+    let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
     let ssh = spawn::find_program("ssh", "NIXBOX_SSH")
         .map_err(|error| Problem::new(Exit::Failed, ShellError::NoSsh(error)))?;
     // Whether it answers is known before ssh waits for it in silence; and its host key is pinned then.
@@ -48,7 +48,7 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
     let address = if assembly.simulated {
         simulator::network::address(&assembly.runtime, vm.machine.slot)
     } else {
-        seam::address(vm.machine.slot)
+        ssh_guest::address(vm.machine.slot)
     };
     let error = Command::new(&ssh)
         .args(["-t", "-F", "none", "-i"])

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::report::{Exit, Problem};
-use super::show::Show;
+use super::error::{Exit, Problem};
+use super::progress::Show;
 use crate::engine::transition::Interrupt;
 
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::report::{self, Exit, Outcome, Problem};
+use super::error::{self, Exit, Outcome, Problem};
 use super::{Place, done};
 use crate::config::{ByteSize, UserName};
 use crate::simulator::{self, Version, programs, share, vmm};
@@ -80,7 +80,7 @@ pub(super) fn run(place: &Place, arguments: Arguments) -> Outcome {
     let ended = |what| move |error| failed(SimulatorError::Ended(what, error));
     match arguments.part {
         Part::Vmm { as_version, version: true, .. } => {
-            report::print(&format!("cloud-hypervisor {}", as_version.text()))?;
+            error::print(&format!("cloud-hypervisor {}", as_version.text()))?;
         }
         Part::Vmm { as_version, api_socket, .. } => {
             let socket = api_socket.as_deref().and_then(|text| text.strip_prefix("path="));

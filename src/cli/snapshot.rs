@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::report::{self, Exit, Outcome, Problem};
+use super::error::{self, Exit, Outcome, Problem};
 use super::session::{self, Held, Manner};
 use super::{Place, done};
 use crate::engine::transition::Failure;
@@ -135,7 +135,7 @@ fn freeze(place: &Place, name: Option<SnapshotName>, stop: bool, manner: Manner)
     let wish = Wish { name, stop, keep: held.config.snapshot.keep.map(std::num::NonZeroU32::get) };
     let frozen = held.run(&assembly, async |session| Ok(session.snapshot(wish).await?))?;
     let Frozen { report, snapshot, pruned, afterwards } = frozen;
-    report::ended(report)?;
+    error::ended(report)?;
     let times = held.show.times();
     let mut sentence = match &snapshot {
         Some(manifest) => format!("{} is there", called(manifest)),
@@ -191,13 +191,13 @@ fn list(place: &Place, json: bool) -> Outcome {
     if json {
         let one = |listing: &Listing| match &listing.manifest {
             Ok(manifest) => serde_json::json!(Shown::from(manifest)),
-            Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": report::chain(failure) }),
+            Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": error::chain(failure) }),
         };
-        report::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
+        error::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
         return done();
     }
     if listed.is_empty() {
-        report::say("nixbox: there is no snapshot; `nixbox snapshot` makes one of the VM that runs\n");
+        error::say("nixbox: there is no snapshot; `nixbox snapshot` makes one of the VM that runs\n");
         return done();
     }
     let mut lines = vec![format!("{:>6}  {:20}  {:>10}  NAME", "ID", "CREATED", "SIZE")];
@@ -215,10 +215,10 @@ fn list(place: &Place, json: bool) -> Outcome {
                 .trim_end()
                 .to_owned()
             }
-            Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), report::chain(failure)),
+            Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), error::chain(failure)),
         });
     }
-    report::print(&lines.join("\n"))?;
+    error::print(&lines.join("\n"))?;
     done()
 }
 
@@ -233,7 +233,7 @@ fn inspect(place: &Place, wanted: &Reference, json: bool) -> Outcome {
     };
     let (shown, origin) = (Shown::from(&manifest), &manifest.origin);
     if json {
-        report::print_json(&serde_json::json!({
+        error::print_json(&serde_json::json!({
             "snapshot": shown,
             "shape": origin.shape,
             "cpu": origin.cpu,
@@ -256,7 +256,7 @@ fn inspect(place: &Place, wanted: &Reference, json: bool) -> Outcome {
         format!("  {:>14} bytes  {}  {}", file.size, hex(&file.hash), file.name)
     };
     lines.extend(manifest.files.iter().map(file));
-    report::print(&lines.join("\n"))?;
+    error::print(&lines.join("\n"))?;
     done()
 }
 
@@ -294,7 +294,7 @@ fn delete(place: &Place, wanted: &Reference, manner: Manner) -> Outcome {
     let assembly = held.assemble()?;
     let (id, report): (SnapshotId, Report) =
         held.run(&assembly, async |session| Ok(session.delete(wanted).await?))?;
-    report::ended(report)?;
+    error::ended(report)?;
     manner
         .report(&serde_json::json!({ "result": "done", "id": id.0.0 }), &format!("snapshot {id} is gone"))?;
     done()

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::report::{self, Exit, Outcome, Problem};
-use super::{Place, assembly, done, session, standing};
+use super::error::{self, Exit, Outcome, Problem};
+use super::{Place, done, journal_state, session, wiring};
 use crate::engine::transition::Failure;
-use crate::guest::seam;
+use crate::files::copy::Silent;
+use crate::guest::ssh_guest;
 use crate::host::clock::utc;
-use crate::host::copy::Silent;
 use crate::operations::Standing;
 use crate::simulator;
 use crate::workspace::Holder;
@@ -62,12 +62,12 @@ struct Unknown(#[source] Failure);
 fn look(place: &Place) -> Result<Status, Problem> {
     let workspace = place.workspace()?;
     let config = Place::config(&workspace)?;
-    let peek = standing::peek(&workspace)?;
+    let peek = journal_state::peek(&workspace)?;
     let holder = workspace.holder()?;
-    let simulated = assembly::simulated(&config).is_some();
+    let simulated = wiring::simulated(&config).is_some();
     let (mut state, mut vm) = ("down", None);
     if let Standing::Up(up) = peek.standing {
-        let assembly = assembly::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
+        let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
         let machine = up.machine;
         let found = session::block_on(async {
             let found = session::glance(&assembly, machine.vmm).await;
@@ -86,7 +86,7 @@ fn look(place: &Place) -> Result<Status, Problem> {
             address: if simulated {
                 simulator::network::address(&assembly.runtime, machine.slot).to_string()
             } else {
-                seam::address(machine.slot).ip().to_string()
+                ssh_guest::address(machine.slot).ip().to_string()
             },
             tap: format!("vm{}", machine.slot),
             serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
@@ -138,9 +138,9 @@ fn text(status: &Status) -> String {
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let status = look(place)?;
     if arguments.json {
-        report::print_json(&status)?;
+        error::print_json(&status)?;
     } else {
-        report::print(&text(&status))?;
+        error::print(&text(&status))?;
     }
     done()
 }

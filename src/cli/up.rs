@@ -1,8 +1,8 @@
 //! `nixbox up`.
 
-use super::report::{self, Outcome};
+use super::error::{self, Outcome};
 use super::session::{self, Held, Manner};
-use super::{Place, done, preflight, restore, standing};
+use super::{Place, done, journal_state, preflight, restore};
 use crate::operations::{Reference, Standing};
 
 /// Bring this workspace's VM up, and wait until it is SSH-ready
@@ -18,7 +18,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     let held = session::hold(place, "up", arguments.manner)?;
-    let down = matches!(standing::peek(&held.workspace)?.standing, Standing::Down { .. });
+    let down = matches!(journal_state::peek(&held.workspace)?.standing, Standing::Down { .. });
     if down {
         preflight::files(&held.config)?;
     }
@@ -32,7 +32,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
             restore::tell(&held, arguments.manner, warm)
         }
         None => {
-            let begun = held.run(&assembly, async |session| report::ended(session.up().await?))?;
+            let begun = held.run(&assembly, async |session| error::ended(session.up().await?))?;
             tell(&held, arguments.manner, begun)
         }
     }

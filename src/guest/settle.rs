@@ -4,7 +4,7 @@
 //! (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` wait for that reseed; only `RNDRESEEDCRNG` forces
 //! it, and it is an `ioctl` of root's. No shell and no busybox applet of the usual builds makes one (`seedrng` neither:
 //! it credits, and does not reseed), and a guest need not have python or perl. So nixbox brings a program of some hundred
-//! bytes, sent over the connection, run from memory (`/dev/shm` first) and removed: `settler.s`.
+//! bytes, sent over the connection, run from memory (`/dev/shm` first) and removed: `clock_helper.s`.
 //!
 //! The same program sets the clock, since `date` cannot do it well enough (busybox's in Debian knows no `%N` and sets
 //! whole seconds). The guest's distance from the host's clock is measured as NTP does it, by the fastest of several round
@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::channel::Exit;
-use super::settler;
+use super::clock_helper;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
 /// How far from the host's clock the guest's may be afterwards, uncertainty included.
@@ -213,7 +213,7 @@ async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, S
 /// The program as `printf` writes it: every byte in octal.
 #[must_use]
 pub fn program() -> String {
-    settler::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
+    clock_helper::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
 /// Writes the program where it can be run, runs it on what follows on stdin, removes it. With no input it ends with 11,

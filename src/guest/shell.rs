@@ -6,16 +6,16 @@
 //! no harm, and input may be any bytes.
 //!
 //! A script is sent only once its shell has said that it runs. So whatever may still act after its nixbox is gone is among
-//! the guest's processes by then, under the [`Mark`] of the connection; [`super::fence`] ends it.
+//! the guest's processes by then, under the [`Mark`] of the connection; [`super::stale_scripts`] ends it.
 
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::channel::{Capture, ChannelError, Command, Exit, Finished, Said, Session};
-use super::fence::Mark;
 use super::names::{BadGuestPath, Home};
 use super::ready::Attempt;
+use super::stale_scripts::Mark;
 use crate::world::BootId;
 
 /// With whose rights a script runs.

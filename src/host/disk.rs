@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::copy::{self, CopyError, Copying, Method, Named, Progress};
-use super::files::{FileError, Folder};
+use crate::files::copy::{self, CopyError, Copying, Method, Named, Progress};
+use crate::files::{FileError, Folder};
 use crate::store::StoreError;
 use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
 

@@ -10,19 +10,19 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::copy::{self, CopyError, Copying, Named, Progress};
-use super::files::{FileError, Folder};
-use super::hash::PieceHashes;
 use crate::config::Backing;
+use crate::files::copy::{self, CopyError, Copying, Named, Progress};
+use crate::files::hash::PieceHashes;
+use crate::files::{FileError, Folder};
 use crate::store::StoreError;
 use crate::world::{
     self, Failure, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
 };
 
-mod place;
+mod backing;
 
-use place::Place;
-pub use place::PlaceError;
+use backing::Place;
+pub use backing::PlaceError;
 
 /// The RAM file's name in a snapshot.
 pub const SNAPSHOT_FILE: &str = "memory.img";
@@ -143,7 +143,7 @@ impl Ram {
     /// The directory of a place; `None` if it is not there, or the place has none.
     fn folder(&self, place: &Place) -> Result<Option<Folder>> {
         Ok(match place {
-            Place::Tmpfs { base, .. } => place::open_below(base, self.workspace)?,
+            Place::Tmpfs { base, .. } => backing::open_below(base, self.workspace)?,
             Place::Disk { .. } => Some(Folder::open(&self.run)?),
             Place::Vmm => None,
         })
@@ -174,7 +174,7 @@ impl Ram {
             None => self.decide(&run, generation, size, backing)?,
         };
         Ok(match &place {
-            Place::Tmpfs { base, .. } => Some(place::make_below(base, self.workspace)?),
+            Place::Tmpfs { base, .. } => Some(backing::make_below(base, self.workspace)?),
             Place::Disk { .. } => Some(run),
             Place::Vmm => None,
         })
@@ -240,8 +240,11 @@ impl Ram {
         }
         // The VMM state names a file, so there has to be one, whatever the configuration has come to say.
         let backing = if self.backing == Backing::Vmm { Backing::Auto } else { self.backing };
-        let backing =
-            if backing == Backing::Auto && !place::fits(&self.tmpfs, size) { Backing::Disk } else { backing };
+        let backing = if backing == Backing::Auto && !backing::fits(&self.tmpfs, size) {
+            Backing::Disk
+        } else {
+            backing
+        };
         let folder = self.settle(generation, size, backing)?.ok_or(MemoryError::NoMemory(from))?;
         if self.look(generation)? == Presence::Whole {
             return Ok(());
@@ -279,7 +282,7 @@ impl Ram {
         };
         let mut names = Folder::open(&self.run)?.names()?;
         for base in &self.tmpfs {
-            if let Some(folder) = place::open_below(base, self.workspace)? {
+            if let Some(folder) = backing::open_below(base, self.workspace)? {
                 names.extend(folder.names()?);
             }
         }
@@ -300,10 +303,10 @@ impl Ram {
     /// Removes the files of a generation whose record is lost, wherever on tmpfs they are.
     fn clear_lost(&self, generation: Generation) -> Result<()> {
         for base in &self.tmpfs {
-            if let Some(folder) = place::open_below(base, self.workspace)? {
+            if let Some(folder) = backing::open_below(base, self.workspace)? {
                 folder.remove_file(file_name(generation))?;
                 folder.remove_file(partial_name(generation))?;
-                place::remove_below(base, self.workspace)?;
+                backing::remove_below(base, self.workspace)?;
             }
         }
         Ok(())
@@ -320,7 +323,7 @@ impl Ram {
             folder.remove_file(partial_name(generation))?;
         }
         if let Place::Tmpfs { base, .. } = &place {
-            place::remove_below(base, self.workspace)?;
+            backing::remove_below(base, self.workspace)?;
         }
         // Last: without it nobody would look for the file.
         Ok(Place::forget(&run, generation)?)

@@ -1,11 +1,8 @@
 //! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
 
 pub mod clock;
-pub mod copy;
 pub mod disk;
-pub mod files;
 pub mod ground;
-pub mod hash;
 pub mod hooks;
 pub mod identity;
 pub mod ioctl;

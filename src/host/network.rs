@@ -16,7 +16,7 @@ mod daemon;
 mod dhcp;
 mod docker;
 mod firewall;
-mod mode;
+mod policy;
 mod program;
 mod tap;
 
@@ -32,7 +32,7 @@ use serde_json::Value;
 
 pub use daemon::DaemonError;
 pub use firewall::FirewallError;
-pub use mode::{BadDomain, BadPort, Domain, Mode, Port};
+pub use policy::{BadDomain, BadPort, Domain, Mode, Port};
 pub use program::ProgramError;
 pub use tap::LinkError;
 

@@ -11,12 +11,12 @@
 //! A [`Session`] runs them: it recovers what an earlier run left open, checks all that can be known before the world is
 //! touched, and runs. Uses the engine and the seams in `world`, and nothing else.
 
+mod compatibility;
 pub mod delete;
 pub mod down;
-mod fit;
-mod foresee;
+mod dry_run;
+mod outcome;
 mod parts;
-mod report;
 pub mod restore;
 mod roll_over;
 pub mod snapshot;
@@ -25,10 +25,10 @@ pub mod up;
 mod session;
 mod sweep;
 
-pub use fit::{Misfit, Reference, Unfit};
-pub use foresee::{Blind, Foreseen, Foresight, foresee};
+pub use compatibility::{Misfit, Reference, Unfit};
+pub use dry_run::{Blind, Foreseen, Foresight, foresee};
+pub use outcome::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
 pub use parts::HookOutcome;
-pub use report::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
 pub use session::Session;
 pub use sweep::Swept;
 

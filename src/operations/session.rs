@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::fit::{self, Choice, Reference, Unfit};
-use super::report::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
+use super::compatibility::{self, Choice, Reference, Unfit};
+use super::outcome::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
 use super::snapshot::Care;
 use super::{Standing, Vm, delete, down, restore, snapshot, sweep, table, up};
 use crate::engine::executor::{Ending, Executor, Observer, Setback};
@@ -163,7 +163,7 @@ impl<S: Storage> Session<'_, S> {
                 return Err(Refusal::VmmReplaced { running: version, installed });
             }
         }
-        let origin = fit::origin(world, version).map_err(Refusal::Look)?;
+        let origin = compatibility::origin(world, version).map_err(Refusal::Look)?;
         self.check_room(&vm).await?;
         let boot = look(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
         if care == Care::Detach {
@@ -253,7 +253,9 @@ impl<S: Storage> Session<'_, S> {
             let id = self.find(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
-        fit::choose(self.world, listed.into_iter().rev(), &self.interrupt).await.map_err(Refusal::Look)
+        compatibility::choose(self.world, listed.into_iter().rev(), &self.interrupt)
+            .await
+            .map_err(Refusal::Look)
     }
 
     async fn bring_back(

@@ -11,11 +11,11 @@ use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::calls;
-use super::gate::Gate;
 use super::kernel::{Kernel, Mounted};
+use super::pausable_stream::Gate;
 use super::programs;
 use super::sshd;
+use super::syscalls;
 
 /// How often the counter in RAM goes up.
 const TICK: Duration = Duration::from_millis(10);
@@ -73,7 +73,7 @@ impl Guest {
             power,
             calls,
         });
-        calls::listen(&guest)?;
+        syscalls::listen(&guest)?;
         if let Some(ssh) = ssh {
             sshd::listen(&guest, ssh)?;
         }

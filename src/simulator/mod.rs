@@ -5,24 +5,24 @@
 //! real one. RAM and disk of its guest are the files that the VM was given, with real bytes in them ([`ram`], [`disk`],
 //! [`kernel`]): what is paused, copied and restored is what is in them. The guest speaks SSH ([`sshd`]); its programs are
 //! this machine's, run by this machine's kernel as the user who runs nixbox, in a directory that stands for the guest's
-//! root ([`sh`], [`programs`]). **It is no sandbox.** What it cannot show: a kernel that boots, what a virtual processor
+//! root ([`translate`], [`programs`]). **It is no sandbox.** What it cannot show: a kernel that boots, what a virtual processor
 //! costs, programs that go on in a restored guest (but for `keep` and `counter`), and a network.
 //!
 //! Uses `world`, `guest` for keys and for the scripts that it runs, and nothing else of nixbox. No command picks it unless
 //! the configuration says `vmm = "simulator"`.
 
 mod api;
-mod calls;
 mod disk;
-mod gate;
 mod guest;
 mod kernel;
 pub mod network;
+mod pausable_stream;
 pub mod programs;
 mod ram;
-mod sh;
 pub mod share;
 mod sshd;
+mod syscalls;
+mod translate;
 mod vm;
 pub mod vmm;
 

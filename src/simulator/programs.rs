@@ -16,7 +16,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::calls;
+use super::syscalls;
 
 /// Those that do nothing but call the kernel, by the name of the call.
 const CALLS: [(&str, &str); 11] = [
@@ -74,13 +74,13 @@ pub fn run(name: &str, arguments: Vec<String>) -> io::Result<u8> {
     if name == "keep" && arguments.is_empty() {
         io::stdin().read_to_end(&mut input)?;
     }
-    let answer = calls::call(name, arguments, &input)?;
+    let answer = syscalls::call(name, arguments, &input)?;
     io::stderr().write_all(answer.error.as_bytes())?;
     io::stdout().write_all(answer.out.as_bytes())?;
     Ok(answer.status)
 }
 
-/// What `guest/settler.s` does on a machine of its own: reads a `struct rand_pool_info` for the random pool and tells the
+/// What `guest/clock_helper.s` does on a machine of its own: reads a `struct rand_pool_info` for the random pool and tells the
 /// time, then reads `struct timex` for the clock and tells the time after each. Its numbers of what went wrong are the same.
 fn settle() -> io::Result<u8> {
     const POOL_INFO: usize = 520;
@@ -91,12 +91,12 @@ fn settle() -> io::Result<u8> {
     if fill(&mut input, &mut pool)? != POOL_INFO {
         return Ok(11);
     }
-    if calls::call("reseed", Vec::new(), &pool)?.status != 0 {
+    if syscalls::call("reseed", Vec::new(), &pool)?.status != 0 {
         return Ok(13);
     }
     let mut shift = 0;
     loop {
-        let told = calls::call("clock", vec![shift.to_string()], &[])?;
+        let told = syscalls::call("clock", vec![shift.to_string()], &[])?;
         let Ok(time) = told.out.parse::<i64>() else {
             return Ok(16);
         };

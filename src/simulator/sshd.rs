@@ -18,10 +18,10 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::calls;
-use super::gate::Gated;
 use super::guest::Guest;
-use super::sh::{Input, Translator};
+use super::pausable_stream::Gated;
+use super::syscalls;
+use super::translate::{Input, Translator};
 use crate::guest::key;
 
 /// Where the server's key is, below the root.
@@ -148,7 +148,7 @@ impl Connection {
             .env("LOGNAME", &user)
             .env("SHELL", "/bin/sh")
             .env("PATH", format!("{}:{host}", view.join("bin").display()))
-            .env(calls::VARIABLE, self.guest.calls())
+            .env(syscalls::VARIABLE, self.guest.calls())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

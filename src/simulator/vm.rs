@@ -15,13 +15,13 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::Version;
 use super::api::Refusal;
-use super::calls::now;
 use super::disk::Disk;
 use super::guest::{Guest, Power, Share};
 use super::kernel::Kernel;
 use super::network;
 use super::ram::Ram;
 use super::share;
+use super::syscalls::now;
 
 type Result<T, E = Refusal> = std::result::Result<T, E>;
 

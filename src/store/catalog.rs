@@ -7,10 +7,10 @@ use async_trait::async_trait;
 use serde::de::IgnoredAny;
 
 use super::manifest::{self, FILE};
-use super::seen::Seen;
+use super::verified::Seen;
 use super::{Result, StoreError, id_of, scan, staging_name, trash_name};
-use crate::host::copy::{self, Named, Progress};
-use crate::host::files::Folder;
+use crate::files::Folder;
+use crate::files::copy::{self, Named, Progress};
 use crate::world::{
     self, Catalog, Depth, Entry, Failure, FileRecord, Interrupt, Listing, Manifest, SnapshotId,
 };

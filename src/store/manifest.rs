@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Result, StoreError};
-use crate::host::files::Folder;
+use crate::files::Folder;
 use crate::world::{
     BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Origin, Slot, SnapshotId,
     SnapshotName, VmmVersion,

@@ -13,15 +13,15 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use crate::host::copy::CopyError;
-use crate::host::files::{FileError, Folder};
+use crate::files::copy::CopyError;
+use crate::files::{FileError, Folder};
 use crate::world::{Failure, FileRecord, Generation, SnapshotId, SnapshotName};
 
 pub mod catalog;
-pub mod files;
+pub mod journal_files;
 pub mod manifest;
 pub mod scan;
-mod seen;
+mod verified;
 
 pub use catalog::Snapshots;
 use manifest::ManifestError;

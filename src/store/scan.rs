@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use super::manifest::{FILE, ManifestError, is_file_name};
-use super::seen::Seen;
+use super::verified::Seen;
 use super::{Result, Snapshots, StoreError, staging_name};
-use crate::host::copy::{self, CopyError, Named};
-use crate::host::files::{FileError, Folder};
-use crate::host::hash::PieceHashes;
+use crate::files::copy::{self, CopyError, Named};
+use crate::files::hash::PieceHashes;
+use crate::files::{FileError, Folder};
 use crate::world::{Depth, FileRecord, Interrupt, Manifest, SnapshotId};
 
 /// A manifest being replaced has this name until it is whole.

@@ -2,9 +2,9 @@
 //! these. Uses `host` for processes and sockets; knows nothing of operations.
 pub mod capability;
 pub mod client;
+pub mod cloud_hypervisor;
 pub mod config;
 pub mod error;
 mod live;
 pub mod restore;
-pub mod seam;
 pub mod state;

@@ -4,16 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Which modules of the crate each module may name. What is not listed is below all of them.
-const MAY_USE: [(&str, &[&str]); 12] = [
+const MAY_USE: [(&str, &[&str]); 13] = [
     ("engine", &["engine"]),
     ("world", &["engine", "world"]),
+    ("files", &["world", "files"]),
     ("operations", &["engine", "world", "operations"]),
-    ("host", &["world", "host", "store", "config"]),
+    ("host", &["world", "files", "host", "store", "config"]),
     ("vmm", &["world", "host", "vmm"]),
     ("guest", &["world", "guest"]),
-    ("store", &["engine", "world", "host", "store"]),
-    ("config", &["world", "config", "guest", "host"]),
-    ("workspace", &["world", "config", "host", "workspace"]),
+    ("store", &["engine", "world", "files", "store"]),
+    ("config", &["world", "config", "guest", "files"]),
+    ("workspace", &["world", "config", "files", "host", "workspace"]),
     ("fakes", &["engine", "world", "operations", "fakes"]),
     ("simulator", &["world", "guest", "simulator"]),
     (
@@ -21,6 +22,7 @@ const MAY_USE: [(&str, &[&str]); 12] = [
         &[
             "engine",
             "world",
+            "files",
             "operations",
             "host",
             "vmm",

@@ -9,7 +9,7 @@ use nixbox::engine::journal::{Journal, JournalError, Name, Storage};
 use nixbox::engine::record::Ended;
 use nixbox::engine::transition::{Generation, OperationId, TransitionId};
 use nixbox::fakes::Host;
-use nixbox::store::files::FileStorage;
+use nixbox::store::journal_files::FileStorage;
 use proptest::prelude::*;
 
 use crate::harness::{WORKSPACE, cases};

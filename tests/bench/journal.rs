@@ -19,7 +19,7 @@ use nixbox::engine::journal::{Journal, Name, inspect};
 use nixbox::engine::reader::WINDOW;
 use nixbox::engine::record::{Ended, FileHeader, Record, VERSION, WorkspaceId, encode_frame};
 use nixbox::engine::transition::{Generation, OperationId, TransitionId};
-use nixbox::store::files::FileStorage;
+use nixbox::store::journal_files::FileStorage;
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
 const RECORDS: u64 = 100_000;

@@ -5,7 +5,7 @@ use std::fs;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::record::Ended;
 use nixbox::engine::transition::{OperationId, TransitionId};
-use nixbox::store::files::FileStorage;
+use nixbox::store::journal_files::FileStorage;
 use nixbox::workspace::Workspace;
 use nixbox::world::{Generation, WorkspaceId};
 

@@ -3,8 +3,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::host::copy::Silent;
-use crate::host::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
+use crate::files::copy::Silent;
+use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(7);

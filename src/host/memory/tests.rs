@@ -2,8 +2,8 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use super::*;
-use crate::host::copy::Silent;
-use crate::host::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
+use crate::files::copy::Silent;
+use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::store::Snapshots;
 use crate::world::{BootId, Catalog, Depth, Manifest, Origin, Slot, VmmVersion};
 

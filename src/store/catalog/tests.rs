@@ -1,8 +1,8 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::host::copy::Silent;
-use crate::host::files::FileError;
+use crate::files::FileError;
+use crate::files::copy::Silent;
 use crate::world::{BootId, Failure, Generation, Origin, Slot, SnapshotName, VmmVersion};
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {

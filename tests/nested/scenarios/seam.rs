@@ -9,7 +9,7 @@ use std::time::Duration;
 use nixbox::host::network::{HostNetwork, Mode, Settings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
-use nixbox::vmm::seam::{CloudHypervisor, Places, VmmSettings};
+use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
 use nixbox::world::{
     Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Backing, ByteSize};
-use crate::host::files::{FileError, Folder};
+use crate::files::{FileError, Folder};
 use crate::world::{Generation, WorkspaceId};
 
 /// `TMPFS_MAGIC` of linux/magic.h.

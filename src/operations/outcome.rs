@@ -1,7 +1,7 @@
 //! What a command came to, or why it was not begun.
 
 use super::NoTable;
-use super::fit::{Reference, Unfit};
+use super::compatibility::{Reference, Unfit};
 use super::sweep::Swept;
 use crate::engine::executor::{Ending, Setback, Stopped};
 use crate::engine::record::PayloadError;

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{self, Config, NetworkMode};
+use crate::files::copy::Progress;
 use crate::guest::channel::Limits;
 use crate::guest::credentials::{FileRule, Source, Wanted};
 use crate::guest::key::{self, KeyError};
 use crate::guest::mounts::Mount;
 use crate::guest::names::{GuestPath, Tag, UserName, VariableName};
-use crate::guest::seam::{self, SettingsError, SshGuest};
+use crate::guest::ssh_guest::{self, SettingsError, SshGuest};
 use crate::host::clock::HostClock;
-use crate::host::copy::Progress;
 use crate::host::disk::{DiskSpec, Disks};
 use crate::host::ground::HostGround;
 use crate::host::hooks::{Complain, ShellHooks};
@@ -30,7 +30,7 @@ use crate::host::spawn::{Invoker, SpawnError, StandIn};
 use crate::simulator::network::Loopback;
 use crate::simulator::{self, Version};
 use crate::store::{self, Snapshots};
-use crate::vmm::seam::{CloudHypervisor, Places, VmmSettings};
+use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
 use crate::world::{self, Generation, SnapshotId, World};
 
@@ -207,11 +207,11 @@ pub fn assemble(
 }
 
 /// Where guests are to be reached.
-fn address(version: Option<Version>, runtime: &Path) -> Arc<seam::Address> {
+fn address(version: Option<Version>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
         Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
-        None => Arc::new(seam::address),
+        None => Arc::new(ssh_guest::address),
     }
 }
 
@@ -316,7 +316,7 @@ fn guest(
     config: &Config,
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
-    address: Arc<seam::Address>,
+    address: Arc<ssh_guest::Address>,
 ) -> Result<SshGuest> {
     let user = config.guest.user.as_str().to_owned();
     let mount = |(index, mount): (usize, &config::Mount)| {
@@ -327,7 +327,7 @@ fn guest(
         })
     };
     let disk = Arc::clone(disk);
-    let settings = seam::Settings {
+    let settings = ssh_guest::Settings {
         user: UserName::try_from(user).map_err(wrong("guest.user"))?,
         key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(AssemblyError::LoginKey)?),
         pin: Arc::new(move |generation| disk.host_key(generation)),

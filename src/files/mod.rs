@@ -4,6 +4,9 @@
 //! [`Folder`] is an open directory: what it opens, makes, renames and removes are plain names within it, and a link
 //! where a file of ours should be is refused. Uses rustix (openat and its family) and knows nothing of nixbox.
 
+pub mod copy;
+pub mod hash;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};

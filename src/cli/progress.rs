@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::report;
+use super::error;
 use crate::engine::executor::{Event, Observer, Setback};
 use crate::engine::planner::Direction;
-use crate::host::copy::{Method, Progress};
+use crate::files::copy::{Method, Progress};
 
 /// Fits 80 columns with names as long as ours.
 const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
@@ -87,7 +87,7 @@ impl Show {
 
     /// Prints a line, whatever bars there are below it.
     pub(super) fn say(&self, text: &str) {
-        self.bars.suspend(|| report::say(&format!("nixbox: {text}\n")));
+        self.bars.suspend(|| error::say(&format!("nixbox: {text}\n")));
     }
 
     fn line(&self, text: &str) {
@@ -109,7 +109,7 @@ impl Show {
         if let Some((stage, since)) = now.stage.take() {
             let took = since.elapsed();
             now.times.stages.push(StageTime { operation: now.operation, stage, ms: millis(took) });
-            self.line(&format!("{}: {stage} ({})", now.operation, report::duration(took)));
+            self.line(&format!("{}: {stage} ({})", now.operation, error::duration(took)));
         }
     }
 
@@ -211,6 +211,6 @@ impl Observer for Show {
     fn setback(&self, setback: &Setback) {
         self.end_copies();
         let operation = self.now().operation;
-        self.line(&format!("{operation}: {}", report::chain(setback)));
+        self.line(&format!("{operation}: {}", error::chain(setback)));
     }
 }

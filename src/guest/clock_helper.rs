@@ -1,6 +1,6 @@
 //! The program that does in the guest what no shell can: `ioctl` on the random device, and `adjtimex`.
 //!
-//! `settler.s` is its source, and the place to read what it does. It is here as bytes so that building nixbox needs no
+//! `clock_helper.s` is its source, and the place to read what it does. It is here as bytes so that building nixbox needs no
 //! assembler.
 
 /// Its machine code.
@@ -69,7 +69,7 @@ mod tests {
     fn the_bytes_are_what_the_source_assembles_to() {
         let directory = tempfile::tempdir().unwrap();
         let (object, code) = (directory.path().join("o"), directory.path().join("code"));
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/settler.s");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/clock_helper.s");
         assert!(Command::new("as").args(["--64", source, "-o"]).arg(&object).status().unwrap().success());
         let copy =
             Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).arg(&object).arg(&code).status();

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::Write;
 use std::time::Duration;
 
-use super::assembly::AssemblyError;
+use super::wiring::AssemblyError;
 use crate::config::ConfigError;
 use crate::engine::executor::{Setback, Stopped};
 use crate::engine::journal::JournalError;

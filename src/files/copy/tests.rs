@@ -121,7 +121,7 @@ fn same(from: &Path, to: &Path) -> bool {
 
 #[tokio::test]
 async fn copies_are_right_and_sparse_on_every_file_system() {
-    let Some(mounts) = mounted("host::copy::tests::copies_are_right_and_sparse_on_every_file_system") else {
+    let Some(mounts) = mounted("files::copy::tests::copies_are_right_and_sparse_on_every_file_system") else {
         return;
     };
     let never = Interrupt::new();
@@ -161,7 +161,7 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
 
 #[tokio::test]
 async fn a_full_file_system_is_said_with_what_is_missing() {
-    let Some(mounts) = mounted("host::copy::tests::a_full_file_system_is_said_with_what_is_missing") else {
+    let Some(mounts) = mounted("files::copy::tests::a_full_file_system_is_said_with_what_is_missing") else {
         return;
     };
     let source = mounts.join("tmpfs/source");

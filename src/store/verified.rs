@@ -12,7 +12,7 @@ use std::os::unix::fs::MetadataExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::Result;
-use crate::host::files::{FileError, Folder};
+use crate::files::{FileError, Folder};
 use crate::world::{FileRecord, SnapshotId};
 
 /// More than 18 files take.

@@ -3,12 +3,12 @@
 use crate::engine::history::History;
 use crate::engine::journal::{self, Name, Storage as _};
 use crate::engine::transition::Generation;
-use crate::host::files::Folder;
+use crate::files::Folder;
 use crate::operations::{self, Standing, Vm};
-use crate::store::files::FileStorage;
+use crate::store::journal_files::FileStorage;
 use crate::workspace::Workspace;
 
-use super::report::{Exit, Problem};
+use super::error::{Exit, Problem};
 
 /// How it stands.
 pub(super) struct Peek {

@@ -25,7 +25,7 @@ use super::mounts::{self, Mount};
 use super::names::{GuestPath, UserName};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
-use super::{fence, settle, wipe};
+use super::{settle, stale_scripts, wipe};
 use crate::world::Interrupt;
 use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm, VmmState};
 
@@ -198,7 +198,7 @@ impl SshGuest {
                 living.retain(|shell| shell.strong_count() > 0);
                 let spared: Vec<_> = living.iter().filter_map(Weak::upgrade).collect();
                 let marks: Vec<_> = spared.iter().map(|shell| &shell.mark).collect();
-                let ended = async { fence::end_others(&shell, &marks).await.map_err(Failure::world) };
+                let ended = async { stale_scripts::end_others(&shell, &marks).await.map_err(Failure::world) };
                 self.while_there(machine, ended).await?;
                 let shell = Arc::new(shell);
                 living.push(Arc::downgrade(&shell));
