@@ -23,7 +23,7 @@ pub use read::Position;
 pub use secret::{MASK, SecretCommand, Source};
 pub use value::{
     Backing, ByteSize, Domain, GuestPath, HostPath, Name, NetworkMode, UserName, ValueError, VariableName,
-    Vmm,
+    VmmChoice,
 };
 
 /// Its name in `.nixbox`.
@@ -164,31 +164,31 @@ pub struct Config {
     /// The workspace's name.
     pub name: Name,
     /// What runs the VM.
-    pub vmm: Vmm,
+    pub vmm: VmmChoice,
     /// The machine.
-    pub vm: Vm,
+    pub vm: VmTable,
     /// Its disks, in the order in which the guest sees them.
-    pub disks: Vec<Disk>,
+    pub disks: Vec<DiskTable>,
     /// The host's directories in the guest. No two have one target.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<MountTable>,
     /// What the guest may reach.
-    pub network: Network,
+    pub network: NetworkTable,
     /// The system in the VM.
-    pub guest: Guest,
+    pub guest: GuestTable,
     /// What its environment has.
     pub env: BTreeMap<VariableName, Source>,
     /// Files with credentials.
-    pub credentials: Credentials,
+    pub credentials: CredentialsTable,
     /// The user's own scripts.
-    pub hooks: Hooks,
+    pub hooks: HooksTable,
     /// What becomes of snapshots.
-    pub snapshot: Snapshot,
+    pub snapshot: SnapshotTable,
 }
 
 /// `[vm]`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Vm {
+pub struct VmTable {
     /// Virtual processors: 1 to 254.
     pub vcpus: u8,
     /// RAM: at most the host's, a multiple of 2 MiB.
@@ -206,7 +206,7 @@ pub struct Vm {
 /// One of `[[disks]]`: at least one of the two is there.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Disk {
+pub struct DiskTable {
     /// The template.
     pub image: Option<HostPath>,
     /// What it is grown to; a multiple of 4096 bytes.
@@ -216,7 +216,7 @@ pub struct Disk {
 /// One of `[[mounts]]`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Mount {
+pub struct MountTable {
     /// The host's directory.
     pub source: HostPath,
     /// Where the guest has it.
@@ -228,7 +228,7 @@ pub struct Mount {
 /// `[network]`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Network {
+pub struct NetworkTable {
     /// How much may be reached.
     pub mode: NetworkMode,
     /// In filtered mode: these and what is below them. Sorted, none twice.
@@ -240,7 +240,7 @@ pub struct Network {
 /// `[guest]`.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Guest {
+pub struct GuestTable {
     /// Who logs in.
     pub user: UserName,
     /// The private key that the image lets in.
@@ -250,7 +250,7 @@ pub struct Guest {
 /// `[credentials]`.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Credentials {
+pub struct CredentialsTable {
     /// Files of the host that are put into the guest. No two have one target.
     pub files: Vec<CredentialFile>,
     /// Removed before a snapshot though nixbox did not put them there.
@@ -270,7 +270,7 @@ pub struct CredentialFile {
 /// `[hooks]`: command lines for a shell on the host, run in the workspace.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Hooks {
+pub struct HooksTable {
     /// Before anything of `up`.
     pub pre_up: Vec<String>,
     /// When the guest is ready.
@@ -284,7 +284,7 @@ pub struct Hooks {
 /// `[snapshot]`.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct Snapshot {
+pub struct SnapshotTable {
     /// How many unnamed ones are kept; all of them if it is not said.
     pub keep: Option<NonZeroU32>,
 }
@@ -308,9 +308,9 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`]; the first by the order of the tables in the documentation.
     pub fn parse(text: &str, path: &Path, root: &Path, host: &HostFacts) -> Result<Self> {
-        let text = read::Text { path, text };
+        let text = read::SourceText { path, text };
         let tree = text.parse()?;
-        tables::Reader { root, host }.config(text, tree.get_ref())
+        tables::ConfigReader { root, host }.config(text, tree.get_ref())
     }
 
     /// What of it shapes a VM, by key: a snapshot is of use only where these are the same. What may differ: credentials,

@@ -88,13 +88,13 @@ pub enum WorkspaceError {
 pub enum LockError {
     /// Another process has it.
     #[error("another nixbox is at work in this workspace: {}", describe(.0.as_ref()))]
-    Locked(Option<Holder>),
+    Locked(Option<LockHolder>),
     /// It cannot be opened or written.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
-fn describe(holder: Option<&Holder>) -> String {
+fn describe(holder: Option<&LockHolder>) -> String {
     match holder {
         Some(holder) => {
             let seconds = now_ms().saturating_sub(holder.since_ms) / 1000;
@@ -108,7 +108,7 @@ fn describe(holder: Option<&Holder>) -> String {
 /// Who holds a workspace's lock, as the file says. For people: the lock itself is the kernel's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Holder {
+pub struct LockHolder {
     /// Its process.
     pub pid: u32,
     /// What it runs.
@@ -273,7 +273,8 @@ impl Workspace {
                 Err(error) => return Err(FileError::system("lock", path)(error).into()),
             }
         }
-        let holder = Holder { pid: std::process::id(), operation: operation.to_owned(), since_ms: now_ms() };
+        let holder =
+            LockHolder { pid: std::process::id(), operation: operation.to_owned(), since_ms: now_ms() };
         let written = serde_json::to_vec(&holder)
             .map_err(io::Error::from)
             .and_then(|text| file.set_len(0).and_then(|()| file.write_all(&text)));
@@ -285,7 +286,7 @@ impl Workspace {
     ///
     /// # Errors
     /// If the lock's file cannot be read.
-    pub fn holder(&self) -> Result<Option<Holder>, LockError> {
+    pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let Some(mut file) = self.nixbox.file_to_write(LOCK_FILE)? else {
             return Ok(None);
         };
@@ -325,12 +326,12 @@ impl Workspace {
     }
 }
 
-fn is_alive(holder: &Holder) -> bool {
+fn is_alive(holder: &LockHolder) -> bool {
     Path::new("/proc").join(holder.pid.to_string()).exists()
 }
 
 /// What the holder wrote down. It writes right after it has the lock, so an empty file is worth a few more looks.
-fn read_holder(file: &mut File) -> Option<Holder> {
+fn read_holder(file: &mut File) -> Option<LockHolder> {
     for _ in 0..10 {
         let mut text = Vec::new();
         let read = file.rewind().and_then(|()| file.take(LOCK_LIMIT).read_to_end(&mut text));

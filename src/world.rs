@@ -112,7 +112,7 @@ pub struct Origin {
 
 /// Where a snapshot stands on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Entry {
+pub enum SnapshotState {
     /// Nowhere.
     Absent,
     /// In its staging directory: not listed, of no use to anybody but the operation that makes it.
@@ -157,7 +157,7 @@ pub struct Manifest {
 
 /// A snapshot in the list, whole or not.
 #[derive(Debug)]
-pub struct Listing {
+pub struct ListedSnapshot {
     /// The snapshot.
     pub id: SnapshotId,
     /// What it says of itself, or why that cannot be known.
@@ -336,13 +336,13 @@ pub struct Equipment {
 #[async_trait]
 pub trait Catalog: Send + Sync {
     /// The committed ones, oldest first, damaged ones included.
-    async fn list(&self) -> Result<Vec<Listing>>;
+    async fn list(&self) -> Result<Vec<ListedSnapshot>>;
     /// Those that are there and not in the list: in their staging directories, or in the trash.
     async fn unlisted(&self) -> Result<Vec<SnapshotId>>;
     /// How many bytes there is room for.
     async fn free(&self) -> Result<u64>;
     /// Where one stands. What it reports is on the medium: the caller builds upon it.
-    async fn find(&self, id: SnapshotId) -> Result<Entry>;
+    async fn find(&self, id: SnapshotId) -> Result<SnapshotState>;
     /// Make its staging directory.
     async fn stage(&self, id: SnapshotId) -> Result<()>;
     /// Whether the staging directory holds a whole VMM state.

@@ -9,7 +9,7 @@ use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Crash, Fault, Host, Survival, Wrong};
-use nixbox::operations::{Reference, Refusal, Session, Wish};
+use nixbox::operations::{Reference, Refusal, Session, SnapshotRequest};
 use nixbox::world::{Generation, SnapshotId, WorkspaceId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -89,7 +89,7 @@ async fn run(host: &Host, command: Command, fault: Fault) {
         Command::Down => session.down().await.map(drop),
         Command::WarmUp => session.warm_up(None).await.map(drop),
         Command::Snapshot { stop, keep_one } => {
-            let wish = Wish { name: None, stop, keep: keep_one.then_some(1) };
+            let wish = SnapshotRequest { name: None, stop, keep: keep_one.then_some(1) };
             session.snapshot(wish).await.map(drop)
         }
         Command::Restore { which, replace } => session.restore(Some(&pick(which)), replace).await.map(drop),
@@ -97,7 +97,7 @@ async fn run(host: &Host, command: Command, fault: Fault) {
         Command::Recover => session.recover().await.map(drop),
     };
     if fault == Fault::None {
-        assert!(!matches!(said, Err(Refusal::Stopped(_) | Refusal::NoTable(_))), "{said:?}");
+        assert!(!matches!(said, Err(Refusal::Engine(_) | Refusal::NoTable(_))), "{said:?}");
     }
 }
 

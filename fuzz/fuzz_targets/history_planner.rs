@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::{arbitrary, fuzz_target};
-use nixbox::engine::history::{History, Status};
-use nixbox::engine::planner::{Decision, Direction, NoPlan, Place, Shape, decide, plan};
+use nixbox::engine::history::{History, TransitionStatus};
+use nixbox::engine::planner::{CommitSide, Decision, Direction, NoPlan, TableShape, decide, plan};
 use nixbox::engine::record::{Ended, Record};
 use nixbox::engine::transition::{Generation, TransitionId};
 
@@ -57,34 +57,35 @@ impl Push {
 }
 
 /// Up to three stages of up to three transitions, the commit point, and up to two more stages.
-fn shape(input: &Input) -> Shape {
+fn shape(input: &Input) -> TableShape {
     let mut ids = (100..).map(TransitionId);
     let mut stage = |size: &u8| -> Vec<_> { ids.by_ref().take(usize::from(size % 4)).collect() };
     let before = input.before.iter().take(3).map(&mut stage).collect();
     let commit = stage(&1)[0];
-    Shape::new(before, commit, input.after.iter().take(2).map(&mut stage).collect())
+    TableShape::new(before, commit, input.after.iter().take(2).map(&mut stage).collect())
 }
 
-fn look(shape: &Shape, history: &History) {
+fn look(shape: &TableShape, history: &History) {
     let Some(open) = history.open() else {
         return;
     };
     let found: Vec<_> = open.entries().iter().map(|entry| (entry.id, entry.status)).collect();
     let (size, commit) = (shape.transitions().count(), shape.commit());
-    let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
-    let back = |index: usize| matches!(status(index), Status::UndoBegun | Status::Undone);
+    let status =
+        |index: usize| found.get(index).map_or(TransitionStatus::NeverStarted, |(_, status)| *status);
+    let back = |index: usize| matches!(status(index), TransitionStatus::UndoBegun | TransitionStatus::Undone);
     match plan(shape, &found) {
         Ok(plan) => {
             assert_eq!(plan.decisions.len(), size);
             for (index, decision) in plan.decisions.iter().enumerate() {
-                assert_eq!(*decision, decide(Place::of(index, commit), status(index)));
+                assert_eq!(*decision, decide(CommitSide::of(index, commit), status(index)));
                 assert_ne!(*decision, Decision::Illegal);
             }
-            let committed = status(commit) == Status::Done;
+            let committed = status(commit) == TransitionStatus::Done;
             assert_eq!(plan.direction == Direction::Forward, committed);
             if committed {
                 assert!(!(0..size).any(back));
-                assert!((0..commit).all(|index| status(index) == Status::Done));
+                assert!((0..commit).all(|index| status(index) == TransitionStatus::Done));
             }
         }
         Err(NoPlan::OtherTable { index, expected, found: id }) => {
@@ -95,8 +96,11 @@ fn look(shape: &Shape, history: &History) {
         Err(NoPlan::BackPastCommit { index }) => assert!(back(index)),
         Err(NoPlan::ForwardPastGap { index, unfinished }) => {
             assert!(unfinished < index);
-            assert_ne!(status(index), Status::NeverStarted);
-            assert!(matches!(status(unfinished), Status::NeverStarted | Status::IntentOnly));
+            assert_ne!(status(index), TransitionStatus::NeverStarted);
+            assert!(matches!(
+                status(unfinished),
+                TransitionStatus::NeverStarted | TransitionStatus::IntentOnly
+            ));
         }
     }
 }

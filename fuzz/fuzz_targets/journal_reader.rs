@@ -6,12 +6,12 @@ use std::io;
 
 use libfuzzer_sys::fuzz_target;
 use nixbox::engine::history::{History, IllegalHistory};
-use nixbox::engine::reader::{self, ReadError, Scan, Source, Tail, WINDOW};
+use nixbox::engine::reader::{self, JournalBytes, ReadError, Scan, Tail, WINDOW};
 use nixbox::engine::record::{Checks, FILE_HEADER, FRAME_HEADER, FrameHeader};
 
 struct Measured<'b>(&'b [u8]);
 
-impl Source for Measured<'_> {
+impl JournalBytes for Measured<'_> {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         assert!(buffer.len() <= WINDOW);
         self.0.read_at(offset, buffer)

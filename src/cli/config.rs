@@ -1,7 +1,7 @@
 //! `nixbox config`.
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::{Place, done};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, done};
 
 /// Show the configuration with every default filled in and every secret masked
 #[derive(Debug, clap::Args)]
@@ -16,13 +16,14 @@ pub(super) struct Arguments {
 #[error("the configuration cannot be shown")]
 struct Unshown(#[source] serde_json::Error);
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
-    let config = Place::config(&place.workspace()?)?;
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let config = WorkspaceLocation::config(&place.workspace()?)?;
     if arguments.json {
         error::print_json(&config)?;
         return done();
     }
-    let value = serde_json::to_value(&config).map_err(|error| Problem::new(Exit::Failed, Unshown(error)))?;
+    let value =
+        serde_json::to_value(&config).map_err(|error| Problem::new(ExitKind::Failed, Unshown(error)))?;
     let mut lines = Vec::new();
     flatten(&mut lines, "", &value);
     error::print(&lines.join("\n"))?;

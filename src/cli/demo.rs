@@ -10,9 +10,9 @@ use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::progress::Show;
-use super::{Place, done, signals};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::progress::ProgressDisplay;
+use super::{WorkspaceLocation, done, signals};
 use crate::engine::transition::Interrupt;
 
 /// Show what nixbox does, without KVM, root or network: freeze, kill, recover, restore
@@ -46,7 +46,8 @@ enum DemoError {
 
 impl From<DemoError> for Problem {
     fn from(error: DemoError) -> Self {
-        let exit = if matches!(error, DemoError::Interrupted) { Exit::Interrupted } else { Exit::Failed };
+        let exit =
+            if matches!(error, DemoError::Interrupted) { ExitKind::Interrupted } else { ExitKind::Failed };
         Self::new(exit, error)
     }
 }
@@ -61,14 +62,14 @@ const ASK: &str =
     "sha256sum < cache/jars; cat /proc/sys/kernel/random/boot_id; [ -n \"$TOKEN\" ] && ls ~/workspace";
 
 /// A workspace that goes when this does.
-struct Stage {
+struct DemoStage {
     program: PathBuf,
     directory: PathBuf,
     interrupt: Interrupt,
     keep: bool,
 }
 
-impl Drop for Stage {
+impl Drop for DemoStage {
     fn drop(&mut self) {
         if self.keep {
             return;
@@ -79,7 +80,7 @@ impl Drop for Stage {
     }
 }
 
-impl Stage {
+impl DemoStage {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(words).current_dir(&self.directory).stdin(Stdio::null());
@@ -187,13 +188,13 @@ fn last_operation(journal: &str) -> String {
     lines[begin..].iter().take_while(|line| !line.starts_with('/')).copied().collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn run(_: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let interrupt = Interrupt::new();
-    signals::listen(&interrupt, &Arc::new(Show::new(true)))?;
+    signals::listen(&interrupt, &Arc::new(ProgressDisplay::new(true)))?;
     let directory = std::env::temp_dir().join(format!("nixbox-demo-{}", std::process::id()));
     std::fs::create_dir(&directory).map_err(|error| DemoError::Directory(directory.clone(), error))?;
     let program = std::env::current_exe().map_err(|error| DemoError::Run("demo".to_owned(), error))?;
-    let mut stage = Stage { program, directory, interrupt, keep: false };
+    let mut stage = DemoStage { program, directory, interrupt, keep: false };
     let began = Instant::now();
     error::print(&format!(
         "nixbox demo, in {}. No VM runs here: a simulator stands in for Cloud Hypervisor. All else is real:\n\
@@ -208,7 +209,7 @@ pub(super) fn run(_: &Place, arguments: &Arguments) -> Outcome {
     done()
 }
 
-fn play(stage: &Stage) -> Result<(), Problem> {
+fn play(stage: &DemoStage) -> Result<(), Problem> {
     let mut since = Instant::now();
     stage.run(&["init", "--simulator"])?;
     stage.run(&["up"])?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::{Place, done, preflight, session, wiring};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, done, preflight, session, wiring};
 use crate::config::HostFacts;
 use crate::files::Folder;
 use crate::host::{memory, network, slots, spawn, sudo};
@@ -27,7 +27,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum State {
+enum CheckState {
     Found,
     /// `up` works without it, and something else is worse.
     Lacking,
@@ -36,9 +36,9 @@ enum State {
 }
 
 #[derive(Debug, Serialize)]
-struct Need {
+struct Requirement {
     name: &'static str,
-    state: State,
+    state: CheckState,
     /// What there is: a version, a path, a number.
     found: String,
     /// What to do, or what cannot be known.
@@ -49,32 +49,32 @@ struct Need {
 struct Diagnosis {
     /// Whether nothing is missing.
     ready: bool,
-    needs: Vec<Need>,
+    needs: Vec<Requirement>,
 }
 
-fn found(name: &'static str, found: impl Into<String>) -> Need {
-    Need { name, state: State::Found, found: found.into(), advice: None }
+fn found(name: &'static str, found: impl Into<String>) -> Requirement {
+    Requirement { name, state: CheckState::Found, found: found.into(), advice: None }
 }
 
-impl Need {
+impl Requirement {
     fn advice(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(advice.into());
         self
     }
 
     fn missing(mut self) -> Self {
-        self.state = State::Missing;
+        self.state = CheckState::Missing;
         self
     }
 
     fn lacking(mut self) -> Self {
-        self.state = State::Lacking;
+        self.state = CheckState::Lacking;
         self
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-enum VersionError {
+enum ProgramVersionError {
     #[error("{0} cannot be run")]
     Run(PathBuf, #[source] std::io::Error),
     #[error("{0} did not say its version within {LIMIT:?}")]
@@ -84,7 +84,7 @@ enum VersionError {
 }
 
 /// What `program --version` prints, its first line.
-async fn version(path: &Path) -> Result<String, VersionError> {
+async fn version(path: &Path) -> Result<String, ProgramVersionError> {
     let asked = tokio::process::Command::new(path)
         .arg("--version")
         .stdin(Stdio::null())
@@ -93,10 +93,10 @@ async fn version(path: &Path) -> Result<String, VersionError> {
         .output();
     let output = tokio::time::timeout(LIMIT, asked)
         .await
-        .map_err(|_| VersionError::Slow(path.to_owned()))?
-        .map_err(|source| VersionError::Run(path.to_owned(), source))?;
+        .map_err(|_| ProgramVersionError::Slow(path.to_owned()))?
+        .map_err(|source| ProgramVersionError::Run(path.to_owned(), source))?;
     if !output.status.success() {
-        return Err(VersionError::Failed(path.to_owned()));
+        return Err(ProgramVersionError::Failed(path.to_owned()));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().next().unwrap_or_default().trim();
@@ -104,7 +104,7 @@ async fn version(path: &Path) -> Result<String, VersionError> {
     Ok(line.chars().filter(|c| !c.is_control()).take(200).collect())
 }
 
-fn kvm() -> Need {
+fn kvm() -> Requirement {
     let nested = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| {
         text.lines()
             .any(|line| line.starts_with("flags") && line.split_whitespace().any(|flag| flag == "hypervisor"))
@@ -121,7 +121,7 @@ fn kvm() -> Need {
     }
 }
 
-async fn vmm() -> Need {
+async fn vmm() -> Requirement {
     const NAME: &str = "cloud-hypervisor";
     let advice = "install Cloud Hypervisor v51.0 or later from https://github.com/cloud-hypervisor/cloud-hypervisor/releases, on PATH or named in NIXBOX_CLOUD_HYPERVISOR";
     let path = match spawn::find_program(NAME, "NIXBOX_CLOUD_HYPERVISOR") {
@@ -149,7 +149,7 @@ async fn vmm() -> Need {
     }
 }
 
-async fn virtiofsd() -> Need {
+async fn virtiofsd() -> Requirement {
     const NAME: &str = "virtiofsd";
     let advice = "`cargo install virtiofsd`, or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
     let path = match spawn::find_program(NAME, "NIXBOX_VIRTIOFSD") {
@@ -162,7 +162,7 @@ async fn virtiofsd() -> Need {
     }
 }
 
-async fn privileged(name: &'static str) -> Need {
+async fn privileged(name: &'static str) -> Requirement {
     let advice = format!("install {name} from your distribution");
     let path = match network::program_path(name) {
         Ok(path) => path,
@@ -174,7 +174,7 @@ async fn privileged(name: &'static str) -> Need {
     }
 }
 
-async fn nftset() -> Need {
+async fn nftset() -> Requirement {
     const NAME: &str = "dnsmasq with nftset";
     match network::fills_sets().await {
         Ok(true) => found(NAME, "yes"),
@@ -187,7 +187,7 @@ async fn nftset() -> Need {
     }
 }
 
-fn tun() -> Need {
+fn tun() -> Requirement {
     let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     match opened {
         Ok(_) => found("tun", "/dev/net/tun opens"),
@@ -197,7 +197,7 @@ fn tun() -> Need {
     }
 }
 
-fn forwarding() -> Need {
+fn forwarding() -> Requirement {
     const NAME: &str = "ip forwarding";
     match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
         Ok(text) if text.trim() == "1" => found(NAME, "on"),
@@ -206,7 +206,7 @@ fn forwarding() -> Need {
     }
 }
 
-fn rights() -> Need {
+fn rights() -> Requirement {
     const NAME: &str = "network privileges";
     let program = std::env::current_exe()
         .map_or_else(|_| "$(command -v nixbox)".to_owned(), |path| path.display().to_string());
@@ -225,7 +225,7 @@ fn rights() -> Need {
     }
 }
 
-fn slots() -> Need {
+fn slots() -> Requirement {
     let path = Path::new(slots::DIRECTORY);
     if path.is_dir() {
         found("slots", slots::DIRECTORY)
@@ -240,7 +240,7 @@ fn slots() -> Need {
     }
 }
 
-fn user_namespaces() -> Need {
+fn user_namespaces() -> Requirement {
     const NAME: &str = "user namespaces";
     let number = |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
     let advice = "virtiofsd run as a user needs them";
@@ -260,7 +260,7 @@ fn user_namespaces() -> Need {
 }
 
 /// The file system that the workspace is on, or would be.
-fn reflink(directory: &Path) -> Need {
+fn reflink(directory: &Path) -> Requirement {
     const NAME: &str = "reflink";
     const BTRFS: i64 = 0x9123_683E;
     const XFS: i64 = 0x5846_5342;
@@ -276,7 +276,7 @@ fn reflink(directory: &Path) -> Need {
     }
 }
 
-fn tmpfs(wanted: u64) -> Need {
+fn tmpfs(wanted: u64) -> Requirement {
     const NAME: &str = "room for RAM on tmpfs";
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
     let roomiest = memory::tmpfs_directories()
@@ -296,9 +296,9 @@ fn tmpfs(wanted: u64) -> Need {
     }
 }
 
-async fn examine(place: &Place) -> Diagnosis {
+async fn examine(place: &WorkspaceLocation) -> Diagnosis {
     // A host can be looked at without a workspace, and with one whose configuration is not right yet.
-    let config = place.workspace().and_then(|workspace| Place::config(&workspace)).ok();
+    let config = place.workspace().and_then(|workspace| WorkspaceLocation::config(&workspace)).ok();
     let memory = config
         .as_ref()
         .map_or_else(|| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
@@ -323,10 +323,10 @@ async fn examine(place: &Place) -> Diagnosis {
         reflink(&place.directory),
         tmpfs(memory),
     ];
-    Diagnosis { ready: needs.iter().all(|need| need.state != State::Missing), needs }
+    Diagnosis { ready: needs.iter().all(|need| need.state != CheckState::Missing), needs }
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let diagnosis = session::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
     if arguments.json {
         error::print_json(&diagnosis)?;
@@ -334,9 +334,9 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
         let mut lines = Vec::new();
         for need in &diagnosis.needs {
             let mark = match need.state {
-                State::Found => "ok     ",
-                State::Lacking => "lacking",
-                State::Missing => "MISSING",
+                CheckState::Found => "ok     ",
+                CheckState::Lacking => "lacking",
+                CheckState::Missing => "MISSING",
             };
             lines.push(format!("{mark}  {}: {}", need.name, need.found));
             if let Some(advice) = &need.advice {
@@ -345,5 +345,5 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
         }
         error::print(&lines.join("\n"))?;
     }
-    if diagnosis.ready { done() } else { Ok(Exit::Failed as u8) }
+    if diagnosis.ready { done() } else { Ok(ExitKind::Failed as u8) }
 }

@@ -1,18 +1,18 @@
 //! `nixbox down`.
 
 use super::error::{self, Outcome};
-use super::session::{self, Manner};
-use super::{Place, done};
+use super::session::{self, OutputOptions};
+use super::{WorkspaceLocation, done};
 
 /// Shut this workspace's VM down; its disk stays
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox down")]
 pub(super) struct Arguments {
     #[command(flatten)]
-    manner: Manner,
+    manner: OutputOptions,
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     let held = session::hold(place, "down", manner)?;
     let assembly = held.assemble()?;

@@ -4,18 +4,18 @@ use std::error::Error;
 use std::io::Write;
 use std::time::Duration;
 
-use super::wiring::AssemblyError;
+use super::wiring::WiringError;
 use crate::config::ConfigError;
-use crate::engine::executor::{Setback, Stopped};
+use crate::engine::executor::{EngineError, TransitionFailure};
 use crate::engine::journal::JournalError;
 use crate::engine::transition::Failure;
-use crate::operations::{Refusal, Report};
+use crate::operations::{OperationResult, Refusal};
 use crate::workspace::{LockError, WorkspaceError};
 
 /// What nixbox exits with. `nixbox run` and `nixbox shell` exit with what their command did, once it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Exit {
+pub enum ExitKind {
     /// It was done.
     Done = 0,
     /// It failed, and was rolled back or never begun.
@@ -35,7 +35,7 @@ pub enum Exit {
 /// Why a command did not do what it was asked, and what nixbox exits with then.
 #[derive(Debug)]
 pub struct Problem {
-    exit: Exit,
+    exit: ExitKind,
     error: Box<dyn Error + Send + Sync>,
     hint: Option<&'static str>,
     /// Whether a VM was lost, and what is known of why.
@@ -48,20 +48,20 @@ pub type Outcome = Result<u8, Problem>;
 
 /// What a person reads about an operation that did not get through.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+enum ReportedEnd {
     #[error("all is as it was before")]
-    RolledBack(#[source] Setback),
+    RolledBack(#[source] TransitionFailure),
     #[error("the snapshot was not restored, and the VM that it was to replace is down; its disk is kept")]
-    ReplacedInVain(#[source] Setback),
+    ReplacedInVain(#[source] TransitionFailure),
     #[error("the VM was of no use and what was left of it was cleared away; the workspace is down")]
-    ClearedAway(#[source] Setback),
+    ClearedAway(#[source] TransitionFailure),
     #[error("it can be neither finished nor taken back")]
-    Stuck(#[source] Setback),
+    Stuck(#[source] TransitionFailure),
 }
 
 impl Problem {
     /// A problem of its own kind.
-    pub fn new(exit: Exit, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub fn new(exit: ExitKind, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { exit, error: error.into(), hint: None, lost: false, last_words: Vec::new() }
     }
 
@@ -90,7 +90,7 @@ impl Problem {
 
     /// What nixbox exits with because of it.
     #[must_use]
-    pub fn exit(&self) -> Exit {
+    pub fn exit(&self) -> ExitKind {
         self.exit
     }
 
@@ -146,7 +146,7 @@ pub fn say(text: &str) {
 pub fn print(text: &str) -> Result<(), Problem> {
     let mut stdout = std::io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    written.map_err(|error| Problem::new(Exit::Failed, Unprinted(error)))
+    written.map_err(|error| Problem::new(ExitKind::Failed, Unprinted(error)))
 }
 
 /// Prints a value as JSON on stdout.
@@ -155,7 +155,7 @@ pub fn print(text: &str) -> Result<(), Problem> {
 /// If stdout cannot be written.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
     let text = serde_json::to_string_pretty(value);
-    print(&text.map_err(|error| Problem::new(Exit::Failed, Unprinted(error.into())))?)
+    print(&text.map_err(|error| Problem::new(ExitKind::Failed, Unprinted(error.into())))?)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -175,50 +175,52 @@ pub fn duration(took: Duration) -> String {
 ///
 /// # Errors
 /// If it did not get through.
-pub fn ended(report: Report) -> Result<bool, Problem> {
+pub fn ended(report: OperationResult) -> Result<bool, Problem> {
     match report {
-        Report::Done => Ok(true),
-        Report::Already => Ok(false),
-        Report::RolledBack(setback) => Err(Problem::new(taken_back(&setback), Ended::RolledBack(setback))),
-        Report::ReplacedInVain(setback) => {
-            Err(Problem::new(taken_back(&setback), Ended::ReplacedInVain(setback))
+        OperationResult::Done => Ok(true),
+        OperationResult::Already => Ok(false),
+        OperationResult::RolledBack(setback) => {
+            Err(Problem::new(taken_back(&setback), ReportedEnd::RolledBack(setback)))
+        }
+        OperationResult::ReplacedInVain(setback) => {
+            Err(Problem::new(taken_back(&setback), ReportedEnd::ReplacedInVain(setback))
                 .with("`nixbox up` boots from that disk"))
         }
-        Report::ClearedAway(setback) => {
-            Err(Problem { lost: true, ..Problem::new(Exit::Failed, Ended::ClearedAway(setback)) })
+        OperationResult::ClearedAway(setback) => {
+            Err(Problem { lost: true, ..Problem::new(ExitKind::Failed, ReportedEnd::ClearedAway(setback)) })
         }
-        Report::Stuck(setback) => Err(stuck(setback)),
+        OperationResult::Stuck(setback) => Err(stuck(setback)),
     }
 }
 
-fn taken_back(setback: &Setback) -> Exit {
-    if matches!(setback.failure, Failure::Interrupted) { Exit::Interrupted } else { Exit::Failed }
+fn taken_back(setback: &TransitionFailure) -> ExitKind {
+    if matches!(setback.failure, Failure::Interrupted) { ExitKind::Interrupted } else { ExitKind::Failed }
 }
 
 /// An operation that needs a person.
 #[must_use]
-pub fn stuck(setback: Setback) -> Problem {
-    Problem::new(Exit::Stuck, Ended::Stuck(setback))
+pub fn stuck(setback: TransitionFailure) -> Problem {
+    Problem::new(ExitKind::Stuck, ReportedEnd::Stuck(setback))
         .with("put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got")
 }
 
 impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
         let exit = match error {
-            WorkspaceError::None { .. } | WorkspaceError::Start { .. } => Exit::NotFound,
-            _ => Exit::Failed,
+            WorkspaceError::None { .. } | WorkspaceError::Start { .. } => ExitKind::NotFound,
+            _ => ExitKind::Failed,
         };
         Self::new(exit, error)
     }
 }
 
-impl From<AssemblyError> for Problem {
-    fn from(error: AssemblyError) -> Self {
+impl From<WiringError> for Problem {
+    fn from(error: WiringError) -> Self {
         let exit = match error {
-            AssemblyError::SharedRuntime { .. }
-            | AssemblyError::Value { .. }
-            | AssemblyError::Settings(_) => Exit::Usage,
-            _ => Exit::Failed,
+            WiringError::SharedRuntime { .. } | WiringError::Value { .. } | WiringError::Settings(_) => {
+                ExitKind::Usage
+            }
+            _ => ExitKind::Failed,
         };
         Self::new(exit, error)
     }
@@ -227,8 +229,8 @@ impl From<AssemblyError> for Problem {
 impl From<LockError> for Problem {
     fn from(error: LockError) -> Self {
         let exit = match error {
-            LockError::Locked(_) => Exit::Locked,
-            LockError::File(_) => Exit::Failed,
+            LockError::Locked(_) => ExitKind::Locked,
+            LockError::File(_) => ExitKind::Failed,
         };
         Self::new(exit, error)
     }
@@ -236,7 +238,7 @@ impl From<LockError> for Problem {
 
 impl From<ConfigError> for Problem {
     fn from(error: ConfigError) -> Self {
-        Self::new(Exit::Usage, error)
+        Self::new(ExitKind::Usage, error)
     }
 }
 
@@ -244,9 +246,9 @@ impl From<JournalError> for Problem {
     fn from(error: JournalError) -> Self {
         match error {
             JournalError::Unusable { .. } => {
-                Self::new(Exit::Stuck, error).with("`nixbox journal` shows what can be read of it")
+                Self::new(ExitKind::Stuck, error).with("`nixbox journal` shows what can be read of it")
             }
-            error => Self::new(Exit::Failed, error),
+            error => Self::new(ExitKind::Failed, error),
         }
     }
 }
@@ -255,29 +257,28 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Stuck(setback) => stuck(setback),
-            Refusal::Stopped(Stopped::Journal(error)) => error.into(),
-            Refusal::Look(Failure::Interrupted) => Self::new(Exit::Interrupted, refusal),
-            Refusal::Running => Self::new(Exit::Failed, refusal)
+            Refusal::Engine(EngineError::Journal(error)) => error.into(),
+            Refusal::Look(Failure::Interrupted) => Self::new(ExitKind::Interrupted, refusal),
+            Refusal::Running => Self::new(ExitKind::Failed, refusal)
                 .with("`nixbox down` brings it down; `nixbox restore --replace` does so by itself"),
-            Refusal::NameTaken(_) => Self::new(Exit::Failed, refusal)
+            Refusal::NameTaken(_) => Self::new(ExitKind::Failed, refusal)
                 .with("take another name, or `nixbox snapshot delete` that one first"),
-            Refusal::NoRoom { .. } => Self::new(Exit::Failed, refusal)
+            Refusal::NoRoom { .. } => Self::new(ExitKind::Failed, refusal)
                 .with("`nixbox snapshot list` shows what could be deleted; nothing was changed"),
-            Refusal::SharesInUse(_) => Self::new(Exit::Failed, refusal)
+            Refusal::SharesInUse(_) => Self::new(ExitKind::Failed, refusal)
                 .with("let them end, or leave the shared directories; nothing was changed"),
-            Refusal::Unfit(..) | Refusal::NothingFits(_) => Self::new(Exit::Failed, refusal)
+            Refusal::Unfit(..) | Refusal::NothingFits(_) => Self::new(ExitKind::Failed, refusal)
                 .with("nothing was changed; `nixbox up` boots without a snapshot"),
             Refusal::NoSnapshot => {
-                Self::new(Exit::NotFound, refusal).with("`nixbox snapshot` makes one of the VM that runs")
+                Self::new(ExitKind::NotFound, refusal).with("`nixbox snapshot` makes one of the VM that runs")
             }
-            Refusal::NotRunning => Self::new(Exit::NotFound, refusal).with("`nixbox up` starts one"),
-            Refusal::NoSuchSnapshot(_) => {
-                Self::new(Exit::NotFound, refusal).with("`nixbox snapshot list` shows those that there are")
+            Refusal::NotRunning => Self::new(ExitKind::NotFound, refusal).with("`nixbox up` starts one"),
+            Refusal::NoSuchSnapshot(_) => Self::new(ExitKind::NotFound, refusal)
+                .with("`nixbox snapshot list` shows those that there are"),
+            Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
+                Self::new(ExitKind::Stuck, refusal)
             }
-            Refusal::NoTable(_) | Refusal::Standing(_) | Refusal::Stopped(Stopped::NoPlan(_)) => {
-                Self::new(Exit::Stuck, refusal)
-            }
-            _ => Self::new(Exit::Failed, refusal),
+            _ => Self::new(ExitKind::Failed, refusal),
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error;
-use crate::engine::executor::{Event, Observer, Setback};
+use crate::engine::executor::{Event, Observer, TransitionFailure};
 
 const VARIABLE: &str = "NIXBOX_KILL_AT";
 static SEEN: AtomicU64 = AtomicU64::new(0);
@@ -48,7 +48,7 @@ impl Observer for Failpoints<'_> {
         self.inner.event(event);
     }
 
-    fn setback(&self, setback: &Setback) {
+    fn setback(&self, setback: &TransitionFailure) {
         self.inner.setback(setback);
     }
 

@@ -3,8 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::{Place, done, wiring};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, done, wiring};
 use crate::guest::key::{self, KeyError};
 use crate::simulator;
 use crate::workspace::{self, Workspace};
@@ -47,7 +47,7 @@ TOKEN = "a-secret-of-the-demonstration"
 const IMAGES: &str = "image";
 const DISK: u64 = 32 << 20;
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let (workspace, mut made) = if arguments.simulator {
         workspace::init_with(&place.directory, SIMULATED)?
     } else {
@@ -58,7 +58,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     if std::fs::symlink_metadata(&path).is_err() {
         key::generate()
             .and_then(|fresh| key::write(&fresh, &path))
-            .map_err(|error| Problem::new(Exit::Failed, InitError::NoKey(error)))?;
+            .map_err(|error| Problem::new(ExitKind::Failed, InitError::NoKey(error)))?;
         made.push(path);
     }
     if arguments.simulator {
@@ -80,7 +80,7 @@ fn make_images(workspace: &Workspace) -> Result<Vec<PathBuf>, Problem> {
     let (kernel, disk) = (directory.join("kernel"), directory.join("root.img"));
     let failed = |path: &PathBuf| {
         let path = path.clone();
-        move |error| Problem::new(Exit::Failed, InitError::NoImage(path, error))
+        move |error| Problem::new(ExitKind::Failed, InitError::NoImage(path, error))
     };
     std::fs::create_dir_all(&directory).map_err(failed(&directory))?;
     let mut made = Vec::new();

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::{Place, done};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, done};
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::{self, JournalError, Name, Storage as _};
 use crate::engine::reader::{Located, ReadError, Tail};
@@ -25,10 +25,10 @@ pub(super) struct Arguments {
 }
 
 #[derive(Debug, Serialize)]
-struct Listing {
+struct JournalListing {
     path: String,
     verdict: Verdict,
-    operations: Vec<Operation>,
+    operations: Vec<OperationSummary>,
 }
 
 /// Whether the file can be relied on.
@@ -60,20 +60,20 @@ enum Verdict {
 }
 
 #[derive(Debug, Serialize)]
-struct Operation {
+struct OperationSummary {
     generation: u64,
     operation: &'static str,
     begun_ms: u64,
     ended_ms: Option<u64>,
     /// `open` until it has ended.
     ended: &'static str,
-    transitions: Vec<Transition>,
+    transitions: Vec<TransitionSummary>,
     #[serde(skip)]
     labels: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
-struct Transition {
+struct TransitionSummary {
     index: u16,
     id: u16,
     label: String,
@@ -85,7 +85,7 @@ struct Transition {
 
 /// Folds the records that a scan shows into what people read.
 #[derive(Default)]
-struct Fold(Vec<Operation>);
+struct Fold(Vec<OperationSummary>);
 
 impl Fold {
     fn take(&mut self, located: &Located<'_>) {
@@ -126,12 +126,12 @@ impl Fold {
     }
 }
 
-fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> Operation {
+fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> OperationSummary {
     let id = OperationId(id);
     // An operation of another version has no table here; its transitions are shown by number then.
     let labels = operations::table(id, parameters)
         .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.label()).collect());
-    Operation {
+    OperationSummary {
         generation: generation.0,
         operation: operations::label(id),
         begun_ms,
@@ -142,13 +142,13 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
     }
 }
 
-impl Operation {
-    fn entry(&mut self, index: u16) -> &mut Transition {
+impl OperationSummary {
+    fn entry(&mut self, index: u16) -> &mut TransitionSummary {
         let place = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
             Ok(place) => place,
             Err(place) => {
                 let label = self.labels.get(usize::from(index));
-                let fresh = Transition {
+                let fresh = TransitionSummary {
                     index,
                     id: 0,
                     label: label.map_or_else(|| format!("transition {index}"), |l| (*l).to_owned()),
@@ -190,11 +190,11 @@ struct Unreadable {
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-fn read(place: &Place) -> Result<Listing, Problem> {
+fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
     let workspace = place.workspace()?;
     let directory = workspace.journal();
     let unreadable = |path: String, source: Box<dyn std::error::Error + Send + Sync>| {
-        Problem::new(Exit::Failed, Unreadable { path, source })
+        Problem::new(ExitKind::Failed, Unreadable { path, source })
     };
     let mut storage = FileStorage::new(&directory)
         .map_err(|error| unreadable(directory.display().to_string(), error.into()))?;
@@ -214,10 +214,10 @@ fn read(place: &Place) -> Result<Listing, Problem> {
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(Listing { path, verdict, operations: fold.0 })
+    Ok(JournalListing { path, verdict, operations: fold.0 })
 }
 
-fn text(listing: &Listing) -> String {
+fn text(listing: &JournalListing) -> String {
     let mut lines = Vec::new();
     for operation in &listing.operations {
         let took = operation.ended_ms.map_or_else(String::new, |ended| {
@@ -261,7 +261,7 @@ fn sentence(verdict: &Verdict) -> String {
     }
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let listing = read(place)?;
     if arguments.json {
         error::print_json(&listing)?;
@@ -270,6 +270,6 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     }
     match listing.verdict {
         Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => done(),
-        _ => Ok(Exit::Stuck as u8),
+        _ => Ok(ExitKind::Stuck as u8),
     }
 }

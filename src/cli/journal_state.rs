@@ -4,21 +4,21 @@ use crate::engine::history::History;
 use crate::engine::journal::{self, Name, Storage as _};
 use crate::engine::transition::Generation;
 use crate::files::Folder;
-use crate::operations::{self, Standing, Vm};
+use crate::operations::{self, RunningVm, WorkspaceState};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::Workspace;
 
-use super::error::{Exit, Problem};
+use super::error::{ExitKind, Problem};
 
 /// How it stands.
-pub(super) struct Peek {
-    pub(super) standing: Standing,
+pub(super) struct JournalState {
+    pub(super) standing: WorkspaceState,
     /// The operation that has not ended, with its generation.
     pub(super) open: Option<(&'static str, Generation)>,
 }
 
 #[derive(Debug, thiserror::Error)]
-enum PeekError {
+enum JournalStateError {
     #[error("cannot open the journal's directory {path}")]
     Directory {
         path: String,
@@ -26,7 +26,7 @@ enum PeekError {
         source: std::io::Error,
     },
     #[error("the journal {path} does not say how the workspace stands")]
-    Standing {
+    UnreadableState {
         path: String,
         #[source]
         source: crate::engine::record::PayloadError,
@@ -41,21 +41,21 @@ pub(super) fn storage(workspace: &Workspace) -> Result<FileStorage, Problem> {
     let path = workspace.journal();
     FileStorage::new(&path).map_err(|source| {
         let path = path.display().to_string();
-        Problem::new(Exit::Failed, PeekError::Directory { path, source })
+        Problem::new(ExitKind::Failed, JournalStateError::Directory { path, source })
     })
 }
 
-pub(super) fn peek(workspace: &Workspace) -> Result<Peek, Problem> {
+pub(super) fn peek(workspace: &Workspace) -> Result<JournalState, Problem> {
     let mut storage = storage(workspace)?;
     let Some((_, history)) = journal::inspect(&mut storage, Some(workspace.id()), |_| {})? else {
-        return Ok(Peek { standing: Standing::Down { disk: None }, open: None });
+        return Ok(JournalState { standing: WorkspaceState::Down { disk: None }, open: None });
     };
-    let standing = Standing::of(&history.standing).map_err(|source| {
+    let standing = WorkspaceState::of(&history.standing).map_err(|source| {
         let path = storage.path(Name::Current);
-        Problem::new(Exit::Stuck, PeekError::Standing { path, source })
+        Problem::new(ExitKind::Stuck, JournalStateError::UnreadableState { path, source })
     })?;
     let open = history.open();
-    Ok(Peek {
+    Ok(JournalState {
         standing,
         open: open.and_then(|open| Some((operations::label(open.operation?), open.generation))),
     })
@@ -69,13 +69,18 @@ pub(super) fn history(workspace: &Workspace) -> Result<Option<History>, Problem>
 }
 
 /// The VM that commands are run in.
-pub(super) fn running(workspace: &Workspace) -> Result<Vm, Problem> {
+pub(super) fn running(workspace: &Workspace) -> Result<RunningVm, Problem> {
     let peek = peek(workspace)?;
     match (peek.standing, peek.open) {
-        (Standing::Up(vm), _) => Ok(vm),
-        (_, Some((operation, _))) => Err(Problem::new(Exit::NotFound, PeekError::HalfDone(operation))
-            .with("`nixbox recover` finishes it or takes it back")),
-        (_, None) => Err(Problem::new(Exit::NotFound, PeekError::NotRunning).with("`nixbox up` starts one")),
+        (WorkspaceState::Up(vm), _) => Ok(vm),
+        (_, Some((operation, _))) => {
+            Err(Problem::new(ExitKind::NotFound, JournalStateError::HalfDone(operation))
+                .with("`nixbox recover` finishes it or takes it back"))
+        }
+        (_, None) => {
+            Err(Problem::new(ExitKind::NotFound, JournalStateError::NotRunning)
+                .with("`nixbox up` starts one"))
+        }
     }
 }
 
@@ -85,7 +90,7 @@ pub(super) fn floor(workspace: &Workspace) -> Result<Generation, Problem> {
     for path in [workspace.run(), workspace.snapshots()] {
         let names = Folder::open(&path)
             .and_then(|folder| folder.names())
-            .map_err(|error| Problem::new(Exit::Failed, error))?;
+            .map_err(|error| Problem::new(ExitKind::Failed, error))?;
         for name in names {
             let name = name.to_string_lossy().into_owned();
             let numbers = name

@@ -1,7 +1,7 @@
-//! The command line: clap's types here, one file per command, and [`report`] for all that goes wrong.
+//! The command line: clap's types here, one file per command, and [`error`] for all that goes wrong.
 //!
 //! A command finds its workspace, takes its lock if it changes anything, puts the real world together
-//! ([`assembly`]) and hands it to an `operations::Session`. Nothing here decides what an operation does.
+//! ([`wiring`]) and hands it to an `operations::Session`. Nothing here decides what an operation does.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,13 +36,13 @@ mod status;
 mod up;
 pub mod wiring;
 
-use error::{Exit, Outcome, Problem};
+use error::{ExitKind, Outcome, Problem};
 
 /// Developer sandboxes as microVMs, one per workspace.
 #[derive(Debug, Parser)]
 #[command(name = "nixbox", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
+    after_help = "ExitKind status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
 5 another nixbox is at work, 130 interrupted and rolled back."
 )]
 struct Arguments {
@@ -50,11 +50,11 @@ struct Arguments {
     #[arg(short = 'C', long, global = true, value_name = "DIRECTORY", default_value = ".")]
     directory: PathBuf,
     #[command(subcommand)]
-    command: Command,
+    command: NixboxCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum NixboxCommand {
     Init(init::Arguments),
     Demo(demo::Arguments),
     Up(up::Arguments),
@@ -73,11 +73,11 @@ enum Command {
 }
 
 /// Where a command was called.
-struct Place {
+struct WorkspaceLocation {
     directory: PathBuf,
 }
 
-impl Place {
+impl WorkspaceLocation {
     fn workspace(&self) -> Result<Workspace, Problem> {
         Ok(Workspace::find(&self.directory)?)
     }
@@ -92,9 +92,9 @@ impl Place {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let place = Place { directory: arguments.directory };
+    let place = WorkspaceLocation { directory: arguments.directory };
     let ran = sudo::become_invoker()
-        .map_err(|error| Problem::new(Exit::Failed, error))
+        .map_err(|error| Problem::new(ExitKind::Failed, error))
         .and_then(|()| run(&place, arguments.command));
     let code = ran.unwrap_or_else(|problem| {
         problem.print();
@@ -105,25 +105,25 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn run(place: &Place, command: Command) -> Outcome {
+fn run(place: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
     match command {
-        Command::Init(arguments) => init::run(place, &arguments),
-        Command::Demo(arguments) => demo::run(place, &arguments),
-        Command::Up(arguments) => up::run(place, &arguments),
-        Command::Down(arguments) => down::run(place, &arguments),
-        Command::Snapshot(arguments) => snapshot::run(place, arguments),
-        Command::Restore(arguments) => restore::run(place, &arguments),
-        Command::Shell(arguments) => shell::run(place, &arguments),
-        Command::Run(arguments) => run::run(place, &arguments),
-        Command::Status(arguments) => status::run(place, &arguments),
-        Command::Config(arguments) => config::run(place, &arguments),
-        Command::Doctor(arguments) => doctor::run(place, &arguments),
-        Command::Recover(arguments) => recover::run(place, &arguments),
-        Command::Journal(arguments) => journal::run(place, &arguments),
-        Command::Simulator(arguments) => simulator::run(place, arguments),
+        NixboxCommand::Init(arguments) => init::run(place, &arguments),
+        NixboxCommand::Demo(arguments) => demo::run(place, &arguments),
+        NixboxCommand::Up(arguments) => up::run(place, &arguments),
+        NixboxCommand::Down(arguments) => down::run(place, &arguments),
+        NixboxCommand::Snapshot(arguments) => snapshot::run(place, arguments),
+        NixboxCommand::Restore(arguments) => restore::run(place, &arguments),
+        NixboxCommand::Shell(arguments) => shell::run(place, &arguments),
+        NixboxCommand::Run(arguments) => run::run(place, &arguments),
+        NixboxCommand::Status(arguments) => status::run(place, &arguments),
+        NixboxCommand::Config(arguments) => config::run(place, &arguments),
+        NixboxCommand::Doctor(arguments) => doctor::run(place, &arguments),
+        NixboxCommand::Recover(arguments) => recover::run(place, &arguments),
+        NixboxCommand::Journal(arguments) => journal::run(place, &arguments),
+        NixboxCommand::Simulator(arguments) => simulator::run(place, arguments),
     }
 }
 
 fn done() -> Outcome {
-    Ok(Exit::Done as u8)
+    Ok(ExitKind::Done as u8)
 }

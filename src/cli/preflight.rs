@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::error::{Exit, Problem};
-use super::wiring::{self, Assembly};
+use super::error::{ExitKind, Problem};
+use super::wiring::{self, Wiring};
 use crate::config::Config;
 use crate::engine::transition::Failure;
 use crate::host::spawn::{self, SpawnError};
@@ -35,7 +35,7 @@ enum PreflightError {
 }
 
 fn failed(error: PreflightError) -> Problem {
-    Problem::new(Exit::Failed, error)
+    Problem::new(ExitKind::Failed, error)
 }
 
 /// What needs no more than the configuration.
@@ -76,7 +76,7 @@ fn open_kvm() -> Result<(), PreflightError> {
 }
 
 /// What asks the host.
-pub(super) async fn host(assembly: &Assembly) -> Result<(), Problem> {
+pub(super) async fn host(assembly: &Wiring) -> Result<(), Problem> {
     let world = &assembly.world;
     world
         .vmm

@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 use serde::Serialize;
 
 use super::error;
-use crate::engine::executor::{Event, Observer, Setback};
+use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
 use crate::files::copy::{Method, Progress};
 
@@ -22,7 +22,7 @@ const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary
 const WORTH_A_BAR: u64 = 4 << 20;
 
 /// Prints stages as they end, and knows whether an interrupt would still lead back.
-pub(super) struct Show {
+pub(super) struct ProgressDisplay {
     silent: bool,
     since: Instant,
     past_commit: AtomicBool,
@@ -61,7 +61,7 @@ pub(super) struct StageTime {
     ms: u64,
 }
 
-impl Show {
+impl ProgressDisplay {
     /// From the start of the command. `silent`: prints nothing.
     pub(super) fn new(silent: bool) -> Self {
         let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
@@ -139,7 +139,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-impl Progress for Show {
+impl Progress for ProgressDisplay {
     fn progress(&self, what: &str, done: u64, total: u64) {
         // What takes no time needs no bar.
         if self.silent || total < WORTH_A_BAR {
@@ -163,7 +163,7 @@ impl Progress for Show {
     }
 }
 
-impl Observer for Show {
+impl Observer for ProgressDisplay {
     fn event(&self, event: Event) {
         let mut now = self.now();
         match event {
@@ -208,7 +208,7 @@ impl Observer for Show {
         self.line(why);
     }
 
-    fn setback(&self, setback: &Setback) {
+    fn setback(&self, setback: &TransitionFailure) {
         self.end_copies();
         let operation = self.now().operation;
         self.line(&format!("{operation}: {}", error::chain(setback)));

@@ -1,9 +1,9 @@
 //! `nixbox recover`: what every changing command does first, by itself.
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::session::{self, Manner};
-use super::{Place, done, journal_state};
-use crate::operations::{Foresight, Standing, foresee};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::session::{self, OutputOptions};
+use super::{WorkspaceLocation, done, journal_state};
+use crate::operations::{self, DryRun, WorkspaceState};
 use crate::world::VmmState;
 
 /// Finish or take back what an earlier run left half done, and sweep up what belongs to no VM
@@ -14,10 +14,10 @@ pub(super) struct Arguments {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    manner: Manner,
+    manner: OutputOptions,
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     if arguments.dry_run {
         return dry_run(place, manner);
@@ -41,20 +41,20 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot foresee what a recovery would do")]
-struct Unforeseen(#[source] crate::operations::Blind);
+struct Unforeseen(#[source] crate::operations::DryRunError);
 
-fn dry_run(place: &Place, manner: Manner) -> Outcome {
+fn dry_run(place: &WorkspaceLocation, manner: OutputOptions) -> Outcome {
     let held = session::look(place)?;
     let history = journal_state::history(&held.workspace)?;
     let open = history.as_ref().and_then(|history| history.open());
-    let foresight = open
-        .map(foresee)
+    let planned = open
+        .map(operations::dry_run)
         .transpose()
-        .map_err(|blind| Problem::new(Exit::Stuck, Unforeseen(blind)))?
+        .map_err(|error| Problem::new(ExitKind::Stuck, Unforeseen(error)))?
         .flatten();
     let state = match journal_state::peek(&held.workspace)?.standing {
-        Standing::Up(vm) if foresight.is_none() && vm.condemned => Some(VmmState::Gone),
-        Standing::Up(vm) if foresight.is_none() => {
+        WorkspaceState::Up(vm) if planned.is_none() && vm.condemned => Some(VmmState::Gone),
+        WorkspaceState::Up(vm) if planned.is_none() => {
             let assembly = held.assemble()?;
             Some(session::block_on(async {
                 let found = session::glance(&assembly, vm.machine.vmm).await;
@@ -67,20 +67,20 @@ fn dry_run(place: &Place, manner: Manner) -> Outcome {
     let lost = state.is_some_and(|state| !state.has_system() && !silent);
     let json = serde_json::json!({
         "result": "foreseen",
-        "operation": foresight,
+        "operation": planned,
         "lost": lost,
         "silent": silent,
     });
     if manner.json {
         error::print_json(&json)?;
     } else {
-        error::print(&text(foresight.as_ref(), lost, silent))?;
+        error::print(&text(planned.as_ref(), lost, silent))?;
     }
     done()
 }
 
-fn text(foresight: Option<&Foresight>, lost: bool, silent: bool) -> String {
-    let Some(foresight) = foresight else {
+fn text(planned: Option<&DryRun>, lost: bool, silent: bool) -> String {
+    let Some(planned) = planned else {
         return match (lost, silent) {
             (true, _) => "the VM of this workspace is gone: what is left of it would be cleared away",
             (_, true) => {
@@ -92,14 +92,14 @@ fn text(foresight: Option<&Foresight>, lost: bool, silent: bool) -> String {
         .to_owned();
     };
     let mut lines = vec![
-        format!("`{}` of generation {} was left half done", foresight.operation, foresight.generation),
-        match foresight.direction {
-            "probe decides" => format!("its direction is open: {}", foresight.why),
-            direction => format!("it would go {direction}: {}", foresight.why),
+        format!("`{}` of generation {} was left half done", planned.operation, planned.generation),
+        match planned.direction {
+            "probe decides" => format!("its direction is open: {}", planned.why),
+            direction => format!("it would go {direction}: {}", planned.why),
         },
     ];
     lines.extend(
-        foresight
+        planned
             .transitions
             .iter()
             .map(|one| format!("  {:20} {:14} {}", one.label, one.status, one.decision)),

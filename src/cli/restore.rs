@@ -1,10 +1,10 @@
 //! `nixbox restore`, and what it has in common with `nixbox up --snapshot`.
 
 use super::error::{self, Outcome, Problem};
-use super::session::{self, Held, Manner};
+use super::session::{self, OpenWorkspace, OutputOptions};
 use super::snapshot::{Shown, called};
-use super::{Place, done, journal_state, preflight};
-use crate::operations::{PassedOver, Reference, Report, Standing, WarmUp};
+use super::{WorkspaceLocation, done, journal_state, preflight};
+use crate::operations::{OperationResult, PassedOver, Reference, RestoreResult, WorkspaceState};
 
 /// Bring a snapshot back to life, on clones of its files
 ///
@@ -19,14 +19,14 @@ pub(super) struct Arguments {
     #[arg(long)]
     replace: bool,
     #[command(flatten)]
-    manner: Manner,
+    manner: OutputOptions,
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let manner = arguments.manner;
     let held = session::hold(place, "restore", manner)?;
     let assembly = held.assemble()?;
-    let down = matches!(journal_state::peek(&held.workspace)?.standing, Standing::Down { .. });
+    let down = matches!(journal_state::peek(&held.workspace)?.standing, WorkspaceState::Down { .. });
     preflight::kvm(&held.config)?;
     if down {
         session::block_on(preflight::host(&assembly))?;
@@ -37,13 +37,13 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
 }
 
 /// Says what came of it, and of which snapshot.
-pub(super) fn tell(held: &Held, manner: Manner, warm: WarmUp) -> Outcome {
-    let WarmUp { report, restored, passed_over } = warm;
+pub(super) fn tell(held: &OpenWorkspace, manner: OutputOptions, warm: RestoreResult) -> Outcome {
+    let RestoreResult { report, restored, passed_over } = warm;
     let why: Vec<_> = passed_over
         .iter()
         .map(|(id, unfit)| serde_json::json!({ "id": id.0.0, "why": error::chain(unfit) }))
         .collect();
-    let already = matches!(report, Report::Already);
+    let already = matches!(report, OperationResult::Already);
     let passed = (!passed_over.is_empty()).then(|| PassedOver(passed_over).to_string());
     if let Some(passed) = &passed
         && !manner.silent()

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::error::{Exit, Outcome, Problem};
-use super::{Place, journal_state, session, wiring};
+use super::error::{ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, journal_state, session, wiring};
 use crate::engine::transition::{Failure, Interrupt};
 use crate::files::copy::Silent;
-use crate::guest::channel::{ChannelError, Exit as Ended};
+use crate::guest::channel::{ChannelError, CommandExit};
 use crate::guest::shell::run_command;
 
 /// Run a command in the VM: no terminal, stdin, stdout and stderr passed through, exit status the command's
@@ -29,14 +29,15 @@ enum RunError {
 /// A guest that cannot be reached.
 pub(super) fn unreachable(failure: Failure) -> Problem {
     let gone = matches!(failure, Failure::Lost);
-    let problem = Problem::new(if gone { Exit::NotFound } else { Exit::Failed }, RunError::Connect(failure));
+    let problem =
+        Problem::new(if gone { ExitKind::NotFound } else { ExitKind::Failed }, RunError::Connect(failure));
     if gone { problem.with("`nixbox up` clears away what is left of it and starts another") } else { problem }
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let workspace = place.workspace()?;
     let vm = journal_state::running(&workspace)?;
-    let config = Place::config(&workspace)?;
+    let config = WorkspaceLocation::config(&workspace)?;
     let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
     let runtime = session::runtime()?;
     let ended = runtime.block_on(async {
@@ -46,7 +47,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
             .session
             .pass_through(command.as_bytes(), tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr())
             .await
-            .map_err(|error| Problem::new(Exit::Failed, RunError::Broken(error)))?;
+            .map_err(|error| Problem::new(ExitKind::Failed, RunError::Broken(error)))?;
         shell.session.close().await;
         Ok(ended)
     });
@@ -56,10 +57,10 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
 }
 
 /// What a shell would say of a command that ended like this.
-fn status(ended: &Ended) -> u8 {
+fn status(ended: &CommandExit) -> u8 {
     match ended {
-        Ended::Status(status) => u8::try_from(*status).unwrap_or(u8::MAX),
-        Ended::Signal(name) => signal_number(name).map_or(u8::MAX, |number| 128 + number),
+        CommandExit::Status(status) => u8::try_from(*status).unwrap_or(u8::MAX),
+        CommandExit::Signal(name) => signal_number(name).map_or(u8::MAX, |number| 128 + number),
     }
 }
 

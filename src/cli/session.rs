@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::error::{self, Exit, Problem};
-use super::progress::Show;
-use super::wiring::{self, Assembly};
-use super::{Place, journal_state, signals};
+use super::error::{self, ExitKind, Problem};
+use super::progress::ProgressDisplay;
+use super::wiring::{self, Wiring};
+use super::{WorkspaceLocation, journal_state, signals};
 use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
-use crate::operations::{Loss, Recovered, Session};
+use crate::operations::{LossReason, Recovered, Session};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::{Lock, Workspace};
 use crate::world::{Failure, Generation, VmmState};
@@ -21,7 +21,7 @@ const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// How a changing command speaks.
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub(super) struct Manner {
+pub(super) struct OutputOptions {
     /// Print nothing but errors
     #[arg(short, long)]
     quiet: bool,
@@ -30,7 +30,7 @@ pub(super) struct Manner {
     pub(super) json: bool,
 }
 
-impl Manner {
+impl OutputOptions {
     pub(super) fn silent(self) -> bool {
         self.quiet || self.json
     }
@@ -62,7 +62,7 @@ pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Problem::new(Exit::Failed, NoRuntime(error)))
+        .map_err(|error| Problem::new(ExitKind::Failed, NoRuntime(error)))
 }
 
 /// Waits for something, and for what it left on other threads a little longer only.
@@ -82,45 +82,49 @@ pub(super) fn complain() -> Arc<crate::host::hooks::Complain> {
 const GLANCE: Duration = Duration::from_secs(5);
 
 /// How a VMM is right now, for commands that only look: [`VmmState::Silent`] already if it does not answer at once.
-pub(super) async fn glance(assembly: &Assembly, vmm: Generation) -> Result<VmmState, Failure> {
+pub(super) async fn glance(assembly: &Wiring, vmm: Generation) -> Result<VmmState, Failure> {
     tokio::time::timeout(GLANCE, assembly.world.vmm.find(vmm)).await.unwrap_or(Ok(VmmState::Silent))
 }
 
 /// A workspace that a command works in.
-pub(super) struct Held {
+pub(super) struct OpenWorkspace {
     pub(super) workspace: Workspace,
     pub(super) config: Config,
-    pub(super) show: Arc<Show>,
+    pub(super) show: Arc<ProgressDisplay>,
     /// None for commands that only look.
     _lock: Option<Lock>,
 }
 
 /// Takes the lock of the workspace for `operation`, then reads its configuration.
-pub(super) fn hold(place: &Place, operation: &str, manner: Manner) -> Result<Held, Problem> {
-    let show = Arc::new(Show::new(manner.silent()));
+pub(super) fn hold(
+    place: &WorkspaceLocation,
+    operation: &str,
+    manner: OutputOptions,
+) -> Result<OpenWorkspace, Problem> {
+    let show = Arc::new(ProgressDisplay::new(manner.silent()));
     let workspace = place.workspace()?;
     let lock = workspace.lock(operation)?;
-    let config = Place::config(&workspace)?;
-    Ok(Held { workspace, config, show, _lock: Some(lock) })
+    let config = WorkspaceLocation::config(&workspace)?;
+    Ok(OpenWorkspace { workspace, config, show, _lock: Some(lock) })
 }
 
 /// The workspace without its lock, for commands that change nothing and that nobody has to wait for.
-pub(super) fn look(place: &Place) -> Result<Held, Problem> {
+pub(super) fn look(place: &WorkspaceLocation) -> Result<OpenWorkspace, Problem> {
     let workspace = place.workspace()?;
-    let config = Place::config(&workspace)?;
-    Ok(Held { workspace, config, show: Arc::new(Show::new(true)), _lock: None })
+    let config = WorkspaceLocation::config(&workspace)?;
+    Ok(OpenWorkspace { workspace, config, show: Arc::new(ProgressDisplay::new(true)), _lock: None })
 }
 
-impl Held {
+impl OpenWorkspace {
     /// The world of this workspace.
-    pub(super) fn assemble(&self) -> Result<Assembly, Problem> {
+    pub(super) fn assemble(&self) -> Result<Wiring, Problem> {
         Ok(wiring::assemble(&self.workspace, &self.config, self.show.clone(), complain())?)
     }
 
     /// Opens the journal and lets `act` run operations on the world.
     pub(super) fn run<T>(
         &self,
-        assembly: &Assembly,
+        assembly: &Wiring,
         act: impl AsyncFnOnce(&mut Session<'_, FileStorage>) -> Result<T, Problem>,
     ) -> Result<T, Problem> {
         let storage = journal_state::storage(&self.workspace)?;
@@ -156,7 +160,7 @@ pub(super) struct Done {
     /// How it ended.
     pub(super) ended: Option<&'static str>,
     /// Why what was left of a VM was cleared away, if it was.
-    pub(super) cleared: Option<Loss>,
+    pub(super) cleared: Option<LossReason>,
     /// What belonged to no VM.
     pub(super) swept: Vec<String>,
 }
@@ -170,9 +174,9 @@ impl Done {
             .map(|(operation, ended)| format!("`{operation}`, which was left half done, {ended}"));
         let cleared = self.cleared.map(|why| {
             match why {
-                Loss::Gone => "what was left of a VM that is gone was cleared away",
-                Loss::Silent => "a VM whose VMM did not answer any more was ended and cleared away",
-                Loss::Condemned => "the VM, which was of no use, was ended and cleared away",
+                LossReason::Gone => "what was left of a VM that is gone was cleared away",
+                LossReason::Silent => "a VM whose VMM did not answer any more was ended and cleared away",
+                LossReason::Condemned => "the VM, which was of no use, was ended and cleared away",
             }
             .to_owned()
         });

@@ -4,9 +4,9 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 use std::sync::Arc;
 
-use super::error::{Exit, Outcome, Problem};
+use super::error::{ExitKind, Outcome, Problem};
 use super::run::unreachable;
-use super::{Place, journal_state, session, wiring};
+use super::{WorkspaceLocation, journal_state, session, wiring};
 use crate::engine::transition::Interrupt;
 use crate::files::copy::Silent;
 use crate::guest::host_key::ALIAS;
@@ -31,13 +31,13 @@ enum ShellError {
     },
 }
 
-pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, _: &Arguments) -> Outcome {
     let workspace = place.workspace()?;
     let vm = journal_state::running(&workspace)?;
-    let config = Place::config(&workspace)?;
+    let config = WorkspaceLocation::config(&workspace)?;
     let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
     let ssh = spawn::find_program("ssh", "NIXBOX_SSH")
-        .map_err(|error| Problem::new(Exit::Failed, ShellError::NoSsh(error)))?;
+        .map_err(|error| Problem::new(ExitKind::Failed, ShellError::NoSsh(error)))?;
     // Whether it answers is known before ssh waits for it in silence; and its host key is pinned then.
     session::block_on(async {
         let shell = assembly.guest.connect(&vm.machine, &Interrupt::new()).await.map_err(unreachable)?;
@@ -66,5 +66,5 @@ pub(super) fn run(place: &Place, _: &Arguments) -> Outcome {
         .arg(config.guest.user.as_str())
         .arg(address.ip().to_string())
         .exec();
-    Err(Problem::new(Exit::Failed, ShellError::Start { path: ssh.display().to_string(), source: error }))
+    Err(Problem::new(ExitKind::Failed, ShellError::Start { path: ssh.display().to_string(), source: error }))
 }

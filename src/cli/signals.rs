@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::error::{Exit, Problem};
-use super::progress::Show;
+use super::error::{ExitKind, Problem};
+use super::progress::ProgressDisplay;
 use crate::engine::transition::Interrupt;
 
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +18,8 @@ struct Deaf(#[source] std::io::Error);
 ///
 /// # Errors
 /// If the system has no thread or handler to give.
-pub(super) fn listen(interrupt: &Interrupt, show: &Arc<Show>) -> Result<(), Problem> {
-    let deaf = |error| Problem::new(Exit::Failed, Deaf(error));
+pub(super) fn listen(interrupt: &Interrupt, show: &Arc<ProgressDisplay>) -> Result<(), Problem> {
+    let deaf = |error| Problem::new(ExitKind::Failed, Deaf(error));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(deaf)?;
     let signals = {
         let _context = runtime.enter();
@@ -32,7 +32,7 @@ pub(super) fn listen(interrupt: &Interrupt, show: &Arc<Show>) -> Result<(), Prob
     Ok(())
 }
 
-async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interrupt, show: &Show) {
+async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interrupt, show: &ProgressDisplay) {
     any(&mut signals).await;
     let way = if show.past_commit() {
         "interrupted; it is past the point of no return and will be finished"
@@ -43,7 +43,7 @@ async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interru
     interrupt.request();
     any(&mut signals).await;
     show.say("interrupted again; the next run finishes or takes back what is left");
-    std::process::exit(Exit::Interrupted as i32);
+    std::process::exit(ExitKind::Interrupted as i32);
 }
 
 async fn any(signals: &mut [tokio::signal::unix::Signal]) {

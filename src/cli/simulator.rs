@@ -4,27 +4,27 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::{Place, done};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, done};
 use crate::config::{ByteSize, UserName};
-use crate::simulator::{self, Version, programs, share, vmm};
+use crate::simulator::{self, SimulatedVersion, programs, share, vmm};
 
 /// Stand in for Cloud Hypervisor, without a VM
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox simulator disk root.img --key .nixbox/ssh/vm_key.pub")]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    part: Part,
+    part: SimulatorProcess,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Part {
+enum SimulatorProcess {
     /// Stand in for cloud-hypervisor
     #[command(disable_version_flag = true)]
     Vmm {
         /// Behave like this version
         #[arg(long, default_value = "53")]
-        as_version: Version,
+        as_version: SimulatedVersion,
         /// Say which, and what this is
         #[arg(long)]
         version: bool,
@@ -73,23 +73,25 @@ enum SimulatorError {
 }
 
 fn failed(error: SimulatorError) -> Problem {
-    Problem::new(Exit::Failed, error)
+    Problem::new(ExitKind::Failed, error)
 }
 
-pub(super) fn run(place: &Place, arguments: Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let ended = |what| move |error| failed(SimulatorError::Ended(what, error));
     match arguments.part {
-        Part::Vmm { as_version, version: true, .. } => {
+        SimulatorProcess::Vmm { as_version, version: true, .. } => {
             error::print(&format!("cloud-hypervisor {}", as_version.text()))?;
         }
-        Part::Vmm { as_version, api_socket, .. } => {
+        SimulatorProcess::Vmm { as_version, api_socket, .. } => {
             let socket = api_socket.as_deref().and_then(|text| text.strip_prefix("path="));
-            let socket = socket.ok_or_else(|| Problem::new(Exit::Usage, SimulatorError::NoSocket))?;
+            let socket = socket.ok_or_else(|| Problem::new(ExitKind::Usage, SimulatorError::NoSocket))?;
             vmm::serve(&place.directory.join(socket), as_version).map_err(ended("VMM"))?;
         }
-        Part::Share { arguments } => share::serve(&arguments).map_err(ended("share"))?,
-        Part::Call { name, arguments } => return programs::run(&name, arguments).map_err(ended("program")),
-        Part::Disk { image, size, user, key } => {
+        SimulatorProcess::Share { arguments } => share::serve(&arguments).map_err(ended("share"))?,
+        SimulatorProcess::Call { name, arguments } => {
+            return programs::run(&name, arguments).map_err(ended("program"));
+        }
+        SimulatorProcess::Disk { image, size, user, key } => {
             let image = place.directory.join(image);
             let key = place.directory.join(key);
             let line = std::fs::read_to_string(&key)

@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::session::{self, Held, Manner};
-use super::{Place, done};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::session::{self, OpenWorkspace, OutputOptions};
+use super::{WorkspaceLocation, done};
 use crate::engine::transition::Failure;
 use crate::host::clock::utc;
-use crate::operations::{Frozen, Reference, Refusal, Report, Wish};
-use crate::world::{Depth, Listing, Manifest, SnapshotId, SnapshotName};
+use crate::operations::{OperationResult, Reference, Refusal, SnapshotRequest, SnapshotResult};
+use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName};
 
 /// Freeze this workspace's VM: disk, RAM and devices of one instant, without a credential
 ///
@@ -18,7 +18,7 @@ use crate::world::{Depth, Listing, Manifest, SnapshotId, SnapshotName};
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<SnapshotCommand>,
     /// Give it a name: 1 to 64 of a-z A-Z 0-9 . _ -, not a mere number
     #[arg(long, value_parser = name)]
     name: Option<SnapshotName>,
@@ -32,11 +32,11 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
     delete: Option<Reference>,
     #[command(flatten)]
-    manner: Manner,
+    manner: OutputOptions,
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Command {
+enum SnapshotCommand {
     /// List the snapshots, oldest first
     #[command(after_help = "Example: nixbox snapshot list --json | jq -r '.[].id'")]
     List {
@@ -50,7 +50,7 @@ enum Command {
         /// Its name or number
         snapshot: Reference,
         #[command(flatten)]
-        manner: Manner,
+        manner: OutputOptions,
     },
     /// Show what a snapshot says of itself
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
@@ -67,7 +67,7 @@ enum Command {
         /// Its name or number
         snapshot: Reference,
         #[command(flatten)]
-        manner: Manner,
+        manner: OutputOptions,
     },
 }
 
@@ -80,13 +80,13 @@ fn name(text: &str) -> Result<SnapshotName, String> {
     }
 }
 
-pub(super) fn run(place: &Place, arguments: Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let Arguments { command, name, stop, list: list_flag, delete: delete_flag, manner } = arguments;
     match command {
-        Some(Command::List { json }) => list(place, json),
-        Some(Command::Delete { snapshot, manner }) => delete(place, &snapshot, manner),
-        Some(Command::Inspect { snapshot, json }) => inspect(place, &snapshot, json),
-        Some(Command::Verify { snapshot, manner }) => verify(place, &snapshot, manner),
+        Some(SnapshotCommand::List { json }) => list(place, json),
+        Some(SnapshotCommand::Delete { snapshot, manner }) => delete(place, &snapshot, manner),
+        Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(place, &snapshot, json),
+        Some(SnapshotCommand::Verify { snapshot, manner }) => verify(place, &snapshot, manner),
         None if list_flag => list(place, manner.json),
         None => match delete_flag {
             Some(snapshot) => delete(place, &snapshot, manner),
@@ -129,12 +129,17 @@ pub(super) fn called(manifest: &Manifest) -> String {
     }
 }
 
-fn freeze(place: &Place, name: Option<SnapshotName>, stop: bool, manner: Manner) -> Outcome {
+fn freeze(
+    place: &WorkspaceLocation,
+    name: Option<SnapshotName>,
+    stop: bool,
+    manner: OutputOptions,
+) -> Outcome {
     let held = session::hold(place, "snapshot", manner)?;
     let assembly = held.assemble()?;
-    let wish = Wish { name, stop, keep: held.config.snapshot.keep.map(std::num::NonZeroU32::get) };
+    let wish = SnapshotRequest { name, stop, keep: held.config.snapshot.keep.map(std::num::NonZeroU32::get) };
     let frozen = held.run(&assembly, async |session| Ok(session.snapshot(wish).await?))?;
-    let Frozen { report, snapshot, pruned, afterwards } = frozen;
+    let SnapshotResult { report, snapshot, pruned, afterwards } = frozen;
     error::ended(report)?;
     let times = held.show.times();
     let mut sentence = match &snapshot {
@@ -163,7 +168,7 @@ fn freeze(place: &Place, name: Option<SnapshotName>, stop: bool, manner: Manner)
     };
     // The snapshot is there, so that a look or a pruning that failed is no failure of the command.
     let problem = Problem::from(refusal).or_with("the snapshot was made; older ones were not pruned");
-    if problem.exit() == Exit::Stuck {
+    if problem.exit() == ExitKind::Stuck {
         return Err(problem);
     }
     problem.print();
@@ -174,22 +179,22 @@ fn numbers(ids: &[SnapshotId]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn listings(held: &Held) -> Result<Vec<Listing>, Problem> {
+fn listings(held: &OpenWorkspace) -> Result<Vec<ListedSnapshot>, Problem> {
     let assembly = held.assemble()?;
     session::block_on(async {
         assembly.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into())
     })
 }
 
-fn pick(listed: &[Listing], wanted: &Reference) -> Result<SnapshotId, Problem> {
+fn pick(listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Problem> {
     let found = wanted.find(listed).map(|listing| listing.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
 
-fn list(place: &Place, json: bool) -> Outcome {
+fn list(place: &WorkspaceLocation, json: bool) -> Outcome {
     let listed = listings(&session::look(place)?)?;
     if json {
-        let one = |listing: &Listing| match &listing.manifest {
+        let one = |listing: &ListedSnapshot| match &listing.manifest {
             Ok(manifest) => serde_json::json!(Shown::from(manifest)),
             Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": error::chain(failure) }),
         };
@@ -222,7 +227,7 @@ fn list(place: &Place, json: bool) -> Outcome {
     done()
 }
 
-fn inspect(place: &Place, wanted: &Reference, json: bool) -> Outcome {
+fn inspect(place: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
     let mut listed = listings(&session::look(place)?)?;
     let id = pick(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
@@ -272,10 +277,10 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     if matches!(failure, Failure::Interrupted) {
         return Refusal::Look(failure).into();
     }
-    Problem::new(Exit::Failed, Damaged(id, failure)).with("`nixbox snapshot delete` removes it")
+    Problem::new(ExitKind::Failed, Damaged(id, failure)).with("`nixbox snapshot delete` removes it")
 }
 
-fn verify(place: &Place, wanted: &Reference, manner: Manner) -> Outcome {
+fn verify(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) -> Outcome {
     // Nobody may delete it meanwhile.
     let held = session::hold(place, "snapshot verify", manner)?;
     let id = pick(&listings(&held)?, wanted)?;
@@ -289,10 +294,10 @@ fn verify(place: &Place, wanted: &Reference, manner: Manner) -> Outcome {
     done()
 }
 
-fn delete(place: &Place, wanted: &Reference, manner: Manner) -> Outcome {
+fn delete(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) -> Outcome {
     let held = session::hold(place, "delete", manner)?;
     let assembly = held.assemble()?;
-    let (id, report): (SnapshotId, Report) =
+    let (id, report): (SnapshotId, OperationResult) =
         held.run(&assembly, async |session| Ok(session.delete(wanted).await?))?;
     error::ended(report)?;
     manner

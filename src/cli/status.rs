@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::error::{self, Exit, Outcome, Problem};
-use super::{Place, done, journal_state, session, wiring};
+use super::error::{self, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, done, journal_state, session, wiring};
 use crate::engine::transition::Failure;
 use crate::files::copy::Silent;
 use crate::guest::ssh_guest;
 use crate::host::clock::utc;
-use crate::operations::Standing;
+use crate::operations::WorkspaceState;
 use crate::simulator;
-use crate::workspace::Holder;
+use crate::workspace::LockHolder;
 use crate::world::VmmState;
 
 /// Show whether this workspace's VM runs
@@ -25,7 +25,7 @@ pub(super) struct Arguments {
 }
 
 #[derive(Debug, Serialize)]
-struct Status {
+struct StatusReport {
     name: String,
     workspace: String,
     id: String,
@@ -34,14 +34,14 @@ struct Status {
     /// `down`, `running`, `paused`, `stopped`, `silent`: its VMM does not answer right now, or `lost`: a VM that should be
     /// there and is not.
     state: &'static str,
-    vm: Option<Vm>,
+    vm: Option<VmReport>,
     /// The operation that has not ended: under way if there is a `holder`, left half done otherwise.
-    operation: Option<Open>,
-    holder: Option<Holder>,
+    operation: Option<OpenSummary>,
+    holder: Option<LockHolder>,
 }
 
 #[derive(Debug, Serialize)]
-struct Vm {
+struct VmReport {
     generation: u64,
     slot: u8,
     address: String,
@@ -50,7 +50,7 @@ struct Vm {
 }
 
 #[derive(Debug, Serialize)]
-struct Open {
+struct OpenSummary {
     operation: &'static str,
     generation: u64,
 }
@@ -59,19 +59,19 @@ struct Open {
 #[error("cannot ask the VMM how the VM is")]
 struct Unknown(#[source] Failure);
 
-fn look(place: &Place) -> Result<Status, Problem> {
+fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
     let workspace = place.workspace()?;
-    let config = Place::config(&workspace)?;
+    let config = WorkspaceLocation::config(&workspace)?;
     let peek = journal_state::peek(&workspace)?;
     let holder = workspace.holder()?;
     let simulated = wiring::simulated(&config).is_some();
     let (mut state, mut vm) = ("down", None);
-    if let Standing::Up(up) = peek.standing {
+    if let WorkspaceState::Up(up) = peek.standing {
         let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
         let machine = up.machine;
         let found = session::block_on(async {
             let found = session::glance(&assembly, machine.vmm).await;
-            found.map_err(|failure| Problem::new(Exit::Failed, Unknown(failure)))
+            found.map_err(|failure| Problem::new(ExitKind::Failed, Unknown(failure)))
         })?;
         state = match found {
             VmmState::Running if !up.condemned => "running",
@@ -80,7 +80,7 @@ fn look(place: &Place) -> Result<Status, Problem> {
             VmmState::Silent => "silent",
             _ => "lost",
         };
-        vm = Some(Vm {
+        vm = Some(VmReport {
             generation: machine.vmm.0,
             slot: machine.slot.number(),
             address: if simulated {
@@ -92,19 +92,21 @@ fn look(place: &Place) -> Result<Status, Problem> {
             serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
         });
     }
-    Ok(Status {
+    Ok(StatusReport {
         name: config.name.as_str().to_owned(),
         workspace: workspace.root().display().to_string(),
         id: workspace.id().to_string(),
         vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
-        operation: peek.open.map(|(operation, generation)| Open { operation, generation: generation.0 }),
+        operation: peek
+            .open
+            .map(|(operation, generation)| OpenSummary { operation, generation: generation.0 }),
         holder,
     })
 }
 
-fn text(status: &Status) -> String {
+fn text(status: &StatusReport) -> String {
     let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
     if status.vmm == "simulator" {
         lines.push("  simulated: no VM runs here, and this is no sandbox".to_owned());
@@ -135,7 +137,7 @@ fn text(status: &Status) -> String {
     lines.join("\n")
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let status = look(place)?;
     if arguments.json {
         error::print_json(&status)?;

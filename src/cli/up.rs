@@ -1,9 +1,9 @@
 //! `nixbox up`.
 
 use super::error::{self, Outcome};
-use super::session::{self, Held, Manner};
-use super::{Place, done, journal_state, preflight, restore};
-use crate::operations::{Reference, Standing};
+use super::session::{self, OpenWorkspace, OutputOptions};
+use super::{WorkspaceLocation, done, journal_state, preflight, restore};
+use crate::operations::{Reference, WorkspaceState};
 
 /// Bring this workspace's VM up, and wait until it is SSH-ready
 #[derive(Debug, clap::Args)]
@@ -13,12 +13,12 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
     snapshot: Option<Option<Reference>>,
     #[command(flatten)]
-    manner: Manner,
+    manner: OutputOptions,
 }
 
-pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
+pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let held = session::hold(place, "up", arguments.manner)?;
-    let down = matches!(journal_state::peek(&held.workspace)?.standing, Standing::Down { .. });
+    let down = matches!(journal_state::peek(&held.workspace)?.standing, WorkspaceState::Down { .. });
     if down {
         preflight::files(&held.config)?;
     }
@@ -38,7 +38,7 @@ pub(super) fn run(place: &Place, arguments: &Arguments) -> Outcome {
     }
 }
 
-fn tell(held: &Held, manner: Manner, begun: bool) -> Outcome {
+fn tell(held: &OpenWorkspace, manner: OutputOptions, begun: bool) -> Outcome {
     let times = held.show.times();
     let (word, sentence) = match times.ready_ms {
         _ if !begun => ("already", "the VM is running already".to_owned()),

@@ -21,14 +21,14 @@ use crate::host::disk::{DiskSpec, Disks};
 use crate::host::ground::HostGround;
 use crate::host::hooks::{Complain, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
-use crate::host::memory::{self, Location, Ram};
+use crate::host::memory::{self, Location, RamFiles};
 use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
 use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
 use crate::simulator::network::Loopback;
-use crate::simulator::{self, Version};
+use crate::simulator::{self, SimulatedVersion};
 use crate::store::{self, Snapshots};
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
@@ -42,7 +42,7 @@ const FIRST_USER: u32 = 1000;
 
 /// Why a workspace's world cannot be put together. Nothing was begun.
 #[derive(Debug, thiserror::Error)]
-pub enum AssemblyError {
+pub enum WiringError {
     /// No directory for sockets.
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
@@ -83,12 +83,10 @@ pub enum AssemblyError {
     Settings(#[from] SettingsError),
 }
 
-type Result<T, E = AssemblyError> = std::result::Result<T, E>;
+type Result<T, E = WiringError> = std::result::Result<T, E>;
 
-fn wrong<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
-    key: &'static str,
-) -> impl Fn(E) -> AssemblyError {
-    move |source| AssemblyError::Value { key, source: source.into() }
+fn wrong<E: Into<Box<dyn std::error::Error + Send + Sync>>>(key: &'static str) -> impl Fn(E) -> WiringError {
+    move |source| WiringError::Value { key, source: source.into() }
 }
 
 /// The private key that the workspace's guests are given.
@@ -98,7 +96,7 @@ pub fn own_key(workspace: &Workspace) -> PathBuf {
 }
 
 /// A world, and what commands need of it beyond its seams.
-pub struct Assembly {
+pub struct Wiring {
     /// The seams.
     pub world: World,
     /// The guest, for commands that are run in it.
@@ -106,7 +104,7 @@ pub struct Assembly {
     /// The VMM, for its log.
     pub vmm: Arc<CloudHypervisor>,
     /// The RAM.
-    pub memory: Arc<Ram>,
+    pub memory: Arc<RamFiles>,
     /// Where sockets, records and logs are.
     pub runtime: PathBuf,
     /// Whether no VM is a real one.
@@ -115,19 +113,19 @@ pub struct Assembly {
 
 /// The version that the configuration's simulator behaves like, if it is to be one.
 #[must_use]
-pub fn simulated(config: &Config) -> Option<Version> {
+pub fn simulated(config: &Config) -> Option<SimulatedVersion> {
     Some(match config.vmm {
-        config::Vmm::CloudHypervisor => return None,
-        config::Vmm::SimulatorV51 => Version::V51,
-        config::Vmm::SimulatorV52 => Version::V52,
-        config::Vmm::Simulator | config::Vmm::SimulatorV53 => Version::V53,
-        config::Vmm::SimulatorV54 => Version::V54,
+        config::VmmChoice::CloudHypervisor => return None,
+        config::VmmChoice::SimulatorV51 => SimulatedVersion::V51,
+        config::VmmChoice::SimulatorV52 => SimulatedVersion::V52,
+        config::VmmChoice::Simulator | config::VmmChoice::SimulatorV53 => SimulatedVersion::V53,
+        config::VmmChoice::SimulatorV54 => SimulatedVersion::V54,
     })
 }
 
 /// This program as a part of the simulator.
 fn stand_in(words: &[&str]) -> Result<StandIn> {
-    let path = std::env::current_exe().map_err(AssemblyError::NoProgram)?;
+    let path = std::env::current_exe().map_err(WiringError::NoProgram)?;
     Ok(StandIn { path, words: words.iter().map(|word| (*word).to_owned()).collect() })
 }
 
@@ -140,7 +138,7 @@ pub fn assemble(
     config: &Config,
     progress: Arc<dyn Progress>,
     complain: Arc<Complain>,
-) -> Result<Assembly> {
+) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
     let runtime = workspace.runtime()?.path().to_owned();
     check_apart(config, &runtime)?;
@@ -176,7 +174,7 @@ pub fn assemble(
     let guest = Arc::new(guest(workspace, config, &disk, &vmm, address)?);
     let network: Arc<dyn world::Network> = match version {
         Some(_) => Arc::new(Loopback::new(runtime.clone())),
-        None => Arc::new(HostNetwork::new(network::Settings {
+        None => Arc::new(HostNetwork::new(network::NetworkSettings {
             workspace: workspace.id(),
             owner: invoker.uid(),
             runtime: runtime.clone(),
@@ -203,11 +201,11 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
         clock: Arc::new(HostClock),
     };
-    Ok(Assembly { world, guest, vmm, memory, runtime, simulated: version.is_some() })
+    Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
 }
 
 /// Where guests are to be reached.
-fn address(version: Option<Version>, runtime: &Path) -> Arc<ssh_guest::Address> {
+fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
         Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
@@ -216,7 +214,7 @@ fn address(version: Option<Version>, runtime: &Path) -> Arc<ssh_guest::Address> 
 }
 
 /// Slots number TAPs, which are the host's, and root makes the directory. A simulated workspace has slots of its own.
-fn slots_directory(version: Option<Version>, runtime: &Path) -> PathBuf {
+fn slots_directory(version: Option<SimulatedVersion>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
         None => slots::DIRECTORY.into(),
@@ -231,14 +229,14 @@ fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
         // One that is not there is found by those who look for it.
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
         if runtime.starts_with(&real) {
-            return Err(AssemblyError::SharedRuntime { source_path: source.to_owned(), runtime });
+            return Err(WiringError::SharedRuntime { source_path: source.to_owned(), runtime });
         }
     }
     Ok(())
 }
 
 fn disks(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> Disks {
-    let spec = |disk: &config::Disk| DiskSpec {
+    let spec = |disk: &config::DiskTable| DiskSpec {
         image: disk.image.as_ref().map(|path| path.as_path().to_owned()),
         size: disk.size.map(|size| size.bytes()),
     };
@@ -250,8 +248,8 @@ fn disks(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -
     )
 }
 
-fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> Ram {
-    Ram {
+fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> RamFiles {
+    RamFiles {
         run: workspace.run(),
         snapshots: workspace.snapshots(),
         tmpfs: memory::tmpfs_directories(),
@@ -319,7 +317,7 @@ fn guest(
     address: Arc<ssh_guest::Address>,
 ) -> Result<SshGuest> {
     let user = config.guest.user.as_str().to_owned();
-    let mount = |(index, mount): (usize, &config::Mount)| {
+    let mount = |(index, mount): (usize, &config::MountTable)| {
         Ok(Mount {
             tag: Tag::try_from(tag(index)).map_err(wrong("mounts"))?,
             target: path(&mount.target, "mounts.target")?,
@@ -327,9 +325,9 @@ fn guest(
         })
     };
     let disk = Arc::clone(disk);
-    let settings = ssh_guest::Settings {
+    let settings = ssh_guest::GuestSettings {
         user: UserName::try_from(user).map_err(wrong("guest.user"))?,
-        key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(AssemblyError::LoginKey)?),
+        key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(WiringError::LoginKey)?),
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
         wanted: wanted(workspace, config)?,
@@ -358,7 +356,7 @@ fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
     Ok(Wanted {
         environment: config.env.iter().map(variable).collect::<Result<_>>()?,
         files: config.credentials.files.iter().map(file).collect::<Result<_>>()?,
-        key: Some(Arc::new(key::load(&own_key(workspace)).map_err(AssemblyError::OwnKey)?)),
+        key: Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?)),
         wipe: config
             .credentials
             .wipe
@@ -388,7 +386,7 @@ fn secret(source: &config::Source) -> Result<Source> {
 /// Where the other seams keep what the VMM is to use.
 struct Layout {
     disk: Arc<Disks>,
-    memory: Arc<Ram>,
+    memory: Arc<RamFiles>,
     snapshots: PathBuf,
 }
 

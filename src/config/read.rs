@@ -33,12 +33,12 @@ impl fmt::Display for Position {
 
 /// A text and the file that it is the content of.
 #[derive(Clone, Copy)]
-pub(super) struct Text<'a> {
+pub(super) struct SourceText<'a> {
     pub(super) path: &'a Path,
     pub(super) text: &'a str,
 }
 
-impl<'a> Text<'a> {
+impl<'a> SourceText<'a> {
     pub(super) fn position(self, span: &Range<usize>) -> Position {
         let before = self.text.get(..span.start).unwrap_or(self.text);
         let line_start = before.rfind('\n').map_or(0, |at| at + 1);
@@ -60,14 +60,14 @@ impl<'a> Text<'a> {
 }
 
 /// One value with its place.
-pub(super) struct Value<'a> {
-    text: Text<'a>,
+pub(super) struct TomlValue<'a> {
+    text: SourceText<'a>,
     key: String,
     span: Range<usize>,
     value: &'a DeValue<'a>,
 }
 
-impl<'a> Value<'a> {
+impl<'a> TomlValue<'a> {
     /// A complaint about it.
     pub(super) fn refuse(&self, source: ValueError) -> ConfigError {
         ConfigError::Value { at: self.position(), key: self.key.clone(), source }
@@ -120,16 +120,16 @@ impl<'a> Value<'a> {
     }
 
     /// A table with these keys and no others.
-    pub(super) fn table(&self, known: &'static [&'static str]) -> Result<Section<'a>> {
+    pub(super) fn table(&self, known: &'static [&'static str]) -> Result<TomlTable<'a>> {
         let section = self.open_table()?;
         section.check_keys(known)?;
         Ok(section)
     }
 
     /// A table with whatever keys.
-    pub(super) fn open_table(&self) -> Result<Section<'a>> {
+    pub(super) fn open_table(&self) -> Result<TomlTable<'a>> {
         let table = self.value.as_table().ok_or_else(|| self.wrong_type("table"))?;
-        Ok(Section { text: self.text, key: self.key.clone(), span: self.span.clone(), table })
+        Ok(TomlTable { text: self.text, key: self.key.clone(), span: self.span.clone(), table })
     }
 
     fn inner(&self, key: String, entry: &'a Spanned<DeValue<'a>>) -> Self {
@@ -138,17 +138,17 @@ impl<'a> Value<'a> {
 }
 
 /// One table with its place.
-pub(super) struct Section<'a> {
-    text: Text<'a>,
+pub(super) struct TomlTable<'a> {
+    text: SourceText<'a>,
     key: String,
     span: Range<usize>,
     table: &'a DeTable<'a>,
 }
 
-impl<'a> Section<'a> {
+impl<'a> TomlTable<'a> {
     /// The whole file.
     pub(super) fn whole(
-        text: Text<'a>,
+        text: SourceText<'a>,
         table: &'a DeTable<'a>,
         known: &'static [&'static str],
     ) -> Result<Self> {
@@ -175,13 +175,18 @@ impl<'a> Section<'a> {
         })
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<Value<'a>> {
+    pub(super) fn get(&self, key: &str) -> Option<TomlValue<'a>> {
         let value = self.table.get(key)?;
-        Some(Value { text: self.text, key: self.path_of(key), span: value.span(), value: value.get_ref() })
+        Some(TomlValue {
+            text: self.text,
+            key: self.path_of(key),
+            span: value.span(),
+            value: value.get_ref(),
+        })
     }
 
     /// A value that has to be there.
-    pub(super) fn need(&self, key: &'static str) -> Result<Value<'a>> {
+    pub(super) fn need(&self, key: &'static str) -> Result<TomlValue<'a>> {
         self.get(key).ok_or_else(|| ConfigError::Missing { at: self.position(), key: self.path_of(key) })
     }
 
@@ -190,16 +195,16 @@ impl<'a> Section<'a> {
     }
 
     /// A list; empty if it is not there.
-    pub(super) fn list(&self, key: &str) -> Result<Vec<Value<'a>>> {
+    pub(super) fn list(&self, key: &str) -> Result<Vec<TomlValue<'a>>> {
         self.get(key).map_or(Ok(Vec::new()), |value| value.list())
     }
 
     /// All entries in the order of their keys, with the place of each key.
-    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Position, Value<'a>)> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Position, TomlValue<'a>)> {
         self.table.iter().map(|(key, value)| {
             let name: &str = key.get_ref();
             let path = self.path_of(name);
-            let value = Value { text: self.text, key: path, span: value.span(), value: value.get_ref() };
+            let value = TomlValue { text: self.text, key: path, span: value.span(), value: value.get_ref() };
             (name, self.text.position(&key.span()), value)
         })
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use secrecy::SecretString;
 use toml::de::DeTable;
 
-use super::read::{Section, Text, Value};
+use super::read::{SourceText, TomlTable, TomlValue};
 use super::*;
 
 const TOP: &[&str] =
@@ -42,21 +42,21 @@ const MAX_MOUNTS: usize = 8;
 const MAX_CMDLINE: usize = 2047;
 
 /// What relative values are relative to.
-pub(super) struct Reader<'a> {
+pub(super) struct ConfigReader<'a> {
     pub(super) root: &'a Path,
     pub(super) host: &'a HostFacts,
 }
 
-impl Reader<'_> {
-    pub(super) fn config<'a>(&self, text: Text<'a>, table: &'a DeTable<'a>) -> Result<Config> {
-        let top = Section::whole(text, table, TOP)?;
+impl ConfigReader<'_> {
+    pub(super) fn config<'a>(&self, text: SourceText<'a>, table: &'a DeTable<'a>) -> Result<Config> {
+        let top = TomlTable::whole(text, table, TOP)?;
         let guest = self.guest(&top)?;
         Ok(Config {
             name: match top.get("name") {
                 Some(name) => name.parse()?,
                 None => Name::of_directory(self.root),
             },
-            vmm: top.get("vmm").map_or(Ok(Vmm::CloudHypervisor), |value| value.parse())?,
+            vmm: top.get("vmm").map_or(Ok(VmmChoice::CloudHypervisor), |value| value.parse())?,
             vm: self.vm(&top)?,
             disks: self.disks(&top)?,
             mounts: self.mounts(&top, &guest.user)?,
@@ -69,16 +69,16 @@ impl Reader<'_> {
         })
     }
 
-    fn path(&self, value: &Value<'_>) -> Result<HostPath> {
+    fn path(&self, value: &TomlValue<'_>) -> Result<HostPath> {
         HostPath::resolve(value.text()?, self.root, self.host.home.as_deref())
             .map_err(|error| value.refuse(error))
     }
 
-    fn vm(&self, top: &Section<'_>) -> Result<Vm> {
+    fn vm(&self, top: &TomlTable<'_>) -> Result<VmTable> {
         let vm = top.get("vm").ok_or_else(|| missing(top, "vm.kernel"))?.table(VM)?;
         let vcpus = vm.get("vcpus").map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
         let vcpus = if vcpus == 0 { (self.host.vcpus / 2).clamp(1, MAX_VCPUS) } else { vcpus };
-        Ok(Vm {
+        Ok(VmTable {
             // Bounded by MAX_VCPUS.
             vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
             memory: match vm.get("memory") {
@@ -102,7 +102,7 @@ impl Reader<'_> {
         ByteSize::from_bytes(memory - memory % MEMORY_UNIT)
     }
 
-    fn memory(&self, value: &Value<'_>) -> Result<ByteSize> {
+    fn memory(&self, value: &TomlValue<'_>) -> Result<ByteSize> {
         let memory: ByteSize = value.parse()?;
         if memory.bytes() > self.host.memory {
             let host = ByteSize::from_bytes(self.host.memory >> 20 << 20);
@@ -118,18 +118,18 @@ impl Reader<'_> {
         Ok(memory)
     }
 
-    fn disks(&self, top: &Section<'_>) -> Result<Vec<Disk>> {
+    fn disks(&self, top: &TomlTable<'_>) -> Result<Vec<DiskTable>> {
         let disks = top.list("disks")?;
         check_count(&disks, MAX_DISKS)?;
         disks.iter().map(|value| self.disk(value)).collect()
     }
 
-    fn disk(&self, value: &Value<'_>) -> Result<Disk> {
+    fn disk(&self, value: &TomlValue<'_>) -> Result<DiskTable> {
         let disk = value.table(DISK)?;
         let image = disk.get("image").map(|value| self.path(&value)).transpose()?;
         let Some(size_value) = disk.get("size") else {
             return match image {
-                Some(_) => Ok(Disk { image, size: None }),
+                Some(_) => Ok(DiskTable { image, size: None }),
                 None => Err(conflict(value, "a disk needs an image, a size, or both".to_owned())),
             };
         };
@@ -139,13 +139,14 @@ impl Reader<'_> {
             let problem = format!("{size} is not at least {least} and a multiple of {DISK_UNIT} bytes");
             return Err(conflict(&size_value, problem));
         }
-        Ok(Disk { image, size: Some(size) })
+        Ok(DiskTable { image, size: Some(size) })
     }
 
-    fn mounts(&self, top: &Section<'_>, user: &UserName) -> Result<Vec<Mount>> {
+    fn mounts(&self, top: &TomlTable<'_>, user: &UserName) -> Result<Vec<MountTable>> {
         let Some(value) = top.get("mounts") else {
-            let resolved = HostPath::resolve(".", self.root, None)
-                .and_then(|source| Ok(Mount { source, target: "~/workspace".parse()?, readonly: false }));
+            let resolved = HostPath::resolve(".", self.root, None).and_then(|source| {
+                Ok(MountTable { source, target: "~/workspace".parse()?, readonly: false })
+            });
             let refuse = |source| ConfigError::Value { at: top.position(), key: "mounts".to_owned(), source };
             return Ok(vec![resolved.map_err(refuse)?]);
         };
@@ -158,15 +159,15 @@ impl Reader<'_> {
                 let source = self.path(&mount.need("source")?)?;
                 let target = targets.add(&mount.need("target")?)?;
                 let readonly = mount.get("readonly").map_or(Ok(false), |value| value.truth())?;
-                Ok(Mount { source, target, readonly })
+                Ok(MountTable { source, target, readonly })
             })
             .collect()
     }
 
-    fn guest(&self, top: &Section<'_>) -> Result<Guest> {
+    fn guest(&self, top: &TomlTable<'_>) -> Result<GuestTable> {
         let guest = top.get("guest").map(|value| value.table(GUEST)).transpose()?;
         let value = |key| guest.as_ref().and_then(|guest| guest.get(key));
-        Ok(Guest {
+        Ok(GuestTable {
             user: match value("user") {
                 Some(value) => value.parse()?,
                 None => "user".parse().map_err(|source| ConfigError::Value {
@@ -184,11 +185,11 @@ impl Reader<'_> {
         })
     }
 
-    fn env(&self, top: &Section<'_>) -> Result<BTreeMap<VariableName, Source>> {
+    fn env(&self, top: &TomlTable<'_>) -> Result<BTreeMap<VariableName, Source>> {
         let Some(env) = top.get("env") else {
             return Ok(BTreeMap::new());
         };
-        let read = |(name, at, value): (&str, Position, Value<'_>)| {
+        let read = |(name, at, value): (&str, Position, TomlValue<'_>)| {
             let key = value.key().to_owned();
             let name = name.parse().map_err(|source| ConfigError::Value { at, key, source })?;
             Ok((name, self.source(&value)?))
@@ -197,7 +198,7 @@ impl Reader<'_> {
     }
 
     /// No complaint in here quotes the value.
-    fn source(&self, value: &Value<'_>) -> Result<Source> {
+    fn source(&self, value: &TomlValue<'_>) -> Result<Source> {
         if value.is_text() {
             let text = value.text()?;
             return if text.contains('\0') {
@@ -222,13 +223,13 @@ impl Reader<'_> {
         }
     }
 
-    fn credentials(&self, top: &Section<'_>, user: &UserName) -> Result<Credentials> {
+    fn credentials(&self, top: &TomlTable<'_>, user: &UserName) -> Result<CredentialsTable> {
         let Some(value) = top.get("credentials") else {
-            return Ok(Credentials::default());
+            return Ok(CredentialsTable::default());
         };
         let credentials = value.table(CREDENTIALS)?;
         let mut targets = Targets::new(user);
-        let file = |value: &Value<'_>| {
+        let file = |value: &TomlValue<'_>| {
             let file = value.table(CREDENTIAL_FILE)?;
             let source = self.path(&file.need("source")?)?;
             Ok(CredentialFile { source, target: targets.add(&file.need("target")?)? })
@@ -236,7 +237,7 @@ impl Reader<'_> {
         let files = credentials.list("files")?.iter().map(file).collect::<Result<_>>()?;
         let mut wipe = Targets::new(user);
         let wipe = credentials.list("wipe")?.iter().map(|value| wipe.add(value)).collect::<Result<_>>()?;
-        Ok(Credentials { files, wipe })
+        Ok(CredentialsTable { files, wipe })
     }
 }
 
@@ -251,7 +252,7 @@ impl<'a> Targets<'a> {
         Self { user, seen: BTreeMap::new() }
     }
 
-    fn add(&mut self, value: &Value<'_>) -> Result<GuestPath> {
+    fn add(&mut self, value: &TomlValue<'_>) -> Result<GuestPath> {
         let path: GuestPath = value.parse()?;
         let absolute = path.absolute(self.user);
         if absolute == "/" {
@@ -265,12 +266,12 @@ impl<'a> Targets<'a> {
     }
 }
 
-fn network(top: &Section<'_>) -> Result<Network> {
+fn network(top: &TomlTable<'_>) -> Result<NetworkTable> {
     let network = top.get("network").map(|value| value.table(NETWORK)).transpose()?;
     let value = |key| network.as_ref().and_then(|network| network.get(key));
     let mode = value("mode").map_or(Ok(NetworkMode::Open), |value| value.parse())?;
     let domains = value("domains").map_or(Ok(Vec::new()), |value| value.list())?;
-    let mut domains = domains.iter().map(Value::parse).collect::<Result<Vec<Domain>>>()?;
+    let mut domains = domains.iter().map(TomlValue::parse).collect::<Result<Vec<Domain>>>()?;
     domains.sort();
     domains.dedup();
     let mut ports = match value("ports") {
@@ -279,10 +280,10 @@ fn network(top: &Section<'_>) -> Result<Network> {
     };
     ports.sort();
     ports.dedup();
-    Ok(Network { mode, domains, ports })
+    Ok(NetworkTable { mode, domains, ports })
 }
 
-fn port(value: &Value<'_>) -> Result<NonZeroU16> {
+fn port(value: &TomlValue<'_>) -> Result<NonZeroU16> {
     let number = value.number(1, u32::from(u16::MAX))?;
     u16::try_from(number)
         .ok()
@@ -290,14 +291,14 @@ fn port(value: &Value<'_>) -> Result<NonZeroU16> {
         .ok_or_else(|| value.refuse(ValueError::Range(number.into(), 1, u16::MAX.into())))
 }
 
-fn hooks(top: &Section<'_>) -> Result<Hooks> {
+fn hooks(top: &TomlTable<'_>) -> Result<HooksTable> {
     let Some(value) = top.get("hooks") else {
-        return Ok(Hooks::default());
+        return Ok(HooksTable::default());
     };
     let hooks = value.table(HOOKS)?;
     let commands =
         |key| hooks.list(key)?.iter().map(|value| words(value).map(str::to_owned)).collect::<Result<_>>();
-    Ok(Hooks {
+    Ok(HooksTable {
         pre_up: commands("pre-up")?,
         post_up: commands("post-up")?,
         pre_down: commands("pre-down")?,
@@ -305,16 +306,16 @@ fn hooks(top: &Section<'_>) -> Result<Hooks> {
     })
 }
 
-fn snapshot(top: &Section<'_>) -> Result<Snapshot> {
+fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
-        return Ok(Snapshot::default());
+        return Ok(SnapshotTable::default());
     };
     // Zero would remove the snapshot that was just made.
     let keep = value.table(SNAPSHOT)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
-    Ok(Snapshot { keep: keep.and_then(NonZeroU32::new) })
+    Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })
 }
 
-fn command_line(value: &Value<'_>) -> Result<String> {
+fn command_line(value: &TomlValue<'_>) -> Result<String> {
     let text = value.text()?;
     let good = text.len() <= MAX_CMDLINE
         && text.chars().all(|letter| letter.is_ascii() && !letter.is_ascii_control());
@@ -322,18 +323,18 @@ fn command_line(value: &Value<'_>) -> Result<String> {
 }
 
 /// A text that can be a command or a part of one.
-fn words<'a>(value: &Value<'a>) -> Result<&'a str> {
+fn words<'a>(value: &TomlValue<'a>) -> Result<&'a str> {
     let text = value.text()?;
     if text.is_empty() || text.contains('\0') { Err(value.refuse(ValueError::Command)) } else { Ok(text) }
 }
 
-fn command(value: &Value<'_>) -> Result<Source> {
+fn command(value: &TomlValue<'_>) -> Result<Source> {
     let list = value.list()?;
     let Some((program, arguments)) = list.split_first() else {
         return Err(value.refuse(ValueError::Command));
     };
     let program = words(program)?.to_owned();
-    let argument = |value: &Value<'_>| {
+    let argument = |value: &TomlValue<'_>| {
         let text = value.text()?;
         if text.contains('\0') {
             Err(value.refuse(ValueError::Command))
@@ -345,15 +346,15 @@ fn command(value: &Value<'_>) -> Result<Source> {
     Ok(Source::Command(SecretCommand::new(program, arguments)))
 }
 
-fn conflict(value: &Value<'_>, problem: String) -> ConfigError {
+fn conflict(value: &TomlValue<'_>, problem: String) -> ConfigError {
     ConfigError::Conflict { at: value.position(), key: value.key().to_owned(), problem }
 }
 
-fn missing(top: &Section<'_>, key: &str) -> ConfigError {
+fn missing(top: &TomlTable<'_>, key: &str) -> ConfigError {
     ConfigError::Missing { at: top.position(), key: key.to_owned() }
 }
 
-fn check_count(list: &[Value<'_>], most: usize) -> Result<()> {
+fn check_count(list: &[TomlValue<'_>], most: usize) -> Result<()> {
     match list.get(most) {
         Some(value) => Err(conflict(value, format!("there can be {most} at most"))),
         None => Ok(()),

@@ -384,7 +384,7 @@ words!(
 
 words!(
     /// What runs the VM.
-    Vmm,
+    VmmChoice,
     "cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54",
     /// The real one.
     CloudHypervisor = "cloud-hypervisor",

@@ -14,7 +14,7 @@
 
 mod event;
 
-pub use event::{Ending, Event, Observer, Setback, Stopped, Unobserved};
+pub use event::{Ending, EngineError, Event, Observer, TransitionFailure, Unobserved};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,12 +24,12 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, timeout};
 
-use super::history::{Open, Status};
+use super::history::{OpenOperation, TransitionStatus};
 use super::journal::{Journal, Storage};
-use super::planner::{self, Decision, Direction, Plan, Shape};
+use super::planner::{self, Decision, Direction, RecoveryPlan, TableShape};
 use super::record::Ended;
 use super::transition::{
-    Erased, Failure, Forward, Interrupt, Operation, Probe, Scene, TransitionId, UndoPolicy,
+    AfterCommit, Context, ErasedTransition, Failure, Interrupt, Operation, Probe, TransitionId, UndoPolicy,
 };
 
 /// How long it may take to look how a workspace stands at the end of an operation.
@@ -50,32 +50,33 @@ pub struct Executor<'a, W: ?Sized, S> {
 }
 
 enum Halt {
-    Setback(Setback),
+    /// A transition failed.
+    Failed(TransitionFailure),
     /// It cannot be told whether something was done.
-    Blind(Setback),
-    Stopped(Stopped),
+    CannotTell(TransitionFailure),
+    Engine(EngineError),
 }
 
 impl Halt {
     fn gravity(&self) -> u8 {
         match self {
-            Self::Setback(_) => 0,
-            Self::Blind(_) => 1,
-            Self::Stopped(_) => 2,
+            Self::Failed(_) => 0,
+            Self::CannotTell(_) => 1,
+            Self::Engine(_) => 2,
         }
     }
 }
 
-impl<E: Into<Stopped>> From<E> for Halt {
+impl<E: Into<EngineError>> From<E> for Halt {
     fn from(error: E) -> Self {
-        Self::Stopped(error.into())
+        Self::Engine(error.into())
     }
 }
 
 /// A transition that is to run in a stage, and whether it is looked at first.
 struct Call<'o, W: ?Sized> {
     index: u16,
-    transition: &'o dyn Erased<W>,
+    transition: &'o dyn ErasedTransition<W>,
     intent: Vec<u8>,
     probe_first: bool,
 }
@@ -85,7 +86,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ///
     /// # Errors
     /// If the journal failed. The operation is then left as it is, for the next run.
-    pub async fn run(&mut self, operation: &Operation<W>, parameters: &[u8]) -> Result<Ending, Stopped> {
+    pub async fn run(&mut self, operation: &Operation<W>, parameters: &[u8]) -> Result<Ending, EngineError> {
         let (shape, commit) = shape(operation)?;
         let generation = self.journal.begin(operation.id, parameters, (self.unix_ms)())?;
         self.observer.event(Event::Begun {
@@ -97,9 +98,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let fresh = vec![Decision::Apply; shape.transitions().count()];
         match self.forward(operation, &shape, &fresh).await {
             Ok(()) => self.conclude(operation, Ended::Done, None).await,
-            Err(Halt::Setback(setback)) => self.resolve(operation, &shape, commit, Some(setback)).await,
-            Err(Halt::Blind(setback)) => Ok(Ending::Stuck(setback)),
-            Err(Halt::Stopped(stopped)) => Err(stopped),
+            Err(Halt::Failed(setback)) => self.resolve(operation, &shape, commit, Some(setback)).await,
+            Err(Halt::CannotTell(setback)) => Ok(Ending::Stuck(setback)),
+            Err(Halt::Engine(stopped)) => Err(stopped),
         }
     }
 
@@ -107,9 +108,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ///
     /// # Errors
     /// If the journal failed, or does not fit `operation`.
-    pub async fn recover(&mut self, operation: &Operation<W>) -> Result<Ending, Stopped> {
+    pub async fn recover(&mut self, operation: &Operation<W>) -> Result<Ending, EngineError> {
         let (shape, commit) = shape(operation)?;
-        let generation = self.journal.open_operation().ok_or(Stopped::NothingOpen)?.generation;
+        let generation = self.journal.open_operation().ok_or(EngineError::NothingOpen)?.generation;
         self.observer.event(Event::Begun {
             operation: operation.label,
             commit: commit.label(),
@@ -123,44 +124,44 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     async fn resolve(
         &mut self,
         operation: &Operation<W>,
-        shape: &Shape,
-        commit: &dyn Erased<W>,
-        mut setback: Option<Setback>,
-    ) -> Result<Ending, Stopped> {
+        shape: &TableShape,
+        commit: &dyn ErasedTransition<W>,
+        mut setback: Option<TransitionFailure>,
+    ) -> Result<Ending, EngineError> {
         // A run whose commit point is done comes here to look again; a recovery has not looked yet.
-        let mut again = setback.is_none() || self.status(shape.commit()) != Status::Done;
+        let mut again = setback.is_none() || self.status(shape.commit()) != TransitionStatus::Done;
         loop {
-            let Plan { decisions, mut direction } = planner::plan(shape, &self.found())?;
+            let RecoveryPlan { decisions, mut direction } = planner::plan(shape, &self.found())?;
             if direction == Direction::ProbeDecides {
                 direction = match self.probe_commit_point(commit, shape.commit()).await {
                     Ok(direction) => direction,
-                    Err(Halt::Setback(blind) | Halt::Blind(blind)) => {
+                    Err(Halt::Failed(blind) | Halt::CannotTell(blind)) => {
                         return Ok(Ending::Stuck(blind));
                     }
-                    Err(Halt::Stopped(stopped)) => return Err(stopped),
+                    Err(Halt::Engine(stopped)) => return Err(stopped),
                 };
             }
             self.observer.event(Event::Turned(direction));
             if direction != Direction::Forward {
                 return match self.back(operation, &decisions).await {
                     Ok(()) => self.conclude(operation, Ended::RolledBack, setback).await,
-                    Err(Halt::Setback(stuck) | Halt::Blind(stuck)) => Ok(Ending::Stuck(stuck)),
-                    Err(Halt::Stopped(stopped)) => Err(stopped),
+                    Err(Halt::Failed(stuck) | Halt::CannotTell(stuck)) => Ok(Ending::Stuck(stuck)),
+                    Err(Halt::Engine(stopped)) => Err(stopped),
                 };
             }
             match self.forward(operation, shape, &decisions).await {
                 Ok(()) => return self.conclude(operation, Ended::Done, None).await,
-                Err(Halt::Stopped(stopped)) => return Err(stopped),
-                Err(Halt::Blind(stuck)) => return Ok(Ending::Stuck(stuck)),
-                Err(Halt::Setback(failed)) => {
+                Err(Halt::Engine(stopped)) => return Err(stopped),
+                Err(Halt::CannotTell(stuck)) => return Ok(Ending::Stuck(stuck)),
+                Err(Halt::Failed(failed)) => {
                     let lost = matches!(failed.failure, Failure::Lost);
                     match operation.forward {
                         // The world may have done what it did not say.
                         _ if again && !lost => again = false,
-                        Forward::ClearAway => {
+                        AfterCommit::ClearAway => {
                             return self.conclude(operation, Ended::Lost, Some(failed)).await;
                         }
-                        Forward::Stuck => return Ok(Ending::Stuck(failed)),
+                        AfterCommit::Stuck => return Ok(Ending::Stuck(failed)),
                     }
                     setback = Some(failed);
                 }
@@ -168,7 +169,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         }
     }
 
-    fn found(&self) -> Vec<(TransitionId, Status)> {
+    fn found(&self) -> Vec<(TransitionId, TransitionStatus)> {
         self.journal
             .open_operation()
             .map(|open| open.entries().iter().map(|entry| (entry.id, entry.status)).collect())
@@ -177,7 +178,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     async fn probe_commit_point(
         &mut self,
-        transition: &dyn Erased<W>,
+        transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<Direction, Halt> {
         let scene = self.scene(Interrupt::new());
@@ -192,7 +193,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             // Gone with its VM before it was known to be done: there is nothing to go forward to.
             Ok(Probe::NotDone | Probe::Lost) => Ok(Direction::Back),
             Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
-            Err(failure) => Err(Halt::Blind(Setback { label: transition.label(), failure })),
+            Err(failure) => Err(Halt::CannotTell(TransitionFailure { label: transition.label(), failure })),
         }
     }
 
@@ -200,7 +201,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     async fn forward(
         &mut self,
         operation: &Operation<W>,
-        shape: &Shape,
+        shape: &TableShape,
         decisions: &[Decision],
     ) -> Result<(), Halt> {
         let mut first = 0;
@@ -217,7 +218,10 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 continue;
             }
             if interrupt.requested() {
-                return Err(Halt::Setback(Setback { label: stage.label, failure: Failure::Interrupted }));
+                return Err(Halt::Failed(TransitionFailure {
+                    label: stage.label,
+                    failure: Failure::Interrupted,
+                }));
             }
             self.observer.event(Event::Stage(stage.label));
             let scene = self.scene(interrupt);
@@ -230,13 +234,13 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// Decides on every intent of a stage, writes those that are new, and syncs once.
     async fn prepare<'o>(
         &mut self,
-        scene: &Scene<'_, W>,
-        wanted: Vec<(usize, &'o dyn Erased<W>)>,
+        scene: &Context<'_, W>,
+        wanted: Vec<(usize, &'o dyn ErasedTransition<W>)>,
     ) -> Result<Vec<Call<'o, W>>, Halt> {
         let mut calls = Vec::with_capacity(wanted.len());
         let mut intents = Vec::with_capacity(wanted.len());
         for (index, transition) in wanted {
-            let probe_first = self.status(index) != Status::NeverStarted;
+            let probe_first = self.status(index) != TransitionStatus::NeverStarted;
             let intent = if probe_first {
                 self.intent(index)
             } else {
@@ -257,7 +261,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// Runs a stage's transitions at the same time, and writes each outcome as it comes.
     async fn apply(
         &mut self,
-        scene: &Scene<'_, W>,
+        scene: &Context<'_, W>,
         calls: Vec<Call<'_, W>>,
         commit: usize,
     ) -> Result<(), Halt> {
@@ -267,7 +271,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         while let Some((call, result)) = running.next().await {
             let recorded = match result {
                 Ok((outcome, took)) => self.record(call, &outcome, took, usize::from(call.index) == commit),
-                Err(Halt::Setback(setback)) => Err(self.setback_of(setback)),
+                Err(Halt::Failed(setback)) => Err(self.setback_of(setback)),
                 Err(halt) => Err(halt),
             };
             // The gravest failure is the one to tell, and of equals the first; its stage-mates end all the same.
@@ -314,8 +318,8 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     async fn look_before_undo(
         &mut self,
-        scene: &Scene<'_, W>,
-        transition: &dyn Erased<W>,
+        scene: &Context<'_, W>,
+        transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<(), Halt> {
         if transition.policy() != UndoPolicy::Undoable {
@@ -325,17 +329,17 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         match bounded(transition.limit(), transition.probe(scene, &intent)).await {
             Ok(Probe::Done(_) | Probe::NotDone | Probe::Lost) => Ok(()),
             Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
-            Err(failure) => Err(Halt::Blind(Setback { label: transition.label(), failure })),
+            Err(failure) => Err(Halt::CannotTell(TransitionFailure { label: transition.label(), failure })),
         }
     }
 
     async fn undo(
         &mut self,
-        scene: &Scene<'_, W>,
-        transition: &dyn Erased<W>,
+        scene: &Context<'_, W>,
+        transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<(), Halt> {
-        if self.status(index) != Status::UndoBegun {
+        if self.status(index) != TransitionStatus::UndoBegun {
             self.journal.undo_begun(place(index))?;
         }
         let begun = Instant::now();
@@ -359,13 +363,13 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         &mut self,
         operation: &Operation<W>,
         ended: Ended,
-        setback: Option<Setback>,
-    ) -> Result<Ending, Stopped> {
+        setback: Option<TransitionFailure>,
+    ) -> Result<Ending, EngineError> {
         let scene = self.scene(Interrupt::new());
         let standing = match bounded(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
             Ok(standing) => standing,
             Err(failure) => {
-                return Ok(Ending::Stuck(Setback { label: "look how it stands", failure }));
+                return Ok(Ending::Stuck(TransitionFailure { label: "look how it stands", failure }));
             }
         };
         self.journal.end(ended, &standing, (self.unix_ms)())?;
@@ -374,45 +378,47 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             (Ended::Done, _) => Ending::Done,
             (Ended::RolledBack, setback) => Ending::RolledBack(setback),
             (Ended::Lost, Some(setback)) => Ending::Lost(setback),
-            (Ended::Lost, None) => Ending::Lost(Setback { label: operation.label, failure: Failure::Lost }),
+            (Ended::Lost, None) => {
+                Ending::Lost(TransitionFailure { label: operation.label, failure: Failure::Lost })
+            }
         })
     }
 
-    fn scene(&self, interrupt: Interrupt) -> Scene<'w, W> {
+    fn scene(&self, interrupt: Interrupt) -> Context<'w, W> {
         let open = self.journal.open_operation();
-        let done = |open: &Open| -> BTreeMap<TransitionId, Vec<u8>> {
-            let done = open.entries().iter().filter(|entry| entry.status == Status::Done);
+        let done = |open: &OpenOperation| -> BTreeMap<TransitionId, Vec<u8>> {
+            let done = open.entries().iter().filter(|entry| entry.status == TransitionStatus::Done);
             done.map(|entry| (entry.id, entry.outcome.clone())).collect()
         };
         let generation = open.map(|open| open.generation).unwrap_or_default();
-        Scene::new(self.world, generation, interrupt, Arc::new(open.map(done).unwrap_or_default()))
+        Context::new(self.world, generation, interrupt, Arc::new(open.map(done).unwrap_or_default()))
     }
 
-    fn status(&self, index: usize) -> Status {
-        self.journal.open_operation().map_or(Status::NeverStarted, |open| open.entry(index).status)
+    fn status(&self, index: usize) -> TransitionStatus {
+        self.journal.open_operation().map_or(TransitionStatus::NeverStarted, |open| open.entry(index).status)
     }
 
     fn intent(&self, index: usize) -> Vec<u8> {
         self.journal.open_operation().map(|open| open.entry(index).intent.clone()).unwrap_or_default()
     }
 
-    fn setback(&self, transition: &dyn Erased<W>, failure: Failure) -> Halt {
-        self.setback_of(Setback { label: transition.label(), failure })
+    fn setback(&self, transition: &dyn ErasedTransition<W>, failure: Failure) -> Halt {
+        self.setback_of(TransitionFailure { label: transition.label(), failure })
     }
 
-    fn setback_of(&self, setback: Setback) -> Halt {
+    fn setback_of(&self, setback: TransitionFailure) -> Halt {
         self.observer.setback(&setback);
         self.observer.event(Event::Failed(setback.label));
-        Halt::Setback(setback)
+        Halt::Failed(setback)
     }
 }
 
 async fn carry_out<'c, 'o, W: ?Sized + Sync>(
-    scene: &Scene<'_, W>,
+    scene: &Context<'_, W>,
     call: &'c Call<'o, W>,
 ) -> (&'c Call<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
     let transition = call.transition;
-    let setback = |failure| Halt::Setback(Setback { label: transition.label(), failure });
+    let setback = |failure| Halt::Failed(TransitionFailure { label: transition.label(), failure });
     if call.probe_first {
         match bounded(transition.limit(), transition.probe(scene, &call.intent)).await {
             Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
@@ -431,14 +437,16 @@ async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Failur
     timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
-fn blind<W: ?Sized>(transition: &dyn Erased<W>, why: String) -> Halt {
-    Halt::Blind(Setback { label: transition.label(), failure: Failure::world(why) })
+fn blind<W: ?Sized>(transition: &dyn ErasedTransition<W>, why: String) -> Halt {
+    Halt::CannotTell(TransitionFailure { label: transition.label(), failure: Failure::world(why) })
 }
 
 /// What the planner has to know of a table, and its commit point.
-fn shape<W: ?Sized + Sync>(operation: &Operation<W>) -> Result<(Shape, &dyn Erased<W>), Stopped> {
-    let shape = Shape::of(operation).ok_or(Stopped::NoCommitPoint)?;
-    let (_, commit) = operation.commit_stage().ok_or(Stopped::NoCommitPoint)?;
+fn shape<W: ?Sized + Sync>(
+    operation: &Operation<W>,
+) -> Result<(TableShape, &dyn ErasedTransition<W>), EngineError> {
+    let shape = TableShape::of(operation).ok_or(EngineError::NoCommitPoint)?;
+    let (_, commit) = operation.commit_stage().ok_or(EngineError::NoCommitPoint)?;
     Ok((shape, commit))
 }
 

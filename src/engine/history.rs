@@ -16,7 +16,7 @@ pub const MAX_TRANSITIONS: u16 = 256;
 
 /// How far a transition got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Status {
+pub enum TransitionStatus {
     /// No record of it.
     NeverStarted,
     /// It may or may not have acted.
@@ -31,23 +31,27 @@ pub enum Status {
 
 /// What the journal holds of one transition of the open operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct TransitionEntry {
     /// Its name on disk, once it has an intent.
     pub id: TransitionId,
     /// How far it got.
-    pub status: Status,
+    pub status: TransitionStatus,
     /// Its intent.
     pub intent: Vec<u8>,
     /// Its outcome.
     pub outcome: Vec<u8>,
 }
 
-static BLANK: Entry =
-    Entry { id: TransitionId(0), status: Status::NeverStarted, intent: Vec::new(), outcome: Vec::new() };
+static BLANK: TransitionEntry = TransitionEntry {
+    id: TransitionId(0),
+    status: TransitionStatus::NeverStarted,
+    intent: Vec::new(),
+    outcome: Vec::new(),
+};
 
 /// An operation that has not ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Open {
+pub struct OpenOperation {
     /// Which one.
     pub operation: Option<OperationId>,
     /// Its generation.
@@ -56,21 +60,21 @@ pub struct Open {
     pub parameters: Vec<u8>,
     /// When it began: milliseconds since 1970, UTC.
     pub begun_ms: u64,
-    entries: Vec<Entry>,
+    entries: Vec<TransitionEntry>,
     /// Entries beyond this are of operations that ended; they keep their memory for the next one.
     used: usize,
 }
 
-impl Open {
+impl OpenOperation {
     /// What is known of the transition at this place of the table.
     #[must_use]
-    pub fn entry(&self, index: usize) -> &Entry {
+    pub fn entry(&self, index: usize) -> &TransitionEntry {
         self.entries[..self.used].get(index).unwrap_or(&BLANK)
     }
 
     /// What is known of the transitions, up to the last that has a record.
     #[must_use]
-    pub fn entries(&self) -> &[Entry] {
+    pub fn entries(&self) -> &[TransitionEntry] {
         &self.entries[..self.used]
     }
 
@@ -84,7 +88,7 @@ impl Open {
     }
 
     #[inline(always)]
-    fn entry_mut(&mut self, index: u16) -> Result<&mut Entry, IllegalHistory> {
+    fn entry_mut(&mut self, index: u16) -> Result<&mut TransitionEntry, IllegalHistory> {
         if index >= MAX_TRANSITIONS {
             return Err(IllegalHistory::NoSuchPlace { index });
         }
@@ -93,7 +97,7 @@ impl Open {
             match self.entries.get_mut(self.used) {
                 Some(entry) => {
                     entry.id = TransitionId(0);
-                    entry.status = Status::NeverStarted;
+                    entry.status = TransitionStatus::NeverStarted;
                     entry.intent.clear();
                     entry.outcome.clear();
                 }
@@ -140,9 +144,9 @@ pub enum IllegalHistory {
         /// Its place in the table.
         index: u16,
         /// How far it got.
-        from: Status,
+        from: TransitionStatus,
         /// What the record would make of it.
-        to: Status,
+        to: TransitionStatus,
     },
     /// An undo while others go forward, or the other way round.
     #[error("transition {index} goes forward after the operation has begun to roll back")]
@@ -159,7 +163,7 @@ pub struct History {
     pub generation: Generation,
     /// How the workspace stood when the last operation ended.
     pub standing: Vec<u8>,
-    open: Open,
+    open: OpenOperation,
     checkpointed: bool,
     rolling_back: bool,
 }
@@ -173,7 +177,7 @@ impl History {
 
     /// The operation that has not ended.
     #[must_use]
-    pub fn open(&self) -> Option<&Open> {
+    pub fn open(&self) -> Option<&OpenOperation> {
         self.open.operation.is_some().then_some(&self.open)
     }
 
@@ -206,18 +210,18 @@ impl History {
         }
         match *record {
             Record::Intent { index, transition, payload } => {
-                let entry = self.lead(index, Status::IntentOnly)?;
+                let entry = self.lead(index, TransitionStatus::IntentOnly)?;
                 entry.id = TransitionId(transition);
                 entry.intent.extend_from_slice(payload);
             }
             Record::Outcome { index, payload, .. } => {
-                self.lead(index, Status::Done)?.outcome.extend_from_slice(payload);
+                self.lead(index, TransitionStatus::Done)?.outcome.extend_from_slice(payload);
             }
             Record::UndoBegun { index } => {
-                self.lead(index, Status::UndoBegun)?;
+                self.lead(index, TransitionStatus::UndoBegun)?;
             }
             Record::Undone { index, .. } => {
-                self.lead(index, Status::Undone)?;
+                self.lead(index, TransitionStatus::Undone)?;
             }
             Record::End { standing, .. } => {
                 self.open.operation = None;
@@ -248,8 +252,8 @@ impl History {
     }
 
     #[inline(always)]
-    fn lead(&mut self, index: u16, to: Status) -> Result<&mut Entry, IllegalHistory> {
-        let forward = matches!(to, Status::IntentOnly | Status::Done);
+    fn lead(&mut self, index: u16, to: TransitionStatus) -> Result<&mut TransitionEntry, IllegalHistory> {
+        let forward = matches!(to, TransitionStatus::IntentOnly | TransitionStatus::Done);
         // An outcome may still come in from a stage-mate of the transition that failed, but not once undoing began.
         if forward && self.rolling_back {
             return Err(IllegalHistory::ForwardAfterBack { index });
@@ -258,10 +262,10 @@ impl History {
         let entry = self.open.entry_mut(index)?;
         let legal = matches!(
             (entry.status, to),
-            (Status::NeverStarted, Status::IntentOnly)
-                | (Status::IntentOnly, Status::Done | Status::UndoBegun)
-                | (Status::Done, Status::UndoBegun)
-                | (Status::UndoBegun, Status::Undone)
+            (TransitionStatus::NeverStarted, TransitionStatus::IntentOnly)
+                | (TransitionStatus::IntentOnly, TransitionStatus::Done | TransitionStatus::UndoBegun)
+                | (TransitionStatus::Done, TransitionStatus::UndoBegun)
+                | (TransitionStatus::UndoBegun, TransitionStatus::Undone)
         );
         if !legal {
             return Err(IllegalHistory::WrongStatus { index, from: entry.status, to });
@@ -278,8 +282,13 @@ mod tests {
     use super::*;
 
     const OPEN: Generation = Generation(7);
-    const STATUSES: [Status; 5] =
-        [Status::NeverStarted, Status::IntentOnly, Status::Done, Status::UndoBegun, Status::Undone];
+    const STATUSES: [TransitionStatus; 5] = [
+        TransitionStatus::NeverStarted,
+        TransitionStatus::IntentOnly,
+        TransitionStatus::Done,
+        TransitionStatus::UndoBegun,
+        TransitionStatus::Undone,
+    ];
 
     const CHECKPOINT: Record<'_> = Record::Checkpoint { standing: b"stood", at_ms: 1 };
     const BEGIN: Record<'_> = Record::Begin { operation: 3, parameters: b"what", at_ms: 2 };
@@ -294,7 +303,7 @@ mod tests {
     }
 
     /// An operation is open in which transition 0 is of this status, and 1 is done.
-    fn with(status: Status) -> History {
+    fn with(status: TransitionStatus) -> History {
         let mut history = History::default();
         history.push(Generation(6), &CHECKPOINT).unwrap();
         for record in [BEGIN, intent(1), outcome(1)] {
@@ -313,33 +322,35 @@ mod tests {
     fn every_record_in_every_status() {
         use IllegalHistory::{ForwardAfterBack, MisplacedCheckpoint, StillOpen, WrongStatus};
         for from in STATUSES {
-            let back = matches!(from, Status::UndoBegun | Status::Undone);
+            let back = matches!(from, TransitionStatus::UndoBegun | TransitionStatus::Undone);
             let wrong = |to| Err(WrongStatus { index: 0, from, to });
             let forward = |legal: bool, to| match (back, legal) {
                 (true, _) => Err(ForwardAfterBack { index: 0 }),
                 (false, true) => Ok(to),
                 (false, false) => wrong(to),
             };
-            let cases: [(Record<'_>, Result<Status, IllegalHistory>); 7] = [
+            let cases: [(Record<'_>, Result<TransitionStatus, IllegalHistory>); 7] = [
                 (CHECKPOINT, Err(MisplacedCheckpoint)),
                 (BEGIN, Err(StillOpen { open: OPEN })),
-                (intent(0), forward(from == Status::NeverStarted, Status::IntentOnly)),
-                (outcome(0), forward(from == Status::IntentOnly, Status::Done)),
+                (intent(0), forward(from == TransitionStatus::NeverStarted, TransitionStatus::IntentOnly)),
+                (outcome(0), forward(from == TransitionStatus::IntentOnly, TransitionStatus::Done)),
                 (
                     Record::UndoBegun { index: 0 },
                     match from {
-                        Status::IntentOnly | Status::Done => Ok(Status::UndoBegun),
-                        _ => wrong(Status::UndoBegun),
+                        TransitionStatus::IntentOnly | TransitionStatus::Done => {
+                            Ok(TransitionStatus::UndoBegun)
+                        }
+                        _ => wrong(TransitionStatus::UndoBegun),
                     },
                 ),
                 (
                     Record::Undone { index: 0, micros: 1 },
                     match from {
-                        Status::UndoBegun => Ok(Status::Undone),
-                        _ => wrong(Status::Undone),
+                        TransitionStatus::UndoBegun => Ok(TransitionStatus::Undone),
+                        _ => wrong(TransitionStatus::Undone),
                     },
                 ),
-                (END, Ok(Status::NeverStarted)),
+                (END, Ok(TransitionStatus::NeverStarted)),
             ];
             for (record, expected) in cases {
                 let mut history = with(from);
@@ -363,13 +374,13 @@ mod tests {
     #[test]
     fn nothing_goes_forward_once_another_was_taken_back() {
         for (record, index) in [(intent(2), 2), (outcome(0), 0)] {
-            let mut history = with(Status::IntentOnly);
+            let mut history = with(TransitionStatus::IntentOnly);
             history.push(OPEN, &Record::UndoBegun { index: 1 }).unwrap();
             let expected = IllegalHistory::ForwardAfterBack { index };
             assert_eq!(history.push(OPEN, &record), Err(expected));
         }
         // The next operation is another matter.
-        let mut history = with(Status::Undone);
+        let mut history = with(TransitionStatus::Undone);
         history.push(OPEN, &END).unwrap();
         history.push(Generation(8), &BEGIN).unwrap();
         assert_eq!(history.push(Generation(8), &intent(0)), Ok(()));
@@ -395,7 +406,7 @@ mod tests {
             } else {
                 assert_eq!(first, Err(IllegalHistory::MisplacedCheckpoint), "{record:?}");
             }
-            let mut ended = with(Status::Done);
+            let mut ended = with(TransitionStatus::Done);
             ended.push(OPEN, &END).unwrap();
             let expected = match record {
                 Record::Checkpoint { .. } => Err(IllegalHistory::MisplacedCheckpoint),
@@ -412,11 +423,11 @@ mod tests {
         for found in [Generation(0), Generation(6), Generation(8), Generation(u64::MAX)] {
             for record in records {
                 let expected = IllegalHistory::WrongGeneration { expected: OPEN, found };
-                assert_eq!(with(Status::IntentOnly).push(found, &record), Err(expected));
+                assert_eq!(with(TransitionStatus::IntentOnly).push(found, &record), Err(expected));
             }
         }
         for found in [0, 6, 7, 8, 9, u64::MAX].map(Generation) {
-            let mut history = with(Status::Done);
+            let mut history = with(TransitionStatus::Done);
             history.push(OPEN, &END).unwrap();
             let expected = if found > OPEN {
                 Ok(())
@@ -431,19 +442,19 @@ mod tests {
     fn places_are_bounded() {
         for index in [MAX_TRANSITIONS, u16::MAX] {
             let expected = Err(IllegalHistory::NoSuchPlace { index });
-            assert_eq!(with(Status::Done).push(OPEN, &intent(index)), expected);
+            assert_eq!(with(TransitionStatus::Done).push(OPEN, &intent(index)), expected);
         }
-        let mut history = with(Status::Done);
+        let mut history = with(TransitionStatus::Done);
         history.push(OPEN, &intent(MAX_TRANSITIONS - 1)).unwrap();
         let open = history.open().unwrap();
         assert_eq!(open.entries().len(), usize::from(MAX_TRANSITIONS));
-        assert_eq!(open.entry(100).status, Status::NeverStarted);
-        assert_eq!(open.entry(300).status, Status::NeverStarted);
+        assert_eq!(open.entry(100).status, TransitionStatus::NeverStarted);
+        assert_eq!(open.entry(300).status, TransitionStatus::NeverStarted);
     }
 
     #[test]
     fn an_operation_remembers_what_it_was_and_nothing_of_the_one_before() {
-        let mut history = with(Status::Done);
+        let mut history = with(TransitionStatus::Done);
         let entry = history.open().unwrap().entry(0).clone();
         assert_eq!(
             (entry.id, entry.intent.as_slice(), entry.outcome.as_slice()),
@@ -460,6 +471,9 @@ mod tests {
         );
         assert_eq!(open.parameters, b"");
         assert_eq!(*open.entry(0), BLANK);
-        assert_eq!((open.entry(1).status, open.entry(1).outcome.as_slice()), (Status::IntentOnly, &b""[..]));
+        assert_eq!(
+            (open.entry(1).status, open.entry(1).outcome.as_slice()),
+            (TransitionStatus::IntentOnly, &b""[..])
+        );
     }
 }

@@ -5,8 +5,8 @@
 
 use std::io;
 
-use super::history::{History, IllegalHistory, Open};
-use super::reader::{self, ReadError, Scan, Source, Tail};
+use super::history::{History, IllegalHistory, OpenOperation};
+use super::reader::{self, JournalBytes, ReadError, Scan, Tail};
 use super::record::{Ended, FileHeader, PayloadError, Record, VERSION, WorkspaceId, encode_frame};
 use super::transition::{Generation, OperationId, TransitionId};
 
@@ -134,7 +134,7 @@ pub struct Journal<S> {
 
 struct CurrentFile<'s, S>(&'s mut S);
 
-impl<S: Storage> Source for CurrentFile<'_, S> {
+impl<S: Storage> JournalBytes for CurrentFile<'_, S> {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.0.read_at(Name::Current, offset, buffer)
     }
@@ -213,7 +213,7 @@ impl<S: Storage> Journal<S> {
 
     /// The operation that has not ended.
     #[must_use]
-    pub fn open_operation(&self) -> Option<&Open> {
+    pub fn open_operation(&self) -> Option<&OpenOperation> {
         self.history.open()
     }
 

@@ -12,12 +12,12 @@
 //! commit point, and refuses a history that no run can have written: one that goes forward past a gap, or back past
 //! its commit point. A direction once taken back holds: undoing is never begun before the commit point was probed.
 
-use super::history::Status;
+use super::history::TransitionStatus;
 use super::transition::{Operation, Stage, TransitionId};
 
 /// Where a transition stands in its operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Place {
+pub enum CommitSide {
     /// Before the commit point.
     Before,
     /// The commit point itself.
@@ -26,7 +26,7 @@ pub enum Place {
     After,
 }
 
-impl Place {
+impl CommitSide {
     /// The place of transition `index` of an operation whose commit point is `commit`.
     #[must_use]
     pub fn of(index: usize, commit: usize) -> Self {
@@ -65,20 +65,22 @@ pub enum Decision {
 
 /// The table, cell by cell.
 #[must_use]
-pub fn decide(place: Place, status: Status) -> Decision {
+pub fn decide(place: CommitSide, status: TransitionStatus) -> Decision {
     match (status, place) {
-        (Status::NeverStarted, Place::Before) => Decision::Skip,
-        (Status::NeverStarted, Place::Commit) => Decision::RollBack,
-        (Status::NeverStarted, Place::After) => Decision::Apply,
-        (Status::IntentOnly, Place::Before) => Decision::ProbeThenUndo,
-        (Status::IntentOnly, Place::Commit) => Decision::ProbeDecides,
-        (Status::IntentOnly, Place::After) => Decision::ProbeThenApply,
-        (Status::Done, Place::Before) => Decision::Undo,
-        (Status::Done, Place::Commit) => Decision::RollForward,
-        (Status::Done, Place::After) => Decision::Nothing,
-        (Status::UndoBegun, Place::Before) => Decision::Undo,
-        (Status::Undone, Place::Before) => Decision::Nothing,
-        (Status::UndoBegun | Status::Undone, Place::Commit | Place::After) => Decision::Illegal,
+        (TransitionStatus::NeverStarted, CommitSide::Before) => Decision::Skip,
+        (TransitionStatus::NeverStarted, CommitSide::Commit) => Decision::RollBack,
+        (TransitionStatus::NeverStarted, CommitSide::After) => Decision::Apply,
+        (TransitionStatus::IntentOnly, CommitSide::Before) => Decision::ProbeThenUndo,
+        (TransitionStatus::IntentOnly, CommitSide::Commit) => Decision::ProbeDecides,
+        (TransitionStatus::IntentOnly, CommitSide::After) => Decision::ProbeThenApply,
+        (TransitionStatus::Done, CommitSide::Before) => Decision::Undo,
+        (TransitionStatus::Done, CommitSide::Commit) => Decision::RollForward,
+        (TransitionStatus::Done, CommitSide::After) => Decision::Nothing,
+        (TransitionStatus::UndoBegun, CommitSide::Before) => Decision::Undo,
+        (TransitionStatus::Undone, CommitSide::Before) => Decision::Nothing,
+        (TransitionStatus::UndoBegun | TransitionStatus::Undone, CommitSide::Commit | CommitSide::After) => {
+            Decision::Illegal
+        }
     }
 }
 
@@ -96,12 +98,12 @@ pub enum Direction {
 /// What an operation's table looks like to the planner: stages of transitions, and among them the commit point, which
 /// is a stage by itself. Were it not, it could be done while a stage-mate is not, and no direction would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shape {
+pub struct TableShape {
     stages: Vec<Vec<TransitionId>>,
     commit: usize,
 }
 
-impl Shape {
+impl TableShape {
     /// The table of these stages, in order.
     #[must_use]
     pub fn new(before: Vec<Vec<TransitionId>>, commit: TransitionId, after: Vec<Vec<TransitionId>>) -> Self {
@@ -162,7 +164,7 @@ pub enum NoPlan {
 
 /// What is to be done with an operation that did not end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct RecoveryPlan {
     /// One decision for each transition, by place.
     pub decisions: Vec<Decision>,
     /// Which way.
@@ -173,21 +175,23 @@ pub struct Plan {
 ///
 /// # Errors
 /// If no run of this table can have left them.
-pub fn plan(shape: &Shape, found: &[(TransitionId, Status)]) -> Result<Plan, NoPlan> {
+pub fn plan(shape: &TableShape, found: &[(TransitionId, TransitionStatus)]) -> Result<RecoveryPlan, NoPlan> {
     let table: Vec<TransitionId> = shape.transitions().collect();
     for (index, (id, status)) in found.iter().enumerate() {
-        if *status != Status::NeverStarted && table.get(index) != Some(id) {
+        if *status != TransitionStatus::NeverStarted && table.get(index) != Some(id) {
             return Err(NoPlan::OtherTable { index, expected: table.get(index).copied(), found: *id });
         }
     }
-    let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
+    let status =
+        |index: usize| found.get(index).map_or(TransitionStatus::NeverStarted, |(_, status)| *status);
     let decisions: Vec<_> =
-        (0..table.len()).map(|index| decide(Place::of(index, shape.commit), status(index))).collect();
+        (0..table.len()).map(|index| decide(CommitSide::of(index, shape.commit), status(index))).collect();
     if let Some(index) = decisions.iter().position(|decision| *decision == Decision::Illegal) {
         return Err(NoPlan::BackPastCommit { index });
     }
     refuse_gaps(shape, status)?;
-    let taken_back = |index: &usize| matches!(status(*index), Status::UndoBegun | Status::Undone);
+    let taken_back =
+        |index: &usize| matches!(status(*index), TransitionStatus::UndoBegun | TransitionStatus::Undone);
     let direction = match (decisions.get(shape.commit), (0..shape.commit).find(taken_back)) {
         (Some(Decision::RollForward), Some(index)) => return Err(NoPlan::BackPastCommit { index }),
         (Some(Decision::RollForward), None) => Direction::Forward,
@@ -195,20 +199,22 @@ pub fn plan(shape: &Shape, found: &[(TransitionId, Status)]) -> Result<Plan, NoP
         // Undoing has begun, so the commit point was probed by then, and found not done.
         _ => Direction::Back,
     };
-    Ok(Plan { decisions, direction })
+    Ok(RecoveryPlan { decisions, direction })
 }
 
 /// A transition begins only when all of the stages before have been done, even if some were taken back since.
-fn refuse_gaps(shape: &Shape, status: impl Fn(usize) -> Status) -> Result<(), NoPlan> {
+fn refuse_gaps(shape: &TableShape, status: impl Fn(usize) -> TransitionStatus) -> Result<(), NoPlan> {
     let mut unfinished = None;
     let mut first = 0;
     for stage in &shape.stages {
         let here = first..first + stage.len();
-        let begun = here.clone().find(|index| status(*index) != Status::NeverStarted);
+        let begun = here.clone().find(|index| status(*index) != TransitionStatus::NeverStarted);
         if let (Some(index), Some(unfinished)) = (begun, unfinished) {
             return Err(NoPlan::ForwardPastGap { index, unfinished });
         }
-        let open = |index: &usize| matches!(status(*index), Status::NeverStarted | Status::IntentOnly);
+        let open = |index: &usize| {
+            matches!(status(*index), TransitionStatus::NeverStarted | TransitionStatus::IntentOnly)
+        };
         unfinished = unfinished.or(here.clone().find(open));
         first = here.end;
     }
@@ -221,9 +227,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use Status::{Done, IntentOnly, NeverStarted, UndoBegun, Undone};
+    use TransitionStatus::{Done, IntentOnly, NeverStarted, UndoBegun, Undone};
 
-    const STATUSES: [Status; 5] = [NeverStarted, IntentOnly, Done, UndoBegun, Undone];
+    const STATUSES: [TransitionStatus; 5] = [NeverStarted, IntentOnly, Done, UndoBegun, Undone];
 
     /// The table of the design, once more and in its own order.
     #[test]
@@ -238,10 +244,14 @@ mod tests {
         ];
         assert_eq!(table.map(|(status, _)| status), STATUSES);
         for (status, row) in table {
-            let found = [Place::Before, Place::Commit, Place::After].map(|place| decide(place, status));
+            let found = [CommitSide::Before, CommitSide::Commit, CommitSide::After]
+                .map(|place| decide(place, status));
             assert_eq!(found, row, "{status:?}");
         }
-        assert_eq!([3, 4, 5].map(|index| Place::of(index, 4)), [Place::Before, Place::Commit, Place::After]);
+        assert_eq!(
+            [3, 4, 5].map(|index| CommitSide::of(index, 4)),
+            [CommitSide::Before, CommitSide::Commit, CommitSide::After]
+        );
     }
 
     /// Tables whose stages have so many transitions, and in which this stage is the commit point.
@@ -255,21 +265,21 @@ mod tests {
         (&[2, 1, 1, 2], 2),
     ];
 
-    fn shape(stages: &[usize], commit: usize) -> Shape {
+    fn shape(stages: &[usize], commit: usize) -> TableShape {
         let mut ids = (100..).map(TransitionId);
         let transitions = |size: &usize| ids.by_ref().take(*size).collect();
         let mut table: Vec<Vec<_>> = stages.iter().map(transitions).collect();
         let after = table.split_off(commit + 1);
         let point = table.pop().unwrap();
         assert_eq!(point.len(), 1, "the commit point stands alone");
-        Shape::new(table, point[0], after)
+        TableShape::new(table, point[0], after)
     }
 
-    fn found(shape: &Shape, statuses: &[Status]) -> Vec<(TransitionId, Status)> {
+    fn found(shape: &TableShape, statuses: &[TransitionStatus]) -> Vec<(TransitionId, TransitionStatus)> {
         shape.transitions().zip(statuses.iter().copied()).collect()
     }
 
-    fn every_vector(size: usize) -> impl Iterator<Item = Vec<Status>> {
+    fn every_vector(size: usize) -> impl Iterator<Item = Vec<TransitionStatus>> {
         (0..5_usize.pow(size as u32)).map(move |mut number| {
             let mut digit = || {
                 let status = STATUSES[number % 5];
@@ -283,7 +293,7 @@ mod tests {
     /// Every vector that a run of this table, or a recovery of one, can leave after some record. It knows the rules of
     /// running (a stage after the other, outcomes in any order, back in reverse order and only before the commit point)
     /// and nothing of the planner.
-    fn left_by_runs(shape: &Shape) -> BTreeSet<Vec<Status>> {
+    fn left_by_runs(shape: &TableShape) -> BTreeSet<Vec<TransitionStatus>> {
         let size: usize = shape.stages.iter().map(Vec::len).sum();
         let mut left = BTreeSet::from([vec![NeverStarted; size]]);
         let mut fresh: Vec<_> = left.iter().cloned().collect();
@@ -297,7 +307,7 @@ mod tests {
         left
     }
 
-    fn next_of(shape: &Shape, vector: &[Status]) -> Vec<Vec<Status>> {
+    fn next_of(shape: &TableShape, vector: &[TransitionStatus]) -> Vec<Vec<TransitionStatus>> {
         let mut next = Vec::new();
         let mut to = |index: usize, status| {
             let mut changed = vector.to_vec();
@@ -353,7 +363,7 @@ mod tests {
                 let before = &vector[..shape.commit];
                 assert!(direction == Direction::Back || before.iter().all(|status| *status == Done));
                 for (index, (decision, status)) in plan.decisions.iter().zip(&vector).enumerate() {
-                    assert_eq!(*decision, decide(Place::of(index, shape.commit), *status));
+                    assert_eq!(*decision, decide(CommitSide::of(index, shape.commit), *status));
                 }
                 // A journal names no transition behind the last that has a record.
                 let begun = vector.iter().rposition(|status| *status != NeverStarted);
@@ -409,7 +419,7 @@ mod tests {
     #[test]
     fn the_commit_point_is_a_stage_by_itself() {
         let [beside, commit, last] = [100, 101, 102].map(TransitionId);
-        let shape = Shape::new(vec![vec![beside]], commit, vec![vec![last]]);
+        let shape = TableShape::new(vec![vec![beside]], commit, vec![vec![last]]);
         assert_eq!(shape.commit(), 1);
         assert_eq!(shape.transitions().collect::<Vec<_>>(), [beside, commit, last]);
         let found = [(beside, NeverStarted), (commit, Done)];

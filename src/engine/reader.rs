@@ -27,7 +27,7 @@ pub const MAX_TORN: u64 = 8 * 1024 * 1024;
 const LARGEST_FRAME: usize = FRAME_HEADER + MAX_PAYLOAD;
 
 /// Something to read at offsets.
-pub trait Source {
+pub trait JournalBytes {
     /// Fills as much of `buffer` as there is at `offset`; less only at the end.
     ///
     /// # Errors
@@ -35,7 +35,7 @@ pub trait Source {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
-impl Source for &[u8] {
+impl JournalBytes for &[u8] {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let rest = usize::try_from(offset).ok().and_then(|offset| self.get(offset..)).unwrap_or_default();
         let size = rest.len().min(buffer.len());
@@ -172,7 +172,7 @@ pub enum ReadError<E> {
 ///
 /// # Errors
 /// If it is not a journal of `workspace`, if a record that was on the medium is damaged, or if `visit` refuses one.
-pub fn scan<S: Source, E>(
+pub fn scan<S: JournalBytes, E>(
     source: &mut S,
     workspace: Option<WorkspaceId>,
     mut visit: impl FnMut(Located<'_>) -> Result<(), E>,
@@ -228,7 +228,7 @@ fn good_frame<'b>(checks: &Checks, bytes: &'b [u8]) -> Option<(FrameHeader, &'b 
 }
 
 /// The size of the torn tail that begins at `offset`, unless a frame behind it says that it is none.
-fn torn_tail<S: Source, E>(
+fn torn_tail<S: JournalBytes, E>(
     window: &mut Window<'_, S>,
     checks: &Checks,
     offset: u64,
@@ -254,7 +254,7 @@ fn torn_tail<S: Source, E>(
     }
 }
 
-/// A view of a [`Source`] that moves forward.
+/// A view of a [`JournalBytes`] that moves forward.
 struct Window<'s, S> {
     source: &'s mut S,
     /// [`WINDOW`] bytes, of which the first `filled` are those of the source from `start` on.
@@ -264,7 +264,7 @@ struct Window<'s, S> {
     ended: bool,
 }
 
-impl<S: Source> Window<'_, S> {
+impl<S: JournalBytes> Window<'_, S> {
     /// At least `size` bytes at `offset`, which never goes back; fewer only at the end of the file.
     fn at<E>(&mut self, offset: u64, size: usize) -> Result<&[u8], ReadError<E>> {
         let mut from = (offset - self.start) as usize;

@@ -382,7 +382,7 @@ pub fn encode_frame(
 #[inline(always)]
 pub fn decode_record(payload: &[u8]) -> Result<Record<'_>, PayloadError> {
     let mut record = Record::UndoBegun { index: 0 };
-    let ((), used) = bincode::serde::seed_decode_from_slice(Place(&mut record), payload, CONFIGURATION)
+    let ((), used) = bincode::serde::seed_decode_from_slice(RecordSlot(&mut record), payload, CONFIGURATION)
         .map_err(|error| PayloadError::Undecodable(Box::new(error)))?;
     if used != payload.len() {
         return Err(PayloadError::Excess { excess: payload.len() - used });
@@ -392,9 +392,9 @@ pub fn decode_record(payload: &[u8]) -> Result<Record<'_>, PayloadError> {
 
 /// Where a record is decoded to. By value it would come out of two `Result`s of bincode's, by loads wider than the stores
 /// that have just made it, for which a processor has to wait: a seventh of the time that opening a journal takes.
-struct Place<'p, 'a>(&'p mut Record<'a>);
+struct RecordSlot<'p, 'a>(&'p mut Record<'a>);
 
-impl<'a> DeserializeSeed<'a> for Place<'_, 'a> {
+impl<'a> DeserializeSeed<'a> for RecordSlot<'_, 'a> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {

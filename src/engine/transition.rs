@@ -1,6 +1,6 @@
 //! What the engine runs: transitions, the stages they stand in, and the operation that is a table of stages.
 //!
-//! A [`Transition`] is written once, with types of its own; [`Operation`] holds it behind [`Erased`], where intents and
+//! A [`Transition`] is written once, with types of its own; [`Operation`] holds it behind [`ErasedTransition`], where intents and
 //! outcomes are bytes. Nothing here acts and nothing here does I/O.
 
 use std::collections::BTreeMap;
@@ -151,7 +151,7 @@ impl Interrupt {
 }
 
 /// Where a transition stands: the world, the operation's generation, what went before it, and the wish to stop.
-pub struct Scene<'a, W: ?Sized> {
+pub struct Context<'a, W: ?Sized> {
     /// The world to act on.
     pub world: &'a W,
     /// The generation of this operation.
@@ -161,7 +161,7 @@ pub struct Scene<'a, W: ?Sized> {
     outcomes: Arc<BTreeMap<TransitionId, Vec<u8>>>,
 }
 
-impl<'a, W: ?Sized> Scene<'a, W> {
+impl<'a, W: ?Sized> Context<'a, W> {
     pub(super) fn new(
         world: &'a W,
         generation: Generation,
@@ -181,7 +181,7 @@ impl<'a, W: ?Sized> Scene<'a, W> {
     }
 }
 
-impl<W: ?Sized> Clone for Scene<'_, W> {
+impl<W: ?Sized> Clone for Context<'_, W> {
     fn clone(&self) -> Self {
         Self {
             world: self.world,
@@ -216,20 +216,20 @@ pub trait Transition: Send + Sync + 'static {
     /// Decide what to do, without doing it.
     fn prepare(
         &self,
-        scene: &Scene<'_, Self::World>,
+        scene: &Context<'_, Self::World>,
     ) -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
 
     /// Look whether the intent was carried out.
     fn probe(
         &self,
-        scene: &Scene<'_, Self::World>,
+        scene: &Context<'_, Self::World>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Probe<Self::Outcome>, Failure>> + Send;
 
     /// Carry the intent out.
     fn apply(
         &self,
-        scene: &Scene<'_, Self::World>,
+        scene: &Context<'_, Self::World>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Self::Outcome, Failure>> + Send;
 
@@ -237,7 +237,7 @@ pub trait Transition: Send + Sync + 'static {
     /// the VM is gone; it counts as undone. Never called unless the policy is [`UndoPolicy::Undoable`].
     fn undo(
         &self,
-        scene: &Scene<'_, Self::World>,
+        scene: &Context<'_, Self::World>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<(), Failure>> + Send {
         let _ = (scene, intent);
@@ -246,7 +246,7 @@ pub trait Transition: Send + Sync + 'static {
 }
 
 /// A [`Transition`] with bytes for its intent and outcome.
-pub trait Erased<W: ?Sized>: Send + Sync {
+pub trait ErasedTransition<W: ?Sized>: Send + Sync {
     /// [`Transition::ID`].
     fn id(&self) -> TransitionId;
     /// [`Transition::LABEL`].
@@ -256,24 +256,24 @@ pub trait Erased<W: ?Sized>: Send + Sync {
     /// [`Transition::LIMIT`].
     fn limit(&self) -> Duration;
     /// [`Transition::prepare`].
-    fn prepare<'a>(&'a self, scene: &'a Scene<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
+    fn prepare<'a>(&'a self, scene: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
     /// [`Transition::probe`].
     fn probe<'a>(
         &'a self,
-        scene: &'a Scene<'_, W>,
+        scene: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>>;
     /// [`Transition::apply`].
     fn apply<'a>(
         &'a self,
-        scene: &'a Scene<'_, W>,
+        scene: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
     /// [`Transition::undo`].
-    fn undo<'a>(&'a self, scene: &'a Scene<'_, W>, intent: &'a [u8]) -> BoxFuture<'a, Result<(), Failure>>;
+    fn undo<'a>(&'a self, scene: &'a Context<'_, W>, intent: &'a [u8]) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
-impl<T: Transition> Erased<T::World> for T {
+impl<T: Transition> ErasedTransition<T::World> for T {
     fn id(&self) -> TransitionId {
         T::ID
     }
@@ -290,13 +290,13 @@ impl<T: Transition> Erased<T::World> for T {
         T::LIMIT
     }
 
-    fn prepare<'a>(&'a self, scene: &'a Scene<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+    fn prepare<'a>(&'a self, scene: &'a Context<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move { Ok(record::encode_payload(&Transition::prepare(self, scene).await?)?) }.boxed()
     }
 
     fn probe<'a>(
         &'a self,
-        scene: &'a Scene<'_, T::World>,
+        scene: &'a Context<'_, T::World>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>> {
         async move {
@@ -313,7 +313,7 @@ impl<T: Transition> Erased<T::World> for T {
 
     fn apply<'a>(
         &'a self,
-        scene: &'a Scene<'_, T::World>,
+        scene: &'a Context<'_, T::World>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move {
@@ -325,7 +325,7 @@ impl<T: Transition> Erased<T::World> for T {
 
     fn undo<'a>(
         &'a self,
-        scene: &'a Scene<'_, T::World>,
+        scene: &'a Context<'_, T::World>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
@@ -341,12 +341,12 @@ pub struct Stage<W: ?Sized> {
     /// Its name for people.
     pub label: &'static str,
     /// What runs in it.
-    pub transitions: Vec<Box<dyn Erased<W>>>,
+    pub transitions: Vec<Box<dyn ErasedTransition<W>>>,
 }
 
 /// What becomes of an operation whose transition after the commit point fails for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Forward {
+pub enum AfterCommit {
     /// The VM is of no use without it: end as lost, and let what is left be cleared away.
     ClearAway,
     /// It is itself a clearing away: stuck, until a later run gets through.
@@ -354,7 +354,7 @@ pub enum Forward {
 }
 
 type Conclude<W> =
-    dyn for<'a> Fn(Scene<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>> + Send + Sync;
+    dyn for<'a> Fn(Context<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>> + Send + Sync;
 
 /// A table of stages with one commit point.
 pub struct Operation<W: ?Sized> {
@@ -363,7 +363,7 @@ pub struct Operation<W: ?Sized> {
     /// Its name for people.
     pub label: &'static str,
     /// What a failure after the commit point leads to.
-    pub forward: Forward,
+    pub forward: AfterCommit,
     stages: Vec<Stage<W>>,
     /// Among the stages.
     commit: Option<usize>,
@@ -376,8 +376,8 @@ impl<W: ?Sized + Sync> Operation<W> {
     pub fn new(
         id: OperationId,
         label: &'static str,
-        forward: Forward,
-        conclude: impl for<'a> Fn(Scene<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>>
+        forward: AfterCommit,
+        conclude: impl for<'a> Fn(Context<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>>
         + Send
         + Sync
         + 'static,
@@ -390,7 +390,7 @@ impl<W: ?Sized + Sync> Operation<W> {
     pub fn stage<const N: usize>(
         mut self,
         label: &'static str,
-        transitions: [Box<dyn Erased<W>>; N],
+        transitions: [Box<dyn ErasedTransition<W>>; N],
     ) -> Self {
         self.stages.push(Stage { label, transitions: transitions.into() });
         self
@@ -402,14 +402,14 @@ impl<W: ?Sized + Sync> Operation<W> {
         self,
         wanted: bool,
         label: &'static str,
-        transitions: [Box<dyn Erased<W>>; N],
+        transitions: [Box<dyn ErasedTransition<W>>; N],
     ) -> Self {
         if wanted { self.stage(label, transitions) } else { self }
     }
 
     /// Adds the commit point, a stage of its own.
     #[must_use]
-    pub fn commit(mut self, transition: Box<dyn Erased<W>>) -> Self {
+    pub fn commit(mut self, transition: Box<dyn ErasedTransition<W>>) -> Self {
         self.commit = Some(self.stages.len());
         self.stages.push(Stage { label: transition.label(), transitions: vec![transition] });
         self
@@ -422,7 +422,7 @@ impl<W: ?Sized + Sync> Operation<W> {
     }
 
     /// Its transitions, in order.
-    pub fn transitions(&self) -> impl Iterator<Item = &dyn Erased<W>> {
+    pub fn transitions(&self) -> impl Iterator<Item = &dyn ErasedTransition<W>> {
         self.stages.iter().flat_map(|stage| stage.transitions.iter().map(AsRef::as_ref))
     }
 
@@ -433,14 +433,14 @@ impl<W: ?Sized + Sync> Operation<W> {
     }
 
     /// The commit point, and which stage it is.
-    pub(super) fn commit_stage(&self) -> Option<(usize, &dyn Erased<W>)> {
+    pub(super) fn commit_stage(&self) -> Option<(usize, &dyn ErasedTransition<W>)> {
         let stage = self.commit?;
         Some((stage, self.stages.get(stage)?.transitions.first()?.as_ref()))
     }
 
     pub(super) fn conclude<'a>(
         &self,
-        scene: Scene<'a, W>,
+        scene: Context<'a, W>,
         ended: Ended,
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         (self.conclude)(scene, ended)

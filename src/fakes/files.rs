@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::guest::{DiskImage, Ram, SavedState};
+use super::guest::{DiskImage, FakeRam, SavedState};
 use crate::world::Manifest;
 
 /// Names an inode.
@@ -21,7 +21,7 @@ pub(super) enum Content {
     Directory,
     Bytes(Vec<u8>),
     Disk(DiskImage),
-    Ram(Ram),
+    Ram(FakeRam),
     State(SavedState),
     Manifest(Box<ManifestFile>),
     /// Written in part.
@@ -48,7 +48,7 @@ enum Write {
 }
 
 #[derive(Debug, Clone, Hash)]
-struct Inode {
+struct FakeInode {
     live: Content,
     durable: Content,
     unsynced: Vec<Write>,
@@ -89,17 +89,17 @@ impl Survival {
 
 /// The file system.
 #[derive(Debug, Clone, Hash)]
-pub(super) struct Files {
+pub(super) struct FakeFiles {
     names: BTreeMap<(Ino, String), Ino>,
     durable_names: BTreeMap<(Ino, String), Ino>,
     unsynced_names: Vec<NameChange>,
-    inodes: BTreeMap<Ino, Inode>,
+    inodes: BTreeMap<Ino, FakeInode>,
     next: u64,
 }
 
-impl Default for Files {
+impl Default for FakeFiles {
     fn default() -> Self {
-        let root = Inode { live: Content::Directory, durable: Content::Directory, unsynced: Vec::new() };
+        let root = FakeInode { live: Content::Directory, durable: Content::Directory, unsynced: Vec::new() };
         Self {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -110,7 +110,7 @@ impl Default for Files {
     }
 }
 
-impl Files {
+impl FakeFiles {
     pub(super) fn find(&self, directory: Ino, name: &str) -> Option<Ino> {
         self.names.get(&(directory, name.to_owned())).copied()
     }
@@ -136,7 +136,8 @@ impl Files {
         self.next += 1;
         let blank =
             if content == Content::Directory { Content::Directory } else { Content::Bytes(Vec::new()) };
-        self.inodes.insert(ino, Inode { live: blank.clone(), durable: blank.clone(), unsynced: Vec::new() });
+        self.inodes
+            .insert(ino, FakeInode { live: blank.clone(), durable: blank.clone(), unsynced: Vec::new() });
         self.change_name(NameChange { removed: None, added: Some(((directory, name.to_owned()), ino)) });
         if content != blank {
             self.write_whole(ino, content);

@@ -2,13 +2,13 @@
 //! journal's reader is used, to know how the workspace believes to stand.
 
 use super::files::Content;
-use super::guest::Mount;
+use super::guest::FakeMount;
 use super::seams::{Reach, reach, records};
-use super::state::{DISK, MANIFEST, NEIGHBOUR, RAM, SAVED, State, disk_name};
+use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
-use crate::operations::Standing;
+use crate::operations::WorkspaceState;
 use crate::world::{Generation, Machine, Presence, VmmState, WorkspaceId};
 
 /// Something that must never be.
@@ -22,7 +22,7 @@ pub struct Violation {
 
 /// Everything of `workspace` that the invariants forbid while no operation is open. Those about more than one instant
 /// (6 to 8, 10) are for the caller to compare.
-pub(super) fn violations(state: &State, workspace: WorkspaceId) -> Vec<Violation> {
+pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut forbid = |invariant: u8, forbidden: bool, what: &str| {
         if forbidden {
@@ -41,12 +41,12 @@ pub(super) fn violations(state: &State, workspace: WorkspaceId) -> Vec<Violation
         }
     };
     let machine = match standing {
-        Standing::Up(vm) => {
+        WorkspaceState::Up(vm) => {
             forbid(4, vm.condemned, "a condemned VM was not cleared away");
             running(state, workspace, &vm.machine, &mut forbid);
             Some(vm.machine)
         }
-        Standing::Down { .. } => None,
+        WorkspaceState::Down { .. } => None,
     };
     left_overs(state, workspace, machine, &mut forbid);
     disks(state, workspace, standing, &mut forbid);
@@ -56,21 +56,21 @@ pub(super) fn violations(state: &State, workspace: WorkspaceId) -> Vec<Violation
 
 type Forbid<'a> = dyn FnMut(u8, bool, &str) + 'a;
 
-fn journal(state: &State, workspace: WorkspaceId) -> Result<(Standing, bool), String> {
+fn journal(state: &FakeState, workspace: WorkspaceId) -> Result<(WorkspaceState, bool), String> {
     let directory = state.workspace_directory(workspace).ok_or("the workspace is gone")?;
     let Some(Content::Bytes(bytes)) = state.files.get(directory, Name::Current.file_name()) else {
-        return Ok((Standing::Down { disk: None }, false));
+        return Ok((WorkspaceState::Down { disk: None }, false));
     };
     let mut history = History::default();
     reader::scan(&mut bytes.as_slice(), Some(workspace), |located| {
         history.push(located.generation, &located.record)
     })
     .map_err(|error| format!("the journal cannot be read: {error}"))?;
-    let standing = Standing::of(&history.standing).map_err(|error| error.to_string())?;
+    let standing = WorkspaceState::of(&history.standing).map_err(|error| error.to_string())?;
     Ok((standing, history.open().is_some()))
 }
 
-fn snapshots(state: &State, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
+fn snapshots(state: &FakeState, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
     let Some(directory) = state.workspace_directory(workspace) else {
         return;
     };
@@ -100,7 +100,7 @@ fn snapshots(state: &State, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
     }
 }
 
-fn running(state: &State, workspace: WorkspaceId, machine: &Machine, forbid: &mut Forbid<'_>) {
+fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid: &mut Forbid<'_>) {
     let Some(vmm) = state.vmms.get(&(workspace, machine.vmm)) else {
         forbid(4, true, "the VM is neither running nor cleanly down");
         return;
@@ -117,14 +117,14 @@ fn running(state: &State, workspace: WorkspaceId, machine: &Machine, forbid: &mu
     let disk = state.disk(workspace, machine.disk);
     let on_disk = disk.is_some_and(|disk| disk.secrets.contains(&state.secret));
     forbid(4, !on_disk, "the guest lacks its credentials on disk");
-    let shares = vmm.shares == Presence::Whole && ram.mount == Mount::Works;
+    let shares = vmm.shares == Presence::Whole && ram.mount == FakeMount::Works;
     forbid(4, state.shares_wanted && !shares, "the guest lacks its shares");
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
     forbid(4, state.shares_wanted && !serving, "no share daemon serves the guest");
     forbid(4, !ram.seeded || !ram.clock, "the guest has no fresh entropy, or a wrong clock");
 }
 
-fn left_overs(state: &State, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {
+fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {
     let of_vm = |generation: Generation, of: fn(&Machine) -> Generation| {
         machine.is_some_and(|machine| of(&machine) == generation)
     };
@@ -150,10 +150,10 @@ fn left_overs(state: &State, workspace: WorkspaceId, machine: Option<Machine>, f
     }
 }
 
-fn disks(state: &State, workspace: WorkspaceId, standing: Standing, forbid: &mut Forbid<'_>) {
+fn disks(state: &FakeState, workspace: WorkspaceId, standing: WorkspaceState, forbid: &mut Forbid<'_>) {
     let (current, former) = match standing {
-        Standing::Down { disk } => (disk, None),
-        Standing::Up(vm) => (Some(vm.machine.disk), vm.former_disk),
+        WorkspaceState::Down { disk } => (disk, None),
+        WorkspaceState::Up(vm) => (Some(vm.machine.disk), vm.former_disk),
     };
     let wanted: Vec<String> = [current, former].into_iter().flatten().map(disk_name).collect();
     let Some(directory) = state.workspace_directory(workspace) else {
@@ -168,7 +168,7 @@ fn disks(state: &State, workspace: WorkspaceId, standing: Standing, forbid: &mut
     }
 }
 
-fn neighbour(state: &State, forbid: &mut Forbid<'_>) {
+fn neighbour(state: &FakeState, forbid: &mut Forbid<'_>) {
     let untouched =
         state.vmms.iter().any(|((of, _), vmm)| *of == NEIGHBOUR && vmm.state == VmmState::Running)
             && state.daemons.iter().any(|((of, _), daemons)| *of == NEIGHBOUR && daemons.serve())

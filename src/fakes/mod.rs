@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::world::{Failure, Interrupt, Slot, SnapshotId, WorkspaceId, World};
 use files::Content;
-use state::State;
+use state::FakeState;
 
 /// How the program ends at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,13 +84,13 @@ pub struct Counts {
 
 /// The host.
 #[derive(Clone)]
-pub struct Host(Arc<Mutex<State>>);
+pub struct Host(Arc<Mutex<FakeState>>);
 
 impl Host {
     /// A host with a VMM of this major version, with shares or without. A VM of another workspace runs on it.
     #[must_use]
     pub fn new(vmm_version: u32, shares: bool) -> Self {
-        Self(Arc::new(Mutex::new(State::new(vmm_version, shares))))
+        Self(Arc::new(Mutex::new(FakeState::new(vmm_version, shares))))
     }
 
     /// Another host, just as this one is now.
@@ -248,7 +248,7 @@ impl Host {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FakeState> {
         // A test that panics while it holds the lock has failed already.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

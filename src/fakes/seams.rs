@@ -9,15 +9,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::files::{Content, Ino, ManifestFile};
-use super::guest::{DiskImage, Mount, Ram, SavedState};
+use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
 use super::state::{
-    DISK, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, State, VmmProcess, disk_name,
+    DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
 };
 use super::{Fault, Host, SetFault, Wrong};
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Depth, Disk, Entry, Equipment, Failure, FileRecord, Generation, Ground,
-    Guest, HookPoint, Hooks, Interrupt, Leftovers, Listing, Machine, Manifest, Memory, Network, Presence,
-    Result, Shares, Slot, Slots, SnapshotId, Vmm, VmmState, VmmVersion, WorkspaceId, World,
+    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Ground, Guest,
+    HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network, Presence,
+    Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId, World,
 };
 
 mod catalog;
@@ -71,7 +71,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     }
 }
 
-pub(super) fn reach(state: &State, workspace: WorkspaceId) -> Reach {
+pub(super) fn reach(state: &FakeState, workspace: WorkspaceId) -> Reach {
     let running = state.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
     let Some((_, VmmProcess { machine: Some(machine), mangled: false, hangs: false, .. })) = running else {
         return Reach::None;
@@ -82,11 +82,11 @@ pub(super) fn reach(state: &State, workspace: WorkspaceId) -> Reach {
 }
 
 /// One part of an effect, between two points.
-type Part<'a> = Box<dyn FnOnce(&mut State) -> Result<()> + Send + 'a>;
+type Part<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
 
 impl Seams {
     /// A look at the host: it may go wrong, and changes nothing.
-    async fn look<T>(&self, kind: &'static str, look: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+    async fn look<T>(&self, kind: &'static str, look: impl FnOnce(&mut FakeState) -> Result<T>) -> Result<T> {
         match self.wrong(kind) {
             None => look(&mut self.host.lock()),
             Some(Wrong::ErrorBefore | Wrong::ErrorAfter) => Err(Failure::world(SetFault)),
@@ -139,11 +139,11 @@ impl Seams {
         (self.workspace, generation)
     }
 
-    fn directory(&self, state: &mut State) -> Ino {
+    fn directory(&self, state: &mut FakeState) -> Ino {
         state.make_workspace_directory(self.workspace)
     }
 
-    fn staging(&self, state: &mut State, id: SnapshotId) -> Result<Ino> {
+    fn staging(&self, state: &mut FakeState, id: SnapshotId) -> Result<Ino> {
         let snapshots = state.snapshots_directory(self.workspace);
         match state.files.find(snapshots, &staging_name(id)) {
             Some(ino) => Ok(ino),
@@ -151,7 +151,7 @@ impl Seams {
         }
     }
 
-    fn staged_or_listed(&self, state: &mut State, id: SnapshotId) -> Result<Ino> {
+    fn staged_or_listed(&self, state: &mut FakeState, id: SnapshotId) -> Result<Ino> {
         let snapshots = state.snapshots_directory(self.workspace);
         let found = state.files.find(snapshots, &id.to_string());
         match found.or_else(|| state.files.find(snapshots, &staging_name(id))) {
@@ -161,7 +161,7 @@ impl Seams {
     }
 
     /// The RAM of a guest that answers.
-    fn guest<'s>(&self, state: &'s mut State, machine: &Machine) -> Result<&'s mut Ram> {
+    fn guest<'s>(&self, state: &'s mut FakeState, machine: &Machine) -> Result<&'s mut FakeRam> {
         let vmm = self.key(machine.vmm);
         state.answers(vmm)?;
         let found = state.vmms.get(&vmm).map_or(VmmState::Never, |vmm| vmm.state);
@@ -196,7 +196,7 @@ impl ShareDaemons {
 #[async_trait]
 impl Hooks for Seams {
     async fn run(&self, _: HookPoint, interrupt: &Interrupt) -> Result<()> {
-        let run = |state: &mut State| {
+        let run = |state: &mut FakeState| {
             interrupt.check()?;
             state.hooks_run += 1;
             Ok(())

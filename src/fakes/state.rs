@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::files::{Content, Files, Ino, ROOT, Survival};
-use super::guest::{DiskImage, Mount, Ram, Secret};
+use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret};
 use super::{Counts, Crash, Dead, Fault, Hangs};
 use crate::world::{
     Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState, WorkspaceId,
@@ -72,21 +72,21 @@ impl NetworkParts {
 /// A RAM file. It lives in memory: it outlives processes, and no power cut.
 #[derive(Debug, Clone, Hash)]
 pub(super) struct RamFile {
-    pub(super) ram: Option<Ram>,
+    pub(super) ram: Option<FakeRam>,
     pub(super) presence: Presence,
 }
 
 #[derive(Clone)]
-pub(super) struct State {
+pub(super) struct FakeState {
     pub(super) version: u32,
     pub(super) shares_wanted: bool,
-    pub(super) files: Files,
+    pub(super) files: FakeFiles,
     pub(super) vmms: BTreeMap<Key, VmmProcess>,
     pub(super) daemons: BTreeMap<Key, ShareDaemons>,
     pub(super) memories: BTreeMap<Key, RamFile>,
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
-    pub(super) secret: Secret,
+    pub(super) secret: FakeSecret,
     /// What the host's processor can do.
     pub(super) cpu: BTreeSet<String>,
     /// What of the configuration shapes a VM.
@@ -107,7 +107,7 @@ pub(super) struct State {
     pub(super) locks: BTreeSet<WorkspaceId>,
 }
 
-impl State {
+impl FakeState {
     pub(super) fn new(version: u32, shares_wanted: bool) -> Self {
         let slot = Slot::all().next();
         let network = NetworkParts { owner: NEIGHBOUR, tap: true, table: true, dhcp: true };
@@ -125,7 +125,7 @@ impl State {
         };
         let daemons = ShareDaemons { listening: Presence::Whole, alive: true };
         let memory = RamFile { ram: None, presence: Presence::Whole };
-        let mut files = Files::default();
+        let mut files = FakeFiles::default();
         let directory = files.directory(ROOT, &NEIGHBOUR.to_string());
         let disk = files.create(directory, "disk-7", Content::Disk(DiskImage::blank()));
         files.sync(disk);
@@ -139,7 +139,7 @@ impl State {
             memories: BTreeMap::from([((NEIGHBOUR, generation), memory)]),
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
-            secret: Secret(1),
+            secret: FakeSecret(1),
             cpu: BTreeSet::from(["sse2".to_owned()]),
             shape: BTreeMap::new(),
             room: 1 << 40,
@@ -255,11 +255,11 @@ impl State {
         }
     }
 
-    pub(super) fn ram(&self, workspace: WorkspaceId, generation: Generation) -> Option<&Ram> {
+    pub(super) fn ram(&self, workspace: WorkspaceId, generation: Generation) -> Option<&FakeRam> {
         self.memories.get(&(workspace, generation))?.ram.as_ref()
     }
 
-    pub(super) fn ram_mut(&mut self, workspace: WorkspaceId, generation: Generation) -> Option<&mut Ram> {
+    pub(super) fn ram_mut(&mut self, workspace: WorkspaceId, generation: Generation) -> Option<&mut FakeRam> {
         self.memories.get_mut(&(workspace, generation))?.ram.as_mut()
     }
 
@@ -378,10 +378,10 @@ impl DiskImage {
     }
 }
 
-impl Ram {
+impl FakeRam {
     pub(super) fn booted(boot: u64) -> Self {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&boot.to_le_bytes());
-        Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: Mount::No, seeded: true, clock: true }
+        Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: FakeMount::No, seeded: true, clock: true }
     }
 }

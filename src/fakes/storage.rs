@@ -22,8 +22,8 @@ impl FakeStorage {
     /// full disk.
     fn change(
         &mut self,
-        first_half: impl FnOnce(&mut super::State, super::files::Ino),
-        second_half: impl FnOnce(&mut super::State, super::files::Ino),
+        first_half: impl FnOnce(&mut super::FakeState, super::files::Ino),
+        second_half: impl FnOnce(&mut super::FakeState, super::files::Ino),
     ) -> io::Result<()> {
         let told = match self.fail_if_told() {
             Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),

@@ -1,7 +1,7 @@
 //! One SSH connection to the guest, made in this process.
 //!
 //! A connection belongs to one VMM generation: after a pause the guest's end of it is stale, so nothing here is kept open
-//! for longer than one call to a seam or one `nixbox run`. Dropping a [`Session`] cuts its connection at once, whatever was
+//! for longer than one call to a seam or one `nixbox run`. Dropping a [`SshSession`] cuts its connection at once, whatever was
 //! going on in it.
 //!
 //! Everything that the other side sends is bounded: its greeting by russh (21 lines of 255 bytes), what commands write by
@@ -28,7 +28,7 @@ use command::{Kept, Passed, Reader, converse, drain, pump};
 
 mod command;
 
-pub use command::{Command, Said};
+pub use command::{GuestCommand, Said};
 
 /// Where a guest's SSH server is, and as whom and to whom one talks there.
 #[derive(Clone)]
@@ -144,7 +144,7 @@ pub enum ChannelError {
 
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Exit {
+pub enum CommandExit {
     /// By itself.
     Status(u32),
     /// By a signal; its name without `SIG`.
@@ -166,7 +166,7 @@ pub struct Capture {
 #[derive(Debug)]
 pub struct Finished {
     /// How.
-    pub exit: Exit,
+    pub exit: CommandExit,
     /// What it wrote.
     pub stdout: Vec<u8>,
     /// What it complained of.
@@ -174,8 +174,8 @@ pub struct Finished {
 }
 
 /// A connection that is logged in.
-pub struct Session {
-    handle: Handle<Client>,
+pub struct SshSession {
+    handle: Handle<SshClientHandler>,
     _cut: Cut,
 }
 
@@ -189,7 +189,7 @@ impl Drop for Cut {
     }
 }
 
-impl Session {
+impl SshSession {
     /// Connect, hold the host key to the pin, and log in. A key that is seen for the first time is pinned once the server
     /// has let us in.
     ///
@@ -211,12 +211,12 @@ impl Session {
         let stream = TcpStream::from_std(stream).map_err(connect)?;
 
         let shown = Arc::new(Mutex::new(None));
-        let client = Client { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
+        let client = SshClientHandler { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
         let configuration = Arc::new(client.configuration(limits));
         let mut handle =
             client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
-                ClientError::Pin(error) => ChannelError::HostKey(error),
-                ClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
+                SshClientError::Pin(error) => ChannelError::HostKey(error),
+                SshClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
             })?;
         let protocol = |source| ChannelError::Protocol { doing: "logging in", source };
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
@@ -244,7 +244,7 @@ impl Session {
     /// # Errors
     /// [`ChannelError::Protocol`], [`ChannelError::Closed`], [`ChannelError::NoCommands`], [`ChannelError::Unsaid`] if
     /// the server ended [`STARTS`] channels before the command was started.
-    pub async fn start(&self, command: &[u8]) -> Result<Command, ChannelError> {
+    pub async fn start(&self, command: &[u8]) -> Result<GuestCommand, ChannelError> {
         for _ in 0..STARTS {
             if let Some(command) = self.start_once(command).await? {
                 return Ok(command);
@@ -256,7 +256,7 @@ impl Session {
     /// `None` if the server closed the channel before it answered, and so has not started anything. Dropbear does that
     /// (seen in 2022.83; as of 2026 in its main branch too: `sesscheckclose` takes a channel without a process for one
     /// whose process has ended) when another command ends between the opening of the channel and this request.
-    async fn start_once(&self, command: &[u8]) -> Result<Option<Command>, ChannelError> {
+    async fn start_once(&self, command: &[u8]) -> Result<Option<GuestCommand>, ChannelError> {
         let protocol = |source| ChannelError::Protocol { doing: "starting a command", source };
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
         channel.exec(true, command).await.map_err(protocol)?;
@@ -264,7 +264,7 @@ impl Session {
         let mut reader = Reader { half, early: None };
         loop {
             match reader.wait().await {
-                Some(ChannelMsg::Success) => return Ok(Some(Command { reader, writer })),
+                Some(ChannelMsg::Success) => return Ok(Some(GuestCommand { reader, writer })),
                 Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
                 Some(ChannelMsg::Close) => return Ok(None),
                 // A server that speaks before it answers: what it says is the command's.
@@ -275,7 +275,7 @@ impl Session {
                     | ChannelMsg::ExitSignal { .. }),
                 ) => {
                     reader.early = Some(early);
-                    return Ok(Some(Command { reader, writer }));
+                    return Ok(Some(GuestCommand { reader, writer }));
                 }
                 Some(_) => {}
                 None => return Err(ChannelError::Closed),
@@ -295,7 +295,7 @@ impl Session {
         capture: Capture,
     ) -> Result<Finished, ChannelError> {
         let run = async {
-            let Command { mut reader, writer } = self.start(command).await?;
+            let GuestCommand { mut reader, writer } = self.start(command).await?;
             let prompted = Notify::new();
             let prompt = capture.prompt.map(|prompt| (prompt, &prompted));
             let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
@@ -321,15 +321,15 @@ impl Session {
     /// waiting for it: a blocked read cannot be taken back.
     ///
     /// # Errors
-    /// Those of [`Session::exec`] but [`ChannelError::TooMuch`], and [`ChannelError::Local`].
+    /// Those of [`SshSession::exec`] but [`ChannelError::TooMuch`], and [`ChannelError::Local`].
     pub async fn pass_through(
         &self,
         command: &[u8],
         stdin: impl AsyncRead + Unpin + Send,
         stdout: impl AsyncWrite + Unpin + Send,
         stderr: impl AsyncWrite + Unpin + Send,
-    ) -> Result<Exit, ChannelError> {
-        let Command { mut reader, writer } = self.start(command).await?;
+    ) -> Result<CommandExit, ChannelError> {
+        let GuestCommand { mut reader, writer } = self.start(command).await?;
         let mut sink = Passed { stdout, stderr };
         converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
     }
@@ -348,13 +348,13 @@ impl Session {
 pub const STARTS: usize = 5;
 
 /// Our end of the key exchange.
-struct Client {
+struct SshClientHandler {
     pin: Pin,
     pinned: Option<PublicKey>,
     shown: Arc<Mutex<Option<PublicKey>>>,
 }
 
-impl Client {
+impl SshClientHandler {
     fn configuration(&self, limits: Limits) -> client::Config {
         let mut configuration = client::Config {
             keepalive_interval: Some(limits.silence),
@@ -373,27 +373,27 @@ impl Client {
 }
 
 #[derive(Debug)]
-enum ClientError {
+enum SshClientError {
     Ssh(russh::Error),
     Pin(PinError),
 }
 
-impl From<russh::Error> for ClientError {
+impl From<russh::Error> for SshClientError {
     fn from(error: russh::Error) -> Self {
         Self::Ssh(error)
     }
 }
 
-impl client::Handler for Client {
-    type Error = ClientError;
+impl client::Handler for SshClientHandler {
+    type Error = SshClientError;
 
-    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, ClientError> {
+    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, SshClientError> {
         // Certificates are not asked for.
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
             return Ok(false);
         };
         if let Some(pinned) = &self.pinned {
-            self.pin.compare(pinned, key).map_err(ClientError::Pin)?;
+            self.pin.compare(pinned, key).map_err(SshClientError::Pin)?;
         }
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
         Ok(true)

@@ -197,7 +197,7 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
     let (mut there, mut right) = (0, 0);
     for file in expected {
         let path = file.target.expand(home);
-        let answer = look(shell, &path, rights(home, &path, file.owner.as_ref())).await?;
+        let answer = file_status(shell, &path, rights(home, &path, file.owner.as_ref())).await?;
         there += usize::from(answer.is_some());
         right += usize::from(answer.is_some_and(|answer| answer.is(file, shell.facts.uid)));
         seen.insert(path);
@@ -214,14 +214,14 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
 }
 
 /// What the guest says of a file.
-struct Look {
+struct GuestFileStatus {
     mode: String,
     uid: String,
     owner: String,
     digest: String,
 }
 
-impl Look {
+impl GuestFileStatus {
     fn is(&self, expected: &Expected, user: u32) -> bool {
         let owner = match &expected.owner {
             Some(owner) if owner.as_str().contains(':') => self.owner == owner.as_str(),
@@ -233,7 +233,11 @@ impl Look {
     }
 }
 
-async fn look(shell: &Shell, path: &str, rights: Rights) -> Result<Option<Look>, ScriptError> {
+async fn file_status(
+    shell: &Shell,
+    path: &str,
+    rights: Rights,
+) -> Result<Option<GuestFileStatus>, ScriptError> {
     let what = "look at an injected file";
     // The guest's own programs may take it away meanwhile.
     let script = format!(
@@ -247,5 +251,5 @@ async fn look(shell: &Shell, path: &str, rights: Rights) -> Result<Option<Look>,
         return Ok(None);
     }
     let mut word = || words.next().unwrap_or_default();
-    Ok(Some(Look { mode: word(), uid: word(), owner: word(), digest: word() }))
+    Ok(Some(GuestFileStatus { mode: word(), uid: word(), owner: word(), digest: word() }))
 }

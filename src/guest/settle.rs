@@ -18,7 +18,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::channel::Exit;
+use super::channel::CommandExit;
 use super::clock_helper;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
@@ -72,7 +72,7 @@ pub enum SettleError {
 impl From<ScriptError> for SettleError {
     fn from(source: ScriptError) -> Self {
         let why = match &source {
-            ScriptError::Failed { exit: Exit::Status(status), .. } => match status {
+            ScriptError::Failed { exit: CommandExit::Status(status), .. } => match status {
                 10 => "it has no /dev/urandom that root may write to",
                 12 => "it refuses RNDADDENTROPY",
                 13 => "it refuses RNDRESEEDCRNG, which Linux knows since 4.17",

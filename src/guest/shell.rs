@@ -6,16 +6,16 @@
 //! no harm, and input may be any bytes.
 //!
 //! A script is sent only once its shell has said that it runs. So whatever may still act after its nixbox is gone is among
-//! the guest's processes by then, under the [`Mark`] of the connection; [`super::stale_scripts`] ends it.
+//! the guest's processes by then, under the [`ScriptMark`] of the connection; [`super::stale_scripts`] ends it.
 
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::channel::{Capture, ChannelError, Command, Exit, Finished, Said, Session};
+use super::channel::{Capture, ChannelError, CommandExit, Finished, GuestCommand, Said, SshSession};
 use super::names::{BadGuestPath, Home};
 use super::ready::Attempt;
-use super::stale_scripts::Mark;
+use super::stale_scripts::ScriptMark;
 use crate::world::BootId;
 
 /// With whose rights a script runs.
@@ -68,7 +68,7 @@ pub enum ScriptError {
         /// What it should have done.
         what: &'static str,
         /// How it ended.
-        exit: Exit,
+        exit: CommandExit,
         /// The last that the guest said.
         stderr: String,
     },
@@ -103,8 +103,8 @@ fn said(stderr: &str) -> String {
 /// The command line under which every script runs. It takes its mark on, which its children inherit, says that it runs,
 /// gathers the lines up to the last one, and becomes them. A script that was cut short is not run. Nothing in it is special
 /// between single quotes in sh, zsh or fish.
-fn loader(mark: Option<&Mark>) -> String {
-    let mark = mark.map_or("sh", Mark::as_str);
+fn loader(mark: Option<&ScriptMark>) -> String {
+    let mark = mark.map_or("sh", ScriptMark::as_str);
     format!(
         "sh -c 'NIXBOX_SCRIPT=$0
 export NIXBOX_SCRIPT
@@ -150,11 +150,11 @@ pub fn run_command(arguments: &[String]) -> String {
 /// A connection and what is known of the guest at its other end.
 pub struct Shell {
     /// The connection.
-    pub session: Session,
+    pub session: SshSession,
     /// What is known.
     pub facts: Facts,
     /// What its scripts can be told by.
-    pub mark: Mark,
+    pub mark: ScriptMark,
     /// Whether there may have been scripts of other connections when this one was made.
     pub others: bool,
 }
@@ -170,7 +170,7 @@ impl Shell {
     ///
     /// # Errors
     /// Those of [`ScriptError`].
-    pub async fn greet(session: Session, within: Duration) -> Result<Self, ScriptError> {
+    pub async fn greet(session: SshSession, within: Duration) -> Result<Self, ScriptError> {
         let what = "ask the guest who it is";
         let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}{END}").into_bytes());
         let capture = Capture { most: MOST, within, prompt: None };
@@ -186,7 +186,7 @@ impl Shell {
         };
         let facts =
             Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
-        let mark = Mark::new().map_err(ScriptError::Unnamed)?;
+        let mark = ScriptMark::new().map_err(ScriptError::Unnamed)?;
         Ok(Self { session, facts, mark, others: !others.is_empty() })
     }
 
@@ -250,7 +250,7 @@ impl Shell {
 pub struct Dialogue {
     what: &'static str,
     rights: Rights,
-    command: Command,
+    command: GuestCommand,
     pending: Vec<u8>,
     stderr: Vec<u8>,
 }
@@ -289,7 +289,7 @@ impl Dialogue {
         loop {
             match self.listen(true).await {
                 Ok(()) => {}
-                Err(ScriptError::Failed { exit: Exit::Status(0), .. }) => return Ok(()),
+                Err(ScriptError::Failed { exit: CommandExit::Status(0), .. }) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
@@ -317,14 +317,14 @@ impl Dialogue {
 fn judge(what: &'static str, rights: Rights, finished: Finished) -> Result<String, ScriptError> {
     let begun = find(&finished.stdout, BEGIN).map(|at| at + BEGIN.len());
     match begun {
-        Some(at) if finished.exit == Exit::Status(0) => {
+        Some(at) if finished.exit == CommandExit::Status(0) => {
             String::from_utf8(finished.stdout[at..].to_vec()).map_err(|_| ScriptError::Senseless { what })
         }
         _ => Err(blame(what, rights, begun.is_some(), finished.exit, &finished.stderr)),
     }
 }
 
-fn blame(what: &'static str, rights: Rights, begun: bool, exit: Exit, stderr: &[u8]) -> ScriptError {
+fn blame(what: &'static str, rights: Rights, begun: bool, exit: CommandExit, stderr: &[u8]) -> ScriptError {
     let stderr = last_words(stderr);
     if rights == Rights::Root && !begun {
         ScriptError::NoRights { what, stderr }

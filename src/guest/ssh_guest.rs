@@ -17,7 +17,7 @@ use russh::keys::PrivateKey;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::channel::{ChannelError, Endpoint, Limits, Session};
+use super::channel::{ChannelError, Endpoint, Limits, SshSession};
 use super::credentials::{SourceError, Wanted};
 use super::host_key::Pin;
 use super::inject::{self, Expected};
@@ -44,7 +44,7 @@ pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
 pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 
 /// What a guest of this workspace is to be like.
-pub struct Settings {
+pub struct GuestSettings {
     /// The user to log in as: root, or one with `sudo` without a password.
     pub user: UserName,
     /// The key that the image lets in.
@@ -99,7 +99,7 @@ pub enum SettingsError {
     Target,
 }
 
-impl Settings {
+impl GuestSettings {
     fn check(&self) -> Result<(), SettingsError> {
         let targets = self.wanted.targets().map_err(|_: SourceError| SettingsError::Target)?;
         let (mut seen, mut tags) = (BTreeSet::new(), BTreeSet::new());
@@ -124,7 +124,7 @@ impl Settings {
 
 /// The guest of one workspace.
 pub struct SshGuest {
-    settings: Settings,
+    settings: GuestSettings,
     vmm: Arc<dyn Vmm>,
     /// The last connection, and the VMM under which it was made.
     kept: Mutex<Option<(Generation, Arc<Shell>)>>,
@@ -139,7 +139,7 @@ impl SshGuest {
     ///
     /// # Errors
     /// Those of [`SettingsError`].
-    pub fn new(settings: Settings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
+    pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
         settings.check()?;
         Ok(Self {
             settings,
@@ -161,7 +161,7 @@ impl SshGuest {
     /// # Errors
     /// [`Failure::Lost`] if the VM goes; [`Failure::Interrupted`]; otherwise why the last attempt failed.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
-        let Settings { user, key, address, ready, limits, .. } = &self.settings;
+        let GuestSettings { user, key, address, ready, limits, .. } = &self.settings;
         let endpoint = Endpoint {
             address: address(machine.slot),
             user: user.clone(),
@@ -170,7 +170,7 @@ impl SshGuest {
         };
         let endpoint = &endpoint;
         let attempt = async move |limits: Limits| {
-            let session = Session::open(endpoint, limits).await?;
+            let session = SshSession::open(endpoint, limits).await?;
             Ok(Shell::greet(session, limits.connect).await?)
         };
         let connected = async { until_ready(*ready, *limits, interrupt, attempt).await.map_err(failure) };

@@ -2,7 +2,7 @@
 //!
 //! A nixbox that is killed, or that gives up waiting, leaves its script behind: an SSH server does not end a command with
 //! its connection. A wipe that goes on would take away what the next run puts there; an injection that goes on would put a
-//! credential into a guest that is about to be captured. So every script runs under the [`Mark`] of its connection, and
+//! credential into a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its connection, and
 //! whoever makes a connection ends all that bears another. The state of the guest is then that of a script which was
 //! stopped somewhere, as [`crate::fakes`] has it.
 //!
@@ -18,9 +18,9 @@ use super::shell::{Rights, ScriptError, Shell};
 
 /// Names the scripts of one connection among the guest's processes. No two connections have the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mark(String);
+pub struct ScriptMark(String);
 
-impl Mark {
+impl ScriptMark {
     /// What all marks begin with.
     const ALL: &str = "nixbox-script:";
 
@@ -72,7 +72,7 @@ done
 ///
 /// # Errors
 /// [`ScriptError::Failed`] with the processes that cannot be ended, and the others of [`ScriptError`].
-pub async fn end_others(shell: &Shell, spared: &[&Mark]) -> Result<(), ScriptError> {
+pub async fn end_others(shell: &Shell, spared: &[&ScriptMark]) -> Result<(), ScriptError> {
     if !shell.others {
         return Ok(());
     }
@@ -103,11 +103,12 @@ mod tests {
         // More than any kernel counts to (PID_MAX_LIMIT).
         let process = proc.path().join("99999999");
         std::fs::create_dir(&process).unwrap();
-        std::fs::write(process.join("cmdline"), format!("sh\0-c\0…\0{}\0", Mark::new().unwrap().0)).unwrap();
+        std::fs::write(process.join("cmdline"), format!("sh\0-c\0…\0{}\0", ScriptMark::new().unwrap().0))
+            .unwrap();
         std::fs::write(process.join("comm"), "sync\n").unwrap();
         std::fs::write(process.join("status"), format!("Name:\tsync\nState:\t{state}\n")).unwrap();
         let script = END.replace("/proc", proc.path().to_str().unwrap());
-        let script = format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", Mark::new().unwrap().0);
+        let script = format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", ScriptMark::new().unwrap().0);
         let ended = Command::new(shell[0]).args(&shell[1..]).arg(script).output().unwrap();
         (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use russh::keys::PrivateKey;
 use tempfile::TempDir;
 
-use super::channel::{Endpoint, Limits, Session};
+use super::channel::{Endpoint, Limits, SshSession};
 use super::host_key::Pin;
 use super::key;
 use super::names::UserName;
@@ -129,7 +129,7 @@ impl Server {
     pub(super) async fn connect(&self, user: &str) -> Shell {
         let endpoint = &self.endpoint(user);
         let attempt = async move |limits: Limits| {
-            Ok(Shell::greet(Session::open(endpoint, limits).await?, limits.connect).await?)
+            Ok(Shell::greet(SshSession::open(endpoint, limits).await?, limits.connect).await?)
         };
         let shell = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
         shell.unwrap_or_else(|error| panic!("{error:?}\n{}", self.log()))

@@ -84,7 +84,7 @@ pub struct ShellHooks {
 impl ShellHooks {
     /// Those of a configuration, run in `directory`.
     #[must_use]
-    pub fn new(directory: PathBuf, hooks: &crate::config::Hooks, complain: Arc<Complain>) -> Self {
+    pub fn new(directory: PathBuf, hooks: &crate::config::HooksTable, complain: Arc<Complain>) -> Self {
         let scripts = [
             (HookPoint::PreUp, &hooks.pre_up),
             (HookPoint::PostUp, &hooks.post_up),
@@ -146,32 +146,32 @@ impl Drop for Group {
 impl Hooks for ShellHooks {
     async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> world::Result<()> {
         let ran = self.run_all(key(point), interrupt).await;
-        if let (Err(Ended::Error(error)), HookPoint::PostUp | HookPoint::PostDown) = (&ran, point) {
+        if let (Err(HookExit::Error(error)), HookPoint::PostUp | HookPoint::PostDown) = (&ran, point) {
             (self.complain)(error);
         }
         ran.map_err(|ended| match ended {
-            Ended::Interrupted => Failure::Interrupted,
-            Ended::Error(error) => Failure::world(error),
+            HookExit::Interrupted => Failure::Interrupted,
+            HookExit::Error(error) => Failure::world(error),
         })
     }
 }
 
-enum Ended {
+enum HookExit {
     Interrupted,
     Error(HookError),
 }
 
-impl From<HookError> for Ended {
+impl From<HookError> for HookExit {
     fn from(error: HookError) -> Self {
         Self::Error(error)
     }
 }
 
 impl ShellHooks {
-    async fn run_all(&self, point: &'static str, interrupt: &Interrupt) -> Result<(), Ended> {
+    async fn run_all(&self, point: &'static str, interrupt: &Interrupt) -> Result<(), HookExit> {
         for (index, script) in self.scripts.get(point).into_iter().flatten().enumerate() {
             if interrupt.requested() {
-                return Err(Ended::Interrupted);
+                return Err(HookExit::Interrupted);
             }
             let number = index + 1;
             let start = |source| HookError::Start { point, number, source };
@@ -180,7 +180,7 @@ impl ShellHooks {
                 status = group.0.wait() => status,
                 () = interrupt.wait() => {
                     group.end().await;
-                    return Err(Ended::Interrupted);
+                    return Err(HookExit::Interrupted);
                 }
             };
             let status = status.map_err(|source| HookError::Wait { point, number, source })?;
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
-        let hooks = crate::config::Hooks {
+        let hooks = crate::config::HooksTable {
             pre_up: scripts.iter().map(|script| (*script).to_owned()).collect(),
             ..Default::default()
         };

@@ -23,9 +23,9 @@ use crate::world::{Generation, WorkspaceId};
 /// What a daemon is for: `vmm`, `share-0`. 1 to 32 of `a-z 0-9 -`, beginning with a letter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Role(String);
+pub struct DaemonRole(String);
 
-impl Role {
+impl DaemonRole {
     /// Cloud Hypervisor.
     #[must_use]
     pub fn vmm() -> Self {
@@ -44,7 +44,7 @@ impl Role {
 #[error("{0:?} names no role: 1 to 32 of a-z 0-9 -, beginning with a letter")]
 pub struct BadRole(String);
 
-impl TryFrom<String> for Role {
+impl TryFrom<String> for DaemonRole {
     type Error = BadRole;
 
     fn try_from(text: String) -> Result<Self, BadRole> {
@@ -56,13 +56,13 @@ impl TryFrom<String> for Role {
     }
 }
 
-impl From<Role> for String {
-    fn from(role: Role) -> Self {
+impl From<DaemonRole> for String {
+    fn from(role: DaemonRole) -> Self {
         role.0
     }
 }
 
-impl fmt::Display for Role {
+impl fmt::Display for DaemonRole {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
     }
@@ -70,16 +70,16 @@ impl fmt::Display for Role {
 
 /// Which daemon of which workspace and generation a process is; in its environment from exec to its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
+pub struct ProcessMark {
     /// The workspace.
     pub workspace: WorkspaceId,
     /// The generation it was started under.
     pub generation: Generation,
     /// What it is for.
-    pub role: Role,
+    pub role: DaemonRole,
 }
 
-impl Mark {
+impl ProcessMark {
     /// As variables.
     #[must_use]
     pub fn environment(&self) -> [(&'static str, String); 3] {
@@ -99,7 +99,7 @@ impl Mark {
     }
 }
 
-impl fmt::Display for Mark {
+impl fmt::Display for ProcessMark {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} of generation {}", self.role, self.generation)
     }
@@ -176,7 +176,7 @@ enum Marked {
     Hidden,
 }
 
-fn marked(pid: u32, mark: &Mark) -> Result<Marked, ProcessError> {
+fn marked(pid: u32, mark: &ProcessMark) -> Result<Marked, ProcessError> {
     Ok(match environ(pid)? {
         Environ::Seen(environ) if mark.is_in(&environ) => Marked::Yes,
         Environ::Seen(_) | Environ::Gone => Marked::No,
@@ -235,7 +235,7 @@ pub(super) fn generations(workspace: WorkspaceId) -> Result<BTreeSet<Generation>
 
 /// How a process ended, as far as can be known: only a parent is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Exit {
+pub enum ProcessExit {
     /// With this status.
     Status(i32),
     /// By this signal.
@@ -244,14 +244,14 @@ pub enum Exit {
     Unknown,
 }
 
-impl From<ExitStatus> for Exit {
+impl From<ExitStatus> for ProcessExit {
     fn from(status: ExitStatus) -> Self {
         let ended = status.code().map(Self::Status).or_else(|| status.signal().map(Self::Signal));
         ended.unwrap_or(Self::Unknown)
     }
 }
 
-impl fmt::Display for Exit {
+impl fmt::Display for ProcessExit {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Status(status) => write!(formatter, "exit status {status}"),
@@ -272,7 +272,7 @@ pub struct Daemon {
 impl Daemon {
     /// The live process with this identity and mark. Where the environment cannot be read (nixbox has fewer privileges
     /// than the process), the identity has to do; signalling it will need those privileges anyway.
-    pub(super) fn open(identity: Identity, mark: &Mark) -> Result<Option<Self>, ProcessError> {
+    pub(super) fn open(identity: Identity, mark: &ProcessMark) -> Result<Option<Self>, ProcessError> {
         let Some(found) = Self::open_pid(identity.pid, identity.boot)? else {
             return Ok(None);
         };
@@ -306,18 +306,18 @@ impl Daemon {
 
     /// Whether its mark can be seen. It cannot for some microseconds while a program is exec'd, when the kernel has
     /// replaced the memory of the process and not yet written the environment.
-    pub(super) fn shows(&self, mark: &Mark) -> Result<bool, ProcessError> {
+    pub(super) fn shows(&self, mark: &ProcessMark) -> Result<bool, ProcessError> {
         Ok(marked(self.identity.pid, mark)? != Marked::No)
     }
 
     /// The live process with this mark that leads a session, as a daemon does from before it has the mark; its own
     /// children do not, and may be dying after it.
-    pub(super) fn marked_leader(mark: &Mark) -> Result<Option<Self>, ProcessError> {
+    pub(super) fn marked_leader(mark: &ProcessMark) -> Result<Option<Self>, ProcessError> {
         Ok(Self::all_marked(mark)?.into_iter().find(|daemon| daemon.leader))
     }
 
     /// All live processes with this mark.
-    pub(super) fn all_marked(mark: &Mark) -> Result<Vec<Self>, ProcessError> {
+    pub(super) fn all_marked(mark: &ProcessMark) -> Result<Vec<Self>, ProcessError> {
         let boot = host_boot()?;
         let mut all = Vec::new();
         for pid in processes()? {
@@ -393,7 +393,7 @@ impl Daemon {
     ///
     /// # Errors
     /// [`ProcessError::Process`] if it cannot be waited for.
-    pub async fn exited(&self) -> Result<Exit, ProcessError> {
+    pub async fn exited(&self) -> Result<ProcessExit, ProcessError> {
         // A duplicate: epoll takes each descriptor once, and two may wait.
         let pidfd = self.pidfd.try_clone().map_err(|source| self.failed("watch", source))?;
         // Deprecated for types that can change their descriptor while it is watched, and its successor is unsafe; an
@@ -407,10 +407,10 @@ impl Daemon {
         match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), ended) {
             Ok(Some(status)) => Ok(status
                 .exit_status()
-                .map(Exit::Status)
-                .or_else(|| status.terminating_signal().map(Exit::Signal))
-                .unwrap_or(Exit::Unknown)),
-            Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(Exit::Unknown),
+                .map(ProcessExit::Status)
+                .or_else(|| status.terminating_signal().map(ProcessExit::Signal))
+                .unwrap_or(ProcessExit::Unknown)),
+            Ok(None) | Err(rustix::io::Errno::CHILD) => Ok(ProcessExit::Unknown),
             Err(errno) => Err(self.failed("reap", errno.into())),
         }
     }
@@ -440,7 +440,11 @@ mod tests {
 
     #[test]
     fn a_mark_is_whole_variables() {
-        let mark = Mark { workspace: WorkspaceId([7; 16]), generation: Generation(12), role: Role::vmm() };
+        let mark = ProcessMark {
+            workspace: WorkspaceId([7; 16]),
+            generation: Generation(12),
+            role: DaemonRole::vmm(),
+        };
         let environ = |generation: &str| {
             let workspace = "07".repeat(16);
             format!("A=1\0NIXBOX_WORKSPACE={workspace}\0NIXBOX_GENERATION={generation}\0NIXBOX_ROLE=vmm\0")
@@ -456,10 +460,10 @@ mod tests {
     #[test]
     fn roles_are_names_of_files() {
         for bad in ["", "0", "-a", "A", "a/b", "a.b", "a b", &"a".repeat(33)] {
-            assert!(Role::try_from(bad.to_owned()).is_err(), "{bad:?}");
+            assert!(DaemonRole::try_from(bad.to_owned()).is_err(), "{bad:?}");
         }
-        for good in [Role::vmm(), Role::share(0), Role::share(usize::MAX)] {
-            assert_eq!(Role::try_from(good.to_string()), Ok(good));
+        for good in [DaemonRole::vmm(), DaemonRole::share(0), DaemonRole::share(usize::MAX)] {
+            assert_eq!(DaemonRole::try_from(good.to_string()), Ok(good));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::disk::Disks;
-use super::memory::Ram;
+use super::memory::RamFiles;
 use super::process::Daemons;
 use crate::world::{Failure, Generation, Leftovers, Result};
 
@@ -15,7 +15,7 @@ pub struct HostLeftovers {
     /// Its processes.
     pub daemons: Daemons,
     /// Its RAM files.
-    pub memory: Arc<Ram>,
+    pub memory: Arc<RamFiles>,
     /// Its disk images.
     pub disk: Arc<Disks>,
 }

@@ -1,7 +1,7 @@
 //! The VM's RAM file, and its copies into and out of snapshots.
 //!
 //! Where it lies is decided when it is made and written down beforehand in `.nixbox/run/memory-<generation>.json`
-//! ([`place`]), so that a later command finds it whatever its environment or the configuration say by then. A file that
+//! ([`backing`]), so that a later command finds it whatever its environment or the configuration say by then. A file that
 //! is filled has another name until it is whole. In a snapshot it is [`SNAPSHOT_FILE`].
 
 use std::collections::BTreeSet;
@@ -79,7 +79,7 @@ pub enum Location {
 }
 
 /// The RAM of one workspace's VM.
-pub struct Ram {
+pub struct RamFiles {
     /// `.nixbox/run`.
     pub run: PathBuf,
     /// `.nixbox/snapshots`.
@@ -113,7 +113,7 @@ fn partial_name(generation: Generation) -> String {
     format!("memory-{generation}.img.partial")
 }
 
-impl Ram {
+impl RamFiles {
     /// Where the RAM of a generation is, for the VMM's configuration.
     ///
     /// # Errors
@@ -350,7 +350,7 @@ fn size_of(file: &std::fs::File, folder: &Folder, name: &str) -> Result<u64> {
 }
 
 #[async_trait]
-impl Memory for Ram {
+impl Memory for RamFiles {
     async fn find(&self, generation: Generation) -> world::Result<Presence> {
         Ok(self.look(generation)?)
     }

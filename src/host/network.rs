@@ -38,8 +38,8 @@ pub use tap::LinkError;
 
 use crate::world::{Failure, Generation, Network, Presence, Result, Slot, WorkspaceId};
 use daemon::{Mark, Role};
-use program::Program;
-use tap::{Found, Link};
+use program::NetworkTool;
+use tap::{FoundTap, Link};
 
 /// dnsmasq forks into the background once it serves; that takes milliseconds, and seconds in software emulation.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -118,7 +118,7 @@ impl From<NetworkError> for Failure {
 
 /// What of a workspace decides about its network.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct NetworkSettings {
     /// Whose it is.
     pub workspace: WorkspaceId,
     /// The user who may attach to the TAP: the one that the VMM runs as.
@@ -135,11 +135,11 @@ pub struct Settings {
 /// The network on this host, in the network namespace of the calling thread.
 #[derive(Debug, Clone)]
 pub struct HostNetwork {
-    settings: Settings,
+    settings: NetworkSettings,
 }
 
 /// All that follows from a slot.
-struct Plan {
+struct NetworkPlan {
     slot: Slot,
     workspace: WorkspaceId,
     owner: u32,
@@ -150,7 +150,7 @@ struct Plan {
     table: String,
 }
 
-impl Plan {
+impl NetworkPlan {
     fn mark(&self, role: Role) -> Mark {
         Mark { workspace: self.workspace, slot: self.slot, role }
     }
@@ -165,18 +165,27 @@ impl Plan {
 impl HostNetwork {
     /// Touches nothing yet.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: NetworkSettings) -> Self {
         Self { settings }
     }
 
-    fn plan(&self, slot: Slot) -> Plan {
-        let Settings { workspace, owner, .. } = self.settings;
+    fn plan(&self, slot: Slot) -> NetworkPlan {
+        let NetworkSettings { workspace, owner, .. } = self.settings;
         let (gateway, guest, tap) = tap::addresses(slot.number());
         let mac = format!("02:00:00:00:00:{:02x}", slot.number() + 1);
-        Plan { slot, workspace, owner, gateway, guest, mac, table: format!("nixbox_{tap}_{workspace}"), tap }
+        NetworkPlan {
+            slot,
+            workspace,
+            owner,
+            gateway,
+            guest,
+            mac,
+            table: format!("nixbox_{tap}_{workspace}"),
+            tap,
+        }
     }
 
-    fn configuration(&self, plan: &Plan) -> String {
+    fn configuration(&self, plan: &NetworkPlan) -> String {
         let upstreams = dhcp::upstreams(&self.settings.resolv_conf, dhcp::RESOLVED.as_ref());
         dhcp::configuration(plan, &self.settings.mode, &upstreams, &self.settings.runtime)
     }
@@ -218,18 +227,18 @@ impl HostNetwork {
     }
 
     /// Whether the firewall is as it was right after it was made for this mode.
-    fn is_recorded(&self, plan: &Plan, listing: &Value) -> bool {
+    fn is_recorded(&self, plan: &NetworkPlan, listing: &Value) -> bool {
         // One that cannot be read is none, and the firewall is made anew.
         let record = std::fs::read(self.file(LISTING)).ok();
         let record = record.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         record.is_some_and(|record| record == self.record(plan, listing))
     }
 
-    fn record(&self, plan: &Plan, listing: &Value) -> Value {
+    fn record(&self, plan: &NetworkPlan, listing: &Value) -> Value {
         serde_json::json!({ "asked": firewall::asked(plan, &self.settings.mode), "listing": listing })
     }
 
-    async fn build_firewall(&self, plan: &Plan) -> Result<(), NetworkError> {
+    async fn build_firewall(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
         let slot = plan.slot;
         let failed = |source| NetworkError::Firewall { slot, source };
         let tables = firewall::tables(plan).await.map_err(failed)?;
@@ -242,14 +251,14 @@ impl HostNetwork {
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
-    fn serves(&self, plan: &Plan, mark: &Mark) -> Result<bool, DaemonError> {
+    fn serves(&self, plan: &NetworkPlan, mark: &Mark) -> Result<bool, DaemonError> {
         let one = mark.find()?.len() == 1;
         // One that cannot be read is not that which is wanted, and is written anew.
         let configured = std::fs::read_to_string(self.file(dhcp::CONFIGURATION)).ok();
         Ok(one && configured.is_some_and(|text| text == self.configuration(plan)))
     }
 
-    async fn build_daemon(&self, plan: &Plan, generation: Generation) -> Result<(), NetworkError> {
+    async fn build_daemon(&self, plan: &NetworkPlan, generation: Generation) -> Result<(), NetworkError> {
         let slot = plan.slot;
         let mark = plan.mark(Role::Dhcp);
         let failed = |source| NetworkError::Daemon { slot, source };
@@ -266,7 +275,7 @@ impl HostNetwork {
         }
         self.write(dhcp::CONFIGURATION, &self.configuration(plan))?;
         let configuration = format!("--conf-file={}", self.file(dhcp::CONFIGURATION).display());
-        let program = Program {
+        let program = NetworkTool {
             name: "dnsmasq",
             arguments: &[&configuration],
             environment: &mark.environment(Some(generation)),
@@ -290,7 +299,7 @@ pub fn program_path(name: &'static str) -> Result<PathBuf, ProgramError> {
 /// # Errors
 /// If it cannot be run.
 pub async fn fills_sets() -> Result<bool, ProgramError> {
-    let program = Program {
+    let program = NetworkTool {
         name: "dnsmasq",
         arguments: &["--version"],
         environment: &[],
@@ -312,7 +321,7 @@ impl Network for HostNetwork {
         let listing = firewall::list(&plan, tables).await.map_err(unlisted)?;
         let mark = plan.mark(Role::Dhcp);
         let failed = |source| NetworkError::Daemon { slot, source };
-        let whole = matches!(&found, Found::Ours(device) if device.whole(&plan))
+        let whole = matches!(&found, FoundTap::Ours(device) if device.whole(&plan))
             && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
             && self.serves(&plan, &mark).map_err(failed)?
             && (self.settings.mode == Mode::Off || tap::forwards().map_err(device)?);
@@ -320,7 +329,7 @@ impl Network for HostNetwork {
             return Ok(Presence::Whole);
         }
         let files = dhcp::FILES.iter().chain([&LISTING]);
-        let none = !matches!(found, Found::Ours(_))
+        let none = !matches!(found, FoundTap::Ours(_))
             && listing.is_none()
             && mark.find().map_err(failed)?.is_empty()
             && files.map(|name| self.file(name)).all(|path| path.symlink_metadata().is_err());
@@ -335,10 +344,10 @@ impl Network for HostNetwork {
         self.check_runtime()?;
         let link = Link::new(&plan).map_err(device)?;
         match link.find().await.map_err(device)? {
-            Found::Another(what) => return Err(device(link.another(what)).into()),
-            Found::Ours(found) if found.whole(&plan) => {}
+            FoundTap::Another(what) => return Err(device(link.another(what)).into()),
+            FoundTap::Ours(found) if found.whole(&plan) => {}
             // A daemon of an earlier device would listen on that for ever.
-            Found::Ours(_) | Found::Nothing => {
+            FoundTap::Ours(_) | FoundTap::Nothing => {
                 plan.end(Role::Dhcp).await?;
             }
         }

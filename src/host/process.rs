@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::identity::{self, host_boot};
-pub use super::identity::{BadRole, Daemon, Exit, Identity, Mark, Role};
+pub use super::identity::{BadRole, Daemon, DaemonRole, Identity, ProcessExit, ProcessMark};
 use super::spawn::Program;
 use crate::world::{Generation, WorkspaceId};
 
@@ -59,7 +59,7 @@ pub enum ProcessError {
     #[error("the {mark} runs already, as process {pid}")]
     Runs {
         /// Which.
-        mark: Mark,
+        mark: ProcessMark,
         /// Its process id.
         pid: u32,
     },
@@ -67,9 +67,9 @@ pub enum ProcessError {
     #[error("the {mark} ended with {exit} while it was started; its log {log:?} ends with: {tail}")]
     Ended {
         /// Which.
-        mark: Mark,
+        mark: ProcessMark,
         /// How.
-        exit: Exit,
+        exit: ProcessExit,
         /// Its log.
         log: PathBuf,
         /// The last lines of it, printable.
@@ -79,7 +79,7 @@ pub enum ProcessError {
     #[error("the {mark} does not serve after {limit:?}; its log is {log:?}")]
     Mute {
         /// Which.
-        mark: Mark,
+        mark: ProcessMark,
         /// How long it was given.
         limit: Duration,
         /// Its log.
@@ -107,7 +107,7 @@ pub enum ProcessError {
     )]
     Undying {
         /// Which.
-        mark: Mark,
+        mark: ProcessMark,
         /// Its process id.
         pid: u32,
     },
@@ -115,15 +115,15 @@ pub enum ProcessError {
     #[error("processes that carry the mark of the {mark} keep appearing")]
     Breeding {
         /// Which.
-        mark: Mark,
+        mark: ProcessMark,
     },
 }
 
 /// What a record file holds. JSON, so that a person can read it too.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
-    mark: Mark,
+struct PidRecord {
+    mark: ProcessMark,
     identity: Identity,
 }
 
@@ -143,19 +143,19 @@ impl Daemons {
 
     /// The mark of a daemon.
     #[must_use]
-    pub fn mark(&self, role: &Role, generation: Generation) -> Mark {
-        Mark { workspace: self.workspace, generation, role: role.clone() }
+    pub fn mark(&self, role: &DaemonRole, generation: Generation) -> ProcessMark {
+        ProcessMark { workspace: self.workspace, generation, role: role.clone() }
     }
 
     /// Where its record is.
     #[must_use]
-    pub fn record(&self, role: &Role, generation: Generation) -> PathBuf {
+    pub fn record(&self, role: &DaemonRole, generation: Generation) -> PathBuf {
         self.runtime.join(format!("{role}-{generation}.pid"))
     }
 
     /// Where its stdout and stderr go.
     #[must_use]
-    pub fn log(&self, role: &Role, generation: Generation) -> PathBuf {
+    pub fn log(&self, role: &DaemonRole, generation: Generation) -> PathBuf {
         self.runtime.join(format!("{role}-{generation}.log"))
     }
 
@@ -167,7 +167,7 @@ impl Daemons {
     /// then.
     pub fn spawn(
         &self,
-        role: &Role,
+        role: &DaemonRole,
         generation: Generation,
         program: &Program,
     ) -> Result<Daemon, ProcessError> {
@@ -208,12 +208,12 @@ impl Daemons {
 
     /// `pid` is a child not waited for, so nobody else can have it.
     /// `None` if it has ended.
-    fn adopt(&self, pid: u32, mark: &Mark) -> Result<Option<Daemon>, ProcessError> {
+    fn adopt(&self, pid: u32, mark: &ProcessMark) -> Result<Option<Daemon>, ProcessError> {
         let boot = host_boot()?;
         let deadline = Instant::now() + EXEC_LIMIT;
         while let Some(daemon) = Daemon::open_pid(pid, boot)? {
             if daemon.shows(mark)? {
-                let record = Record { mark: mark.clone(), identity: daemon.identity() };
+                let record = PidRecord { mark: mark.clone(), identity: daemon.identity() };
                 write_atomically(&self.record(&mark.role, mark.generation), &record)?;
                 return Ok(Some(daemon));
             }
@@ -226,14 +226,14 @@ impl Daemons {
     }
 
     /// The error for a daemon that ended while it was started.
-    pub(crate) fn ended(&self, mark: &Mark, exit: Exit) -> ProcessError {
+    pub(crate) fn ended(&self, mark: &ProcessMark, exit: ProcessExit) -> ProcessError {
         let log = self.log(&mark.role, mark.generation);
         let tail = self.log_tail(&mark.role, mark.generation);
         ProcessError::Ended { mark: mark.clone(), exit, log, tail }
     }
 
     /// The error for a daemon that did not begin to serve.
-    pub(crate) fn mute(&self, mark: &Mark, limit: Duration) -> ProcessError {
+    pub(crate) fn mute(&self, mark: &ProcessMark, limit: Duration) -> ProcessError {
         ProcessError::Mute { mark: mark.clone(), limit, log: self.log(&mark.role, mark.generation) }
     }
 
@@ -241,7 +241,7 @@ impl Daemons {
     ///
     /// # Errors
     /// [`ProcessError::File`], [`ProcessError::Process`], if /proc or the record cannot be read.
-    pub fn find(&self, role: &Role, generation: Generation) -> Result<Option<Daemon>, ProcessError> {
+    pub fn find(&self, role: &DaemonRole, generation: Generation) -> Result<Option<Daemon>, ProcessError> {
         let mark = self.mark(role, generation);
         if let Some(identity) = self.read_record(&mark)?
             && let Some(daemon) = Daemon::open(identity, &mark)?
@@ -256,13 +256,13 @@ impl Daemons {
     ///
     /// # Errors
     /// [`ProcessError::File`] if its record cannot be read.
-    pub fn remembers(&self, role: &Role, generation: Generation) -> Result<bool, ProcessError> {
+    pub fn remembers(&self, role: &DaemonRole, generation: Generation) -> Result<bool, ProcessError> {
         Ok(self.read_record(&self.mark(role, generation))?.is_some())
     }
 
     /// The identity in the record, if that is one of `mark` and of this boot of the host. One that cannot be
     /// understood counts as missing: a power cut leaves such.
-    fn read_record(&self, mark: &Mark) -> Result<Option<Identity>, ProcessError> {
+    fn read_record(&self, mark: &ProcessMark) -> Result<Option<Identity>, ProcessError> {
         let path = self.record(&mark.role, mark.generation);
         let mut bytes = Vec::new();
         let read = OpenOptions::new()
@@ -278,7 +278,7 @@ impl Daemons {
             }
         }
         let boot = host_boot()?;
-        Ok(serde_json::from_slice::<Record>(&bytes)
+        Ok(serde_json::from_slice::<PidRecord>(&bytes)
             .ok()
             .filter(|record| record.mark == *mark && record.identity.boot == boot)
             .map(|record| record.identity))
@@ -307,7 +307,7 @@ impl Daemons {
     /// left then, and the record with it.
     pub async fn stop(
         &self,
-        role: &Role,
+        role: &DaemonRole,
         generation: Generation,
         grace: Duration,
     ) -> Result<(), ProcessError> {
@@ -342,7 +342,7 @@ impl Daemons {
 
     /// The last lines of a daemon's log, for an error message: printable, at most ten, at most 2000 bytes.
     #[must_use]
-    pub fn log_tail(&self, role: &Role, generation: Generation) -> String {
+    pub fn log_tail(&self, role: &DaemonRole, generation: Generation) -> String {
         match tail(&self.log(role, generation)) {
             Ok(text) if text.is_empty() => "(nothing)".to_owned(),
             Ok(text) => text,
@@ -384,7 +384,7 @@ impl Daemons {
     }
 }
 
-async fn kill(daemon: &Daemon, mark: &Mark) -> Result<(), ProcessError> {
+async fn kill(daemon: &Daemon, mark: &ProcessMark) -> Result<(), ProcessError> {
     daemon.signal(Signal::KILL)?;
     match timeout(KILL_LIMIT, daemon.exited()).await {
         Ok(exit) => exit.map(drop),
@@ -407,7 +407,7 @@ fn unnamed(record: &Path) -> PathBuf {
 }
 
 /// No sync: after a power cut there is no such process.
-fn write_atomically(path: &Path, record: &Record) -> Result<(), ProcessError> {
+fn write_atomically(path: &Path, record: &PidRecord) -> Result<(), ProcessError> {
     let new = unnamed(path);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new()

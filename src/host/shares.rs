@@ -11,7 +11,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 use tokio::time::Instant;
 
-use super::process::{Daemon, Daemons, ProcessError, Role};
+use super::process::{Daemon, DaemonRole, Daemons, ProcessError};
 use super::socket::{self, SocketError, SocketPath, Use};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
 use crate::world::{Failure, Generation, Presence, Result, Shares, WorkspaceId};
@@ -119,7 +119,7 @@ impl Virtiofs {
         index: usize,
         generation: Generation,
     ) -> std::result::Result<(Option<Daemon>, Use), ShareError> {
-        let daemon = self.daemons.find(&Role::share(index), generation)?;
+        let daemon = self.daemons.find(&DaemonRole::share(index), generation)?;
         Ok((daemon, socket::usage(&socket_of(&self.settings.runtime, index, generation)?)?))
     }
 
@@ -129,7 +129,7 @@ impl Virtiofs {
         if daemon.is_some() && usage != Use::Unused {
             return Ok(());
         }
-        let role = Role::share(index);
+        let role = DaemonRole::share(index);
         let socket = socket_of(&self.settings.runtime, index, generation)?;
         // One that lives and has no socket is past its use, or was killed by degrees.
         self.daemons.stop(&role, generation, GRACE).await?;
@@ -147,7 +147,7 @@ impl Virtiofs {
     async fn listening(
         &self,
         daemon: &Daemon,
-        role: &Role,
+        role: &DaemonRole,
         generation: Generation,
         socket: &SocketPath,
     ) -> std::result::Result<(), ShareError> {
@@ -196,7 +196,7 @@ impl Virtiofs {
     }
 
     async fn stop_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
-        self.daemons.stop(&Role::share(index), generation, GRACE).await?;
+        self.daemons.stop(&DaemonRole::share(index), generation, GRACE).await?;
         remove_sockets(&socket_of(&self.settings.runtime, index, generation)?).await
     }
 }
@@ -251,7 +251,7 @@ impl Shares for Virtiofs {
         // Whatever the configuration says now: it may have had more shares when they were started.
         let begun = |index: &usize| {
             *index < self.settings.shares.len()
-                || self.daemons.record(&Role::share(*index), generation).exists()
+                || self.daemons.record(&DaemonRole::share(*index), generation).exists()
         };
         let stops = (0..MOST).filter(begun).map(|index| self.stop_one(index, generation));
         // All of them, whatever becomes of one.

@@ -106,7 +106,7 @@ struct Claim {
 
 /// Who holds a slot.
 #[derive(Debug, PartialEq, Eq)]
-enum Holder {
+enum SlotHolder {
     Nobody,
     Us,
     /// Another workspace or user, or a file that is no claim of this version: never ours to remove.
@@ -191,36 +191,36 @@ impl HostSlots {
         Err(failed(io::ErrorKind::NotFound.into()))
     }
 
-    fn holder(&self, slot: Slot) -> Result<Holder, SlotError> {
+    fn holder(&self, slot: Slot) -> Result<SlotHolder, SlotError> {
         let path = self.path(slot);
         // Not a FIFO's peer, nor led elsewhere by a link.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(file) => File::from(file),
-            Err(rustix::io::Errno::NOENT) => return Ok(Holder::Nobody),
+            Err(rustix::io::Errno::NOENT) => return Ok(SlotHolder::Nobody),
             Err(error) => {
-                return Ok(Holder::Another(format!("a file that cannot be opened ({error})")));
+                return Ok(SlotHolder::Another(format!("a file that cannot be opened ({error})")));
             }
         };
         let failed = |source| SlotError::Claim { what: "read", path: path.clone(), source };
         let status = file.metadata().map_err(failed)?;
         if !status.is_file() {
-            return Ok(Holder::Another("something that is not a file".to_owned()));
+            return Ok(SlotHolder::Another("something that is not a file".to_owned()));
         }
         let mut bytes = Vec::new();
         (&file).take(MAX_CLAIM).read_to_end(&mut bytes).map_err(failed)?;
         let claim = match serde_json::from_slice::<Claim>(&bytes) {
             Ok(claim) if claim.version == 1 => claim,
             _ => {
-                return Ok(Holder::Another("a file that is no claim of this version".to_owned()));
+                return Ok(SlotHolder::Another("a file that is no claim of this version".to_owned()));
             }
         };
         // Anybody may write any name into a claim; who wrote it is what the kernel says.
         let by_us = status.uid() == rustix::process::geteuid().as_raw();
         if by_us && claim.workspace == self.workspace.to_string() {
-            return Ok(Holder::Us);
+            return Ok(SlotHolder::Us);
         }
-        Ok(Holder::Another(format!("workspace {:?} of user {}", claim.directory, status.uid())))
+        Ok(SlotHolder::Another(format!("workspace {:?} of user {}", claim.directory, status.uid())))
     }
 
     fn held_now(&self) -> Result<Option<Slot>, SlotError> {
@@ -228,7 +228,7 @@ impl HostSlots {
             return Ok(None);
         }
         for slot in Slot::all() {
-            if self.holder(slot)? == Holder::Us {
+            if self.holder(slot)? == SlotHolder::Us {
                 return Ok(Some(slot));
             }
         }
@@ -273,7 +273,7 @@ impl HostSlots {
         }
         let mut holders = Vec::new();
         for &slot in wanted {
-            if let Holder::Another(holder) = self.holder(slot)? {
+            if let SlotHolder::Another(holder) = self.holder(slot)? {
                 holders.push(format!("{slot} is held by {holder}"));
             }
         }
@@ -286,10 +286,10 @@ impl HostSlots {
             return Ok(());
         }
         match self.holder(slot)? {
-            Holder::Nobody => Ok(()),
-            Holder::Another(holder) => Err(SlotError::NotOurs { slot, holder }),
+            SlotHolder::Nobody => Ok(()),
+            SlotHolder::Another(holder) => Err(SlotError::NotOurs { slot, holder }),
             // Nobody can have put another file here since it was read: only we and root may unlink ours.
-            Holder::Us => std::fs::remove_file(self.path(slot)).map_err(|source| SlotError::Claim {
+            SlotHolder::Us => std::fs::remove_file(self.path(slot)).map_err(|source| SlotError::Claim {
                 what: "remove",
                 path: self.path(slot),
                 source,
@@ -311,7 +311,7 @@ impl Slots for HostSlots {
         }
         let mut free = Vec::new();
         for slot in Slot::all() {
-            if self.holder(slot)? == Holder::Nobody {
+            if self.holder(slot)? == SlotHolder::Nobody {
                 free.push(slot);
             }
         }

@@ -249,14 +249,14 @@ impl Program {
         if let Some(search) = env::var_os("PATH") {
             command.env("PATH", search);
         }
-        let plan = Plan::new(&self.privileges, self.open_files);
+        let plan = SpawnPlan::new(&self.privileges, self.open_files);
         run_before_exec(&mut command, plan);
         command
     }
 }
 
 /// What a child does between fork and exec, all of it allocated beforehand.
-struct Plan {
+struct SpawnPlan {
     ids: Option<Ids>,
     ambient: CapabilitySet,
     open_files: Option<u64>,
@@ -268,7 +268,7 @@ struct Ids {
     groups: Vec<rustix::process::Gid>,
 }
 
-impl Plan {
+impl SpawnPlan {
     fn new(privileges: &Privileges, open_files: Option<u64>) -> Self {
         use rustix::process::{Gid, Uid};
         match privileges {
@@ -312,7 +312,7 @@ impl Plan {
 }
 
 #[allow(unsafe_code)]
-fn run_before_exec(command: &mut Command, plan: Plan) {
+fn run_before_exec(command: &mut Command, plan: SpawnPlan) {
     // SAFETY: the closure runs in the forked child, where only async-signal-safe calls are sound. `carry_out` makes
     // system calls through rustix and libc and neither allocates nor locks; an `io::Error` of an errno does not either.
     unsafe { command.pre_exec(move || plan.carry_out()) };

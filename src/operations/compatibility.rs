@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::session::{LOOK, look};
 use crate::engine::transition::{Failure, Interrupt};
 use crate::world::{
-    BadSnapshotName, Depth, Listing, Manifest, Origin, Slot, SnapshotId, SnapshotName, VmmVersion, World,
+    BadSnapshotName, Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, SnapshotName, VmmVersion,
+    World,
 };
 
 /// Reading what of a snapshot was touched. Interruptible, so this is a last resort.
@@ -43,18 +44,18 @@ impl From<SnapshotId> for Reference {
 impl Reference {
     /// The one that is meant. A damaged snapshot has no name that could be known, and goes by its number.
     #[must_use]
-    pub fn find<'a>(&self, listed: &'a [Listing]) -> Option<&'a Listing> {
-        let named = |one: &&Listing| {
+    pub fn find<'a>(&self, listed: &'a [ListedSnapshot]) -> Option<&'a ListedSnapshot> {
+        let named = |one: &&ListedSnapshot| {
             one.manifest.as_ref().is_ok_and(|manifest| manifest.name.as_ref() == Some(&self.0))
         };
-        let numbered = |one: &&Listing| one.id.to_string() == self.0.as_str();
+        let numbered = |one: &&ListedSnapshot| one.id.to_string() == self.0.as_str();
         listed.iter().find(named).or_else(|| listed.iter().find(numbered))
     }
 }
 
 /// One thing that keeps a snapshot from being restored here and now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Misfit {
+pub enum Incompatibility {
     /// VMM state is not promised to load under another major version.
     #[error("it was saved by Cloud Hypervisor {then}, and {now} is installed")]
     Vmm {
@@ -96,18 +97,18 @@ fn said(value: &Option<String>) -> String {
 
 /// Why a snapshot cannot be restored.
 #[derive(Debug, thiserror::Error)]
-pub enum Unfit {
+pub enum NotRestorable {
     /// It is not whole.
     #[error("it is not whole")]
     Damaged(#[source] Failure),
     /// It was made under other circumstances.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Misfits(Vec<Misfit>),
+    Misfits(Vec<Incompatibility>),
 }
 
 /// The circumstances of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Here {
+pub(super) struct HostConditions {
     pub(super) origin: Origin,
     pub(super) absent: Vec<PathBuf>,
     /// The slots that this workspace could have.
@@ -120,10 +121,10 @@ pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> 
 }
 
 /// How things are now.
-pub(super) async fn here(world: &World) -> Result<Here, Failure> {
+pub(super) async fn here(world: &World) -> Result<HostConditions, Failure> {
     let held = look(LOOK, world.slots.held()).await?;
     let free = look(LOOK, world.slots.free()).await?;
-    Ok(Here {
+    Ok(HostConditions {
         origin: origin(world, look(LOOK, world.vmm.version(None)).await?)?,
         absent: world.ground.absent(),
         slots: held.into_iter().chain(free).collect(),
@@ -131,35 +132,35 @@ pub(super) async fn here(world: &World) -> Result<Here, Failure> {
 }
 
 /// Each thing that stands in the way. Pure.
-pub(super) fn misfits(manifest: &Manifest, here: &Here) -> Vec<Misfit> {
+pub(super) fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompatibility> {
     let (then, now) = (&manifest.origin, &here.origin);
     let mut found = Vec::new();
     if then.vmm.major != now.vmm.major {
-        found.push(Misfit::Vmm { then: then.vmm.clone(), now: now.vmm.clone() });
+        found.push(Incompatibility::Vmm { then: then.vmm.clone(), now: now.vmm.clone() });
     }
     let lacking: BTreeSet<String> = then.cpu.difference(&now.cpu).cloned().collect();
     if !lacking.is_empty() {
-        found.push(Misfit::Cpu(lacking));
+        found.push(Incompatibility::Cpu(lacking));
     }
     let keys: BTreeSet<&String> = then.shape.keys().chain(now.shape.keys()).collect();
     found.extend(keys.into_iter().filter_map(|key| {
         let (then, now) = (then.shape.get(key).cloned(), now.shape.get(key).cloned());
-        (then != now).then(|| Misfit::Shape { key: key.clone(), then, now })
+        (then != now).then(|| Incompatibility::Shape { key: key.clone(), then, now })
     }));
-    found.extend(here.absent.iter().cloned().map(Misfit::Mount));
+    found.extend(here.absent.iter().cloned().map(Incompatibility::Mount));
     if !here.slots.contains(&manifest.slot) {
-        found.push(Misfit::Slot(manifest.slot));
+        found.push(Incompatibility::Slot(manifest.slot));
     }
     found
 }
 
 /// What was chosen to be restored, and what was looked at before it and cannot be.
 #[derive(Debug)]
-pub(super) struct Choice {
+pub(super) struct SnapshotChoice {
     /// The newest that fits, or the one that was asked for.
     pub(super) chosen: Option<Manifest>,
     /// Newest first.
-    pub(super) passed_over: Vec<(SnapshotId, Unfit)>,
+    pub(super) passed_over: Vec<(SnapshotId, NotRestorable)>,
 }
 
 /// Chooses among these, newest first.
@@ -168,31 +169,31 @@ pub(super) struct Choice {
 /// If it cannot be told how things are, or somebody interrupts.
 pub(super) async fn choose(
     world: &World,
-    candidates: impl IntoIterator<Item = Listing>,
+    candidates: impl IntoIterator<Item = ListedSnapshot>,
     interrupt: &Interrupt,
-) -> Result<Choice, Failure> {
+) -> Result<SnapshotChoice, Failure> {
     let here = here(world).await?;
     let mut passed_over = Vec::new();
-    for Listing { id, manifest } in candidates {
+    for ListedSnapshot { id, manifest } in candidates {
         let manifest = match manifest {
             Ok(manifest) => manifest,
             Err(failure) => {
-                passed_over.push((id, Unfit::Damaged(failure)));
+                passed_over.push((id, NotRestorable::Damaged(failure)));
                 continue;
             }
         };
         let misfits = misfits(&manifest, &here);
         if !misfits.is_empty() {
-            passed_over.push((id, Unfit::Misfits(misfits)));
+            passed_over.push((id, NotRestorable::Misfits(misfits)));
             continue;
         }
         match look(VERIFY, world.catalog.verify(id, Depth::Touched, interrupt)).await {
-            Ok(()) => return Ok(Choice { chosen: Some(manifest), passed_over }),
+            Ok(()) => return Ok(SnapshotChoice { chosen: Some(manifest), passed_over }),
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
-            Err(failure) => passed_over.push((id, Unfit::Damaged(failure))),
+            Err(failure) => passed_over.push((id, NotRestorable::Damaged(failure))),
         }
     }
-    Ok(Choice { chosen: None, passed_over })
+    Ok(SnapshotChoice { chosen: None, passed_over })
 }
 
 #[cfg(test)]
@@ -223,8 +224,8 @@ mod tests {
         }
     }
 
-    fn good() -> Here {
-        Here { origin: origin(), absent: Vec::new(), slots: Slot::all().collect() }
+    fn good() -> HostConditions {
+        HostConditions { origin: origin(), absent: Vec::new(), slots: Slot::all().collect() }
     }
 
     #[test]
@@ -245,7 +246,7 @@ mod tests {
             BTreeMap::from([("vm.memory".into(), "8GiB".into()), ("mounts.1".into(), "/x".into())]);
         bad.absent.push("/gone".into());
         bad.slots.remove(&Slot::try_from(3).unwrap());
-        let said = Unfit::Misfits(misfits(&manifest(), &bad)).to_string();
+        let said = NotRestorable::Misfits(misfits(&manifest(), &bad)).to_string();
         assert_eq!(
             said,
             "it was saved by Cloud Hypervisor v53.0, and v54.0 is installed; \
@@ -259,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_name_comes_before_a_number() {
-        let numbered = |id, name: Option<&str>| Listing {
+        let numbered = |id, name: Option<&str>| ListedSnapshot {
             id: SnapshotId(Generation(id)),
             manifest: Ok(Manifest {
                 id: SnapshotId(Generation(id)),

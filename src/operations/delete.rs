@@ -10,28 +10,30 @@ use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::parts::{Purge, QUICK};
-use super::{Standing, standing_bytes};
+use super::{WorkspaceState, standing_bytes};
 use crate::engine::transition::{
-    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
 };
-use crate::world::{Entry, SnapshotId, World};
+use crate::world::{SnapshotId, SnapshotState, World};
 
 pub(super) const ID: OperationId = OperationId(5);
 
 /// What `delete` was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct DeletePlan {
     /// The snapshot.
     pub snapshot: SnapshotId,
     /// How the workspace stands, before and after.
-    pub standing: Standing,
+    pub standing: WorkspaceState,
 }
 
-pub(super) fn table(plan: Plan) -> Operation<World> {
+pub(super) fn table(plan: DeletePlan) -> Operation<World> {
     let standing = plan.standing;
-    Operation::new(ID, "delete", Forward::Stuck, move |_, _| async move { standing_bytes(&standing) }.boxed())
-        .commit(Box::new(Trash(plan.snapshot)))
-        .stage("remove", [Box::new(Purge(plan.snapshot))])
+    Operation::new(ID, "delete", AfterCommit::Stuck, move |_, _| {
+        async move { standing_bytes(&standing) }.boxed()
+    })
+    .commit(Box::new(Trash(plan.snapshot)))
+    .stage("remove", [Box::new(Purge(plan.snapshot))])
 }
 
 /// The snapshot is renamed out of the list.
@@ -47,21 +49,21 @@ impl Transition for Trash {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = QUICK;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<SnapshotId, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<SnapshotId, Failure> {
         Ok(self.0)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, id: &SnapshotId) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, id: &SnapshotId) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.catalog.find(*id).await? {
-            Entry::Listed => Probe::NotDone,
-            Entry::Trashed | Entry::Absent => Probe::Done(()),
-            Entry::Staged => Probe::CannotTell(format!(
+            SnapshotState::Listed => Probe::NotDone,
+            SnapshotState::Trashed | SnapshotState::Absent => Probe::Done(()),
+            SnapshotState::Staged => Probe::CannotTell(format!(
                 "snapshot {id} is in its staging directory, though it was in the list"
             )),
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, id: &SnapshotId) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, id: &SnapshotId) -> Result<(), Failure> {
         scene.world.catalog.trash(*id).await
     }
 }

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use super::parts::{
     LONG, PostDown, PreDown, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
 };
-use super::{Standing, Vm, standing_bytes};
+use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
-    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
 };
 use crate::world::{Machine, VmmState, World};
 
@@ -26,24 +26,24 @@ pub(super) const ID: OperationId = OperationId(2);
 
 /// What `down` was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct DownPlan {
     /// The VM.
-    pub vm: Vm,
+    pub vm: RunningVm,
     /// Whether there is a guest to be asked; if not, what is left of a lost VM is cleared away.
     pub ask: bool,
 }
 
-pub(super) fn table(plan: Plan) -> Operation<World> {
-    let Vm { machine, former_disk, condemned, .. } = plan.vm;
+pub(super) fn table(plan: DownPlan) -> Operation<World> {
+    let RunningVm { machine, former_disk, condemned, .. } = plan.vm;
     let (kept, superseded) = match former_disk {
         Some(former) if condemned => (former, Some(machine.disk)),
         former => (machine.disk, former),
     };
     let conclude = move |ended| match ended {
-        Ended::RolledBack => Standing::Up(plan.vm),
-        Ended::Done | Ended::Lost => Standing::Down { disk: Some(kept) },
+        Ended::RolledBack => WorkspaceState::Up(plan.vm),
+        Ended::Done | Ended::Lost => WorkspaceState::Down { disk: Some(kept) },
     };
-    let operation = Operation::new(ID, "down", Forward::Stuck, move |_, ended| {
+    let operation = Operation::new(ID, "down", AfterCommit::Stuck, move |_, ended| {
         async move { standing_bytes(&conclude(ended)) }.boxed()
     })
     .stage_if(plan.ask, "pre-down scripts", [Box::new(PreDown)])
@@ -84,11 +84,11 @@ impl Transition for StopGuest {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Never | VmmState::Gone => Probe::Done(()),
             VmmState::Running if self.ask && is_going(scene.world, machine).await? => Probe::Done(()),
@@ -96,7 +96,7 @@ impl Transition for StopGuest {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         let world = scene.world;
         if self.ask && world.vmm.find(machine.vmm).await? == VmmState::Running {
             // A guest that does not listen is pressed, and one that does not react is ended: neither is a failure.

@@ -5,14 +5,14 @@
 use serde::Serialize;
 
 use super::{NoTable, table};
-use crate::engine::history::{Open, Status};
-use crate::engine::planner::{self, Decision, Direction, NoPlan, Plan, Shape};
+use crate::engine::history::{OpenOperation, TransitionStatus};
+use crate::engine::planner::{self, Decision, Direction, NoPlan, RecoveryPlan, TableShape};
 use crate::engine::transition::{Generation, Operation};
 use crate::world::World;
 
 /// What is to become of an operation that was left open.
 #[derive(Debug, Serialize)]
-pub struct Foresight {
+pub struct DryRun {
     /// Its name.
     pub operation: &'static str,
     /// Its generation.
@@ -22,12 +22,12 @@ pub struct Foresight {
     /// Why it goes that way.
     pub why: String,
     /// Each of its transitions, in order.
-    pub transitions: Vec<Foreseen>,
+    pub transitions: Vec<DryRunTransition>,
 }
 
 /// What is to become of one transition.
 #[derive(Debug, Serialize)]
-pub struct Foreseen {
+pub struct DryRunTransition {
     /// Its name for people.
     pub label: &'static str,
     /// How far it got.
@@ -38,7 +38,7 @@ pub struct Foreseen {
 
 /// Why nothing can be foreseen.
 #[derive(Debug, thiserror::Error)]
-pub enum Blind {
+pub enum DryRunError {
     /// The operation is none of this nixbox.
     #[error(transparent)]
     NoTable(#[from] NoTable),
@@ -51,29 +51,30 @@ pub enum Blind {
 ///
 /// # Errors
 /// If a recovery would stop at it.
-pub fn foresee(open: &Open) -> Result<Option<Foresight>, Blind> {
+pub fn dry_run(open: &OpenOperation) -> Result<Option<DryRun>, DryRunError> {
     let Some(id) = open.operation else {
         return Ok(None);
     };
     let operation = table(id, &open.parameters)?;
-    let Some(shape) = Shape::of(&operation) else {
+    let Some(shape) = TableShape::of(&operation) else {
         return Ok(None);
     };
     let commit = shape.commit();
     let found: Vec<_> = open.entries().iter().map(|entry| (entry.id, entry.status)).collect();
-    let Plan { decisions, direction } = planner::plan(&shape, &found)?;
-    let status = |index: usize| found.get(index).map_or(Status::NeverStarted, |(_, status)| *status);
+    let RecoveryPlan { decisions, direction } = planner::plan(&shape, &found)?;
+    let status =
+        |index: usize| found.get(index).map_or(TransitionStatus::NeverStarted, |(_, status)| *status);
     let transitions = operation
         .transitions()
         .zip(&decisions)
         .enumerate()
-        .map(|(index, (transition, decision))| Foreseen {
+        .map(|(index, (transition, decision))| DryRunTransition {
             label: transition.label(),
             status: status_word(status(index)),
             decision: decision_word(*decision, direction, index > commit),
         })
         .collect();
-    Ok(Some(Foresight {
+    Ok(Some(DryRun {
         operation: operation.label,
         generation: open.generation,
         direction: match direction {
@@ -86,27 +87,34 @@ pub fn foresee(open: &Open) -> Result<Option<Foresight>, Blind> {
     }))
 }
 
-fn why(operation: &Operation<World>, commit: usize, direction: Direction, status: Status) -> String {
+fn why(
+    operation: &Operation<World>,
+    commit: usize,
+    direction: Direction,
+    status: TransitionStatus,
+) -> String {
     let point = operation.transitions().nth(commit).map_or("", |transition| transition.label());
     match (direction, status) {
         (Direction::Forward, _) => format!("its commit point, `{point}`, is done"),
         (Direction::ProbeDecides, _) => {
             format!("whether its commit point, `{point}`, was done is not written down: the world is asked")
         }
-        (Direction::Back, Status::NeverStarted) => format!("its commit point, `{point}`, had not begun"),
+        (Direction::Back, TransitionStatus::NeverStarted) => {
+            format!("its commit point, `{point}`, had not begun")
+        }
         (Direction::Back, _) => {
             format!("its commit point, `{point}`, was found not done, and undoing has begun")
         }
     }
 }
 
-fn status_word(status: Status) -> &'static str {
+fn status_word(status: TransitionStatus) -> &'static str {
     match status {
-        Status::NeverStarted => "never started",
-        Status::IntentOnly => "intent only",
-        Status::Done => "done",
-        Status::UndoBegun => "undo begun",
-        Status::Undone => "undone",
+        TransitionStatus::NeverStarted => "never started",
+        TransitionStatus::IntentOnly => "intent only",
+        TransitionStatus::Done => "done",
+        TransitionStatus::UndoBegun => "undo begun",
+        TransitionStatus::Undone => "undone",
     }
 }
 

@@ -25,9 +25,12 @@ pub mod up;
 mod session;
 mod sweep;
 
-pub use compatibility::{Misfit, Reference, Unfit};
-pub use dry_run::{Blind, Foreseen, Foresight, foresee};
-pub use outcome::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
+pub use compatibility::{Incompatibility, NotRestorable, Reference};
+pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
+pub use outcome::{
+    LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
+    SnapshotResult,
+};
 pub use parts::HookOutcome;
 pub use session::Session;
 pub use sweep::Swept;
@@ -40,17 +43,17 @@ use crate::world::{Generation, Machine, SnapshotId, World};
 
 /// How a workspace stands between operations. The journal's end record carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Standing {
+pub enum WorkspaceState {
     /// There is no VM.
     Down {
         /// The disk of an earlier session, if there was one.
         disk: Option<Generation>,
     },
     /// There is a VM, unless it was lost since.
-    Up(Vm),
+    Up(RunningVm),
 }
 
-impl Standing {
+impl WorkspaceState {
     /// How a workspace stands whose journal ends like this. A new journal says nothing.
     ///
     /// # Errors
@@ -65,7 +68,7 @@ impl Standing {
 
 /// A VM that an operation left running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Vm {
+pub struct RunningVm {
     /// Its parts.
     pub machine: Machine,
     /// The disk of a session before the restore that this VM came from; it goes when the VM goes down.
@@ -76,7 +79,7 @@ pub struct Vm {
     pub condemned: bool,
 }
 
-fn standing_bytes(standing: &Standing) -> Result<Vec<u8>, Failure> {
+fn standing_bytes(standing: &WorkspaceState) -> Result<Vec<u8>, Failure> {
     Ok(record::encode_payload(standing)?)
 }
 

@@ -1,33 +1,33 @@
 //! What a command came to, or why it was not begun.
 
 use super::NoTable;
-use super::compatibility::{Reference, Unfit};
+use super::compatibility::{NotRestorable, Reference};
 use super::sweep::Swept;
-use crate::engine::executor::{Ending, Setback, Stopped};
+use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::world::{Manifest, SnapshotId, SnapshotName, VmmState, VmmVersion};
 
 /// What an operation came to.
 #[derive(Debug)]
-pub enum Report {
+pub enum OperationResult {
     /// It was done.
     Done,
     /// There was nothing to do.
     Already,
     /// It failed or was interrupted; all is as it was before.
-    RolledBack(Setback),
+    RolledBack(TransitionFailure),
     /// The same, but that the VM which was to be replaced had been brought down before.
-    ReplacedInVain(Setback),
+    ReplacedInVain(TransitionFailure),
     /// It got past its commit point, failed then for good, and what was left was cleared away: the workspace is down.
-    ClearedAway(Setback),
+    ClearedAway(TransitionFailure),
     /// A person is needed.
-    Stuck(Setback),
+    Stuck(TransitionFailure),
 }
 
 /// Why a VM that should be there counts as lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
+pub enum LossReason {
     /// Its VMM is gone, or has no VM any more.
     Gone,
     /// Its VMM lives and does not answer.
@@ -42,11 +42,11 @@ pub struct Recovered {
     /// The operation that had been left open, and how it ended.
     pub operation: Option<(&'static str, Ending)>,
     /// Why what was left of a VM was cleared away, if it was.
-    pub cleared: Option<Loss>,
+    pub cleared: Option<LossReason>,
     /// What belonged to no VM, and was removed.
     pub swept: Vec<Swept>,
     /// Why a person is needed.
-    pub stuck: Option<Setback>,
+    pub stuck: Option<TransitionFailure>,
 }
 
 /// Why an operation was not begun. Nothing was changed.
@@ -54,7 +54,7 @@ pub struct Recovered {
 pub enum Refusal {
     /// An earlier operation is stuck.
     #[error("an earlier operation is stuck")]
-    Stuck(#[source] Setback),
+    Stuck(#[source] TransitionFailure),
     /// The VM has to be down for it.
     #[error("the VM is running")]
     Running,
@@ -75,7 +75,7 @@ pub enum Refusal {
     NoSnapshot,
     /// It cannot be restored.
     #[error("snapshot {0} cannot be restored")]
-    Unfit(SnapshotId, #[source] Unfit),
+    Unfit(SnapshotId, #[source] NotRestorable),
     /// None can be restored.
     #[error("none of the snapshots can be restored")]
     NothingFits(#[source] PassedOver),
@@ -109,13 +109,13 @@ pub enum Refusal {
     Look(#[source] Failure),
     /// The journal failed, before or in the operation.
     #[error(transparent)]
-    Stopped(#[from] Stopped),
+    Engine(#[from] EngineError),
     /// The journal's open operation is not one of this nixbox.
     #[error(transparent)]
     NoTable(#[from] NoTable),
     /// The journal's last standing is not one of this nixbox.
     #[error("the journal does not say how the workspace stands")]
-    Standing(#[source] PayloadError),
+    UnreadableState(#[source] PayloadError),
     /// The operation cannot be written down.
     #[error("the operation cannot be written down")]
     Parameters(#[source] PayloadError),
@@ -124,10 +124,10 @@ pub enum Refusal {
 /// What was looked at, and why it cannot be restored.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(|(id, unfit)| format!("snapshot {id}: {}", told(unfit))).collect::<Vec<_>>().join("; "))]
-pub struct PassedOver(pub Vec<(SnapshotId, Unfit)>);
+pub struct PassedOver(pub Vec<(SnapshotId, NotRestorable)>);
 
 /// With what caused it, in one line.
-fn told(unfit: &Unfit) -> String {
+fn told(unfit: &NotRestorable) -> String {
     let mut text = unfit.to_string();
     let mut cause = std::error::Error::source(unfit);
     while let Some(error) = cause {
@@ -139,18 +139,18 @@ fn told(unfit: &Unfit) -> String {
 
 /// How a workspace came up.
 #[derive(Debug)]
-pub struct WarmUp {
+pub struct RestoreResult {
     /// What came of it.
-    pub report: Report,
+    pub report: OperationResult,
     /// The snapshot; `None` for a fresh boot, or if there was nothing to do.
     pub restored: Option<Manifest>,
     /// What was looked at before that, and cannot be restored.
-    pub passed_over: Vec<(SnapshotId, Unfit)>,
+    pub passed_over: Vec<(SnapshotId, NotRestorable)>,
 }
 
 /// What was asked of a snapshot.
 #[derive(Debug, Clone, Default)]
-pub struct Wish {
+pub struct SnapshotRequest {
     /// Its name.
     pub name: Option<SnapshotName>,
     /// Whether the VM is to be down afterwards.
@@ -161,9 +161,9 @@ pub struct Wish {
 
 /// What came of a snapshot.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct SnapshotResult {
     /// What came of it.
-    pub report: Report,
+    pub report: OperationResult,
     /// The new snapshot, if it was done.
     pub snapshot: Option<Manifest>,
     /// Older ones that were pruned.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::transition::{Failure, Probe, Scene, Transition, TransitionId, UndoPolicy};
+use crate::engine::transition::{Context, Failure, Probe, Transition, TransitionId, UndoPolicy};
 use crate::world::{BootId, Generation, HookPoint, Machine, Presence, Slot, SnapshotId, VmmState, World};
 
 /// For things that the kernel or a daemon does at once, after a look at a VMM that may be silent. Above the limits that
@@ -59,7 +59,7 @@ impl Transition for ClaimSlot {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = QUICK;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<WantedSlots, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<WantedSlots, Failure> {
         let held = scene.world.slots.held().await?;
         let mut wanted: Vec<Slot> = held.into_iter().chain(scene.world.slots.free().await?).collect();
         if let Some(only) = self.only {
@@ -71,15 +71,15 @@ impl Transition for ClaimSlot {
         if wanted.is_empty() { Err(Failure::world(NoSlot::AllTaken)) } else { Ok(WantedSlots(wanted)) }
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, _: &WantedSlots) -> Result<Probe<Slot>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, _: &WantedSlots) -> Result<Probe<Slot>, Failure> {
         Ok(scene.world.slots.held().await?.map_or(Probe::NotDone, Probe::Done))
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, intent: &WantedSlots) -> Result<Slot, Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, intent: &WantedSlots) -> Result<Slot, Failure> {
         scene.world.slots.claim(&intent.0).await
     }
 
-    async fn undo(&self, scene: &Scene<'_, World>, _: &WantedSlots) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, _: &WantedSlots) -> Result<(), Failure> {
         match scene.world.slots.held().await? {
             Some(slot) => scene.world.slots.release(slot).await,
             None => Ok(()),
@@ -106,20 +106,24 @@ macro_rules! part {
             const UNDO: UndoPolicy = UndoPolicy::Undoable;
             const LIMIT: Duration = $limit;
 
-            async fn prepare(&self, $scene: &Scene<'_, World>) -> Result<$intent, Failure> {
+            async fn prepare(&self, $scene: &Context<'_, World>) -> Result<$intent, Failure> {
                 let $self = self;
                 $prepare
             }
 
-            async fn probe(&self, $scene: &Scene<'_, World>, $what: &$intent) -> Result<Probe<()>, Failure> {
+            async fn probe(
+                &self,
+                $scene: &Context<'_, World>,
+                $what: &$intent,
+            ) -> Result<Probe<()>, Failure> {
                 Ok(presence($find.await?))
             }
 
-            async fn apply(&self, $scene: &Scene<'_, World>, $what: &$intent) -> Result<(), Failure> {
+            async fn apply(&self, $scene: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 $make.await
             }
 
-            async fn undo(&self, $scene: &Scene<'_, World>, $what: &$intent) -> Result<(), Failure> {
+            async fn undo(&self, $scene: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 $remove.await
             }
         }
@@ -162,11 +166,11 @@ impl Transition for StartVmm {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = QUICK;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<(), Failure> {
         Ok(())
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(scene.generation).await? {
             VmmState::Never => Probe::NotDone,
             VmmState::Gone => Probe::Lost,
@@ -174,11 +178,11 @@ impl Transition for StartVmm {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
         scene.world.vmm.start(scene.generation).await
     }
 
-    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
         scene.world.vmm.stop(scene.generation).await
     }
 }
@@ -194,13 +198,13 @@ pub(super) enum Target {
         shares: bool,
     },
     /// One that ran before this operation.
-    Standing(Machine),
+    Existing(Machine),
     /// One that ran before, in the VMM that this operation started for it.
     RolledOver(Machine),
 }
 
 impl Target {
-    pub(super) fn machine(self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    pub(super) fn machine(self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(match self {
             Self::New { disk, shares } => Machine {
                 vmm: scene.generation,
@@ -209,14 +213,14 @@ impl Target {
                 slot: scene.outcome::<ClaimSlot>()?,
                 shares,
             },
-            Self::Standing(machine) => machine,
+            Self::Existing(machine) => machine,
             Self::RolledOver(machine) => Machine { vmm: scene.generation, ..machine },
         })
     }
 }
 
 /// Looks whether a system lives, for transitions that are done again rather than looked for.
-async fn again_if_alive<O>(scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<O>, Failure> {
+async fn again_if_alive<O>(scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<O>, Failure> {
     let state = scene.world.vmm.find(machine.vmm).await?;
     Ok(if state.has_system() { Probe::NotDone } else { Probe::Lost })
 }
@@ -243,15 +247,15 @@ impl Transition for Ready {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("it only asks");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.target.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<BootId>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<BootId>, Failure> {
         again_if_alive(scene, machine).await
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<BootId, Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<BootId, Failure> {
         let boot = scene.world.guest.ready(machine).await?;
         match self.same_as {
             Some(expected) if expected != boot => Err(Failure::world(OtherBoot)),
@@ -273,15 +277,15 @@ impl Transition for Settle {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("entropy and a right clock do no harm");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.0.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         again_if_alive(scene, machine).await
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.guest.settle(machine).await
     }
 }
@@ -299,11 +303,11 @@ impl Transition for Inject {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("where it can be taken back, the guest had them before");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.0.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
@@ -311,7 +315,7 @@ impl Transition for Inject {
         }
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.guest.inject(machine).await
     }
 }
@@ -329,11 +333,11 @@ impl Transition for MountShares {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("where it can be taken back, the guest had them before");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.0.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
@@ -343,7 +347,7 @@ impl Transition for MountShares {
         }
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         attach_and_mount(scene.world, machine).await
     }
 }
@@ -398,16 +402,16 @@ macro_rules! hooks {
             const UNDO: UndoPolicy = UndoPolicy::Nothing("what a user's script did is the user's");
             const LIMIT: Duration = LONG;
 
-            async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
+            async fn prepare(&self, _: &Context<'_, World>) -> Result<(), Failure> {
                 Ok(())
             }
 
-            async fn probe(&self, _: &Scene<'_, World>, (): &()) -> Result<Probe<HookOutcome>, Failure> {
+            async fn probe(&self, _: &Context<'_, World>, (): &()) -> Result<Probe<HookOutcome>, Failure> {
                 // Nothing tells whether they ran. They run at least once.
                 Ok(Probe::NotDone)
             }
 
-            async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<HookOutcome, Failure> {
+            async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<HookOutcome, Failure> {
                 let ran = scene.world.hooks.run(HookPoint::$point, &scene.interrupt).await;
                 ran.map(|()| HookOutcome::Succeeded).or_else($failure)
             }
@@ -436,16 +440,16 @@ macro_rules! clearing {
             const UNDO: UndoPolicy = UndoPolicy::Forbidden("comes after the commit point");
             const LIMIT: Duration = QUICK;
 
-            async fn prepare(&self, _: &Scene<'_, World>) -> Result<$intent, Failure> {
+            async fn prepare(&self, _: &Context<'_, World>) -> Result<$intent, Failure> {
                 Ok(self.0)
             }
 
-            async fn probe(&self, _: &Scene<'_, World>, _: &$intent) -> Result<Probe<()>, Failure> {
+            async fn probe(&self, _: &Context<'_, World>, _: &$intent) -> Result<Probe<()>, Failure> {
                 // Removing what is not there succeeds, so that doing it again is as good as looking.
                 Ok(Probe::NotDone)
             }
 
-            async fn apply(&self, scene: &Scene<'_, World>, $what: &$intent) -> Result<(), Failure> {
+            async fn apply(&self, scene: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 let $world = scene.world;
                 $remove.await
             }

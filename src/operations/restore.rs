@@ -19,10 +19,10 @@ use super::parts::{
     BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares, StartVmm,
     Target, part, presence,
 };
-use super::{Standing, Vm, standing_bytes};
+use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
-    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
 };
 use crate::world::{BootId, Generation, Machine, Slot, SnapshotId, VmmState, World};
 
@@ -30,7 +30,7 @@ pub(super) const ID: OperationId = OperationId(4);
 
 /// What `restore` was asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct RestorePlan {
     /// The snapshot.
     pub snapshot: SnapshotId,
     /// The slot that the guest's address belongs to.
@@ -43,10 +43,10 @@ pub struct Plan {
     pub former_disk: Option<Generation>,
 }
 
-pub(super) fn table(plan: Plan) -> Operation<World> {
+pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     let target = Target::New { disk: None, shares: plan.shares };
     let from = plan.snapshot;
-    Operation::new(ID, "restore", Forward::ClearAway, move |scene, ended| {
+    Operation::new(ID, "restore", AfterCommit::ClearAway, move |scene, ended| {
         async move { standing_bytes(&standing(&plan, target, &scene, ended)?) }.boxed()
     })
     .stage("claim slot", [Box::new(ClaimSlot { only: Some(plan.slot) })])
@@ -61,7 +61,7 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
         ],
     )
     .stage("load", [Box::new(Load { target, from })])
-    .commit(Box::new(Resume { target }))
+    .commit(Box::new(ResumeRestored { target }))
     .stage("settle", [Box::new(Settle(target))])
     .stage("ready", [Box::new(Ready { target, same_as: Some(plan.boot) })])
     .stage("reinject", [Box::new(Inject(target)), Box::new(MountShares(target))])
@@ -69,14 +69,14 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
 }
 
 fn standing(
-    plan: &Plan,
+    plan: &RestorePlan,
     target: Target,
-    scene: &Scene<'_, World>,
+    scene: &Context<'_, World>,
     ended: Ended,
-) -> Result<Standing, Failure> {
+) -> Result<WorkspaceState, Failure> {
     Ok(match ended {
-        Ended::RolledBack => Standing::Down { disk: plan.former_disk },
-        Ended::Done | Ended::Lost => Standing::Up(Vm {
+        Ended::RolledBack => WorkspaceState::Down { disk: plan.former_disk },
+        Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
             machine: target.machine(scene)?,
             former_disk: plan.former_disk,
             from: Some(plan.snapshot),
@@ -123,11 +123,11 @@ impl Transition for Load {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("what was loaded goes with its VMM");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.target.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
@@ -136,17 +136,17 @@ impl Transition for Load {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.vmm.load(machine, self.from).await
     }
 }
 
 /// `vm.resume`: from here on there is a guest that goes on with what it was doing.
-pub(super) struct Resume {
+pub(super) struct ResumeRestored {
     target: Target,
 }
 
-impl Transition for Resume {
+impl Transition for ResumeRestored {
     type World = World;
     type Intent = Machine;
     type Outcome = ();
@@ -156,11 +156,11 @@ impl Transition for Resume {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = QUICK;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.target.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Paused => Probe::NotDone,
@@ -171,7 +171,7 @@ impl Transition for Resume {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.vmm.resume(machine.vmm).await
     }
 }

@@ -5,12 +5,12 @@
 //!
 //! May use: the seams of `world`, and the engine's words.
 
-use super::snapshot::Care;
-use crate::engine::transition::{Failure, Scene};
+use super::snapshot::ShareStrategy;
+use crate::engine::transition::{Context, Failure};
 use crate::world::{Generation, Machine, Presence, SnapshotId, VmmState, World};
 
 /// The VM in the VMM that has it now: the one that this operation started, if it started one.
-pub(super) async fn alive(scene: &Scene<'_, World>, machine: &Machine) -> Result<Machine, Failure> {
+pub(super) async fn alive(scene: &Context<'_, World>, machine: &Machine) -> Result<Machine, Failure> {
     Ok(match scene.world.vmm.find(scene.generation).await? {
         VmmState::Never => *machine,
         _ => Machine { vmm: scene.generation, ..*machine },
@@ -19,9 +19,9 @@ pub(super) async fn alive(scene: &Scene<'_, World>, machine: &Machine) -> Result
 
 /// Brings the VM back to running, from wherever an interrupted capture or roll-over has left it.
 pub(super) async fn make_it_run(
-    scene: &Scene<'_, World>,
+    scene: &Context<'_, World>,
     machine: &Machine,
-    care: Care,
+    care: ShareStrategy,
 ) -> Result<(), Failure> {
     let world = scene.world;
     let (old, new) = (machine.vmm, scene.generation);
@@ -34,14 +34,14 @@ pub(super) async fn make_it_run(
         (VmmState::Empty, _) => roll_over(scene, machine).await,
         (VmmState::Never, VmmState::Paused) => {
             let saved = world.catalog.holds_vmm_state(SnapshotId(new)).await?;
-            if care == Care::RollOver && saved {
+            if care == ShareStrategy::RollOver && saved {
                 roll_over(scene, machine).await
             } else {
                 world.vmm.resume(old).await
             }
         }
         // It was ended to be rolled over, or killed while it was paused: what was saved is what its RAM is.
-        (VmmState::Never, VmmState::Gone | VmmState::Never) if care == Care::RollOver => {
+        (VmmState::Never, VmmState::Gone | VmmState::Never) if care == ShareStrategy::RollOver => {
             roll_over(scene, machine).await
         }
         _ => Err(Failure::Lost),
@@ -49,7 +49,7 @@ pub(super) async fn make_it_run(
 }
 
 /// Ends the old VMM and loads what was saved into a new one, upon the same RAM file. The guest must not have run since.
-async fn roll_over(scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+async fn roll_over(scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
     let world = scene.world;
     let saved = SnapshotId(scene.generation);
     let ram = world.memory.find(machine.memory).await?;

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use super::compatibility::{self, Choice, Reference, Unfit};
-use super::outcome::{Frozen, Loss, PassedOver, Recovered, Refusal, Report, WarmUp, Wish};
-use super::snapshot::Care;
-use super::{Standing, Vm, delete, down, restore, snapshot, sweep, table, up};
-use crate::engine::executor::{Ending, Executor, Observer, Setback};
+use super::compatibility::{self, NotRestorable, Reference, SnapshotChoice};
+use super::outcome::{
+    LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
+    SnapshotResult,
+};
+use super::snapshot::ShareStrategy;
+use super::{RunningVm, WorkspaceState, delete, down, restore, snapshot, sweep, table, up};
+use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{Generation, Listing, Manifest, SnapshotId, VmmState, World};
+use crate::world::{Generation, ListedSnapshot, Manifest, SnapshotId, VmmState, World};
 
 /// How long a look at the world may take. A VMM may be silent for some of it.
 pub(super) const LOOK: Duration = Duration::from_secs(180);
@@ -72,25 +75,25 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If the journal does not say.
-    pub fn standing(&self) -> Result<Standing, Refusal> {
-        Standing::of(&self.journal.history().standing).map_err(Refusal::Standing)
+    pub fn standing(&self) -> Result<WorkspaceState, Refusal> {
+        WorkspaceState::of(&self.journal.history().standing).map_err(Refusal::UnreadableState)
     }
 
     /// A fresh boot.
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn up(&mut self) -> Result<Report, Refusal> {
+    pub async fn up(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
         self.boot().await
     }
 
-    async fn boot(&mut self) -> Result<Report, Refusal> {
+    async fn boot(&mut self) -> Result<OperationResult, Refusal> {
         let disk = match self.standing()? {
-            Standing::Up(_) => return Ok(Report::Already),
-            Standing::Down { disk } => disk,
+            WorkspaceState::Up(_) => return Ok(OperationResult::Already),
+            WorkspaceState::Down { disk } => disk,
         };
-        let plan = up::Plan { disk, shares: self.world.shares.wanted() };
+        let plan = up::UpPlan { disk, shares: self.world.shares.wanted() };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&up::table(plan), &parameters).await
     }
@@ -99,16 +102,16 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn down(&mut self) -> Result<Report, Refusal> {
+    pub async fn down(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
         match self.standing()? {
-            Standing::Up(vm) => self.bring_down(vm).await,
-            Standing::Down { .. } => Ok(Report::Already),
+            WorkspaceState::Up(vm) => self.bring_down(vm).await,
+            WorkspaceState::Down { .. } => Ok(OperationResult::Already),
         }
     }
 
-    async fn bring_down(&mut self, vm: Vm) -> Result<Report, Refusal> {
-        let plan = down::Plan { vm, ask: true };
+    async fn bring_down(&mut self, vm: RunningVm) -> Result<OperationResult, Refusal> {
+        let plan = down::DownPlan { vm, ask: true };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&down::table(plan), &parameters).await
     }
@@ -117,17 +120,17 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn snapshot(&mut self, wish: Wish) -> Result<Frozen, Refusal> {
+    pub async fn snapshot(&mut self, wish: SnapshotRequest) -> Result<SnapshotResult, Refusal> {
         self.recover_first().await?;
-        let Standing::Up(vm) = self.standing()? else {
+        let WorkspaceState::Up(vm) = self.standing()? else {
             return Err(Refusal::NotRunning);
         };
         let keep = wish.keep;
         let plan = self.plan_snapshot(vm, wish).await?;
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         let report = self.run(&snapshot::table(plan), &parameters).await?;
-        let mut frozen = Frozen { report, snapshot: None, pruned: Vec::new(), afterwards: None };
-        if matches!(frozen.report, Report::Done) {
+        let mut frozen = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
+        if matches!(frozen.report, OperationResult::Done) {
             // The newest: its number is that of the operation that ended just now.
             match self.listings().await {
                 Ok(mut listed) => frozen.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
@@ -141,7 +144,11 @@ impl<S: Storage> Session<'_, S> {
     }
 
     /// All that can be known before the guest is touched.
-    async fn plan_snapshot(&self, vm: Vm, wish: Wish) -> Result<snapshot::Plan, Refusal> {
+    async fn plan_snapshot(
+        &self,
+        vm: RunningVm,
+        wish: SnapshotRequest,
+    ) -> Result<snapshot::SnapshotPlan, Refusal> {
         let (world, machine) = (self.world, vm.machine);
         match look(LOOK, world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? {
             VmmState::Running => {}
@@ -157,7 +164,7 @@ impl<S: Storage> Session<'_, S> {
         let ability = look(LOOK, world.vmm.ability(running)).await.map_err(Refusal::Look)?;
         let version = look(LOOK, world.vmm.version(running)).await.map_err(Refusal::Look)?;
         let care = snapshot::care(shares, ability);
-        if care == Care::RollOver {
+        if care == ShareStrategy::RollOver {
             let installed = look(LOOK, world.vmm.version(None)).await.map_err(Refusal::Look)?;
             if installed.major != version.major {
                 return Err(Refusal::VmmReplaced { running: version, installed });
@@ -166,16 +173,16 @@ impl<S: Storage> Session<'_, S> {
         let origin = compatibility::origin(world, version).map_err(Refusal::Look)?;
         self.check_room(&vm).await?;
         let boot = look(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
-        if care == Care::Detach {
+        if care == ShareStrategy::Detach {
             let users = look(LOOK, world.guest.share_users(&machine)).await.map_err(Refusal::Look)?;
             if !users.is_empty() {
                 return Err(Refusal::SharesInUse(users));
             }
         }
-        Ok(snapshot::Plan { vm, boot, name: wish.name, shares, care, stop: wish.stop, origin })
+        Ok(snapshot::SnapshotPlan { vm, boot, name: wish.name, shares, care, stop: wish.stop, origin })
     }
 
-    async fn check_room(&self, vm: &Vm) -> Result<(), Refusal> {
+    async fn check_room(&self, vm: &RunningVm) -> Result<(), Refusal> {
         let (world, machine) = (self.world, &vm.machine);
         let memory = look(LOOK, world.memory.weight(machine.memory)).await.map_err(Refusal::Look)?;
         let disk = look(LOOK, world.disk.weight(machine.disk)).await.map_err(Refusal::Look)?;
@@ -190,8 +197,8 @@ impl<S: Storage> Session<'_, S> {
             return Ok(());
         };
         let from = match self.standing()? {
-            Standing::Up(vm) => vm.from,
-            Standing::Down { .. } => None,
+            WorkspaceState::Up(vm) => vm.from,
+            WorkspaceState::Down { .. } => None,
         };
         let listed = self.listings().await?;
         let unnamed =
@@ -200,8 +207,8 @@ impl<S: Storage> Session<'_, S> {
             unnamed.map(|one| one.id).skip(keep as usize).filter(|id| Some(*id) != from).collect();
         for id in old.into_iter().rev() {
             match self.remove(id).await? {
-                Report::Done => pruned.push(id),
-                Report::Stuck(setback) => return Err(Refusal::Stuck(setback)),
+                OperationResult::Done => pruned.push(id),
+                OperationResult::Stuck(setback) => return Err(Refusal::Stuck(setback)),
                 // Somebody asked to stop: what is left is pruned after the next snapshot.
                 _ => return Ok(()),
             }
@@ -214,12 +221,16 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn restore(&mut self, wanted: Option<&Reference>, replace: bool) -> Result<WarmUp, Refusal> {
+    pub async fn restore(
+        &mut self,
+        wanted: Option<&Reference>,
+        replace: bool,
+    ) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if !replace && matches!(self.standing()?, Standing::Up(_)) {
+        if !replace && matches!(self.standing()?, WorkspaceState::Up(_)) {
             return Err(Refusal::Running);
         }
-        let Choice { chosen, mut passed_over } = self.choose(wanted).await?;
+        let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted).await?;
         match (chosen, wanted) {
             (Some(manifest), _) => self.bring_back(manifest, passed_over).await,
             (None, Some(_)) if passed_over.len() == 1 => {
@@ -235,19 +246,23 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<WarmUp, Refusal> {
+    pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if matches!(self.standing()?, Standing::Up(_)) {
-            return Ok(WarmUp { report: Report::Already, restored: None, passed_over: Vec::new() });
+        if matches!(self.standing()?, WorkspaceState::Up(_)) {
+            return Ok(RestoreResult {
+                report: OperationResult::Already,
+                restored: None,
+                passed_over: Vec::new(),
+            });
         }
-        let Choice { chosen, passed_over } = self.choose(wanted).await?;
+        let SnapshotChoice { chosen, passed_over } = self.choose(wanted).await?;
         match chosen {
             Some(manifest) => self.bring_back(manifest, passed_over).await,
-            None => Ok(WarmUp { report: self.boot().await?, restored: None, passed_over }),
+            None => Ok(RestoreResult { report: self.boot().await?, restored: None, passed_over }),
         }
     }
 
-    async fn choose(&self, wanted: Option<&Reference>) -> Result<Choice, Refusal> {
+    async fn choose(&self, wanted: Option<&Reference>) -> Result<SnapshotChoice, Refusal> {
         let mut listed = self.listings().await?;
         if let Some(reference) = wanted {
             let id = self.find(&listed, reference)?;
@@ -261,19 +276,19 @@ impl<S: Storage> Session<'_, S> {
     async fn bring_back(
         &mut self,
         manifest: Manifest,
-        passed_over: Vec<(SnapshotId, Unfit)>,
-    ) -> Result<WarmUp, Refusal> {
+        passed_over: Vec<(SnapshotId, NotRestorable)>,
+    ) -> Result<RestoreResult, Refusal> {
         let mut replaced = false;
-        if let Standing::Up(vm) = self.standing()? {
+        if let WorkspaceState::Up(vm) = self.standing()? {
             match self.bring_down(vm).await? {
-                Report::Done | Report::Already => replaced = true,
-                report => return Ok(WarmUp { report, restored: None, passed_over }),
+                OperationResult::Done | OperationResult::Already => replaced = true,
+                report => return Ok(RestoreResult { report, restored: None, passed_over }),
             }
         }
-        let Standing::Down { disk } = self.standing()? else {
+        let WorkspaceState::Down { disk } = self.standing()? else {
             return Err(Refusal::Running);
         };
-        let plan = restore::Plan {
+        let plan = restore::RestorePlan {
             snapshot: manifest.id,
             slot: manifest.slot,
             boot: manifest.boot,
@@ -282,34 +297,34 @@ impl<S: Storage> Session<'_, S> {
         };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         let report = match self.run(&restore::table(plan), &parameters).await? {
-            Report::RolledBack(setback) if replaced => Report::ReplacedInVain(setback),
+            OperationResult::RolledBack(setback) if replaced => OperationResult::ReplacedInVain(setback),
             report => report,
         };
-        Ok(WarmUp { report, restored: Some(manifest), passed_over })
+        Ok(RestoreResult { report, restored: Some(manifest), passed_over })
     }
 
     /// A snapshot leaves the list, and the disk.
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn delete(&mut self, snapshot: &Reference) -> Result<(SnapshotId, Report), Refusal> {
+    pub async fn delete(&mut self, snapshot: &Reference) -> Result<(SnapshotId, OperationResult), Refusal> {
         self.recover_first().await?;
         let id = self.find(&self.listings().await?, snapshot)?;
         Ok((id, self.remove(id).await?))
     }
 
-    async fn remove(&mut self, snapshot: SnapshotId) -> Result<Report, Refusal> {
-        let plan = delete::Plan { snapshot, standing: self.standing()? };
+    async fn remove(&mut self, snapshot: SnapshotId) -> Result<OperationResult, Refusal> {
+        let plan = delete::DeletePlan { snapshot, standing: self.standing()? };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&delete::table(plan), &parameters).await
     }
 
     /// All that are in the list, oldest first.
-    async fn listings(&self) -> Result<Vec<Listing>, Refusal> {
+    async fn listings(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
         look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)
     }
 
-    fn find(&self, listed: &[Listing], wanted: &Reference) -> Result<SnapshotId, Refusal> {
+    fn find(&self, listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Refusal> {
         let found = wanted.find(listed).map(|one| one.id);
         found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
     }
@@ -322,22 +337,22 @@ impl<S: Storage> Session<'_, S> {
     }
 
     /// Clears away what is left of a VM that was lost or condemned.
-    async fn clear_away(&mut self) -> Result<Option<(Loss, Ending)>, Refusal> {
-        let Standing::Up(vm) = self.standing()? else {
+    async fn clear_away(&mut self) -> Result<Option<(LossReason, Ending)>, Refusal> {
+        let WorkspaceState::Up(vm) = self.standing()? else {
             return Ok(None);
         };
         // One that is condemned is not asked: it may hang.
-        let why = if vm.condemned { Some(Loss::Condemned) } else { self.loss(vm.machine.vmm).await? };
+        let why = if vm.condemned { Some(LossReason::Condemned) } else { self.loss(vm.machine.vmm).await? };
         let Some(why) = why else {
             return Ok(None);
         };
-        let plan = down::Plan { vm, ask: false };
+        let plan = down::DownPlan { vm, ask: false };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         Ok(Some((why, self.executor().run(&down::table(plan), &parameters).await?)))
     }
 
     /// Why the VM of this VMM is lost, if it is.
-    async fn loss(&self, vmm: Generation) -> Result<Option<Loss>, Refusal> {
+    async fn loss(&self, vmm: Generation) -> Result<Option<LossReason>, Refusal> {
         let mut found = std::pin::pin!(look(LOOK, self.world.vmm.find(vmm)));
         let state = match tokio::time::timeout(SOON, &mut found).await {
             Ok(state) => state,
@@ -348,12 +363,16 @@ impl<S: Storage> Session<'_, S> {
         };
         Ok(match state.map_err(Refusal::Look)? {
             state if state.has_system() => None,
-            VmmState::Silent => Some(Loss::Silent),
-            _ => Some(Loss::Gone),
+            VmmState::Silent => Some(LossReason::Silent),
+            _ => Some(LossReason::Gone),
         })
     }
 
-    async fn run(&mut self, operation: &Operation<World>, parameters: &[u8]) -> Result<Report, Refusal> {
+    async fn run(
+        &mut self,
+        operation: &Operation<World>,
+        parameters: &[u8],
+    ) -> Result<OperationResult, Refusal> {
         let ending = self.executor().run(operation, parameters).await?;
         // An operation may have found that the VM it was about is gone.
         let cleared = match ending {
@@ -361,12 +380,19 @@ impl<S: Storage> Session<'_, S> {
             Ending::RolledBack(_) | Ending::Lost(_) => self.clear_away().await?,
         };
         Ok(match (ending, cleared) {
-            (Ending::Stuck(setback), _) | (_, Some((_, Ending::Stuck(setback)))) => Report::Stuck(setback),
-            (Ending::Done, _) => Report::Done,
-            (Ending::Lost(setback), _) => Report::ClearedAway(setback),
+            (Ending::Stuck(setback), _) | (_, Some((_, Ending::Stuck(setback)))) => {
+                OperationResult::Stuck(setback)
+            }
+            (Ending::Done, _) => OperationResult::Done,
+            (Ending::Lost(setback), _) => OperationResult::ClearedAway(setback),
             (Ending::RolledBack(setback), cleared) => {
-                let setback = setback.unwrap_or(Setback { label: operation.label, failure: Failure::Lost });
-                if cleared.is_some() { Report::ClearedAway(setback) } else { Report::RolledBack(setback) }
+                let setback =
+                    setback.unwrap_or(TransitionFailure { label: operation.label, failure: Failure::Lost });
+                if cleared.is_some() {
+                    OperationResult::ClearedAway(setback)
+                } else {
+                    OperationResult::RolledBack(setback)
+                }
             }
         })
     }

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Whatever happens before the commit point, the VM runs on with its shares and credentials and nothing is left of the
-//! snapshot. How it runs on depends on what the VMM's version can do ([`Care`]):
+//! snapshot. How it runs on depends on what the VMM's version can do ([`ShareStrategy`]):
 //!
 //! - *in place*: `vm.resume`. Nothing else is to be seen of it.
 //! - *detached*: the shares are taken away before, and given back after an in-place resume.
@@ -25,31 +25,31 @@ use super::parts::{
     RemoveVmm, Settle, Target, attach_and_mount, must_live, presence,
 };
 use super::roll_over::{alive, make_it_run};
-use super::{Standing, Vm, standing_bytes};
+use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
-    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
 };
 use crate::world::{
-    Ability, BootId, Entry, Generation, Machine, Manifest, Origin, Presence, SnapshotId, SnapshotName,
-    VmmState, World,
+    Ability, BootId, Generation, Machine, Manifest, Origin, Presence, SnapshotId, SnapshotName,
+    SnapshotState, VmmState, World,
 };
 
 pub(super) const ID: OperationId = OperationId(3);
 
 /// What the shares need on a VMM of this ability.
-pub(super) fn care(shares: bool, ability: Ability) -> Care {
+pub(super) fn care(shares: bool, ability: Ability) -> ShareStrategy {
     match ability {
-        _ if !shares => Care::InPlace,
-        Ability { shares_survive_restore: false, .. } => Care::Detach,
-        Ability { shares_survive_resume: false, .. } => Care::RollOver,
-        Ability { .. } => Care::InPlace,
+        _ if !shares => ShareStrategy::InPlace,
+        Ability { shares_survive_restore: false, .. } => ShareStrategy::Detach,
+        Ability { shares_survive_resume: false, .. } => ShareStrategy::RollOver,
+        Ability { .. } => ShareStrategy::InPlace,
     }
 }
 
 /// What the shares need, so that they work in the VM that goes on and in the one that is restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Care {
+pub enum ShareStrategy {
     /// Nothing.
     InPlace,
     /// To be detached before and attached after.
@@ -60,9 +60,9 @@ pub enum Care {
 
 /// What `snapshot` was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct SnapshotPlan {
     /// The VM.
-    pub vm: Vm,
+    pub vm: RunningVm,
     /// The boot that it runs.
     pub boot: BootId,
     /// The snapshot's name.
@@ -70,33 +70,37 @@ pub struct Plan {
     /// Whether there are shares.
     pub shares: bool,
     /// What they need.
-    pub care: Care,
+    pub care: ShareStrategy,
     /// Whether the VM is down afterwards.
     pub stop: bool,
     /// What it is made under.
     pub origin: Origin,
 }
 
-pub(super) fn table(plan: Plan) -> Operation<World> {
-    let Plan { vm, care, stop, .. } = plan;
+pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
+    let SnapshotPlan { vm, care, stop, .. } = plan;
     let machine = vm.machine;
-    let target = if care == Care::RollOver { Target::RolledOver(machine) } else { Target::Standing(machine) };
-    let operation = Operation::new(ID, "snapshot", if stop { Forward::Stuck } else { Forward::ClearAway }, {
-        move |scene, ended| async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
-    })
-    .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
-    .stage_if(care == Care::Detach, "detach", [Box::new(Detach { machine })])
-    .stage("flush", [Box::new(Flush { machine })])
-    .stage("pause", [Box::new(Pause { machine, care })])
-    .stage(
-        "capture",
-        [
-            Box::new(CloneDisk { machine }),
-            Box::new(SaveState { machine, care }),
-            Box::new(CopyMemory { machine }),
-        ],
-    );
-    let shares = plan.shares && care != Care::Detach;
+    let target =
+        if care == ShareStrategy::RollOver { Target::RolledOver(machine) } else { Target::Existing(machine) };
+    let operation =
+        Operation::new(ID, "snapshot", if stop { AfterCommit::Stuck } else { AfterCommit::ClearAway }, {
+            move |scene, ended| {
+                async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
+            }
+        })
+        .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
+        .stage_if(care == ShareStrategy::Detach, "detach", [Box::new(Detach { machine })])
+        .stage("flush", [Box::new(Flush { machine })])
+        .stage("pause", [Box::new(Pause { machine, care })])
+        .stage(
+            "capture",
+            [
+                Box::new(CloneDisk { machine }),
+                Box::new(SaveState { machine, care }),
+                Box::new(CopyMemory { machine }),
+            ],
+        );
+    let shares = plan.shares && care != ShareStrategy::Detach;
     let commit = Commit { machine, boot: plan.boot, name: plan.name, shares, origin: plan.origin };
     if stop {
         let operation = operation.commit(Box::new(commit)).stage(
@@ -115,19 +119,24 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
         return operation.stage("release slot", [Box::new(ReleaseSlot(machine.slot))]);
     }
     operation
-        .stage("resume", [Box::new(Resume { machine, care })])
+        .stage("resume", [Box::new(ResumeSource { machine, care })])
         .stage("settle", [Box::new(Settle(target))])
-        .stage_if(care == Care::Detach, "attach", [Box::new(MountShares(target))])
+        .stage_if(care == ShareStrategy::Detach, "attach", [Box::new(MountShares(target))])
         .stage("reinject", [Box::new(Inject(target))])
         .commit(Box::new(commit))
 }
 
-async fn standing(vm: Vm, stop: bool, scene: &Scene<'_, World>, ended: Ended) -> Result<Standing, Failure> {
+async fn standing(
+    vm: RunningVm,
+    stop: bool,
+    scene: &Context<'_, World>,
+    ended: Ended,
+) -> Result<WorkspaceState, Failure> {
     if stop && ended == Ended::Done {
-        return Ok(Standing::Down { disk: Some(vm.machine.disk) });
+        return Ok(WorkspaceState::Down { disk: Some(vm.machine.disk) });
     }
     let machine = alive(scene, &vm.machine).await?;
-    Ok(Standing::Up(Vm { machine, condemned: ended == Ended::Lost, ..vm }))
+    Ok(WorkspaceState::Up(RunningVm { machine, condemned: ended == Ended::Lost, ..vm }))
 }
 
 /// The staging directory that everything is captured into.
@@ -143,22 +152,22 @@ impl Transition for OpenStaging {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<(), Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<(), Failure> {
         Ok(())
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.catalog.find(SnapshotId(scene.generation)).await? {
-            Entry::Absent => Probe::NotDone,
+            SnapshotState::Absent => Probe::NotDone,
             _ => Probe::Done(()),
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
         scene.world.catalog.stage(SnapshotId(scene.generation)).await
     }
 
-    async fn undo(&self, scene: &Scene<'_, World>, (): &()) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
         scene.world.catalog.discard(SnapshotId(scene.generation)).await
     }
 }
@@ -178,11 +187,11 @@ impl Transition for Wipe {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         let machine = alive(scene, machine).await?;
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => return Ok(Probe::Lost),
@@ -194,11 +203,11 @@ impl Transition for Wipe {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.guest.wipe(machine).await
     }
 
-    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         let machine = alive(scene, machine).await?;
         must_live(scene.world, machine.vmm).await?;
         scene.world.guest.settle(&machine).await?;
@@ -221,11 +230,11 @@ impl Transition for Detach {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         match must_live(scene.world, machine.vmm).await {
             Err(Failure::Lost) => return Ok(Probe::Lost),
             other => other?,
@@ -236,12 +245,12 @@ impl Transition for Detach {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.guest.unmount(machine).await?;
         scene.world.vmm.detach_shares(machine.vmm).await
     }
 
-    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         must_live(scene.world, machine.vmm).await?;
         attach_and_mount(scene.world, machine).await
     }
@@ -262,15 +271,15 @@ impl Transition for Flush {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("what is on the medium may stay there");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Generation, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Generation, Failure> {
         Ok(self.machine.disk)
     }
 
-    async fn probe(&self, _: &Scene<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, _: &Context<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
         Ok(Probe::NotDone)
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, disk: &Generation) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
         scene.world.disk.flush(*disk, &scene.interrupt).await
     }
 }
@@ -278,7 +287,7 @@ impl Transition for Flush {
 /// `vm.pause`. From here to the resume nothing is done that can be done before or after.
 pub(super) struct Pause {
     machine: Machine,
-    care: Care,
+    care: ShareStrategy,
 }
 
 impl Transition for Pause {
@@ -291,11 +300,11 @@ impl Transition for Pause {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Running => Probe::NotDone,
@@ -303,11 +312,11 @@ impl Transition for Pause {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.vmm.pause(machine.vmm).await
     }
 
-    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         make_it_run(scene, machine, self.care).await
     }
 }
@@ -327,15 +336,15 @@ impl Transition for CloneDisk {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("it goes with the staging directory");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Generation, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Generation, Failure> {
         Ok(self.machine.disk)
     }
 
-    async fn probe(&self, _: &Scene<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, _: &Context<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
         Ok(Probe::NotDone)
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, disk: &Generation) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
         scene.world.disk.capture(*disk, SnapshotId(scene.generation), &scene.interrupt).await
     }
 }
@@ -343,7 +352,7 @@ impl Transition for CloneDisk {
 /// The VMM's own state of this instant: `vm.snapshot`.
 pub(super) struct SaveState {
     machine: Machine,
-    care: Care,
+    care: ShareStrategy,
 }
 
 impl Transition for SaveState {
@@ -356,21 +365,21 @@ impl Transition for SaveState {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
         let saved = scene.world.catalog.holds_vmm_state(SnapshotId(scene.generation)).await?;
         Ok(if saved { Probe::Done(()) } else { Probe::NotDone })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.vmm.save(machine.vmm, SnapshotId(scene.generation)).await
     }
 
     /// What was saved is needed to roll over, so that the VM is made to run before the staging directory goes.
-    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         make_it_run(scene, machine, self.care).await
     }
 }
@@ -390,26 +399,26 @@ impl Transition for CopyMemory {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("it goes with the staging directory");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Generation, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Generation, Failure> {
         Ok(self.machine.memory)
     }
 
-    async fn probe(&self, _: &Scene<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, _: &Context<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
         Ok(Probe::NotDone)
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, memory: &Generation) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, memory: &Generation) -> Result<(), Failure> {
         scene.world.memory.capture(*memory, SnapshotId(scene.generation), &scene.interrupt).await
     }
 }
 
 /// The VM goes on.
-pub(super) struct Resume {
+pub(super) struct ResumeSource {
     machine: Machine,
-    care: Care,
+    care: ShareStrategy,
 }
 
-impl Transition for Resume {
+impl Transition for ResumeSource {
     type World = World;
     type Intent = Machine;
     type Outcome = ();
@@ -419,11 +428,11 @@ impl Transition for Resume {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, _: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         let machine = alive(scene, machine).await?;
         Ok(presence(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Presence::Whole,
@@ -432,12 +441,12 @@ impl Transition for Resume {
         }))
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         make_it_run(scene, machine, self.care).await
     }
 
     /// Half a roll-over cannot be taken back: the VM runs when it is finished, which is what it did before.
-    async fn undo(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         make_it_run(scene, machine, self.care).await
     }
 }
@@ -461,7 +470,7 @@ impl Transition for Commit {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Manifest, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Manifest, Failure> {
         let id = SnapshotId(scene.generation);
         Ok(Manifest {
             id,
@@ -475,18 +484,18 @@ impl Transition for Commit {
         })
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, manifest: &Manifest) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, manifest: &Manifest) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.catalog.find(manifest.id).await? {
-            Entry::Listed => Probe::Done(()),
-            Entry::Staged | Entry::Absent => Probe::NotDone,
-            Entry::Trashed => Probe::CannotTell(format!(
+            SnapshotState::Listed => Probe::Done(()),
+            SnapshotState::Staged | SnapshotState::Absent => Probe::NotDone,
+            SnapshotState::Trashed => Probe::CannotTell(format!(
                 "snapshot {} is in the trash before it was in the list",
                 manifest.id
             )),
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, manifest: &Manifest) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, manifest: &Manifest) -> Result<(), Failure> {
         scene.world.catalog.commit(manifest.clone()).await
     }
 }

@@ -4,11 +4,11 @@
 //! journal that was lost, and for things that were put back by hand. Done while no operation is open and under the
 //! lock; it is not journaled, since doing it again finds what is left. Uses the seams and nothing else.
 
-use super::Standing;
+use super::WorkspaceState;
 use super::parts::{LONG, QUICK};
 use super::session::{LOOK, look};
 use crate::engine::transition::{Failure, Generation};
-use crate::world::{Entry, Machine, Presence, Slot, VmmState, World};
+use crate::world::{Machine, Presence, Slot, SnapshotState, VmmState, World};
 
 /// Something that was removed because it belonged to nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +42,15 @@ impl std::fmt::Display for Swept {
 
 /// Removes it all. Disk images are a person's work: they are left where the journal does not say how the workspace
 /// stands (`known`), since one of them may be its disk.
-pub(super) async fn sweep(world: &World, standing: Standing, known: bool) -> Result<Vec<Swept>, Failure> {
+pub(super) async fn sweep(
+    world: &World,
+    standing: WorkspaceState,
+    known: bool,
+) -> Result<Vec<Swept>, Failure> {
     let mut swept = Vec::new();
     let (machine, disks) = match standing {
-        Standing::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
-        Standing::Down { disk } => (None, [disk, None]),
+        WorkspaceState::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
+        WorkspaceState::Down { disk } => (None, [disk, None]),
     };
     for generation in look(LOOK, world.leftovers.generations()).await? {
         sweep_generation(world, generation, machine.as_ref(), &mut swept).await?;
@@ -58,11 +62,11 @@ pub(super) async fn sweep(world: &World, standing: Standing, known: bool) -> Res
     }
     for id in look(LOOK, world.catalog.unlisted()).await? {
         match look(LOOK, world.catalog.find(id)).await? {
-            Entry::Trashed => look(LONG, world.catalog.purge(id)).await?,
-            Entry::Staged => look(LONG, world.catalog.discard(id)).await?,
+            SnapshotState::Trashed => look(LONG, world.catalog.purge(id)).await?,
+            SnapshotState::Staged => look(LONG, world.catalog.discard(id)).await?,
             // One that is listed and staged at once: nobody's work but the list's is kept.
-            Entry::Listed => look(LONG, world.catalog.discard(id)).await?,
-            Entry::Absent => continue,
+            SnapshotState::Listed => look(LONG, world.catalog.discard(id)).await?,
+            SnapshotState::Absent => continue,
         }
         swept.push(Swept::Snapshot(id.0));
     }

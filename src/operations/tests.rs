@@ -2,18 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::snapshot::Care;
-use super::{Standing, Vm, delete, down, label, restore, snapshot, table, up};
+use super::snapshot::ShareStrategy;
+use super::{RunningVm, WorkspaceState, delete, down, label, restore, snapshot, table, up};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, Operation, UndoPolicy};
 use crate::world::{BootId, Machine, Origin, Slot, SnapshotId, VmmVersion, World};
 
-fn vm(former_disk: Option<Generation>) -> Vm {
+fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
     let generation = Generation(3);
     let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
-    Vm { machine, former_disk, from: None, condemned: false }
+    RunningVm { machine, former_disk, from: None, condemned: false }
 }
 
 fn origin() -> Origin {
@@ -27,20 +27,27 @@ fn tables() -> Vec<Operation<World>> {
     let boot = BootId([7; 16]);
     let slot = Slot::all().next().unwrap();
     let mut tables = vec![
-        up::table(up::Plan { disk: None, shares: true }),
-        up::table(up::Plan { disk: Some(Generation(1)), shares: false }),
-        restore::table(restore::Plan { snapshot, slot, boot, shares: true, former_disk: None }),
-        delete::table(delete::Plan { snapshot, standing: Standing::Down { disk: None } }),
+        up::table(up::UpPlan { disk: None, shares: true }),
+        up::table(up::UpPlan { disk: Some(Generation(1)), shares: false }),
+        restore::table(restore::RestorePlan { snapshot, slot, boot, shares: true, former_disk: None }),
+        delete::table(delete::DeletePlan { snapshot, standing: WorkspaceState::Down { disk: None } }),
     ];
     for former in [None, Some(Generation(1))] {
         for ask in [false, true] {
-            tables.push(down::table(down::Plan { vm: vm(former), ask }));
+            tables.push(down::table(down::DownPlan { vm: vm(former), ask }));
         }
-        for care in [Care::InPlace, Care::Detach, Care::RollOver] {
+        for care in [ShareStrategy::InPlace, ShareStrategy::Detach, ShareStrategy::RollOver] {
             for stop in [false, true] {
                 let origin = origin();
-                let plan =
-                    snapshot::Plan { vm: vm(former), boot, name: None, shares: true, care, stop, origin };
+                let plan = snapshot::SnapshotPlan {
+                    vm: vm(former),
+                    boot,
+                    name: None,
+                    shares: true,
+                    care,
+                    stop,
+                    origin,
+                };
                 tables.push(snapshot::table(plan));
             }
         }
@@ -106,9 +113,9 @@ fn the_words_to_avoid_are_avoided() {
 
 #[test]
 fn what_a_plan_was_is_read_back_from_its_bytes() {
-    let plan = down::Plan { vm: vm(Some(Generation(1))), ask: true };
+    let plan = down::DownPlan { vm: vm(Some(Generation(1))), ask: true };
     let bytes = record::encode_payload(&plan).unwrap();
-    assert_eq!(record::decode_payload::<down::Plan>(&bytes).unwrap(), plan);
+    assert_eq!(record::decode_payload::<down::DownPlan>(&bytes).unwrap(), plan);
     assert_eq!(table(down::ID, &bytes).unwrap().label, label(down::ID));
     assert!(table(down::ID, &bytes[1..]).is_err());
     assert!(table(crate::engine::transition::OperationId(99), &bytes).is_err());
@@ -116,14 +123,14 @@ fn what_a_plan_was_is_read_back_from_its_bytes() {
 
 #[test]
 fn a_standing_is_read_back_and_nothing_else_is() {
-    for standing in [Standing::Down { disk: None }, Standing::Up(vm(None))] {
+    for standing in [WorkspaceState::Down { disk: None }, WorkspaceState::Up(vm(None))] {
         let bytes = record::encode_payload(&standing).unwrap();
-        assert_eq!(Standing::of(&bytes).unwrap(), standing);
-        assert!(Standing::of(&bytes[..bytes.len() - 1]).is_err());
+        assert_eq!(WorkspaceState::of(&bytes).unwrap(), standing);
+        assert!(WorkspaceState::of(&bytes[..bytes.len() - 1]).is_err());
     }
-    assert_eq!(Standing::of(&[]).unwrap(), Standing::Down { disk: None });
+    assert_eq!(WorkspaceState::of(&[]).unwrap(), WorkspaceState::Down { disk: None });
     // A slot that no host has.
-    let mut bytes = record::encode_payload(&Standing::Up(vm(None))).unwrap();
+    let mut bytes = record::encode_payload(&WorkspaceState::Up(vm(None))).unwrap();
     bytes[28] = 64;
-    assert!(Standing::of(&bytes).is_err());
+    assert!(WorkspaceState::of(&bytes).is_err());
 }

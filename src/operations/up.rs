@@ -16,10 +16,10 @@ use super::parts::{
     BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready, StartShares,
     StartVmm, Target, part, presence,
 };
-use super::{Standing, Vm, standing_bytes};
+use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
-    Failure, Forward, Operation, OperationId, Probe, Scene, Transition, TransitionId, UndoPolicy,
+    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
 };
 use crate::world::{Generation, Machine, VmmState, World};
 
@@ -27,16 +27,16 @@ pub(super) const ID: OperationId = OperationId(1);
 
 /// What `up` was asked to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub struct UpPlan {
     /// The disk of an earlier session.
     pub disk: Option<Generation>,
     /// Whether there are shares.
     pub shares: bool,
 }
 
-pub(super) fn table(plan: Plan) -> Operation<World> {
+pub(super) fn table(plan: UpPlan) -> Operation<World> {
     let target = Target::New { disk: plan.disk, shares: plan.shares };
-    let operation = Operation::new(ID, "up", Forward::ClearAway, move |scene, ended| {
+    let operation = Operation::new(ID, "up", AfterCommit::ClearAway, move |scene, ended| {
         async move { standing_bytes(&standing(plan.disk, target, &scene, ended)?) }.boxed()
     })
     .stage("pre-up scripts", [Box::new(PreUp)])
@@ -67,12 +67,12 @@ pub(super) fn table(plan: Plan) -> Operation<World> {
 fn standing(
     disk: Option<Generation>,
     target: Target,
-    scene: &Scene<'_, World>,
+    scene: &Context<'_, World>,
     ended: Ended,
-) -> Result<Standing, Failure> {
+) -> Result<WorkspaceState, Failure> {
     Ok(match ended {
-        Ended::RolledBack => Standing::Down { disk },
-        Ended::Done | Ended::Lost => Standing::Up(Vm {
+        Ended::RolledBack => WorkspaceState::Down { disk },
+        Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
             machine: target.machine(scene)?,
             former_disk: None,
             from: None,
@@ -118,11 +118,11 @@ impl Transition for Boot {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Scene<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
         self.target.machine(scene)
     }
 
-    async fn probe(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
         Ok(match scene.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
@@ -133,7 +133,7 @@ impl Transition for Boot {
         })
     }
 
-    async fn apply(&self, scene: &Scene<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
         scene.world.vmm.boot(machine).await
     }
 }

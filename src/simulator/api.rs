@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::Version;
-use super::vm::{self, Place, Vm};
+use super::SimulatedVersion;
+use super::vm::{self, SimulatedVm, VmmContext};
 
 /// What the API says no with.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ApiRefusal {
     pub(super) status: u16,
     /// Outermost first.
     chain: Vec<String>,
 }
 
-impl Refusal {
+impl ApiRefusal {
     pub(super) fn new(status: u16, chain: &[&str]) -> Self {
         Self { status, chain: chain.iter().map(|text| (*text).to_owned()).collect() }
     }
@@ -31,9 +31,14 @@ impl Refusal {
     }
 
     /// The same, and with what it was being done. Before v53 only the rest is said.
-    pub(super) fn with(version: Version, doing: &[&str], what: &str, error: &dyn std::error::Error) -> Self {
+    pub(super) fn with(
+        version: SimulatedVersion,
+        doing: &[&str],
+        what: &str,
+        error: &dyn std::error::Error,
+    ) -> Self {
         let mut refusal = Self::of(doing, error);
-        if version >= Version::V53 {
+        if version >= SimulatedVersion::V53 {
             refusal.chain.insert(doing.len(), what.to_owned());
         }
         refusal
@@ -50,15 +55,15 @@ impl Refusal {
     }
 }
 
-fn not_running() -> Refusal {
-    Refusal::new(500, &["VM is not running"])
+fn not_running() -> ApiRefusal {
+    ApiRefusal::new(500, &["VM is not running"])
 }
 
 /// The VMM: a configuration, and a VM once it was booted.
-pub(super) struct Vmm {
-    place: Place,
+pub(super) struct SimulatedVmm {
+    place: VmmContext,
     config: Option<Value>,
-    vm: Option<Vm>,
+    vm: Option<SimulatedVm>,
     /// Whether its serial file was made, and emptied.
     console: bool,
     /// Shares that the guest was asked to let go of.
@@ -66,21 +71,21 @@ pub(super) struct Vmm {
 }
 
 /// An answer: status and body.
-pub(super) type Answer = Result<(u16, String), Refusal>;
+pub(super) type ApiAnswer = Result<(u16, String), ApiRefusal>;
 
-fn nothing() -> Answer {
+fn nothing() -> ApiAnswer {
     Ok((204, String::new()))
 }
 
-fn parse(body: &[u8]) -> Result<Value, Refusal> {
+fn parse(body: &[u8]) -> Result<Value, ApiRefusal> {
     serde_json::from_slice(body)
-        .map_err(|error| Refusal::new(400, &["Failed to deserialize JSON", &error.to_string()]))
+        .map_err(|error| ApiRefusal::new(400, &["Failed to deserialize JSON", &error.to_string()]))
 }
 
 /// A field that a body must have.
-fn need(body: &[u8], key: &str) -> Result<(Value, String), Refusal> {
+fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
     if body.is_empty() {
-        return Err(Refusal::new(400, &["Bad Request"]));
+        return Err(ApiRefusal::new(400, &["Bad Request"]));
     }
     let value = parse(body)?;
     match value.get(key).and_then(Value::as_str).map(str::to_owned) {
@@ -88,18 +93,18 @@ fn need(body: &[u8], key: &str) -> Result<(Value, String), Refusal> {
         None => {
             let column = body.len();
             let missing = format!("missing field `{key}` at line 1 column {column}");
-            Err(Refusal::new(400, &["Failed to deserialize JSON", &missing]))
+            Err(ApiRefusal::new(400, &["Failed to deserialize JSON", &missing]))
         }
     }
 }
 
-impl Vmm {
-    pub(super) fn new(place: Place) -> Self {
+impl SimulatedVmm {
+    pub(super) fn new(place: VmmContext) -> Self {
         Self { place, config: None, vm: None, console: false, leaving: BTreeSet::new() }
     }
 
     /// Answers one call. `vmm.shutdown` is not for it.
-    pub(super) fn call(&mut self, method: &str, path: &str, body: &[u8]) -> Answer {
+    pub(super) fn call(&mut self, method: &str, path: &str, body: &[u8]) -> ApiAnswer {
         let call = path.strip_prefix("/api/v1/").unwrap_or_default();
         match (method, call) {
             ("GET", "vmm.ping") => Ok((200, self.ping())),
@@ -123,15 +128,15 @@ impl Vmm {
             }
             ("PUT", "vm.add-fs") => self.add_fs(body),
             ("PUT", "vm.remove-device") => self.remove_device(body),
-            ("GET" | "PUT", known) if KNOWN.contains(&known) => Err(Refusal::new(400, &["Bad Request"])),
-            _ => Err(Refusal::new(404, &["Not Found"])),
+            ("GET" | "PUT", known) if KNOWN.contains(&known) => Err(ApiRefusal::new(400, &["Bad Request"])),
+            _ => Err(ApiRefusal::new(404, &["Not Found"])),
         }
     }
 
     /// Before v53 every error was of the server's making.
-    fn not_created(&self) -> Refusal {
-        let status = if self.place.version < Version::V53 { 500 } else { 404 };
-        Refusal::new(status, &["VM is not created"])
+    fn not_created(&self) -> ApiRefusal {
+        let status = if self.place.version < SimulatedVersion::V53 { 500 } else { 404 };
+        ApiRefusal::new(status, &["VM is not created"])
     }
 
     fn ping(&self) -> String {
@@ -146,7 +151,7 @@ impl Vmm {
         .to_string()
     }
 
-    fn info(&mut self) -> Answer {
+    fn info(&mut self) -> ApiAnswer {
         let config = self.config.clone().ok_or_else(|| self.not_created())?;
         let state = match &mut self.vm {
             None => "Created",
@@ -163,13 +168,13 @@ impl Vmm {
         Ok((200, info.to_string()))
     }
 
-    fn create(&mut self, body: &[u8]) -> Answer {
+    fn create(&mut self, body: &[u8]) -> ApiAnswer {
         if body.is_empty() {
             return Ok((400, String::new()));
         }
         let config = parse(body)?;
         if self.config.is_some() {
-            return Err(Refusal::new(500, &["VM is already created"]).to("The VM could not be created"));
+            return Err(ApiRefusal::new(500, &["VM is already created"]).to("The VM could not be created"));
         }
         // One whose console cannot be made is there all the same.
         let console = vm::console(&config);
@@ -178,12 +183,13 @@ impl Vmm {
         nothing()
     }
 
-    fn boot(&mut self) -> Answer {
-        let older = self.place.version < Version::V53;
+    fn boot(&mut self) -> ApiAnswer {
+        let older = self.place.version < SimulatedVersion::V53;
         let missing = if older { 500 } else { 404 };
-        let config = self.config.clone().ok_or_else(|| Refusal::new(missing, &["VM config is missing"]))?;
+        let config =
+            self.config.clone().ok_or_else(|| ApiRefusal::new(missing, &["VM config is missing"]))?;
         if config.pointer("/payload/kernel").is_none() {
-            return Err(Refusal::new(
+            return Err(ApiRefusal::new(
                 500,
                 &[
                     "Failed to validate config",
@@ -194,28 +200,30 @@ impl Vmm {
         }
         match &mut self.vm {
             Some(vm) if older && vm.paused => self.resume(),
-            Some(_) if older => Err(Refusal::new(500, &["invalid VM state transition: Running to Running"])),
-            Some(_) => Err(Refusal::new(500, &["VM is already created"])),
+            Some(_) if older => {
+                Err(ApiRefusal::new(500, &["invalid VM state transition: Running to Running"]))
+            }
+            Some(_) => Err(ApiRefusal::new(500, &["VM is already created"])),
             vm @ None => {
                 if !self.console {
                     vm::console(&config)?;
                 }
-                *vm = Some(Vm::boot(&config, &self.place)?);
+                *vm = Some(SimulatedVm::boot(&config, &self.place)?);
                 nothing()
             }
         }
     }
 
     /// The guest asked for it: the same machine, from its kernel on.
-    pub(super) fn boot_again(&mut self) -> Answer {
+    pub(super) fn boot_again(&mut self) -> ApiAnswer {
         self.vm = None;
         self.boot()
     }
 
-    fn pause(&mut self) -> Answer {
+    fn pause(&mut self) -> ApiAnswer {
         match &mut self.vm {
             None => Err(not_running()),
-            Some(vm) if vm.paused => Err(Refusal::new(
+            Some(vm) if vm.paused => Err(ApiRefusal::new(
                 500,
                 &[
                     "Cannot pause VM",
@@ -227,10 +235,10 @@ impl Vmm {
         }
     }
 
-    fn resume(&mut self) -> Answer {
+    fn resume(&mut self) -> ApiAnswer {
         match &mut self.vm {
             None => Err(not_running()),
-            Some(vm) if !vm.paused => Err(Refusal::new(
+            Some(vm) if !vm.paused => Err(ApiRefusal::new(
                 500,
                 &[
                     "Cannot resume VM",
@@ -242,7 +250,7 @@ impl Vmm {
         }
     }
 
-    fn snapshot(&mut self, body: &[u8]) -> Answer {
+    fn snapshot(&mut self, body: &[u8]) -> ApiAnswer {
         const CALL: &str = "The VM could not be snapshotted";
         let (_, url) = need(body, "destination_url")?;
         let (Some(vm), Some(config)) = (&mut self.vm, &self.config) else {
@@ -254,7 +262,7 @@ impl Vmm {
                 "Failed to snapshot migratable component",
                 "Trying to snapshot while VM is running",
             ];
-            return Err(Refusal::new(500, &words).to(CALL));
+            return Err(ApiRefusal::new(500, &words).to(CALL));
         }
         let saved = directory(&url, "Cannot send VM snapshot")
             .and_then(|directory| vm.save(config, &directory, self.place.version));
@@ -262,37 +270,37 @@ impl Vmm {
         nothing()
     }
 
-    fn restore(&mut self, body: &[u8]) -> Answer {
+    fn restore(&mut self, body: &[u8]) -> ApiAnswer {
         let (value, url) = need(body, "source_url")?;
         if self.config.is_some() {
-            return Err(Refusal::new(500, &["VM is already created"]).to("The VM could not be restored"));
+            return Err(ApiRefusal::new(500, &["VM is already created"]).to("The VM could not be restored"));
         }
         let restored =
             directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
         restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
         // v51.1 ignores the field.
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
-        if resume && self.place.version > Version::V51 { self.resume() } else { nothing() }
+        if resume && self.place.version > SimulatedVersion::V51 { self.resume() } else { nothing() }
     }
 
-    fn restore_from(&mut self, directory: &Path) -> Result<(), Refusal> {
+    fn restore_from(&mut self, directory: &Path) -> Result<(), ApiRefusal> {
         const CANNOT: &str = "Cannot restore VM";
         const RECEIVE: &str = "Failed to receive migratable component snapshot";
         let version = self.place.version;
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM config snapshot file {path:?}");
-            Refusal::with(version, &[CANNOT, RECEIVE], &opening, &error)
+            ApiRefusal::with(version, &[CANNOT, RECEIVE], &opening, &error)
         })?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            Refusal::with(version, &[CANNOT, RECEIVE], "Error deserialising VM config snapshot", &error)
+            ApiRefusal::with(version, &[CANNOT, RECEIVE], "Error deserialising VM config snapshot", &error)
         })?;
-        self.vm = Some(Vm::restore(&config, directory, &self.place)?);
+        self.vm = Some(SimulatedVm::restore(&config, directory, &self.place)?);
         self.config = Some(config);
         Ok(())
     }
 
-    fn power_button(&mut self) -> Answer {
+    fn power_button(&mut self) -> ApiAnswer {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
         // A guest that stands still hears it when it goes on.
         let guest = std::sync::Arc::clone(&vm.guest);
@@ -305,13 +313,13 @@ impl Vmm {
         nothing()
     }
 
-    fn add_fs(&mut self, body: &[u8]) -> Answer {
+    fn add_fs(&mut self, body: &[u8]) -> ApiAnswer {
         const CALL: &str = "The fs could not be added to the VM";
         need(body, "tag")?;
         let (fs, _) = need(body, "socket")?;
         let config = self.config.as_ref().ok_or_else(|| self.not_created().to(CALL))?;
         let invalid = |words: &[&str]| {
-            let mut refusal = Refusal::new(500, &["Failed to validate config"]);
+            let mut refusal = ApiRefusal::new(500, &["Failed to validate config"]);
             refusal.chain.extend(words.iter().map(|word| (*word).to_owned()));
             refusal.to(CALL)
         };
@@ -337,7 +345,7 @@ impl Vmm {
         let list = config.map(|config| config.entry("fs").or_insert_with(|| json!([])));
         match list.and_then(Value::as_array_mut) {
             Some(list) => list.push(fs),
-            None => return Err(Refusal::new(500, &["fs is no list"]).to(CALL)),
+            None => return Err(ApiRefusal::new(500, &["fs is no list"]).to(CALL)),
         }
         if self.vm.is_some() {
             Ok((200, json!({ "id": id, "bdf": "0000:00:07.0" }).to_string()))
@@ -346,7 +354,7 @@ impl Vmm {
         }
     }
 
-    fn remove_device(&mut self, body: &[u8]) -> Answer {
+    fn remove_device(&mut self, body: &[u8]) -> ApiAnswer {
         const CALL: &str = "The device could not be removed from the VM";
         let (_, id) = need(body, "id")?;
         let config = match &mut self.config {
@@ -362,15 +370,15 @@ impl Vmm {
             }
         }
         // Before v53 one that is about to leave may be removed again.
-        let older = self.place.version < Version::V53;
+        let older = self.place.version < SimulatedVersion::V53;
         found |= older && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
                 let of = if older { String::new() } else { format!(": {id}") };
                 let words = format!("Failed to find device corresponding to the given identifier{of}");
-                Refusal::new(500, &["Error from device manager", &words])
+                ApiRefusal::new(500, &["Error from device manager", &words])
             } else {
-                Refusal::new(500, &[&format!("No device with id {id:?} to remove")])
+                ApiRefusal::new(500, &[&format!("No device with id {id:?} to remove")])
             };
             return Err(refusal.to(CALL));
         }
@@ -380,7 +388,7 @@ impl Vmm {
 
     /// What happens by itself while nobody calls.
     pub(super) fn notice(&mut self) -> io::Result<()> {
-        self.vm.as_ref().map_or(Ok(()), Vm::notice_lost_daemons)
+        self.vm.as_ref().map_or(Ok(()), SimulatedVm::notice_lost_daemons)
     }
 }
 
@@ -401,9 +409,9 @@ const KNOWN: [&str; 13] = [
 ];
 
 /// The directory of a `file://` URL, for what cannot be done without it.
-fn directory(url: &str, what: &str) -> Result<PathBuf, Refusal> {
+fn directory(url: &str, what: &str) -> Result<PathBuf, ApiRefusal> {
     let refuse =
-        |why: String| Refusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);
+        |why: String| ApiRefusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);
     let path = url.strip_prefix("file://").map(PathBuf::from);
     let path = path.ok_or_else(|| refuse(format!("Could not extract path from URL: {url}")))?;
     if path.is_dir() { Ok(path) } else { Err(refuse(format!("Destination is not a directory: {path:?}"))) }

@@ -20,11 +20,11 @@ const TABLE: u64 = 1 << 20;
 const HEAD: u64 = 16 + 8 + 8 + 4;
 
 /// By path without the leading slash.
-pub(super) type Files = BTreeMap<String, Inode>;
+pub(super) type Files = BTreeMap<String, DiskInode>;
 
 /// What a file, directory or link is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Kind {
+pub(super) enum InodeKind {
     Directory,
     File,
     Link(String),
@@ -32,8 +32,8 @@ pub(super) enum Kind {
 
 /// One of them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Inode {
-    pub(super) kind: Kind,
+pub(super) struct DiskInode {
+    pub(super) kind: InodeKind,
     pub(super) mode: u32,
     pub(super) size: u64,
     /// Of the disk.
@@ -52,15 +52,15 @@ pub(super) struct Inode {
 /// Inode, size, and times of change.
 pub(super) type Stamp = (u64, u64, i64, i64, i64, i64);
 
-impl Inode {
-    pub(super) fn new(kind: Kind, mode: u32) -> Self {
+impl DiskInode {
+    pub(super) fn new(kind: InodeKind, mode: u32) -> Self {
         let stamp = Stamp::default();
         Self { kind, mode, size: 0, blocks: Vec::new(), pages: Vec::new(), dirty: true, stamp }
     }
 }
 
 /// A disk that is open, and locked as the VMM locks it.
-pub(super) struct Disk {
+pub(super) struct SimulatedDisk {
     file: File,
     sequence: u64,
     map: Map,
@@ -71,7 +71,7 @@ pub(super) struct Disk {
     sector_0: bool,
 }
 
-impl Disk {
+impl SimulatedDisk {
     /// Opens an image, and reads its table.
     ///
     /// # Errors
@@ -103,9 +103,11 @@ impl Disk {
         let mut files = Files::new();
         for (path, mode, bytes) in contents {
             for (at, _) in path.match_indices('/') {
-                files.entry(path[..at].to_owned()).or_insert_with(|| Inode::new(Kind::Directory, 0o755));
+                files
+                    .entry(path[..at].to_owned())
+                    .or_insert_with(|| DiskInode::new(InodeKind::Directory, 0o755));
             }
-            let mut inode = Inode::new(Kind::File, *mode);
+            let mut inode = DiskInode::new(InodeKind::File, *mode);
             inode.size = bytes.len() as u64;
             inode.blocks = disk.store(Vec::new(), bytes)?;
             files.insert((*path).to_owned(), inode);
@@ -140,7 +142,7 @@ impl Disk {
         Ok(old)
     }
 
-    pub(super) fn load(&self, inode: &Inode) -> io::Result<Vec<u8>> {
+    pub(super) fn load(&self, inode: &DiskInode) -> io::Result<Vec<u8>> {
         ram::load(&self.file, &inode.blocks, inode.size)
     }
 

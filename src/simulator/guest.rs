@@ -11,7 +11,7 @@ use rustix::fs::{CWD, FileType, Mode};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::kernel::{Kernel, Mounted};
+use super::kernel::{Kernel, MountedShare};
 use super::pausable_stream::Gate;
 use super::programs;
 use super::sshd;
@@ -31,20 +31,20 @@ pub(super) enum Power {
 
 /// A share as the guest sees the device.
 #[derive(Debug, Clone)]
-pub(super) struct Share {
+pub(super) struct AttachedShare {
     pub(super) source: PathBuf,
     /// Its daemon cannot be reached any more: whoever touches it waits for ever.
     pub(super) hung: bool,
 }
 
 /// A guest.
-pub(super) struct Guest {
+pub(super) struct SimulatedGuest {
     kernel: Mutex<Kernel>,
     pub(super) gate: Arc<Gate>,
     /// Process groups of what runs in it.
     groups: Mutex<BTreeSet<i32>>,
     /// By tag.
-    shares: Mutex<BTreeMap<String, Share>>,
+    shares: Mutex<BTreeMap<String, AttachedShare>>,
     power: UnboundedSender<Power>,
     /// Where programs reach the kernel.
     calls: PathBuf,
@@ -54,11 +54,11 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Guest {
+impl SimulatedGuest {
     /// A guest that stands still. It is served at `ssh` once it runs.
     pub(super) fn new(
         kernel: Kernel,
-        shares: BTreeMap<String, Share>,
+        shares: BTreeMap<String, AttachedShare>,
         runtime: &Path,
         ssh: Option<std::net::TcpListener>,
         power: UnboundedSender<Power>,
@@ -163,7 +163,7 @@ impl Guest {
         self.signal(Signal::KILL);
     }
 
-    pub(super) fn attach(&self, tag: &str, share: Share) {
+    pub(super) fn attach(&self, tag: &str, share: AttachedShare) {
         lock(&self.shares).insert(tag.to_owned(), share);
     }
 
@@ -238,7 +238,7 @@ impl Guest {
                 target.display()
             ));
         }
-        kernel.state.mounts.push(Mounted { tag: tag.to_owned(), point, readonly, shown: share.source });
+        kernel.state.mounts.push(MountedShare { tag: tag.to_owned(), point, readonly, shown: share.source });
         kernel.show_mounts().and_then(|()| kernel.keep_state()).map_err(|error| error.to_string())
     }
 
@@ -250,7 +250,7 @@ impl Guest {
         let mut kernel = self.kernel();
         kernel.absorb().map_err(|error| error.to_string())?;
         let view = kernel.view().to_owned();
-        let is = |mounted: &Mounted| mounted.shown == target || view.join(&mounted.point) == target;
+        let is = |mounted: &MountedShare| mounted.shown == target || view.join(&mounted.point) == target;
         let at = kernel.state.mounts.iter().rposition(is);
         let at = at.ok_or_else(|| format!("umount: {}: not mounted", target.display()))?;
         let mounted = kernel.state.mounts.remove(at);
@@ -265,7 +265,8 @@ impl Guest {
     /// The tag of what is mounted there.
     pub(super) fn tag_at(&self, target: &Path) -> Option<String> {
         let kernel = self.kernel();
-        let is = |mounted: &&Mounted| mounted.shown == target || kernel.view().join(&mounted.point) == target;
+        let is =
+            |mounted: &&MountedShare| mounted.shown == target || kernel.view().join(&mounted.point) == target;
         kernel.state.mounts.iter().rfind(is).map(|mounted| mounted.tag.clone())
     }
 }
@@ -291,7 +292,7 @@ fn mirror(from: &Path, to: &Path, kind: FileType, left: &mut usize) -> io::Resul
     Ok(())
 }
 
-async fn tick(guest: Arc<Guest>) {
+async fn tick(guest: Arc<SimulatedGuest>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while guest.gate.passed().await.is_ok() {

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Disk, Files, Inode, Kind, Stamp};
-use super::ram::Ram;
+use super::disk::{DiskInode, Files, InodeKind, SimulatedDisk, Stamp};
+use super::ram::SimulatedRam;
 
 /// What the kernel alone makes, at the top of the view.
 const OWN: [&str; 3] = ["proc", "sys", "bin"];
@@ -23,7 +23,7 @@ const VOLATILE: [&str; 4] = ["dev", "run", "tmp", "var/run"];
 
 /// What of a running system is in RAM and nowhere else.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct State {
+pub(super) struct KernelState {
     /// As `/proc/sys/kernel/random/boot_id` has it.
     pub(super) boot: String,
     /// Nanoseconds that its clock is ahead of the host's.
@@ -33,16 +33,16 @@ pub(super) struct State {
     /// How often the random pool was reseeded.
     pub(super) reseeded: u64,
     pub(super) files: Files,
-    pub(super) mounts: Vec<Mounted>,
+    pub(super) mounts: Vec<MountedShare>,
     /// Programs that keep something in memory, by process id.
-    pub(super) kept: BTreeMap<u32, Kept>,
+    pub(super) kept: BTreeMap<u32, KeptProgram>,
     /// Which table of the disk this is the page cache of.
     disk: u64,
 }
 
 /// A mounted share.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Mounted {
+pub(super) struct MountedShare {
     pub(super) tag: String,
     /// Below the root.
     pub(super) point: String,
@@ -53,16 +53,16 @@ pub(super) struct Mounted {
 
 /// A program's memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Kept {
+pub(super) struct KeptProgram {
     pages: Vec<u64>,
     size: u64,
 }
 
 /// A kernel that runs.
 pub(super) struct Kernel {
-    pub(super) state: State,
-    pub(super) ram: Ram,
-    pub(super) disk: Disk,
+    pub(super) state: KernelState,
+    pub(super) ram: SimulatedRam,
+    pub(super) disk: SimulatedDisk,
     /// The directory that stands for the root.
     view: PathBuf,
     serial: File,
@@ -73,20 +73,20 @@ pub(super) struct Kernel {
 impl Kernel {
     /// A fresh boot from the disk.
     pub(super) fn boot(
-        mut ram: Ram,
-        (disk, files): (Disk, Files),
+        mut ram: SimulatedRam,
+        (disk, files): (SimulatedDisk, Files),
         view: &Path,
         serial: File,
         zero_freed: bool,
     ) -> io::Result<Self> {
         ram.start(zero_freed)?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
-        let state = State { boot, zero_freed, files, disk: disk.sequence(), ..State::default() };
+        let state = KernelState { boot, zero_freed, files, disk: disk.sequence(), ..KernelState::default() };
         let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
         kernel.say(&format!("simulator: no kernel runs here; boot {}", kernel.state.boot));
         for directory in ["dev/shm", "run", "tmp", "home", "root", "etc", "var", "mnt", "srv", "opt"] {
             for path in [directory.split('/').next().unwrap_or(directory), directory] {
-                let made = || Inode::new(Kind::Directory, 0o755);
+                let made = || DiskInode::new(InodeKind::Directory, 0o755);
                 kernel.state.files.entry(path.to_owned()).or_insert_with(made);
             }
         }
@@ -96,12 +96,12 @@ impl Kernel {
 
     /// Goes on with what is in RAM. `None` if nothing is that could: RAM of another guest, or of another age than the disk.
     pub(super) fn go_on(
-        mut ram: Ram,
-        (disk, _): (Disk, Files),
+        mut ram: SimulatedRam,
+        (disk, _): (SimulatedDisk, Files),
         view: &Path,
         serial: File,
     ) -> io::Result<Option<Self>> {
-        let state = ram.state()?.and_then(|bytes| serde_json::from_slice::<State>(&bytes).ok());
+        let state = ram.state()?.and_then(|bytes| serde_json::from_slice::<KernelState>(&bytes).ok());
         let Some(state) = state.filter(|state| state.disk == disk.sequence()) else {
             return Ok(None);
         };
@@ -145,10 +145,10 @@ impl Kernel {
         for (path, inode) in &self.state.files {
             let place = self.view.join(path);
             match &inode.kind {
-                Kind::Directory if points.contains(path) => {}
-                Kind::Directory => make(&place, 0o700)?,
-                Kind::Link(target) => symlink(target, &place)?,
-                Kind::File => fs::write(&place, self.content(inode)?)?,
+                InodeKind::Directory if points.contains(path) => {}
+                InodeKind::Directory => make(&place, 0o700)?,
+                InodeKind::Link(target) => symlink(target, &place)?,
+                InodeKind::File => fs::write(&place, self.content(inode)?)?,
             }
         }
         // Deepest first: a directory that may not be written to is made before what is in it.
@@ -156,7 +156,8 @@ impl Kernel {
             self.state.files.iter().rev().map(|(path, inode)| (path.clone(), inode.mode)).collect();
         for (path, mode) in modes {
             let place = self.view.join(&path);
-            let plain = self.state.files.get(&path).is_some_and(|inode| !matches!(inode.kind, Kind::Link(_)));
+            let plain =
+                self.state.files.get(&path).is_some_and(|inode| !matches!(inode.kind, InodeKind::Link(_)));
             if plain && !points.contains(&path) {
                 fs::set_permissions(&place, fs::Permissions::from_mode(mode))?;
             }
@@ -167,7 +168,7 @@ impl Kernel {
         self.show_mounts()
     }
 
-    fn content(&self, inode: &Inode) -> io::Result<Vec<u8>> {
+    fn content(&self, inode: &DiskInode) -> io::Result<Vec<u8>> {
         if inode.pages.is_empty() { self.disk.load(inode) } else { self.ram.load(&inode.pages, inode.size) }
     }
 
@@ -175,7 +176,7 @@ impl Kernel {
     pub(super) fn show_mounts(&self) -> io::Result<()> {
         let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
         let mut table = format!("/dev/vda {} ext4 rw,relatime 0 0\n", escaped(&self.view));
-        for Mounted { tag, point, readonly, shown } in &self.state.mounts {
+        for MountedShare { tag, point, readonly, shown } in &self.state.mounts {
             let place = self.view.join(point);
             let there = fs::read_link(&place).ok();
             if there.as_ref() != Some(shown) {
@@ -240,13 +241,15 @@ impl Kernel {
     fn take(&mut self, path: &str, status: &fs::Metadata) -> io::Result<()> {
         let place = self.view.join(path);
         let kind = match status.file_type() {
-            kind if kind.is_dir() => Kind::Directory,
-            kind if kind.is_symlink() => Kind::Link(fs::read_link(&place)?.to_string_lossy().into_owned()),
-            _ => Kind::File,
+            kind if kind.is_dir() => InodeKind::Directory,
+            kind if kind.is_symlink() => {
+                InodeKind::Link(fs::read_link(&place)?.to_string_lossy().into_owned())
+            }
+            _ => InodeKind::File,
         };
-        let content = if kind == Kind::File { read(&place)? } else { Vec::new() };
+        let content = if kind == InodeKind::File { read(&place)? } else { Vec::new() };
         let old = self.state.files.remove(path);
-        let mut inode = Inode::new(kind, status.mode() & 0o7777);
+        let mut inode = DiskInode::new(kind, status.mode() & 0o7777);
         let (old_blocks, old_pages) = old.map(|old| (old.blocks, old.pages)).unwrap_or_default();
         inode.size = content.len() as u64;
         inode.blocks = old_blocks;
@@ -262,7 +265,7 @@ impl Kernel {
             return Ok(());
         }
         fs::write(&path, "")?;
-        let clean = |(path, inode): &(&String, &mut Inode)| !inode.dirty && !is_volatile(path);
+        let clean = |(path, inode): &(&String, &mut DiskInode)| !inode.dirty && !is_volatile(path);
         for (_, inode) in self.state.files.iter_mut().filter(clean) {
             self.ram.free(&std::mem::take(&mut inode.pages))?;
         }
@@ -290,7 +293,7 @@ impl Kernel {
         }
         if self.altered {
             let stored = self.state.files.iter().filter(|(path, _)| !is_volatile(path));
-            let bare = |inode: &Inode| Inode { pages: Vec::new(), ..inode.clone() };
+            let bare = |inode: &DiskInode| DiskInode { pages: Vec::new(), ..inode.clone() };
             self.disk.commit(&stored.map(|(path, inode)| (path.clone(), bare(inode))).collect())?;
             self.altered = false;
         }
@@ -306,7 +309,7 @@ impl Kernel {
     /// A program that keeps bytes in its memory until it is ended. Its number is its process id.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> io::Result<u32> {
         let process = self.state.kept.keys().next_back().map_or(1000, |last| last + 1);
-        let kept = Kept { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
+        let kept = KeptProgram { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
         self.state.kept.insert(process, kept);
         self.keep_state()?;
         Ok(process)

@@ -1,7 +1,7 @@
 //! A stand-in for Cloud Hypervisor, so that nixbox runs where there is no KVM: everything but the virtual processors.
 //!
 //! [`vmm`] is a process with the command line and the API of Cloud Hypervisor as far as nixbox uses them, with the states,
-//! codes and error chains of the version that it is asked to be ([`Version`]); a conformance suite compares it with the
+//! codes and error chains of the version that it is asked to be ([`SimulatedVersion`]); a conformance suite compares it with the
 //! real one. RAM and disk of its guest are the files that the VM was given, with real bytes in them ([`ram`], [`disk`],
 //! [`kernel`]): what is paused, copied and restored is what is in them. The guest speaks SSH ([`sshd`]); its programs are
 //! this machine's, run by this machine's kernel as the user who runs nixbox, in a directory that stands for the guest's
@@ -33,7 +33,7 @@ use std::str::FromStr;
 
 /// The version that the simulator behaves like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Version {
+pub enum SimulatedVersion {
     /// v51.1: shares lose what was known of them in a restore.
     V51,
     /// v52.0: shares hang after a resume in place.
@@ -44,7 +44,7 @@ pub enum Version {
     V54,
 }
 
-impl Version {
+impl SimulatedVersion {
     /// As the program calls itself: never without saying what it is.
     #[must_use]
     pub fn text(self) -> &'static str {
@@ -60,23 +60,23 @@ impl Version {
 /// A number that is no version's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is none of 51, 52, 53, 54")]
-pub struct NoVersion(String);
+pub struct NoSuchVersion(String);
 
-impl FromStr for Version {
-    type Err = NoVersion;
+impl FromStr for SimulatedVersion {
+    type Err = NoSuchVersion;
 
-    fn from_str(text: &str) -> Result<Self, NoVersion> {
+    fn from_str(text: &str) -> Result<Self, NoSuchVersion> {
         match text {
             "51" => Ok(Self::V51),
             "52" => Ok(Self::V52),
             "53" => Ok(Self::V53),
             "54" => Ok(Self::V54),
-            other => Err(NoVersion(other.to_owned())),
+            other => Err(NoSuchVersion(other.to_owned())),
         }
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for SimulatedVersion {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::V51 => "51",
@@ -95,5 +95,9 @@ impl fmt::Display for Version {
 pub fn make_disk(path: &Path, size: u64, user: &str, key: &str) -> io::Result<()> {
     let home = if user == "root" { "root".to_owned() } else { format!("home/{user}") };
     let keys = format!("{home}/.ssh/authorized_keys");
-    disk::Disk::make(path, size, &[("etc/hostname", 0o644, b"simulated\n"), (&keys, 0o600, key.as_bytes())])
+    disk::SimulatedDisk::make(
+        path,
+        size,
+        &[("etc/hostname", 0o644, b"simulated\n"), (&keys, 0o600, key.as_bytes())],
+    )
 }

@@ -18,7 +18,7 @@ use crate::world::{Failure, Generation, Network, Presence, Result, Slot};
 /// Why there is no network for a simulated guest.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {what} {path}, which is the simulated VM's")]
-pub struct NetworkError {
+pub struct LoopbackError {
     what: &'static str,
     path: PathBuf,
     source: io::Error,
@@ -81,7 +81,7 @@ impl Network for Loopback {
         let path = self.tap(slot);
         match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-            Err(source) => Err(Failure::world(NetworkError { what: "make", path, source })),
+            Err(source) => Err(Failure::world(LoopbackError { what: "make", path, source })),
             Ok(_) => Ok(()),
         }
     }
@@ -93,7 +93,7 @@ impl Network for Loopback {
         };
         let failed = |path: &Path| {
             let path = path.to_owned();
-            move |source| Failure::world(NetworkError { what: "remove", path, source })
+            move |source| Failure::world(LoopbackError { what: "remove", path, source })
         };
         // What a VMM that was killed has left of its guest, too.
         let (view, calls) = (view_path(&self.runtime), self.runtime.join("guest.sock"));

@@ -68,13 +68,13 @@ impl Map {
 }
 
 /// The RAM of one machine.
-pub(super) struct Ram {
+pub(super) struct SimulatedRam {
     file: File,
     map: Map,
     zero_freed: bool,
 }
 
-impl Ram {
+impl SimulatedRam {
     /// Of a file that is as large as the machine's RAM.
     pub(super) fn new(file: File, size: u64) -> Self {
         Self { file, map: Map::new(size / PAGE, STATE + STATE_PAGES), zero_freed: false }
@@ -100,7 +100,7 @@ impl Ram {
         Ok(Some(bytes))
     }
 
-    /// After [`Ram::state`]: which pages are in use by it.
+    /// After [`SimulatedRam::state`]: which pages are in use by it.
     pub(super) fn adopt(&mut self, pages: &[u64], zero_freed: bool) {
         self.zero_freed = zero_freed;
         self.map.mark(pages, true);

@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::guest::Guest;
+use super::guest::SimulatedGuest;
 use super::pausable_stream::Gated;
 use super::syscalls;
 use super::translate::{Input, Translator};
@@ -28,7 +28,7 @@ use crate::guest::key;
 const HOST_KEY: &str = "etc/ssh/host_key";
 
 /// Serves the guest for as long as it lives, once it runs.
-pub(super) fn listen(guest: &Arc<Guest>, listener: std::net::TcpListener) -> io::Result<()> {
+pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListener) -> io::Result<()> {
     let key = host_key(guest)?;
     let config = Arc::new(server::Config {
         keys: vec![key],
@@ -64,7 +64,7 @@ pub(super) fn listen(guest: &Arc<Guest>, listener: std::net::TcpListener) -> io:
 }
 
 /// The server's key: on the disk, or made now and put there.
-fn host_key(guest: &Guest) -> io::Result<PrivateKey> {
+fn host_key(guest: &SimulatedGuest) -> io::Result<PrivateKey> {
     let path = guest.kernel().view().join(HOST_KEY);
     match std::fs::read_to_string(&path) {
         Ok(text) => decode_secret_key(&text, None).map_err(io::Error::other),
@@ -81,7 +81,7 @@ fn host_key(guest: &Guest) -> io::Result<PrivateKey> {
 }
 
 struct Connection {
-    guest: Arc<Guest>,
+    guest: Arc<SimulatedGuest>,
     /// Whose session it is: the home, once logged in.
     home: Option<PathBuf>,
     /// What is sent to the commands that run.
@@ -236,7 +236,7 @@ fn group(child: &tokio::process::Child) -> Option<rustix::process::Pid> {
 
 /// A command that runs, and the channel it runs for.
 struct Running {
-    guest: Arc<Guest>,
+    guest: Arc<SimulatedGuest>,
     handle: Handle,
     id: ChannelId,
     input: Input,

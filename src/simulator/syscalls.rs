@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use super::guest::{Guest, Power};
+use super::guest::{Power, SimulatedGuest};
 
 /// Names the socket in the environment of the guest's programs.
 pub(super) const VARIABLE: &str = "NIXBOX_SIMULATED_KERNEL";
@@ -22,7 +22,7 @@ pub(super) const VARIABLE: &str = "NIXBOX_SIMULATED_KERNEL";
 const MOST: u64 = 64 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Call {
+struct Syscall {
     name: String,
     arguments: Vec<String>,
     directory: PathBuf,
@@ -30,13 +30,13 @@ struct Call {
 
 /// What a program prints, and what it exits with.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Answer {
+pub(super) struct SyscallAnswer {
     pub(super) status: u8,
     pub(super) out: String,
     pub(super) error: String,
 }
 
-impl Answer {
+impl SyscallAnswer {
     fn out(text: impl Into<String>) -> Self {
         Self { out: text.into(), ..Self::default() }
     }
@@ -54,11 +54,11 @@ impl Answer {
 ///
 /// # Errors
 /// If this is no program of a simulated guest, or the guest is gone.
-pub(super) fn call(name: &str, arguments: Vec<String>, input: &[u8]) -> io::Result<Answer> {
+pub(super) fn call(name: &str, arguments: Vec<String>, input: &[u8]) -> io::Result<SyscallAnswer> {
     let socket = std::env::var_os(VARIABLE)
         .ok_or_else(|| io::Error::other("this is a program of a simulated guest, and runs in one alone"))?;
     let mut stream = UnixStream::connect(Path::new(&socket))?;
-    let call = Call { name: name.to_owned(), arguments, directory: std::env::current_dir()? };
+    let call = Syscall { name: name.to_owned(), arguments, directory: std::env::current_dir()? };
     stream.write_all(&serde_json::to_vec(&call)?)?;
     stream.write_all(b"\n")?;
     stream.write_all(input)?;
@@ -69,7 +69,7 @@ pub(super) fn call(name: &str, arguments: Vec<String>, input: &[u8]) -> io::Resu
 }
 
 /// Answers calls for as long as the guest lives.
-pub(super) fn listen(guest: &Arc<Guest>) -> io::Result<()> {
+pub(super) fn listen(guest: &Arc<SimulatedGuest>) -> io::Result<()> {
     let path = guest.calls();
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -96,13 +96,13 @@ pub(super) fn listen(guest: &Arc<Guest>) -> io::Result<()> {
     Ok(())
 }
 
-async fn answer(guest: &Guest, stream: tokio::net::UnixStream) -> io::Result<()> {
+async fn answer(guest: &SimulatedGuest, stream: tokio::net::UnixStream) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut read = tokio::io::BufReader::new(read.take(MOST));
     let (mut line, mut input) = (String::new(), Vec::new());
     read.read_line(&mut line).await?;
     read.read_to_end(&mut input).await?;
-    let call: Call = serde_json::from_str(&line)?;
+    let call: Syscall = serde_json::from_str(&line)?;
     guest.gate.passed().await?;
     let answer = perform(guest, &call, &input).await;
     guest.gate.passed().await?;
@@ -111,77 +111,79 @@ async fn answer(guest: &Guest, stream: tokio::net::UnixStream) -> io::Result<()>
     write.write_all(&text).await
 }
 
-async fn perform(guest: &Guest, call: &Call, input: &[u8]) -> Answer {
+async fn perform(guest: &SimulatedGuest, call: &Syscall, input: &[u8]) -> SyscallAnswer {
     let arguments: Vec<&str> = call.arguments.iter().map(String::as_str).collect();
     match (call.name.as_str(), arguments.as_slice()) {
         ("sync", _) => {
             let mut kernel = guest.kernel();
-            Answer::of(kernel.absorb().and_then(|()| kernel.write_back()))
+            SyscallAnswer::of(kernel.absorb().and_then(|()| kernel.write_back()))
         }
         ("fstrim", _) => {
             let mut kernel = guest.kernel();
-            Answer::of(kernel.absorb().and_then(|()| kernel.write_back()).and_then(|()| kernel.disk.trim()))
+            SyscallAnswer::of(
+                kernel.absorb().and_then(|()| kernel.write_back()).and_then(|()| kernel.disk.trim()),
+            )
         }
         ("mount", ["-t", "virtiofs", rest @ ..]) => {
             let (readonly, tag, target) = match rest {
                 ["-o", "ro", tag, target] => (true, tag, target),
                 [tag, target] => (false, tag, target),
-                _ => return Answer::error("mount: bad usage"),
+                _ => return SyscallAnswer::error("mount: bad usage"),
             };
             wait_if_hung(guest, Some((*tag).to_owned())).await;
-            Answer::of(guest.mount(tag, &call.directory.join(target), readonly))
+            SyscallAnswer::of(guest.mount(tag, &call.directory.join(target), readonly))
         }
         ("mount", _) => {
-            Answer::error("mount: the simulator mounts shares alone: mount -t virtiofs TAG PLACE")
+            SyscallAnswer::error("mount: the simulator mounts shares alone: mount -t virtiofs TAG PLACE")
         }
         ("umount", [target]) => {
             let target = call.directory.join(target);
             wait_if_hung(guest, guest.tag_at(&target)).await;
-            Answer::of(guest.unmount(&target))
+            SyscallAnswer::of(guest.unmount(&target))
         }
         ("poweroff", _) => {
             guest.settle();
             guest.power(Power::Off);
-            Answer::default()
+            SyscallAnswer::default()
         }
         ("reboot", _) => {
             guest.settle();
             guest.power(Power::Again);
-            Answer::default()
+            SyscallAnswer::default()
         }
         ("counter", _) => match guest.kernel().ram.counter() {
-            Ok(counter) => Answer::out(format!("{counter}\n")),
-            Err(error) => Answer::error(error),
+            Ok(counter) => SyscallAnswer::out(format!("{counter}\n")),
+            Err(error) => SyscallAnswer::error(error),
         },
         ("keep", ["--end", process]) => match process.parse().map(|process| guest.kernel().end(process)) {
-            Ok(Ok(bytes)) => Answer::out(String::from_utf8_lossy(&bytes)),
-            _ => Answer::error(format!("keep: there is no process {process}")),
+            Ok(Ok(bytes)) => SyscallAnswer::out(String::from_utf8_lossy(&bytes)),
+            _ => SyscallAnswer::error(format!("keep: there is no process {process}")),
         },
         ("keep", []) => match guest.kernel().keep(input) {
-            Ok(process) => Answer::out(format!("{process}\n")),
-            Err(error) => Answer::error(error),
+            Ok(process) => SyscallAnswer::out(format!("{process}\n")),
+            Err(error) => SyscallAnswer::error(error),
         },
         ("reseed", _) => {
             let mut kernel = guest.kernel();
             kernel.state.reseeded += 1;
-            Answer::of(kernel.pass(input).and_then(|()| kernel.keep_state()))
+            SyscallAnswer::of(kernel.pass(input).and_then(|()| kernel.keep_state()))
         }
         ("clock", [shift]) => match shift.parse::<i64>() {
             Ok(shift) => {
                 let mut kernel = guest.kernel();
                 kernel.state.clock = kernel.state.clock.saturating_add(shift);
                 match kernel.keep_state() {
-                    Ok(()) => Answer::out((now() + kernel.state.clock).to_string()),
-                    Err(error) => Answer::error(error),
+                    Ok(()) => SyscallAnswer::out((now() + kernel.state.clock).to_string()),
+                    Err(error) => SyscallAnswer::error(error),
                 }
             }
-            Err(error) => Answer::error(error),
+            Err(error) => SyscallAnswer::error(error),
         },
-        _ => Answer::error(format!("{}: not a program of the simulated guest", call.name)),
+        _ => SyscallAnswer::error(format!("{}: not a program of the simulated guest", call.name)),
     }
 }
 
-async fn wait_if_hung(guest: &Guest, tag: Option<String>) {
+async fn wait_if_hung(guest: &SimulatedGuest, tag: Option<String>) {
     if tag.is_some_and(|tag| guest.is_hung(&tag)) {
         std::future::pending::<()>().await;
     }

@@ -13,21 +13,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::Version;
-use super::api::Refusal;
-use super::disk::Disk;
-use super::guest::{Guest, Power, Share};
+use super::SimulatedVersion;
+use super::api::ApiRefusal;
+use super::disk::SimulatedDisk;
+use super::guest::{AttachedShare, Power, SimulatedGuest};
 use super::kernel::Kernel;
 use super::network;
-use super::ram::Ram;
+use super::ram::SimulatedRam;
 use super::share;
 use super::syscalls::now;
 
-type Result<T, E = Refusal> = std::result::Result<T, E>;
+type Result<T, E = ApiRefusal> = std::result::Result<T, E>;
 
 /// A VM that has been booted or restored.
-pub(super) struct Vm {
-    pub(super) guest: Arc<Guest>,
+pub(super) struct SimulatedVm {
+    pub(super) guest: Arc<SimulatedGuest>,
     pub(super) paused: bool,
     /// At which instant it stands still.
     instant: [u8; 16],
@@ -52,21 +52,21 @@ struct Saved {
 
 /// Where a VM's surroundings are, and what it is to behave like.
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct VmmContext {
     pub(super) runtime: PathBuf,
-    pub(super) version: Version,
+    pub(super) version: SimulatedVersion,
     pub(super) power: UnboundedSender<Power>,
 }
 
 /// Parts of a machine, before there is a guest in it.
 struct Parts {
-    ram: Ram,
-    disk: (Disk, super::disk::Files),
+    ram: SimulatedRam,
+    disk: (SimulatedDisk, super::disk::Files),
     serial: File,
     ssh: Option<TcpListener>,
     held: Vec<File>,
     shares: BTreeMap<String, (String, UnixStream)>,
-    seen: BTreeMap<String, Share>,
+    seen: BTreeMap<String, AttachedShare>,
     zero_freed: bool,
 }
 
@@ -79,9 +79,9 @@ fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
 }
 
 /// RAM: the file of the zone, or memory of the VMM's own, filled from `saved` if there is some.
-fn ram(config: &Value, saved: Option<&Path>, version: Version) -> Result<Ram> {
+fn ram(config: &Value, saved: Option<&Path>, version: SimulatedVersion) -> Result<SimulatedRam> {
     let failed =
-        |what: &'static str| move |error: io::Error| Refusal::of(&["Memory manager error", what], &error);
+        |what: &'static str| move |error: io::Error| ApiRefusal::of(&["Memory manager error", what], &error);
     let memory = config.get("memory").unwrap_or(&Value::Null);
     let zone = items(memory, "zones").next();
     let size = |value: &Value| value.get("size").and_then(Value::as_u64).unwrap_or_default();
@@ -94,11 +94,11 @@ fn ram(config: &Value, saved: Option<&Path>, version: Version) -> Result<Ram> {
                 File::open(saved.join("memory-ranges")).map_err(failed("Error opening snapshot file"))?;
             io::copy(&mut &saved, &mut &own).map_err(failed("Error copying snapshot into region"))?;
         }
-        return Ok(Ram::new(own, size(memory)));
+        return Ok(SimulatedRam::new(own, size(memory)));
     };
     let path = Path::new(text(zone, "file"));
     // In a restore, v51 opens the file before it asks what it is.
-    if saved.is_none() || version > Version::V51 {
+    if saved.is_none() || version > SimulatedVersion::V51 {
         fs::metadata(path).map_err(failed("Failed to stat filesystem"))?;
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
@@ -107,31 +107,31 @@ fn ram(config: &Value, saved: Option<&Path>, version: Version) -> Result<Ram> {
     if there < size(zone) {
         file.set_len(size(zone)).map_err(failed("Failed to create shared file"))?;
     }
-    Ok(Ram::new(file, size(zone)))
+    Ok(SimulatedRam::new(file, size(zone)))
 }
 
 /// Connects to everything that a configuration names. Nothing is changed if something of it is not there.
-fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
+fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Parts> {
     let device = |what: &'static str| {
-        move |error: io::Error| Refusal::of(&["Error from device manager", what], &error)
+        move |error: io::Error| ApiRefusal::of(&["Error from device manager", what], &error)
     };
     let ram = ram(config, saved, place.version)?;
     let payload = config.get("payload").unwrap_or(&Value::Null);
     if saved.is_none() {
         File::open(text(payload, "kernel"))
-            .map_err(|error| Refusal::of(&["Cannot open kernel file"], &error))?;
+            .map_err(|error| ApiRefusal::of(&["Cannot open kernel file"], &error))?;
     }
     let serial = if saved.is_some() { console(config)? } else { console_again(config).map_err(io_error)? };
     let mut disks = items(config, "disks");
     let Some(root) = disks.next() else {
-        return Err(Refusal::new(
+        return Err(ApiRefusal::new(
             500,
             &["Simulator", "a simulated guest boots from a disk, and there is none"],
         ));
     };
-    let raw = place.version < Version::V52 || text(root, "image_type") == "Raw";
-    let disk = Disk::open(Path::new(text(root, "path")), raw).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => Refusal::new(
+    let raw = place.version < SimulatedVersion::V52 || text(root, "image_type") == "Raw";
+    let disk = SimulatedDisk::open(Path::new(text(root, "path")), raw).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => ApiRefusal::new(
             500,
             &[
                 "Simulator",
@@ -142,10 +142,10 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
             let words = ["Error from device manager", "Cannot open disk path"];
             let opening = format!("I/O error (path={} op=open)", text(root, "path"));
             // v51 does not say which.
-            if place.version < Version::V52 {
-                Refusal::of(&words, &error)
+            if place.version < SimulatedVersion::V52 {
+                ApiRefusal::of(&words, &error)
             } else {
-                Refusal::of(&[words[0], words[1], &opening], &error)
+                ApiRefusal::of(&[words[0], words[1], &opening], &error)
             }
         }
     })?;
@@ -161,7 +161,7 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
     let mut ssh = None;
     for net in items(config, "net") {
         let (tap, listener) = network::attach(&place.runtime, text(net, "tap")).map_err(|error| {
-            Refusal::of(
+            ApiRefusal::of(
                 &[
                     "Error from device manager",
                     "Cannot create virtio-net device",
@@ -179,7 +179,7 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
     for fs in items(config, "fs") {
         let (stream, source) = connect(fs)?;
         shares.insert(text(fs, "id").to_owned(), (text(fs, "tag").to_owned(), stream));
-        seen.insert(text(fs, "tag").to_owned(), Share { source, hung: false });
+        seen.insert(text(fs, "tag").to_owned(), AttachedShare { source, hung: false });
     }
     let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
     Ok(Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed })
@@ -188,7 +188,7 @@ fn parts(config: &Value, place: &Place, saved: Option<&Path>) -> Result<Parts> {
 /// The serial console, emptied: by `vm.create` and by `vm.restore`.
 pub(super) fn console(config: &Value) -> Result<File> {
     File::create(console_path(config)).map_err(|error| {
-        Refusal::of(&["Error creating console devices", "Error creating console device"], &error)
+        ApiRefusal::of(&["Error creating console devices", "Error creating console device"], &error)
     })
 }
 
@@ -212,47 +212,48 @@ fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
             "Connection to socket failed",
             &peer,
         ];
-        Refusal::new(500, &words)
+        ApiRefusal::new(500, &words)
     })
 }
 
-fn io_error(error: io::Error) -> Refusal {
-    Refusal::of(&["Simulator"], &error)
+fn io_error(error: io::Error) -> ApiRefusal {
+    ApiRefusal::of(&["Simulator"], &error)
 }
 
-impl Vm {
+impl SimulatedVm {
     /// A fresh boot.
-    pub(super) fn boot(config: &Value, place: &Place) -> Result<Self> {
+    pub(super) fn boot(config: &Value, place: &VmmContext) -> Result<Self> {
         let Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed } = parts(config, place, None)?;
         let view = network::view_path(&place.runtime);
         let kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
-        let guest = Guest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest =
+            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
         guest.settle();
         guest.run([0; 16]).map_err(io_error)?;
         Ok(Self { guest, paused: false, instant: [0; 16], shares, left_behind: false, _held: held })
     }
 
     /// What was saved in a directory, paused.
-    pub(super) fn restore(config: &Value, directory: &Path, place: &Place) -> Result<Self> {
+    pub(super) fn restore(config: &Value, directory: &Path, place: &VmmContext) -> Result<Self> {
         const RECEIVE: [&str; 2] = ["Cannot restore VM", "Failed to receive migratable component snapshot"];
         let path = directory.join("state.json");
         let opened = fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM state snapshot file {path:?}");
-            Refusal::with(place.version, &RECEIVE, &opening, &error)
+            ApiRefusal::with(place.version, &RECEIVE, &opening, &error)
         })?;
         let saved: Saved = serde_json::from_slice(&opened).map_err(|error| {
-            Refusal::with(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
+            ApiRefusal::with(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
         })?;
         let Parts { ram, disk, serial, ssh, held, shares, seen, .. } = parts(config, place, Some(directory))?;
         let view = network::view_path(&place.runtime);
         let kernel = Kernel::go_on(ram, disk, &view, serial).map_err(io_error)?;
         let Some(mut kernel) = kernel else {
-            return Err(Refusal::new(
+            return Err(ApiRefusal::new(
                 500,
                 &["Simulator", "RAM and disk are not of one simulated guest and one instant"],
             ));
         };
-        if place.version < Version::V53 {
+        if place.version < SimulatedVersion::V53 {
             // Its clock stood still as long as it was away.
             kernel.state.clock = kernel.state.clock.saturating_sub(now() - saved.time);
         }
@@ -264,9 +265,10 @@ impl Vm {
         kernel.show_mounts().map_err(io_error)?;
         let tags: BTreeSet<String> = kernel.state.mounts.iter().map(|mounted| mounted.tag.clone()).collect();
         let without: BTreeSet<String> = tags.iter().filter(|tag| !seen.contains_key(*tag)).cloned().collect();
-        let guest = Guest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest =
+            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
         guest.hang(&without).map_err(io_error)?;
-        if place.version < Version::V52 {
+        if place.version < SimulatedVersion::V52 {
             guest.lose_inodes(&tags).map_err(io_error)?;
         }
         Ok(Self { guest, paused: true, instant: saved.instant, shares, left_behind: false, _held: held })
@@ -281,8 +283,8 @@ impl Vm {
         Ok(())
     }
 
-    pub(super) fn resume(&mut self, version: Version) -> Result<()> {
-        if self.left_behind && matches!(version, Version::V52 | Version::V53) {
+    pub(super) fn resume(&mut self, version: SimulatedVersion) -> Result<()> {
+        if self.left_behind && matches!(version, SimulatedVersion::V52 | SimulatedVersion::V53) {
             let tags = self.shares.values().map(|(tag, _)| tag.clone()).collect();
             self.guest.hang(&tags).map_err(io_error)?;
         }
@@ -293,10 +295,10 @@ impl Vm {
     }
 
     /// Into an existing directory without files of an earlier one.
-    pub(super) fn save(&mut self, config: &Value, directory: &Path, version: Version) -> Result<()> {
+    pub(super) fn save(&mut self, config: &Value, directory: &Path, version: SimulatedVersion) -> Result<()> {
         let creating = |what: &'static str| {
             let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot"];
-            move |error: io::Error| Refusal::with(version, &words, what, &error)
+            move |error: io::Error| ApiRefusal::with(version, &words, what, &error)
         };
         let write = |name: &str, what: &'static str, bytes: serde_json::Result<Vec<u8>>| {
             let written = bytes
@@ -329,7 +331,7 @@ impl Vm {
     pub(super) fn add_share(&mut self, fs: &Value) -> Result<()> {
         let (stream, source) = connect(fs)?;
         let tag = text(fs, "tag").to_owned();
-        self.guest.attach(&tag, Share { source, hung: false });
+        self.guest.attach(&tag, AttachedShare { source, hung: false });
         self.shares.insert(text(fs, "id").to_owned(), (tag, stream));
         Ok(())
     }
@@ -364,7 +366,7 @@ fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-impl Drop for Vm {
+impl Drop for SimulatedVm {
     fn drop(&mut self) {
         self.guest.end();
     }

@@ -18,10 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::Version;
-use super::api::{Refusal, Vmm};
+use super::SimulatedVersion;
+use super::api::{ApiRefusal, SimulatedVmm};
 use super::guest::Power;
-use super::vm::Place;
+use super::vm::VmmContext;
 
 /// No body of a request is longer, in bytes.
 const BODY_LIMIT: usize = 1 << 20;
@@ -32,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// If the socket cannot be had.
-pub fn serve(socket: &Path, version: Version) -> io::Result<()> {
+pub fn serve(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(run(socket, version));
     // Programs of the guest that are waited for wait for nothing any more.
@@ -40,13 +40,13 @@ pub fn serve(socket: &Path, version: Version) -> io::Result<()> {
     done
 }
 
-async fn run(socket: &Path, version: Version) -> io::Result<()> {
+async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let _lock = if version < Version::V53 { None } else { Some(lock(socket)?) };
+    let _lock = if version < SimulatedVersion::V53 { None } else { Some(lock(socket)?) };
     let listener = UnixListener::bind(socket).or_else(|error| {
         // v52 takes the name of a socket away that it could not have.
-        if version == Version::V52 {
+        if version == SimulatedVersion::V52 {
             std::fs::remove_file(socket)?
         }
         Err(error)
@@ -54,9 +54,9 @@ async fn run(socket: &Path, version: Version) -> io::Result<()> {
     rustix::fs::chmod(socket, rustix::fs::Mode::RWXU)?;
     let directory = socket.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
     let (power, mut asked) = unbounded_channel();
-    let place = Place { runtime: directory, version, power: power.clone() };
+    let place = VmmContext { runtime: directory, version, power: power.clone() };
     // As the real one, which has one thread for its API: every call waits for the one before it.
-    let vmm = Arc::new(Mutex::new(Vmm::new(place)));
+    let vmm = Arc::new(Mutex::new(SimulatedVmm::new(place)));
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -85,7 +85,7 @@ async fn run(socket: &Path, version: Version) -> io::Result<()> {
     // Whatever runs in the guest ends with it.
     drop(std::mem::replace(
         &mut *vmm.lock().await,
-        Vmm::new(Place { runtime: PathBuf::new(), version, power }),
+        SimulatedVmm::new(VmmContext { runtime: PathBuf::new(), version, power }),
     ));
     std::fs::remove_file(socket)
 }
@@ -106,14 +106,14 @@ fn lock(socket: &Path) -> io::Result<File> {
 }
 
 async fn answer(
-    vmm: Arc<Mutex<Vmm>>,
+    vmm: Arc<Mutex<SimulatedVmm>>,
     power: UnboundedSender<Power>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
     let body = match Limited::new(request.into_body(), BODY_LIMIT).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(_) => return Ok(response(400, Refusal::new(400, &["Bad Request"]).body())),
+        Err(_) => return Ok(response(400, ApiRefusal::new(400, &["Bad Request"]).body())),
     };
     if (method.as_str(), path.as_str()) == ("PUT", "/api/v1/vmm.shutdown") {
         // Nobody listens in a machine that ends already.

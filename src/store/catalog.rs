@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use serde::de::IgnoredAny;
 
 use super::manifest::{self, FILE};
-use super::verified::Seen;
+use super::verified::VerifiedFiles;
 use super::{Result, StoreError, id_of, scan, staging_name, trash_name};
 use crate::files::Folder;
 use crate::files::copy::{self, Named, Progress};
 use crate::world::{
-    self, Catalog, Depth, Entry, Failure, FileRecord, Interrupt, Listing, Manifest, SnapshotId,
+    self, Catalog, Depth, Failure, FileRecord, Interrupt, ListedSnapshot, Manifest, SnapshotId, SnapshotState,
 };
 
 /// What `vm.snapshot` writes for RAM that it does not own: some hundred kilobytes. More than this is not it.
@@ -33,7 +33,7 @@ pub struct Found {
     /// Its snapshot.
     pub id: SnapshotId,
     /// Where it stands.
-    pub entry: Entry,
+    pub entry: SnapshotState,
     /// Its manifest, for a listed one; what is wrong with it if it is damaged.
     pub manifest: Option<Result<Manifest>>,
 }
@@ -53,14 +53,18 @@ impl Snapshots {
         let root = self.root()?;
         let mut found = Vec::new();
         for name in root.names()? {
-            let states = [("", Entry::Listed), (".staging-", Entry::Staged), (".trash-", Entry::Trashed)];
+            let states = [
+                ("", SnapshotState::Listed),
+                (".staging-", SnapshotState::Staged),
+                (".trash-", SnapshotState::Trashed),
+            ];
             let Some((id, entry)) =
                 states.iter().find_map(|(prefix, entry)| Some((id_of(&name, prefix)?, *entry)))
             else {
                 continue;
             };
-            let manifest =
-                (entry == Entry::Listed).then(|| self.listed(&root, id).map(|(_, manifest)| manifest));
+            let manifest = (entry == SnapshotState::Listed)
+                .then(|| self.listed(&root, id).map(|(_, manifest)| manifest));
             found.push(Found { id, entry, manifest });
         }
         found.sort_by_key(|found| found.id);
@@ -93,22 +97,22 @@ impl Snapshots {
         root.folder(staging_name(id))?.ok_or(StoreError::NotStaged(id))
     }
 
-    fn place(&self, id: SnapshotId) -> Result<Entry> {
+    fn place(&self, id: SnapshotId) -> Result<SnapshotState> {
         let root = self.root()?;
         for (name, entry) in [
-            (id.to_string(), Entry::Listed),
-            (staging_name(id), Entry::Staged),
-            (trash_name(id), Entry::Trashed),
+            (id.to_string(), SnapshotState::Listed),
+            (staging_name(id), SnapshotState::Staged),
+            (trash_name(id), SnapshotState::Trashed),
         ] {
             if root.folder(name)?.is_some() {
                 return Ok(entry);
             }
         }
-        Ok(Entry::Absent)
+        Ok(SnapshotState::Absent)
     }
 
     fn begin(&self, id: SnapshotId) -> Result<()> {
-        if matches!(self.place(id)?, Entry::Listed | Entry::Trashed) {
+        if matches!(self.place(id)?, SnapshotState::Listed | SnapshotState::Trashed) {
             return Err(StoreError::Exists(id));
         }
         let root = self.root()?;
@@ -169,7 +173,7 @@ impl Snapshots {
         staging.replace(FILE, &encoded)?;
         staging.sync()?;
         // Its hashes were taken from what is there now. The rename changes no file.
-        Seen::now(&staging, &manifest.files)?.write(&root, id)?;
+        VerifiedFiles::now(&staging, &manifest.files)?.write(&root, id)?;
         root.rename(staging_name(id), id.to_string())?;
         root.sync()?;
         Ok(())
@@ -178,14 +182,14 @@ impl Snapshots {
     fn throw_away(&self, id: SnapshotId) -> Result<()> {
         let root = self.root()?;
         if root.folder(id.to_string())?.is_none() {
-            Seen::forget(&root, id)?;
+            VerifiedFiles::forget(&root, id)?;
         }
         Ok(root.remove_tree(staging_name(id))?)
     }
 
     fn remove(&self, id: SnapshotId) -> Result<()> {
         let root = self.root()?;
-        Seen::forget(&root, id)?;
+        VerifiedFiles::forget(&root, id)?;
         Ok(root.remove_tree(trash_name(id))?)
     }
 
@@ -200,16 +204,16 @@ impl Snapshots {
 
 #[async_trait]
 impl Catalog for Snapshots {
-    async fn list(&self) -> world::Result<Vec<Listing>> {
+    async fn list(&self) -> world::Result<Vec<ListedSnapshot>> {
         let listing = |found: Found| {
             let manifest = found.manifest?.map_err(Failure::from);
-            Some(Listing { id: found.id, manifest })
+            Some(ListedSnapshot { id: found.id, manifest })
         };
         Ok(self.survey()?.into_iter().filter_map(listing).collect())
     }
 
     async fn unlisted(&self) -> world::Result<Vec<SnapshotId>> {
-        let unlisted = self.survey()?.into_iter().filter(|found| found.entry != Entry::Listed);
+        let unlisted = self.survey()?.into_iter().filter(|found| found.entry != SnapshotState::Listed);
         Ok(unlisted.map(|found| found.id).collect())
     }
 
@@ -217,7 +221,7 @@ impl Catalog for Snapshots {
         Ok(self.root()?.free_bytes().map_err(StoreError::from)?)
     }
 
-    async fn find(&self, id: SnapshotId) -> world::Result<Entry> {
+    async fn find(&self, id: SnapshotId) -> world::Result<SnapshotState> {
         Ok(self.place(id)?)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::manifest::{FILE, ManifestError, is_file_name};
-use super::verified::Seen;
+use super::verified::VerifiedFiles;
 use super::{Result, Snapshots, StoreError, staging_name};
 use crate::files::copy::{self, CopyError, Named};
 use crate::files::hash::PieceHashes;
@@ -40,8 +40,8 @@ impl Snapshots {
         let root = Folder::open(&self.root)?;
         let (snapshot, manifest) = self.listed(&root, id)?;
         check_files(&snapshot, &manifest)?;
-        let now = Seen::now(&snapshot, &manifest.files)?;
-        let then = Seen::read(&root, id)?;
+        let now = VerifiedFiles::now(&snapshot, &manifest.files)?;
+        let then = VerifiedFiles::read(&root, id)?;
         let unread = |record: &&FileRecord| depth == Depth::All || !then.agrees(&now, &record.name);
         let mut read = false;
         for record in manifest.files.iter().filter(unread) {

@@ -21,7 +21,7 @@ const LIMIT: u64 = 64 << 10;
 /// As `stat` gives them. No device: a btrfs has another number after each mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Look {
+struct FileStatus {
     inode: u64,
     size: u64,
     changed_s: i64,
@@ -30,18 +30,18 @@ struct Look {
 
 /// How the files of one snapshot looked, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Seen(BTreeMap<String, Look>);
+pub(super) struct VerifiedFiles(BTreeMap<String, FileStatus>);
 
 fn file_name(id: SnapshotId) -> String {
     format!(".seen-{id}.json")
 }
 
-fn look(snapshot: &Folder, name: &str) -> Result<Option<Look>> {
+fn file_status(snapshot: &Folder, name: &str) -> Result<Option<FileStatus>> {
     let Some(file) = snapshot.file(name)? else {
         return Ok(None);
     };
     let status = file.metadata().map_err(FileError::system("examine", snapshot.path_of(name)))?;
-    Ok(Some(Look {
+    Ok(Some(FileStatus {
         inode: status.ino(),
         size: status.len(),
         changed_s: status.ctime(),
@@ -49,7 +49,7 @@ fn look(snapshot: &Folder, name: &str) -> Result<Option<Look>> {
     }))
 }
 
-impl Seen {
+impl VerifiedFiles {
     /// How these files look now. To be taken before they are read.
     ///
     /// # Errors
@@ -57,7 +57,7 @@ impl Seen {
     pub(super) fn now(snapshot: &Folder, files: &[FileRecord]) -> Result<Self> {
         let mut seen = Self::default();
         for record in files {
-            if let Some(look) = look(snapshot, &record.name)? {
+            if let Some(look) = file_status(snapshot, &record.name)? {
                 seen.0.insert(record.name.clone(), look);
             }
         }
@@ -83,7 +83,7 @@ impl Seen {
         Ok(root.replace(file_name(id), &text)?)
     }
 
-    /// Forgets a snapshot, and what a killed [`Seen::write`] left.
+    /// Forgets a snapshot, and what a killed [`VerifiedFiles::write`] left.
     ///
     /// # Errors
     /// If something cannot be removed.

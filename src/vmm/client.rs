@@ -30,7 +30,7 @@ const LONG: Duration = Duration::from_secs(30 * 60);
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ClientError {
+pub enum ApiError {
     /// It was not sent, or not answered in full. Whether the VMM acted on it is not known.
     #[error("{call} got no answer on {socket}")]
     Connection {
@@ -83,7 +83,7 @@ pub enum ClientError {
     },
 }
 
-impl ClientError {
+impl ApiError {
     /// Whether this is how a VMM speaks that is ending: it closes its sockets a little before it is dead.
     #[must_use]
     pub fn is_of_the_dying(&self) -> bool {
@@ -118,7 +118,7 @@ pub struct Ping {
 
 /// The state of a VM, as the VMM calls it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum State {
+pub enum ApiVmState {
     /// Configured, never booted.
     Created,
     /// It runs.
@@ -135,7 +135,7 @@ pub enum State {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Info {
     /// The VM's state.
-    pub state: State,
+    pub state: ApiVmState,
     /// Its configuration.
     pub config: InfoConfig,
     /// Its devices by id, once booted. One that was asked to go is here until the guest has let go of it.
@@ -165,23 +165,23 @@ struct Destination<'a> {
 }
 
 #[derive(Serialize)]
-struct Source<'a> {
+struct RestoreSource<'a> {
     source_url: &'a str,
 }
 
 #[derive(Serialize)]
-struct Device<'a> {
+struct RemoveDevice<'a> {
     id: &'a str,
 }
 
 /// Speaks to the VMM on one socket.
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct ApiClient {
     socket: SocketPath,
     http: HttpClient<UnixConnector, Full<Bytes>>,
 }
 
-impl Client {
+impl ApiClient {
     /// For the VMM on `socket`. Connects with each call, not before.
     #[must_use]
     pub fn new(socket: SocketPath) -> Self {
@@ -197,48 +197,48 @@ impl Client {
     /// `vmm.ping`: version and process id.
     ///
     /// # Errors
-    /// [`ClientError`], as with every call here.
-    pub async fn ping(&self) -> Result<Ping, ClientError> {
+    /// [`ApiError`], as with every call here.
+    pub async fn ping(&self) -> Result<Ping, ApiError> {
         self.get("vmm.ping").await
     }
 
-    /// `vm.info`. Without a VM it is refused: see [`ClientError::is_no_vm`].
+    /// `vm.info`. Without a VM it is refused: see [`ApiError::is_no_vm`].
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn info(&self) -> Result<Info, ClientError> {
+    /// [`ApiError`].
+    pub async fn info(&self) -> Result<Info, ApiError> {
         self.get("vm.info").await
     }
 
     /// `vm.create`. The VMM looks at little of it before `vm.boot`.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn create(&self, config: &VmConfig) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn create(&self, config: &VmConfig) -> Result<(), ApiError> {
         self.put("vm.create", SHORT, Some(config)).await
     }
 
     /// `vm.boot`.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn boot(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn boot(&self) -> Result<(), ApiError> {
         self.put("vm.boot", MEDIUM, NO_BODY).await
     }
 
     /// `vm.pause`. Refused unless the VM runs.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn pause(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn pause(&self) -> Result<(), ApiError> {
         self.put("vm.pause", MEDIUM, NO_BODY).await
     }
 
     /// `vm.resume`. Refused unless the VM is paused.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn resume(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn resume(&self) -> Result<(), ApiError> {
         self.put("vm.resume", MEDIUM, NO_BODY).await
     }
 
@@ -246,8 +246,8 @@ impl Client {
     /// is synced.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn snapshot(&self, directory: &str) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn snapshot(&self, directory: &str) -> Result<(), ApiError> {
         let destination_url = &format!("file://{directory}");
         self.put("vm.snapshot", LONG, Some(&Destination { destination_url })).await
     }
@@ -255,63 +255,63 @@ impl Client {
     /// `vm.restore`, RAM copied eagerly where it is the VMM's own; the VM is paused then. A failed one leaves no VM.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn restore(&self, directory: &str) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn restore(&self, directory: &str) -> Result<(), ApiError> {
         let source_url = &format!("file://{directory}");
-        self.put("vm.restore", LONG, Some(&Source { source_url })).await
+        self.put("vm.restore", LONG, Some(&RestoreSource { source_url })).await
     }
 
     /// `vm.power-button`: what becomes of it is the guest's choice.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn power_button(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn power_button(&self) -> Result<(), ApiError> {
         self.put("vm.power-button", SHORT, NO_BODY).await
     }
 
     /// `vm.shutdown`: stops the VM as if by cutting its power; its configuration stays.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn shutdown(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn shutdown(&self) -> Result<(), ApiError> {
         self.put("vm.shutdown", MEDIUM, NO_BODY).await
     }
 
     /// `vm.delete`: stops the VM if it runs, and forgets its configuration.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn delete(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn delete(&self) -> Result<(), ApiError> {
         self.put("vm.delete", MEDIUM, NO_BODY).await
     }
 
     /// `vmm.shutdown`: the VMM ends, and its VM with it.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn shutdown_vmm(&self) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn shutdown_vmm(&self) -> Result<(), ApiError> {
         self.put("vmm.shutdown", MEDIUM, NO_BODY).await
     }
 
     /// `vm.add-fs`. The share's daemon must listen.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn add_fs(&self, share: &FsConfig) -> Result<(), ClientError> {
+    /// [`ApiError`].
+    pub async fn add_fs(&self, share: &FsConfig) -> Result<(), ApiError> {
         self.put("vm.add-fs", MEDIUM, Some(share)).await
     }
 
     /// `vm.remove-device`. Returns when the guest has been asked; [`Info::device_tree`] tells when it has let go.
     ///
     /// # Errors
-    /// [`ClientError`].
-    pub async fn remove_device(&self, id: &str) -> Result<(), ClientError> {
-        self.put("vm.remove-device", MEDIUM, Some(&Device { id })).await
+    /// [`ApiError`].
+    pub async fn remove_device(&self, id: &str) -> Result<(), ApiError> {
+        self.put("vm.remove-device", MEDIUM, Some(&RemoveDevice { id })).await
     }
 
-    async fn get<T: DeserializeOwned>(&self, call: &'static str) -> Result<T, ClientError> {
+    async fn get<T: DeserializeOwned>(&self, call: &'static str) -> Result<T, ApiError> {
         let body = self.send(call, SHORT, Method::GET, Bytes::new()).await?;
-        serde_json::from_slice(&body).map_err(|source| ClientError::Unreadable { call, source })
+        serde_json::from_slice(&body).map_err(|source| ApiError::Unreadable { call, source })
     }
 
     /// An answer to PUT has no body, or one that nixbox does not need (`vm.add-fs` says where the device is).
@@ -320,11 +320,11 @@ impl Client {
         call: &'static str,
         limit: Duration,
         body: Option<&B>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<(), ApiError> {
         let bytes = match body {
             None => Bytes::new(),
             Some(body) => serde_json::to_vec(body)
-                .map_err(|source| ClientError::Request { call, source: source.into() })?
+                .map_err(|source| ApiError::Request { call, source: source.into() })?
                 .into(),
         };
         self.send(call, limit, Method::PUT, bytes).await.map(drop)
@@ -336,7 +336,7 @@ impl Client {
         limit: Duration,
         method: Method,
         body: Bytes,
-    ) -> Result<Bytes, ClientError> {
+    ) -> Result<Bytes, ApiError> {
         let uri: hyper::Uri = hyperlocal::Uri::new(self.socket.as_path(), &format!("/api/v1/{call}")).into();
         let mut request = Request::builder().method(method).uri(uri).header("Host", "localhost");
         if !body.is_empty() {
@@ -344,22 +344,22 @@ impl Client {
         }
         let request = request
             .body(Full::new(body))
-            .map_err(|source| ClientError::Request { call, source: source.into() })?;
+            .map_err(|source| ApiError::Request { call, source: source.into() })?;
         let (status, body) = tokio::time::timeout(limit, self.exchange(call, request))
             .await
-            .map_err(|_elapsed| ClientError::TimedOut { call, limit })??;
+            .map_err(|_elapsed| ApiError::TimedOut { call, limit })??;
         if status.is_success() {
             return Ok(body);
         }
-        Err(ClientError::Refused { call, status: status.as_u16(), chain: error_chain(&body) })
+        Err(ApiError::Refused { call, status: status.as_u16(), chain: error_chain(&body) })
     }
 
     async fn exchange(
         &self,
         call: &'static str,
         request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), ClientError> {
-        let broken = |source: Box<dyn std::error::Error + Send + Sync>| ClientError::Connection {
+    ) -> Result<(StatusCode, Bytes), ApiError> {
+        let broken = |source: Box<dyn std::error::Error + Send + Sync>| ApiError::Connection {
             call,
             socket: self.socket.clone(),
             source,
@@ -368,7 +368,7 @@ impl Client {
         let status = answer.status();
         match Limited::new(answer.into_body(), BODY_LIMIT).collect().await {
             Ok(body) => Ok((status, body.to_bytes())),
-            Err(error) if error.is::<LengthLimitError>() => Err(ClientError::TooLong { call }),
+            Err(error) if error.is::<LengthLimitError>() => Err(ApiError::TooLong { call }),
             Err(error) => Err(broken(error)),
         }
     }

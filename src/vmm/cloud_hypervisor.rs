@@ -14,12 +14,12 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::capability;
-use super::client::{Client, ClientError};
+use super::client::{ApiClient, ApiError};
 use super::config::{Description, FsConfig, VmConfig};
 use super::error::VmmError;
 use super::live::Live;
 use super::state::{self, StateError};
-use crate::host::process::{Daemons, Role};
+use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
@@ -94,7 +94,7 @@ pub struct VmmSettings {
 pub struct CloudHypervisor {
     settings: VmmSettings,
     daemons: Daemons,
-    role: Role,
+    role: DaemonRole,
     /// The version of the installed program.
     installed: OnceCell<String>,
     stand_in: Option<StandIn>,
@@ -105,7 +105,7 @@ impl CloudHypervisor {
     #[must_use]
     pub fn new(settings: VmmSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
-        Self { settings, daemons, role: Role::vmm(), installed: OnceCell::new(), stand_in: None }
+        Self { settings, daemons, role: DaemonRole::vmm(), installed: OnceCell::new(), stand_in: None }
     }
 
     /// The same by a program that stands in for Cloud Hypervisor.
@@ -147,7 +147,7 @@ impl CloudHypervisor {
         let Some(daemon) = self.daemons.find(&self.role, generation)? else {
             return Ok(None);
         };
-        Ok(Some(Live { daemon, client: Client::new(self.socket(generation)?) }))
+        Ok(Some(Live { daemon, client: ApiClient::new(self.socket(generation)?) }))
     }
 
     /// Does something to the VMM of a generation. If there is none, or it ended meanwhile, the VM is lost.
@@ -208,8 +208,8 @@ impl CloudHypervisor {
                     let socket = self.socket(generation)?;
                     return Err(VmmError::Stranger { socket, found: ping.pid, wanted: live.daemon.pid() });
                 }
-                Err(ClientError::Connection { .. }) if Instant::now() < deadline => {}
-                Err(ClientError::Connection { .. }) => {
+                Err(ApiError::Connection { .. }) if Instant::now() < deadline => {}
+                Err(ApiError::Connection { .. }) => {
                     return Err(self.daemons.mute(&mark, START_LIMIT).into());
                 }
                 Err(error) => return Err(error.into()),
@@ -317,7 +317,7 @@ impl Vmm for CloudHypervisor {
         self.daemons.forget_old_logs("serial", generation).map_err(VmmError::from)?;
         let program = self.program()?.argument("--api-socket").argument(format!("path={socket}"));
         let daemon = self.daemons.spawn(&self.role, generation, &program).map_err(VmmError::from)?;
-        let live = Live { daemon, client: Client::new(socket) };
+        let live = Live { daemon, client: ApiClient::new(socket) };
         Ok(self.answering(&live, generation).await?)
     }
 
@@ -437,7 +437,7 @@ impl Vmm for CloudHypervisor {
                 match live.client.remove_device(id).await {
                     Ok(()) => {}
                     // Asked before: the VMM has forgotten it, and the guest has not let go of it yet.
-                    Err(ClientError::Refused { .. }) if !live.configured(id).await? => {}
+                    Err(ApiError::Refused { .. }) if !live.configured(id).await? => {}
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -50,18 +50,18 @@ pub fn mac(slot: Slot) -> String {
 /// The body of `vm.create`, as far as nixbox sets it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VmConfig {
-    cpus: Cpus,
-    memory: Memory,
-    payload: Payload,
-    disks: Vec<Disk>,
+    cpus: CpusConfig,
+    memory: MemoryConfig,
+    payload: PayloadConfig,
+    disks: Vec<DiskConfig>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    net: Vec<Net>,
+    net: Vec<NetConfig>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     fs: Vec<FsConfig>,
-    rng: Rng,
-    balloon: Balloon,
-    serial: Console,
-    console: Console,
+    rng: RngConfig,
+    balloon: BalloonConfig,
+    serial: ConsoleConfig,
+    console: ConsoleConfig,
 }
 
 /// A share as a device: the body of `vm.add-fs` too.
@@ -113,22 +113,22 @@ impl FsConfig {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Cpus {
+struct CpusConfig {
     boot_vcpus: u32,
     max_vcpus: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Memory {
+struct MemoryConfig {
     size: u64,
     /// A daemon of a share maps the guest's RAM.
     shared: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    zones: Vec<Zone>,
+    zones: Vec<MemoryZoneConfig>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Zone {
+struct MemoryZoneConfig {
     id: &'static str,
     size: u64,
     file: String,
@@ -137,7 +137,7 @@ struct Zone {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Payload {
+struct PayloadConfig {
     kernel: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     initramfs: Option<String>,
@@ -145,7 +145,7 @@ struct Payload {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Disk {
+struct DiskConfig {
     id: String,
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,19 +153,19 @@ struct Disk {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Net {
+struct NetConfig {
     id: &'static str,
     tap: String,
     mac: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Rng {
+struct RngConfig {
     src: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Balloon {
+struct BalloonConfig {
     size: u64,
     deflate_on_oom: bool,
     /// Pages that the guest freed leave the RAM file: snapshots get smaller.
@@ -173,7 +173,7 @@ struct Balloon {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Console {
+struct ConsoleConfig {
     mode: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<String>,
@@ -184,15 +184,15 @@ impl VmConfig {
     #[must_use]
     pub fn new(machine: &Description, capability: Capability) -> Self {
         let vcpus = machine.vcpus.get();
-        let disk = |(index, path): (usize, &String)| Disk {
+        let disk = |(index, path): (usize, &String)| DiskConfig {
             id: format!("disk-{index}"),
             path: path.clone(),
             image_type: capability.image_type.then_some("Raw"),
         };
         Self {
-            cpus: Cpus { boot_vcpus: vcpus, max_vcpus: vcpus },
+            cpus: CpusConfig { boot_vcpus: vcpus, max_vcpus: vcpus },
             memory: memory(machine),
-            payload: Payload {
+            payload: PayloadConfig {
                 kernel: machine.kernel.clone(),
                 initramfs: machine.initramfs.clone(),
                 cmdline: machine.cmdline.clone(),
@@ -201,25 +201,30 @@ impl VmConfig {
             net: machine
                 .slot
                 .iter()
-                .map(|slot| Net { id: "net", tap: tap(*slot), mac: mac(*slot) })
+                .map(|slot| NetConfig { id: "net", tap: tap(*slot), mac: mac(*slot) })
                 .collect(),
             fs: machine.shares.clone(),
-            rng: Rng { src: "/dev/urandom" },
-            balloon: Balloon { size: 0, deflate_on_oom: true, free_page_reporting: true },
-            serial: Console { mode: "File", file: Some(machine.serial.clone()) },
-            console: Console { mode: "Off", file: None },
+            rng: RngConfig { src: "/dev/urandom" },
+            balloon: BalloonConfig { size: 0, deflate_on_oom: true, free_page_reporting: true },
+            serial: ConsoleConfig { mode: "File", file: Some(machine.serial.clone()) },
+            console: ConsoleConfig { mode: "Off", file: None },
         }
     }
 }
 
 /// With zones the size beside them has to be 0: the zones are all the memory there is.
-fn memory(machine: &Description) -> Memory {
+fn memory(machine: &Description) -> MemoryConfig {
     match &machine.memory_file {
-        None => Memory { size: machine.memory, shared: true, zones: Vec::new() },
-        Some(file) => Memory {
+        None => MemoryConfig { size: machine.memory, shared: true, zones: Vec::new() },
+        Some(file) => MemoryConfig {
             size: 0,
             shared: false,
-            zones: vec![Zone { id: "ram", size: machine.memory, file: file.clone(), shared: true }],
+            zones: vec![MemoryZoneConfig {
+                id: "ram",
+                size: machine.memory,
+                file: file.clone(),
+                shared: true,
+            }],
         },
     }
 }

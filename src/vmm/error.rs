@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::capability::VersionError;
-use super::client::ClientError;
+use super::client::ApiError;
 use super::restore::RewriteError;
 use super::state::StateError;
 use crate::host::process::ProcessError;
@@ -17,7 +17,7 @@ use crate::world::{Failure, VmmState};
 pub enum VmmError {
     /// Over its API.
     #[error(transparent)]
-    Client(#[from] ClientError),
+    Client(#[from] ApiError),
     /// About its process.
     #[error(transparent)]
     Process(#[from] ProcessError),

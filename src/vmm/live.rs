@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{Client, ClientError, Info, State};
+use super::client::{ApiClient, ApiError, ApiVmState, Info};
 use super::config::FsConfig;
 use super::error::VmmError;
 use crate::host::process::Daemon;
@@ -48,7 +48,7 @@ pub(super) struct Live {
     /// Its process.
     pub(super) daemon: Daemon,
     /// Its API.
-    pub(super) client: Client,
+    pub(super) client: ApiClient,
 }
 
 impl Live {
@@ -63,10 +63,10 @@ impl Live {
     pub(super) async fn state(&self) -> Result<VmmState, VmmError> {
         Ok(match self.info().await?.map(|info| info.state) {
             None => VmmState::Empty,
-            Some(State::Created | State::Shutdown) => VmmState::Stopped,
-            Some(State::Running) => VmmState::Running,
+            Some(ApiVmState::Created | ApiVmState::Shutdown) => VmmState::Stopped,
+            Some(ApiVmState::Running) => VmmState::Running,
             // Stopped in a debugger: no vCPU runs.
-            Some(State::Paused | State::BreakPoint) => VmmState::Paused,
+            Some(ApiVmState::Paused | ApiVmState::BreakPoint) => VmmState::Paused,
         })
     }
 
@@ -77,7 +77,7 @@ impl Live {
         let mut wait: Option<Wait> = None;
         loop {
             match self.state().await {
-                Err(VmmError::Client(ClientError::TimedOut { .. })) => {}
+                Err(VmmError::Client(ApiError::TimedOut { .. })) => {}
                 answered => return answered,
             }
             let written = self.daemon.written()?;

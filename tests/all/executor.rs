@@ -5,12 +5,12 @@ mod panel;
 
 use std::sync::atomic::Ordering;
 
-use nixbox::engine::executor::{Ending, Event, Setback, Stopped};
-use nixbox::engine::history::Status;
+use nixbox::engine::executor::{Ending, EngineError, Event, TransitionFailure};
+use nixbox::engine::history::TransitionStatus;
 use nixbox::engine::journal::JournalError;
 use nixbox::engine::planner::{Direction, NoPlan};
 use nixbox::engine::record::{Ended, PayloadError};
-use nixbox::engine::transition::{Failure, Forward, Generation, Operation, OperationId, TransitionId};
+use nixbox::engine::transition::{AfterCommit, Failure, Generation, Operation, OperationId, TransitionId};
 
 use crate::harness::WORKSPACE;
 use panel::{Call, ID, LIMIT, Listener, Odd, Panel, Start, execute, open, recover, run, table};
@@ -18,19 +18,19 @@ use panel::{Call, ID, LIMIT, Listener, Odd, Panel, Start, execute, open, recover
 /// Whose failure an ending tells, and what it was.
 fn told(ending: &Ending) -> (&'static str, &Failure) {
     match ending {
-        Ending::RolledBack(Some(Setback { label, failure }))
-        | Ending::Lost(Setback { label, failure })
-        | Ending::Stuck(Setback { label, failure }) => (label, failure),
+        Ending::RolledBack(Some(TransitionFailure { label, failure }))
+        | Ending::Lost(TransitionFailure { label, failure })
+        | Ending::Stuck(TransitionFailure { label, failure }) => (label, failure),
         _ => panic!("{ending:?} tells no failure"),
     }
 }
 
-fn rolled_back(result: Result<Ending, Stopped>) -> Ending {
+fn rolled_back(result: Result<Ending, EngineError>) -> Ending {
     assert!(matches!(&result, Ok(Ending::RolledBack(Some(_)))), "{result:?}");
     result.unwrap()
 }
 
-fn stuck(result: Result<Ending, Stopped>) -> Ending {
+fn stuck(result: Result<Ending, EngineError>) -> Ending {
     assert!(matches!(&result, Ok(Ending::Stuck(_))), "{result:?}");
     result.unwrap()
 }
@@ -98,10 +98,10 @@ fn a_broken_journal_is_told_before_any_failure_and_nothing_more_is_done() {
     for fails in [Odd::Fails, Odd::FailsLate] {
         let panel = Panel::new(&[(Call::Apply, 0, fails), (Call::Apply, 1, Odd::BreaksJournal)]);
         let stopped = run(&panel);
-        assert!(matches!(stopped, Err(Stopped::Journal(JournalError::Io { .. }))), "{stopped:?}");
+        assert!(matches!(stopped, Err(EngineError::Journal(JournalError::Io { .. }))), "{stopped:?}");
         assert_eq!((panel.asked(Call::Undo), panel.on()), (vec![], vec![1]));
         panel.mend();
-        assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::RolledBack(None))));
+        assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::RolledBack(None))));
         assert!(panel.on().is_empty());
     }
 }
@@ -137,7 +137,7 @@ fn who_never_answers_has_its_time_and_no_more() {
         assert!(matches!(told(&ending), (named, Failure::TimedOut(_)) if named == label), "{ending:?}");
         assert!(is_open(&panel));
         panel.mend();
-        assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::RolledBack(None))));
+        assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::RolledBack(None))));
         assert!(panel.on().is_empty());
     }
 }
@@ -162,7 +162,7 @@ fn who_cannot_say_how_it_stands_is_stuck_until_it_can() {
         stuck(run(&panel));
         assert!(is_open(&panel));
         panel.mend();
-        assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::Done)));
+        assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::Done)));
         // All was done, and is not done again.
         assert_eq!(panel.asked(Call::Apply), [0, 1, 2, 10, 11, 12]);
         assert_eq!(open(&panel).unwrap().history().standing, b"Done");
@@ -176,7 +176,7 @@ fn a_failed_undo_is_stuck_and_undone_again() {
     assert_eq!(panel.asked(Call::Undo), [2, 1]);
     panel.mend();
     panel.log.lock().unwrap().clear();
-    assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::RolledBack(None))));
+    assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::RolledBack(None))));
     assert_eq!(panel.asked(Call::Undo), [1, 0]);
     assert!(panel.asked(Call::Probe).is_empty());
     assert!(panel.on().is_empty());
@@ -207,16 +207,17 @@ fn an_interrupt_rolls_back_up_to_the_commit_point_and_not_after_it() {
 }
 
 /// A journal in which the operation is left with these statuses, by place; the switches are as they say.
-fn left(odd: &[(Call, u16, Odd)], statuses: &[Status]) -> Panel {
+fn left(odd: &[(Call, u16, Odd)], statuses: &[TransitionStatus]) -> Panel {
     const SWITCHES: [u16; 6] = [0, 1, 2, 10, 11, 12];
     let panel = Panel::new(odd);
     let mut journal = open(&panel).unwrap();
     journal.begin(ID, b"what", 1).unwrap();
-    for (place, status) in (0..).zip(statuses).filter(|(_, status)| **status > Status::NeverStarted) {
+    for (place, status) in (0..).zip(statuses).filter(|(_, status)| **status > TransitionStatus::NeverStarted)
+    {
         let switch = SWITCHES[usize::from(place)];
         let intent = switch.to_le_bytes().to_vec();
         journal.intents(&[(place, TransitionId(switch), intent)]).unwrap();
-        if *status >= Status::Done {
+        if *status >= TransitionStatus::Done {
             journal.outcome(place, &[&[1, 0, 0, 0, 0, 0, 0, 0][..], &[1]].concat(), 1).unwrap();
             panel.on.lock().unwrap().insert(switch);
         }
@@ -224,19 +225,19 @@ fn left(odd: &[(Call, u16, Odd)], statuses: &[Status]) -> Panel {
     panel
 }
 
-use Status::{Done, IntentOnly};
+use TransitionStatus::{Done, IntentOnly};
 
 #[test]
 fn before_the_commit_point_a_probe_may_say_what_it_likes_but_not_that_it_cannot_tell() {
     for odd in [Odd::Finds(true), Odd::Finds(false), Odd::Lost] {
         let panel = left(&[(Call::Probe, 2, odd)], &[Done, Done, IntentOnly]);
-        assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::RolledBack(None))), "{odd:?}");
+        assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::RolledBack(None))), "{odd:?}");
         assert_eq!((panel.asked(Call::Probe), panel.asked(Call::Undo)), (vec![2], vec![2, 1, 0]), "{odd:?}");
         assert_eq!(open(&panel).unwrap().history().standing, b"RolledBack");
     }
     for odd in [Odd::CannotTell, Odd::Fails, Odd::Never] {
         let panel = left(&[(Call::Probe, 2, odd)], &[Done, Done, IntentOnly]);
-        assert_eq!(told(&stuck(recover(&panel, Forward::Stuck))).0, "third");
+        assert_eq!(told(&stuck(recover(&panel, AfterCommit::Stuck))).0, "third");
         assert_eq!((panel.asked(Call::Undo), panel.on()), (vec![], vec![0, 1]), "{odd:?}");
         assert!(is_open(&panel));
     }
@@ -247,18 +248,18 @@ fn the_commit_points_probe_decides() {
     let all = [Done, Done, Done, IntentOnly];
     let panel = left(&[(Call::Probe, 10, Odd::Finds(true))], &all);
     let before = panel.syncs.load(Ordering::Relaxed);
-    assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::Done)));
+    assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::Done)));
     // Opening; what the probe found; the last stage; the end.
     assert_eq!(panel.syncs.load(Ordering::Relaxed) - before, 1 + 1 + 1 + 1);
     assert_eq!((panel.asked(Call::Apply), panel.asked(Call::Undo)), (vec![11, 12], vec![]));
     for odd in [Odd::Finds(false), Odd::Lost] {
         let panel = left(&[(Call::Probe, 10, odd)], &all);
-        assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::RolledBack(None))), "{odd:?}");
+        assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::RolledBack(None))), "{odd:?}");
         assert_eq!((panel.asked(Call::Apply), panel.asked(Call::Undo)), (vec![], vec![2, 1, 0]), "{odd:?}");
     }
     for odd in [Odd::CannotTell, Odd::Fails, Odd::Never] {
         let panel = left(&[(Call::Probe, 10, odd)], &all);
-        assert_eq!(told(&stuck(recover(&panel, Forward::Stuck))).0, "commit");
+        assert_eq!(told(&stuck(recover(&panel, AfterCommit::Stuck))).0, "commit");
         assert_eq!((panel.asked(Call::Apply), panel.asked(Call::Undo)), (vec![], vec![]), "{odd:?}");
         assert!(is_open(&panel));
     }
@@ -268,7 +269,7 @@ fn the_commit_points_probe_decides() {
 fn after_the_commit_point_what_is_done_is_recorded_and_what_is_not_is_applied() {
     for (odd, applied) in [(Odd::Finds(true), vec![12]), (Odd::Finds(false), vec![11, 12])] {
         let panel = left(&[(Call::Probe, 11, odd)], &[Done, Done, Done, Done, IntentOnly]);
-        assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::Done)));
+        assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::Done)));
         assert_eq!((panel.asked(Call::Apply), panel.asked(Call::Probe)), (applied, vec![11]));
     }
 }
@@ -277,17 +278,17 @@ fn after_the_commit_point_what_is_done_is_recorded_and_what_is_not_is_applied() 
 fn after_the_commit_point_the_lost_are_cleared_away_and_the_blind_are_stuck() {
     let statuses = [Done, Done, Done, Done, IntentOnly, IntentOnly];
     let panel = left(&[(Call::Probe, 11, Odd::Lost)], &statuses);
-    let ending = recover(&panel, Forward::ClearAway).unwrap();
+    let ending = recover(&panel, AfterCommit::ClearAway).unwrap();
     assert!(matches!((&ending, told(&ending)), (Ending::Lost(_), ("fifth", Failure::Lost))), "{ending:?}");
     assert_eq!(panel.asked(Call::Probe), [11, 12], "once is enough");
     assert_eq!(panel.asked(Call::Apply), [12], "what is lost is not applied");
     assert_eq!(open(&panel).unwrap().history().standing, b"Lost");
 
     let panel = left(&[(Call::Probe, 11, Odd::Lost)], &statuses);
-    stuck(recover(&panel, Forward::Stuck));
+    stuck(recover(&panel, AfterCommit::Stuck));
     assert!(is_open(&panel));
 
-    for forward in [Forward::ClearAway, Forward::Stuck] {
+    for forward in [AfterCommit::ClearAway, AfterCommit::Stuck] {
         // The graver of two is told, whichever came first.
         for mate in [Odd::Fails, Odd::FailsLate] {
             let odd = [(Call::Probe, 11, Odd::CannotTell), (Call::Probe, 12, mate)];
@@ -321,18 +322,18 @@ fn a_failure_after_the_commit_point_has_a_second_look_and_no_third() {
     assert!(!is_open(&panel));
 
     let panel = Panel::new(&[(Call::Probe, 11, Odd::Fails), (Call::Apply, 11, Odd::Fails)]);
-    let ending = execute(&panel, &table(Forward::Stuck), Start::Fresh, &Listener::default());
+    let ending = execute(&panel, &table(AfterCommit::Stuck), Start::Fresh, &Listener::default());
     assert_eq!(told(&stuck(ending)).0, "fifth");
     assert_eq!(panel.asked(Call::Apply), [0, 1, 2, 10, 11, 12], "its probe failed");
     panel.mend();
-    assert!(matches!(recover(&panel, Forward::Stuck), Ok(Ending::Done)));
+    assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::Done)));
 }
 
 #[test]
 fn events_tell_what_happens_in_order() {
     let panel = Panel::new(&[(Call::Apply, 2, Odd::Fails)]);
     let listener = Listener::default();
-    rolled_back(execute(&panel, &table(Forward::Stuck), Start::Fresh, &listener));
+    rolled_back(execute(&panel, &table(AfterCommit::Stuck), Start::Fresh, &listener));
     let took = Some(std::time::Duration::ZERO);
     let begun = |recovery| Event::Begun {
         operation: "switches",
@@ -363,7 +364,10 @@ fn events_tell_what_happens_in_order() {
 
     let panel = left(&[(Call::Probe, 10, Odd::Finds(true))], &[Done, Done, Done, IntentOnly]);
     let listener = Listener::default();
-    assert!(matches!(execute(&panel, &table(Forward::Stuck), Start::Recovery, &listener), Ok(Ending::Done)));
+    assert!(matches!(
+        execute(&panel, &table(AfterCommit::Stuck), Start::Recovery, &listener),
+        Ok(Ending::Done)
+    ));
     let said = listener.0.lock().unwrap();
     let found = Event::Done { label: "commit", took: None };
     assert_eq!(said[..3], [begun(true), found, Event::Turned(Direction::Forward)]);
@@ -374,15 +378,17 @@ fn what_does_not_fit_is_refused_and_nothing_is_done() {
     let panel = Panel::new(&[]);
     drop(open(&panel).unwrap());
     let before = panel.host.journal_bytes(WORKSPACE);
-    assert!(matches!(recover(&panel, Forward::Stuck), Err(Stopped::NothingOpen)));
+    assert!(matches!(recover(&panel, AfterCommit::Stuck), Err(EngineError::NothingOpen)));
     let pointless: Operation<Panel> =
-        Operation::new(OperationId(1), "pointless", Forward::Stuck, |_, _| Box::pin(async { Ok(vec![]) }));
+        Operation::new(OperationId(1), "pointless", AfterCommit::Stuck, |_, _| {
+            Box::pin(async { Ok(vec![]) })
+        });
     let stopped = execute(&panel, &pointless, Start::Fresh, &Listener::default());
-    assert!(matches!(stopped, Err(Stopped::NoCommitPoint)), "{stopped:?}");
+    assert!(matches!(stopped, Err(EngineError::NoCommitPoint)), "{stopped:?}");
     assert_eq!(panel.host.journal_bytes(WORKSPACE), before);
 
     let other = left(&[], &[Done, Done, Done]);
-    let pointed = table(Forward::Stuck);
+    let pointed = table(AfterCommit::Stuck);
     let mut journal = open(&other).unwrap();
     journal.end(Ended::Done, b"", 1).unwrap();
     journal.begin(ID, b"", 1).unwrap();
@@ -390,7 +396,10 @@ fn what_does_not_fit_is_refused_and_nothing_is_done() {
     drop(journal);
     let stopped = execute(&other, &pointed, Start::Recovery, &Listener::default());
     assert!(
-        matches!(stopped, Err(Stopped::NoPlan(NoPlan::OtherTable { index: 0, found: TransitionId(5), .. }))),
+        matches!(
+            stopped,
+            Err(EngineError::NoPlan(NoPlan::OtherTable { index: 0, found: TransitionId(5), .. }))
+        ),
         "{stopped:?}"
     );
     assert!(other.log.lock().unwrap().is_empty());

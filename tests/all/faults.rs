@@ -1,7 +1,7 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Violation, Wrong};
-use nixbox::operations::{Loss, Refusal, Report};
+use nixbox::operations::{LossReason, OperationResult, Refusal};
 
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
@@ -37,7 +37,7 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
     let (was_up, had) = essence(before);
     let (is_up, has) = essence(host);
     match said {
-        Said::Report(Report::Done) => match command {
+        Said::Report(OperationResult::Done) => match command {
             Up | UpWarm | RestoreNewest | Replace | Command::SnapshotNamed => {
                 assert!(is_up, "{context}: done, and not up")
             }
@@ -47,10 +47,10 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
             DeleteNewest => assert!(has.len() + 1 == had.len(), "{context}: done, and still listed"),
             Command::Recover | Command::SnapshotKeepOne => {}
         },
-        Said::Report(Report::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
+        Said::Report(OperationResult::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
             assert_eq!((was_up, had), (is_up, has), "{context}: rolled back, and not as before");
         }
-        Said::Report(Report::ClearedAway(_) | Report::ReplacedInVain(_)) => {
+        Said::Report(OperationResult::ClearedAway(_) | OperationResult::ReplacedInVain(_)) => {
             assert_eq!((false, had), (is_up, has), "{context}: cleared away, and not down");
         }
         _ => {}
@@ -157,10 +157,10 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
             assert_eq!(host.violations(WORKSPACE), [], "{context}");
             agree(&before, &host, command, &said, &context);
             match said {
-                Said::Report(Report::Done) => finished += 1,
-                Said::Report(Report::RolledBack(_)) => back += 1,
+                Said::Report(OperationResult::Done) => finished += 1,
+                Said::Report(OperationResult::RolledBack(_)) => back += 1,
                 // The VM that was to be replaced is down by then, and it says so.
-                Said::Report(Report::ReplacedInVain(_)) if command == Replace => back += 1,
+                Said::Report(OperationResult::ReplacedInVain(_)) if command == Replace => back += 1,
                 _ => panic!("{context}"),
             }
         }
@@ -216,7 +216,10 @@ fn what_is_left_of_a_lost_vm_is_cleared_away() {
     host.kill_vmm(WORKSPACE);
     assert_ne!(host.violations(WORKSPACE), []);
     let said = run(&host, Command::Recover);
-    assert!(matches!(&said, Said::Recovered(recovered) if recovered.cleared == Some(Loss::Gone)), "{said:?}");
+    assert!(
+        matches!(&said, Said::Recovered(recovered) if recovered.cleared == Some(LossReason::Gone)),
+        "{said:?}"
+    );
     assert_eq!(host.violations(WORKSPACE), []);
 
     let host = host_after(53, true, &[Up, Snapshot]);

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::sync::Mutex;
 
-use nixbox::engine::executor::{Stopped, Unobserved};
+use nixbox::engine::executor::{EngineError, Unobserved};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{Recovered, Reference, Refusal, Report, Session, Wish};
+use nixbox::operations::{OperationResult, Recovered, Reference, Refusal, Session, SnapshotRequest};
 use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
@@ -84,7 +84,7 @@ pub(crate) enum Command {
 /// What a command printed, as far as it matters.
 #[derive(Debug)]
 pub(crate) enum Said {
-    Report(Report),
+    Report(OperationResult),
     Recovered(Recovered),
     Refused(Refusal),
     JournalFailed(nixbox::engine::journal::JournalError),
@@ -93,13 +93,13 @@ pub(crate) enum Said {
 
 impl Said {
     pub(crate) fn done(&self) -> bool {
-        matches!(self, Self::Report(Report::Done | Report::Already))
+        matches!(self, Self::Report(OperationResult::Done | OperationResult::Already))
     }
 
     /// The journal's error that ended it.
     pub(crate) fn journal_error(&self) -> Option<&nixbox::engine::journal::JournalError> {
         match self {
-            Self::JournalFailed(error) | Self::Refused(Refusal::Stopped(Stopped::Journal(error))) => {
+            Self::JournalFailed(error) | Self::Refused(Refusal::Engine(EngineError::Journal(error))) => {
                 Some(error)
             }
             _ => None,
@@ -108,7 +108,7 @@ impl Said {
 
     pub(crate) fn stuck(&self) -> bool {
         match self {
-            Self::Report(report) => matches!(report, Report::Stuck(_)),
+            Self::Report(report) => matches!(report, OperationResult::Stuck(_)),
             Self::Refused(refusal) => matches!(refusal, Refusal::Stuck(_)),
             Self::Recovered(recovered) => recovered.stuck.is_some(),
             Self::JournalFailed(_) | Self::Locked => false,
@@ -173,7 +173,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         let snapshots = host.snapshots(workspace);
         snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
-    let wish = |name: Option<&str>, stop| Wish {
+    let wish = |name: Option<&str>, stop| SnapshotRequest {
         name: name.and_then(|name| SnapshotName::try_from(name.to_owned()).ok()),
         stop,
         keep: None,
@@ -192,7 +192,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
         Command::SnapshotKeepOne => {
-            let wish = Wish { keep: Some(1), ..Wish::default() };
+            let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
             session.snapshot(wish).await.map(|frozen| frozen.report)
         }
         Command::DeleteNewest => session.delete(&Reference::from(newest())).await.map(|(_, report)| report),

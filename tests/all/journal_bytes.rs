@@ -9,7 +9,7 @@ use std::io;
 
 use nixbox::engine::history::{History, IllegalHistory};
 use nixbox::engine::journal::Journal;
-use nixbox::engine::reader::{self, MAX_TORN, ReadError, Scan, Source, Tail, WINDOW};
+use nixbox::engine::reader::{self, JournalBytes, MAX_TORN, ReadError, Scan, Tail, WINDOW};
 use nixbox::engine::record::{
     Ended, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, HeaderError, MAX_NUMBER, MAX_PAYLOAD,
     MAX_VALUE, PayloadError, Record, VERSION, WorkspaceId, decode_payload, decode_record, encode_frame,

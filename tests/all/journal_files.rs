@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use nixbox::engine::history::{IllegalHistory, Status};
+use nixbox::engine::history::{IllegalHistory, TransitionStatus};
 use nixbox::engine::journal::{Journal, JournalError, Name, ROTATE_AT, Storage, inspect};
 use nixbox::engine::reader::{ReadError, Scan, Tail};
 use nixbox::engine::record::{
@@ -147,7 +147,7 @@ fn what_is_synced_stays(host: &Host, context: &str) {
     let journal = open(&host).unwrap();
     let open = journal.open_operation().expect(context);
     assert_eq!((open.generation, open.parameters.as_slice()), (generation, &b"q"[..]), "{context}");
-    assert_eq!(open.entry(0).status, Status::IntentOnly, "{context}");
+    assert_eq!(open.entry(0).status, TransitionStatus::IntentOnly, "{context}");
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn what_is_built_upon_was_synced_by_opening() {
         drop(journal);
         host.power_cut(Survival::Some(seed));
         let journal = open(&host).unwrap();
-        assert!(journal.open_operation().unwrap().entry(0).status >= Status::Done, "seed {seed}");
+        assert!(journal.open_operation().unwrap().entry(0).status >= TransitionStatus::Done, "seed {seed}");
     }
 }
 

@@ -2,7 +2,7 @@
 //! not, and nothing else.
 
 use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
-use nixbox::operations::{Misfit, Refusal, Report, Unfit};
+use nixbox::operations::{Incompatibility, NotRestorable, OperationResult, Refusal};
 use nixbox::world::WorkspaceId;
 use proptest::prelude::*;
 
@@ -111,7 +111,10 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
     if undisturbed {
         match &expected {
             Some(_) => prop_assert!(
-                matches!(said, Said::Report(Report::Done | Report::Already) | Said::Recovered(_)),
+                matches!(
+                    said,
+                    Said::Report(OperationResult::Done | OperationResult::Already) | Said::Recovered(_)
+                ),
                 "{said:?}"
             ),
             None => prop_assert!(
@@ -146,10 +149,10 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
     }
     prop_assert!(allowed.contains(&found), "{found:?} is none of {allowed:?}, and it said {said:?}");
     match said {
-        Said::Report(Report::Done | Report::Already) => {
+        Said::Report(OperationResult::Done | OperationResult::Already) => {
             prop_assert_eq!(found.snapshots, done.snapshots)
         }
-        Said::Report(Report::RolledBack(_)) => prop_assert_eq!(found.snapshots, model.snapshots),
+        Said::Report(OperationResult::RolledBack(_)) => prop_assert_eq!(found.snapshots, model.snapshots),
         _ => {}
     }
     host.guest_works(turn.work);
@@ -193,8 +196,8 @@ proptest! {
                 ];
                 // A slot that another VM has by now is a refusal.
                 let taken = |said: &Said| match said {
-                    Said::Refused(Refusal::Unfit(_, Unfit::Misfits(misfits))) => {
-                        matches!(misfits[..], [Misfit::Slot(_)])
+                    Said::Refused(Refusal::Unfit(_, NotRestorable::Misfits(misfits))) => {
+                        matches!(misfits[..], [Incompatibility::Slot(_)])
                     }
                     _ => false,
                 };

@@ -1,14 +1,17 @@
 //! Which snapshot is restored, what keeps one from it, what is pruned, and what is swept up.
 
 use nixbox::fakes::Host;
-use nixbox::operations::{Misfit, Reference, Refusal, Report, Swept, Unfit, WarmUp, Wish};
+use nixbox::operations::{
+    Incompatibility, NotRestorable, OperationResult, Reference, Refusal, RestoreResult, SnapshotRequest,
+    Swept,
+};
 use nixbox::world::SnapshotName;
 
 use crate::harness::{Command, WORKSPACE, host_after, in_session, run};
 
 use Command::{Down, Snapshot, SnapshotStop, Up};
 
-fn warm_up(host: &Host) -> WarmUp {
+fn warm_up(host: &Host) -> RestoreResult {
     let warm = in_session(host, async |session| session.warm_up(None).await).unwrap();
     assert_eq!(host.violations(WORKSPACE), []);
     warm
@@ -22,7 +25,7 @@ fn numbers(host: &Host) -> Vec<u64> {
 fn without_a_snapshot_it_boots() {
     let warm = warm_up(&host_after(53, true, &[]));
     assert!(
-        matches!(warm, WarmUp { report: Report::Done, restored: None, passed_over } if passed_over.is_empty())
+        matches!(warm, RestoreResult { report: OperationResult::Done, restored: None, passed_over } if passed_over.is_empty())
     );
 }
 
@@ -31,14 +34,14 @@ fn the_newest_that_fits_is_restored() {
     let host = host_after(53, true, &[Up, Snapshot, Snapshot, Down]);
     let numbers = numbers(&host);
     host.damage_snapshot(WORKSPACE, host.snapshots(WORKSPACE)[1].0);
-    let WarmUp { report, restored, passed_over } =
+    let RestoreResult { report, restored, passed_over } =
         in_session(&host, async |session| session.warm_up(None).await).unwrap();
-    assert!(matches!(report, Report::Done));
+    assert!(matches!(report, OperationResult::Done));
     assert_eq!(restored.map(|manifest| manifest.id.0.0), Some(numbers[0]));
-    assert!(matches!(&passed_over[..], [(id, Unfit::Damaged(_))] if id.0.0 == numbers[1]));
+    assert!(matches!(&passed_over[..], [(id, NotRestorable::Damaged(_))] if id.0.0 == numbers[1]));
     // It runs already.
     let again = in_session(&host, async |session| session.warm_up(None).await).unwrap();
-    assert!(matches!(again, WarmUp { report: Report::Already, restored: None, .. }));
+    assert!(matches!(again, RestoreResult { report: OperationResult::Already, restored: None, .. }));
 }
 
 #[test]
@@ -59,7 +62,7 @@ fn what_does_not_fit_is_named_and_a_boot_takes_its_place() {
         assert!(unfit.to_string().contains(words), "{unfit}");
         assert_eq!(host.fingerprint(), before, "a refusal changes nothing");
         let warm = warm_up(&host);
-        assert!(matches!(warm.report, Report::Done) && warm.restored.is_none(), "{warm:?}");
+        assert!(matches!(warm.report, OperationResult::Done) && warm.restored.is_none(), "{warm:?}");
         assert!(warm.passed_over[0].1.to_string().contains(words), "{warm:?}");
     }
 }
@@ -88,17 +91,17 @@ fn what_can_be_known_before_is_known_before_the_guest_is_touched() {
     let host = host_after(51, true, &[Up]);
     let before = host.fingerprint();
     host.use_share("812 (java)");
-    let refused = in_session(&host, async |session| session.snapshot(Wish::default()).await);
+    let refused = in_session(&host, async |session| session.snapshot(SnapshotRequest::default()).await);
     assert!(matches!(&refused, Err(Refusal::SharesInUse(users)) if users == &["812 (java)"]), "{refused:?}");
     host.set_room(1);
-    let refused = in_session(&host, async |session| session.snapshot(Wish::default()).await);
+    let refused = in_session(&host, async |session| session.snapshot(SnapshotRequest::default()).await);
     assert!(matches!(refused, Err(Refusal::NoRoom { wanted: 2, free: 1 })), "{refused:?}");
     assert_eq!(host.fingerprint(), before);
 
     // Rolling over would start the VMM that was installed since.
     let host = host_after(53, true, &[Up]);
     host.install_vmm(52);
-    let refused = in_session(&host, async |session| session.snapshot(Wish::default()).await);
+    let refused = in_session(&host, async |session| session.snapshot(SnapshotRequest::default()).await);
     assert!(matches!(refused, Err(Refusal::VmmReplaced { .. })), "{refused:?}");
 }
 
@@ -108,8 +111,8 @@ fn the_oldest_unnamed_ones_are_pruned_but_not_the_one_that_the_vm_came_from() {
     let [oldest, named, newer] = numbers(&host)[..] else { panic!() };
     let reference = oldest.to_string().parse::<Reference>().unwrap();
     let warm = in_session(&host, async |session| session.restore(Some(&reference), false).await).unwrap();
-    assert!(matches!(warm.report, Report::Done));
-    let wish = Wish { keep: Some(1), ..Wish::default() };
+    assert!(matches!(warm.report, OperationResult::Done));
+    let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
     let frozen = in_session(&host, async |session| session.snapshot(wish).await).unwrap();
     assert!(frozen.afterwards.is_none(), "{frozen:?}");
     assert_eq!(frozen.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
@@ -122,7 +125,10 @@ fn the_oldest_unnamed_ones_are_pruned_but_not_the_one_that_the_vm_came_from() {
 fn names_are_taken_once() {
     let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
     let before = host.fingerprint();
-    let wish = Wish { name: SnapshotName::try_from("warm".to_owned()).ok(), ..Wish::default() };
+    let wish = SnapshotRequest {
+        name: SnapshotName::try_from("warm".to_owned()).ok(),
+        ..SnapshotRequest::default()
+    };
     let refused = in_session(&host, async |session| session.snapshot(wish).await);
     assert!(matches!(refused, Err(Refusal::NameTaken(_))), "{refused:?}");
     assert_eq!(host.fingerprint(), before);
@@ -155,6 +161,6 @@ fn a_misfit_names_the_slot_that_another_vm_has() {
     let slot = in_session(&host, async |session| session.world.slots.free().await).unwrap()[0];
     host.take_slot(slot);
     let warm = warm_up(&host);
-    let [(_, Unfit::Misfits(misfits))] = &warm.passed_over[..] else { panic!("{warm:?}") };
-    assert_eq!(misfits[..], [Misfit::Slot(slot)]);
+    let [(_, NotRestorable::Misfits(misfits))] = &warm.passed_over[..] else { panic!("{warm:?}") };
+    assert_eq!(misfits[..], [Incompatibility::Slot(slot)]);
 }

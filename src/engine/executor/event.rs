@@ -12,7 +12,7 @@ use super::super::transition::{Failure, Generation};
 /// A transition that did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[error("{label} failed")]
-pub struct Setback {
+pub struct TransitionFailure {
     /// Of the transition.
     pub label: &'static str,
     /// Why.
@@ -26,16 +26,16 @@ pub enum Ending {
     /// All of it was done.
     Done,
     /// All of it was taken back. In a recovery the reason may be that it had been left half done, and nothing more.
-    RolledBack(Option<Setback>),
+    RolledBack(Option<TransitionFailure>),
     /// It had passed its commit point, but its VM is gone or of no use; what is left is to be cleared away.
-    Lost(Setback),
+    Lost(TransitionFailure),
     /// An undo failed, or it cannot be told whether something was done. The operation stays open.
-    Stuck(Setback),
+    Stuck(TransitionFailure),
 }
 
 /// Why a run stopped without an ending. What was done so far is in the journal, and the next run goes on from there.
 #[derive(Debug, thiserror::Error)]
-pub enum Stopped {
+pub enum EngineError {
     /// The journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -97,7 +97,7 @@ pub trait Observer: Send + Sync {
 
     /// Why the transition failed whose [`Event::Failed`] follows. A failure after the commit point is tried once more, so
     /// this may be all that is heard of it.
-    fn setback(&self, _setback: &Setback) {}
+    fn setback(&self, _setback: &TransitionFailure) {}
 
     /// Nothing happens for a while, and this is why.
     fn waits(&self, _why: &str) {}

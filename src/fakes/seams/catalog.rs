@@ -4,7 +4,7 @@ use super::*;
 
 #[async_trait]
 impl Catalog for Seams {
-    async fn list(&self) -> Result<Vec<Listing>> {
+    async fn list(&self) -> Result<Vec<ListedSnapshot>> {
         self.look("catalog.list", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
             let listed: Vec<(SnapshotId, Ino)> = state
@@ -12,9 +12,9 @@ impl Catalog for Seams {
                 .list(snapshots)
                 .filter_map(|(name, ino)| Some((SnapshotId(Generation(name.parse().ok()?)), ino)))
                 .collect();
-            let mut listings: Vec<Listing> = listed
+            let mut listings: Vec<ListedSnapshot> = listed
                 .into_iter()
-                .map(|(id, ino)| Listing {
+                .map(|(id, ino)| ListedSnapshot {
                     id,
                     manifest: match state.files.get(ino, MANIFEST) {
                         Some(Content::Manifest(manifest)) => Ok(manifest.0.clone()),
@@ -45,24 +45,24 @@ impl Catalog for Seams {
         self.look("catalog.free", |state| Ok(state.room)).await
     }
 
-    async fn find(&self, id: SnapshotId) -> Result<Entry> {
+    async fn find(&self, id: SnapshotId) -> Result<SnapshotState> {
         self.look("catalog.find", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
             // What is reported is built upon, so that it has to be on the medium.
             state.files.sync_names(snapshots);
             let is = |name: String| state.files.find(snapshots, &name).is_some();
             Ok(match (is(id.to_string()), is(trash_name(id)), is(staging_name(id))) {
-                (true, ..) => Entry::Listed,
-                (_, true, _) => Entry::Trashed,
-                (_, _, true) => Entry::Staged,
-                _ => Entry::Absent,
+                (true, ..) => SnapshotState::Listed,
+                (_, true, _) => SnapshotState::Trashed,
+                (_, _, true) => SnapshotState::Staged,
+                _ => SnapshotState::Absent,
             })
         })
         .await
     }
 
     async fn stage(&self, id: SnapshotId) -> Result<()> {
-        let make = |state: &mut State| {
+        let make = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             if state.files.find(snapshots, &staging_name(id)).is_none() {
                 state.files.create(snapshots, &staging_name(id), Content::Directory);
@@ -95,7 +95,7 @@ impl Catalog for Seams {
 
     async fn commit(&self, manifest: Manifest) -> Result<()> {
         let id = manifest.id;
-        let write = |state: &mut State| {
+        let write = |state: &mut FakeState| {
             let Ok(staging) = self.staging(state, id) else {
                 return Ok(());
             };
@@ -108,7 +108,7 @@ impl Catalog for Seams {
             }
             Ok(())
         };
-        let sync = |state: &mut State| {
+        let sync = |state: &mut FakeState| {
             let Ok(staging) = self.staging(state, id) else {
                 return Ok(());
             };
@@ -117,12 +117,12 @@ impl Catalog for Seams {
             state.files.sync_names(staging);
             Ok(())
         };
-        let rename = |state: &mut State| {
+        let rename = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             state.files.rename(snapshots, &staging_name(id), &id.to_string());
             Ok(())
         };
-        let sync_list = |state: &mut State| {
+        let sync_list = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             state.files.sync_names(snapshots);
             Ok(())
@@ -137,12 +137,12 @@ impl Catalog for Seams {
     }
 
     async fn trash(&self, id: SnapshotId) -> Result<()> {
-        let rename = |state: &mut State| {
+        let rename = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             state.files.rename(snapshots, &id.to_string(), &trash_name(id));
             Ok(())
         };
-        let sync = |state: &mut State| {
+        let sync = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             state.files.sync_names(snapshots);
             Ok(())
@@ -165,7 +165,7 @@ impl Catalog for Seams {
 
 impl Seams {
     async fn remove_directory(&self, kind: &'static str, name: String) -> Result<()> {
-        let empty = |state: &mut State| {
+        let empty = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             if let Some(directory) = state.files.find(snapshots, &name) {
                 let first = state.files.list(directory).next().map(|(name, _)| name.to_owned());
@@ -173,7 +173,7 @@ impl Seams {
             }
             Ok(())
         };
-        let remove = |state: &mut State| {
+        let remove = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
             state.files.remove(snapshots, &name);
             state.files.sync_names(snapshots);
@@ -184,7 +184,7 @@ impl Seams {
 }
 
 /// What a manifest says of the files of a directory, but for the manifest itself.
-pub(in crate::fakes) fn records(state: &State, directory: Ino) -> Vec<FileRecord> {
+pub(in crate::fakes) fn records(state: &FakeState, directory: Ino) -> Vec<FileRecord> {
     let files = state.files.list(directory).filter(|(name, _)| *name != MANIFEST);
     files
         .map(|(name, ino)| {

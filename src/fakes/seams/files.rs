@@ -21,7 +21,7 @@ impl Disk for Seams {
     }
 
     async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
-        let flush = |state: &mut State| {
+        let flush = |state: &mut FakeState| {
             interrupt.check()?;
             let directory = self.directory(state);
             if let Some(ino) = state.files.find(directory, &disk_name(generation)) {
@@ -37,12 +37,12 @@ impl Disk for Seams {
     }
 
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
-        let begin = |state: &mut State| {
+        let begin = |state: &mut FakeState| {
             let staging = self.staging(state, into)?;
             state.files.create(staging, DISK, Content::Torn);
             Ok(())
         };
-        let finish = |state: &mut State| {
+        let finish = |state: &mut FakeState| {
             interrupt.check()?;
             let staging = self.staging(state, into)?;
             let Some(disk) = state.disk(self.workspace, generation).cloned() else {
@@ -68,12 +68,12 @@ impl Disk for Seams {
     }
 
     async fn remove(&self, generation: Generation) -> Result<()> {
-        let remove = |state: &mut State| {
+        let remove = |state: &mut FakeState| {
             let directory = self.directory(state);
             state.files.remove(directory, &disk_name(generation));
             Ok(())
         };
-        let sync = |state: &mut State| {
+        let sync = |state: &mut FakeState| {
             let directory = self.directory(state);
             state.files.sync_names(directory);
             Ok(())
@@ -89,16 +89,16 @@ impl Seams {
         kind: &'static str,
         generation: Generation,
         interrupt: &Interrupt,
-        image: impl FnOnce(&mut State) -> Result<DiskImage> + Send,
+        image: impl FnOnce(&mut FakeState) -> Result<DiskImage> + Send,
     ) -> Result<()> {
         let name = disk_name(generation);
-        let begin = |state: &mut State| {
+        let begin = |state: &mut FakeState| {
             let directory = self.directory(state);
             state.files.remove(directory, &name);
             state.files.create(directory, &name, Content::Torn);
             Ok(())
         };
-        let finish = |state: &mut State| {
+        let finish = |state: &mut FakeState| {
             interrupt.check()?;
             let image = image(state)?;
             let directory = self.directory(state);
@@ -129,7 +129,7 @@ impl Memory for Seams {
 
     async fn create(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let create = move |state: &mut State| {
+        let create = move |state: &mut FakeState| {
             state.memories.entry(key).or_insert(RamFile { ram: None, presence: Presence::Whole });
             Ok(())
         };
@@ -137,12 +137,12 @@ impl Memory for Seams {
     }
 
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
-        let begin = |state: &mut State| {
+        let begin = |state: &mut FakeState| {
             let staging = self.staging(state, into)?;
             state.files.create(staging, RAM, Content::Torn);
             Ok(())
         };
-        let finish = |state: &mut State| {
+        let finish = |state: &mut FakeState| {
             interrupt.check()?;
             let staging = self.staging(state, into)?;
             let Some(ram) = state.ram(self.workspace, generation).cloned() else {
@@ -158,11 +158,11 @@ impl Memory for Seams {
 
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
         let key = self.key(generation);
-        let begin = move |state: &mut State| {
+        let begin = move |state: &mut FakeState| {
             state.memories.insert(key, RamFile { ram: None, presence: Presence::Partial });
             Ok(())
         };
-        let finish = |state: &mut State| {
+        let finish = |state: &mut FakeState| {
             interrupt.check()?;
             let directory = self.staged_or_listed(state, from)?;
             let Some(Content::Ram(ram)) = state.files.get(directory, RAM).cloned() else {
@@ -176,7 +176,7 @@ impl Memory for Seams {
 
     async fn remove(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let remove = move |state: &mut State| {
+        let remove = move |state: &mut FakeState| {
             state.memories.remove(&key);
             Ok(())
         };

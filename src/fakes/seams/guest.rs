@@ -9,7 +9,7 @@ impl Guest for Seams {
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
-        let to_disk = |state: &mut State| {
+        let to_disk = |state: &mut FakeState| {
             self.guest(state, machine)?;
             let secret = state.secret;
             state.change_disk(self.workspace, machine.disk, |disk| {
@@ -19,7 +19,7 @@ impl Guest for Seams {
             });
             Ok(())
         };
-        let to_ram = |state: &mut State| {
+        let to_ram = |state: &mut FakeState| {
             let secret = state.secret;
             self.guest(state, machine)?.secrets.insert(secret);
             Ok(())
@@ -28,7 +28,7 @@ impl Guest for Seams {
     }
 
     async fn wipe(&self, machine: &Machine) -> Result<()> {
-        let files = |state: &mut State| {
+        let files = |state: &mut FakeState| {
             self.guest(state, machine)?;
             state.change_disk(self.workspace, machine.disk, |disk| {
                 let former = std::mem::take(&mut disk.secrets);
@@ -36,7 +36,7 @@ impl Guest for Seams {
             });
             Ok(())
         };
-        let caches = |state: &mut State| {
+        let caches = |state: &mut FakeState| {
             self.guest(state, machine)?.secrets.clear();
             state.change_disk(self.workspace, machine.disk, |disk| disk.residue.clear());
             Ok(())
@@ -46,20 +46,20 @@ impl Guest for Seams {
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
-        let mount = |state: &mut State| {
+        let mount = |state: &mut FakeState| {
             let wanted = state.shares_wanted;
             let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve);
             let attached = state.vmms.get(&key).is_some_and(|vmm| vmm.shares == Presence::Whole);
             let ram = self.guest(state, machine)?;
             match ram.mount {
                 _ if !wanted => Ok(()),
-                Mount::Works => Ok(()),
-                Mount::No if attached => {
+                FakeMount::Works => Ok(()),
+                FakeMount::No if attached => {
                     // The guest's kernel mounts what nobody serves, and hangs when it is used (measured: v53.0).
-                    ram.mount = if serving { Mount::Works } else { Mount::Dead };
+                    ram.mount = if serving { FakeMount::Works } else { FakeMount::Dead };
                     Ok(())
                 }
-                Mount::No | Mount::Dead => refused("the share cannot be mounted"),
+                FakeMount::No | FakeMount::Dead => refused("the share cannot be mounted"),
             }
         };
         self.act("guest.mount", vec![Box::new(mount)]).await
@@ -74,12 +74,12 @@ impl Guest for Seams {
     }
 
     async fn unmount(&self, machine: &Machine) -> Result<()> {
-        let unmount = |state: &mut State| {
+        let unmount = |state: &mut FakeState| {
             let ram = self.guest(state, machine)?;
             match ram.mount {
-                Mount::Dead => refused("the share hangs"),
-                Mount::Works | Mount::No => {
-                    ram.mount = Mount::No;
+                FakeMount::Dead => refused("the share hangs"),
+                FakeMount::Works | FakeMount::No => {
+                    ram.mount = FakeMount::No;
                     Ok(())
                 }
             }
@@ -102,8 +102,8 @@ impl Guest for Seams {
             let mounts = match ram.mount {
                 _ if !wanted => Presence::Whole,
                 // The guest's table of mounts does not say that one hangs.
-                Mount::Works | Mount::Dead => Presence::Whole,
-                Mount::No => Presence::Absent,
+                FakeMount::Works | FakeMount::Dead => Presence::Whole,
+                FakeMount::No => Presence::Absent,
             };
             Ok(Equipment { credentials, mounts })
         })
@@ -111,11 +111,11 @@ impl Guest for Seams {
     }
 
     async fn settle(&self, machine: &Machine) -> Result<()> {
-        let entropy = |state: &mut State| {
+        let entropy = |state: &mut FakeState| {
             self.guest(state, machine)?.seeded = true;
             Ok(())
         };
-        let clock = |state: &mut State| {
+        let clock = |state: &mut FakeState| {
             self.guest(state, machine)?.clock = true;
             Ok(())
         };
@@ -124,12 +124,12 @@ impl Guest for Seams {
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
-        let shut_down = |state: &mut State| {
+        let shut_down = |state: &mut FakeState| {
             self.guest(state, machine)?;
             state.ask_to_go(key);
             Ok(())
         };
-        let gone = |state: &mut State| {
+        let gone = |state: &mut FakeState| {
             state.answers(key)?;
             state.end_vmm(key);
             Ok(())

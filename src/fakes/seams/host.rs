@@ -20,7 +20,7 @@ impl Slots for Seams {
 
     async fn claim(&self, wanted: &[Slot]) -> Result<Slot> {
         let mut claimed = None;
-        let claim = |state: &mut State| {
+        let claim = |state: &mut FakeState| {
             let mine = |slot: &Slot| state.slots.get(slot).is_none_or(|holder| *holder == self.workspace);
             claimed = wanted.iter().copied().find(mine);
             if let Some(slot) = claimed {
@@ -33,7 +33,7 @@ impl Slots for Seams {
     }
 
     async fn release(&self, slot: Slot) -> Result<()> {
-        let release = move |state: &mut State| {
+        let release = move |state: &mut FakeState| {
             if state.slots.get(&slot) == Some(&self.workspace) {
                 state.slots.remove(&slot);
             }
@@ -55,7 +55,7 @@ impl Network for Seams {
 
     async fn build(&self, slot: Slot, _: Generation) -> Result<()> {
         let owner = self.workspace;
-        let tap = move |state: &mut State| {
+        let tap = move |state: &mut FakeState| {
             let blank = NetworkParts { owner, tap: false, table: false, dhcp: false };
             let network = state.networks.entry(slot).or_insert(blank);
             if network.owner != owner {
@@ -64,7 +64,7 @@ impl Network for Seams {
             network.tap = true;
             Ok(())
         };
-        let rest = move |state: &mut State| {
+        let rest = move |state: &mut FakeState| {
             if let Some(network) = state.networks.get_mut(&slot) {
                 network.table = true;
                 network.dhcp = true;
@@ -76,7 +76,7 @@ impl Network for Seams {
 
     async fn remove(&self, slot: Slot) -> Result<()> {
         let owner = self.workspace;
-        let begin = move |state: &mut State| match state.networks.get_mut(&slot) {
+        let begin = move |state: &mut FakeState| match state.networks.get_mut(&slot) {
             Some(network) if network.owner == owner => {
                 network.dhcp = false;
                 network.tap = false;
@@ -84,7 +84,7 @@ impl Network for Seams {
             }
             _ => Ok(()),
         };
-        let finish = move |state: &mut State| {
+        let finish = move |state: &mut FakeState| {
             if state.networks.get(&slot).is_some_and(|network| network.owner == owner) {
                 state.networks.remove(&slot);
             }
@@ -118,13 +118,13 @@ impl Shares for Seams {
         if !self.wanted() {
             return Ok(());
         }
-        let spawn = move |state: &mut State| {
+        let spawn = move |state: &mut FakeState| {
             if !state.daemons.get(&key).is_some_and(ShareDaemons::serve) {
                 state.daemons.insert(key, ShareDaemons { listening: Presence::Partial, alive: true });
             }
             Ok(())
         };
-        let listen = move |state: &mut State| {
+        let listen = move |state: &mut FakeState| {
             if let Some(daemons) = state.daemons.get_mut(&key) {
                 daemons.listening = Presence::Whole;
             }
@@ -138,11 +138,11 @@ impl Shares for Seams {
         if !self.wanted() {
             return Ok(());
         }
-        let end = move |state: &mut State| {
+        let end = move |state: &mut FakeState| {
             state.end_daemons(key);
             Ok(())
         };
-        let forget = move |state: &mut State| {
+        let forget = move |state: &mut FakeState| {
             state.daemons.remove(&key);
             Ok(())
         };

@@ -6,7 +6,7 @@ use super::*;
 impl Vmm for Seams {
     async fn ability(&self, of: Option<Generation>) -> Result<Ability> {
         let key = of.map(|of| self.key(of));
-        self.look("vmm.ability", |state| Ok(State::ability(state.version_of(key)?))).await
+        self.look("vmm.ability", |state| Ok(FakeState::ability(state.version_of(key)?))).await
     }
 
     async fn version(&self, of: Option<Generation>) -> Result<VmmVersion> {
@@ -35,7 +35,7 @@ impl Vmm for Seams {
 
     async fn start(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let start = move |state: &mut State| {
+        let start = move |state: &mut FakeState| {
             state.answers(key)?;
             if state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone) {
                 let version = state.version;
@@ -48,7 +48,7 @@ impl Vmm for Seams {
 
     async fn boot(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
-        let create = |state: &mut State| {
+        let create = |state: &mut FakeState| {
             state.answers(key)?;
             match state.vmms.get_mut(&key) {
                 Some(vmm) if vmm.state == VmmState::Empty => {
@@ -60,13 +60,13 @@ impl Vmm for Seams {
                 _ => refused("no VMM listens"),
             }
         };
-        let boot = |state: &mut State| self.boot_now(state, machine);
+        let boot = |state: &mut FakeState| self.boot_now(state, machine);
         self.act("vmm.boot", vec![Box::new(create), Box::new(boot)]).await
     }
 
     async fn pause(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let pause = move |state: &mut State| {
+        let pause = move |state: &mut FakeState| {
             state.answers(key)?;
             match state.vmms.get_mut(&key) {
                 Some(vmm) if vmm.state.has_system() => {
@@ -82,12 +82,12 @@ impl Vmm for Seams {
 
     async fn resume(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        self.act("vmm.resume", vec![Box::new(move |state: &mut State| self.resume_now(state, key))]).await
+        self.act("vmm.resume", vec![Box::new(move |state: &mut FakeState| self.resume_now(state, key))]).await
     }
 
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
         let key = self.key(generation);
-        let begin = |state: &mut State| {
+        let begin = |state: &mut FakeState| {
             state.answers(key)?;
             let staging = self.staging(state, into)?;
             if state.files.find(staging, SAVED).is_some() {
@@ -101,7 +101,7 @@ impl Vmm for Seams {
             state.files.create(staging, SAVED, Content::Torn);
             Ok(())
         };
-        let finish = |state: &mut State| {
+        let finish = |state: &mut FakeState| {
             state.answers(key)?;
             match state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
                 Some(id) => self.finish_save(state, key, id),
@@ -112,18 +112,18 @@ impl Vmm for Seams {
     }
 
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
-        let load = |state: &mut State| self.load_now(state, machine, from);
+        let load = |state: &mut FakeState| self.load_now(state, machine, from);
         self.act("vmm.load", vec![nothing(), Box::new(load)]).await
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let press = move |state: &mut State| {
+        let press = move |state: &mut FakeState| {
             state.answers(key)?;
             state.ask_to_go(key);
             Ok(())
         };
-        let gone = move |state: &mut State| {
+        let gone = move |state: &mut FakeState| {
             state.answers(key)?;
             state.end_vmm(key);
             Ok(())
@@ -142,11 +142,11 @@ impl Vmm for Seams {
 
     async fn stop(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let end = move |state: &mut State| {
+        let end = move |state: &mut FakeState| {
             state.end_vmm(key);
             Ok(())
         };
-        let forget = move |state: &mut State| {
+        let forget = move |state: &mut FakeState| {
             state.vmms.remove(&key);
             Ok(())
         };
@@ -155,7 +155,7 @@ impl Vmm for Seams {
 
     async fn attach_shares(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let attach = move |state: &mut State| {
+        let attach = move |state: &mut FakeState| {
             state.answers(key)?;
             if !state.shares_wanted {
                 return Ok(());
@@ -176,12 +176,12 @@ impl Vmm for Seams {
 
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        let detach = move |state: &mut State| {
+        let detach = move |state: &mut FakeState| {
             state.answers(key)?;
             let memory = state.vmms.get(&key).and_then(|vmm| vmm.machine).map(|machine| machine.memory);
             let mounted = memory
                 .and_then(|memory| state.ram(self.workspace, memory))
-                .is_some_and(|ram| ram.mount != Mount::No);
+                .is_some_and(|ram| ram.mount != FakeMount::No);
             if mounted {
                 return refused("the share is mounted in the guest");
             }
@@ -209,7 +209,7 @@ impl Vmm for Seams {
 }
 
 impl Seams {
-    fn boot_now(&self, state: &mut State, machine: &Machine) -> Result<()> {
+    fn boot_now(&self, state: &mut FakeState, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
         state.answers(key)?;
         match state.vmms.get(&key).map(|vmm| vmm.state) {
@@ -226,7 +226,7 @@ impl Seams {
         let Some(file) = state.memories.get_mut(&self.key(machine.memory)) else {
             return refused("the RAM file is not there");
         };
-        file.ram = Some(Ram { ticks, ..Ram::booted(boot) });
+        file.ram = Some(FakeRam { ticks, ..FakeRam::booted(boot) });
         let shares = if machine.shares { Presence::Whole } else { Presence::Absent };
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Running;
@@ -236,7 +236,7 @@ impl Seams {
     }
 
     /// What a VMM connects to or opens when a VM is created in it.
-    fn check_parts(&self, state: &State, machine: &Machine, shares: bool) -> Result<()> {
+    fn check_parts(&self, state: &FakeState, machine: &Machine, shares: bool) -> Result<()> {
         if shares && !state.daemons.get(&self.key(machine.vmm)).is_some_and(ShareDaemons::serve) {
             return refused("no share daemon listens");
         }
@@ -250,9 +250,9 @@ impl Seams {
         }
     }
 
-    fn resume_now(&self, state: &mut State, key: Key) -> Result<()> {
+    fn resume_now(&self, state: &mut FakeState, key: Key) -> Result<()> {
         state.answers(key)?;
-        let tap = |state: &State, machine: Machine| {
+        let tap = |state: &FakeState, machine: Machine| {
             state.networks.get(&machine.slot).is_some_and(|net| net.owner == self.workspace && net.tap)
         };
         let (machine, spoilt) = match state.vmms.get(&key) {
@@ -269,16 +269,17 @@ impl Seams {
             vmm.state = VmmState::Running;
             vmm.mangled |= mangled;
         }
-        if let Some(ram) =
-            state.ram_mut(self.workspace, machine.memory).filter(|ram| spoilt && ram.mount == Mount::Works)
+        if let Some(ram) = state
+            .ram_mut(self.workspace, machine.memory)
+            .filter(|ram| spoilt && ram.mount == FakeMount::Works)
         {
-            ram.mount = Mount::Dead;
+            ram.mount = FakeMount::Dead;
         }
         Ok(())
     }
 
-    fn finish_save(&self, state: &mut State, key: Key, into: SnapshotId) -> Result<()> {
-        let survives = State::ability(state.version_of(Some(key))?).shares_survive_resume;
+    fn finish_save(&self, state: &mut FakeState, key: Key, into: SnapshotId) -> Result<()> {
+        let survives = FakeState::ability(state.version_of(Some(key))?).shares_survive_resume;
         let Some(vmm) = state.vmms.get_mut(&key).filter(|vmm| vmm.state == VmmState::Paused) else {
             return Err(Failure::Lost);
         };
@@ -295,7 +296,7 @@ impl Seams {
         Ok(())
     }
 
-    fn load_now(&self, state: &mut State, machine: &Machine, from: SnapshotId) -> Result<()> {
+    fn load_now(&self, state: &mut FakeState, machine: &Machine, from: SnapshotId) -> Result<()> {
         let key = self.key(machine.vmm);
         state.answers(key)?;
         match state.vmms.get(&key).map(|vmm| vmm.state) {
@@ -310,7 +311,7 @@ impl Seams {
         };
         self.check_parts(state, machine, saved.shares)?;
         let breaks_mounts =
-            saved.shares && !State::ability(state.version_of(Some(key))?).shares_survive_restore;
+            saved.shares && !FakeState::ability(state.version_of(Some(key))?).shares_survive_restore;
         let disk = state.disk(self.workspace, machine.disk).map(|disk| disk.ticks);
         let Some(ram) = state.ram_mut(self.workspace, machine.memory) else {
             return Err(Failure::Lost);
@@ -318,8 +319,8 @@ impl Seams {
         let mangled = ram.ticks != saved.ticks || disk != Some(saved.ticks);
         ram.seeded = false;
         ram.clock = false;
-        if breaks_mounts && ram.mount == Mount::Works {
-            ram.mount = Mount::Dead;
+        if breaks_mounts && ram.mount == FakeMount::Works {
+            ram.mount = FakeMount::Dead;
         }
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Paused;

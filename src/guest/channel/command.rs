@@ -9,10 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
-use super::{ChannelError, Exit};
+use super::{ChannelError, CommandExit};
 
 /// A command that runs.
-pub struct Command {
+pub struct GuestCommand {
     pub(super) reader: Reader,
     pub(super) writer: ChannelWriteHalf<Msg>,
 }
@@ -33,7 +33,7 @@ impl Reader {
     }
 }
 
-impl Command {
+impl GuestCommand {
     /// Send to its stdin.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ pub enum Said {
     /// On stderr.
     Err(Bytes),
     /// By ending.
-    Ended(Exit),
+    Ended(CommandExit),
     /// That no more output follows.
     NoMore,
 }
@@ -82,9 +82,9 @@ fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError>
     Ok(match message {
         Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
         Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
-        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(Exit::Status(exit_status))),
+        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(CommandExit::Status(exit_status))),
         Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-            Some(Said::Ended(Exit::Signal(signal_text(&signal_name))))
+            Some(Said::Ended(CommandExit::Signal(signal_text(&signal_name))))
         }
         Some(ChannelMsg::Eof) => Some(Said::NoMore),
         Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
@@ -105,8 +105,8 @@ fn signal_text(signal: &Sig) -> String {
 /// command ends without reading its stdin.
 pub(super) async fn converse(
     feed: impl Future<Output = Result<(), ChannelError>>,
-    drain: impl Future<Output = Result<Exit, ChannelError>>,
-) -> Result<Exit, ChannelError> {
+    drain: impl Future<Output = Result<CommandExit, ChannelError>>,
+) -> Result<CommandExit, ChannelError> {
     tokio::pin!(feed, drain);
     let mut fed = false;
     loop {
@@ -122,7 +122,7 @@ pub(super) async fn converse(
 
 /// Hand everything to the sink until the command has ended and there is no more. A server may send the end before the last
 /// output, and a process left behind in the guest may keep the output open: then the closing of the channel decides.
-pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<Exit, ChannelError> {
+pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
         match understand(reader.wait().await) {

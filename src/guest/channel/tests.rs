@@ -21,7 +21,7 @@ fn nothing() -> Zeroizing<Vec<u8>> {
     Zeroizing::new(Vec::new())
 }
 
-async fn exec(session: &Session, command: &str) -> Finished {
+async fn exec(session: &SshSession, command: &str) -> Finished {
     session.exec(command.as_bytes(), nothing(), CAPTURE).await.unwrap()
 }
 
@@ -31,19 +31,19 @@ async fn commands_run_with_input_output_and_status() {
         let Some(server) = Server::start(kind) else { continue };
         let session = server.connect("user").await.session;
         let done = exec(&session, "echo out; echo err >&2; exit 42").await;
-        assert_eq!(done.exit, Exit::Status(42));
+        assert_eq!(done.exit, CommandExit::Status(42));
         assert_eq!((done.stdout.as_slice(), done.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
 
         let input: Vec<u8> = (0..3_000_000_u32).map(|byte| byte as u8).collect();
         let echoed = session.exec(b"cat", Zeroizing::new(input.clone()), CAPTURE).await.unwrap();
-        assert_eq!(echoed.exit, Exit::Status(0));
+        assert_eq!(echoed.exit, CommandExit::Status(0));
         assert!(echoed.stdout == input, "{kind:?}: {} bytes came back", echoed.stdout.len());
 
         // Ends without reading: neither the sending nor the receiving side may wait for it.
         let ignored = session.exec(b"exit 5", Zeroizing::new(vec![0; 16 << 20]), CAPTURE).await.unwrap();
-        assert_eq!(ignored.exit, Exit::Status(5), "{kind:?}");
+        assert_eq!(ignored.exit, CommandExit::Status(5), "{kind:?}");
 
-        assert_eq!(exec(&session, "kill -KILL $$").await.exit, Exit::Signal("KILL".into()));
+        assert_eq!(exec(&session, "kill -KILL $$").await.exit, CommandExit::Signal("KILL".into()));
         session.close().await;
     }
 }
@@ -76,7 +76,7 @@ async fn streams_pass_through() {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let command = b"wc -c; echo oops >&2; exit 9";
         let exit = session.pass_through(command, input.as_slice(), &mut out, &mut err).await.unwrap();
-        assert_eq!(exit, Exit::Status(9));
+        assert_eq!(exit, CommandExit::Status(9));
         assert_eq!(String::from_utf8(out).unwrap().trim(), (2 << 20).to_string());
         assert_eq!(err, b"oops\n");
 
@@ -94,7 +94,7 @@ async fn streams_pass_through() {
         let mut nowhere = tokio::io::sink();
         let run = session.pass_through(command, stdin, &mut stdout, &mut nowhere);
         let (exit, ()) = tokio::join!(run, talk);
-        assert_eq!(exit.unwrap(), Exit::Status(3));
+        assert_eq!(exit.unwrap(), CommandExit::Status(3));
 
         // Nobody reads what it says.
         let (mut broken, other) = tokio::io::duplex(16);
@@ -129,13 +129,13 @@ async fn the_host_key_is_learned_once() {
     // Of several host keys, the one that was learned is asked for, whichever that was.
     let second = fs::read_to_string(server.directory.path().join("hostkey2.pub")).unwrap();
     fs::write(pin.path(), format!("nixbox {second}")).unwrap();
-    Session::open(&server.endpoint("user"), Limits::default()).await.map(drop).unwrap();
+    SshSession::open(&server.endpoint("user"), Limits::default()).await.map(drop).unwrap();
 
     // Another key is refused at once, however long one would wait, and nothing is learned from it.
     let other = key::generate().unwrap().public_key().to_openssh().unwrap();
     fs::write(pin.path(), format!("nixbox {other}\n")).unwrap();
     let endpoint = server.endpoint("user");
-    let attempt = async |limits: Limits| Ok(Session::open(&endpoint, limits).await?);
+    let attempt = async |limits: Limits| Ok(SshSession::open(&endpoint, limits).await?);
     let refused = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
     let error = refused.map(drop).unwrap_err();
     assert!(matches!(&error, ChannelError::HostKey(PinError::Changed { .. })), "{error:?}");
@@ -150,7 +150,7 @@ async fn a_key_that_is_not_let_in_teaches_nothing() {
         let pin = Pin::new(server.directory.path().join("second"));
         let key = Arc::new(key::generate().unwrap());
         let endpoint = Endpoint { key, pin: pin.clone(), ..server.endpoint("user") };
-        let error = Session::open(&endpoint, Limits::default()).await.map(drop).unwrap_err();
+        let error = SshSession::open(&endpoint, Limits::default()).await.map(drop).unwrap_err();
         assert!(matches!(error, ChannelError::Denied { .. }), "{error:?}");
         assert!(pin.load().unwrap().is_none());
     }
@@ -176,7 +176,7 @@ async fn silence_noise_and_nobody_are_told_apart() {
     // Accepts by its backlog, and never says a word.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let guest = endpoint(silent.local_addr().unwrap(), directory.path());
-    let error = Session::open(&guest, short()).await.map(drop).unwrap_err();
+    let error = SshSession::open(&guest, short()).await.map(drop).unwrap_err();
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 
     // Never ends its greeting.
@@ -190,12 +190,12 @@ async fn silence_noise_and_nobody_are_told_apart() {
         }
         sent
     });
-    let error = Session::open(&guest, Limits::default()).await.map(drop).unwrap_err();
+    let error = SshSession::open(&guest, Limits::default()).await.map(drop).unwrap_err();
     assert!(matches!(error, ChannelError::Protocol { source: russh::Error::Version, .. }), "{error:?}");
     assert!(noise.join().unwrap() < 64 << 20, "all of the noise was taken");
 
     let guest = endpoint(([127, 0, 0, 1], free_port()).into(), directory.path());
-    let error = Session::open(&guest, short()).await.map(drop).unwrap_err();
+    let error = SshSession::open(&guest, short()).await.map(drop).unwrap_err();
     assert!(matches!(error, ChannelError::Connect { .. }), "{error:?}");
     assert!(guest.pin.load().unwrap().is_none());
 }
@@ -312,19 +312,19 @@ async fn servers_that_misbehave_are_found_out() {
         let serving =
             tokio::spawn(async move { hostile.run_on_socket(Arc::new(configuration), &listener).await });
         let limits = Limits { connect: LIMIT, ..short() };
-        let session = Session::open(&guest, limits).await.unwrap();
+        let session = SshSession::open(&guest, limits).await.unwrap();
         let done = session.exec(b"true", Zeroizing::new(vec![0; 1 << 20]), CAPTURE).await;
         match how {
             Hostile::Refuses => assert!(matches!(done, Err(ChannelError::NoCommands)), "{done:?}"),
             Hostile::ClosesFirst(_) if starts => {
                 let done = done.unwrap();
-                assert_eq!((done.exit, done.stdout.as_slice()), (Exit::Status(7), &b"ran"[..]));
+                assert_eq!((done.exit, done.stdout.as_slice()), (CommandExit::Status(7), &b"ran"[..]));
             }
             Hostile::NoStatus | Hostile::ClosesFirst(_) => {
                 assert!(matches!(done, Err(ChannelError::Unsaid)), "{done:?}");
             }
             Hostile::OddSignal => {
-                assert_eq!(done.unwrap().exit, Exit::Signal(format!("2J{}", "X".repeat(14))))
+                assert_eq!(done.unwrap().exit, CommandExit::Signal(format!("2J{}", "X".repeat(14))))
             }
             _ => assert!(matches!(done, Err(ChannelError::Closed)), "{done:?}"),
         }

@@ -88,8 +88,14 @@ fn rule(content: &str, target: &str, owner: Option<&str>) -> FileRule {
     FileRule { source: plain(content.to_owned()), target: path(target), owner }
 }
 
-fn settings(address: SocketAddr, user: &str, key: Arc<PrivateKey>, pins: &Path, wanted: Wanted) -> Settings {
-    Settings {
+fn settings(
+    address: SocketAddr,
+    user: &str,
+    key: Arc<PrivateKey>,
+    pins: &Path,
+    wanted: Wanted,
+) -> GuestSettings {
+    GuestSettings {
         user: UserName::try_from(user.to_owned()).unwrap(),
         key,
         pin: {
@@ -145,7 +151,7 @@ async fn a_guest_that_does_not_speak_is_not_asked_to_shut_down_for_long() {
     let pins = tempfile::tempdir().unwrap();
     let key = Arc::new(key::generate().unwrap());
     let settings = settings(silent.local_addr().unwrap(), "user", key, pins.path(), Wanted::default());
-    let settings = Settings { ready: Duration::from_secs(1000), ..settings };
+    let settings = GuestSettings { ready: Duration::from_secs(1000), ..settings };
     let guest = SshGuest::new(settings, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap();
     let begun = tokio::time::Instant::now();
     let failed = guest.shut_down(&machine()).await;
@@ -392,7 +398,7 @@ async fn readiness_gives_the_boot_and_a_gone_vm_is_lost() {
     let of = |ready| {
         let key = Arc::clone(&server.key);
         let settings = settings(nobody, "user", key, directory.path(), Wanted::default());
-        SshGuest::new(Settings { ready, ..settings }, Arc::clone(&runs) as Arc<dyn Vmm>).unwrap()
+        SshGuest::new(GuestSettings { ready, ..settings }, Arc::clone(&runs) as Arc<dyn Vmm>).unwrap()
     };
     let guest = of(LIMIT);
     let going = async { *runs.0.lock().unwrap() = VmmState::Gone };
@@ -440,7 +446,7 @@ fn settings_that_would_touch_the_host_are_refused() {
         let wipe = wipe.iter().map(|text| path(text)).collect();
         let wanted = Wanted { files, wipe, ..Wanted::default() };
         let base = settings(([127, 0, 0, 1], 1).into(), "user", Arc::clone(&key), Path::new("/"), wanted);
-        Settings { mounts, ..base }.check()
+        GuestSettings { mounts, ..base }.check()
     };
     let work = || vec![share("w", "~/workspace", false)];
     assert_eq!(check(vec![rule("", "~/a", None)], &["~/b"], work()), Ok(()));

@@ -11,11 +11,11 @@ const GENERATION: Generation = Generation(7);
 const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
 const SIZE: u64 = 64 << 20;
 
-fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progress>) -> Ram {
+fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progress>) -> RamFiles {
     let (run, snapshots) = (directory.join("run"), directory.join("snapshots"));
     std::fs::create_dir_all(&run).unwrap();
     std::fs::create_dir_all(&snapshots).unwrap();
-    Ram {
+    RamFiles {
         run,
         snapshots,
         tmpfs: vec![tmpfs.to_owned()],
@@ -27,11 +27,11 @@ fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progr
     }
 }
 
-fn catalog(ram: &Ram) -> Snapshots {
+fn catalog(ram: &RamFiles) -> Snapshots {
     Snapshots { root: ram.snapshots.clone(), progress: Arc::new(Silent) }
 }
 
-fn path(ram: &Ram, generation: Generation) -> PathBuf {
+fn path(ram: &RamFiles, generation: Generation) -> PathBuf {
     match ram.location(generation).unwrap() {
         Location::File(path) => path,
         Location::Vmm => panic!("in the VMM"),
@@ -234,7 +234,7 @@ async fn a_directory_that_somebody_else_made_is_not_used() {
 async fn what_a_reboot_or_a_stranger_leaves_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
-    let ram = Ram { workspace: WorkspaceId([std::process::id() as u8; 16]), ..ram };
+    let ram = RamFiles { workspace: WorkspaceId([std::process::id() as u8; 16]), ..ram };
     ram.create(GENERATION).await.unwrap();
     std::fs::remove_file(path(&ram, GENERATION)).unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Partial);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::firewall::ALLOWED_SET;
-use super::{Mode, Plan};
+use super::{Mode, NetworkPlan};
 
 /// Where systemd-resolved keeps the servers behind its stub at 127.0.0.53.
 pub(super) const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
@@ -46,12 +46,12 @@ pub(super) fn upstreams(etc: &Path, resolved: &Path) -> (PathBuf, Vec<String>) {
 
 /// The whole configuration. Nothing else is read: naming a file on the command line replaces /etc/dnsmasq.conf.
 pub(super) fn configuration(
-    plan: &Plan,
+    plan: &NetworkPlan,
     mode: &Mode,
     upstreams: &(PathBuf, Vec<String>),
     runtime: &Path,
 ) -> String {
-    let Plan { tap, gateway, guest, mac, .. } = plan;
+    let NetworkPlan { tap, gateway, guest, mac, .. } = plan;
     let (leases, log) = (runtime.join(LEASES), runtime.join(LOG));
     let mut text = format!(
         "# Written by nixbox; made anew with every start of the network.\n\

@@ -15,7 +15,7 @@ use nftables::types::NfFamily;
 use serde_json::Value;
 
 use super::firewall::{FirewallError, ask, is, meta, nft, objects, text};
-use super::{Mode, Plan};
+use super::{Mode, NetworkPlan};
 
 pub(super) const TABLE: &str = "filter";
 const CHAIN: &str = "DOCKER-USER";
@@ -23,12 +23,12 @@ const CHAIN: &str = "DOCKER-USER";
 /// Docker may change the chain between our look and our change; the next look sees it.
 const ATTEMPTS: usize = 3;
 
-fn comment(plan: &Plan) -> String {
+fn comment(plan: &NetworkPlan) -> String {
     format!("nixbox {} {}", plan.workspace, plan.tap)
 }
 
 /// Our rules that are in the chain, without their handles; `None` without a chain.
-pub(super) async fn list(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallError> {
+pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, FirewallError> {
     let Some(mut rules) = ours(plan).await? else {
         return Ok(None);
     };
@@ -39,17 +39,17 @@ pub(super) async fn list(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallErro
 }
 
 /// Put our rules first in the chain, in place of any that are there.
-pub(super) async fn apply(plan: &Plan, mode: &Mode) -> Result<(), FirewallError> {
+pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode) -> Result<(), FirewallError> {
     replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
 }
 
 /// Remove our rules from the chain.
-pub(super) async fn remove(plan: &Plan) -> Result<(), FirewallError> {
+pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
     replace(plan, vec![]).await
 }
 
 /// In order. Containers stay behind Docker's own rules: they are no part of the outside.
-fn wanted(plan: &Plan) -> Vec<Vec<Statement<'static>>> {
+fn wanted(plan: &NetworkPlan) -> Vec<Vec<Statement<'static>>> {
     let from = || is(meta(MetaKey::Iifname), text(&plan.tap));
     let towards = |name: &str| is(meta(MetaKey::Oifname), text(name));
     vec![
@@ -60,7 +60,7 @@ fn wanted(plan: &Plan) -> Vec<Vec<Statement<'static>>> {
     ]
 }
 
-async fn replace(plan: &Plan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), FirewallError> {
+async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), FirewallError> {
     let mut attempt = 1;
     loop {
         let Some(there) = ours(plan).await? else {
@@ -98,7 +98,7 @@ fn rule(statements: Vec<Statement<'static>>, comment: Option<String>) -> Rule<'s
 
 /// Our rules as nft lists them. Other rules of the chain are read no further than to their comment: they are
 /// iptables' and may hold what nft cannot say.
-async fn ours(plan: &Plan) -> Result<Option<Vec<Value>>, FirewallError> {
+async fn ours(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, FirewallError> {
     let chains = ask("list chains ip").await?;
     if !objects(&chains, "chain").any(|chain| chain["table"] == TABLE && chain["name"] == CHAIN) {
         return Ok(None);

@@ -21,8 +21,8 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value;
 
 use super::daemon::Role;
-use super::program::{Program, ProgramError};
-use super::{Mode, Plan, docker};
+use super::program::{NetworkTool, ProgramError};
+use super::{Mode, NetworkPlan, docker};
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
 pub(super) const ALLOWED_SET: &str = "allowed";
@@ -43,7 +43,7 @@ pub enum FirewallError {
 
 /// How the rules look that are there: compared with how they looked right after they were made, which finds any
 /// change and does not depend on how a version of nft prints them.
-pub(super) type Listing = Value;
+pub(super) type NftObjects = Value;
 
 /// Which tables there are, of those that matter: asked once, because each question is a process.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,7 @@ pub(super) struct Tables {
 }
 
 /// Which there are.
-pub(super) async fn tables(plan: &Plan) -> Result<Tables, FirewallError> {
+pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, FirewallError> {
     let tables = ask("list tables").await?;
     let is_there = |family: &str, name: &str| {
         objects(&tables, "table").any(|table| table["family"] == family && table["name"] == name)
@@ -64,7 +64,11 @@ pub(super) async fn tables(plan: &Plan) -> Result<Tables, FirewallError> {
 
 /// Build the table, or replace it, and put Docker's rules in order. Says how they look then. A Docker that comes up
 /// meanwhile is seen by the next look.
-pub(super) async fn apply(plan: &Plan, mode: &Mode, tables: Tables) -> Result<Listing, FirewallError> {
+pub(super) async fn apply(
+    plan: &NetworkPlan,
+    mode: &Mode,
+    tables: Tables,
+) -> Result<NftObjects, FirewallError> {
     nft(plan, &table(plan, mode)).await?;
     if tables.filter {
         docker::apply(plan, mode).await?;
@@ -73,12 +77,12 @@ pub(super) async fn apply(plan: &Plan, mode: &Mode, tables: Tables) -> Result<Li
 }
 
 /// What nft is asked for: two plans or modes that ask for the same have the same firewall.
-pub(super) fn asked(plan: &Plan, mode: &Mode) -> String {
+pub(super) fn asked(plan: &NetworkPlan, mode: &Mode) -> String {
     serde_json::to_string(&table(plan, mode).to_nftables()).unwrap_or_default()
 }
 
 /// Remove the table and Docker's rules.
-pub(super) async fn remove(plan: &Plan) -> Result<(), FirewallError> {
+pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
     let tables = tables(plan).await?;
     if tables.filter {
         docker::remove(plan).await?;
@@ -91,7 +95,7 @@ pub(super) async fn remove(plan: &Plan) -> Result<(), FirewallError> {
 }
 
 /// What is there of it: `None` for nothing at all.
-pub(super) async fn list(plan: &Plan, tables: Tables) -> Result<Option<Listing>, FirewallError> {
+pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<NftObjects>, FirewallError> {
     let docker = if tables.filter { docker::list(plan).await? } else { None };
     let table = if tables.ours {
         let mut table = ask(&format!("list table inet {}", plan.table)).await?;
@@ -126,7 +130,7 @@ pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<It
 }
 
 /// Carry out a batch, all of it or nothing. nft is marked, so that one that goes on without us can be ended.
-pub(super) async fn nft(plan: &Plan, batch: &Batch<'_>) -> Result<(), FirewallError> {
+pub(super) async fn nft(plan: &NetworkPlan, batch: &Batch<'_>) -> Result<(), FirewallError> {
     let input = serde_json::to_vec(&batch.clone().to_nftables())?;
     let environment = plan.mark(Role::Firewall).environment(None);
     // What nft makes of `-` is /dev/stdin, which a bare devtmpfs does not have.
@@ -144,16 +148,16 @@ async fn run(
     environment: &[(&'static str, String)],
     input: &[u8],
 ) -> Result<Vec<u8>, FirewallError> {
-    let program = Program { name: "nft", arguments, environment, input, limit: LIMIT };
+    let program = NetworkTool { name: "nft", arguments, environment, input, limit: LIMIT };
     Ok(program.run().await?.stdout)
 }
 
-fn own_table(plan: &Plan) -> Table<'static> {
+fn own_table(plan: &NetworkPlan) -> Table<'static> {
     Table { family: NfFamily::INet, name: Cow::Owned(plan.table.clone()), handle: None }
 }
 
 /// The batch that replaces the table.
-fn table(plan: &Plan, mode: &Mode) -> Batch<'static> {
+fn table(plan: &NetworkPlan, mode: &Mode) -> Batch<'static> {
     let mut rules = Rules::new(plan);
     // Between conntrack (-200), which tells answers from the rest, and destination NAT (-100), behind which an address
     // of the host's might be a container's.
@@ -177,7 +181,7 @@ fn table(plan: &Plan, mode: &Mode) -> Batch<'static> {
 }
 
 /// Who sends, and whether it is for the host: before routing, so that nothing later can change either.
-fn guard(rules: &mut Rules, plan: &Plan, mode: &Mode) {
+fn guard(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
     rules.rule_for_guest(vec![is_not(payload("ether", "saddr"), text(&plan.mac))], Statement::Drop(None));
     rules.rule_for_guest(vec![is(meta(MetaKey::Nfproto), text("ipv6"))], Statement::Drop(None));
     let asks_for_address = vec![
@@ -195,7 +199,7 @@ fn guard(rules: &mut Rules, plan: &Plan, mode: &Mode) {
 }
 
 /// What of the host the guest may reach: answers to the host's own connections, DHCP, DNS.
-fn to_host(rules: &mut Rules, plan: &Plan, mode: &Mode) {
+fn to_host(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
     let to_gateway = |destination: Ipv4Addr| is(payload("ip", "daddr"), text(destination));
     for destination in [plan.gateway, Ipv4Addr::BROADCAST] {
         let dhcp = vec![to_gateway(destination), is(payload("udp", "dport"), number(67))];
@@ -214,7 +218,7 @@ fn to_host(rules: &mut Rules, plan: &Plan, mode: &Mode) {
 
 /// What passes through the host. What comes out of the guest's TAP is judged without conntrack in filtered mode: a
 /// connection that an earlier guest of this address had in open mode must not go on.
-fn forward(rules: &mut Rules, plan: &Plan, mode: &Mode) {
+fn forward(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
     // Of no use beyond a link (RFC 3927), and in clouds the way to the host's credentials.
     let link_local = Prefix { addr: Box::new(text("169.254.0.0")), len: 16 };
     let to_link_local = is(payload("ip", "daddr"), Expression::Named(NamedExpression::Prefix(link_local)));
@@ -249,7 +253,7 @@ struct Rules {
 }
 
 impl Rules {
-    fn new(plan: &Plan) -> Self {
+    fn new(plan: &NetworkPlan) -> Self {
         let mut batch = Batch::new();
         batch.add(NfListObject::Table(own_table(plan)));
         batch.delete(NfListObject::Table(own_table(plan)));

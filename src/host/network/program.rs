@@ -49,7 +49,7 @@ pub enum ProgramError {
 }
 
 /// What to run.
-pub(super) struct Program<'a> {
+pub(super) struct NetworkTool<'a> {
     pub(super) name: &'static str,
     pub(super) arguments: &'a [&'a str],
     /// All of its environment.
@@ -85,7 +85,7 @@ fn raise_ambient() -> rustix::io::Result<()> {
     ours.iter().try_for_each(|one| configure_capability_in_ambient_set(one, true))
 }
 
-impl Program<'_> {
+impl NetworkTool<'_> {
     /// Run it to its end and return what it wrote. Ended if it takes longer than its limit, or if this future is
     /// dropped.
     pub(super) async fn run(&self) -> Result<Output, ProgramError> {

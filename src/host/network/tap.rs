@@ -17,7 +17,7 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkUnspec};
 
-use super::Plan;
+use super::NetworkPlan;
 use crate::host::ioctl::{Tap, TapError};
 use crate::world::Generation;
 
@@ -74,15 +74,15 @@ pub enum LinkError {
 }
 
 /// What has the name.
-pub(super) enum Found {
+pub(super) enum FoundTap {
     Nothing,
     /// A device without our mark, described.
     Another(String),
-    Ours(Device),
+    Ours(TapDevice),
 }
 
 /// A device that is marked as this workspace's.
-pub(super) struct Device {
+pub(super) struct TapDevice {
     index: u32,
     /// A TAP as [`Link::build`] makes it; if not, it cannot be mended.
     sound: bool,
@@ -90,9 +90,9 @@ pub(super) struct Device {
     up: bool,
 }
 
-impl Device {
+impl TapDevice {
     /// Whether it is as [`Link::build`] leaves it.
-    pub(super) fn whole(&self, plan: &Plan) -> bool {
+    pub(super) fn whole(&self, plan: &NetworkPlan) -> bool {
         self.sound
             && self.up
             && self.addresses.len() == 1
@@ -102,7 +102,7 @@ impl Device {
 
 /// A conversation with the kernel, in the network namespace of the thread that began it.
 pub(super) struct Link<'a> {
-    plan: &'a Plan,
+    plan: &'a NetworkPlan,
     handle: Handle,
     driver: tokio::task::JoinHandle<()>,
 }
@@ -114,15 +114,15 @@ impl Drop for Link<'_> {
 }
 
 impl<'a> Link<'a> {
-    pub(super) fn new(plan: &'a Plan) -> Result<Self, LinkError> {
+    pub(super) fn new(plan: &'a NetworkPlan) -> Result<Self, LinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Connect)?;
         Ok(Self { plan, handle, driver: tokio::spawn(connection) })
     }
 
     /// What is there. Changes nothing.
-    pub(super) async fn find(&self) -> Result<Found, LinkError> {
+    pub(super) async fn find(&self) -> Result<FoundTap, LinkError> {
         let Some(message) = self.get().await? else {
-            return Ok(Found::Nothing);
+            return Ok(FoundTap::Nothing);
         };
         let alias = message.attributes.iter().find_map(|attribute| match attribute {
             LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
@@ -130,12 +130,12 @@ impl<'a> Link<'a> {
         });
         let ours = format!("nixbox {} ", self.plan.workspace);
         if !alias.is_some_and(|alias| alias.starts_with(&ours)) {
-            return Ok(Found::Another(match alias {
+            return Ok(FoundTap::Another(match alias {
                 Some(alias) => format!("its alias is {alias:?}"),
                 None => "it has no mark of nixbox's".to_owned(),
             }));
         }
-        Ok(Found::Ours(Device {
+        Ok(FoundTap::Ours(TapDevice {
             index: message.header.index,
             sound: is_sound(&message, self.plan.owner),
             addresses: self.addresses(message.header.index).await?,
@@ -146,13 +146,13 @@ impl<'a> Link<'a> {
     /// Make it, or mend it, and mark it with this generation.
     pub(super) async fn build(&self, generation: Generation) -> Result<(), LinkError> {
         let device = match self.find().await? {
-            Found::Another(what) => return Err(self.another(what)),
-            Found::Ours(device) if device.sound => device,
-            Found::Ours(device) => {
+            FoundTap::Another(what) => return Err(self.another(what)),
+            FoundTap::Ours(device) if device.sound => device,
+            FoundTap::Ours(device) => {
                 self.delete(device.index).await?;
                 self.create(generation).await?
             }
-            Found::Nothing => self.create(generation).await?,
+            FoundTap::Nothing => self.create(generation).await?,
         };
         self.mark(device.index, generation).await?;
         // Without link-local addresses and router solicitations of the host's on it.
@@ -170,8 +170,8 @@ impl<'a> Link<'a> {
     /// Remove it, if it is ours.
     pub(super) async fn remove(&self) -> Result<(), LinkError> {
         match self.find().await? {
-            Found::Ours(device) => self.delete(device.index).await,
-            Found::Nothing | Found::Another(_) => Ok(()),
+            FoundTap::Ours(device) => self.delete(device.index).await,
+            FoundTap::Nothing | FoundTap::Another(_) => Ok(()),
         }
     }
 
@@ -179,7 +179,7 @@ impl<'a> Link<'a> {
         LinkError::Another { name: self.plan.tap.clone(), what }
     }
 
-    async fn create(&self, generation: Generation) -> Result<Device, LinkError> {
+    async fn create(&self, generation: Generation) -> Result<TapDevice, LinkError> {
         let tap = Tap::create(&self.plan.tap).map_err(|error| match error {
             TapError::Exists(_) => self.another("another process made it just now".to_owned()),
             other => other.into(),
@@ -189,7 +189,7 @@ impl<'a> Link<'a> {
         self.mark(index, generation).await?;
         tap.set_owner(self.plan.owner)?;
         tap.persist()?;
-        Ok(Device { index, sound: true, addresses: Vec::new(), up: false })
+        Ok(TapDevice { index, sound: true, addresses: Vec::new(), up: false })
     }
 
     async fn mark(&self, index: u32, generation: Generation) -> Result<(), LinkError> {
@@ -237,7 +237,7 @@ fn is_missing(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == missing)
 }
 
-fn is_ours(address: &AddressMessage, plan: &Plan) -> bool {
+fn is_ours(address: &AddressMessage, plan: &NetworkPlan) -> bool {
     let gateway = AddressAttribute::Local(IpAddr::V4(plan.gateway));
     address.header.prefix_len == PREFIX && address.attributes.contains(&gateway)
 }

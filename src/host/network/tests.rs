@@ -280,7 +280,7 @@ fn another_mode_or_user_is_not_in_order_until_it_is_built() {
         arena.on_host(network.build(slot(4), Generation(2))).unwrap();
         assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole);
     }
-    let others = HostNetwork::new(Settings { owner: 4711, ..open.settings.clone() });
+    let others = HostNetwork::new(NetworkSettings { owner: 4711, ..open.settings.clone() });
     assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Partial);
     arena.on_host(others.build(slot(4), Generation(3))).unwrap();
     assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Whole);
@@ -354,7 +354,7 @@ fn a_user_with_three_capabilities_can_do_all_of_it() {
     let Some(arena) = Arena::new() else { return };
     let before = arena.state();
     std::os::unix::fs::chown(arena.runtime(), Some(4711), Some(4711)).unwrap();
-    let network = HostNetwork::new(Settings {
+    let network = HostNetwork::new(NetworkSettings {
         owner: 4711,
         ..arena.network(filtered(&["allowed.test"], &[80])).settings
     });

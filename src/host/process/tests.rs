@@ -15,7 +15,7 @@ const GRACE: Duration = Duration::from_secs(20);
 
 struct Fixture {
     daemons: Daemons,
-    role: Role,
+    role: DaemonRole,
     directory: tempfile::TempDir,
 }
 
@@ -25,7 +25,7 @@ fn fixture() -> Fixture {
     let mut id = [0; 16];
     File::open("/dev/urandom").unwrap().read_exact(&mut id).unwrap();
     let daemons = Daemons::new(directory.path().to_owned(), WorkspaceId(id));
-    Fixture { daemons, role: Role::try_from("sleeper".to_owned()).unwrap(), directory }
+    Fixture { daemons, role: DaemonRole::try_from("sleeper".to_owned()).unwrap(), directory }
 }
 
 fn sleeper() -> Program {
@@ -84,8 +84,8 @@ impl Fixture {
         self.daemons.record(&self.role, GENERATION)
     }
 
-    fn rewrite(&self, change: impl FnOnce(&mut Record)) {
-        let mut record: Record = serde_json::from_slice(&fs::read(self.record()).unwrap()).unwrap();
+    fn rewrite(&self, change: impl FnOnce(&mut PidRecord)) {
+        let mut record: PidRecord = serde_json::from_slice(&fs::read(self.record()).unwrap()).unwrap();
         change(&mut record);
         write_atomically(&self.record(), &record).unwrap();
     }
@@ -135,7 +135,7 @@ async fn a_record_with_another_start_time_names_nobody() {
     for start in [0, Daemon::open_pid(bystander.0.id(), 0).unwrap().unwrap().identity().start] {
         let identity = Identity { pid: bystander.0.id(), start, boot: host_boot().unwrap() };
         let mark = fixture.daemons.mark(&fixture.role, GENERATION);
-        write_atomically(&fixture.record(), &Record { mark, identity }).unwrap();
+        write_atomically(&fixture.record(), &PidRecord { mark, identity }).unwrap();
         assert!(fixture.find().is_none(), "found a process without the mark");
         fixture.stop(GRACE).await;
     }
@@ -164,7 +164,7 @@ async fn a_daemon_without_a_usable_record_is_found_by_its_mark() {
 }
 
 impl Fixture {
-    fn rewrite_whole(&self, whole: &[u8], change: impl FnOnce(&mut Record)) {
+    fn rewrite_whole(&self, whole: &[u8], change: impl FnOnce(&mut PidRecord)) {
         fs::write(self.record(), whole).unwrap();
         self.rewrite(change);
     }
@@ -238,8 +238,8 @@ async fn a_zombie_is_dead() {
     let stat = fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
     assert!(stat.contains(") Z "), "{stat}");
     assert!(fixture.find().is_none());
-    assert_eq!(daemon.exited().await.unwrap(), Exit::Signal(9));
-    assert_eq!(daemon.exited().await.unwrap(), Exit::Unknown);
+    assert_eq!(daemon.exited().await.unwrap(), ProcessExit::Signal(9));
+    assert_eq!(daemon.exited().await.unwrap(), ProcessExit::Unknown);
     fixture.stop(GRACE).await;
 }
 

@@ -47,10 +47,10 @@ async fn staged(snapshots: &Snapshots, number: u64, name: Option<&str>) -> Manif
 #[tokio::test]
 async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
     let (_directory, snapshots) = snapshots();
-    assert_eq!(snapshots.find(id(12)).await.unwrap(), Entry::Absent);
+    assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Absent);
     let second = staged(&snapshots, 12, Some("warm")).await;
     snapshots.stage(id(12)).await.unwrap();
-    assert_eq!(snapshots.find(id(12)).await.unwrap(), Entry::Staged);
+    assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Staged);
     assert!(snapshots.list().await.unwrap().is_empty());
     assert!(snapshots.holds_vmm_state(id(12)).await.unwrap());
     let bytes = std::fs::read(snapshots.root.join(".staging-12/memory.img")).unwrap();
@@ -65,18 +65,18 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
 
     for _ in 0..2 {
         snapshots.trash(id(12)).await.unwrap();
-        assert_eq!(snapshots.find(id(12)).await.unwrap(), Entry::Trashed);
+        assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Trashed);
         assert_eq!(snapshots.list().await.unwrap().len(), 1);
     }
     for _ in 0..2 {
         snapshots.purge(id(12)).await.unwrap();
-        assert_eq!(snapshots.find(id(12)).await.unwrap(), Entry::Absent);
+        assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Absent);
     }
     snapshots.trash(id(12)).await.unwrap();
     staged(&snapshots, 13, None).await;
     for _ in 0..2 {
         snapshots.discard(id(13)).await.unwrap();
-        assert_eq!(snapshots.find(id(13)).await.unwrap(), Entry::Absent);
+        assert_eq!(snapshots.find(id(13)).await.unwrap(), SnapshotState::Absent);
     }
 }
 
@@ -115,7 +115,7 @@ async fn a_commit_of_what_is_not_there_is_refused() {
     assert!(matches!(refused().await, Err(StoreError::Missing { .. })));
     symlink("state.json", staging.join("config.json")).unwrap();
     assert!(matches!(refused().await, Err(StoreError::File(FileError::Symlink { .. }))));
-    assert_eq!(snapshots.find(id(12)).await.unwrap(), Entry::Staged);
+    assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Staged);
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn another_snapshots_manifest_is_refused() {
     std::fs::rename(snapshots.root.join("12"), snapshots.root.join("14")).unwrap();
     assert!(matches!(snapshots.manifest(id(14)), Err(StoreError::Manifest { .. })));
     let list = snapshots.list().await.unwrap();
-    assert!(matches!(&list[..], [Listing { manifest: Err(_), .. }]), "{list:?}");
+    assert!(matches!(&list[..], [ListedSnapshot { manifest: Err(_), .. }]), "{list:?}");
     snapshots.trash(id(14)).await.unwrap();
     snapshots.purge(id(14)).await.unwrap();
     assert!(snapshots.list().await.unwrap().is_empty());
@@ -200,7 +200,10 @@ async fn the_survey_has_left_overs_and_nothing_that_is_not_ours() {
     }
     let found: Vec<_> =
         snapshots.survey().unwrap().into_iter().map(|found| (found.id, found.entry)).collect();
-    assert_eq!(found, [(id(2), Entry::Trashed), (id(3), Entry::Staged), (id(5), Entry::Listed)]);
+    assert_eq!(
+        found,
+        [(id(2), SnapshotState::Trashed), (id(3), SnapshotState::Staged), (id(5), SnapshotState::Listed)]
+    );
 }
 
 #[tokio::test]
@@ -244,7 +247,7 @@ async fn only_what_was_touched_is_read_again() {
     assert!(snapshots.verify(id(12), Depth::Touched, &never).await.is_err());
     let manifest = snapshots.manifest(id(12)).unwrap();
     let folder = Folder::open(&snapshots.root.join("12")).unwrap();
-    Seen::now(&folder, &manifest.files).unwrap().write(&snapshots.root().unwrap(), id(12)).unwrap();
+    VerifiedFiles::now(&folder, &manifest.files).unwrap().write(&snapshots.root().unwrap(), id(12)).unwrap();
     snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
     assert!(snapshots.verify(id(12), Depth::All, &never).await.is_err());
     // Put right, and read: how it looks is kept again.
@@ -269,6 +272,6 @@ async fn a_link_in_place_of_a_snapshot_is_damage() {
     std::fs::rename(snapshots.root.join("12"), snapshots.root.join("elsewhere")).unwrap();
     symlink(snapshots.root.join("elsewhere"), snapshots.root.join("12")).unwrap();
     let list = snapshots.list().await.unwrap();
-    assert!(matches!(&list[..], [Listing { manifest: Err(_), .. }]), "{list:?}");
+    assert!(matches!(&list[..], [ListedSnapshot { manifest: Err(_), .. }]), "{list:?}");
     assert!(snapshots.verify(id(12), Depth::Touched, &Interrupt::new()).await.is_err());
 }

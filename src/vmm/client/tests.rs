@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::*;
-use crate::host::process::{Daemon, Daemons, Role};
+use crate::host::process::{Daemon, DaemonRole, Daemons};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
 use crate::testing::{Need, have};
 use crate::vmm::capability;
@@ -20,7 +20,7 @@ fn path(directory: &tempfile::TempDir) -> SocketPath {
 
 /// A real VMM, which ends with the test.
 struct Real {
-    client: Client,
+    client: ApiClient,
     daemon: Daemon,
     directory: tempfile::TempDir,
 }
@@ -40,8 +40,8 @@ async fn real() -> Real {
         .argument(format!("path={socket}"));
     let daemons = Daemons::new(directory.path().to_owned(), WorkspaceId([9; 16]));
     let generation = Generation(u64::from(std::process::id()) << 32 | u64::from(rand()));
-    let daemon = daemons.spawn(&Role::vmm(), generation, &program).unwrap();
-    let client = Client::new(socket);
+    let daemon = daemons.spawn(&DaemonRole::vmm(), generation, &program).unwrap();
+    let client = ApiClient::new(socket);
     let answer = async {
         while client.ping().await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -57,9 +57,9 @@ fn rand() -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-fn chain(error: ClientError) -> Vec<String> {
+fn chain(error: ApiError) -> Vec<String> {
     match error {
-        ClientError::Refused { chain, .. } => chain,
+        ApiError::Refused { chain, .. } => chain,
         other => panic!("{other:?}"),
     }
 }
@@ -81,7 +81,7 @@ async fn a_real_vmm_is_asked_and_told() {
     let config = VmConfig::new(&machine, capability);
     client.create(&config).await.unwrap();
     let info = client.info().await.unwrap();
-    assert_eq!(info.state, State::Created);
+    assert_eq!(info.state, ApiVmState::Created);
     assert_eq!(info.config.fs.unwrap()[0].id.as_deref(), Some("share-work"));
     // The whole chain of what it says, down to the operating system's own words.
     let message = client.boot().await.unwrap_err().to_string();
@@ -96,7 +96,7 @@ async fn a_real_vmm_is_asked_and_told() {
     assert!(client.info().await.unwrap_err().is_no_vm());
     client.shutdown_vmm().await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), real.daemon.exited()).await.unwrap().unwrap();
-    assert!(matches!(client.ping().await, Err(ClientError::Connection { call: "vmm.ping", .. })));
+    assert!(matches!(client.ping().await, Err(ApiError::Connection { call: "vmm.ping", .. })));
 }
 
 #[tokio::test]
@@ -132,7 +132,7 @@ async fn a_real_vmm_without_a_vm_refuses_all_else() {
 /// Answers every connection by `behave`, after having read the head of a request.
 fn server<F: Future<Output = io::Result<()>> + Send>(
     behave: impl Fn(UnixStream) -> F + Send + 'static,
-) -> (Client, tempfile::TempDir) {
+) -> (ApiClient, tempfile::TempDir) {
     let directory = tempfile::tempdir().unwrap();
     let socket = path(&directory);
     let listener = UnixListener::bind(socket.as_path()).unwrap();
@@ -152,7 +152,7 @@ fn server<F: Future<Output = io::Result<()>> + Send>(
         #[allow(unreachable_code)]
         Ok::<(), io::Error>(())
     });
-    (Client::new(socket), directory)
+    (ApiClient::new(socket), directory)
 }
 
 fn text(
@@ -167,7 +167,7 @@ async fn one_that_never_answers_is_given_up() {
         let _kept_open = stream;
         std::future::pending().await
     });
-    assert!(matches!(client.ping().await, Err(ClientError::TimedOut { call: "vmm.ping", limit: SHORT })));
+    assert!(matches!(client.ping().await, Err(ApiError::TimedOut { call: "vmm.ping", limit: SHORT })));
 }
 
 #[tokio::test(start_paused = true)]
@@ -176,7 +176,7 @@ async fn one_that_stops_in_its_body_is_given_up() {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build").await?;
         std::future::pending().await
     });
-    assert!(matches!(client.ping().await, Err(ClientError::TimedOut { call: "vmm.ping", limit: SHORT })));
+    assert!(matches!(client.ping().await, Err(ApiError::TimedOut { call: "vmm.ping", limit: SHORT })));
 }
 
 #[tokio::test]
@@ -189,9 +189,9 @@ async fn one_that_never_stops_answering_is_cut_off() {
             stream.write_all(b"\r\n").await?;
         }
     });
-    assert!(matches!(client.info().await, Err(ClientError::TooLong { call: "vm.info" })));
+    assert!(matches!(client.info().await, Err(ApiError::TooLong { call: "vm.info" })));
     let (client, _directory) = server(text("HTTP/1.1 500 No\r\nContent-Length: 99999999999\r\n\r\n"));
-    assert!(matches!(client.boot().await, Err(ClientError::TooLong { .. } | ClientError::Connection { .. })));
+    assert!(matches!(client.boot().await, Err(ApiError::TooLong { .. } | ApiError::Connection { .. })));
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn one_that_closes_is_an_error_with_its_cause() {
     {
         let (client, _directory) = server(text(answer));
         let error = client.ping().await.unwrap_err();
-        assert!(matches!(error, ClientError::Connection { call: "vmm.ping", .. }), "{answer:?}: {error:?}");
+        assert!(matches!(error, ApiError::Connection { call: "vmm.ping", .. }), "{answer:?}: {error:?}");
         assert!(std::error::Error::source(&error).is_some());
     }
 }
@@ -212,7 +212,7 @@ async fn one_that_answers_nonsense_is_not_believed() {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (client, _directory) = server(text(answer.leak()));
         let error = client.ping().await.unwrap_err();
-        assert!(matches!(error, ClientError::Unreadable { call: "vmm.ping", .. }), "{body:?}: {error:?}");
+        assert!(matches!(error, ApiError::Unreadable { call: "vmm.ping", .. }), "{body:?}: {error:?}");
     }
 }
 
@@ -236,7 +236,7 @@ async fn a_vmm_started_anew_on_the_same_path_is_spoken_to() {
     const PONG: &str =
         "HTTP/1.1 200 OK\r\nContent-Length: 35\r\n\r\n{\"build_version\":\"v53.0\",\"pid\": 17}\n";
     let directory = tempfile::tempdir().unwrap();
-    let client = Client::new(path(&directory));
+    let client = ApiClient::new(path(&directory));
     for _ in 0..20 {
         let listener = UnixListener::bind(path(&directory).as_path()).unwrap();
         let answer = async {
@@ -260,12 +260,11 @@ async fn a_vmm_started_anew_on_the_same_path_is_spoken_to() {
 
 #[test]
 fn a_vmm_that_is_ending_is_known_by_its_words() {
-    let refused =
-        |body: &[u8]| ClientError::Refused { call: "vm.info", status: 500, chain: error_chain(body) };
+    let refused = |body: &[u8]| ApiError::Refused { call: "vm.info", status: 500, chain: error_chain(body) };
     // Seen on v53.0, after its reboot of a guest had failed.
     let ending = br#"["Error from API","API request send error","sending on a closed channel"]"#;
     assert!(refused(ending).is_of_the_dying());
     assert!(!refused(br#"["Error from API","VM is not created"]"#).is_of_the_dying());
-    let timed_out = ClientError::TimedOut { call: "vm.info", limit: SHORT };
+    let timed_out = ApiError::TimedOut { call: "vm.info", limit: SHORT };
     assert!(!timed_out.is_of_the_dying());
 }

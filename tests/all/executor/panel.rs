@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nixbox::engine::executor::{Ending, Event, Executor, Observer, Stopped};
-use nixbox::engine::history::Status;
+use nixbox::engine::executor::{Ending, EngineError, Event, Executor, Observer};
+use nixbox::engine::history::TransitionStatus;
 use nixbox::engine::journal::{Journal, JournalError, Name, Storage};
 use nixbox::engine::record::MAX_PAYLOAD;
 use nixbox::engine::transition::{
-    Failure, Forward, Generation, Interrupt, Operation, OperationId, Probe, Scene, Transition, TransitionId,
-    UndoPolicy,
+    AfterCommit, Context, Failure, Generation, Interrupt, Operation, OperationId, Probe, Transition,
+    TransitionId, UndoPolicy,
 };
 use nixbox::fakes::{FakeStorage, Fault, Host, Survival};
 use tokio::sync::Barrier;
@@ -126,7 +126,7 @@ impl Panel {
             }
             Some(Odd::SeesItsMateDone) => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                assert_eq!(self.written(None)[..2], [Status::Done, Status::IntentOnly]);
+                assert_eq!(self.written(None)[..2], [TransitionStatus::Done, TransitionStatus::IntentOnly]);
                 Ok(odd)
             }
             Some(Odd::Interrupts) => {
@@ -142,7 +142,7 @@ impl Panel {
     }
 
     /// What is in the journal, by place, or would be if the power failed now.
-    fn written(&self, power_cut: Option<Survival>) -> Vec<Status> {
+    fn written(&self, power_cut: Option<Survival>) -> Vec<TransitionStatus> {
         let host = self.host.fork();
         host.set_fault(Fault::None, None);
         if let Some(survival) = power_cut {
@@ -150,7 +150,9 @@ impl Panel {
         }
         let journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), 1).unwrap();
         let open = journal.open_operation();
-        (0..6).map(|place| open.map_or(Status::NeverStarted, |open| open.entry(place).status)).collect()
+        (0..6)
+            .map(|place| open.map_or(TransitionStatus::NeverStarted, |open| open.entry(place).status))
+            .collect()
     }
 }
 
@@ -171,12 +173,12 @@ impl<const N: u16> Transition for Switch<N> {
     };
     const LIMIT: Duration = LIMIT;
 
-    async fn prepare(&self, scene: &Scene<'_, Panel>) -> Result<u16, Failure> {
+    async fn prepare(&self, scene: &Context<'_, Panel>) -> Result<u16, Failure> {
         scene.world.call(Call::Prepare, N).await?;
         Ok(N)
     }
 
-    async fn probe(&self, scene: &Scene<'_, Panel>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
+    async fn probe(&self, scene: &Context<'_, Panel>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
         assert_eq!(*intent, N);
         let on = match scene.world.call(Call::Probe, N).await? {
             Some(Odd::Finds(on)) => on,
@@ -187,7 +189,7 @@ impl<const N: u16> Transition for Switch<N> {
         Ok(if on { Probe::Done(vec![1]) } else { Probe::NotDone })
     }
 
-    async fn apply(&self, scene: &Scene<'_, Panel>, intent: &u16) -> Result<Vec<u8>, Failure> {
+    async fn apply(&self, scene: &Context<'_, Panel>, intent: &u16) -> Result<Vec<u8>, Failure> {
         assert_eq!(*intent, N);
         if N > 0 && scene.world.on.lock().unwrap().contains(&0) {
             // Those of the same stage see nothing of each other.
@@ -203,7 +205,7 @@ impl<const N: u16> Transition for Switch<N> {
         Ok(if odd == Some(Odd::Large) { vec![7; MAX_PAYLOAD - 20] } else { vec![1] })
     }
 
-    async fn undo(&self, scene: &Scene<'_, Panel>, intent: &u16) -> Result<(), Failure> {
+    async fn undo(&self, scene: &Context<'_, Panel>, intent: &u16) -> Result<(), Failure> {
         assert_eq!(*intent, N);
         assert!(!scene.interrupt.requested());
         scene.world.call(Call::Undo, N).await?;
@@ -223,9 +225,15 @@ fn on_the_medium(panel: &Panel, switch: u16) {
         _ => 4..6,
     };
     for place in stage {
-        assert!(durable[place] >= Status::IntentOnly, "{switch} acts, and on the medium is {durable:?}");
+        assert!(
+            durable[place] >= TransitionStatus::IntentOnly,
+            "{switch} acts, and on the medium is {durable:?}"
+        );
     }
-    assert!(switch <= 10 || durable[3] == Status::Done, "{switch} acts, and on the medium is {durable:?}");
+    assert!(
+        switch <= 10 || durable[3] == TransitionStatus::Done,
+        "{switch} acts, and on the medium is {durable:?}"
+    );
 }
 
 const fn label(switch: u16) -> &'static str {
@@ -241,8 +249,8 @@ const fn label(switch: u16) -> &'static str {
 }
 
 /// Two, one, the commit point, two.
-pub(super) fn table(forward: Forward) -> Operation<Panel> {
-    Operation::new(ID, "switches", forward, |scene: Scene<'_, Panel>, ended| {
+pub(super) fn table(forward: AfterCommit) -> Operation<Panel> {
+    Operation::new(ID, "switches", forward, |scene: Context<'_, Panel>, ended| {
         Box::pin(async move {
             scene.world.call(Call::Conclude, 0).await?;
             Ok(format!("{ended:?}").into_bytes())
@@ -329,7 +337,7 @@ pub(super) fn execute(
     operation: &Operation<Panel>,
     start: Start,
     listener: &Listener,
-) -> Result<Ending, Stopped> {
+) -> Result<Ending, EngineError> {
     let mut journal = open(panel).unwrap();
     let mut executor = Executor {
         world: panel,
@@ -348,10 +356,10 @@ pub(super) fn execute(
     })
 }
 
-pub(super) fn run(panel: &Panel) -> Result<Ending, Stopped> {
-    execute(panel, &table(Forward::ClearAway), Start::Fresh, &Listener::default())
+pub(super) fn run(panel: &Panel) -> Result<Ending, EngineError> {
+    execute(panel, &table(AfterCommit::ClearAway), Start::Fresh, &Listener::default())
 }
 
-pub(super) fn recover(panel: &Panel, forward: Forward) -> Result<Ending, Stopped> {
+pub(super) fn recover(panel: &Panel, forward: AfterCommit) -> Result<Ending, EngineError> {
     execute(panel, &table(forward), Start::Recovery, &Listener::default())
 }

@@ -9,7 +9,7 @@ struct Endless<'b> {
     largest: usize,
 }
 
-impl Source for Endless<'_> {
+impl JournalBytes for Endless<'_> {
     fn read_at(&mut self, offset: u64, mut buffer: &mut [u8]) -> io::Result<usize> {
         self.largest = self.largest.max(buffer.len());
         let size = self.bytes.read_at(offset, buffer)?;
@@ -51,7 +51,7 @@ fn memory_is_bounded_by_the_window() {
 /// A medium that gives a byte at a time, and is interrupted before each.
 struct Dribble<'b>(&'b [u8], bool);
 
-impl Source for Dribble<'_> {
+impl JournalBytes for Dribble<'_> {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         self.1 = !self.1;
         if self.1 {
@@ -71,7 +71,7 @@ fn short_and_interrupted_reads_change_nothing() {
 
 struct Failing<'b>(&'b [u8], u64);
 
-impl Source for Failing<'_> {
+impl JournalBytes for Failing<'_> {
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         if offset >= self.1 {
             return Err(io::ErrorKind::Other.into());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixbox::host::network::{HostNetwork, Mode, Settings};
+use nixbox::host::network::{HostNetwork, Mode, NetworkSettings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
 use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
@@ -83,7 +83,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
     });
     let network = path.join("network");
     fs::create_dir(&network).unwrap();
-    let network = HostNetwork::new(Settings {
+    let network = HostNetwork::new(NetworkSettings {
         workspace,
         owner: invoker.uid(),
         runtime: network,

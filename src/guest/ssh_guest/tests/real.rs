@@ -20,7 +20,8 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     assert!(credentials[0].content.expose_secret().len() > secret.len());
     let mounts = vec![share("share", "~/my share", true)];
     let guest =
-        SshGuest::new(Settings { mounts, ..base }, Arc::new(Runs(Mutex::new(VmmState::Running)))).unwrap();
+        SshGuest::new(GuestSettings { mounts, ..base }, Arc::new(Runs(Mutex::new(VmmState::Running))))
+            .unwrap();
     let machine = machine();
     let boot = guest.ready(&machine).await.unwrap();
     let shell = guest.connect(&machine, &Interrupt::new()).await.unwrap();

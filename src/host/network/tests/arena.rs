@@ -24,7 +24,7 @@ use rustix::thread::{
 };
 
 use super::super::daemon::{Mark, Role};
-use super::super::{HostNetwork, Mode, Settings};
+use super::super::{HostNetwork, Mode, NetworkSettings};
 use crate::testing::{Need, have};
 use crate::world::{Slot, WorkspaceId};
 
@@ -219,7 +219,7 @@ impl Arena {
     }
 
     pub(super) fn network(&self, mode: Mode) -> HostNetwork {
-        HostNetwork::new(Settings {
+        HostNetwork::new(NetworkSettings {
             workspace: self.workspace,
             owner: 0,
             runtime: self.runtime(),
@@ -232,7 +232,7 @@ impl Arena {
     pub(super) fn network_of(&self, workspace: WorkspaceId, mode: Mode) -> HostNetwork {
         let runtime = self.directory.path().join(workspace.to_string());
         std::fs::create_dir(&runtime).unwrap();
-        HostNetwork::new(Settings { workspace, runtime, ..self.network(mode).settings })
+        HostNetwork::new(NetworkSettings { workspace, runtime, ..self.network(mode).settings })
     }
 
     pub(super) fn runtime(&self) -> PathBuf {
