@@ -42,7 +42,7 @@ use error::{ExitKind, Outcome, Problem};
 #[derive(Debug, Parser)]
 #[command(name = "nixbox", version, arg_required_else_help = true)]
 #[command(
-    after_help = "ExitKind status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
+    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
 5 another nixbox is at work, 130 interrupted and rolled back."
 )]
 struct Arguments {
