@@ -115,9 +115,10 @@ pub fn check_access(user: &Invoker, name: &'static str, program: &Path) -> Resul
 fn first_closed(program: &Path) -> Option<PathBuf> {
     let mut way: Vec<&Path> = program.ancestors().collect();
     way.reverse();
-    way.into_iter()
-        .find(|path| rustix::fs::access(*path, rustix::fs::Access::EXEC_OK).is_err())
-        .map(Path::to_owned)
+    let closed = |path: &&Path| {
+        rustix::fs::access(*path, rustix::fs::Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS)
+    };
+    way.into_iter().find(closed).map(Path::to_owned)
 }
 
 /// The part of a message that names directories that may not be searched.
@@ -125,7 +126,7 @@ fn unseen(closed: &[PathBuf]) -> String {
     let uid = rustix::process::getuid().as_raw();
     match closed {
         [] => String::new(),
-        closed => format!(" as far as user {uid} may search it, which is not in {closed:?}"),
+        closed => format!(", of which user {uid} may not search {closed:?}"),
     }
 }
 
@@ -190,7 +191,14 @@ fn locate(
     if let Some(named) = named {
         return match std::path::absolute(&named) {
             Ok(path) if executable(&path) => Ok(path),
-            Ok(_) | Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
+            Ok(program) => Err(match first_closed(&program) {
+                Some(obstacle) if obstacle != program => {
+                    let uid = rustix::process::getuid().as_raw();
+                    SpawnError::Closed { name, uid, program, obstacle }
+                }
+                _ => SpawnError::NotExecutable { variable, path: named.into() },
+            }),
+            Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
         };
     }
     let mut closed = Vec::new();

@@ -120,6 +120,10 @@ fn a_program_that_the_user_may_not_run_is_named_with_the_user_and_the_obstacle()
         assert_eq!(made.unwrap_err().to_string(), expected);
     }
     // The user's own nixbox cannot see what is in a closed directory, and names the directory.
+    let seen = user.act(|| locate("tool", "NIXBOX_TOOL", Some(home.clone().into()), None)).unwrap();
+    let obstacle =
+        matches!(&seen, Err(SpawnError::Closed { uid: USER, obstacle, .. }) if *obstacle == closed);
+    assert!(obstacle, "{seen:?}");
     let seen = user.act(|| locate("tool", "NIXBOX_TOOL", None, Some(home.parent().unwrap().into())));
     let error = seen.unwrap().unwrap_err().to_string();
     assert!(error.contains("tool is not on PATH") && error.contains("home/bin"), "{error}");
