@@ -19,6 +19,7 @@ mod doctor;
 mod down;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod image;
 mod init;
 mod journal;
 mod preflight;
@@ -56,6 +57,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(init::Arguments),
+    Image(image::Arguments),
     Demo(demo::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
 fn run(place: &Place, command: Command) -> Outcome {
     match command {
         Command::Init(arguments) => init::run(place, &arguments),
+        Command::Image(arguments) => image::run(place, &arguments),
         Command::Demo(arguments) => demo::run(place, &arguments),
         Command::Up(arguments) => up::run(place, &arguments),
         Command::Down(arguments) => down::run(place, &arguments),
