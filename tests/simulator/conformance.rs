@@ -3,7 +3,7 @@
 //!
 //! What each version answers is written down in `conformance/`, so that the simulator is compared with it everywhere. Where
 //! one of these is on PATH it is asked again: the part that needs no KVM always, the part that needs a guest where there is
-//! one ([`in_nested_host`]).
+//! one ([`the_real_one_answers_as_written_down_with_a_guest`]).
 
 mod vmm;
 
@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::room::{names, skipped, tell};
+use crate::workspace::{names, skipped, tell};
 use vmm::{Vmm, Who, nixbox, share, until};
 
 /// What a version answers.
@@ -161,7 +161,7 @@ fn with_kvm(who: Who) -> Vec<String> {
     vmm.put("vm.snapshot", json!({"destination_url": "file:///nope"}));
     vmm.put("vm.snapshot", json!({"destination_url": "nope"}));
     vmm.put("vm.snapshot", destination.clone());
-    let mut files: Vec<_> = names(&vmm.at("state")).iter().map(|path| crate::room::name(path)).collect();
+    let mut files: Vec<_> = names(&vmm.at("state")).iter().map(|path| crate::workspace::name(path)).collect();
     files.sort();
     vmm.note(format!("{files:?}"));
     // What is there already is in the way.
@@ -265,12 +265,34 @@ fn the_simulator_answers_as_each_version_with_a_guest() {
     }
 }
 
+/// The release that a version is built from: `v53.0` of `v53.0`, `v53.0-dirty` and a distribution's `v53.0-1~deb13u1`. A
+/// version with commits after a release (`v53.0-246-gae44c2971`) is not that release.
+fn release(version: &str) -> Option<&str> {
+    let (release, suffix) = version.split_once('-').unwrap_or((version, ""));
+    let described = suffix.split_once("-g").is_some_and(|(count, _)| count.parse::<u32>().is_ok());
+    (!described).then_some(release)
+}
+
 /// What is written down of the version on PATH.
 fn of_the_real_one() -> Option<&'static Written> {
     let output = Command::new("cloud-hypervisor").arg("--version").output().ok()?;
     let said = String::from_utf8(output.stdout).unwrap();
-    let version = said.lines().next()?.strip_prefix("cloud-hypervisor ")?.to_owned();
-    WRITTEN.iter().find(|written| written.version == version)
+    let release = release(said.lines().next()?.strip_prefix("cloud-hypervisor ")?)?;
+    WRITTEN.iter().find(|written| written.version == release)
+}
+
+#[test]
+fn a_suffix_does_not_change_the_release() {
+    for (version, expected) in [
+        ("v53.0", Some("v53.0")),
+        ("v53.0-dirty", Some("v53.0")),
+        ("v53.0-1~deb13u1", Some("v53.0")),
+        ("v51.2-rc1-g", Some("v51.2")),
+        ("v53.0-246-gae44c2971", None),
+        ("v53.0-246-gae44c2971-dirty", None),
+    ] {
+        assert_eq!(release(version), expected, "{version}");
+    }
 }
 
 #[test]
@@ -285,7 +307,7 @@ fn the_real_one_answers_as_written_down() {
 
 /// Needs a KVM that boots guests, root, and in `NIXBOX_TEST_GUEST` a directory with `vmlinuz` and `initramfs.gz`.
 #[test]
-fn in_nested_host() {
+fn the_real_one_answers_as_written_down_with_a_guest() {
     if std::env::var_os("NESTED_HOST").is_none() || std::env::var_os("NIXBOX_TEST_GUEST").is_none() {
         tell(
             "conformance with a real guest: not here, but in a nested host with NESTED_HOST and NIXBOX_TEST_GUEST",
@@ -298,7 +320,7 @@ fn in_nested_host() {
 
 /// Versions before v53 refuse a socket that is there, and have one code for all that is missing.
 #[test]
-fn older_versions_differ_where_they_do() {
+fn versions_before_v53_refuse_an_existing_socket() {
     let directory = tempfile::tempdir().unwrap();
     let socket: &Path = &directory.path().join("api.sock");
     drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
