@@ -11,7 +11,7 @@ use nixbox::world::{Generation, WorkspaceId};
 
 use super::TestDirectory;
 
-/// A journal with a `down` that is done and an `up` that is not, and where it is.
+/// Writes a journal with a `down` that is done and an `up` that is not. Returns its path.
 fn written(directory: &TestDirectory, workspace: WorkspaceId) -> std::path::PathBuf {
     let directory = directory.nixbox().join("journal");
     let storage = FileStorage::new(&directory).unwrap();

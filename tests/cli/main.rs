@@ -1,4 +1,4 @@
-//! The program itself, from outside: what it prints, what it exits with, and what it leaves untouched. Needs no KVM.
+//! The built program from outside: what it prints, its exit codes, and what it leaves unchanged. The tests need no KVM.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -15,7 +15,7 @@ use std::process::{Command, Output, Stdio};
 
 use nixbox::workspace::Workspace;
 
-/// A directory of a test's own, and nixbox run in it.
+/// A temporary directory, and nixbox run in it.
 struct TestDirectory {
     directory: tempfile::TempDir,
 }
@@ -26,7 +26,7 @@ impl TestDirectory {
         Self { directory: tempfile::tempdir().unwrap() }
     }
 
-    /// A workspace with a configuration that nothing is wrong with but that its kernel is an empty file.
+    /// A workspace with a valid configuration, the kernel of which is an empty file.
     fn workspace() -> Self {
         let directory = Self::empty();
         directory.ok(&["init"]);
@@ -92,7 +92,7 @@ fn list(directory: &Path, lines: &mut Vec<String>) {
 
 const CONFIG: &str = "mounts = []\n[vm]\nvcpus = 1\nmemory = \"64MiB\"\nkernel = \"vmlinuz\"\n";
 
-/// What a run of nixbox came to.
+/// How a run of nixbox ended, and what it printed.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,

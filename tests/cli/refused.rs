@@ -1,4 +1,4 @@
-//! Bad input: a clear error, its exit code, and nothing changed in the workspace or on the host.
+//! Bad input ends with a clear error and its exit code, and changes nothing in the workspace or on the host.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{CONFIG, Said, TestDirectory};
 
-/// What the kernel has of network devices and firewall tables, as far as nixbox could have made them.
+/// The network devices and firewall tables of the kernel that nixbox could have made.
 fn network() -> String {
     let ask = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
@@ -17,7 +17,7 @@ fn network() -> String {
     };
     let links = ask("ip", &["-br", "link"]);
     let tables = ask("nft", &["list", "tables"]);
-    // Tests of other crates make devices meanwhile: only the names that nixbox gives count.
+    // Other tests make devices at the same time: only names that nixbox gives count.
     links
         .lines()
         .filter(|line| line.starts_with("vm"))
@@ -26,7 +26,7 @@ fn network() -> String {
         .collect()
 }
 
-/// `up` refuses, and changes nothing.
+/// Asserts that `up` fails with these words, and changes nothing.
 fn refused(directory: &TestDirectory, code: i32, words: &[&str]) {
     refused_with(directory, &[], code, words);
 }
@@ -83,7 +83,7 @@ fn a_mount_that_contains_the_vms_sockets_is_refused() {
     }
 }
 
-/// Whether this user can have VMs here, and what nixbox says if not.
+/// Whether this user can use KVM here, and what nixbox says if not.
 fn kvm() -> Result<(), &'static str> {
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => Ok(()),
@@ -92,7 +92,7 @@ fn kvm() -> Result<(), &'static str> {
     }
 }
 
-/// A program that says that it is this Cloud Hypervisor.
+/// Makes a program that says that it is Cloud Hypervisor of this version.
 fn vmm(directory: &TestDirectory, version: &str) -> String {
     let path = directory.path().join("vmm");
     fs::write(&path, format!("#!/bin/sh\necho cloud-hypervisor {version}\n")).unwrap();
