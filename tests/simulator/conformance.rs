@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use nixbox::vmm::capability;
 use serde_json::{Value, json};
 
 use crate::workspace::{names, skipped, tell};
@@ -265,33 +266,35 @@ fn the_simulator_answers_as_each_version_with_a_guest() {
     }
 }
 
-/// The release that a version is built from: `v53.0` of `v53.0`, `v53.0-dirty` and a distribution's `v53.0-1~deb13u1`. A
-/// version with commits after a release (`v53.0-246-gae44c2971`) is not that release.
-fn release(version: &str) -> Option<&str> {
-    let (release, suffix) = version.split_once('-').unwrap_or((version, ""));
-    let described = suffix.split_once("-g").is_some_and(|(count, _)| count.parse::<u32>().is_ok());
-    (!described).then_some(release)
+/// What is written down of the release that this output of `--version` belongs to: nixbox tells releases apart by their major
+/// version, and a suffix (`v53.0-dirty`, a distribution's `v53.0-1~deb13u1`) changes nothing.
+fn written_of(output: &str) -> Option<&'static Written> {
+    let major = |version| capability::version(version).ok().map(|version| version.major);
+    let found = major(capability::of_program(output).ok()?)?;
+    WRITTEN.iter().find(|written| major(written.version) == Some(found))
 }
 
 /// What is written down of the version on PATH.
 fn of_the_real_one() -> Option<&'static Written> {
     let output = Command::new("cloud-hypervisor").arg("--version").output().ok()?;
-    let said = String::from_utf8(output.stdout).unwrap();
-    let release = release(said.lines().next()?.strip_prefix("cloud-hypervisor ")?)?;
-    WRITTEN.iter().find(|written| written.version == release)
+    written_of(&String::from_utf8(output.stdout).unwrap())
 }
 
 #[test]
-fn a_suffix_does_not_change_the_release() {
-    for (version, expected) in [
+fn a_version_with_a_suffix_is_compared_with_its_release() {
+    for (version, release) in [
         ("v53.0", Some("v53.0")),
         ("v53.0-dirty", Some("v53.0")),
         ("v53.0-1~deb13u1", Some("v53.0")),
-        ("v51.2-rc1-g", Some("v51.2")),
-        ("v53.0-246-gae44c2971", None),
-        ("v53.0-246-gae44c2971-dirty", None),
+        ("v53.1", Some("v53.0")),
+        ("v53.0-246-gae44c2971-dirty", Some("v53.0")),
+        ("v51.2-rc1", Some("v51.2")),
+        ("v52.0.0-2", Some("v52.0")),
+        ("v54.0", None),
+        ("53", None),
     ] {
-        assert_eq!(release(version), expected, "{version}");
+        let written = written_of(&format!("cloud-hypervisor {version}\nMigration Protocol Versions: 0\n"));
+        assert_eq!(written.map(|written| written.version), release, "{version}");
     }
 }
 
@@ -299,9 +302,7 @@ fn a_suffix_does_not_change_the_release() {
 fn the_real_one_answers_as_written_down() {
     match of_the_real_one() {
         Some(written) => compare(&without_kvm(Who::Real), written.without_kvm, "cloud-hypervisor"),
-        None => {
-            skipped("the_real_one_answers_as_written_down", "cloud-hypervisor v51.2, v52.0 or v53.0 on PATH")
-        }
+        None => skipped("the_real_one_answers_as_written_down", "cloud-hypervisor v51, v52 or v53 on PATH"),
     }
 }
 
