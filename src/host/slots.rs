@@ -170,7 +170,13 @@ impl HostSlots {
         }
         let path = &self.directory;
         let failed = |source| SlotError::Directory { path: path.clone(), source };
-        std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
+        let above = path.parent().unwrap_or(path);
+        if !above.exists() {
+            std::fs::create_dir_all(above).map_err(failed)?;
+            // Every user enters it, whatever umask root has.
+            let mode = Mode::from_raw_mode(0o755);
+            rustix::fs::chmod(above, mode).map_err(|error| failed(error.into()))?;
+        }
         // The umask takes bits from what mkdir asks for, so it gets its name when its mode is right: nobody ever finds
         // one that other users cannot claim in.
         let unready = path.with_extension("new");

@@ -92,6 +92,7 @@ fn a_program_that_the_user_may_not_run_is_named_with_the_user_and_the_obstacle()
     let make = |parent: &str, file: u32| {
         let parent = directory.path().join(parent);
         std::fs::create_dir_all(&parent).unwrap();
+        mode(&parent, 0o755);
         let path = parent.join("tool");
         std::fs::write(&path, "#!/bin/sh\n").unwrap();
         mode(&path, file);
