@@ -27,11 +27,12 @@ use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
+use crate::simulator;
 use crate::simulator::network::Loopback;
-use crate::simulator::{self, SimulatedVersion};
 use crate::store::{self, Snapshots};
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
+use crate::world::capability::{self, Capability};
 use crate::world::{self, Generation, SnapshotId, World};
 
 /// A guest in software emulation takes half a minute until it answers.
@@ -111,16 +112,13 @@ pub struct Wiring {
     pub simulated: bool,
 }
 
-/// The version that the configuration's simulator behaves like, if it is to be one.
+/// The version that the configuration's simulator behaves like; `None` if the VMM is a real one.
 #[must_use]
-pub fn simulated(config: &Config) -> Option<SimulatedVersion> {
-    Some(match config.vmm {
-        config::VmmChoice::CloudHypervisor => return None,
-        config::VmmChoice::SimulatorV51 => SimulatedVersion::V51,
-        config::VmmChoice::SimulatorV52 => SimulatedVersion::V52,
-        config::VmmChoice::Simulator | config::VmmChoice::SimulatorV53 => SimulatedVersion::V53,
-        config::VmmChoice::SimulatorV54 => SimulatedVersion::V54,
-    })
+pub fn simulated(config: &Config) -> Option<&'static Capability> {
+    match config.vmm {
+        config::VmmChoice::CloudHypervisor => None,
+        config::VmmChoice::Simulator(version) => Some(version.unwrap_or(capability::SIMULATED)),
+    }
 }
 
 /// This program as a part of the simulator.
@@ -205,7 +203,7 @@ pub fn assemble(
 }
 
 /// Where guests are to be reached.
-fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::Address> {
+fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
         Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
@@ -214,7 +212,7 @@ fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::
 }
 
 /// Slots number TAPs, which are the host's, and root makes the directory. A simulated workspace has slots of its own.
-fn slots_directory(version: Option<SimulatedVersion>, runtime: &Path) -> PathBuf {
+fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
         None => slots::DIRECTORY.into(),

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::SimulatedVersion;
 use super::vm::{self, SimulatedVm, VmmContext};
+use crate::world::capability::Capability;
 
 /// What the API says no with.
 #[derive(Debug)]
@@ -30,15 +30,15 @@ impl ApiRefusal {
         refusal
     }
 
-    /// The same, and with what it was being done. Before v53 only the rest is said.
-    pub(super) fn with(
-        version: SimulatedVersion,
+    /// The same, with the file that it was done to, if this version names it.
+    pub(super) fn with_file(
+        version: &Capability,
         doing: &[&str],
         what: &str,
         error: &dyn std::error::Error,
     ) -> Self {
         let mut refusal = Self::of(doing, error);
-        if version >= SimulatedVersion::V53 {
+        if version.snapshot_errors_name_the_file {
             refusal.chain.insert(doing.len(), what.to_owned());
         }
         refusal
@@ -133,18 +133,14 @@ impl SimulatedVmm {
         }
     }
 
-    /// Before v53 every error was of the server's making.
     fn not_created(&self) -> ApiRefusal {
-        let status = if self.place.version < SimulatedVersion::V53 { 500 } else { 404 };
-        ApiRefusal::new(status, &["VM is not created"])
+        ApiRefusal::new(self.place.version.missing_vm_status, &["VM is not created"])
     }
 
     fn ping(&self) -> String {
-        let build = self.place.version.text();
-        let version = build.trim_start_matches('v').trim_end_matches("-simulator");
         json!({
-            "build_version": build,
-            "version": format!("{version}.0"),
+            "build_version": self.place.version.simulator_version(),
+            "version": self.place.version.package_version(),
             "pid": std::process::id(),
             "features": ["simulator"],
         })
@@ -184,10 +180,9 @@ impl SimulatedVmm {
     }
 
     fn boot(&mut self) -> ApiAnswer {
-        let older = self.place.version < SimulatedVersion::V53;
-        let missing = if older { 500 } else { 404 };
-        let config =
-            self.config.clone().ok_or_else(|| ApiRefusal::new(missing, &["VM config is missing"]))?;
+        let version = self.place.version;
+        let missing = || ApiRefusal::new(version.missing_vm_status, &["VM config is missing"]);
+        let config = self.config.clone().ok_or_else(missing)?;
         if config.pointer("/payload/kernel").is_none() {
             return Err(ApiRefusal::new(
                 500,
@@ -199,8 +194,8 @@ impl SimulatedVmm {
             ));
         }
         match &mut self.vm {
-            Some(vm) if older && vm.paused => self.resume(),
-            Some(_) if older => {
+            Some(vm) if version.boot_resumes_paused_vm && vm.paused => self.resume(),
+            Some(_) if version.boot_resumes_paused_vm => {
                 Err(ApiRefusal::new(500, &["invalid VM state transition: Running to Running"]))
             }
             Some(_) => Err(ApiRefusal::new(500, &["VM is already created"])),
@@ -278,9 +273,8 @@ impl SimulatedVmm {
         let restored =
             directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
         restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
-        // v51.1 ignores the field.
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
-        if resume && self.place.version > SimulatedVersion::V51 { self.resume() } else { nothing() }
+        if resume && self.place.version.restore_takes_resume_field { self.resume() } else { nothing() }
     }
 
     fn restore_from(&mut self, directory: &Path) -> Result<(), ApiRefusal> {
@@ -290,10 +284,15 @@ impl SimulatedVmm {
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM config snapshot file {path:?}");
-            ApiRefusal::with(version, &[CANNOT, RECEIVE], &opening, &error)
+            ApiRefusal::with_file(version, &[CANNOT, RECEIVE], &opening, &error)
         })?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            ApiRefusal::with(version, &[CANNOT, RECEIVE], "Error deserialising VM config snapshot", &error)
+            ApiRefusal::with_file(
+                version,
+                &[CANNOT, RECEIVE],
+                "Error deserialising VM config snapshot",
+                &error,
+            )
         })?;
         self.vm = Some(SimulatedVm::restore(&config, directory, &self.place)?);
         self.config = Some(config);
@@ -369,12 +368,11 @@ impl SimulatedVmm {
                 found |= list.len() != before;
             }
         }
-        // Before v53 one that is about to leave may be removed again.
-        let older = self.place.version < SimulatedVersion::V53;
-        found |= older && self.vm.is_some() && self.leaving.contains(&id);
+        let version = self.place.version;
+        found |= version.removal_can_be_repeated && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
-                let of = if older { String::new() } else { format!(": {id}") };
+                let of = if version.removal_errors_name_the_id { format!(": {id}") } else { String::new() };
                 let words = format!("Failed to find device corresponding to the given identifier{of}");
                 ApiRefusal::new(500, &["Error from device manager", &words])
             } else {

@@ -13,7 +13,6 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::capability;
 use super::client::{ApiClient, ApiError};
 use super::config::{Description, FsConfig, VmConfig};
 use super::error::VmmError;
@@ -25,7 +24,7 @@ use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
     Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, VmmVersion,
-    WorkspaceId,
+    WorkspaceId, capability,
 };
 
 /// How long a VMM may take until its API answers.

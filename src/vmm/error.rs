@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::capability::VersionError;
 use super::client::ApiError;
 use super::restore::RewriteError;
 use super::state::StateError;
 use crate::host::process::ProcessError;
 use crate::host::socket::{SocketError, SocketPath};
 use crate::host::spawn::SpawnError;
+use crate::world::capability::VersionError;
 use crate::world::{Failure, VmmState};
 
 /// Why the VMM did not do what it was asked.

@@ -214,3 +214,13 @@ fn the_last_words_are_those_of_the_newest_and_printable() {
     let said = format!("its VMM said last ({}): first | [31mpanic", path("vmm-12.log").display());
     assert_eq!(fixture.vmm.last_words(), [said]);
 }
+
+#[test]
+fn the_version_of_the_installed_program_is_understood() {
+    if !have(&[Need::CloudHypervisor]) {
+        return;
+    }
+    let program = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
+    let output = std::process::Command::new(program).arg("--version").output().unwrap();
+    capability::of(capability::of_program(&String::from_utf8(output.stdout).unwrap()).unwrap()).unwrap();
+}
