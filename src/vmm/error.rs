@@ -36,9 +36,9 @@ pub enum VmmError {
     /// The snapshot and the machine do not fit.
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
-    /// What the VM is made of is not there.
-    #[error("the VM's disks or RAM cannot be given to the VMM")]
-    Place(#[source] Failure),
+    /// A part of the VM is not there.
+    #[error("the VM's disks, RAM or saved state cannot be given to the VMM")]
+    Parts(#[source] Failure),
     /// `--version` failed.
     #[error("cannot ask {program:?} for its version")]
     NoVersion {

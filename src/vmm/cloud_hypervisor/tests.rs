@@ -9,26 +9,6 @@ use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(1);
 
-struct Nowhere;
-
-impl Places for Nowhere {
-    fn disks(&self, _: Generation) -> crate::world::Result<Vec<PathBuf>> {
-        Ok(vec!["/nowhere/disk".into()])
-    }
-
-    fn memory(&self, _: Generation) -> crate::world::Result<Option<PathBuf>> {
-        Ok(None)
-    }
-
-    fn staged_state(&self, _: SnapshotId) -> PathBuf {
-        "/nowhere/state".into()
-    }
-
-    fn stored_state(&self, _: SnapshotId) -> PathBuf {
-        "/nowhere/state".into()
-    }
-}
-
 struct Fixture {
     vmm: CloudHypervisor,
     directory: tempfile::TempDir,
@@ -56,7 +36,9 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
         cmdline: String::new(),
         network: false,
         shares: vec!["work".into()],
-        places: Arc::new(Nowhere),
+        disks: Arc::new(|_| Ok(vec!["/nowhere/disk".into()])),
+        memory_file: Arc::new(|_| Ok(None)),
+        snapshot: Arc::new(|_| Ok("/nowhere/state".into())),
     })
 }
 
