@@ -7,53 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::refusal::ApiRefusal;
 use super::vm::{self, SimulatedVm, VmmContext};
-use crate::world::capability::Capability;
-
-/// What the API says no with.
-#[derive(Debug)]
-pub(super) struct ApiRefusal {
-    pub(super) status: u16,
-    /// Outermost first.
-    chain: Vec<String>,
-}
-
-impl ApiRefusal {
-    pub(super) fn new(status: u16, chain: &[&str]) -> Self {
-        Self { status, chain: chain.iter().map(|text| (*text).to_owned()).collect() }
-    }
-
-    /// An error of the system, below what was being done.
-    pub(super) fn of(doing: &[&str], error: &dyn std::error::Error) -> Self {
-        let mut refusal = Self::new(500, doing);
-        refusal.chain.push(error.to_string());
-        refusal
-    }
-
-    /// The same, with the file that it was done to, if this version names it.
-    pub(super) fn with_file(
-        version: &Capability,
-        doing: &[&str],
-        what: &str,
-        error: &dyn std::error::Error,
-    ) -> Self {
-        let mut refusal = Self::of(doing, error);
-        if version.snapshot_errors_name_the_file {
-            refusal.chain.insert(doing.len(), what.to_owned());
-        }
-        refusal
-    }
-
-    /// The same as the answer to a call.
-    fn to(mut self, call: &str) -> Self {
-        self.chain.splice(0..0, ["Error from API".to_owned(), call.to_owned()]);
-        self
-    }
-
-    pub(super) fn body(&self) -> String {
-        json!(self.chain).to_string()
-    }
-}
 
 fn not_running() -> ApiRefusal {
     ApiRefusal::new(500, &["VM is not running"])
@@ -319,7 +274,7 @@ impl SimulatedVmm {
         let config = self.config.as_ref().ok_or_else(|| self.not_created().to(CALL))?;
         let invalid = |words: &[&str]| {
             let mut refusal = ApiRefusal::new(500, &["Failed to validate config"]);
-            refusal.chain.extend(words.iter().map(|word| (*word).to_owned()));
+            refusal.extend(words);
             refusal.to(CALL)
         };
         if config.pointer("/payload/kernel").is_none() {

@@ -19,6 +19,7 @@ pub mod network;
 mod pausable_stream;
 pub mod programs;
 mod ram;
+mod refusal;
 pub mod share;
 mod sshd;
 mod syscalls;

@@ -13,14 +13,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::api::ApiRefusal;
 use super::disk::SimulatedDisk;
 use super::guest::{AttachedShare, Power, SimulatedGuest};
 use super::kernel::Kernel;
 use super::network;
+use super::programs;
 use super::ram::SimulatedRam;
+use super::refusal::ApiRefusal;
 use super::share;
-use super::syscalls::now;
+use super::sshd;
+use super::syscalls::{self, now};
 use crate::world::capability::Capability;
 
 type Result<T, E = ApiRefusal> = std::result::Result<T, E>;
@@ -214,6 +216,22 @@ fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
     })
 }
 
+/// The guest that belongs to a kernel, with its programs, its system calls and its SSH server. It does not run yet.
+fn guest(
+    kernel: Kernel,
+    shares: BTreeMap<String, AttachedShare>,
+    ssh: Option<TcpListener>,
+    place: &VmmContext,
+) -> io::Result<Arc<SimulatedGuest>> {
+    programs::install(kernel.view())?;
+    let guest = SimulatedGuest::new(kernel, shares, &place.runtime, place.power.clone());
+    syscalls::listen(&guest)?;
+    if let Some(ssh) = ssh {
+        sshd::listen(&guest, ssh)?;
+    }
+    Ok(guest)
+}
+
 fn io_error(error: io::Error) -> ApiRefusal {
     ApiRefusal::of(&["Simulator"], &error)
 }
@@ -224,8 +242,7 @@ impl SimulatedVm {
         let Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed } = parts(config, place, None)?;
         let view = network::view_path(&place.runtime);
         let kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
-        let guest =
-            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest = guest(kernel, seen, ssh, place).map_err(io_error)?;
         guest.settle();
         guest.run([0; 16]).map_err(io_error)?;
         Ok(Self { guest, paused: false, instant: [0; 16], shares, left_behind: false, _held: held })
@@ -262,8 +279,7 @@ impl SimulatedVm {
         kernel.show_mounts().map_err(io_error)?;
         let tags: BTreeSet<String> = kernel.state.mounts.iter().map(|mounted| mounted.tag.clone()).collect();
         let without: BTreeSet<String> = tags.iter().filter(|tag| !seen.contains_key(*tag)).cloned().collect();
-        let guest =
-            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest = guest(kernel, seen, ssh, place).map_err(io_error)?;
         guest.hang(&without).map_err(io_error)?;
         if !place.version.ability.shares_survive_restore {
             guest.lose_inodes(&tags).map_err(io_error)?;

@@ -18,8 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::api::{ApiRefusal, SimulatedVmm};
+use super::api::SimulatedVmm;
 use super::guest::Power;
+use super::refusal::ApiRefusal;
 use super::vm::VmmContext;
 use crate::world::capability::Capability;
 
