@@ -12,7 +12,7 @@ use crate::config::HostFacts;
 use crate::files::Folder;
 use crate::host::spawn::{Invoker, SpawnError};
 use crate::host::{memory, network, slots, spawn, sudo};
-use crate::vmm::capability;
+use crate::world::capability;
 
 /// How long a program may take to say its version.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -328,7 +328,7 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
         .as_ref()
         .map_or_else(|| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
     if let Some(version) = config.as_ref().and_then(wiring::simulated) {
-        let simulator = found("simulator", version.text()).advice(
+        let simulator = found("simulator", version.simulator_version()).advice(
             "this workspace needs no KVM, no root and no program: its VM is simulated, and no sandbox",
         );
         return Diagnosis { ready: true, needs: vec![simulator, reflink(&place.directory), tmpfs(memory)] };

@@ -1,6 +1,6 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
-use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Violation, Wrong};
+use nixbox::fakes::{Crash, Fault, Host, Survival, Violation, Wrong};
 use nixbox::operations::{LossReason, OperationResult, Refusal};
 
 use crate::crashes::Scenario;
@@ -30,7 +30,7 @@ const SCENARIOS: [Scenario; 12] = [
 /// What is compared of a host before and after: how the VM stands, and which snapshots there are.
 fn essence(host: &Host) -> (bool, Vec<u64>) {
     let snapshots = host.snapshots(WORKSPACE).into_iter().map(|(_, hash)| hash).collect();
-    (host.reach(WORKSPACE) == Reach::Ready, snapshots)
+    (host.is_ssh_ready(WORKSPACE), snapshots)
 }
 
 /// What an operation said agrees with the world.
@@ -175,7 +175,7 @@ fn a_damaged_snapshot_is_refused_before_anything_is_touched() {
     let looks = host.fingerprint();
     let said = run(&host, RestoreNewest);
     assert!(matches!(said, Said::Refused(Refusal::Unfit(..))), "{said:?}");
-    assert_eq!(host.reach(WORKSPACE), Reach::None);
+    assert!(!host.is_ssh_ready(WORKSPACE));
     // Only the journal was opened.
     assert_eq!(host.snapshots(WORKSPACE).len(), 1);
     assert_eq!(host.fingerprint(), looks);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nixbox::host::network::{HostNetwork, Mode, NetworkSettings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
-use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
+use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Find, VmmSettings};
 use nixbox::world::{
     Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
 };
@@ -22,34 +22,20 @@ use crate::workspace::{GUEST, USER, WORK};
 const LIMIT: Duration = Duration::from_secs(120);
 const MEMORY: u64 = 256 << 20;
 
-struct Directory {
-    path: PathBuf,
-    memory_file: bool,
-}
-
-impl Places for Directory {
-    fn disks(&self, generation: Generation) -> Result<Vec<PathBuf>, Failure> {
-        Ok(vec![self.path.join(format!("root-{generation}.img"))])
-    }
-
-    fn memory(&self, generation: Generation) -> Result<Option<PathBuf>, Failure> {
-        Ok(self.memory_file.then(|| self.path.join(format!("ram-{generation}"))))
-    }
-
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.path.join(format!("state-{snapshot}"))
-    }
-
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.staged_state(snapshot)
-    }
-}
-
 struct House {
     path: PathBuf,
     vmm: CloudHypervisor,
     shares: Virtiofs,
     network: HostNetwork,
+}
+
+/// Says where below a directory the parts of a VM are.
+fn parts<Key: 'static, Found: 'static>(
+    path: &Path,
+    find: impl Fn(&Path, Key) -> Found + Send + Sync + 'static,
+) -> Find<Key, Found> {
+    let path = path.to_owned();
+    Arc::new(move |key| Ok(find(&path, key)))
 }
 
 fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
@@ -79,7 +65,11 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         network: true,
         shares: vec!["work".into()],
-        places: Arc::new(Directory { path: path.into(), memory_file }),
+        disks: parts(path, |path, generation| vec![path.join(format!("root-{generation}.img"))]),
+        memory_file: parts(path, move |path, generation| {
+            memory_file.then(|| path.join(format!("ram-{generation}")))
+        }),
+        snapshot: parts(path, |path, snapshot| path.join(format!("state-{snapshot}"))),
     });
     let network = path.join("network");
     fs::create_dir(&network).unwrap();
