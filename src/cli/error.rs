@@ -96,17 +96,10 @@ impl Problem {
 
     /// Prints it with all that caused it.
     pub fn print(&self) {
-        let mut text = format!("nixbox: {}\n", self.error);
-        let mut last = self.error.to_string();
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            let message = error.to_string();
-            // A transparent layer says what the one below it says.
-            if message != last {
-                text.push_str(&format!("  because: {message}\n"));
-            }
-            last = message;
-            cause = error.source();
+        let mut messages = messages(&*self.error).into_iter();
+        let mut text = format!("nixbox: {}\n", messages.next().unwrap_or_default());
+        for message in messages {
+            text.push_str(&format!("  because: {message}\n"));
         }
         for words in &self.last_words {
             text.push_str(&format!("  {words}\n"));
@@ -118,20 +111,25 @@ impl Problem {
     }
 }
 
-/// An error and all that caused it, in one line.
-#[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+/// The message of an error and those of its causes, without messages that only repeat the one before.
+fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut messages = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
         let message = error.to_string();
-        // A transparent layer says what the one below it says.
-        if !text.ends_with(&message) {
-            text.push_str(&format!(": {message}"));
+        // The message of a transparent error is that of its source.
+        if !messages.last().is_some_and(|last| last.ends_with(&message)) {
+            messages.push(message);
         }
         cause = error.source();
     }
-    text
+    messages
+}
+
+/// An error and its causes on one line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    messages(error).join(": ")
 }
 
 /// Writes to stderr. Who closed it does not want to know.
