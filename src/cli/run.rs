@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use nix::sys::signal::Signal;
+
 use super::error::{ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, journal_state, session, wiring};
 use crate::engine::transition::{Failure, Interrupt};
@@ -56,7 +58,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     ended.map(|ended| status(&ended))
 }
 
-/// What a shell would say of a command that ended like this.
+/// The exit status with which a shell would report how the command ended.
 fn status(ended: &CommandExit) -> u8 {
     match ended {
         CommandExit::Status(status) => u8::try_from(*status).unwrap_or(u8::MAX),
@@ -64,24 +66,33 @@ fn status(ended: &CommandExit) -> u8 {
     }
 }
 
-/// The numbers of x86-64 and aarch64 Linux (signal(7)) for the names of RFC 4254, 6.10, and those that OpenSSH adds.
+/// The number of a signal that SSH names without `SIG` (RFC 4254, 6.10).
 fn signal_number(name: &str) -> Option<u8> {
-    Some(match name {
-        "HUP" => 1,
-        "INT" => 2,
-        "QUIT" => 3,
-        "ILL" => 4,
-        "TRAP" => 5,
-        "ABRT" => 6,
-        "BUS" => 7,
-        "FPE" => 8,
-        "KILL" => 9,
-        "USR1" => 10,
-        "SEGV" => 11,
-        "USR2" => 12,
-        "PIPE" => 13,
-        "ALRM" => 14,
-        "TERM" => 15,
-        _ => return None,
-    })
+    let signal: Signal = format!("SIG{name}").parse().ok()?;
+    u8::try_from(signal as i32).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_ended_by_a_signal_has_the_exit_status_of_a_shell() {
+        for (name, expected) in [
+            ("HUP", 129),
+            ("INT", 130),
+            ("ABRT", 134),
+            ("KILL", 137),
+            ("USR1", 138),
+            ("TERM", 143),
+            ("SYS", 159),
+        ] {
+            assert_eq!(status(&CommandExit::Signal(name.to_owned())), expected, "{name}");
+        }
+        for unknown in ["", "term", "SIGTERM", "TERM@openssh.com"] {
+            assert_eq!(status(&CommandExit::Signal(unknown.to_owned())), 255, "{unknown}");
+        }
+        assert_eq!(status(&CommandExit::Status(7)), 7);
+        assert_eq!(status(&CommandExit::Status(256)), 255);
+    }
 }
