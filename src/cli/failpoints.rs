@@ -48,8 +48,8 @@ impl Observer for Failpoints<'_> {
         self.inner.event(event);
     }
 
-    fn setback(&self, setback: &TransitionFailure) {
-        self.inner.setback(setback);
+    fn setback(&self, failure: &TransitionFailure) {
+        self.inner.setback(failure);
     }
 
     fn waits(&self, why: &str) {
@@ -57,9 +57,9 @@ impl Observer for Failpoints<'_> {
     }
 }
 
-/// Prints the count, if asked for.
-pub(super) fn tell() {
+/// Prints the number of events, if `NIXBOX_KILL_AT` asks for it.
+pub(super) fn print_count() {
     if std::env::var(VARIABLE).is_ok_and(|text| text == "count") {
-        error::say(&format!("failpoints: {}\n", SEEN.load(Ordering::SeqCst)));
+        error::print_stderr(&format!("failpoints: {}\n", SEEN.load(Ordering::SeqCst)));
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
+use super::error::{self, CliError, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, journal_state, success};
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::{self, JournalError, Name, Storage as _};
 use crate::engine::reader::{Located, ReadError, Tail};
@@ -13,7 +13,6 @@ use crate::engine::record::{Ended, HeaderError, Record};
 use crate::engine::transition::{Generation, OperationId};
 use crate::host::clock::utc;
 use crate::operations;
-use crate::store::journal_files::FileStorage;
 
 /// Show what was done in this workspace, and what was left half done
 #[derive(Debug, clap::Args)]
@@ -182,22 +181,9 @@ fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<Illega
     })
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the journal {path}")]
-struct Unreadable {
-    path: String,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
 fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
     let workspace = place.workspace()?;
-    let directory = workspace.journal();
-    let unreadable = |path: String, source: Box<dyn std::error::Error + Send + Sync>| {
-        Problem::new(ExitKind::Failed, Unreadable { path, source })
-    };
-    let mut storage = FileStorage::new(&directory)
-        .map_err(|error| unreadable(directory.display().to_string(), error.into()))?;
+    let mut storage = journal_state::storage(&workspace)?;
     let path = storage.path(Name::Current);
     let mut fold = Fold::default();
     let inspected = journal::inspect(&mut storage, Some(workspace.id()), |located| {
@@ -210,7 +196,7 @@ fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
             Tail::Torn(bytes) => Verdict::Torn { bytes },
         },
         Err(JournalError::Unusable { source, .. }) => {
-            verdict(*source).map_err(|error| unreadable(path.clone(), error.into()))?
+            verdict(*source).map_err(|source| CliError::Journal { path: path.clone(), source })?
         }
         Err(error) => return Err(error.into()),
     };
@@ -269,7 +255,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         error::print(&text(&listing))?;
     }
     match listing.verdict {
-        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => done(),
+        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => success(),
         _ => Ok(ExitKind::Stuck as u8),
     }
 }

@@ -12,6 +12,7 @@ use crate::config::{Config, HostFacts};
 use crate::host::sudo;
 use crate::workspace::Workspace;
 
+mod command;
 mod config;
 mod demo;
 mod doctor;
@@ -27,7 +28,6 @@ mod progress;
 mod recover;
 mod restore;
 mod run;
-mod session;
 mod shell;
 mod signals;
 mod simulator;
@@ -101,7 +101,7 @@ pub fn main() -> ExitCode {
         problem.exit() as u8
     });
     #[cfg(feature = "failpoints")]
-    failpoints::tell();
+    failpoints::print_count();
     ExitCode::from(code)
 }
 
@@ -124,6 +124,7 @@ fn run(place: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
     }
 }
 
-fn done() -> Outcome {
+/// The outcome of a command that did what it was asked to do.
+fn success() -> Outcome {
     Ok(ExitKind::Done as u8)
 }

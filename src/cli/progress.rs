@@ -86,13 +86,13 @@ impl ProgressDisplay {
     }
 
     /// Prints a line, whatever bars there are below it.
-    pub(super) fn say(&self, text: &str) {
-        self.bars.suspend(|| error::say(&format!("nixbox: {text}\n")));
+    pub(super) fn print(&self, text: &str) {
+        self.bars.suspend(|| error::print_stderr(&format!("nixbox: {text}\n")));
     }
 
-    fn line(&self, text: &str) {
+    fn print_progress(&self, text: &str) {
         if !self.silent {
-            self.say(text);
+            self.print(text);
         }
     }
 
@@ -109,7 +109,7 @@ impl ProgressDisplay {
         if let Some((stage, since)) = now.stage.take() {
             let took = since.elapsed();
             now.times.stages.push(StageTime { operation: now.operation, stage, ms: millis(took) });
-            self.line(&format!("{}: {stage} ({})", now.operation, error::duration(took)));
+            self.print_progress(&format!("{}: {stage} ({})", now.operation, error::duration(took)));
         }
     }
 
@@ -159,7 +159,7 @@ impl Progress for ProgressDisplay {
             Method::Reflink => "its blocks are shared, nothing was copied".to_owned(),
             Method::Sparse { written, .. } => format!("{} copied", HumanBytes(written)),
         };
-        self.line(&format!("  {what}: {how}"));
+        self.print_progress(&format!("  {what}: {how}"));
     }
 }
 
@@ -171,7 +171,9 @@ impl Observer for ProgressDisplay {
                 self.past_commit.store(false, Ordering::SeqCst);
                 (now.operation, now.commit, now.stage) = (operation, commit, None);
                 if recovery {
-                    self.line(&format!("`{operation}` of generation {generation} was left half done"));
+                    self.print_progress(&format!(
+                        "`{operation}` of generation {generation} was left half done"
+                    ));
                 }
             }
             Event::Turned(direction) => {
@@ -180,7 +182,7 @@ impl Observer for ProgressDisplay {
                 let forward = direction == Direction::Forward;
                 self.past_commit.store(forward, Ordering::SeqCst);
                 let way = if forward { "going on" } else { "rolling back" };
-                self.line(&format!("{}: {way}", now.operation));
+                self.print_progress(&format!("{}: {way}", now.operation));
             }
             Event::Stage(label) => {
                 self.end_stage(&mut now);
@@ -198,19 +200,19 @@ impl Observer for ProgressDisplay {
                 now.times.paused_ms = paused.map(|since| millis(since.elapsed())).or(now.times.paused_ms);
             }
             Event::Done { label: "SSH-ready", .. } => now.times.ready_ms = Some(millis(self.since.elapsed())),
-            Event::Undone(label) => self.line(&format!("{}: took back {label}", now.operation)),
+            Event::Undone(label) => self.print_progress(&format!("{}: took back {label}", now.operation)),
             Event::Ended(_) => self.end_stage(&mut now),
             Event::Done { .. } | Event::Undoes(_) => {}
         }
     }
 
     fn waits(&self, why: &str) {
-        self.line(why);
+        self.print_progress(why);
     }
 
-    fn setback(&self, setback: &TransitionFailure) {
+    fn setback(&self, failure: &TransitionFailure) {
         self.end_copies();
         let operation = self.now().operation;
-        self.line(&format!("{operation}: {}", error::chain(setback)));
+        self.print_progress(&format!("{operation}: {}", error::chain(failure)));
     }
 }

@@ -1,14 +1,12 @@
 //! `nixbox run`.
 
-use std::sync::Arc;
-
 use nix::sys::signal::Signal;
 
-use super::error::{ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, journal_state, session, wiring};
-use crate::engine::transition::{Failure, Interrupt};
-use crate::files::copy::Silent;
-use crate::guest::channel::{ChannelError, CommandExit};
+use super::WorkspaceLocation;
+use super::command::{self, OpenWorkspace};
+use super::error::{CliError, Outcome};
+use crate::engine::transition::Interrupt;
+use crate::guest::channel::CommandExit;
 use crate::guest::shell::run_command;
 
 /// Run a command in the VM: no terminal, stdin, stdout and stderr passed through, exit status the command's
@@ -20,42 +18,25 @@ pub(super) struct Arguments {
     command: Vec<String>,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum RunError {
-    #[error("cannot get through to the VM")]
-    Connect(#[source] Failure),
-    #[error("the command's end is not known")]
-    Broken(#[source] ChannelError),
-}
-
-/// A guest that cannot be reached.
-pub(super) fn unreachable(failure: Failure) -> Problem {
-    let gone = matches!(failure, Failure::Lost);
-    let problem =
-        Problem::new(if gone { ExitKind::NotFound } else { ExitKind::Failed }, RunError::Connect(failure));
-    if gone { problem.with("`nixbox up` clears away what is left of it and starts another") } else { problem }
-}
-
 pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = place.workspace()?;
-    let vm = journal_state::running(&workspace)?;
-    let config = WorkspaceLocation::config(&workspace)?;
-    let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
-    let runtime = session::runtime()?;
+    let (workspace, vm) = OpenWorkspace::of_running_vm(place)?;
+    let wiring = workspace.wire()?;
+    let runtime = command::runtime()?;
     let ended = runtime.block_on(async {
-        let shell = assembly.guest.connect(&vm.machine, &Interrupt::new()).await.map_err(unreachable)?;
+        let connected = wiring.guest.connect(&vm.machine, &Interrupt::new()).await;
+        let shell = connected.map_err(CliError::Connect)?;
         let command = run_command(&arguments.command);
         let ended = shell
             .session
             .pass_through(command.as_bytes(), tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr())
             .await
-            .map_err(|error| Problem::new(ExitKind::Failed, RunError::Broken(error)))?;
+            .map_err(CliError::CommandLost)?;
         shell.session.close().await;
-        Ok(ended)
+        Ok::<_, CliError>(ended)
     });
-    // A read of stdin cannot be taken back.
+    // A thread may still block in a read of stdin, which nothing can interrupt.
     runtime.shutdown_background();
-    ended.map(|ended| status(&ended))
+    Ok(status(&ended?))
 }
 
 /// The exit status with which a shell would report how the command ended.
