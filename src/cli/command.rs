@@ -92,15 +92,15 @@ pub(super) struct OpenWorkspace {
 }
 
 impl OpenWorkspace {
-    pub(super) fn open(place: &WorkspaceLocation) -> Result<Self, Problem> {
-        let workspace = place.workspace()?;
+    pub(super) fn open(location: &WorkspaceLocation) -> Result<Self, Problem> {
+        let workspace = location.workspace()?;
         let config = WorkspaceLocation::config(&workspace)?;
         Ok(Self { workspace, config })
     }
 
     /// The workspace of a running VM, and the VM. That none runs is reported before the configuration is read.
-    pub(super) fn of_running_vm(place: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
-        let workspace = place.workspace()?;
+    pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
+        let workspace = location.workspace()?;
         let vm = journal_state::running_vm(&workspace)?;
         let config = WorkspaceLocation::config(&workspace)?;
         Ok((Self { workspace, config }, vm))
@@ -127,13 +127,13 @@ impl LockedWorkspace {
     /// configuration, reads from the journal whether a VM runs, makes the checks that need only the configuration, wires the
     /// real world, and makes the checks that ask the host.
     pub(super) fn open(
-        place: &WorkspaceLocation,
+        location: &WorkspaceLocation,
         command: &str,
         preflight: Preflight,
         output: OutputOptions,
     ) -> Result<Self, Problem> {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
-        let workspace = place.workspace()?;
+        let workspace = location.workspace()?;
         let lock = workspace.lock(command)?;
         let config = WorkspaceLocation::config(&workspace)?;
         let starts_vm = preflight != Preflight::None && journal_state::read(&workspace)?.is_down();

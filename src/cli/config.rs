@@ -12,8 +12,8 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let config = WorkspaceLocation::config(&place.workspace()?)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let config = WorkspaceLocation::config(&location.workspace()?)?;
     if arguments.json {
         error::print_json(&config)?;
         return success();

@@ -13,8 +13,8 @@ pub(super) struct Arguments {
     output: OutputOptions,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(place, "down", Preflight::None, arguments.output)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let workspace = LockedWorkspace::open(location, "down", Preflight::None, arguments.output)?;
     let stopped = workspace.run(async |session| error::check_result(session.down().await?))?;
     let (word, sentence) = if stopped { ("done", "the VM is down") } else { ("already", "no VM is running") };
     arguments.output.report(&serde_json::json!({ "result": word }), sentence)?;

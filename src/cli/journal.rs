@@ -87,7 +87,7 @@ struct TransitionSummary {
 struct Fold(Vec<OperationSummary>);
 
 impl Fold {
-    fn take(&mut self, located: &Located<'_>) {
+    fn add(&mut self, located: &Located<'_>) {
         if let Record::Begin { operation, parameters, at_ms } = located.record {
             self.0.push(begun(located.generation, operation, parameters, at_ms));
             return;
@@ -143,9 +143,9 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
 
 impl OperationSummary {
     fn entry(&mut self, index: u16) -> &mut TransitionSummary {
-        let place = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
-            Ok(place) => place,
-            Err(place) => {
+        let position = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
+            Ok(position) => position,
+            Err(position) => {
                 let label = self.labels.get(usize::from(index));
                 let fresh = TransitionSummary {
                     index,
@@ -155,11 +155,11 @@ impl OperationSummary {
                     micros: None,
                     undo_micros: None,
                 };
-                self.transitions.insert(place, fresh);
-                place
+                self.transitions.insert(position, fresh);
+                position
             }
         };
-        &mut self.transitions[place]
+        &mut self.transitions[position]
     }
 }
 
@@ -181,13 +181,13 @@ fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<Illega
     })
 }
 
-fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
-    let workspace = place.workspace()?;
+fn read(location: &WorkspaceLocation) -> Result<JournalListing, Problem> {
+    let workspace = location.workspace()?;
     let mut storage = journal_state::storage(&workspace)?;
     let path = storage.path(Name::Current);
     let mut fold = Fold::default();
     let inspected = journal::inspect(&mut storage, Some(workspace.id()), |located| {
-        fold.take(&located);
+        fold.add(&located);
     });
     let verdict = match inspected {
         Ok(None) => Verdict::Absent,
@@ -247,8 +247,8 @@ fn sentence(verdict: &Verdict) -> String {
     }
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let listing = read(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let listing = read(location)?;
     if arguments.json {
         error::print_json(&listing)?;
     } else {

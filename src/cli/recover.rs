@@ -19,12 +19,12 @@ pub(super) struct Arguments {
     output: OutputOptions,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let output = arguments.output;
     if arguments.dry_run {
-        return dry_run(place, output);
+        return dry_run(location, output);
     }
-    let workspace = LockedWorkspace::open(place, "recover", Preflight::None, output)?;
+    let workspace = LockedWorkspace::open(location, "recover", Preflight::None, output)?;
     let recovered = workspace.run(async |session| RecoverySummary::of(session.recover().await?))?;
     let sentence = recovered.sentence();
     let word = if sentence.is_some() { "recovered" } else { "nothing" };
@@ -91,8 +91,8 @@ impl RecoverySummary {
     }
 }
 
-fn dry_run(place: &WorkspaceLocation, output: OutputOptions) -> Outcome {
-    let workspace = OpenWorkspace::open(place)?;
+fn dry_run(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
+    let workspace = OpenWorkspace::open(location)?;
     let journal = journal_state::read(&workspace.workspace)?;
     let planned = journal.open().map(operations::dry_run).transpose().map_err(CliError::DryRun)?.flatten();
     let state = match journal.state {

@@ -23,8 +23,8 @@ pub(super) struct Arguments {
     output: OutputOptions,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(place, "restore", Preflight::Restore, arguments.output)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let workspace = LockedWorkspace::open(location, "restore", Preflight::Restore, arguments.output)?;
     let wanted = arguments.snapshot.as_ref();
     let result = workspace.run(async |session| Ok(session.restore(wanted, arguments.replace).await?))?;
     report(&workspace, arguments.output, result)

@@ -18,8 +18,8 @@ pub(super) struct Arguments {
     command: Vec<String>,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let (workspace, vm) = OpenWorkspace::of_running_vm(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
     let wiring = workspace.wire()?;
     let runtime = command::runtime()?;
     let ended = runtime.block_on(async {

@@ -17,8 +17,8 @@ use crate::simulator;
 #[command(after_help = "Example: nixbox shell")]
 pub(super) struct Arguments {}
 
-pub(super) fn run(place: &WorkspaceLocation, _: &Arguments) -> Outcome {
-    let (workspace, vm) = OpenWorkspace::of_running_vm(place)?;
+pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
+    let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
     let wiring = workspace.wire()?;
     let ssh = spawn::find_program("ssh", "NIXBOX_SSH").map_err(CliError::NoSsh)?;
     // This connection pins the guest's host key, and reports a guest that does not answer, for which ssh would wait in

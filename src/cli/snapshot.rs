@@ -82,17 +82,17 @@ fn name(text: &str) -> Result<SnapshotName, String> {
     }
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
+pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let Arguments { command, name, stop, list: list_flag, delete: delete_flag, output } = arguments;
     match command {
-        Some(SnapshotCommand::List { json }) => list(place, json),
-        Some(SnapshotCommand::Delete { snapshot, output }) => delete(place, &snapshot, output),
-        Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(place, &snapshot, json),
-        Some(SnapshotCommand::Verify { snapshot, output }) => verify(place, &snapshot, output),
-        None if list_flag => list(place, output.json),
+        Some(SnapshotCommand::List { json }) => list(location, json),
+        Some(SnapshotCommand::Delete { snapshot, output }) => delete(location, &snapshot, output),
+        Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
+        Some(SnapshotCommand::Verify { snapshot, output }) => verify(location, &snapshot, output),
+        None if list_flag => list(location, output.json),
         None => match delete_flag {
-            Some(snapshot) => delete(place, &snapshot, output),
-            None => freeze(place, name, stop, output),
+            Some(snapshot) => delete(location, &snapshot, output),
+            None => freeze(location, name, stop, output),
         },
     }
 }
@@ -132,12 +132,12 @@ pub(super) fn snapshot_label(manifest: &Manifest) -> String {
 }
 
 fn freeze(
-    place: &WorkspaceLocation,
+    location: &WorkspaceLocation,
     name: Option<SnapshotName>,
     stop: bool,
     output: OutputOptions,
 ) -> Outcome {
-    let workspace = LockedWorkspace::open(place, "snapshot", Preflight::None, output)?;
+    let workspace = LockedWorkspace::open(location, "snapshot", Preflight::None, output)?;
     let keep = workspace.config.snapshot.keep.map(std::num::NonZeroU32::get);
     let request = SnapshotRequest { name, stop, keep };
     let result = workspace.run(async |session| Ok(session.snapshot(request).await?))?;
@@ -190,8 +190,8 @@ fn find_snapshot(listed: &[ListedSnapshot], wanted: &Reference) -> Result<Snapsh
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
 
-fn list(place: &WorkspaceLocation, json: bool) -> Outcome {
-    let listed = list_snapshots(&OpenWorkspace::open(place)?.wire()?)?;
+fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
+    let listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     if json {
         let one = |listing: &ListedSnapshot| match &listing.manifest {
             Ok(manifest) => serde_json::json!(SnapshotSummary::from(manifest)),
@@ -228,8 +228,8 @@ fn list(place: &WorkspaceLocation, json: bool) -> Outcome {
     success()
 }
 
-fn inspect(place: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
-    let mut listed = list_snapshots(&OpenWorkspace::open(place)?.wire()?)?;
+fn inspect(location: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
+    let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     let id = find_snapshot(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
     let manifest = match listed.pop().map(|listing| listing.manifest) {
@@ -278,9 +278,9 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     }
 }
 
-fn verify(place: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
+fn verify(location: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
     // Holds the lock so that nobody deletes the snapshot meanwhile.
-    let workspace = LockedWorkspace::open(place, "snapshot verify", Preflight::None, output)?;
+    let workspace = LockedWorkspace::open(location, "snapshot verify", Preflight::None, output)?;
     let id = find_snapshot(&list_snapshots(&workspace.wiring)?, wanted)?;
     workspace.interruptible(async |interrupt| {
         let verified = workspace.wiring.world.catalog.verify(id, Depth::All, interrupt).await;
@@ -291,8 +291,8 @@ fn verify(place: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) 
     success()
 }
 
-fn delete(place: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
-    let workspace = LockedWorkspace::open(place, "delete", Preflight::None, output)?;
+fn delete(location: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
+    let workspace = LockedWorkspace::open(location, "delete", Preflight::None, output)?;
     let (id, result) = workspace.run(async |session| Ok(session.delete(wanted).await?))?;
     error::check_result(result)?;
     let json = serde_json::json!({ "result": "done", "id": id.0.0 });

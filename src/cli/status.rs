@@ -52,8 +52,8 @@ struct OpenSummary {
     generation: u64,
 }
 
-fn read_status(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
-    let open = OpenWorkspace::open(place)?;
+fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
+    let open = OpenWorkspace::open(location)?;
     let OpenWorkspace { workspace, config } = &open;
     let journal = journal_state::read(workspace)?;
     let holder = workspace.holder()?;
@@ -127,8 +127,8 @@ fn text(status: &StatusReport) -> String {
     lines.join("\n")
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let status = read_status(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let status = read_status(location)?;
     if arguments.json {
         error::print_json(&status)?;
     } else {

@@ -17,8 +17,8 @@ pub(super) struct Arguments {
     output: OutputOptions,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(place, "up", Preflight::Boot, arguments.output)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let workspace = LockedWorkspace::open(location, "up", Preflight::Boot, arguments.output)?;
     if let Some(wanted) = &arguments.snapshot {
         let result = workspace.run(async |session| Ok(session.warm_up(wanted.as_ref()).await?))?;
         return restore::report(&workspace, arguments.output, result);
