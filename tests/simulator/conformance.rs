@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nixbox::vmm::capability;
+use nixbox::world::capability;
 use serde_json::{Value, json};
 
 use crate::workspace::{names, skipped, tell};
