@@ -16,6 +16,7 @@ use futures_util::future::join_all;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::FileError;
 use super::hash::{PIECE, PieceHasher, PieceHashes, pieces};
 use crate::world::{Failure, Interrupt};
 
@@ -91,44 +92,18 @@ pub struct Copied {
 }
 
 /// Why a copy was not made.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// Somebody asked to stop.
     #[error("the copy was interrupted")]
     Interrupted,
-    /// The source cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The source.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The target cannot be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The target.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The target's file system is full.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The target's file system is full: `missing` is what is still to be copied and does not fit, in bytes.
     #[error("no space left for {}: about {missing} bytes are missing", path.display())]
-    Full {
-        /// The target.
-        path: PathBuf,
-        /// What is still to be copied and does not fit, in bytes.
-        missing: u64,
-    },
-    /// The source has become shorter while it was copied.
+    Full { path: PathBuf, missing: u64 },
     #[error("{} has become shorter while it was copied", path.display())]
-    Shrunk {
-        /// The source.
-        path: PathBuf,
-    },
-    /// A thread of ours ended without a result.
+    Shrunk { path: PathBuf },
     #[error("a copying thread ended without a result")]
     Thread(#[source] tokio::task::JoinError),
 }
@@ -188,8 +163,7 @@ pub async fn hash(
 
 /// A file's size in bytes, and about how much of it is data.
 fn extent(source: &Named) -> Result<(u64, u64)> {
-    let status = rustix::fs::fstat(&source.file)
-        .map_err(|error| CopyError::Read { path: source.path.clone(), source: error.into() })?;
+    let status = rustix::fs::fstat(&source.file).map_err(FileError::system("examine", &source.path))?;
     let size = status.st_size.unsigned_abs();
     // 512: the unit of st_blocks, whatever the file system's own is.
     Ok((size, size.min(status.st_blocks.unsigned_abs().saturating_mul(512))))
@@ -264,7 +238,7 @@ pub fn can_share(from: &Path, to: &Path) -> bool {
 fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {
     let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     if !full {
-        return CopyError::Write { path: target.path.clone(), source };
+        return FileError::system("write", &target.path)(source).into();
     }
     let free = rustix::fs::fstatvfs(&target.file)
         .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize));
@@ -403,7 +377,7 @@ impl Reading {
         let path = self.source.path.clone();
         match source.kind() {
             io::ErrorKind::UnexpectedEof => CopyError::Shrunk { path },
-            _ => CopyError::Read { path, source },
+            _ => FileError::system("read", path)(source).into(),
         }
     }
 }

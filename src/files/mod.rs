@@ -17,6 +17,8 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
+use crate::world::Failure;
+
 /// Directories within the workspace are their owner's alone.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
 /// And so are files.
@@ -95,6 +97,12 @@ impl FileError {
     #[must_use]
     pub fn is(&self, kind: io::ErrorKind) -> bool {
         matches!(self, Self::System { source, .. } if source.kind() == kind)
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::world(error)
     }
 }
 

@@ -20,6 +20,14 @@ fn origin() -> Origin {
     Origin { vmm, cpu: ["sse2".to_owned()].into(), shape: [("vm.vcpus".to_owned(), "2".to_owned())].into() }
 }
 
+/// Why the store refuses.
+fn refusal<T: std::fmt::Debug>(result: world::Result<T>) -> StoreError {
+    match result.unwrap_err() {
+        Failure::World(error) => *error.downcast().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
 /// The manifests in the list, all of them whole.
 async fn listed(snapshots: &Snapshots) -> Vec<Manifest> {
     snapshots.list().await.unwrap().into_iter().map(|listing| listing.manifest.unwrap()).collect()
@@ -61,7 +69,7 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
     assert_eq!(listed(&snapshots).await, [first, second.clone()]);
     assert_eq!(snapshots.manifest(id(12)).unwrap(), second);
     snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
-    assert!(matches!(snapshots.begin(id(12)), Err(StoreError::Exists(_))));
+    assert!(matches!(refusal(snapshots.stage(id(12)).await), StoreError::Exists(_)));
 
     for _ in 0..2 {
         snapshots.trash(id(12)).await.unwrap();
@@ -89,15 +97,15 @@ async fn a_commit_is_finished_wherever_it_was_cut_off() {
     std::fs::write(staging.join(".manifest.json.unfinished"), "half").unwrap();
     snapshots.commit(manifest.clone()).await.unwrap();
     std::fs::rename(snapshots.root.join("12"), &staging).unwrap();
-    assert_eq!(snapshots.hash_staged(id(12), &Interrupt::new()).await.unwrap(), manifest.files);
+    assert_eq!(snapshots.digest(id(12), &Interrupt::new()).await.unwrap(), manifest.files);
     snapshots.commit(manifest.clone()).await.unwrap();
     // Right after the rename.
     snapshots.commit(manifest.clone()).await.unwrap();
     snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
     let other = Manifest { created_ms: 6, ..manifest };
-    assert!(matches!(snapshots.bring_in(other).await, Err(StoreError::Exists(_))));
+    assert!(matches!(refusal(snapshots.commit(other).await), StoreError::Exists(_)));
     let nothing = Manifest { id: id(99), name: None, ..snapshots.manifest(id(12)).unwrap() };
-    assert!(matches!(snapshots.bring_in(nothing).await, Err(StoreError::NotStaged(_))));
+    assert!(matches!(refusal(snapshots.commit(nothing).await), StoreError::NotStaged(_)));
 }
 
 #[tokio::test]
@@ -105,16 +113,16 @@ async fn a_commit_of_what_is_not_there_is_refused() {
     let (_directory, snapshots) = snapshots();
     let manifest = staged(&snapshots, 12, None).await;
     let staging = snapshots.root.join(".staging-12");
-    let refused = || snapshots.bring_in(manifest.clone());
+    let refused = || async { refusal(snapshots.commit(manifest.clone()).await) };
     std::fs::write(staging.join("extra"), "").unwrap();
-    assert!(matches!(refused().await, Err(StoreError::Extra { .. })));
+    assert!(matches!(refused().await, StoreError::Extra { .. }));
     std::fs::remove_file(staging.join("extra")).unwrap();
     std::fs::write(staging.join("config.json"), "{} ").unwrap();
-    assert!(matches!(refused().await, Err(StoreError::Size { found: 3, expected: 2, .. })));
+    assert!(matches!(refused().await, StoreError::Size { found: 3, expected: 2, .. }));
     std::fs::remove_file(staging.join("config.json")).unwrap();
-    assert!(matches!(refused().await, Err(StoreError::Missing { .. })));
+    assert!(matches!(refused().await, StoreError::Missing { .. }));
     symlink("state.json", staging.join("config.json")).unwrap();
-    assert!(matches!(refused().await, Err(StoreError::File(FileError::Symlink { .. }))));
+    assert!(matches!(refused().await, StoreError::File(FileError::Symlink { .. })));
     assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Staged);
 }
 
@@ -124,7 +132,7 @@ async fn names_are_used_once() {
     snapshots.commit(staged(&snapshots, 1, Some("warm")).await).await.unwrap();
     let again = staged(&snapshots, 2, Some("warm")).await;
     assert!(
-        matches!(snapshots.bring_in(again.clone()).await, Err(StoreError::NameTaken { id: first, .. }) if first == id(1))
+        matches!(refusal(snapshots.commit(again.clone()).await), StoreError::NameTaken { id: first, .. } if first == id(1))
     );
     snapshots.trash(id(1)).await.unwrap();
     snapshots.commit(again).await.unwrap();
@@ -199,7 +207,7 @@ async fn the_survey_has_left_overs_and_nothing_that_is_not_ours() {
         std::fs::create_dir(snapshots.root.join(name)).unwrap();
     }
     let found: Vec<_> =
-        snapshots.survey().unwrap().into_iter().map(|found| (found.id, found.entry)).collect();
+        snapshots.survey().unwrap().into_iter().map(|found| (found.id, found.state)).collect();
     assert_eq!(
         found,
         [(id(2), SnapshotState::Trashed), (id(3), SnapshotState::Staged), (id(5), SnapshotState::Listed)]
