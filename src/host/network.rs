@@ -12,17 +12,18 @@
 //! capabilities are handed to nft and dnsmasq alone ([`program`]). Such a nixbox makes its users administrators of the
 //! host's network; it is for a group of trusted users.
 
-mod daemon;
 mod dhcp;
 mod docker;
 mod firewall;
+mod nft;
+mod plan;
 mod policy;
-mod program;
+mod processes;
 mod tap;
+mod tool;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,16 +31,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-pub use daemon::DaemonError;
-pub use firewall::FirewallError;
+pub use super::program::ProgramError;
 pub use policy::{BadDomain, BadPort, Domain, Mode, Port};
-pub use program::ProgramError;
 pub use tap::LinkError;
 
+use super::process::{ProcessError, ProcessMark};
+use crate::files::FileError;
 use crate::world::{Failure, Generation, Network, Presence, Result, Slot, WorkspaceId};
-use daemon::{Mark, Role};
-use program::NetworkTool;
+use plan::NetworkPlan;
 use tap::{FoundTap, Link};
+use tool::NetworkTool;
 
 /// dnsmasq forks into the background once it serves; that takes milliseconds, and seconds in software emulation.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -47,62 +48,29 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 /// How the firewall looked right after it was made.
 const LISTING: &str = "firewall.json";
 
-/// What went wrong with a VM's network.
+/// Why the network of a slot cannot be found, built or removed.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The TAP.
     #[error("the network of slot {slot}: device")]
-    Link {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: LinkError,
-    },
-    /// The table.
+    Link { slot: Slot, source: LinkError },
     #[error("the network of slot {slot}: firewall")]
-    Firewall {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: FirewallError,
-    },
-    /// DHCP and DNS could not be started.
+    Firewall { slot: Slot, source: ProgramError },
     #[error("the network of slot {slot}: DHCP and DNS do not start")]
-    Start {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: ProgramError,
-    },
-    /// DHCP and DNS could not be found or ended.
-    #[error("the network of slot {slot}: DHCP and DNS daemon")]
-    Daemon {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: DaemonError,
-    },
+    Start { slot: Slot, source: ProgramError },
+    #[error("the network of slot {slot}: DHCP and DNS daemon, or nft")]
+    Process { slot: Slot, source: ProcessError },
     /// A file in the runtime directory.
-    #[error("cannot {what} {path}")]
-    File {
-        /// The verb.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel says.
-        source: io::Error,
-    },
-    /// Others could put files of theirs before privileged programs.
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(
         "{0} must be a directory of this user's that nobody else may write to, as dnsmasq is configured from it"
     )]
     UnsafeDirectory(PathBuf),
-    /// A name that dnsmasq would not read back from a configuration file.
     #[error(
         "{0:?} cannot be the runtime directory: a path without line breaks, `#`, quotes and backslashes is needed"
     )]
     OddDirectory(PathBuf),
-    /// Filtered mode cannot keep its promise then.
     #[error(
         "this dnsmasq cannot fill nftables sets, which filtered mode needs: install version 2.87 or later, \
          built with nftset"
@@ -138,30 +106,6 @@ pub struct HostNetwork {
     settings: NetworkSettings,
 }
 
-/// All that follows from a slot.
-struct NetworkPlan {
-    slot: Slot,
-    workspace: WorkspaceId,
-    owner: u32,
-    tap: String,
-    gateway: Ipv4Addr,
-    guest: Ipv4Addr,
-    mac: String,
-    table: String,
-}
-
-impl NetworkPlan {
-    fn mark(&self, role: Role) -> Mark {
-        Mark { workspace: self.workspace, slot: self.slot, role }
-    }
-
-    /// End what an earlier run left, and wait for that.
-    async fn end(&self, role: Role) -> Result<(), NetworkError> {
-        let slot = self.slot;
-        self.mark(role).stop().await.map_err(|source| NetworkError::Daemon { slot, source })
-    }
-}
-
 impl HostNetwork {
     /// Touches nothing yet.
     #[must_use]
@@ -170,19 +114,7 @@ impl HostNetwork {
     }
 
     fn plan(&self, slot: Slot) -> NetworkPlan {
-        let NetworkSettings { workspace, owner, .. } = self.settings;
-        let (gateway, guest, tap) = tap::addresses(slot.number());
-        let mac = format!("02:00:00:00:00:{:02x}", slot.number() + 1);
-        NetworkPlan {
-            slot,
-            workspace,
-            owner,
-            gateway,
-            guest,
-            mac,
-            table: format!("nixbox_{tap}_{workspace}"),
-            tap,
-        }
+        NetworkPlan::new(slot, self.settings.workspace, self.settings.owner)
     }
 
     fn configuration(&self, plan: &NetworkPlan) -> String {
@@ -200,21 +132,20 @@ impl HostNetwork {
         let path = self.file(name);
         let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let written = opened.and_then(|mut file| file.write_all(content.as_bytes()));
-        written.map_err(|source| NetworkError::File { what: "write", path, source })
+        Ok(written.map_err(FileError::system("write", path))?)
     }
 
     fn remove_file(&self, name: &str) -> Result<(), NetworkError> {
         let path = self.file(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|source| NetworkError::File { what: "remove", path, source }),
+            other => Ok(other.map_err(FileError::system("remove", path))?),
         }
     }
 
     fn check_runtime(&self) -> Result<(), NetworkError> {
         let path = &self.settings.runtime;
-        let failed = |source| NetworkError::File { what: "look at", path: path.clone(), source };
-        let status = path.symlink_metadata().map_err(failed)?;
+        let status = path.symlink_metadata().map_err(FileError::system("examine", path))?;
         let ours = status.is_dir() && status.uid() == rustix::process::geteuid().as_raw();
         if !ours || status.mode() & 0o022 != 0 {
             return Err(NetworkError::UnsafeDirectory(path.clone()));
@@ -251,21 +182,21 @@ impl HostNetwork {
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
-    fn serves(&self, plan: &NetworkPlan, mark: &Mark) -> Result<bool, DaemonError> {
-        let one = mark.find()?.len() == 1;
-        // One that cannot be read is not that which is wanted, and is written anew.
+    fn serves(&self, plan: &NetworkPlan) -> Result<bool, NetworkError> {
+        let slot = plan.slot;
+        let running = processes::find(&plan.dhcp_mark(None));
+        let one = running.map_err(|source| NetworkError::Process { slot, source })?.len() == 1;
+        // A configuration that cannot be read is not the wanted one, and is written anew.
         let configured = std::fs::read_to_string(self.file(dhcp::CONFIGURATION)).ok();
         Ok(one && configured.is_some_and(|text| text == self.configuration(plan)))
     }
 
     async fn build_daemon(&self, plan: &NetworkPlan, generation: Generation) -> Result<(), NetworkError> {
-        let slot = plan.slot;
-        let mark = plan.mark(Role::Dhcp);
-        let failed = |source| NetworkError::Daemon { slot, source };
-        if self.serves(plan, &mark).map_err(failed)? {
+        if self.serves(plan)? {
             return Ok(());
         }
-        mark.stop().await.map_err(failed)?;
+        let slot = plan.slot;
+        end(slot, &plan.dhcp_mark(None)).await?;
         let start = |source| NetworkError::Start { slot, source };
         if matches!(self.settings.mode, Mode::Filtered { .. }) && !fills_sets().await.map_err(start)? {
             return Err(NetworkError::NoSets);
@@ -278,7 +209,7 @@ impl HostNetwork {
         let program = NetworkTool {
             name: "dnsmasq",
             arguments: &[&configuration],
-            environment: &mark.environment(Some(generation)),
+            mark: Some(&plan.dhcp_mark(Some(generation))),
             input: &[],
             limit: START_LIMIT,
         };
@@ -286,12 +217,17 @@ impl HostNetwork {
     }
 }
 
+/// Ends what an earlier run left running, and waits for its end.
+async fn end(slot: Slot, mark: &ProcessMark) -> Result<(), NetworkError> {
+    processes::end(mark).await.map_err(|source| NetworkError::Process { slot, source })
+}
+
 /// Where a program is that gets privileges from nixbox: `nft` or `dnsmasq`.
 ///
 /// # Errors
 /// [`ProgramError::Missing`], with where it was looked for.
 pub fn program_path(name: &'static str) -> Result<PathBuf, ProgramError> {
-    program::locate(name)
+    tool::locate(name)
 }
 
 /// Whether the installed dnsmasq can do what filtered mode needs: fill nftables sets, which came with 2.87.
@@ -302,7 +238,7 @@ pub async fn fills_sets() -> Result<bool, ProgramError> {
     let program = NetworkTool {
         name: "dnsmasq",
         arguments: &["--version"],
-        environment: &[],
+        mark: None,
         input: &[],
         limit: START_LIMIT,
     };
@@ -319,19 +255,18 @@ impl Network for HostNetwork {
         let unlisted = |source| NetworkError::Firewall { slot, source };
         let tables = firewall::tables(&plan).await.map_err(unlisted)?;
         let listing = firewall::list(&plan, tables).await.map_err(unlisted)?;
-        let mark = plan.mark(Role::Dhcp);
-        let failed = |source| NetworkError::Daemon { slot, source };
         let whole = matches!(&found, FoundTap::Ours(device) if device.whole(&plan))
             && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
-            && self.serves(&plan, &mark).map_err(failed)?
+            && self.serves(&plan)?
             && (self.settings.mode == Mode::Off || tap::forwards().map_err(device)?);
         if whole {
             return Ok(Presence::Whole);
         }
         let files = dhcp::FILES.iter().chain([&LISTING]);
+        let failed = |source| NetworkError::Process { slot, source };
         let none = !matches!(found, FoundTap::Ours(_))
             && listing.is_none()
-            && mark.find().map_err(failed)?.is_empty()
+            && processes::find(&plan.dhcp_mark(None)).map_err(failed)?.is_empty()
             && files.map(|name| self.file(name)).all(|path| path.symlink_metadata().is_err());
         Ok(if none { Presence::Absent } else { Presence::Partial })
     }
@@ -348,10 +283,10 @@ impl Network for HostNetwork {
             FoundTap::Ours(found) if found.whole(&plan) => {}
             // A daemon of an earlier device would listen on that for ever.
             FoundTap::Ours(_) | FoundTap::Nothing => {
-                plan.end(Role::Dhcp).await?;
+                end(slot, &plan.dhcp_mark(None)).await?;
             }
         }
-        plan.end(Role::Firewall).await?;
+        end(slot, &plan.firewall_mark()).await?;
         self.build_firewall(&plan).await?;
         link.build(generation).await.map_err(device)?;
         if self.settings.mode != Mode::Off {
@@ -364,8 +299,8 @@ impl Network for HostNetwork {
     async fn remove(&self, slot: Slot) -> Result<()> {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
-        plan.end(Role::Firewall).await?;
-        plan.end(Role::Dhcp).await?;
+        end(slot, &plan.firewall_mark()).await?;
+        end(slot, &plan.dhcp_mark(None)).await?;
         Link::new(&plan).map_err(device)?.remove().await.map_err(device)?;
         firewall::remove(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
         for name in dhcp::FILES.iter().chain([&LISTING]) {

@@ -151,16 +151,15 @@ impl Virtiofs {
         generation: Generation,
         socket: &SocketPath,
     ) -> std::result::Result<(), ShareError> {
-        let mark = self.daemons.mark(role, generation);
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
         while socket::usage(socket)? != Use::Listening {
             if Instant::now() > deadline {
-                return Err(self.daemons.mute(&mark, START_LIMIT).into());
+                return Err(self.daemons.mute(role, generation, START_LIMIT).into());
             }
             // No event tells of listen(2): looked for again with a growing pause, which the daemon's end cuts short.
             if let Ok(exit) = tokio::time::timeout(pause, daemon.exited()).await {
-                return Err(self.daemons.ended(&mark, exit?).into());
+                return Err(self.daemons.ended(role, generation, exit?).into());
             }
             pause = (pause * 2).min(Duration::from_millis(50));
         }
@@ -283,7 +282,7 @@ mod tests {
 
     fn uuid() -> [u8; 16] {
         let mut id = [0; 16];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut id).unwrap();
+        getrandom::fill(&mut id).unwrap();
         id
     }
 

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::firewall::ALLOWED_SET;
-use super::{Mode, NetworkPlan};
+use super::plan::NetworkPlan;
+use super::policy::Mode;
 
 /// Where systemd-resolved keeps the servers behind its stub at 127.0.0.53.
 pub(super) const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";

@@ -14,8 +14,10 @@ use nftables::stmt::Statement;
 use nftables::types::NfFamily;
 use serde_json::Value;
 
-use super::firewall::{FirewallError, ask, is, meta, nft, objects, text};
-use super::{Mode, NetworkPlan};
+use super::nft::{ask, change, is, meta, objects, text};
+use super::plan::NetworkPlan;
+use super::policy::Mode;
+use crate::host::program::ProgramError;
 
 pub(super) const TABLE: &str = "filter";
 const CHAIN: &str = "DOCKER-USER";
@@ -28,7 +30,7 @@ fn comment(plan: &NetworkPlan) -> String {
 }
 
 /// Our rules that are in the chain, without their handles; `None` without a chain.
-pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, FirewallError> {
+pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, ProgramError> {
     let Some(mut rules) = ours(plan).await? else {
         return Ok(None);
     };
@@ -39,12 +41,12 @@ pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, Firew
 }
 
 /// Put our rules first in the chain, in place of any that are there.
-pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode) -> Result<(), FirewallError> {
+pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode) -> Result<(), ProgramError> {
     replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
 }
 
 /// Remove our rules from the chain.
-pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
+pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), ProgramError> {
     replace(plan, vec![]).await
 }
 
@@ -60,7 +62,7 @@ fn wanted(plan: &NetworkPlan) -> Vec<Vec<Statement<'static>>> {
     ]
 }
 
-async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), FirewallError> {
+async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
         let Some(there) = ours(plan).await? else {
@@ -78,8 +80,8 @@ async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Re
         if there.is_empty() && wanted.is_empty() {
             return Ok(());
         }
-        match nft(plan, &batch).await {
-            Err(FirewallError::Nft(_)) if attempt < ATTEMPTS => attempt += 1,
+        match change(plan, &batch).await {
+            Err(ProgramError::Failed { .. }) if attempt < ATTEMPTS => attempt += 1,
             other => return other,
         }
     }
@@ -98,7 +100,7 @@ fn rule(statements: Vec<Statement<'static>>, comment: Option<String>) -> Rule<'s
 
 /// Our rules as nft lists them. Other rules of the chain are read no further than to their comment: they are
 /// iptables' and may hold what nft cannot say.
-async fn ours(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, FirewallError> {
+async fn ours(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, ProgramError> {
     let chains = ask("list chains ip").await?;
     if !objects(&chains, "chain").any(|chain| chain["table"] == TABLE && chain["name"] == CHAIN) {
         return Ok(None);

@@ -8,38 +8,24 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
-    SetItem,
+    CT, Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
 };
 use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue, Table};
 use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value;
 
-use super::daemon::Role;
-use super::program::{NetworkTool, ProgramError};
-use super::{Mode, NetworkPlan, docker};
+use super::docker;
+use super::nft::{ask, change, is, meta, objects, text};
+use super::plan::NetworkPlan;
+use super::policy::Mode;
+use crate::host::program::ProgramError;
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
 pub(super) const ALLOWED_SET: &str = "allowed";
-
-/// Replacing a table takes 15 ms; on a host with large rulesets nft first reads all of them.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// What cannot be done about the firewall.
-#[derive(Debug, thiserror::Error)]
-pub enum FirewallError {
-    /// nft could not be run, or refused.
-    #[error("cannot change or list the firewall")]
-    Nft(#[from] ProgramError),
-    /// nft printed what is not JSON of its documented form, or a batch could not be written.
-    #[error("cannot exchange JSON with nft")]
-    Json(#[from] serde_json::Error),
-}
 
 /// How the rules look that are there: compared with how they looked right after they were made, which finds any
 /// change and does not depend on how a version of nft prints them.
@@ -54,7 +40,7 @@ pub(super) struct Tables {
 }
 
 /// Which there are.
-pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, FirewallError> {
+pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, ProgramError> {
     let tables = ask("list tables").await?;
     let is_there = |family: &str, name: &str| {
         objects(&tables, "table").any(|table| table["family"] == family && table["name"] == name)
@@ -68,8 +54,8 @@ pub(super) async fn apply(
     plan: &NetworkPlan,
     mode: &Mode,
     tables: Tables,
-) -> Result<NftObjects, FirewallError> {
-    nft(plan, &table(plan, mode)).await?;
+) -> Result<NftObjects, ProgramError> {
+    change(plan, &table(plan, mode)).await?;
     if tables.filter {
         docker::apply(plan, mode).await?;
     }
@@ -82,7 +68,7 @@ pub(super) fn asked(plan: &NetworkPlan, mode: &Mode) -> String {
 }
 
 /// Remove the table and Docker's rules.
-pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
+pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), ProgramError> {
     let tables = tables(plan).await?;
     if tables.filter {
         docker::remove(plan).await?;
@@ -91,11 +77,11 @@ pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
     // Adding what is there changes nothing, and makes deleting it right whether or not it was.
     batch.add(NfListObject::Table(own_table(plan)));
     batch.delete(NfListObject::Table(own_table(plan)));
-    if tables.ours { nft(plan, &batch).await } else { Ok(()) }
+    if tables.ours { change(plan, &batch).await } else { Ok(()) }
 }
 
 /// What is there of it: `None` for nothing at all.
-pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<NftObjects>, FirewallError> {
+pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<NftObjects>, ProgramError> {
     let docker = if tables.filter { docker::list(plan).await? } else { None };
     let table = if tables.ours {
         let mut table = ask(&format!("list table inet {}", plan.table)).await?;
@@ -121,35 +107,6 @@ fn forget_what_changes(listing: &mut Value) {
             }
         }
     }
-}
-
-/// The objects of one kind in what nft lists.
-pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    let all = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    all.iter().filter_map(move |object| object.get(kind))
-}
-
-/// Carry out a batch, all of it or nothing. nft is marked, so that one that goes on without us can be ended.
-pub(super) async fn nft(plan: &NetworkPlan, batch: &Batch<'_>) -> Result<(), FirewallError> {
-    let input = serde_json::to_vec(&batch.clone().to_nftables())?;
-    let environment = plan.mark(Role::Firewall).environment(None);
-    // What nft makes of `-` is /dev/stdin, which a bare devtmpfs does not have.
-    run(&["-j", "-f", "/proc/self/fd/0"], &environment, &input).await.map(drop)
-}
-
-/// Ask for a listing, in nft's own words.
-pub(super) async fn ask(question: &str) -> Result<Value, FirewallError> {
-    let arguments: Vec<&str> = std::iter::once("-j").chain(question.split(' ')).collect();
-    Ok(serde_json::from_slice(&run(&arguments, &[], &[]).await?)?)
-}
-
-async fn run(
-    arguments: &[&str],
-    environment: &[(&'static str, String)],
-    input: &[u8],
-) -> Result<Vec<u8>, FirewallError> {
-    let program = NetworkTool { name: "nft", arguments, environment, input, limit: LIMIT };
-    Ok(program.run().await?.stdout)
 }
 
 fn own_table(plan: &NetworkPlan) -> Table<'static> {
@@ -316,25 +273,13 @@ fn is_answer() -> Statement<'static> {
     Statement::Match(Match { left: state, right, op: Operator::IN })
 }
 
-pub(super) fn is(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left, right, op: Operator::EQ })
-}
-
 fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
     Statement::Match(Match { left, right, op: Operator::NEQ })
-}
-
-pub(super) fn meta(key: MetaKey) -> Expression<'static> {
-    Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
 fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
     let field = PayloadField { protocol: Cow::Borrowed(protocol), field: Cow::Borrowed(field) };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
-}
-
-pub(super) fn text(value: impl ToString) -> Expression<'static> {
-    Expression::String(Cow::Owned(value.to_string()))
 }
 
 fn number(value: u16) -> Expression<'static> {

@@ -5,7 +5,7 @@
 //! when. A device of that name without our mark is another's, and is left alone.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -17,7 +17,8 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkUnspec};
 
-use super::NetworkPlan;
+use super::plan::NetworkPlan;
+use crate::files::FileError;
 use crate::host::ioctl::{Tap, TapError};
 use crate::world::Generation;
 
@@ -63,14 +64,9 @@ pub enum LinkError {
     /// The device that was just made is gone.
     #[error("network device {0} vanished while it was set up")]
     Vanished(String),
-    /// A kernel setting for the device.
-    #[error("cannot write {path}")]
-    Setting {
-        /// Below /proc/sys.
-        path: String,
-        /// What the kernel says.
-        source: io::Error,
-    },
+    /// A kernel setting below /proc/sys.
+    #[error(transparent)]
+    Setting(#[from] FileError),
 }
 
 /// What has the name.
@@ -277,8 +273,7 @@ fn is_sound(message: &LinkMessage, owner: u32) -> bool {
 /// Whether this host passes packets on between its devices.
 pub(super) fn forwards() -> Result<bool, LinkError> {
     let path = FORWARDING;
-    let value = std::fs::read_to_string(path)
-        .map_err(|source| LinkError::Setting { path: path.to_owned(), source })?;
+    let value = std::fs::read_to_string(path).map_err(FileError::system("read", path))?;
     Ok(value.trim() == "1")
 }
 
@@ -293,12 +288,6 @@ fn setting(path: &str, value: &str, optional: bool) -> Result<(), LinkError> {
     match std::fs::write(path, value) {
         // A kernel without IPv6.
         Err(error) if optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|source| LinkError::Setting { path: path.to_owned(), source }),
+        other => Ok(other.map_err(FileError::system("write", path))?),
     }
-}
-
-/// Gateway, guest and name of a slot's TAP.
-pub(super) fn addresses(slot: u8) -> (Ipv4Addr, Ipv4Addr, String) {
-    let third = 4 * slot;
-    (Ipv4Addr::new(172, 16, third, 1), Ipv4Addr::new(172, 16, third, 2), format!("vm{slot}"))
 }

@@ -401,7 +401,7 @@ fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
 #[test]
 fn what_a_failing_program_says_is_in_the_error() {
     let Some(arena) = Arena::new() else { return };
-    let failed = arena.on_host(firewall::ask("list nonsense")).unwrap_err();
+    let failed = arena.on_host(nft::ask("list nonsense")).unwrap_err();
     assert!(chain(&failed).contains("syntax error"), "{}", chain(&failed));
 }
 
@@ -419,7 +419,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// The slots' addresses are what the configuration promises to people.
 #[test]
 fn every_slot_has_its_own_addresses() {
-    let all: Vec<_> = (0..64).map(tap::addresses).collect();
+    let all: Vec<_> = (0..64).map(plan::addresses).collect();
     assert_eq!(all[0], (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2), "vm0".to_owned()));
     assert_eq!(all[63], (Ipv4Addr::new(172, 16, 252, 1), Ipv4Addr::new(172, 16, 252, 2), "vm63".to_owned()));
 }

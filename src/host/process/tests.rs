@@ -4,8 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::CapabilitySet;
+use tokio::time::timeout;
 
 use super::*;
 use crate::host::spawn::Privileges;
@@ -23,9 +24,9 @@ struct Fixture {
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let mut id = [0; 16];
-    File::open("/dev/urandom").unwrap().read_exact(&mut id).unwrap();
+    getrandom::fill(&mut id).unwrap();
     let daemons = Daemons::new(directory.path().to_owned(), WorkspaceId(id));
-    Fixture { daemons, role: DaemonRole::try_from("sleeper".to_owned()).unwrap(), directory }
+    Fixture { daemons, role: DaemonRole::share(7), directory }
 }
 
 fn sleeper() -> Program {
@@ -39,7 +40,7 @@ fn shell(script: &str) -> Program {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let mark = self.daemons.mark(&self.role, GENERATION);
-        for daemon in Daemon::all_marked(&mark).unwrap() {
+        for daemon in wanted(&mark).find().unwrap() {
             daemon.signal(Signal::KILL).unwrap();
         }
     }
@@ -156,7 +157,7 @@ async fn a_daemon_without_a_usable_record_is_found_by_its_mark() {
     }
     fixture.rewrite_whole(&whole, |record| record.identity.boot ^= 1);
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
-    fixture.rewrite_whole(&whole, |record| record.mark.generation = Generation(99));
+    fixture.rewrite_whole(&whole, |record| record.mark.generation = Some(Generation(99)));
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
     fs::remove_file(fixture.record()).unwrap();
     fixture.stop(GRACE).await;
@@ -215,7 +216,7 @@ fn spawn_without_record() {
     };
     // What `spawn` does, up to where it would write the record.
     let mut command = sleeper().command();
-    for key in ["NIXBOX_WORKSPACE", "NIXBOX_GENERATION", "NIXBOX_ROLE"] {
+    for key in [mark::WORKSPACE, mark::GENERATION, mark::ROLE] {
         command.env(key, std::env::var_os(key).unwrap());
     }
     let log = File::create(Path::new(&runtime).join("log")).unwrap();
@@ -261,7 +262,7 @@ async fn children_of_a_daemon_end_with_it() {
     let family = timeout(GRACE, async {
         loop {
             // A mark cannot be seen while a process execs.
-            match Daemon::all_marked(&mark).unwrap() {
+            match wanted(&mark).find().unwrap() {
                 family if family.len() == 3 => return family,
                 _ => tokio::time::sleep(Duration::from_millis(2)).await,
             }
@@ -281,7 +282,7 @@ async fn what_cannot_be_recorded_does_not_run() {
     let spawned = fixture.daemons.spawn(&fixture.role, GENERATION, &sleeper());
     assert!(matches!(spawned, Err(ProcessError::File { .. })), "{spawned:?}");
     let mark = fixture.daemons.mark(&fixture.role, GENERATION);
-    assert!(Daemon::all_marked(&mark).unwrap().is_empty());
+    assert!(wanted(&mark).find().unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -301,7 +302,7 @@ async fn logs_of_the_last_generations_are_kept() {
         fixture.daemons.spawn(&fixture.role, generation, &sleeper()).unwrap();
         fixture.daemons.stop(&fixture.role, generation, GRACE).await.unwrap();
     }
-    let other = fixture.directory.path().join("sleeper-x.log");
+    let other = fixture.directory.path().join("share-7-x.log");
     fs::write(&other, "").unwrap();
     let kept = |generation| fixture.daemons.log(&fixture.role, Generation(generation)).exists();
     assert_eq!((1..=7).map(kept).collect::<Vec<_>>(), [false, false, true, true, true, true, true]);

@@ -23,8 +23,9 @@ use rustix::thread::{
     set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::super::daemon::{Mark, Role};
-use super::super::{HostNetwork, Mode, NetworkSettings};
+use super::super::plan::NetworkPlan;
+use super::super::{HostNetwork, Mode, NetworkSettings, processes};
+use crate::host::process::ProcessMark;
 use crate::testing::{Need, have};
 use crate::world::{Slot, WorkspaceId};
 
@@ -164,7 +165,7 @@ impl Arena {
             return None;
         }
         let mut id = [0; 16];
-        std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut id).unwrap();
+        getrandom::fill(&mut id).unwrap();
         let arena = Self {
             workspace: WorkspaceId(id),
             neighbour: WorkspaceId(id.map(|byte| !byte)),
@@ -309,7 +310,8 @@ impl Arena {
         let mut files: Vec<_> =
             std::fs::read_dir(self.runtime()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        let daemons: usize = Slot::all().map(|slot| self.mark(slot).find().unwrap().len()).sum();
+        let daemons: usize =
+            Slot::all().map(|slot| processes::find(&dhcp_mark(self.workspace, slot)).unwrap().len()).sum();
         let shown =
             ["ip -d -o link", "ip -o addr", "nft -s list ruleset"].map(|command| self.host.output(command));
         format!("{}\n{files:?}\n{daemons} daemons", shown.join("\n"))
@@ -317,12 +319,8 @@ impl Arena {
 
     pub(super) fn kill_daemons(&self) {
         for slot in Slot::all() {
-            block_on(self.mark(slot).stop()).unwrap();
+            block_on(processes::end(&dhcp_mark(self.workspace, slot))).unwrap();
         }
-    }
-
-    fn mark(&self, slot: Slot) -> Mark {
-        Mark { workspace: self.workspace, slot, role: Role::Dhcp }
     }
 }
 
@@ -331,10 +329,14 @@ impl Drop for Arena {
     fn drop(&mut self) {
         for workspace in [self.workspace, self.neighbour] {
             for slot in Slot::all().take(if std::thread::panicking() { 64 } else { 0 }) {
-                drop(block_on(Mark { workspace, slot, role: Role::Dhcp }.stop()));
+                drop(block_on(processes::end(&dhcp_mark(workspace, slot))));
             }
         }
     }
+}
+
+fn dhcp_mark(workspace: WorkspaceId, slot: Slot) -> ProcessMark {
+    NetworkPlan::new(slot, workspace, 0).dhcp_mark(None)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
