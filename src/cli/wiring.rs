@@ -21,7 +21,7 @@ use crate::host::disk::{DiskSpec, Disks};
 use crate::host::ground::HostGround;
 use crate::host::hooks::{Complain, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
-use crate::host::memory::{self, Location, RamFiles};
+use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
 use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
@@ -32,7 +32,7 @@ use crate::simulator::{self, SimulatedVersion};
 use crate::store::{self, Snapshots};
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
-use crate::world::{self, Generation, SnapshotId, World};
+use crate::world::{self, Generation, HookPoint, SnapshotId, World};
 
 /// A guest in software emulation takes half a minute until it answers.
 const READY: Duration = Duration::from_secs(110);
@@ -198,10 +198,24 @@ pub fn assemble(
             memory: memory.clone(),
             disk: disk.clone(),
         }),
-        hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
+        hooks: Arc::new(ShellHooks {
+            directory: workspace.root().to_owned(),
+            scripts: scripts(&config.hooks),
+            complain,
+        }),
         clock: Arc::new(HostClock),
     };
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
+}
+
+/// The command lines of each point.
+fn scripts(hooks: &config::HooksTable) -> Vec<(HookPoint, Vec<String>)> {
+    vec![
+        (HookPoint::PreUp, hooks.pre_up.clone()),
+        (HookPoint::PostUp, hooks.post_up.clone()),
+        (HookPoint::PreDown, hooks.pre_down.clone()),
+        (HookPoint::PostDown, hooks.post_down.clone()),
+    ]
 }
 
 /// Where guests are to be reached.
@@ -396,10 +410,7 @@ impl Places for Layout {
     }
 
     fn memory(&self, generation: Generation) -> world::Result<Option<PathBuf>> {
-        Ok(match self.memory.location(generation)? {
-            Location::File(path) => Some(path),
-            Location::Vmm => None,
-        })
+        Ok(self.memory.file(generation)?)
     }
 
     fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {

@@ -5,7 +5,7 @@ use super::*;
 use crate::files::copy::Silent;
 use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::store::Snapshots;
-use crate::world::{BootId, Catalog, Depth, Manifest, Origin, Slot, VmmVersion};
+use crate::world::{BootId, Catalog, Depth, Failure, Manifest, Origin, Slot, VmmVersion};
 
 const GENERATION: Generation = Generation(7);
 const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
@@ -32,10 +32,7 @@ fn catalog(ram: &RamFiles) -> Snapshots {
 }
 
 fn path(ram: &RamFiles, generation: Generation) -> PathBuf {
-    match ram.location(generation).unwrap() {
-        Location::File(path) => path,
-        Location::Vmm => panic!("in the VMM"),
-    }
+    ram.file(generation).unwrap().expect("a file")
 }
 
 fn entries(directory: &Path) -> usize {
@@ -130,7 +127,7 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
     let ram = of("ext4", &small, Backing::Auto);
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
     ram.create(GENERATION).await.unwrap();
-    assert_eq!(ram.location(GENERATION).unwrap(), Location::Vmm);
+    assert_eq!(ram.file(GENERATION).unwrap(), None);
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Whole);
 
     // The VMM's own RAM comes back to the VMM.
@@ -140,7 +137,7 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
     assert!(ram.fill(SNAPSHOT, Generation(9), &never).await.is_err());
     std::fs::write(ram.snapshots.join(".staging-8/memory-ranges"), "RAM").unwrap();
     ram.fill(SNAPSHOT, Generation(9), &never).await.unwrap();
-    assert_eq!(ram.location(Generation(9)).unwrap(), Location::Vmm);
+    assert_eq!(ram.file(Generation(9)).unwrap(), None);
     // And a file's RAM to a file, though the configuration has changed since.
     patchy(&ram.snapshots.join(".staging-8/memory.img"), SIZE);
     let vmm = of("ext4", &small, Backing::Vmm);
@@ -189,7 +186,7 @@ async fn a_process_killed_in_mid_fill_leaves_partial_ram() {
     let test = "host::memory::tests::a_process_killed_in_mid_fill_leaves_partial_ram";
     kill_when_ready(test, ROLE, directory.path());
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Partial);
-    assert!(ram.location(GENERATION).is_err());
+    assert!(ram.file(GENERATION).is_err());
     ram.remove(GENERATION).await.unwrap();
     assert_eq!(entries(&ram.run), 0);
     kill_when_ready(test, ROLE, directory.path());
