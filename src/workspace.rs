@@ -40,47 +40,24 @@ const BEQUEST_LIMIT: Duration = Duration::from_secs(2);
 const LOCK_LIMIT: u64 = 4096;
 
 /// Why there is no workspace to work in.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
-    /// A file or directory of ours is not as we made it.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The directory to begin with is not there.
     #[error("cannot find the directory {}", path.display())]
-    Start {
-        /// Where it was to begin.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Neither it nor one above it is a workspace.
+    Start { path: PathBuf, source: io::Error },
     #[error("neither {} nor a directory above it is a workspace: `nixbox init` makes one", from.display())]
-    None {
-        /// Where it began.
-        from: PathBuf,
-    },
-    /// Something is missing in `.nixbox`.
+    None { from: PathBuf },
     #[error("{} is missing: `nixbox init` makes what is missing and leaves the rest as it is", path.display())]
-    Incomplete {
-        /// What.
-        path: PathBuf,
-    },
-    /// The id is not one.
+    Incomplete { path: PathBuf },
     #[error("{} does not hold 32 hexadecimal digits: it is not what `nixbox init` wrote", path.display())]
-    BadId {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No random bytes.
-    #[error("the system gives no random bytes")]
-    Random(#[source] io::Error),
-    /// Nowhere to put sockets.
+    BadId { path: PathBuf },
+    #[error("the system gives no random bytes: {0}")]
+    Random(String),
+    /// Each directory that was tried for sockets, and why none can be there.
     #[error("no directory for sockets can be made: {}", tried.join("; "))]
-    NoRuntime {
-        /// Each directory, and why not there.
-        tried: Vec<String>,
-    },
+    NoRuntime { tried: Vec<String> },
 }
 
 /// Why the workspace's lock was not taken.
@@ -349,13 +326,13 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The id in the text of its file: exactly as nixbox writes it, with or without a line break at its end.
 fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
     let digits = text.strip_suffix(b"\n").unwrap_or(text);
-    if digits.len() != 32 || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-        return None;
-    }
-    let number = u128::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    Some(WorkspaceId(number.to_be_bytes()))
+    let mut id = [0; 16];
+    hex::decode_to_slice(digits, &mut id).ok()?;
+    let id = WorkspaceId(id);
+    (id.to_string().as_bytes() == digits).then_some(id)
 }
 
 /// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and directories. What is there
@@ -380,8 +357,7 @@ pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathB
         nixbox.make_folder(name)?.0.check_ours()?;
     }
     let mut random = [0; 16];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| WorkspaceError::Random(error.into()))?;
+    getrandom::fill(&mut random).map_err(|error| WorkspaceError::Random(error.to_string()))?;
     let id = format!("{}\n", WorkspaceId(random));
     let mut made = Vec::new();
     for (name, content) in
