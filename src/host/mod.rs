@@ -1,4 +1,6 @@
-//! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
+//! Implements seams of [`crate::world`] on Linux: processes, network, shares, disks, RAM files, slots, hooks.
+//!
+//! May use `world`, `files` and `store`, and knows nothing of operations.
 
 pub mod clock;
 pub mod disk;

@@ -1,9 +1,12 @@
-//! Daemons that outlive the command that started them, and how a later command knows them again.
+//! Daemons that outlive the command that started them, and how a later command finds them again.
 //!
-//! A daemon is found by its record, `<runtime>/<role>-<generation>.pid`, and where that is missing, torn or stale
-//! (nixbox was killed between fork and record) by the mark in its environment. Both are verified against the live
-//! process before anything is done to it. Between fork and exec a child has no mark yet; nobody looks for it then,
-//! because until its exec it shares the lock of the workspace with the nixbox that forked it.
+//! A daemon is found by its record, `<runtime>/<role>-<generation>.pid`. If the record is missing, torn or stale, because
+//! nixbox was killed between the fork and the record, the daemon is found by the mark in its environment ([`mark`]). Both
+//! are compared with the live process before anything is done to it ([`identity`]). Between fork and exec a child has no
+//! mark yet. No other nixbox looks for it then, because until its exec the child shares the lock of the workspace with
+//! the nixbox that forked it.
+//!
+//! dnsmasq and nft have no record: the network finds and ends them by their marks alone ([`Wanted`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -30,14 +33,14 @@ pub(super) use identity::Wanted;
 pub use identity::{Daemon, Identity};
 pub use mark::{DaemonRole, ProcessMark};
 
-/// How long the environment of a process may stay invisible after its exec began: microseconds, on a host that runs.
+/// How long the environment of a process may stay unreadable after its exec began. Normally that takes microseconds.
 const EXEC_LIMIT: Duration = Duration::from_secs(5);
-/// Logs kept of earlier generations of a role.
+/// How many logs of earlier generations of a role are kept.
 const LOGS_KEPT: usize = 4;
 /// A record is some 200 bytes.
 const RECORD_LIMIT: u64 = 4096;
 
-/// What a record file holds. JSON, so that a person can read it too.
+/// What a record holds. It is JSON, so that people can read it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PidRecord {
@@ -45,7 +48,7 @@ struct PidRecord {
     identity: Identity,
 }
 
-/// The daemons of one workspace. Calls that start or stop need the lock of the workspace; finding does not.
+/// The daemons of one workspace. Starting and stopping need the lock of the workspace, finding does not.
 #[derive(Debug, Clone)]
 pub struct Daemons {
     runtime: PathBuf,
@@ -53,7 +56,7 @@ pub struct Daemons {
 }
 
 impl Daemons {
-    /// The daemons whose records and logs are in `runtime`, an existing directory of this workspace alone (absolute).
+    /// The daemons whose records and logs are in `runtime`: an existing, absolute directory that only this workspace uses.
     #[must_use]
     pub fn new(runtime: PathBuf, workspace: WorkspaceId) -> Self {
         Self { runtime, workspace }
@@ -65,24 +68,23 @@ impl Daemons {
         ProcessMark { workspace: self.workspace, generation: Some(generation), role: role.clone() }
     }
 
-    /// Where its record is.
+    /// The path of its record.
     #[must_use]
     pub fn record(&self, role: &DaemonRole, generation: Generation) -> PathBuf {
         self.runtime.join(format!("{role}-{generation}.pid"))
     }
 
-    /// Where its stdout and stderr go.
+    /// The path of the log of its stdout and stderr.
     #[must_use]
     pub fn log(&self, role: &DaemonRole, generation: Generation) -> PathBuf {
         self.runtime.join(format!("{role}-{generation}.log"))
     }
 
-    /// Starts `program` as a daemon, and returns once it has been exec'd and recorded. It is no child to be waited
-    /// for: it stays when this process ends.
+    /// Starts `program` as a daemon, and returns once it has been exec'd and recorded. The daemon outlives this process.
     ///
     /// # Errors
-    /// [`ProcessError::Runs`] if there is one; whatever keeps it from being started or recorded. There is no process
-    /// then.
+    /// [`ProcessError::Runs`] if there is one already, and others if it cannot be started or recorded. Then this call
+    /// leaves no process behind.
     pub fn spawn(
         &self,
         role: &DaemonRole,
@@ -110,7 +112,7 @@ impl Daemons {
             .map_err(|source| ProcessError::Spawn { program: program.path().to_owned(), source })?;
         match self.adopt(child.id(), role, generation) {
             Ok(Some(daemon)) => Ok(daemon),
-            // Ended already, or not to be left running without a record.
+            // The process has ended already, or must not go on running without a record.
             other => {
                 let taken_back = child.kill().and_then(|()| child.wait());
                 let status = taken_back.map_err(|source| ProcessError::Process {
@@ -140,7 +142,7 @@ impl Daemons {
                 return Ok(Some(daemon));
             }
             if Instant::now() > deadline {
-                return Err(self.mute(role, generation, EXEC_LIMIT));
+                return Err(self.not_serving(role, generation, EXEC_LIMIT));
             }
             std::thread::sleep(Duration::from_micros(100));
         }
@@ -154,14 +156,19 @@ impl Daemons {
     }
 
     /// The error for a daemon that did not begin to serve.
-    pub(crate) fn mute(&self, role: &DaemonRole, generation: Generation, limit: Duration) -> ProcessError {
-        ProcessError::Mute { mark: self.mark(role, generation), limit, log: self.log(role, generation) }
+    pub(crate) fn not_serving(
+        &self,
+        role: &DaemonRole,
+        generation: Generation,
+        limit: Duration,
+    ) -> ProcessError {
+        ProcessError::NotServing { mark: self.mark(role, generation), limit, log: self.log(role, generation) }
     }
 
-    /// The live daemon of this role and generation. Changes nothing.
+    /// Finds the live daemon of this role and generation, and changes nothing.
     ///
     /// # Errors
-    /// [`ProcessError::File`], [`ProcessError::Process`], if /proc or the record cannot be read.
+    /// [`ProcessError::File`] or [`ProcessError::Process`] if /proc or the record cannot be read.
     pub fn find(&self, role: &DaemonRole, generation: Generation) -> Result<Option<Daemon>, ProcessError> {
         let mark = self.mark(role, generation);
         if let Some(identity) = self.read_record(role, generation)?
@@ -176,13 +183,13 @@ impl Daemons {
     /// ended by itself.
     ///
     /// # Errors
-    /// [`ProcessError::File`] if its record cannot be read.
+    /// [`ProcessError::File`] if the record cannot be read.
     pub fn remembers(&self, role: &DaemonRole, generation: Generation) -> Result<bool, ProcessError> {
         Ok(self.read_record(role, generation)?.is_some())
     }
 
-    /// The identity in the record, if that is one of `mark` and of this boot of the host. One that cannot be
-    /// understood counts as missing: a power cut leaves such.
+    /// The identity in the record, if the record is of this role, generation and boot of the host. A record that cannot
+    /// be parsed counts as missing, since a power cut can leave one.
     fn read_record(
         &self,
         role: &DaemonRole,
@@ -207,7 +214,7 @@ impl Daemons {
             .map(|record| record.identity))
     }
 
-    /// The generations that live daemons of the workspace, or records of daemons, bear.
+    /// The generations of the live daemons of the workspace, and of the records.
     ///
     /// # Errors
     /// [`ProcessError::File`] if /proc or the runtime directory cannot be read.
@@ -223,11 +230,12 @@ impl Daemons {
         Ok(found)
     }
 
-    /// Ends the daemon: TERM, `grace`, KILL; then whatever else carries its mark, and its record. Its log stays.
+    /// Ends the daemon with TERM, `grace`, and KILL, then all other processes with its mark, and removes its record. The
+    /// log stays.
     ///
     /// # Errors
-    /// [`ProcessError::Undying`], [`ProcessError::Breeding`], or what `find` and signalling give. Something may be
-    /// left then, and the record with it.
+    /// [`ProcessError::SurvivesKill`], [`ProcessError::KeepAppearing`], or those of [`Daemons::find`]. A process may be left then,
+    /// and the record with it.
     pub async fn stop(
         &self,
         role: &DaemonRole,
@@ -261,7 +269,7 @@ impl Daemons {
         }
     }
 
-    /// The newest log of that name, and its last lines as in [`Daemons::log_tail`]; `None` if there is none to be read.
+    /// The newest log of that name, and its last lines as in [`Daemons::log_tail`]; `None` if none can be read.
     #[must_use]
     pub fn newest_log(&self, name: &str) -> Option<(PathBuf, String)> {
         let newest = self.logs(name).ok()?.into_iter().max()?;
@@ -295,7 +303,7 @@ impl Daemons {
     }
 }
 
-/// Any user's: nixbox may run as root, and its daemons as the invoking user.
+/// All processes with the mark. The owner does not matter: nixbox may run as root, and its daemons as the invoking user.
 fn wanted(mark: &ProcessMark) -> Wanted<'_> {
     Wanted { mark, owners: None }
 }
@@ -314,7 +322,7 @@ fn unnamed(record: &Path) -> PathBuf {
     record.with_extension("pid.new")
 }
 
-/// No sync: after a power cut there is no such process.
+/// Writes a record without a sync: after a power cut the process does not exist.
 fn write_atomically(path: &Path, record: &PidRecord) -> Result<(), ProcessError> {
     let new = unnamed(path);
     let write = || -> io::Result<()> {

@@ -209,7 +209,7 @@ impl CloudHypervisor {
                 }
                 Err(ApiError::Connection { .. }) if Instant::now() < deadline => {}
                 Err(ApiError::Connection { .. }) => {
-                    return Err(self.daemons.mute(&self.role, generation, START_LIMIT).into());
+                    return Err(self.daemons.not_serving(&self.role, generation, START_LIMIT).into());
                 }
                 Err(error) => return Err(error.into()),
             }

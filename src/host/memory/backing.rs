@@ -128,14 +128,14 @@ fn user_directory() -> String {
 
 fn make_user_directory(base: &Folder) -> Result<Folder> {
     let (user, _) = base.make_folder(user_directory())?;
-    user.check_ours()?;
+    user.check_private()?;
     Ok(user)
 }
 
 /// Makes and opens the workspace's directory below a base.
 pub(super) fn make_below(base: &Path, workspace: WorkspaceId) -> Result<Folder> {
     let (folder, _) = make_user_directory(&Folder::open(base)?)?.make_folder(workspace.to_string())?;
-    folder.check_ours()?;
+    folder.check_private()?;
     Ok(folder)
 }
 
@@ -147,7 +147,7 @@ pub(super) fn open_below(base: &Path, workspace: WorkspaceId) -> Result<Option<F
     let Some(folder) = user.folder(workspace.to_string())? else {
         return Ok(None);
     };
-    folder.check_ours()?;
+    folder.check_private()?;
     Ok(Some(folder))
 }
 
@@ -170,6 +170,6 @@ fn open_user_directory(base: &Path) -> Result<Option<Folder>> {
     let Some(user) = base.folder(user_directory())? else {
         return Ok(None);
     };
-    user.check_ours()?;
+    user.check_private()?;
     Ok(Some(user))
 }

@@ -23,7 +23,7 @@ pub enum ProcessError {
     #[error("the {mark} ended with {exit} while it was started; its log {log:?} ends with: {tail}")]
     Ended { mark: ProcessMark, exit: ProcessExit, log: PathBuf, tail: String },
     #[error("the {mark} does not serve after {limit:?}; its log is {log:?}")]
-    Mute { mark: ProcessMark, limit: Duration, log: PathBuf },
+    NotServing { mark: ProcessMark, limit: Duration, log: PathBuf },
     #[error("cannot {action} process {pid}")]
     Process { action: &'static str, pid: u32, source: io::Error },
     #[error("/proc/{pid}/stat is not in the form that Linux documents")]
@@ -31,9 +31,9 @@ pub enum ProcessError {
     #[error(
         "process {pid}, the {mark}, is still there {limit:?} after SIGKILL; it hangs in the kernel, see /proc/{pid}/stack"
     )]
-    Undying { mark: ProcessMark, pid: u32, limit: Duration },
+    SurvivesKill { mark: ProcessMark, pid: u32, limit: Duration },
     #[error("processes that carry the mark of the {mark} keep appearing")]
-    Breeding { mark: ProcessMark },
+    KeepAppearing { mark: ProcessMark },
 }
 
 /// How a process ended, as far as can be known: the kernel tells the parent of a process only.

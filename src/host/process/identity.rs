@@ -211,7 +211,7 @@ impl Wanted<'_> {
                 daemon.end(self.mark, grace).await?;
             }
         }
-        Err(ProcessError::Breeding { mark: self.mark.clone() })
+        Err(ProcessError::KeepAppearing { mark: self.mark.clone() })
     }
 }
 
@@ -337,7 +337,7 @@ impl Daemon {
                 return exit.map(drop);
             }
         }
-        Err(ProcessError::Undying { mark: mark.clone(), pid: self.pid(), limit: KILL_LIMIT })
+        Err(ProcessError::SurvivesKill { mark: mark.clone(), pid: self.pid(), limit: KILL_LIMIT })
     }
 
     /// Waits until the process has ended, and reaps it if it is a child of this process. The wait has no time limit of

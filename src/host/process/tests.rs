@@ -20,7 +20,7 @@ struct Fixture {
     directory: tempfile::TempDir,
 }
 
-/// A workspace of its own for every test: marks are looked for on the whole host.
+/// Every test has a workspace of its own, because marks are looked for on the whole host.
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let mut id = [0; 16];
@@ -46,7 +46,7 @@ impl Drop for Fixture {
     }
 }
 
-/// Somebody else's process.
+/// A process that nixbox did not start.
 struct Bystander(std::process::Child);
 
 impl Bystander {
@@ -91,7 +91,7 @@ impl Fixture {
         write_atomically(&self.record(), &record).unwrap();
     }
 
-    /// Waits for the script to say so: a trap is set only when the shell has got that far.
+    /// Waits until the script has written this, because a trap is set only when the shell has got that far.
     async fn logged(&self, wanted: &str) {
         let log = self.daemons.log(&self.role, GENERATION);
         let seen = async {
@@ -124,7 +124,7 @@ async fn a_daemon_is_started_found_and_stopped() {
 }
 
 #[tokio::test]
-async fn a_record_with_another_start_time_names_nobody() {
+async fn a_record_with_another_start_time_matches_no_process() {
     let fixture = fixture();
     let mut bystander = Bystander::start();
     let daemon = fixture.sleep();
@@ -171,8 +171,8 @@ impl Fixture {
     }
 }
 
-/// Another process starts a daemon and is killed before it can write the record; both as nixbox would do it, but for
-/// the test binary taking the place of nixbox.
+/// Another process starts a daemon as nixbox does, and is killed before it writes the record. The test binary takes the
+/// place of nixbox.
 #[tokio::test]
 async fn a_daemon_outlives_a_nixbox_killed_between_spawn_and_record() {
     let fixture = fixture();
@@ -276,7 +276,7 @@ async fn children_of_a_daemon_end_with_it() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_recorded_does_not_run() {
+async fn a_daemon_that_cannot_be_recorded_does_not_run() {
     let fixture = fixture();
     fs::create_dir_all(fixture.record().join("occupied")).unwrap();
     let spawned = fixture.daemons.spawn(&fixture.role, GENERATION, &sleeper());
@@ -286,7 +286,7 @@ async fn what_cannot_be_recorded_does_not_run() {
 }
 
 #[tokio::test]
-async fn a_missing_program_is_an_error_that_names_it() {
+async fn the_error_for_a_missing_program_names_it() {
     let fixture = fixture();
     let program = Program::new("/nowhere/vmm", Privileges::Own(CapabilitySet::empty()));
     let error = fixture.daemons.spawn(&fixture.role, GENERATION, &program).unwrap_err();
@@ -311,7 +311,7 @@ async fn logs_of_the_last_generations_are_kept() {
 
 /// What is left of a nixbox that was killed between making a record and giving it its name.
 #[tokio::test]
-async fn a_record_that_was_half_written_goes_with_its_daemon() {
+async fn a_record_that_was_half_written_is_removed_with_its_daemon() {
     let fixture = fixture();
     let half = unnamed(&fixture.record());
     // With a daemon and its record beside it, and alone.
