@@ -1,8 +1,8 @@
 //! What a test needs of this machine, and how it says that this is not there.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 
+use crate::host::program;
 use crate::host::spawn::{self, Invoker};
 
 /// Something that not every machine has.
@@ -43,9 +43,9 @@ impl Need {
         match self {
             Self::Root => rustix::process::geteuid().is_root(),
             Self::Program(name) => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-                std::env::split_paths(&path).chain(system).any(|directory| directory.join(name).is_file())
+                let mut directories = program::path_directories();
+                directories.extend(program::SYSTEM_DIRECTORIES.map(Into::into));
+                program::search(name, &directories).is_some()
             }
             Self::CloudHypervisor => {
                 spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").is_ok()
