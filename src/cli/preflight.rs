@@ -103,7 +103,7 @@ pub(super) async fn host(assembly: &Wiring) -> Result<(), Problem> {
             *free.first().ok_or_else(|| failed(PreflightError::NoSlot))?
         }
     };
-    let tap = format!("vm{slot}");
+    let tap = slot.tap();
     let there = Path::new("/sys/class/net").join(&tap).exists();
     let network = |failure| failed(PreflightError::Network(failure));
     if there && world.network.find(slot).await.map_err(network)? == Presence::Absent {

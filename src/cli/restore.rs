@@ -4,7 +4,8 @@ use super::error::{self, Outcome, Problem};
 use super::session::{self, OpenWorkspace, OutputOptions};
 use super::snapshot::{Shown, called};
 use super::{WorkspaceLocation, done, journal_state, preflight};
-use crate::operations::{OperationResult, PassedOver, Reference, RestoreResult, WorkspaceState};
+use crate::operations::{OperationResult, PassedOver, RestoreResult, WorkspaceState};
+use crate::world::SnapshotReference;
 
 /// Bring a snapshot back to life, on clones of its files
 ///
@@ -14,7 +15,7 @@ use crate::operations::{OperationResult, PassedOver, Reference, RestoreResult, W
 #[command(after_help = "Example: nixbox restore warm --replace")]
 pub(super) struct Arguments {
     /// Its name or number
-    snapshot: Option<Reference>,
+    snapshot: Option<SnapshotReference>,
     /// Bring a VM that runs down first, once it is known that the snapshot fits
     #[arg(long)]
     replace: bool,

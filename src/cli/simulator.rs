@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, done};
-use crate::config::{ByteSize, UserName};
 use crate::simulator::{self, SimulatedVersion, programs, share, vmm};
+use crate::world::{ByteSize, UserName};
 
 /// Stand in for Cloud Hypervisor, without a VM
 #[derive(Debug, clap::Args)]

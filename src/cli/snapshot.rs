@@ -7,8 +7,8 @@ use super::session::{self, OpenWorkspace, OutputOptions};
 use super::{WorkspaceLocation, done};
 use crate::engine::transition::Failure;
 use crate::host::clock::utc;
-use crate::operations::{OperationResult, Reference, Refusal, SnapshotRequest, SnapshotResult};
-use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName};
+use crate::operations::{OperationResult, Refusal, SnapshotRequest, SnapshotResult};
+use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName, SnapshotReference};
 
 /// Freeze this workspace's VM: disk, RAM and devices of one instant, without a credential
 ///
@@ -30,7 +30,7 @@ pub(super) struct Arguments {
     list: bool,
     /// The same as `nixbox snapshot delete`
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
-    delete: Option<Reference>,
+    delete: Option<SnapshotReference>,
     #[command(flatten)]
     manner: OutputOptions,
 }
@@ -48,7 +48,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot delete warm")]
     Delete {
         /// Its name or number
-        snapshot: Reference,
+        snapshot: SnapshotReference,
         #[command(flatten)]
         manner: OutputOptions,
     },
@@ -56,7 +56,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
     Inspect {
         /// Its name or number
-        snapshot: Reference,
+        snapshot: SnapshotReference,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -65,7 +65,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot verify warm")]
     Verify {
         /// Its name or number
-        snapshot: Reference,
+        snapshot: SnapshotReference,
         #[command(flatten)]
         manner: OutputOptions,
     },
@@ -186,7 +186,7 @@ fn listings(held: &OpenWorkspace) -> Result<Vec<ListedSnapshot>, Problem> {
     })
 }
 
-fn pick(listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Problem> {
+fn pick(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Problem> {
     let found = wanted.find(listed).map(|listing| listing.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
@@ -227,7 +227,7 @@ fn list(place: &WorkspaceLocation, json: bool) -> Outcome {
     done()
 }
 
-fn inspect(place: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
+fn inspect(place: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {
     let mut listed = listings(&session::look(place)?)?;
     let id = pick(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
@@ -243,7 +243,7 @@ fn inspect(place: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome
             "shape": origin.shape,
             "cpu": origin.cpu,
             "files": manifest.files.iter().map(|file| serde_json::json!({
-                "name": file.name, "bytes": file.size, "blake3": hex(&file.hash),
+                "name": file.name, "bytes": file.size, "blake3": hex::encode(&file.hash),
             })).collect::<Vec<_>>(),
         }))?;
         return done();
@@ -258,15 +258,11 @@ fn inspect(place: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome
     ];
     lines.extend(origin.shape.iter().map(|(key, value)| format!("  {key} = {value}")));
     let file = |file: &crate::world::FileRecord| {
-        format!("  {:>14} bytes  {}  {}", file.size, hex(&file.hash), file.name)
+        format!("  {:>14} bytes  {}  {}", file.size, hex::encode(&file.hash), file.name)
     };
     lines.extend(manifest.files.iter().map(file));
     error::print(&lines.join("\n"))?;
     done()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -280,7 +276,7 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     Problem::new(ExitKind::Failed, Damaged(id, failure)).with("`nixbox snapshot delete` removes it")
 }
 
-fn verify(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) -> Outcome {
+fn verify(place: &WorkspaceLocation, wanted: &SnapshotReference, manner: OutputOptions) -> Outcome {
     // Nobody may delete it meanwhile.
     let held = session::hold(place, "snapshot verify", manner)?;
     let id = pick(&listings(&held)?, wanted)?;
@@ -294,7 +290,7 @@ fn verify(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) 
     done()
 }
 
-fn delete(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) -> Outcome {
+fn delete(place: &WorkspaceLocation, wanted: &SnapshotReference, manner: OutputOptions) -> Outcome {
     let held = session::hold(place, "delete", manner)?;
     let assembly = held.assemble()?;
     let (id, report): (SnapshotId, OperationResult) =

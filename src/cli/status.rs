@@ -8,7 +8,6 @@ use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, done, journal_state, session, wiring};
 use crate::engine::transition::Failure;
 use crate::files::copy::Silent;
-use crate::guest::ssh_guest;
 use crate::host::clock::utc;
 use crate::operations::WorkspaceState;
 use crate::simulator;
@@ -86,9 +85,9 @@ fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
             address: if simulated {
                 simulator::network::address(&assembly.runtime, machine.slot).to_string()
             } else {
-                ssh_guest::address(machine.slot).ip().to_string()
+                machine.slot.guest().to_string()
             },
-            tap: format!("vm{}", machine.slot),
+            tap: machine.slot.tap(),
             serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
         });
     }

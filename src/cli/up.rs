@@ -3,7 +3,8 @@
 use super::error::{self, Outcome};
 use super::session::{self, OpenWorkspace, OutputOptions};
 use super::{WorkspaceLocation, done, journal_state, preflight, restore};
-use crate::operations::{Reference, WorkspaceState};
+use crate::operations::WorkspaceState;
+use crate::world::SnapshotReference;
 
 /// Bring this workspace's VM up, and wait until it is SSH-ready
 #[derive(Debug, clap::Args)]
@@ -11,7 +12,7 @@ use crate::operations::{Reference, WorkspaceState};
 pub(super) struct Arguments {
     /// Restore this snapshot, by name or number, or the newest that fits; boot if none fits
     #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
-    snapshot: Option<Option<Reference>>,
+    snapshot: Option<Option<SnapshotReference>>,
     #[command(flatten)]
     manner: OutputOptions,
 }

@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
-use super::names::UserName;
+use crate::world::UserName;
 use command::{Kept, Passed, Reader, converse, drain, pump};
 
 mod command;

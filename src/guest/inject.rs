@@ -8,13 +8,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
-use zeroize::Zeroizing;
-
-use super::credentials::{Credential, Digest, Wanted};
-use super::names::{GuestPath, Home, Owner};
+use super::credentials::{Credential, Digest};
 use super::shell::{Rights, ScriptError, Shell, quoted};
-use crate::world::Presence;
+use crate::world::{FileOwner, GuestHome, GuestPath, Presence};
 
 /// The names of the files that nixbox put into this guest, one a line, below the user's home. It holds no content.
 pub const LEDGER: &str = ".nixbox-injected";
@@ -96,7 +92,7 @@ done
 "#;
 
 /// With whose rights a path is touched: what is in the user's home is the user's, all else is root's.
-pub(super) fn rights(home: &Home, path: &str, owner: Option<&Owner>) -> Rights {
+pub(super) fn rights(home: &GuestHome, path: &str, owner: Option<&FileOwner>) -> Rights {
     if home.holds(path) && owner.is_none() { Rights::User } else { Rights::Root }
 }
 
@@ -107,9 +103,8 @@ pub(super) fn rights(home: &Home, path: &str, owner: Option<&Owner>) -> Rights {
 pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let script = format!("[ ! -e {list} ] || cat {list}");
-    let nothing = Zeroizing::new(Vec::new());
-    let text = shell.script("read the list of injected files", Rights::User, &script, nothing, LIMIT).await?;
-    Ok(text.lines().filter_map(|line| GuestPath::try_from(line.to_owned()).ok()).collect())
+    let text = shell.script("read the list of injected files", Rights::User, &script, &[], LIMIT).await?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
 /// Add names to the ledger, before the files are.
@@ -121,8 +116,7 @@ async fn note(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
          grep -qxF -- \"$t\" \"$list\" 2>/dev/null || printf '%s\\n' \"$t\" >> \"$list\" || exit 1\ndone",
         names.join(" ")
     );
-    let nothing = Zeroizing::new(Vec::new());
-    shell.script("note what is injected", Rights::User, &script, nothing, LIMIT).await.map(drop)
+    shell.script("note what is injected", Rights::User, &script, &[], LIMIT).await.map(drop)
 }
 
 /// Put every credential where it belongs, whole or not at all, over what was there.
@@ -145,7 +139,7 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
             (None, Rights::Root) => shell.facts.uid.to_string(),
             (None, Rights::User) => String::new(),
         };
-        let content = credential.content.expose_secret();
+        let content = credential.content.expose();
         let script = format!(
             "{FUNCTIONS}t={}; owner={}; mode={:o}; size={}\n{PLACE}",
             quoted(path),
@@ -153,18 +147,12 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
             credential.mode,
             content.len(),
         );
-        let content = Zeroizing::new(content.clone());
         shell.script("put a credential into the guest", rights, &script, content, LIMIT).await?;
     }
-    if paths.contains(&environment(home)) {
-        let nothing = Zeroizing::new(Vec::new());
-        shell.script("have login shells read ~/.env", Rights::User, PROFILE, nothing, LIMIT).await?;
+    if paths.contains(&GuestPath::ENVIRONMENT.expand(home)) {
+        shell.script("have login shells read ~/.env", Rights::User, PROFILE, &[], LIMIT).await?;
     }
     Ok(())
-}
-
-fn environment(home: &Home) -> String {
-    home.join(Wanted::ENVIRONMENT.trim_start_matches("~/"))
 }
 
 /// How one injected file must look.
@@ -173,7 +161,7 @@ pub struct Expected {
     /// Where.
     pub target: GuestPath,
     /// Whose.
-    pub owner: Option<Owner>,
+    pub owner: Option<FileOwner>,
     /// With which mode.
     pub mode: u32,
     /// With which content.
@@ -228,8 +216,7 @@ impl GuestFileStatus {
             Some(owner) => self.owner.split(':').next() == Some(owner.as_str()),
             None => self.uid == user.to_string(),
         };
-        let digest: String = expected.digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        owner && self.mode == format!("{:o}", expected.mode) && self.digest == digest
+        owner && self.mode == format!("{:o}", expected.mode) && self.digest == hex::encode(expected.digest)
     }
 }
 
@@ -245,7 +232,7 @@ async fn file_status(
          {{ stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"; }} || [ ! -e \"$t\" ]\nfi",
         quoted(path)
     );
-    let answer = shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await?;
+    let answer = shell.script(what, rights, &script, &[], LIMIT).await?;
     let mut words = answer.split_whitespace().map(str::to_owned);
     if words.next().is_none() {
         return Ok(None);

@@ -9,7 +9,6 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{self, PrivateKey, ssh_key};
 use rustix::fs::OFlags;
-use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
 /// More than any private key has, in bytes.
@@ -20,7 +19,7 @@ const LONGEST: u64 = 64 * 1024;
 pub enum KeyError {
     /// The system has no random bytes.
     #[error("cannot get random bytes for a key")]
-    Random(#[source] io::Error),
+    Random(#[source] getrandom::Error),
     /// A key file cannot be written. One that is there is never overwritten.
     #[error("cannot write the key to {path}")]
     Write {
@@ -62,9 +61,7 @@ pub enum KeyError {
 /// [`KeyError::Random`].
 pub fn generate() -> Result<PrivateKey, KeyError> {
     let mut seed = Zeroizing::new([0_u8; Ed25519Keypair::BYTE_SIZE / 2]);
-    let filled = getrandom(seed.as_mut_slice(), GetRandomFlags::empty());
-    // Up to 256 bytes come whole once the pool is ready (random(7)).
-    filled.map_err(|error| KeyError::Random(error.into()))?;
+    getrandom::fill(seed.as_mut_slice()).map_err(KeyError::Random)?;
     let mut key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
     key.set_comment("nixbox");
     Ok(key)

@@ -2,12 +2,9 @@
 
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::inject::rights;
-use super::names::{GuestPath, Tag};
 use super::shell::{Rights, ScriptError, Shell, quoted};
-use crate::world::Presence;
+use crate::world::{GuestPath, Presence, ShareTag};
 
 /// Time for one script.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -16,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     /// What it is called in the VM.
-    pub tag: Tag,
+    pub tag: ShareTag,
     /// Where it belongs.
     pub target: GuestPath,
     /// Whether the guest may only read it.
@@ -33,7 +30,7 @@ pub enum MountError {
     #[error("cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already")]
     Taken {
         /// The share.
-        tag: Tag,
+        tag: ShareTag,
         /// Where, in the guest.
         target: String,
         /// What is there.
@@ -45,7 +42,7 @@ pub enum MountError {
     #[error("cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?")]
     Mount {
         /// The share.
-        tag: Tag,
+        tag: ShareTag,
         /// Where, in the guest.
         target: String,
         /// What the guest's `mount` said.
@@ -78,7 +75,7 @@ struct Mounted {
 
 impl Mounted {
     /// The share's tag is there, whatever its options.
-    fn is_of(&self, tag: &Tag) -> bool {
+    fn is_of(&self, tag: &ShareTag) -> bool {
         self.kind == "virtiofs" && self.source == tag.as_str()
     }
 }
@@ -117,7 +114,7 @@ fn unescape(text: &str) -> String {
 }
 
 async fn ask(shell: &Shell, what: &'static str, with: Rights, script: &str) -> Result<String, ScriptError> {
-    shell.script(what, with, script, Zeroizing::new(Vec::new()), LIMIT).await
+    shell.script(what, with, script, &[], LIMIT).await
 }
 
 async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
@@ -294,8 +291,7 @@ mod tests {
         tmpfs /data\\134x\\011y tmpfs rw,errors=remount-ro 0 0\nbroken line\n";
 
     fn share(tag: &str, target: &str, readonly: bool) -> Mount {
-        let tag = Tag::try_from(tag.to_owned()).unwrap();
-        Mount { tag, target: GuestPath::try_from(target.to_owned()).unwrap(), readonly }
+        Mount { tag: tag.parse().unwrap(), target: target.parse().unwrap(), readonly }
     }
 
     #[test]

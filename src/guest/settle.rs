@@ -14,7 +14,6 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -38,7 +37,7 @@ const MOST_SAMPLES: usize = 16;
 pub enum SettleError {
     /// The host has no random bytes.
     #[error("cannot get random bytes for the guest")]
-    Random(#[source] std::io::Error),
+    Random(#[source] getrandom::Error),
     /// The guest's processor is not one that the program is made for.
     #[error("cannot give fresh entropy to a guest with the processor {0:?}: only x86_64 is supported")]
     Processor(String),
@@ -156,10 +155,7 @@ fn entropy() -> Result<Zeroizing<Vec<u8>>, SettleError> {
     let (head, bytes) = frame.split_at_mut(8);
     head[..4].copy_from_slice(&(8 * ENTROPY_BYTES as u32).to_le_bytes());
     head[4..].copy_from_slice(&(ENTROPY_BYTES as u32).to_le_bytes());
-    // Up to 256 bytes come whole once the pool is ready (random(7)).
-    for chunk in bytes.chunks_mut(256) {
-        getrandom(chunk, GetRandomFlags::empty()).map_err(|error| SettleError::Random(error.into()))?;
-    }
+    getrandom::fill(bytes).map_err(SettleError::Random)?;
     Ok(frame)
 }
 

@@ -10,13 +10,12 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::channel::{Capture, ChannelError, CommandExit, Finished, GuestCommand, Said, SshSession};
-use super::names::{BadGuestPath, Home};
 use super::ready::Attempt;
-use super::stale_scripts::ScriptMark;
-use crate::world::BootId;
+use crate::world::{BootId, GuestHome, InvalidValue};
 
 /// With whose rights a script runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,13 +26,38 @@ pub enum Rights {
     Root,
 }
 
+/// Names the scripts of one connection among the guest's processes. No two connections have the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScriptMark(String);
+
+impl ScriptMark {
+    /// What all marks begin with.
+    const ALL: &str = "nixbox-script:";
+
+    /// A mark that nobody has.
+    ///
+    /// # Errors
+    /// If the host has no random bytes.
+    pub(super) fn new() -> Result<Self, getrandom::Error> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)?;
+        Ok(Self(format!("{}{}", Self::ALL, hex::encode(random))))
+    }
+
+    /// As it stands in the command line of a script's shell, and in the environment of what that starts.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// What every guest is asked first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The user's number.
     pub uid: u32,
     /// The user's home.
-    pub home: Home,
+    pub home: GuestHome,
     /// The processor, as `uname -m` has it.
     pub processor: String,
     /// This boot.
@@ -80,10 +104,10 @@ pub enum ScriptError {
     },
     /// The host has no random bytes to name a connection by.
     #[error("cannot name a connection to the guest")]
-    Unnamed(#[source] std::io::Error),
+    Unnamed(#[source] getrandom::Error),
     /// The guest's own idea of a path cannot be used.
     #[error("the guest's user has a home that cannot be used")]
-    Home(#[from] BadGuestPath),
+    Home(#[from] InvalidValue),
 }
 
 impl From<ScriptError> for Attempt {
@@ -111,7 +135,7 @@ export NIXBOX_SCRIPT
 echo nixbox:begin
 s=
 while IFS= read -r l
-do if [ \"$l\" = nixbox:end ]
+do if [ \"$l\" = {END} ]
 then eval \"$s\"
 exit
 fi
@@ -127,7 +151,8 @@ export LC_ALL PATH
 ";
 
 const BEGIN: &[u8] = b"nixbox:begin\n";
-const END: &str = "\nnixbox:end\n";
+/// The line that ends a script; what follows it on stdin is input for the script's programs.
+pub const END: &str = "nixbox:end";
 
 /// Output of ours is small; complaints may be longer than one thinks.
 const MOST: usize = 1 << 20;
@@ -172,7 +197,7 @@ impl Shell {
     /// Those of [`ScriptError`].
     pub async fn greet(session: SshSession, within: Duration) -> Result<Self, ScriptError> {
         let what = "ask the guest who it is";
-        let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}{END}").into_bytes());
+        let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}\n{END}\n").into_bytes());
         let capture = Capture { most: MOST, within, prompt: None };
         let finished = session.exec(loader(None).as_bytes(), input, capture).await;
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
@@ -181,11 +206,15 @@ impl Shell {
         let [uid, home, processor, boot, ref others @ ..] = told[..] else {
             return Err(ScriptError::Senseless { what });
         };
-        let (Ok(uid), Some(boot)) = (uid.parse(), parse_boot(boot)) else {
+        let (Ok(uid), Ok(boot)) = (uid.parse(), Uuid::try_parse(boot)) else {
             return Err(ScriptError::Senseless { what });
         };
-        let facts =
-            Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
+        let facts = Facts {
+            uid,
+            home: home.parse()?,
+            processor: processor.to_owned(),
+            boot: BootId(boot.into_bytes()),
+        };
         let mark = ScriptMark::new().map_err(ScriptError::Unnamed)?;
         Ok(Self { session, facts, mark, others: !others.is_empty() })
     }
@@ -199,15 +228,14 @@ impl Shell {
         what: &'static str,
         rights: Rights,
         script: &str,
-        input: Zeroizing<Vec<u8>>,
+        input: &[u8],
         within: Duration,
     ) -> Result<String, ScriptError> {
         let command = self.command(rights);
-        let text = format!("{PREAMBLE}{script}{END}");
+        let text = format!("{PREAMBLE}{script}\n{END}\n");
         let mut whole = Zeroizing::new(Vec::with_capacity(text.len() + input.len()));
         whole.extend_from_slice(text.as_bytes());
-        whole.extend_from_slice(&input);
-        drop(input);
+        whole.extend_from_slice(input);
         let capture = Capture { most: MOST, within, prompt: Some(BEGIN) };
         let finished = self.session.exec(command.as_bytes(), whole, capture).await;
         judge(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
@@ -233,7 +261,7 @@ impl Shell {
             dialogue.listen(false).await?;
         };
         dialogue.pending.drain(..begun);
-        dialogue.send(Zeroizing::new(format!("{PREAMBLE}{script}{END}").into_bytes())).await?;
+        dialogue.send(Zeroizing::new(format!("{PREAMBLE}{script}\n{END}\n").into_bytes())).await?;
         Ok(dialogue)
     }
 
@@ -345,14 +373,6 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
 
-/// `01234567-89ab-…`, as the kernel writes it.
-fn parse_boot(text: &str) -> Option<BootId> {
-    let hex: String = text.split('-').collect();
-    let digits = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = digits.then(|| u128::from_str_radix(&hex, 16).ok())??;
-    Some(BootId(number.to_be_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -366,9 +386,9 @@ mod tests {
     #[test]
     fn boot_ids_are_parsed_strictly() {
         let text = "01234567-89ab-cdef-0123-456789abcdef";
-        assert_eq!(parse_boot(text).unwrap().0[..3], [0x01, 0x23, 0x45]);
+        assert_eq!(Uuid::try_parse(text).unwrap().into_bytes()[..3], [0x01, 0x23, 0x45]);
         for bad in ["", "0123", &text[1..], &format!("{text}0"), "+1234567-89ab-cdef-0123-456789abcdef"] {
-            assert!(parse_boot(bad).is_none(), "{bad}");
+            assert!(Uuid::try_parse(bad).is_err(), "{bad}");
         }
     }
 

@@ -5,9 +5,8 @@
 //! call is under way the VMM is asked four times a second whether it still has the VM: a guest that is gone does not say
 //! so.
 
-use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -15,19 +14,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use russh::keys::PrivateKey;
 use tokio::time::{sleep, timeout};
-use zeroize::Zeroizing;
 
 use super::channel::{ChannelError, Endpoint, Limits, SshSession};
-use super::credentials::{SourceError, Wanted};
+use super::credentials::Wanted;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
 use super::mounts::{self, Mount};
-use super::names::{GuestPath, UserName};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
 use super::{settle, stale_scripts, wipe};
-use crate::world::Interrupt;
-use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm, VmmState};
+use crate::world::{
+    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Slot, UserName, Vmm, VmmState,
+};
 
 /// How often the VMM is asked whether the VM is there.
 const WATCH: Duration = Duration::from_millis(250);
@@ -63,63 +61,10 @@ pub struct GuestSettings {
     pub limits: Limits,
 }
 
-/// Port 22 of the guest's address in a slot: 172.16.{4·slot}.2.
+/// The SSH server of the guest in a slot.
 #[must_use]
 pub fn address(slot: Slot) -> SocketAddr {
-    (Ipv4Addr::new(172, 16, 4 * slot.number(), 2), 22).into()
-}
-
-/// Why settings make no sense together.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SettingsError {
-    /// A credential, or an entry of the wipe list, is on a share: it would be written to, or removed from, the host.
-    #[error("{path} is on the share mounted at {share}: what is there is the host's")]
-    OnShare {
-        /// The path.
-        path: GuestPath,
-        /// The share's target.
-        share: GuestPath,
-    },
-    /// A share would hide another, or is one with it.
-    #[error("two shares are to be mounted at {0}, or with the same tag")]
-    SharesCollide(GuestPath),
-    /// Two credentials for one file.
-    #[error("two credentials are to be written to {0}")]
-    CredentialsCollide(GuestPath),
-    /// A wipe entry that would take a share with it.
-    #[error("the wipe list has {path}, in which the share {share} is mounted")]
-    AroundShare {
-        /// The path.
-        path: GuestPath,
-        /// The share's target.
-        share: GuestPath,
-    },
-    /// A fixed target cannot be used.
-    #[error("a credential has a target that cannot be used")]
-    Target,
-}
-
-impl GuestSettings {
-    fn check(&self) -> Result<(), SettingsError> {
-        let targets = self.wanted.targets().map_err(|_: SourceError| SettingsError::Target)?;
-        let (mut seen, mut tags) = (BTreeSet::new(), BTreeSet::new());
-        if let Some(twice) = targets.iter().find(|target| !seen.insert((*target).clone())) {
-            return Err(SettingsError::CredentialsCollide(twice.clone()));
-        }
-        let mut places = BTreeSet::new();
-        for Mount { tag, target: share, .. } in &self.mounts {
-            if !places.insert(share) || !tags.insert(tag) {
-                return Err(SettingsError::SharesCollide(share.clone()));
-            }
-            if let Some(path) = targets.iter().chain(&self.wanted.wipe).find(|path| path.is_within(share)) {
-                return Err(SettingsError::OnShare { path: path.clone(), share: share.clone() });
-            }
-            if let Some(path) = self.wanted.wipe.iter().find(|path| share.is_within(path)) {
-                return Err(SettingsError::AroundShare { path: path.clone(), share: share.clone() });
-            }
-        }
-        Ok(())
-    }
+    (slot.guest(), 22).into()
 }
 
 /// The guest of one workspace.
@@ -136,18 +81,15 @@ pub struct SshGuest {
 
 impl SshGuest {
     /// A guest with these settings, in a VM of this VMM.
-    ///
-    /// # Errors
-    /// Those of [`SettingsError`].
-    pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
-        settings.check()?;
-        Ok(Self {
+    #[must_use]
+    pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Self {
+        Self {
             settings,
             vmm,
             kept: Mutex::default(),
             living: tokio::sync::Mutex::default(),
             expected: Mutex::default(),
-        })
+        }
     }
 
     /// The pin of the host key of a disk.
@@ -264,10 +206,6 @@ impl SshGuest {
         self.remember(Arc::clone(&expected));
         Ok(expected)
     }
-
-    fn targets(&self) -> Result<Vec<GuestPath>> {
-        self.settings.wanted.targets().map_err(Failure::world)
-    }
 }
 
 /// A connection in use. Unless what it is used for goes well, by failing or by being given up, it is used for nothing
@@ -313,7 +251,7 @@ impl Guest for SshGuest {
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
         self.remember(credentials.iter().map(Expected::from).collect());
-        let targets = self.targets()?;
+        let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
             wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
             inject::inject(shell, &credentials).await.map_err(Failure::world)
@@ -322,7 +260,7 @@ impl Guest for SshGuest {
     }
 
     async fn wipe(&self, machine: &Machine) -> Result<()> {
-        let targets = self.targets()?;
+        let targets = self.settings.wanted.targets();
         let list = &self.settings.wanted.wipe;
         self.with_last(machine, async |shell: &Shell| {
             wipe::wipe(shell, &targets, list).await.map_err(Failure::world)
@@ -373,8 +311,8 @@ impl Guest for SshGuest {
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
         let connected = timeout(SHUT_DOWN_LIMIT, self.connect(machine, &Interrupt::new())).await;
         let shell = connected.map_err(|_elapsed| Failure::TimedOut(SHUT_DOWN_LIMIT))??;
-        let (what, nothing) = ("ask the guest to shut down", Zeroizing::new(Vec::new()));
-        match shell.script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT).await {
+        let what = "ask the guest to shut down";
+        match shell.script(what, Rights::Root, SHUT_DOWN, &[], SHUT_DOWN_LIMIT).await {
             // It went while it was asked.
             Ok(_)
             | Err(ScriptError::Channel {

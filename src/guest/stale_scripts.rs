@@ -8,38 +8,9 @@
 //!
 //! Nothing can slip through by starting late, for a script is sent only once its shell runs ([`super::shell`]).
 
-use std::io;
 use std::time::Duration;
 
-use rustix::rand::{GetRandomFlags, getrandom};
-use zeroize::Zeroizing;
-
-use super::shell::{Rights, ScriptError, Shell};
-
-/// Names the scripts of one connection among the guest's processes. No two connections have the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScriptMark(String);
-
-impl ScriptMark {
-    /// What all marks begin with.
-    const ALL: &str = "nixbox-script:";
-
-    /// A mark that nobody has.
-    ///
-    /// # Errors
-    /// If the host has no random bytes.
-    pub(super) fn new() -> io::Result<Self> {
-        let mut random = [0; 16];
-        getrandom(&mut random, GetRandomFlags::empty())?;
-        Ok(Self(format!("{}{:032x}", Self::ALL, u128::from_be_bytes(random))))
-    }
-
-    /// As it stands in the command line of a script's shell, and in the environment of what that starts.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
+use super::shell::{Rights, ScriptError, ScriptMark, Shell};
 
 /// Time for all of it. The script gives up earlier by itself.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -77,11 +48,11 @@ pub async fn end_others(shell: &Shell, spared: &[&ScriptMark]) -> Result<(), Scr
         return Ok(());
     }
     let mine: String =
-        spared.iter().copied().chain([&shell.mark]).map(|mark| format!(" -e {}", mark.0)).collect();
+        spared.iter().copied().chain([&shell.mark]).map(|mark| format!(" -e {}", mark.as_str())).collect();
     let script = format!("mine='{mine}'\n{END}");
     let run = async |rights| {
         let what = "end what an earlier nixbox left running in the guest";
-        shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await.map(drop)
+        shell.script(what, rights, &script, &[], LIMIT).await.map(drop)
     };
     match run(Rights::Root).await {
         // Where nixbox cannot become root, root runs nothing of nixbox's.
@@ -103,12 +74,16 @@ mod tests {
         // More than any kernel counts to (PID_MAX_LIMIT).
         let process = proc.path().join("99999999");
         std::fs::create_dir(&process).unwrap();
-        std::fs::write(process.join("cmdline"), format!("sh\0-c\0…\0{}\0", ScriptMark::new().unwrap().0))
-            .unwrap();
+        std::fs::write(
+            process.join("cmdline"),
+            format!("sh\0-c\0…\0{}\0", ScriptMark::new().unwrap().as_str()),
+        )
+        .unwrap();
         std::fs::write(process.join("comm"), "sync\n").unwrap();
         std::fs::write(process.join("status"), format!("Name:\tsync\nState:\t{state}\n")).unwrap();
         let script = END.replace("/proc", proc.path().to_str().unwrap());
-        let script = format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", ScriptMark::new().unwrap().0);
+        let script =
+            format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", ScriptMark::new().unwrap().as_str());
         let ended = Command::new(shell[0]).args(&shell[1..]).arg(script).output().unwrap();
         (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
     }

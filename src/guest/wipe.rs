@@ -7,11 +7,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
-use super::names::{BadGuestPath, GuestPath};
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use crate::world::GuestPath;
 
 /// Time for removing files: some may be large directories.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
@@ -47,9 +45,6 @@ pub enum WipeError {
     /// A script did not run.
     #[error(transparent)]
     Script(#[from] ScriptError),
-    /// A path cannot be used.
-    #[error("the wipe list has a path that cannot be used")]
-    Path(#[from] BadGuestPath),
 }
 
 fn reasons(why: &str) -> String {
@@ -114,16 +109,9 @@ pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Re
 
     remove(shell, &ours, &theirs).await?;
     let list = format!("rm -f {}", quoted(&home.join(LEDGER)));
-    let nothing = || Zeroizing::new(Vec::new());
-    shell.script("remove the list of injected files", Rights::User, &list, nothing(), REMOVE_LIMIT).await?;
+    shell.script("remove the list of injected files", Rights::User, &list, &[], REMOVE_LIMIT).await?;
     shell
-        .script(
-            "drop the guest's caches",
-            Rights::Root,
-            &format!("{FUNCTIONS}{FLUSH}"),
-            nothing(),
-            FLUSH_LIMIT,
-        )
+        .script("drop the guest's caches", Rights::Root, &format!("{FUNCTIONS}{FLUSH}"), &[], FLUSH_LIMIT)
         .await?;
     Ok(())
 }
@@ -144,8 +132,9 @@ pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), Wi
     let kept: String = noted.intersection(&wanted).map(|path| format!("{path}\n")).collect();
     let list = quoted(&home.join(LEDGER));
     let script = format!("list={list}; cat > \"$list.new\" && mv -f \"$list.new\" \"$list\"");
-    let input = Zeroizing::new(kept.into_bytes());
-    shell.script("note what is injected no more", Rights::User, &script, input, REMOVE_LIMIT).await?;
+    shell
+        .script("note what is injected no more", Rights::User, &script, kept.as_bytes(), REMOVE_LIMIT)
+        .await?;
     Ok(())
 }
 
@@ -214,9 +203,7 @@ async fn attempt(
     for path in theirs {
         script += &format!("try {} follow\n", quoted(path));
     }
-    let nothing = Zeroizing::new(Vec::new());
-    let told =
-        shell.script("remove credentials from the guest", with, &script, nothing, REMOVE_LIMIT).await?;
+    let told = shell.script("remove credentials from the guest", with, &script, &[], REMOVE_LIMIT).await?;
     Ok(Left {
         paths: told.lines().filter_map(|line| line.strip_prefix("left ")).map(str::to_owned).collect(),
         why: told.lines().filter_map(|line| line.strip_prefix("why ")).map(printable).collect(),

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use crate::files::copy::{self, CopyError, Copying, Method, Named, Progress};
 use crate::files::{FileError, Folder};
 use crate::store::StoreError;
-use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
+use crate::world::{
+    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, Presence, SnapshotId,
+};
 
 mod mkfs;
 
@@ -28,15 +30,6 @@ const HOST_KEY_LIMIT: u64 = 16 << 10;
 const INVENTORY: &str = "images.json";
 /// More than an inventory of any sane number of images takes.
 const INVENTORY_LIMIT: u64 = 64 << 10;
-
-/// One disk of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// The template, never written.
-    pub image: Option<PathBuf>,
-    /// Its size in bytes; without one, the template's.
-    pub size: Option<u64>,
-}
 
 /// Why disk images could not be made, captured or removed.
 #[derive(Debug, thiserror::Error)]
@@ -313,21 +306,21 @@ impl Disks {
     async fn make(&self, folder: &Folder, n: usize, spec: &DiskSpec, interrupt: &Interrupt) -> Result<()> {
         let name = image_file(n);
         let path = folder.path_of(&name);
-        let Some(template) = &spec.image else {
-            let size = spec.size.ok_or(DiskError::Nothing(n))?;
+        let Some(template) = spec.image.as_ref().map(HostPath::as_path) else {
+            let size = spec.size.ok_or(DiskError::Nothing(n))?.bytes();
             let file = folder.new_file(&name)?;
             file.set_len(size).map_err(FileError::system("grow", &path))?;
             return Ok(mkfs::ext4(&path, interrupt).await?);
         };
         let source = open_template(template)?;
         let found = source.metadata().map_err(FileError::system("examine", template))?.len();
-        let wanted = spec.size.unwrap_or(found);
+        let wanted = spec.size.map_or(found, ByteSize::bytes);
         if wanted < found {
-            return Err(DiskError::TooSmall { path: template.clone(), found, wanted });
+            return Err(DiskError::TooSmall { path: template.to_owned(), found, wanted });
         }
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
-        let source = Named { file: source, path: template.clone() };
+        let source = Named { file: source, path: template.to_owned() };
         self.clone_image(format!("disk {n}"), source, Named { file: target, path: path.clone() }, interrupt)
             .await?;
         Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
@@ -401,11 +394,11 @@ fn keep_host_key(from: &Folder, to: &Folder) -> Result<()> {
     }
 }
 
-fn open_template(path: &PathBuf) -> Result<File> {
-    let failed = |source| DiskError::Template { path: path.clone(), source };
+fn open_template(path: &Path) -> Result<File> {
+    let failed = |source| DiskError::Template { path: path.to_owned(), source };
     // Looked at before it is opened: opening a FIFO would wait for a writer.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(DiskError::TemplateKind { path: path.clone() });
+        return Err(DiskError::TemplateKind { path: path.to_owned() });
     }
     File::open(path).map_err(failed)
 }

@@ -76,28 +76,12 @@ pub struct ShellHooks {
     /// Where they run: the workspace.
     pub directory: PathBuf,
     /// Command lines for a shell, in order.
-    pub scripts: BTreeMap<&'static str, Vec<String>>,
+    pub scripts: BTreeMap<HookPoint, Vec<String>>,
     /// After the commit point the VM stays whatever a script does, but its user has to know.
     pub complain: Arc<Complain>,
 }
 
 impl ShellHooks {
-    /// Those of a configuration, run in `directory`.
-    #[must_use]
-    pub fn new(directory: PathBuf, hooks: &crate::config::HooksTable, complain: Arc<Complain>) -> Self {
-        let scripts = [
-            (HookPoint::PreUp, &hooks.pre_up),
-            (HookPoint::PostUp, &hooks.post_up),
-            (HookPoint::PreDown, &hooks.pre_down),
-            (HookPoint::PostDown, &hooks.post_down),
-        ];
-        Self {
-            directory,
-            complain,
-            scripts: scripts.into_iter().map(|(point, scripts)| (key(point), scripts.clone())).collect(),
-        }
-    }
-
     fn start(&self, script: &str) -> io::Result<Group> {
         // What it says is for people; stdout is for nixbox's own result.
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
@@ -145,7 +129,7 @@ impl Drop for Group {
 #[async_trait]
 impl Hooks for ShellHooks {
     async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> world::Result<()> {
-        let ran = self.run_all(key(point), interrupt).await;
+        let ran = self.run_all(point, interrupt).await;
         if let (Err(HookExit::Error(error)), HookPoint::PostUp | HookPoint::PostDown) = (&ran, point) {
             (self.complain)(error);
         }
@@ -168,8 +152,9 @@ impl From<HookError> for HookExit {
 }
 
 impl ShellHooks {
-    async fn run_all(&self, point: &'static str, interrupt: &Interrupt) -> Result<(), HookExit> {
-        for (index, script) in self.scripts.get(point).into_iter().flatten().enumerate() {
+    async fn run_all(&self, at: HookPoint, interrupt: &Interrupt) -> Result<(), HookExit> {
+        let point = key(at);
+        for (index, script) in self.scripts.get(&at).into_iter().flatten().enumerate() {
             if interrupt.requested() {
                 return Err(HookExit::Interrupted);
             }
@@ -198,11 +183,9 @@ mod tests {
     use super::*;
 
     fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
-        let hooks = crate::config::HooksTable {
-            pre_up: scripts.iter().map(|script| (*script).to_owned()).collect(),
-            ..Default::default()
-        };
-        ShellHooks::new(directory.path().to_owned(), &hooks, Arc::new(|_| {}))
+        let scripts = scripts.iter().map(|script| (*script).to_owned()).collect();
+        let scripts = BTreeMap::from([(HookPoint::PreUp, scripts)]);
+        ShellHooks { directory: directory.path().to_owned(), scripts, complain: Arc::new(|_| {}) }
     }
 
     #[tokio::test]

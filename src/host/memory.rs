@@ -10,13 +10,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::Backing;
 use crate::files::copy::{self, CopyError, Copying, Named, Progress};
 use crate::files::hash::PieceHashes;
 use crate::files::{FileError, Folder};
 use crate::store::StoreError;
 use crate::world::{
-    self, Failure, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
+    self, Backing, Failure, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
 };
 
 mod backing;

@@ -1,8 +1,8 @@
 //! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
 
 pub mod clock;
+pub mod cpu;
 pub mod disk;
-pub mod ground;
 pub mod hooks;
 pub mod identity;
 pub mod ioctl;

@@ -1,7 +1,7 @@
 //! The network of a VM: TAP, firewall table, DHCP and DNS.
 //!
 //! Slot n has the TAP `vm{n}`, the gateway 172.16.{4n}.1/30 on it, the guest at .2 with MAC 02:00:00:00:00:{n+1}.
-//! [`Mode`] says what the guest may reach. Every part is marked as this workspace's ([`tap`], [`firewall`],
+//! A [`NetworkPolicy`] says what the guest may reach. Every part is marked as this workspace's ([`tap`], [`firewall`],
 //! [`daemon`] say how), is found by its mark, and is removed only with it. What is another's is no part of ours: it is
 //! never touched, and [`Network::build`] refuses to begin where it is in the way.
 //!
@@ -16,7 +16,6 @@ mod daemon;
 mod dhcp;
 mod docker;
 mod firewall;
-mod policy;
 mod program;
 mod tap;
 
@@ -32,11 +31,12 @@ use serde_json::Value;
 
 pub use daemon::DaemonError;
 pub use firewall::FirewallError;
-pub use policy::{BadDomain, BadPort, Domain, Mode, Port};
 pub use program::ProgramError;
 pub use tap::LinkError;
 
-use crate::world::{Failure, Generation, Network, Presence, Result, Slot, WorkspaceId};
+use crate::world::{
+    Failure, Generation, Network, NetworkMode, NetworkPolicy, Presence, Result, Slot, WorkspaceId,
+};
 use daemon::{Mark, Role};
 use program::NetworkTool;
 use tap::{FoundTap, Link};
@@ -127,7 +127,7 @@ pub struct NetworkSettings {
     /// and must not be in a directory that is shared with the guest.
     pub runtime: PathBuf,
     /// What the guest may reach.
-    pub mode: Mode,
+    pub policy: NetworkPolicy,
     /// Normally /etc/resolv.conf.
     pub resolv_conf: PathBuf,
 }
@@ -171,23 +171,21 @@ impl HostNetwork {
 
     fn plan(&self, slot: Slot) -> NetworkPlan {
         let NetworkSettings { workspace, owner, .. } = self.settings;
-        let (gateway, guest, tap) = tap::addresses(slot.number());
-        let mac = format!("02:00:00:00:00:{:02x}", slot.number() + 1);
         NetworkPlan {
             slot,
             workspace,
             owner,
-            gateway,
-            guest,
-            mac,
-            table: format!("nixbox_{tap}_{workspace}"),
-            tap,
+            gateway: slot.gateway(),
+            guest: slot.guest(),
+            mac: slot.mac(),
+            table: format!("nixbox_{}_{workspace}", slot.tap()),
+            tap: slot.tap(),
         }
     }
 
     fn configuration(&self, plan: &NetworkPlan) -> String {
         let upstreams = dhcp::upstreams(&self.settings.resolv_conf, dhcp::RESOLVED.as_ref());
-        dhcp::configuration(plan, &self.settings.mode, &upstreams, &self.settings.runtime)
+        dhcp::configuration(plan, &self.settings.policy, &upstreams, &self.settings.runtime)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -235,7 +233,7 @@ impl HostNetwork {
     }
 
     fn record(&self, plan: &NetworkPlan, listing: &Value) -> Value {
-        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.mode), "listing": listing })
+        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.policy), "listing": listing })
     }
 
     async fn build_firewall(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
@@ -247,7 +245,7 @@ impl HostNetwork {
         {
             return Ok(());
         }
-        let listing = firewall::apply(plan, &self.settings.mode, tables).await.map_err(failed)?;
+        let listing = firewall::apply(plan, &self.settings.policy, tables).await.map_err(failed)?;
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
@@ -267,7 +265,7 @@ impl HostNetwork {
         }
         mark.stop().await.map_err(failed)?;
         let start = |source| NetworkError::Start { slot, source };
-        if matches!(self.settings.mode, Mode::Filtered { .. }) && !fills_sets().await.map_err(start)? {
+        if self.settings.policy.mode == NetworkMode::Filtered && !fills_sets().await.map_err(start)? {
             return Err(NetworkError::NoSets);
         }
         for name in dhcp::FILES {
@@ -324,7 +322,7 @@ impl Network for HostNetwork {
         let whole = matches!(&found, FoundTap::Ours(device) if device.whole(&plan))
             && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
             && self.serves(&plan, &mark).map_err(failed)?
-            && (self.settings.mode == Mode::Off || tap::forwards().map_err(device)?);
+            && (self.settings.policy.mode == NetworkMode::Off || tap::forwards().map_err(device)?);
         if whole {
             return Ok(Presence::Whole);
         }
@@ -354,7 +352,7 @@ impl Network for HostNetwork {
         plan.end(Role::Firewall).await?;
         self.build_firewall(&plan).await?;
         link.build(generation).await.map_err(device)?;
-        if self.settings.mode != Mode::Off {
+        if self.settings.policy.mode != NetworkMode::Off {
             tap::forward().map_err(device)?;
         }
         Ok(self.build_daemon(&plan, generation).await?)

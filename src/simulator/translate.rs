@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::programs;
-use crate::guest::settle;
+use crate::guest::{settle, shell};
 
 /// Directories of the guest.
 const PATHS: [&str; 13] = [
@@ -16,8 +16,6 @@ const PATHS: [&str; 13] = [
     "/var",
 ];
 
-/// Ends a script of nixbox's; what follows on stdin is not the script's text.
-const END: &[u8] = b"\nnixbox:end\n";
 /// How machine code begins, as nixbox's scripts write it down.
 const MACHINE_CODE: &str = r"\177\105\114\106";
 
@@ -93,7 +91,7 @@ pub(super) enum Input {
 
 impl Input {
     pub(super) fn of(command: &str) -> Self {
-        if command.contains("nixbox:end") { Self::Script(Vec::new()) } else { Self::Plain }
+        if command.contains(shell::END) { Self::Script(Vec::new()) } else { Self::Plain }
     }
 
     /// What the command is given of these bytes.
@@ -105,7 +103,8 @@ impl Input {
             return Ok(bytes);
         };
         script.extend(bytes);
-        let Some(at) = script.windows(END.len()).position(|window| window == END) else {
+        let end = format!("\n{}\n", shell::END);
+        let Some(at) = script.windows(end.len()).position(|window| window == end.as_bytes()) else {
             return Ok(Vec::new());
         };
         let input = script.split_off(at);

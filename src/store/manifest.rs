@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{Result, StoreError};
 use crate::files::Folder;
 use crate::world::{
-    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Origin, Slot, SnapshotId,
-    SnapshotName, VmmVersion,
+    BootId, FileRecord, Generation, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
+    VmmVersion,
 };
 
 /// Its name in a snapshot's directory.
@@ -40,12 +40,9 @@ pub enum ManifestError {
     /// Another snapshot's.
     #[error("it is the manifest of snapshot {0}")]
     OtherSnapshot(SnapshotId),
-    /// Not a slot.
+    /// Not a slot, or not a name.
     #[error(transparent)]
-    Slot(#[from] NoSuchSlot),
-    /// Not a name.
-    #[error(transparent)]
-    Name(#[from] BadSnapshotName),
+    Value(#[from] InvalidValue),
     /// Not as many hexadecimal digits as it should have.
     #[error("{0:?} is not a number of {1} bytes in lower-case hexadecimal digits")]
     Hex(String, usize),
@@ -102,7 +99,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
     let files = manifest.files.iter().map(|file| FileText {
         name: file.name.clone(),
         size: file.size,
-        blake3: hex(&file.hash),
+        blake3: hex::encode(&file.hash),
     });
     let mut text = Text {
         format: FORMAT,
@@ -110,7 +107,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         name: manifest.name.as_ref().map(|name| name.as_str().to_owned()),
         created_ms: manifest.created_ms,
         slot: manifest.slot.number(),
-        boot: hex(&manifest.boot.0),
+        boot: hex::encode(&manifest.boot.0),
         shares: manifest.shares,
         vmm: manifest.origin.vmm.text.clone(),
         vmm_major: manifest.origin.vmm.major,
@@ -119,7 +116,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         files: files.collect(),
         check: String::new(),
     };
-    text.check = hex(blake3::hash(&bytes(&text)?).as_bytes());
+    text.check = blake3::hash(&bytes(&text)?).to_hex().to_string();
     let encoded = bytes(&text)?;
     if encoded.len() as u64 > LIMIT { Err(ManifestError::TooLarge(encoded.len())) } else { Ok(encoded) }
 }
@@ -135,7 +132,7 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
     }
     let mut text: Text = serde_json::from_slice(encoded)?;
     let check = std::mem::take(&mut text.check);
-    if hex(blake3::hash(&bytes(&text)?).as_bytes()) != check {
+    if blake3::hash(&bytes(&text)?).to_hex().as_str() != check {
         return Err(ManifestError::Check);
     }
     let file =
@@ -199,21 +196,10 @@ fn bytes(text: &Text) -> Result<Vec<u8>, ManifestError> {
     Ok(bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
+/// Hexadecimal digits in lower case: [`decode`] refuses a text that [`encode`] would write otherwise.
 fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
-    let bad = || ManifestError::Hex(text.to_owned(), N);
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err(bad());
-    }
     let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let pair = std::str::from_utf8(pair).map_err(|_| bad())?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
-    }
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| ManifestError::Hex(text.to_owned(), N))?;
     Ok(bytes)
 }
 

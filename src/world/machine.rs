@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Generation, Slot};
+use super::{ByteSize, Generation, HostPath, Slot};
 
 /// What the guest's kernel calls this boot: `/proc/sys/kernel/random/boot_id`, which lives in RAM alone. A restored
 /// guest still has it, a rebooted one has not.
@@ -22,6 +22,16 @@ pub struct Machine {
     pub slot: Slot,
     /// Whether the shares are devices of the VM from the start; if not, they are attached later.
     pub shares: bool,
+}
+
+/// A disk of a VM: from a template, or empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskSpec {
+    /// The template, which is never written.
+    pub image: Option<HostPath>,
+    /// Its size; without one, the template's.
+    pub size: Option<ByteSize>,
 }
 
 /// What is known of the VMM of a generation, and of the VM in it.

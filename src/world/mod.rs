@@ -12,20 +12,32 @@
 
 mod machine;
 mod names;
+mod network;
+mod paths;
 mod seams;
+mod secrets;
+mod sizes;
 mod slots;
 mod snapshots;
+mod value;
 mod versions;
 
-pub use self::machine::{BootId, Equipment, Machine, Presence, VmmState};
-pub use self::names::{BadSnapshotName, SnapshotId, SnapshotName};
-pub use self::seams::{
-    Catalog, Clock, Disk, Ground, Guest, HookPoint, Hooks, Leftovers, Memory, Network, Shares, Slots, Vmm,
-    World,
+pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, VmmState};
+pub use self::names::{
+    FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
 };
-pub use self::slots::{NoSuchSlot, Slot};
+pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
+pub use self::paths::{GuestHome, GuestPath, HostPath, is_within};
+pub use self::seams::{
+    Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network, Shares, Slots,
+    Vmm, World,
+};
+pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
+pub use self::sizes::{Backing, ByteSize};
+pub use self::slots::Slot;
 pub use self::snapshots::{Depth, FileRecord, ListedSnapshot, Manifest, Origin, SnapshotState};
-pub use self::versions::{Ability, VmmVersion};
+pub use self::value::InvalidValue;
+pub use self::versions::{Ability, VmmChoice, VmmVersion};
 pub use crate::engine::record::WorkspaceId;
 pub use crate::engine::transition::{Failure, Generation, Interrupt};
 

@@ -180,15 +180,8 @@ pub trait Catalog: Send + Sync {
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
 }
 
-/// What a VM stands on beside its VMM: the host's processor, and the configuration.
-pub trait Ground: Send + Sync {
-    /// What the host's processor can do: `flags` of /proc/cpuinfo.
-    fn cpu(&self) -> Result<BTreeSet<String>>;
-    /// What of the configuration shapes a VM: values by key. A snapshot is of use only where they are the same.
-    fn shape(&self) -> BTreeMap<String, String>;
-    /// The sources of shares that are not there.
-    fn absent(&self) -> Vec<PathBuf>;
-}
+/// Says what the host's processor can do: `flags` of /proc/cpuinfo.
+pub type CpuFeatures = dyn Fn() -> Result<BTreeSet<String>> + Send + Sync;
 
 /// What bears the mark of this workspace, wherever it is: for finding what belongs to no VM.
 #[async_trait]
@@ -198,7 +191,7 @@ pub trait Leftovers: Send + Sync {
 }
 
 /// When the user's own scripts run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum HookPoint {
     /// Before anything of `up`.
     PreUp,
@@ -245,8 +238,12 @@ pub struct World {
     pub catalog: Arc<dyn Catalog>,
     /// The user's scripts.
     pub hooks: Arc<dyn Hooks>,
-    /// Processor and configuration.
-    pub ground: Arc<dyn Ground>,
+    /// The host's processor.
+    pub cpu: Arc<CpuFeatures>,
+    /// What of the configuration shapes a VM, by key. A snapshot can be restored only where these are the same.
+    pub shape: Arc<BTreeMap<String, String>>,
+    /// The sources of shares that were not there when the configuration was read.
+    pub missing_mounts: Arc<[PathBuf]>,
     /// What belongs to nobody, perhaps.
     pub leftovers: Arc<dyn Leftovers>,
     /// Time of day.

@@ -1,8 +1,11 @@
-//! The places for VMs on a host.
+//! The places for VMs on a host, and the names and addresses that come with each.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+
+use super::InvalidValue;
 
 /// One of the 64 places for a VM on this host. It decides the VM's TAP, addresses and MAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,6 +15,8 @@ pub struct Slot(u8);
 impl Slot {
     /// How many there are.
     pub const COUNT: u8 = 64;
+    /// The length of the prefix of the network that gateway and guest share.
+    pub const PREFIX: u8 = 30;
 
     /// All of them, lowest first.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -23,18 +28,38 @@ impl Slot {
     pub fn number(self) -> u8 {
         self.0
     }
+
+    /// The name of the TAP.
+    #[must_use]
+    pub fn tap(self) -> String {
+        format!("vm{}", self.0)
+    }
+
+    /// The MAC of the guest's network device.
+    #[must_use]
+    pub fn mac(self) -> String {
+        format!("02:00:00:00:00:{:02x}", self.0 + 1)
+    }
+
+    /// The host's address on the TAP.
+    #[must_use]
+    pub fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::new(172, 16, 4 * self.0, 1)
+    }
+
+    /// The guest's address.
+    #[must_use]
+    pub fn guest(self) -> Ipv4Addr {
+        Ipv4Addr::new(172, 16, 4 * self.0, 2)
+    }
 }
 
-/// A number that is no slot's.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("slot {0} does not exist: there are slots 0 to {last}", last = Slot::COUNT - 1)]
-pub struct NoSuchSlot(u8);
-
 impl TryFrom<u8> for Slot {
-    type Error = NoSuchSlot;
+    type Error = InvalidValue;
 
-    fn try_from(number: u8) -> Result<Self, NoSuchSlot> {
-        if number < Self::COUNT { Ok(Self(number)) } else { Err(NoSuchSlot(number)) }
+    fn try_from(number: u8) -> Result<Self, InvalidValue> {
+        let refused = || InvalidValue::new(&number.to_string(), "is not a slot: there are slots 0 to 63");
+        if number < Self::COUNT { Ok(Self(number)) } else { Err(refused()) }
     }
 }
 
@@ -47,5 +72,27 @@ impl From<Slot> for u8 {
 impl fmt::Display for Slot {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_slot_has_its_own_names_and_addresses() {
+        let names = |slot: Slot| (slot.tap(), slot.mac(), slot.gateway(), slot.guest());
+        let last = Slot::try_from(63).unwrap();
+        let (gateway, guest) = (Ipv4Addr::new(172, 16, 252, 1), Ipv4Addr::new(172, 16, 252, 2));
+        assert_eq!(names(last), ("vm63".to_owned(), "02:00:00:00:00:40".to_owned(), gateway, guest));
+        let first = Slot::try_from(0).unwrap();
+        let (gateway, guest) = (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2));
+        assert_eq!(names(first), ("vm0".to_owned(), "02:00:00:00:00:01".to_owned(), gateway, guest));
+        assert_eq!(Slot::all().map(Slot::tap).collect::<BTreeSet<_>>().len(), 64);
+        assert_eq!(Slot::all().map(Slot::mac).collect::<BTreeSet<_>>().len(), 64);
+        assert_eq!(Slot::all().map(Slot::guest).collect::<BTreeSet<_>>().len(), 64);
+        assert!(Slot::try_from(64).is_err());
     }
 }

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use super::NetworkPlan;
 use super::firewall::ALLOWED_SET;
-use super::{Mode, NetworkPlan};
+use crate::world::{NetworkMode, NetworkPolicy};
 
 /// Where systemd-resolved keeps the servers behind its stub at 127.0.0.53.
 pub(super) const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
@@ -47,7 +48,7 @@ pub(super) fn upstreams(etc: &Path, resolved: &Path) -> (PathBuf, Vec<String>) {
 /// The whole configuration. Nothing else is read: naming a file on the command line replaces /etc/dnsmasq.conf.
 pub(super) fn configuration(
     plan: &NetworkPlan,
-    mode: &Mode,
+    policy: &NetworkPolicy,
     upstreams: &(PathBuf, Vec<String>),
     runtime: &Path,
 ) -> String {
@@ -72,19 +73,19 @@ pub(super) fn configuration(
         leases = leases.display(),
         log = log.display(),
     );
-    match mode {
+    match policy.mode {
         // Neither router nor DNS: a guest that knows of none need not wait for them.
-        Mode::Off => text.push_str("port=0\ndhcp-option=3\ndhcp-option=6\n"),
+        NetworkMode::Off => text.push_str("port=0\ndhcp-option=3\ndhcp-option=6\n"),
         // The file is read again when it changes: a VM outlives the Wi-Fi that it was started in.
-        Mode::Open => {
+        NetworkMode::Open => {
             text.push_str(&format!("dhcp-option=6,{gateway}\nresolv-file={}\n", upstreams.0.display()));
         }
         // Without servers for all other names, dnsmasq refuses these. (`server=/domain/#` with a resolv-file would
         // follow changes, but passes everything on: measured with 2.90.) Without a cache, every answer that the guest
         // gets has gone through the set.
-        Mode::Filtered { domains, .. } => {
+        NetworkMode::Filtered => {
             text.push_str(&format!("dhcp-option=6,{gateway}\nno-resolv\ncache-size=0\n"));
-            for domain in domains {
+            for domain in &policy.domains {
                 for server in &upstreams.1 {
                     // Writing to a String cannot fail.
                     let _written = writeln!(text, "server=/{domain}/{server}");

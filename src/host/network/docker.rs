@@ -14,8 +14,9 @@ use nftables::stmt::Statement;
 use nftables::types::NfFamily;
 use serde_json::Value;
 
+use super::NetworkPlan;
 use super::firewall::{FirewallError, ask, is, meta, nft, objects, text};
-use super::{Mode, NetworkPlan};
+use crate::world::{NetworkMode, NetworkPolicy};
 
 pub(super) const TABLE: &str = "filter";
 const CHAIN: &str = "DOCKER-USER";
@@ -39,8 +40,8 @@ pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, Firew
 }
 
 /// Put our rules first in the chain, in place of any that are there.
-pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode) -> Result<(), FirewallError> {
-    replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
+pub(super) async fn apply(plan: &NetworkPlan, policy: &NetworkPolicy) -> Result<(), FirewallError> {
+    replace(plan, if policy.mode == NetworkMode::Off { vec![] } else { wanted(plan) }).await
 }
 
 /// Remove our rules from the chain.

@@ -5,7 +5,7 @@
 //! when. A device of that name without our mark is another's, and is left alone.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -19,13 +19,10 @@ use rtnetlink::{Handle, LinkUnspec};
 
 use super::NetworkPlan;
 use crate::host::ioctl::{Tap, TapError};
-use crate::world::Generation;
+use crate::world::{Generation, Slot};
 
 /// Nothing that is asked of the kernel here takes longer than some milliseconds.
 const LIMIT: Duration = Duration::from_secs(5);
-
-/// Length of the prefix that gateway and guest share.
-const PREFIX: u8 = 30;
 
 /// What cannot be done about the device.
 #[derive(Debug, thiserror::Error)]
@@ -161,7 +158,7 @@ impl<'a> Link<'a> {
             self.limited("remove an address of", self.handle.address().del(address.clone()).execute())
                 .await?;
         }
-        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), PREFIX);
+        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), Slot::PREFIX);
         self.limited("set the address of", address.replace().execute()).await?;
         let up = LinkUnspec::new_with_index(device.index).up().build();
         self.limited("bring up", self.handle.link().set(up).execute()).await
@@ -239,7 +236,7 @@ fn is_missing(error: &rtnetlink::Error) -> bool {
 
 fn is_ours(address: &AddressMessage, plan: &NetworkPlan) -> bool {
     let gateway = AddressAttribute::Local(IpAddr::V4(plan.gateway));
-    address.header.prefix_len == PREFIX && address.attributes.contains(&gateway)
+    address.header.prefix_len == Slot::PREFIX && address.attributes.contains(&gateway)
 }
 
 /// Whether the device is a persistent single-queue TAP with virtio-net headers that the user may attach to.
@@ -295,10 +292,4 @@ fn setting(path: &str, value: &str, optional: bool) -> Result<(), LinkError> {
         Err(error) if optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other.map_err(|source| LinkError::Setting { path: path.to_owned(), source }),
     }
-}
-
-/// Gateway, guest and name of a slot's TAP.
-pub(super) fn addresses(slot: u8) -> (Ipv4Addr, Ipv4Addr, String) {
-    let third = 4 * slot;
-    (Ipv4Addr::new(172, 16, third, 1), Ipv4Addr::new(172, 16, third, 2), format!("vm{slot}"))
 }

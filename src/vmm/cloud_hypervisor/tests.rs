@@ -55,7 +55,7 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
         initramfs: None,
         cmdline: String::new(),
         network: false,
-        shares: vec!["work".into()],
+        shares: vec!["work".parse().unwrap()],
         places: Arc::new(Nowhere),
     })
 }

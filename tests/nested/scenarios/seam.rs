@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixbox::host::network::{HostNetwork, Mode, NetworkSettings};
+use nixbox::host::network::{HostNetwork, NetworkSettings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
 use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
 use nixbox::world::{
-    Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
+    Failure, Generation, Machine, Network, NetworkMode, Presence, Shares, Slot, SnapshotId, Vmm, VmmState,
+    WorkspaceId,
 };
 
 use crate::crashed::KEPT_LOGS;
@@ -60,7 +61,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
     }
     let workspace = WorkspaceId([u8::from(memory_file); 16]);
-    let share = Share { tag: "work".into(), source, readonly: false };
+    let share = Share { tag: "work".parse().unwrap(), source, readonly: false };
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
@@ -78,7 +79,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         initramfs: Some(guest.join("initramfs.gz")),
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         network: true,
-        shares: vec!["work".into()],
+        shares: vec!["work".parse().unwrap()],
         places: Arc::new(Directory { path: path.into(), memory_file }),
     });
     let network = path.join("network");
@@ -87,7 +88,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         workspace,
         owner: invoker.uid(),
         runtime: network,
-        mode: Mode::Off,
+        policy: NetworkMode::Off.into(),
         resolv_conf: "/etc/resolv.conf".into(),
     });
     House { path: path.into(), vmm, shares, network }

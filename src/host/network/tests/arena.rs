@@ -24,9 +24,9 @@ use rustix::thread::{
 };
 
 use super::super::daemon::{Mark, Role};
-use super::super::{HostNetwork, Mode, NetworkSettings};
+use super::super::{HostNetwork, NetworkSettings};
 use crate::testing::{Need, have};
-use crate::world::{Slot, WorkspaceId};
+use crate::world::{NetworkMode, NetworkPolicy, Slot, WorkspaceId};
 
 pub(super) use guest::{Guest, REFUSED};
 
@@ -218,18 +218,18 @@ impl Arena {
         self.outside.begin(move || guest::answer_names(&socket, &asked));
     }
 
-    pub(super) fn network(&self, mode: Mode) -> HostNetwork {
+    pub(super) fn network(&self, policy: impl Into<NetworkPolicy>) -> HostNetwork {
         HostNetwork::new(NetworkSettings {
             workspace: self.workspace,
             owner: 0,
             runtime: self.runtime(),
-            mode,
+            policy: policy.into(),
             resolv_conf: self.resolv_conf(),
         })
     }
 
     /// Another workspace's, with a runtime directory of its own.
-    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: Mode) -> HostNetwork {
+    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: NetworkMode) -> HostNetwork {
         let runtime = self.directory.path().join(workspace.to_string());
         std::fs::create_dir(&runtime).unwrap();
         HostNetwork::new(NetworkSettings { workspace, runtime, ..self.network(mode).settings })
