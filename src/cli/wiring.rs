@@ -41,31 +41,21 @@ const FIRST_USER: u32 = 1000;
 
 /// Why a workspace's world cannot be put together. Nothing was begun.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum WiringError {
-    /// No directory for sockets.
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
-    /// The guest could reach our own sockets.
     #[error(
         "mounts.source {} contains {}, where nixbox has the VM's sockets: the guest must not reach them",
         source_path.display(), runtime.display()
     )]
-    SharedRuntime {
-        /// The mount's source.
-        source_path: PathBuf,
-        /// The directory for sockets.
-        runtime: PathBuf,
-    },
-    /// Who runs nixbox is not known.
+    SharedRuntime { source_path: PathBuf, runtime: PathBuf },
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// The key that the guest lets in.
     #[error("the key to log in to the guest with, guest.ssh-key, cannot be used")]
     LoginKey(#[source] KeyError),
-    /// The key that the guest is given.
     #[error("the workspace's own key cannot be used; `nixbox init` makes one where there is none")]
     OwnKey(#[source] KeyError),
-    /// The simulator is this program itself.
     #[error("nixbox's own program, which the simulator is, cannot be found")]
     NoProgram(#[source] std::io::Error),
 }

@@ -1,7 +1,6 @@
-//! What the guest is to be given: secret values, where they come from, and the files that they become.
+//! Prepares the files that are injected into the guest: reads secret values from their sources, and puts them into files.
 //!
-//! Nothing here can be printed with its value, and every value is overwritten in memory when it is dropped. Nothing here
-//! talks to a guest.
+//! Nothing here prints a value, and every value is overwritten in memory when it is dropped. Nothing here talks to a guest.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -27,60 +26,30 @@ use crate::world::{FileOwner, GuestPath, Secret, SecretCommand, SecretSource, Va
 /// SHA-256 of a file's content.
 pub type Digest = [u8; 32];
 
-/// No value is longer, in bytes.
+/// The most bytes that a value may have.
 pub const LONGEST: usize = 1 << 20;
 
-/// How long a command that gives a value may take: it may have to ask a person.
+/// How long a command that prints a value may take. It may have to ask a person.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
 /// Why a value cannot be had. No message holds any part of one.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum SourceError {
-    /// The variable is not set.
-    #[error("the environment variable {0}, which a credential is to come from, is not set")]
+    #[error("the environment variable {0}, which a credential is read from, is not set")]
     NoVariable(VariableName),
-    /// The file cannot be read.
     #[error("cannot read the credential file {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The program cannot be run.
-    #[error("cannot run {program:?}, which is to give a credential")]
-    Run {
-        /// The program.
-        program: String,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The program failed.
-    #[error("{program:?}, which is to give a credential, ended with {status}")]
-    Failed {
-        /// The program.
-        program: String,
-        /// How it ended.
-        status: std::process::ExitStatus,
-    },
-    /// The program took too long.
-    #[error("{program:?}, which is to give a credential, did not end within {limit:?}")]
-    Slow {
-        /// The program.
-        program: String,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The value is too long.
+    File { path: PathBuf, source: io::Error },
+    #[error("cannot run {program:?}, which prints a credential")]
+    Run { program: String, source: io::Error },
+    #[error("{program:?}, which prints a credential, ended with {status}")]
+    Failed { program: String, status: std::process::ExitStatus },
+    #[error("{program:?}, which prints a credential, did not end within {limit:?}")]
+    Slow { program: String, limit: Duration },
     #[error("a credential from {from} is longer than {LONGEST} bytes")]
-    TooLong {
-        /// Where it comes from.
-        from: String,
-    },
-    /// An environment variable cannot hold NUL.
+    TooLong { from: String },
     #[error("the value for the environment variable {0} has a NUL byte in it")]
     Nul(VariableName),
-    /// The workspace's key cannot be encoded.
     #[error("cannot prepare the workspace's SSH key")]
     Key(#[from] KeyError),
 }
@@ -169,27 +138,27 @@ async fn run_command(secret: &SecretCommand) -> Result<Secret, SourceError> {
     timeout(COMMAND_LIMIT, run).await.map_err(slow)?
 }
 
-/// A file that the guest is to have.
+/// A file that the configuration wants in the guest.
 #[derive(Debug)]
 pub struct FileRule {
-    /// Where its content comes from.
+    /// The source of its content.
     pub source: SecretSource,
-    /// Where it goes.
+    /// Its path.
     pub target: GuestPath,
-    /// Whom it belongs to; the guest's user if nobody is named.
+    /// Its owner; the guest's user if none is named.
     pub owner: Option<FileOwner>,
 }
 
-/// Everything that the configuration wants the guest to have, and to have no more in a snapshot.
+/// The credentials that the configuration wants in the guest, and the files that a snapshot must not contain.
 #[derive(Default)]
 pub struct Wanted {
-    /// Variables for `~/.env`. Line ends at the end of a value are dropped, as a shell's `$(…)` does.
+    /// Variables for `~/.env`. Line ends at the end of a value are dropped, as by a shell's `$(…)`.
     pub environment: Vec<(VariableName, SecretSource)>,
     /// Files.
     pub files: Vec<FileRule>,
     /// The key that becomes `~/.ssh/id_ed25519`, with its public half.
     pub key: Option<Arc<PrivateKey>>,
-    /// What else is removed before a snapshot: files, or directories with all that is in them.
+    /// Files, and directories with their content, that are removed before a snapshot.
     pub wipe: Vec<GuestPath>,
 }
 
@@ -204,18 +173,18 @@ impl fmt::Debug for Wanted {
 /// One file for the guest, with its content.
 #[derive(Debug)]
 pub struct Credential {
-    /// Where it goes.
+    /// Its path.
     pub target: GuestPath,
-    /// Whom it belongs to; the guest's user if nobody is named.
+    /// Its owner; the guest's user if none is named.
     pub owner: Option<FileOwner>,
     /// Its mode: 0600, and 0644 for a public key.
     pub mode: u32,
-    /// What is in it.
+    /// Its content.
     pub content: Secret,
 }
 
 impl Credential {
-    /// What `sha256sum` in the guest must say of it.
+    /// The digest that `sha256sum` in the guest prints for it.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Sha256::digest(self.content.expose()).into()
@@ -223,7 +192,7 @@ impl Credential {
 }
 
 impl Wanted {
-    /// Every file that there is to be, without its content.
+    /// The path of every file that is to be injected.
     #[must_use]
     pub fn targets(&self) -> Vec<GuestPath> {
         let environment = (!self.environment.is_empty()).then_some(GuestPath::ENVIRONMENT);
@@ -232,7 +201,8 @@ impl Wanted {
         environment.into_iter().chain(files).chain(keys.into_iter().flatten()).collect()
     }
 
-    /// Every file that there is to be. Runs the commands that give values, one after the other, for each may ask.
+    /// Every file that is to be injected, with its content. Commands that print values run one after the other, because each
+    /// may ask a person.
     ///
     /// # Errors
     /// Those of [`SourceError`].
@@ -257,7 +227,7 @@ impl Wanted {
         Ok(credentials)
     }
 
-    /// A file that any POSIX shell can source, whatever the values.
+    /// The content of `~/.env`: any POSIX shell can source it, whatever bytes the values have.
     async fn environment_file(&self) -> Result<Secret, SourceError> {
         let mut values = Vec::with_capacity(self.environment.len());
         for (name, source) in &self.environment {
@@ -319,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn values_come_from_where_they_are_said_to() {
+    async fn each_kind_of_source_gives_its_value() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         std::fs::write(&path, b"\0\xff\n").unwrap();
@@ -331,7 +301,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_cannot_be_had_is_told_without_its_value() {
+    async fn errors_of_sources_do_not_contain_the_value() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("fifo");
         assert!(Process::new("mkfifo").arg(&fifo).status().unwrap().success());
@@ -360,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn debug_output_holds_no_value() {
+    async fn debug_output_contains_no_value() {
         let wanted = Wanted {
             environment: vec![(name("TOKEN"), plain("hunter2"))],
             files: vec![FileRule {

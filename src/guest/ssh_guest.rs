@@ -1,9 +1,9 @@
 //! [`world::Guest`](crate::world::Guest) over SSH.
 //!
-//! A connection is kept for the next call under the same VMM generation: making one takes longer than most calls. None
-//! outlives a pause of the VM, since those that come before one ([`Guest::wipe`], [`Guest::unmount`]) close it. While a
-//! call is under way the VMM is asked four times a second whether it still has the VM: a guest that is gone does not say
-//! so.
+//! Making a connection takes longer than most calls, so a connection is kept for the next call under the same VMM
+//! generation. No connection outlives a pause of the VM, because the calls that come before a pause ([`Guest::wipe`],
+//! [`Guest::unmount`]) close it. During a call the VMM is asked four times a second whether it still has the VM, because a
+//! guest that is gone cannot say so.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,12 +27,13 @@ use crate::world::{
     BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Slot, UserName, Vmm, VmmState,
 };
 
-/// How often the VMM is asked whether the VM is there.
+/// How often the VMM is asked whether it still has the VM.
 const WATCH: Duration = Duration::from_millis(250);
-/// How long one such look may take.
-const GLANCE: Duration = Duration::from_secs(10);
+/// How long the VMM may take to answer that question.
+const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
-/// Time for a command that asks the guest to shut down, and for the connection that it takes: there is a power button too.
+/// Time for the command that asks the guest to shut down, and time for its connection. If it is over, the power button is
+/// used.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the guest's SSH server listens, by the VM's slot.
@@ -41,21 +42,21 @@ pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
 /// Where the host key of a generation of disks is kept, in a directory that exists.
 pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 
-/// What a guest of this workspace is to be like.
+/// How to reach the guests of one workspace, and what they are given.
 pub struct GuestSettings {
     /// The user to log in as: root, or one with `sudo` without a password.
     pub user: UserName,
     /// The key that the image lets in.
     pub key: Arc<PrivateKey>,
-    /// Where the host key of a generation of disks is kept: beside the images, so that it is copied and removed with them.
+    /// The file for the host key of a generation of disks. It lies beside the images, and is copied and removed with them.
     pub pin: Arc<PinPath>,
-    /// Where the SSH server listens; [`address`] but in tests.
+    /// The address of the SSH server: [`address`], except in the simulator and in tests.
     pub address: Arc<Address>,
-    /// Its credentials.
+    /// The credentials.
     pub wanted: Wanted,
-    /// Its shares.
+    /// The shares.
     pub mounts: Vec<Mount>,
-    /// Time from the first attempt until a command has run: a whole boot.
+    /// Time from the first attempt until a command has run. The guest may boot within it.
     pub ready: Duration,
     /// Limits of single connections.
     pub limits: Limits,
@@ -71,16 +72,17 @@ pub fn address(slot: Slot) -> SocketAddr {
 pub struct SshGuest {
     settings: GuestSettings,
     vmm: Arc<dyn Vmm>,
-    /// The last connection, and the VMM under which it was made.
+    /// The last connection, and the VMM generation under which it was made.
     kept: Mutex<Option<(Generation, Arc<Shell>)>>,
-    /// Connections that may be in use.
+    /// All connections that may be in use.
     living: tokio::sync::Mutex<Vec<Weak<Shell>>>,
-    /// How injected files must look, once known: finding out may run commands that ask a person.
+    /// What injected files must look like. It is kept once it is known, because finding out may run commands that ask a
+    /// person.
     expected: Mutex<Option<Arc<[Expected]>>>,
 }
 
 impl SshGuest {
-    /// A guest with these settings, in a VM of this VMM.
+    /// The guests of the workspace with these settings, whose VMs run under this VMM.
     #[must_use]
     pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Self {
         Self {
@@ -98,7 +100,7 @@ impl SshGuest {
         Pin::new((self.settings.pin)(disk))
     }
 
-    /// Wait until a command has run, and give the connection that it ran on.
+    /// Waits until a command has run in the guest, and returns the connection that it ran on.
     ///
     /// # Errors
     /// [`Failure::Lost`] if the VM goes; [`Failure::Interrupted`]; otherwise why the last attempt failed.
@@ -119,18 +121,18 @@ impl SshGuest {
         self.while_there(machine, connected).await
     }
 
-    /// Do something in the guest that ends when the VM does, and keep the connection if it went well.
+    /// Runs `act` on a connection, until it ends or the VM is gone. Keeps the connection if `act` succeeds.
     async fn with<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
-        let mut used = self.take(machine).await?;
+        let mut used = self.acquire(machine).await?;
         let done = self.while_there(machine, act(&used.shell)).await;
         used.keep = done.is_ok();
         done
     }
 
-    /// The connection that is kept, or another. Nothing that any nixbox had begun in the guest goes on then, but for what
-    /// is under way here.
-    async fn take(&self, machine: &Machine) -> Result<Used<'_>> {
-        // Two that connect at once would each end what the other does.
+    /// The connection that is kept, or a new one. No script of another nixbox runs in the guest when this returns, and of
+    /// this nixbox only those on connections that are in use.
+    async fn acquire(&self, machine: &Machine) -> Result<UsedConnection<'_>> {
+        // Without the lock, two calls that connect at once would each kill the scripts of the other.
         let mut living = self.living.lock().await;
         let kept = self.kept().take().filter(|(vmm, shell)| *vmm == machine.vmm && shell.session.lives());
         let shell = match kept {
@@ -147,12 +149,12 @@ impl SshGuest {
                 shell
             }
         };
-        // Others may use it at the same time.
+        // Other calls may use it at the same time.
         *self.kept() = Some((machine.vmm, Arc::clone(&shell)));
-        Ok(Used { guest: self, shell, keep: false })
+        Ok(UsedConnection { guest: self, shell, keep: false })
     }
 
-    /// The same, and then there is no connection any more.
+    /// Like [`SshGuest::with`], and closes the connection afterwards.
     async fn with_last<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
         let done = self.with(machine, act).await;
         let kept = self.kept().take();
@@ -166,7 +168,7 @@ impl SshGuest {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Failure::Lost`] as soon as the VM is gone, and instead of whatever its going made fail.
+    /// Runs `act`, and returns [`Failure::Lost`] as soon as the VM is gone, or if `act` fails and the VM is gone.
     async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
         let watch = async {
             loop {
@@ -185,10 +187,10 @@ impl SshGuest {
         }
     }
 
-    /// A VMM that does not answer is no proof of anything: its guest may run on, and what is under way has limits of its
-    /// own.
+    /// Whether the VMM says that it has no VM. A VMM that does not answer does not count as gone: its guest may still run, and
+    /// each call has a time limit of its own.
     async fn is_gone(&self, machine: &Machine) -> bool {
-        let found = tokio::time::timeout(GLANCE, self.vmm.find(machine.vmm)).await;
+        let found = timeout(WATCH_LIMIT, self.vmm.find(machine.vmm)).await;
         matches!(found, Ok(Ok(state)) if !state.has_system() && state != VmmState::Silent)
     }
 
@@ -208,15 +210,15 @@ impl SshGuest {
     }
 }
 
-/// A connection in use. Unless what it is used for goes well, by failing or by being given up, it is used for nothing
-/// else: what was begun may go on in the guest, and the next connection ends it.
-struct Used<'a> {
+/// A connection in use. If the call on it fails or is dropped, the connection is not used again, because its script may go
+/// on in the guest; the next connection ends that script.
+struct UsedConnection<'a> {
     guest: &'a SshGuest,
     shell: Arc<Shell>,
     keep: bool,
 }
 
-impl Drop for Used<'_> {
+impl Drop for UsedConnection<'_> {
     fn drop(&mut self) {
         if !self.keep {
             self.guest.kept().take_if(|(_, kept)| Arc::ptr_eq(kept, &self.shell));
@@ -231,7 +233,7 @@ fn failure(error: ChannelError) -> Failure {
     }
 }
 
-/// Asks whoever is in charge of the guest to end it.
+/// Asks the guest's init system to power off.
 const SHUT_DOWN: &str = r#"
 for c in poweroff shutdown halt; do
   command -v "$c" > /dev/null || continue
@@ -313,7 +315,7 @@ impl Guest for SshGuest {
         let shell = connected.map_err(|_elapsed| Failure::TimedOut(SHUT_DOWN_LIMIT))??;
         let what = "ask the guest to shut down";
         match shell.script(what, Rights::Root, SHUT_DOWN, &[], SHUT_DOWN_LIMIT).await {
-            // It went while it was asked.
+            // The guest shut down before it answered.
             Ok(_)
             | Err(ScriptError::Channel {
                 source: ChannelError::Closed | ChannelError::Unsaid | ChannelError::Silent { .. },
