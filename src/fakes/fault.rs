@@ -19,7 +19,7 @@ pub enum Crash {
 
 /// How a call goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wrong {
+pub enum CallFault {
     /// An error, and nothing was done.
     ErrorBefore,
     /// An error, and all was done.
@@ -38,9 +38,9 @@ pub enum Fault {
     /// At this point the program ends, or the VMM does.
     CrashAt(u64, Crash),
     /// At this call of a seam something goes wrong, once.
-    CallGoesWrong(u64, Wrong),
+    CallGoesWrong(u64, CallFault),
     /// From this call of a seam on, every call of the same kind goes wrong, for good.
-    CallsGoWrong(u64, Wrong),
+    CallsGoWrong(u64, CallFault),
     /// At this point somebody asks to stop.
     InterruptAt(u64),
     /// This write or sync of the journal's storage fails, and so do all that come after it.

@@ -39,7 +39,7 @@ impl std::hash::Hash for ManifestFile {
 }
 
 #[derive(Debug, Clone, Hash)]
-enum Write {
+enum UnsyncedWrite {
     At(usize, Vec<u8>),
     Cut(usize),
     Whole(Content),
@@ -51,7 +51,7 @@ enum Write {
 struct FakeInode {
     live: Content,
     durable: Content,
-    unsynced: Vec<Write>,
+    unsynced: Vec<UnsyncedWrite>,
 }
 
 #[derive(Debug, Clone, Hash)]
@@ -155,14 +155,14 @@ impl FakeFiles {
     }
 
     pub(super) fn write_whole(&mut self, ino: Ino, content: Content) {
-        self.write(ino, Write::Whole(content));
+        self.write(ino, UnsyncedWrite::Whole(content));
     }
 
     pub(super) fn change_in_place(&mut self, ino: Ino, content: Content) {
         if let Some(inode) = self.inodes.get_mut(&ino) {
-            inode.unsynced.retain(|write| !matches!(write, Write::InPlace(_)));
+            inode.unsynced.retain(|write| !matches!(write, UnsyncedWrite::InPlace(_)));
         }
-        self.write(ino, Write::InPlace(content));
+        self.write(ino, UnsyncedWrite::InPlace(content));
     }
 
     pub(super) fn append(&mut self, ino: Ino, bytes: &[u8]) {
@@ -170,14 +170,14 @@ impl FakeFiles {
             return;
         };
         let at = live.len();
-        self.write(ino, Write::At(at, bytes.to_vec()));
+        self.write(ino, UnsyncedWrite::At(at, bytes.to_vec()));
     }
 
     pub(super) fn cut(&mut self, ino: Ino, size: usize) {
-        self.write(ino, Write::Cut(size));
+        self.write(ino, UnsyncedWrite::Cut(size));
     }
 
-    fn write(&mut self, ino: Ino, write: Write) {
+    fn write(&mut self, ino: Ino, write: UnsyncedWrite) {
         if let Some(inode) = self.inodes.get_mut(&ino) {
             write.apply(&mut inode.live);
             inode.unsynced.push(write);
@@ -258,7 +258,7 @@ impl FakeFiles {
             for write in std::mem::take(&mut inode.unsynced) {
                 match (survival.next(), write) {
                     (true, write) => write.apply(&mut inode.durable),
-                    (false, Write::Whole(_)) => inode.durable = Content::Torn,
+                    (false, UnsyncedWrite::Whole(_)) => inode.durable = Content::Torn,
                     (false, _) => {}
                 }
             }
@@ -291,7 +291,7 @@ impl NameChange {
     }
 }
 
-impl Write {
+impl UnsyncedWrite {
     fn apply(&self, content: &mut Content) {
         match (self, content) {
             (Self::Whole(new) | Self::InPlace(new), content) => *content = new.clone(),

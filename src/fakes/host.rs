@@ -32,7 +32,7 @@ impl Host {
         state.counts = Counts::default();
         state.dead = false;
         state.locks.clear();
-        state.wrong_kind = None;
+        state.failing_kind = None;
         state.interrupt = interrupt;
     }
 

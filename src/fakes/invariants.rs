@@ -29,17 +29,17 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
         }
     };
     snapshots(state, workspace, &mut forbid);
-    let standing = match journal(state, workspace) {
-        Ok((standing, open)) => {
+    let workspace_state = match journal(state, workspace) {
+        Ok((workspace_state, open)) => {
             forbid(6, open, "an operation is still open");
-            standing
+            workspace_state
         }
         Err(what) => {
             forbid(6, true, &what);
             return found;
         }
     };
-    let machine = match standing {
+    let machine = match workspace_state {
         WorkspaceState::Up(vm) => {
             forbid(4, vm.condemned, "a condemned VM was not cleared away");
             running(state, workspace, &vm.machine, &mut forbid);
@@ -48,7 +48,7 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
         WorkspaceState::Down { .. } => None,
     };
     left_overs(state, workspace, machine, &mut forbid);
-    disks(state, workspace, standing, &mut forbid);
+    disks(state, workspace, workspace_state, &mut forbid);
     neighbour(state, &mut forbid);
     found
 }
@@ -65,8 +65,8 @@ fn journal(state: &FakeState, workspace: WorkspaceId) -> Result<(WorkspaceState,
         history.push(located.generation, &located.record)
     })
     .map_err(|error| format!("the journal cannot be read: {error}"))?;
-    let standing = WorkspaceState::of(&history.standing).map_err(|error| error.to_string())?;
-    Ok((standing, history.open().is_some()))
+    let workspace_state = WorkspaceState::of(&history.standing).map_err(|error| error.to_string())?;
+    Ok((workspace_state, history.open().is_some()))
 }
 
 fn snapshots(state: &FakeState, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
@@ -149,8 +149,13 @@ fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine
     }
 }
 
-fn disks(state: &FakeState, workspace: WorkspaceId, standing: WorkspaceState, forbid: &mut Forbid<'_>) {
-    let (current, former) = match standing {
+fn disks(
+    state: &FakeState,
+    workspace: WorkspaceId,
+    workspace_state: WorkspaceState,
+    forbid: &mut Forbid<'_>,
+) {
+    let (current, former) = match workspace_state {
         WorkspaceState::Down { disk } => (disk, None),
         WorkspaceState::Up(vm) => (Some(vm.machine.disk), vm.former_disk),
     };

@@ -17,7 +17,7 @@ mod seams;
 mod state;
 mod storage;
 
-pub use fault::{Counts, Crash, Fault, Wrong};
+pub use fault::{CallFault, Counts, Crash, Fault};
 pub use files::Survival;
 pub use host::{Host, WorkspaceLock};
 pub use invariants::Violation;

@@ -125,7 +125,7 @@ pub(super) struct FakeState {
     pub(super) fault: Fault,
     pub(super) counts: Counts,
     pub(super) dead: bool,
-    pub(super) wrong_kind: Option<&'static str>,
+    pub(super) failing_kind: Option<&'static str>,
     pub(super) interrupt: Option<Interrupt>,
     pub(super) locks: BTreeSet<WorkspaceId>,
 }
@@ -165,7 +165,7 @@ impl FakeState {
             fault: Fault::None,
             counts: Counts::default(),
             dead: false,
-            wrong_kind: None,
+            failing_kind: None,
             interrupt: None,
             locks: BTreeSet::new(),
         }

@@ -19,8 +19,8 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::channel::CommandExit;
-pub use super::clock_helper::ELF_MAGIC;
 use super::clock_helper;
+pub use super::clock_helper::ELF_MAGIC;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
 /// How far from the host's clock the guest's may be afterwards, uncertainty included.

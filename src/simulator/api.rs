@@ -16,7 +16,7 @@ fn not_running() -> ApiRefusal {
 
 /// The VMM: a configuration, and a VM once it was booted.
 pub(super) struct SimulatedVmm {
-    place: VmmContext,
+    context: VmmContext,
     config: Option<Value>,
     vm: Option<SimulatedVm>,
     /// Whether its serial file was made, and emptied.
@@ -54,8 +54,8 @@ fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
 }
 
 impl SimulatedVmm {
-    pub(super) fn new(place: VmmContext) -> Self {
-        Self { place, config: None, vm: None, console: false, leaving: BTreeSet::new() }
+    pub(super) fn new(context: VmmContext) -> Self {
+        Self { context, config: None, vm: None, console: false, leaving: BTreeSet::new() }
     }
 
     /// Answers one call. `vmm.shutdown` is not for it.
@@ -89,13 +89,13 @@ impl SimulatedVmm {
     }
 
     fn not_created(&self) -> ApiRefusal {
-        ApiRefusal::new(self.place.version.missing_vm_status, &["VM is not created"])
+        ApiRefusal::new(self.context.version.missing_vm_status, &["VM is not created"])
     }
 
     fn ping(&self) -> String {
         json!({
-            "build_version": self.place.version.simulator_version(),
-            "version": self.place.version.package_version(),
+            "build_version": self.context.version.simulator_version(),
+            "version": self.context.version.package_version(),
             "pid": std::process::id(),
             "features": ["simulator"],
         })
@@ -135,7 +135,7 @@ impl SimulatedVmm {
     }
 
     fn boot(&mut self) -> ApiAnswer {
-        let version = self.place.version;
+        let version = self.context.version;
         let missing = || ApiRefusal::new(version.missing_vm_status, &["VM config is missing"]);
         let config = self.config.clone().ok_or_else(missing)?;
         if config.pointer("/payload/kernel").is_none() {
@@ -158,7 +158,7 @@ impl SimulatedVmm {
                 if !self.console {
                     vm::console(&config)?;
                 }
-                *vm = Some(SimulatedVm::boot(&config, &self.place)?);
+                *vm = Some(SimulatedVm::boot(&config, &self.context)?);
                 nothing()
             }
         }
@@ -196,7 +196,7 @@ impl SimulatedVmm {
                     "Invalid transition: InvalidStateTransition(Running, Running)",
                 ],
             )),
-            Some(vm) => vm.resume(self.place.version).and_then(|()| nothing()),
+            Some(vm) => vm.resume(self.context.version).and_then(|()| nothing()),
         }
     }
 
@@ -215,7 +215,7 @@ impl SimulatedVmm {
             return Err(ApiRefusal::new(500, &words).to(CALL));
         }
         let saved = directory(&url, "Cannot send VM snapshot")
-            .and_then(|directory| vm.save(config, &directory, self.place.version));
+            .and_then(|directory| vm.save(config, &directory, self.context.version));
         saved.map_err(|refusal| refusal.to(CALL))?;
         nothing()
     }
@@ -229,13 +229,13 @@ impl SimulatedVmm {
             directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
         restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
-        if resume && self.place.version.restore_takes_resume_field { self.resume() } else { nothing() }
+        if resume && self.context.version.restore_takes_resume_field { self.resume() } else { nothing() }
     }
 
     fn restore_from(&mut self, directory: &Path) -> Result<(), ApiRefusal> {
         const CANNOT: &str = "Cannot restore VM";
         const RECEIVE: &str = "Failed to receive migratable component snapshot";
-        let version = self.place.version;
+        let version = self.context.version;
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM config snapshot file {path:?}");
@@ -249,7 +249,7 @@ impl SimulatedVmm {
                 &error,
             )
         })?;
-        self.vm = Some(SimulatedVm::restore(&config, directory, &self.place)?);
+        self.vm = Some(SimulatedVm::restore(&config, directory, &self.context)?);
         self.config = Some(config);
         Ok(())
     }
@@ -259,9 +259,9 @@ impl SimulatedVmm {
         // A guest that stands still hears it when it goes on.
         let guest = std::sync::Arc::clone(&vm.guest);
         tokio::spawn(async move {
-            if guest.gate.passed().await.is_ok() {
+            if guest.pause_control.until_running().await.is_ok() {
                 guest.settle();
-                guest.power(super::guest::Power::Off);
+                guest.power(super::guest::PowerRequest::Off);
             }
         });
         nothing()
@@ -323,7 +323,7 @@ impl SimulatedVmm {
                 found |= list.len() != before;
             }
         }
-        let version = self.place.version;
+        let version = self.context.version;
         found |= version.removal_can_be_repeated && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
@@ -340,8 +340,8 @@ impl SimulatedVmm {
     }
 
     /// What happens by itself while nobody calls.
-    pub(super) fn notice(&mut self) -> io::Result<()> {
-        self.vm.as_ref().map_or(Ok(()), SimulatedVm::notice_lost_daemons)
+    pub(super) fn hang_shares_of_lost_daemons(&mut self) -> io::Result<()> {
+        self.vm.as_ref().map_or(Ok(()), SimulatedVm::hang_shares_of_lost_daemons)
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::Path;
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 
-use super::ram::{self, Map, PAGE};
+use super::ram::{self, AllocationMap, PAGE};
 
 const MAGIC: &[u8; 16] = b"nixbox-sim-disk1";
 /// Each of the two tables, in bytes.
@@ -20,7 +20,7 @@ const TABLE: u64 = 1 << 20;
 const HEAD: u64 = 16 + 8 + 8 + 4;
 
 /// By path without the leading slash.
-pub(super) type Files = BTreeMap<String, DiskInode>;
+pub(super) type FileTable = BTreeMap<String, DiskInode>;
 
 /// What a file, directory or link is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,15 +46,15 @@ pub(super) struct DiskInode {
     pub(super) dirty: bool,
     /// By what a change on the host is noticed.
     #[serde(skip)]
-    pub(super) stamp: Stamp,
+    pub(super) stamp: FileStamp,
 }
 
 /// Inode, size, and times of change.
-pub(super) type Stamp = (u64, u64, i64, i64, i64, i64);
+pub(super) type FileStamp = (u64, u64, i64, i64, i64, i64);
 
 impl DiskInode {
     pub(super) fn new(kind: InodeKind, mode: u32) -> Self {
-        let stamp = Stamp::default();
+        let stamp = FileStamp::default();
         Self { kind, mode, size: 0, blocks: Vec::new(), pages: Vec::new(), dirty: true, stamp }
     }
 }
@@ -63,9 +63,9 @@ impl DiskInode {
 pub(super) struct SimulatedDisk {
     file: File,
     sequence: u64,
-    map: Map,
+    map: AllocationMap,
     /// What the table on the disk uses: not to be written over before there is another.
-    committed: Map,
+    committed: AllocationMap,
     count: u64,
     /// Without the right image type a VMM refuses writes to sector 0.
     sector_0: bool,
@@ -76,14 +76,14 @@ impl SimulatedDisk {
     ///
     /// # Errors
     /// `InvalidData` if no simulated guest's files are in it.
-    pub(super) fn open(path: &Path, sector_0: bool) -> io::Result<(Self, Files)> {
+    pub(super) fn open(path: &Path, sector_0: bool) -> io::Result<(Self, FileTable)> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         file.try_lock().map_err(|_| io::Error::other("The file is already locked"))?;
         let count = file.metadata()?.len() / PAGE;
         let tables = [read_table(&file, 0)?, read_table(&file, 1)?];
         let newest = tables.into_iter().flatten().max_by_key(|(sequence, _)| *sequence);
         let (sequence, mut files) = newest.ok_or(ErrorKind::InvalidData)?;
-        let map = || Map::new(count, 2 * TABLE / PAGE);
+        let map = || AllocationMap::new(count, 2 * TABLE / PAGE);
         let mut disk = Self { file, sequence, map: map(), committed: map(), count, sector_0 };
         for inode in files.values_mut() {
             (inode.dirty, inode.pages) = (false, Vec::new());
@@ -97,10 +97,10 @@ impl SimulatedDisk {
     pub(super) fn make(path: &Path, size: u64, contents: &[(&str, u32, &[u8])]) -> io::Result<()> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(size)?;
-        let map = || Map::new(size / PAGE, 2 * TABLE / PAGE);
+        let map = || AllocationMap::new(size / PAGE, 2 * TABLE / PAGE);
         let (map, committed) = (map(), map());
         let mut disk = Self { file, sequence: 0, map, committed, count: size / PAGE, sector_0: true };
-        let mut files = Files::new();
+        let mut files = FileTable::new();
         for (path, mode, bytes) in contents {
             for (at, _) in path.match_indices('/') {
                 files
@@ -147,7 +147,7 @@ impl SimulatedDisk {
     }
 
     /// Makes `files` what the disk holds.
-    pub(super) fn commit(&mut self, files: &Files) -> io::Result<()> {
+    pub(super) fn commit(&mut self, files: &FileTable) -> io::Result<()> {
         let bytes = serde_json::to_vec(files)?;
         if bytes.len() as u64 > TABLE - HEAD {
             return Err(ErrorKind::StorageFull.into());
@@ -163,7 +163,7 @@ impl SimulatedDisk {
         table.extend(bytes);
         self.file.write_all_at(&table, (sequence % 2) * TABLE)?;
         self.sequence = sequence;
-        self.committed = Map::new(self.count, 2 * TABLE / PAGE);
+        self.committed = AllocationMap::new(self.count, 2 * TABLE / PAGE);
         for inode in files.values() {
             self.committed.mark(&inode.blocks, true);
         }
@@ -185,7 +185,7 @@ impl SimulatedDisk {
     }
 }
 
-fn read_table(file: &File, which: u64) -> io::Result<Option<(u64, Files)>> {
+fn read_table(file: &File, which: u64) -> io::Result<Option<(u64, FileTable)>> {
     let mut head = [0; HEAD as usize];
     match file.read_exact_at(&mut head, which * TABLE) {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::kernel::{Kernel, MountedShare};
-use super::pausable_stream::Gate;
+use super::pausable_stream::PauseControl;
 
 /// How often the counter in RAM goes up.
 const TICK: Duration = Duration::from_millis(10);
@@ -21,9 +21,9 @@ const MOST_ENTRIES: usize = 1000;
 
 /// What a guest asks of its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Power {
+pub(super) enum PowerRequest {
     Off,
-    Again,
+    Reboot,
 }
 
 /// A share as the guest sees the device.
@@ -37,12 +37,12 @@ pub(super) struct AttachedShare {
 /// A guest.
 pub(super) struct SimulatedGuest {
     kernel: Mutex<Kernel>,
-    pub(super) gate: Arc<Gate>,
+    pub(super) pause_control: Arc<PauseControl>,
     /// Process groups of what runs in it.
     groups: Mutex<BTreeSet<i32>>,
     /// By tag.
     shares: Mutex<BTreeMap<String, AttachedShare>>,
-    power: UnboundedSender<Power>,
+    power: UnboundedSender<PowerRequest>,
     /// Where programs reach the kernel.
     calls: PathBuf,
 }
@@ -57,11 +57,11 @@ impl SimulatedGuest {
         kernel: Kernel,
         shares: BTreeMap<String, AttachedShare>,
         runtime: &Path,
-        power: UnboundedSender<Power>,
+        power: UnboundedSender<PowerRequest>,
     ) -> Arc<Self> {
         let guest = Arc::new(Self {
             kernel: Mutex::new(kernel),
-            gate: Arc::new(Gate::closed()),
+            pause_control: Arc::new(PauseControl::paused()),
             groups: Mutex::default(),
             shares: Mutex::new(shares),
             power,
@@ -79,7 +79,7 @@ impl SimulatedGuest {
         &self.calls
     }
 
-    pub(super) fn power(&self, power: Power) {
+    pub(super) fn power(&self, power: PowerRequest) {
         // Nobody listens in a machine that ends already.
         self.power.send(power).ok();
     }
@@ -112,17 +112,17 @@ impl SimulatedGuest {
     /// Something ran: what it changed is in RAM and on the disk now.
     pub(super) fn settle(&self) {
         let mut kernel = self.kernel();
-        if self.gate.is_gone() {
+        if self.pause_control.is_gone() {
             return;
         }
         if let Err(error) = kernel.absorb().and_then(|()| kernel.write_back()) {
-            kernel.say(&format!("simulator: I/O error: {error}"));
+            kernel.print(&format!("simulator: I/O error: {error}"));
         }
     }
 
     /// Stands still from now on, at this instant.
     pub(super) fn pause(&self, instant: [u8; 16]) -> io::Result<()> {
-        self.gate.close();
+        self.pause_control.pause();
         self.signal(Signal::STOP);
         let mut kernel = self.kernel();
         kernel.absorb()?;
@@ -134,21 +134,21 @@ impl SimulatedGuest {
         {
             let mut kernel = self.kernel();
             if kernel.ram.instant()? != instant {
-                kernel.say("Kernel panic - not syncing: RAM and devices are not of one instant");
-                self.gate.end();
+                kernel.print("Kernel panic - not syncing: RAM and devices are not of one instant");
+                self.pause_control.end();
                 return Ok(());
             }
             kernel.ram.set_instant([0; 16])?;
         }
         self.signal(Signal::CONT);
-        self.gate.open();
+        self.pause_control.resume();
         Ok(())
     }
 
     /// Is no more. What was not on the disk is lost.
     pub(super) fn end(&self) {
         let kernel = self.kernel();
-        self.gate.end();
+        self.pause_control.end();
         kernel.disk.release();
         self.signal(Signal::KILL);
     }
@@ -285,7 +285,7 @@ fn mirror(from: &Path, to: &Path, kind: FileType, left: &mut usize) -> io::Resul
 async fn tick(guest: Arc<SimulatedGuest>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while guest.gate.passed().await.is_ok() {
+    while guest.pause_control.until_running().await.is_ok() {
         interval.tick().await;
         // It may have been paused meanwhile: one tick too many would be one of a guest that runs.
         let kernel = guest.kernel();

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{DiskInode, Files, InodeKind, SimulatedDisk, Stamp};
+use super::disk::{DiskInode, FileStamp, FileTable, InodeKind, SimulatedDisk};
 use super::ram::SimulatedRam;
 
 /// What the kernel alone makes, at the top of the view.
@@ -32,10 +32,10 @@ pub(super) struct KernelState {
     pub(super) zero_freed: bool,
     /// How often the random pool was reseeded.
     pub(super) reseeded: u64,
-    pub(super) files: Files,
+    pub(super) files: FileTable,
     pub(super) mounts: Vec<MountedShare>,
     /// Programs that keep something in memory, by process id.
-    pub(super) kept: BTreeMap<u32, KeptProgram>,
+    pub(super) kept: BTreeMap<u32, KeepProcess>,
     /// Which table of the disk this is the page cache of.
     disk: u64,
 }
@@ -53,7 +53,7 @@ pub(super) struct MountedShare {
 
 /// A program's memory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct KeptProgram {
+pub(super) struct KeepProcess {
     pages: Vec<u64>,
     size: u64,
 }
@@ -74,7 +74,7 @@ impl Kernel {
     /// A fresh boot from the disk.
     pub(super) fn boot(
         mut ram: SimulatedRam,
-        (disk, files): (SimulatedDisk, Files),
+        (disk, files): (SimulatedDisk, FileTable),
         view: &Path,
         serial: File,
         zero_freed: bool,
@@ -83,21 +83,21 @@ impl Kernel {
         let boot = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
         let state = KernelState { boot, zero_freed, files, disk: disk.sequence(), ..KernelState::default() };
         let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
-        kernel.say(&format!("simulator: no kernel runs here; boot {}", kernel.state.boot));
+        kernel.print(&format!("simulator: no kernel runs here; boot {}", kernel.state.boot));
         for directory in ["dev/shm", "run", "tmp", "home", "root", "etc", "var", "mnt", "srv", "opt"] {
             for path in [directory.split('/').next().unwrap_or(directory), directory] {
                 let made = || DiskInode::new(InodeKind::Directory, 0o755);
                 kernel.state.files.entry(path.to_owned()).or_insert_with(made);
             }
         }
-        kernel.show()?;
+        kernel.make_view()?;
         Ok(kernel)
     }
 
     /// Goes on with what is in RAM. `None` if nothing is that could: RAM of another guest, or of another age than the disk.
-    pub(super) fn go_on(
+    pub(super) fn restore(
         mut ram: SimulatedRam,
-        (disk, _): (SimulatedDisk, Files),
+        (disk, _): (SimulatedDisk, FileTable),
         view: &Path,
         serial: File,
     ) -> io::Result<Option<Self>> {
@@ -110,13 +110,13 @@ impl Kernel {
             pages.chain(state.kept.values().flat_map(|kept| &kept.pages)).copied().collect();
         ram.adopt(&pages, state.zero_freed);
         let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
-        kernel.say("simulator: goes on from RAM");
-        kernel.show()?;
+        kernel.print("simulator: goes on from RAM");
+        kernel.make_view()?;
         Ok(Some(kernel))
     }
 
     /// Writes a line to the serial console. Whoever took it away does not want to know.
-    pub(super) fn say(&mut self, line: &str) {
+    pub(super) fn print(&mut self, line: &str) {
         writeln!(self.serial, "{line}").ok();
     }
 
@@ -130,7 +130,7 @@ impl Kernel {
     }
 
     /// Makes the view anew.
-    fn show(&mut self) -> io::Result<()> {
+    fn make_view(&mut self) -> io::Result<()> {
         remove_view(&self.view)?;
         let make = |path: &Path, mode: u32| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
         make(&self.view, 0o700)?;
@@ -309,7 +309,7 @@ impl Kernel {
     /// A program that keeps bytes in its memory until it is ended. Its number is its process id.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> io::Result<u32> {
         let process = self.state.kept.keys().next_back().map_or(1000, |last| last + 1);
-        let kept = KeptProgram { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
+        let kept = KeepProcess { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
         self.state.kept.insert(process, kept);
         self.keep_state()?;
         Ok(process)
@@ -339,7 +339,7 @@ fn is_volatile(path: &str) -> bool {
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-fn stamp(status: &fs::Metadata) -> Stamp {
+fn stamp(status: &fs::Metadata) -> FileStamp {
     (status.ino(), status.size(), status.mtime(), status.mtime_nsec(), status.ctime(), status.ctime_nsec())
 }
 

@@ -20,13 +20,13 @@ const STATE_LENGTH: u64 = 40;
 
 /// Which pages or blocks are in use.
 #[derive(Default)]
-pub(super) struct Map {
+pub(super) struct AllocationMap {
     used: Vec<bool>,
     /// Where the next one is looked for: what was freed last is used again last.
     cursor: usize,
 }
 
-impl Map {
+impl AllocationMap {
     pub(super) fn new(count: u64, reserved: u64) -> Self {
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self { used: (0..bound(count)).map(|at| at < bound(reserved)).collect(), cursor: bound(reserved) }
@@ -70,14 +70,14 @@ impl Map {
 /// The RAM of one machine.
 pub(super) struct SimulatedRam {
     file: File,
-    map: Map,
+    map: AllocationMap,
     zero_freed: bool,
 }
 
 impl SimulatedRam {
     /// Of a file that is as large as the machine's RAM.
     pub(super) fn new(file: File, size: u64) -> Self {
-        Self { file, map: Map::new(size / PAGE, STATE + STATE_PAGES), zero_freed: false }
+        Self { file, map: AllocationMap::new(size / PAGE, STATE + STATE_PAGES), zero_freed: false }
     }
 
     /// What a kernel does first. What was in RAM before stays there.

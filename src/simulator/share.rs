@@ -11,12 +11,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// How long a daemon may take until it says what it serves.
-const HELLO: Duration = Duration::from_secs(5);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// A path, escaped.
-const LONGEST: u64 = 64 << 10;
+const LONGEST_ANSWER: u64 = 64 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Hello {
+struct ServedDirectory {
     source: PathBuf,
 }
 
@@ -37,9 +37,9 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
     let (mut connection, _) = listener.accept()?;
     // As virtiofsd does: nobody can connect a second time.
     drop(listener);
-    let mut hello = serde_json::to_vec(&Hello { source: std::fs::canonicalize(source)? })?;
-    hello.push(b'\n');
-    connection.write_all(&hello)?;
+    let mut answer = serde_json::to_vec(&ServedDirectory { source: std::fs::canonicalize(source)? })?;
+    answer.push(b'\n');
+    connection.write_all(&answer)?;
     // A VMM that is killed resets what it has not read.
     let ended = connection.read(&mut [0]);
     std::fs::remove_file(socket)?;
@@ -55,14 +55,14 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
 /// If nobody listens, or does not answer.
 pub(super) fn connect(socket: &Path) -> io::Result<(UnixStream, PathBuf)> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(HELLO))?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     let mut text = Vec::new();
-    let mut reader = (&stream).take(LONGEST);
+    let mut reader = (&stream).take(LONGEST_ANSWER);
     let mut byte = [0];
     while reader.read(&mut byte)? == 1 && byte[0] != b'\n' {
         text.push(byte[0]);
     }
-    let hello: Hello = serde_json::from_slice(&text)?;
+    let answer: ServedDirectory = serde_json::from_slice(&text)?;
     stream.set_read_timeout(None)?;
-    Ok((stream, hello.source))
+    Ok((stream, answer.source))
 }

@@ -19,9 +19,9 @@ use tokio::process::Command;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::guest::SimulatedGuest;
-use super::pausable_stream::Gated;
+use super::pausable_stream::PausableStream;
 use super::syscalls;
-use super::translate::{Input, Translator};
+use super::translate::{CommandInput, Translator};
 use crate::guest::key;
 
 /// Where the server's key is, below the root.
@@ -39,18 +39,19 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListene
     let listener = TcpListener::from_std(listener)?;
     let guest = Arc::clone(guest);
     tokio::spawn(async move {
-        while guest.gate.passed().await.is_ok() {
+        while guest.pause_control.until_running().await.is_ok() {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = guest.gate.gone() => return,
+                () = guest.pause_control.until_gone() => return,
             };
             let Ok((stream, _)) = accepted else {
                 return;
             };
             // A delay is all that is lost if it cannot be set.
             stream.set_nodelay(true).ok();
-            let stream = Gated { stream, gate: Arc::clone(&guest.gate) };
-            let connection = Connection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
+            let stream = PausableStream { stream, pause_control: Arc::clone(&guest.pause_control) };
+            let connection =
+                ClientConnection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
             let config = Arc::clone(&config);
             tokio::spawn(async move {
                 // How a connection ends is the client's to say.
@@ -80,21 +81,21 @@ fn host_key(guest: &SimulatedGuest) -> io::Result<PrivateKey> {
     }
 }
 
-struct Connection {
+struct ClientConnection {
     guest: Arc<SimulatedGuest>,
     /// Whose session it is: the home, once logged in.
     home: Option<PathBuf>,
     /// What is sent to the commands that run.
-    channels: HashMap<ChannelId, UnboundedSender<ToCommand>>,
+    channels: HashMap<ChannelId, UnboundedSender<CommandMessage>>,
 }
 
-enum ToCommand {
+enum CommandMessage {
     Bytes(Vec<u8>),
-    NoMore,
+    EndOfInput,
     Signal(rustix::process::Signal),
 }
 
-impl Connection {
+impl ClientConnection {
     fn home_of(&self, user: &str) -> PathBuf {
         let view = self.guest.kernel().view().to_owned();
         if user == "root" { view.join("root") } else { view.join("home").join(user) }
@@ -115,18 +116,18 @@ impl Connection {
                 let (sender, receiver) = unbounded_channel();
                 self.channels.insert(id, sender);
                 session.channel_success(id)?;
-                let running = Running {
+                let running = RunningCommand {
                     guest: Arc::clone(&self.guest),
                     handle: session.handle(),
                     id,
-                    input: Input::of(command),
+                    input: CommandInput::of(command),
                     translator,
                 };
-                tokio::spawn(running.through(child, receiver));
+                tokio::spawn(running.run(child, receiver));
                 Ok(())
             }
             Err(error) => {
-                self.guest.kernel().say(&format!("sshd: {command}: {error}"));
+                self.guest.kernel().print(&format!("sshd: {command}: {error}"));
                 session.channel_failure(id)
             }
         }
@@ -161,7 +162,7 @@ impl Connection {
     }
 }
 
-impl server::Handler for Connection {
+impl server::Handler for ClientConnection {
     type Error = russh::Error;
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
@@ -200,7 +201,7 @@ impl server::Handler for Connection {
     async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut Session) -> Result<(), russh::Error> {
         if let Some(command) = self.channels.get(&id) {
             // One that has ended takes nothing any more.
-            command.send(ToCommand::Bytes(bytes.to_vec())).ok();
+            command.send(CommandMessage::Bytes(bytes.to_vec())).ok();
         }
         Ok(())
     }
@@ -208,7 +209,7 @@ impl server::Handler for Connection {
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
         if let Some(command) = self.channels.get(&id) {
             // As above.
-            command.send(ToCommand::NoMore).ok();
+            command.send(CommandMessage::EndOfInput).ok();
         }
         Ok(())
     }
@@ -223,7 +224,7 @@ impl server::Handler for Connection {
         };
         if let Some(command) = self.channels.get(&id) {
             // As above.
-            command.send(ToCommand::Signal(signal)).ok();
+            command.send(CommandMessage::Signal(signal)).ok();
         }
         Ok(())
     }
@@ -235,17 +236,17 @@ fn group(child: &tokio::process::Child) -> Option<rustix::process::Pid> {
 }
 
 /// A command that runs, and the channel it runs for.
-struct Running {
+struct RunningCommand {
     guest: Arc<SimulatedGuest>,
     handle: Handle,
     id: ChannelId,
-    input: Input,
+    input: CommandInput,
     translator: Translator,
 }
 
-impl Running {
+impl RunningCommand {
     /// To its end. A client that is gone hears nothing of it, and it runs on.
-    async fn through(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<ToCommand>) {
+    async fn run(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<CommandMessage>) {
         let group = group(&child);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (handle, id) = (self.handle.clone(), self.id);
@@ -282,7 +283,7 @@ impl Running {
                 let said = handle.exit_signal_request(id, signal, false, String::new(), String::new());
                 said.await.ok();
             }
-            Err(error) => guest.kernel().say(&format!("sshd: {error}")),
+            Err(error) => guest.kernel().print(&format!("sshd: {error}")),
         }
         handle.eof(id).await.ok();
         handle.close(id).await.ok();
@@ -290,20 +291,20 @@ impl Running {
 
     async fn feed(
         &mut self,
-        mut receiver: UnboundedReceiver<ToCommand>,
+        mut receiver: UnboundedReceiver<CommandMessage>,
         mut stdin: Option<tokio::process::ChildStdin>,
         group: Option<rustix::process::Pid>,
     ) -> io::Result<()> {
         while let Some(next) = receiver.recv().await {
             match (next, &mut stdin) {
-                (ToCommand::Bytes(bytes), Some(stdin)) => {
+                (CommandMessage::Bytes(bytes), Some(stdin)) => {
                     self.guest.kernel().pass(&bytes)?;
                     let bytes = self.input.take(&self.translator, bytes)?;
                     stdin.write_all(&bytes).await?;
                 }
-                (ToCommand::Bytes(_), None) => {}
-                (ToCommand::NoMore, _) => stdin = None,
-                (ToCommand::Signal(signal), _) => {
+                (CommandMessage::Bytes(_), None) => {}
+                (CommandMessage::EndOfInput, _) => stdin = None,
+                (CommandMessage::Signal(signal), _) => {
                     if let Some(group) = group {
                         rustix::process::kill_process_group(group, signal)?;
                     }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use super::guest::{Power, SimulatedGuest};
+use super::guest::{PowerRequest, SimulatedGuest};
 
 /// Names the socket in the environment of the guest's programs.
 pub(super) const VARIABLE: &str = "NIXBOX_SIMULATED_KERNEL";
@@ -78,10 +78,10 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let guest = Arc::clone(guest);
     tokio::spawn(async move {
-        while guest.gate.passed().await.is_ok() {
+        while guest.pause_control.until_running().await.is_ok() {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = guest.gate.gone() => return,
+                () = guest.pause_control.until_gone() => return,
             };
             let Ok((stream, _)) = accepted else {
                 return;
@@ -103,9 +103,9 @@ async fn answer(guest: &SimulatedGuest, stream: tokio::net::UnixStream) -> io::R
     read.read_line(&mut line).await?;
     read.read_to_end(&mut input).await?;
     let call: Syscall = serde_json::from_str(&line)?;
-    guest.gate.passed().await?;
+    guest.pause_control.until_running().await?;
     let answer = perform(guest, &call, &input).await;
-    guest.gate.passed().await?;
+    guest.pause_control.until_running().await?;
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
     write.write_all(&text).await
@@ -143,12 +143,12 @@ async fn perform(guest: &SimulatedGuest, call: &Syscall, input: &[u8]) -> Syscal
         }
         ("poweroff", _) => {
             guest.settle();
-            guest.power(Power::Off);
+            guest.power(PowerRequest::Off);
             SyscallAnswer::default()
         }
         ("reboot", _) => {
             guest.settle();
-            guest.power(Power::Again);
+            guest.power(PowerRequest::Reboot);
             SyscallAnswer::default()
         }
         ("counter", _) => match guest.kernel().ram.counter() {

@@ -79,14 +79,14 @@ fn ends(rest: &str) -> bool {
 }
 
 /// What comes on the stdin of a command: a script of nixbox's first, if the command asks for one.
-pub(super) enum Input {
+pub(super) enum CommandInput {
     /// Bytes that are passed on.
     Plain,
     /// The script so far.
     Script(Vec<u8>),
 }
 
-impl Input {
+impl CommandInput {
     pub(super) fn of(command: &str) -> Self {
         if command.contains(shell::END) { Self::Script(Vec::new()) } else { Self::Plain }
     }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_script_is_passed_on_as_it_is() {
-        let mut input = Input::of("sh -c '… nixbox:end …'");
+        let mut input = CommandInput::of("sh -c '… nixbox:end …'");
         let mut given = Vec::new();
         for piece in [&b"cat /tmp/x\nnix"[..], b"box:end\n/tmp", b"\xff"] {
             given.extend(input.take(&translator(), piece.to_vec()).unwrap());

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::disk::SimulatedDisk;
-use super::guest::{AttachedShare, Power, SimulatedGuest};
+use super::guest::{AttachedShare, PowerRequest, SimulatedGuest};
 use super::kernel::Kernel;
 use super::network;
 use super::programs;
@@ -38,12 +38,12 @@ pub(super) struct SimulatedVm {
     /// Shares whose daemons were left behind by `vm.snapshot`.
     left_behind: bool,
     /// What it holds for as long as it lives: its TAP, and disks that are not its root.
-    _held: Vec<File>,
+    _locked_files: Vec<File>,
 }
 
 /// What `vm.snapshot` writes besides the configuration.
 #[derive(Debug, Serialize, Deserialize)]
-struct Saved {
+struct StateFile {
     /// As Cloud Hypervisor's has; devices of a simulator have nothing to say.
     snapshots: Value,
     simulator: String,
@@ -57,18 +57,18 @@ struct Saved {
 pub(super) struct VmmContext {
     pub(super) runtime: PathBuf,
     pub(super) version: &'static Capability,
-    pub(super) power: UnboundedSender<Power>,
+    pub(super) power: UnboundedSender<PowerRequest>,
 }
 
-/// Parts of a machine, before there is a guest in it.
-struct Parts {
+/// ConnectedDevices of a machine, before there is a guest in it.
+struct ConnectedDevices {
     ram: SimulatedRam,
-    disk: (SimulatedDisk, super::disk::Files),
+    disk: (SimulatedDisk, super::disk::FileTable),
     serial: File,
     ssh: Option<TcpListener>,
-    held: Vec<File>,
+    locked_files: Vec<File>,
     shares: BTreeMap<String, (String, UnixStream)>,
-    seen: BTreeMap<String, AttachedShare>,
+    attached: BTreeMap<String, AttachedShare>,
     zero_freed: bool,
 }
 
@@ -112,11 +112,11 @@ fn ram(config: &Value, saved: Option<&Path>, version: &Capability) -> Result<Sim
 }
 
 /// Connects to everything that a configuration names. Nothing is changed if something of it is not there.
-fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Parts> {
+fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -> Result<ConnectedDevices> {
     let device = |what: &'static str| {
         move |error: io::Error| ApiRefusal::of(&["Error from device manager", what], &error)
     };
-    let ram = ram(config, saved, place.version)?;
+    let ram = ram(config, saved, context.version)?;
     let payload = config.get("payload").unwrap_or(&Value::Null);
     if saved.is_none() {
         File::open(text(payload, "kernel"))
@@ -130,7 +130,7 @@ fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Par
             &["Simulator", "a simulated guest boots from a disk, and there is none"],
         ));
     };
-    let raw = !place.version.knows_image_type || text(root, "image_type") == "Raw";
+    let raw = !context.version.knows_image_type || text(root, "image_type") == "Raw";
     let disk = SimulatedDisk::open(Path::new(text(root, "path")), raw).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => ApiRefusal::new(
             500,
@@ -142,25 +142,25 @@ fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Par
         _ => {
             let words = ["Error from device manager", "Cannot open disk path"];
             let opening = format!("I/O error (path={} op=open)", text(root, "path"));
-            if place.version.disk_errors_name_the_path {
+            if context.version.disk_errors_name_the_path {
                 ApiRefusal::of(&[words[0], words[1], &opening], &error)
             } else {
                 ApiRefusal::of(&words, &error)
             }
         }
     })?;
-    let mut held = Vec::new();
+    let mut locked_files = Vec::new();
     for disk in disks {
         let file = OpenOptions::new().read(true).write(true).open(text(disk, "path"));
         let file = file.map_err(device("Cannot open disk path"))?;
         file.try_lock().map_err(|_| {
             device("Cannot lock images of all block devices")(io::ErrorKind::ResourceBusy.into())
         })?;
-        held.push(file);
+        locked_files.push(file);
     }
     let mut ssh = None;
     for net in items(config, "net") {
-        let (tap, listener) = network::attach(&place.runtime, text(net, "tap")).map_err(|error| {
+        let (tap, listener) = network::attach(&context.runtime, text(net, "tap")).map_err(|error| {
             ApiRefusal::of(
                 &[
                     "Error from device manager",
@@ -172,17 +172,17 @@ fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Par
                 &error,
             )
         })?;
-        held.push(tap);
+        locked_files.push(tap);
         ssh = Some(listener);
     }
-    let (mut shares, mut seen) = (BTreeMap::new(), BTreeMap::new());
+    let (mut shares, mut attached) = (BTreeMap::new(), BTreeMap::new());
     for fs in items(config, "fs") {
         let (stream, source) = connect(fs)?;
         shares.insert(text(fs, "id").to_owned(), (text(fs, "tag").to_owned(), stream));
-        seen.insert(text(fs, "tag").to_owned(), AttachedShare { source, hung: false });
+        attached.insert(text(fs, "tag").to_owned(), AttachedShare { source, hung: false });
     }
     let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
-    Ok(Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed })
+    Ok(ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed })
 }
 
 /// The serial console, emptied: by `vm.create` and by `vm.restore`.
@@ -209,7 +209,7 @@ fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
         let words = [
             "Error from device manager",
             "Cannot create virtio-fs device",
-            "Connection to socket failed",
+            "ClientConnection to socket failed",
             &peer,
         ];
         ApiRefusal::new(500, &words)
@@ -221,10 +221,10 @@ fn guest(
     kernel: Kernel,
     shares: BTreeMap<String, AttachedShare>,
     ssh: Option<TcpListener>,
-    place: &VmmContext,
+    context: &VmmContext,
 ) -> io::Result<Arc<SimulatedGuest>> {
     programs::install(kernel.view())?;
-    let guest = SimulatedGuest::new(kernel, shares, &place.runtime, place.power.clone());
+    let guest = SimulatedGuest::new(kernel, shares, &context.runtime, context.power.clone());
     syscalls::listen(&guest)?;
     if let Some(ssh) = ssh {
         sshd::listen(&guest, ssh)?;
@@ -238,53 +238,70 @@ fn io_error(error: io::Error) -> ApiRefusal {
 
 impl SimulatedVm {
     /// A fresh boot.
-    pub(super) fn boot(config: &Value, place: &VmmContext) -> Result<Self> {
-        let Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed } = parts(config, place, None)?;
-        let view = network::view_path(&place.runtime);
+    pub(super) fn boot(config: &Value, context: &VmmContext) -> Result<Self> {
+        let ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed } =
+            connect_devices(config, context, None)?;
+        let view = network::view_path(&context.runtime);
         let kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
-        let guest = guest(kernel, seen, ssh, place).map_err(io_error)?;
+        let guest = guest(kernel, attached, ssh, context).map_err(io_error)?;
         guest.settle();
         guest.run([0; 16]).map_err(io_error)?;
-        Ok(Self { guest, paused: false, instant: [0; 16], shares, left_behind: false, _held: held })
+        Ok(Self {
+            guest,
+            paused: false,
+            instant: [0; 16],
+            shares,
+            left_behind: false,
+            _locked_files: locked_files,
+        })
     }
 
     /// What was saved in a directory, paused.
-    pub(super) fn restore(config: &Value, directory: &Path, place: &VmmContext) -> Result<Self> {
+    pub(super) fn restore(config: &Value, directory: &Path, context: &VmmContext) -> Result<Self> {
         const RECEIVE: [&str; 2] = ["Cannot restore VM", "Failed to receive migratable component snapshot"];
         let path = directory.join("state.json");
         let opened = fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM state snapshot file {path:?}");
-            ApiRefusal::with_file(place.version, &RECEIVE, &opening, &error)
+            ApiRefusal::with_file(context.version, &RECEIVE, &opening, &error)
         })?;
-        let saved: Saved = serde_json::from_slice(&opened).map_err(|error| {
-            ApiRefusal::with_file(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
+        let saved: StateFile = serde_json::from_slice(&opened).map_err(|error| {
+            ApiRefusal::with_file(context.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
         })?;
-        let Parts { ram, disk, serial, ssh, held, shares, seen, .. } = parts(config, place, Some(directory))?;
-        let view = network::view_path(&place.runtime);
-        let kernel = Kernel::go_on(ram, disk, &view, serial).map_err(io_error)?;
+        let ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, .. } =
+            connect_devices(config, context, Some(directory))?;
+        let view = network::view_path(&context.runtime);
+        let kernel = Kernel::restore(ram, disk, &view, serial).map_err(io_error)?;
         let Some(mut kernel) = kernel else {
             return Err(ApiRefusal::new(
                 500,
                 &["Simulator", "RAM and disk are not of one simulated guest and one instant"],
             ));
         };
-        if !place.version.clock_runs_while_saved {
+        if !context.version.clock_runs_while_saved {
             kernel.state.clock = kernel.state.clock.saturating_sub(now() - saved.time);
         }
         for mounted in &mut kernel.state.mounts {
-            if let Some(share) = seen.get(&mounted.tag) {
+            if let Some(share) = attached.get(&mounted.tag) {
                 mounted.shown.clone_from(&share.source);
             }
         }
         kernel.show_mounts().map_err(io_error)?;
         let tags: BTreeSet<String> = kernel.state.mounts.iter().map(|mounted| mounted.tag.clone()).collect();
-        let without: BTreeSet<String> = tags.iter().filter(|tag| !seen.contains_key(*tag)).cloned().collect();
-        let guest = guest(kernel, seen, ssh, place).map_err(io_error)?;
+        let without: BTreeSet<String> =
+            tags.iter().filter(|tag| !attached.contains_key(*tag)).cloned().collect();
+        let guest = guest(kernel, attached, ssh, context).map_err(io_error)?;
         guest.hang(&without).map_err(io_error)?;
-        if !place.version.ability.shares_survive_restore {
+        if !context.version.ability.shares_survive_restore {
             guest.lose_inodes(&tags).map_err(io_error)?;
         }
-        Ok(Self { guest, paused: true, instant: saved.instant, shares, left_behind: false, _held: held })
+        Ok(Self {
+            guest,
+            paused: true,
+            instant: saved.instant,
+            shares,
+            left_behind: false,
+            _locked_files: locked_files,
+        })
     }
 
     pub(super) fn pause(&mut self) -> Result<()> {
@@ -319,7 +336,7 @@ impl SimulatedVm {
                 .and_then(|bytes| create_new(&directory.join(name))?.write_all(&bytes));
             written.map_err(creating(what))
         };
-        let saved = Saved {
+        let saved = StateFile {
             snapshots: json!({}),
             simulator: version.simulator_version(),
             instant: self.instant,
@@ -350,7 +367,7 @@ impl SimulatedVm {
     }
 
     /// Shares whose daemons have gone are of no use to anybody.
-    pub(super) fn notice_lost_daemons(&self) -> io::Result<()> {
+    pub(super) fn hang_shares_of_lost_daemons(&self) -> io::Result<()> {
         let mut lost = BTreeSet::new();
         for (tag, stream) in self.shares.values() {
             stream.set_nonblocking(true)?;

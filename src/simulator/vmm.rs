@@ -19,7 +19,7 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use super::api::SimulatedVmm;
-use super::guest::Power;
+use super::guest::PowerRequest;
 use super::refusal::ApiRefusal;
 use super::vm::VmmContext;
 use crate::world::capability::Capability;
@@ -27,7 +27,7 @@ use crate::world::capability::Capability;
 /// No body of a request is longer, in bytes.
 const BODY_LIMIT: usize = 1 << 20;
 /// How often it is looked whether a share's daemon has gone.
-const LOOK: Duration = Duration::from_millis(50);
+const DAEMON_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Serves the API on `socket` until it is told to end, by a call, by a signal, or by its guest.
 ///
@@ -54,11 +54,11 @@ async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
     rustix::fs::chmod(socket, rustix::fs::Mode::RWXU)?;
     let directory = socket.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
     let (power, mut asked) = unbounded_channel();
-    let place = VmmContext { runtime: directory, version, power: power.clone() };
+    let context = VmmContext { runtime: directory, version, power: power.clone() };
     // As the real one, which has one thread for its API: every call waits for the one before it.
-    let vmm = Arc::new(Mutex::new(SimulatedVmm::new(place)));
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let vmm = Arc::new(Mutex::new(SimulatedVmm::new(context)));
+    let mut daemon_check = tokio::time::interval(DAEMON_CHECK_INTERVAL);
+    daemon_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -71,15 +71,15 @@ async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
                 });
             }
             asked = asked.recv() => match asked {
-                Some(Power::Again) => {
+                Some(PowerRequest::Reboot) => {
                     // A guest that cannot boot again is as one that does not.
                     vmm.lock().await.boot_again().ok();
                 }
-                Some(Power::Off) | None => break,
+                Some(PowerRequest::Off) | None => break,
             },
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            _ = look.tick() => vmm.lock().await.notice()?,
+            _ = daemon_check.tick() => vmm.lock().await.hang_shares_of_lost_daemons()?,
         }
     }
     // Whatever runs in the guest ends with it.
@@ -108,7 +108,7 @@ fn lock(socket: &Path) -> io::Result<File> {
 
 async fn answer(
     vmm: Arc<Mutex<SimulatedVmm>>,
-    power: UnboundedSender<Power>,
+    power: UnboundedSender<PowerRequest>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
@@ -118,7 +118,7 @@ async fn answer(
     };
     if (method.as_str(), path.as_str()) == ("PUT", "/api/v1/vmm.shutdown") {
         // Nobody listens in a machine that ends already.
-        power.send(Power::Off).ok();
+        power.send(PowerRequest::Off).ok();
         return Ok(response(200, String::new()));
     }
     Ok(match vmm.lock().await.call(&method, &path, &body) {

@@ -86,11 +86,11 @@ pub enum ApiError {
 impl ApiError {
     /// Whether this is how a VMM speaks that is ending: it closes its sockets a little before it is dead.
     #[must_use]
-    pub fn is_of_the_dying(&self) -> bool {
+    pub fn is_vmm_ending(&self) -> bool {
         match self {
             Self::Connection { .. } => true,
             Self::Refused { chain, .. } => {
-                chain.iter().any(|said| NOBODY_WORKS.iter().any(|words| said.contains(words)))
+                chain.iter().any(|said| ENDING_WORDS.iter().any(|words| said.contains(words)))
             }
             _ => false,
         }
@@ -98,18 +98,18 @@ impl ApiError {
 
     /// Whether the VMM says that it has no VM: 404 from v53 on, 500 before, with the same words.
     #[must_use]
-    pub fn is_no_vm(&self) -> bool {
+    pub fn is_missing_vm(&self) -> bool {
         matches!(self, Self::Refused { chain, .. } if chain.last().is_some_and(|last| last == "VM is not created"))
     }
 }
 
 /// What the VMM's thread for the API says when the thread that does the work has ended (v53.0, `ApiError`): it is about to
 /// end as a whole. "Error from API: API request send error: sending on a closed channel".
-const NOBODY_WORKS: [&str; 2] = ["API request send error", "API response receive error"];
+const ENDING_WORDS: [&str; 2] = ["API request send error", "API response receive error"];
 
 /// The answer to `vmm.ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Ping {
+pub struct VmmPing {
     /// The version, with what git said when it was built.
     pub build_version: String,
     /// Its process.
@@ -133,11 +133,11 @@ pub enum ApiVmState {
 
 /// What nixbox reads of the answer to `vm.info`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Info {
+pub struct VmInfo {
     /// The VM's state.
     pub state: ApiVmState,
     /// Its configuration.
-    pub config: InfoConfig,
+    pub config: VmInfoConfig,
     /// Its devices by id, once booted. One that was asked to go is here until the guest has let go of it.
     #[serde(default)]
     pub device_tree: Option<BTreeMap<String, serde::de::IgnoredAny>>,
@@ -145,15 +145,15 @@ pub struct Info {
 
 /// What nixbox reads of a VM's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct InfoConfig {
+pub struct VmInfoConfig {
     /// Its shares.
     #[serde(default)]
-    pub fs: Option<Vec<InfoFs>>,
+    pub fs: Option<Vec<VmInfoShare>>,
 }
 
 /// A share in `vm.info`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct InfoFs {
+pub struct VmInfoShare {
     /// Its id; one without was not attached by nixbox.
     #[serde(default)]
     pub id: Option<String>,
@@ -198,15 +198,15 @@ impl ApiClient {
     ///
     /// # Errors
     /// [`ApiError`], as with every call here.
-    pub async fn ping(&self) -> Result<Ping, ApiError> {
+    pub async fn ping(&self) -> Result<VmmPing, ApiError> {
         self.get("vmm.ping").await
     }
 
-    /// `vm.info`. Without a VM it is refused: see [`ApiError::is_no_vm`].
+    /// `vm.info`. Without a VM it is refused: see [`ApiError::is_missing_vm`].
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn info(&self) -> Result<Info, ApiError> {
+    pub async fn info(&self) -> Result<VmInfo, ApiError> {
         self.get("vm.info").await
     }
 
@@ -301,7 +301,7 @@ impl ApiClient {
         self.put("vm.add-fs", MEDIUM, Some(share)).await
     }
 
-    /// `vm.remove-device`. Returns when the guest has been asked; [`Info::device_tree`] tells when it has let go.
+    /// `vm.remove-device`. Returns when the guest has been asked; [`VmInfo::device_tree`] tells when it has let go.
     ///
     /// # Errors
     /// [`ApiError`].

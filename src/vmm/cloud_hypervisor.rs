@@ -14,9 +14,9 @@ use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use super::client::{ApiClient, ApiError};
-use super::config::{Description, FsConfig, VmConfig};
+use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::error::VmmError;
-use super::live::Live;
+use super::live_vmm::LiveVmm;
 use super::state::{self, StateError};
 use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
@@ -38,9 +38,9 @@ const DYING_LIMIT: Duration = Duration::from_secs(10);
 /// How long a VMM may live without an answer until it counts as lost. One whose guest rebooted answers nothing for a
 /// minute, in which it waits for share daemons that ended with the last boot, and then ends itself (v53.0,
 /// `connect_vhost_user`).
-const PATIENCE: Duration = Duration::from_secs(90);
+const SILENCE_LIMIT: Duration = Duration::from_secs(90);
 /// The same for a stand-in, which has no such reason.
-const PATIENCE_WITH_STAND_IN: Duration = Duration::from_secs(10);
+const SILENCE_LIMIT_WITH_STAND_IN: Duration = Duration::from_secs(10);
 /// How long `--version` may take.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -132,25 +132,25 @@ impl CloudHypervisor {
         Ok(spawn::program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR", stand_in, privileges)?)
     }
 
-    fn live(&self, generation: Generation) -> std::result::Result<Option<Live>, VmmError> {
+    fn find_live(&self, generation: Generation) -> std::result::Result<Option<LiveVmm>, VmmError> {
         let Some(daemon) = self.daemons.find(&self.role, generation)? else {
             return Ok(None);
         };
-        Ok(Some(Live { daemon, client: ApiClient::new(self.socket(generation)?) }))
+        Ok(Some(LiveVmm { daemon, client: ApiClient::new(self.socket(generation)?) }))
     }
 
     /// Does something to the VMM of a generation. If there is none, or it ended meanwhile, the VM is lost.
     async fn with<T>(
         &self,
         generation: Generation,
-        act: impl AsyncFnOnce(&Live) -> std::result::Result<T, VmmError>,
+        act: impl AsyncFnOnce(&LiveVmm) -> std::result::Result<T, VmmError>,
     ) -> Result<T> {
-        let live = self.live(generation)?.ok_or(Failure::Lost)?;
+        let live = self.find_live(generation)?.ok_or(Failure::Lost)?;
         let error = match act(&live).await {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        if matches!(&error, VmmError::Client(error) if error.is_of_the_dying())
+        if matches!(&error, VmmError::Client(error) if error.is_vmm_ending())
             && let Ok(exit) = tokio::time::timeout(DYING_LIMIT, live.daemon.exited()).await
         {
             exit.map_err(VmmError::from)?;
@@ -184,7 +184,7 @@ impl CloudHypervisor {
     }
 
     /// Waits until the API answers, and is that of the process that was started.
-    async fn answering(&self, live: &Live, generation: Generation) -> std::result::Result<(), VmmError> {
+    async fn answering(&self, live: &LiveVmm, generation: Generation) -> std::result::Result<(), VmmError> {
         let mark = self.daemons.mark(&self.role, generation);
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
@@ -195,7 +195,11 @@ impl CloudHypervisor {
                 }
                 Ok(ping) => {
                     let socket = self.socket(generation)?;
-                    return Err(VmmError::Stranger { socket, found: ping.pid, wanted: live.daemon.pid() });
+                    return Err(VmmError::ForeignProcess {
+                        socket,
+                        found: ping.pid,
+                        wanted: live.daemon.pid(),
+                    });
                 }
                 Err(ApiError::Connection { .. }) if Instant::now() < deadline => {}
                 Err(ApiError::Connection { .. }) => {
@@ -218,10 +222,10 @@ impl CloudHypervisor {
         self.settings.shares.iter().enumerate().map(share).collect()
     }
 
-    fn describe(&self, machine: &Machine) -> std::result::Result<Description, VmmError> {
+    fn describe(&self, machine: &Machine) -> std::result::Result<MachineDescription, VmmError> {
         let settings = &self.settings;
         let slot: Option<Slot> = settings.network.then_some(machine.slot);
-        Ok(Description {
+        Ok(MachineDescription {
             vcpus: settings.vcpus,
             memory: settings.memory,
             memory_file: (settings.memory_file)(machine.memory)
@@ -249,14 +253,14 @@ impl CloudHypervisor {
 
     async fn load_into(
         &self,
-        live: &Live,
+        live: &LiveVmm,
         machine: &Machine,
         from: SnapshotId,
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
             state @ (VmmState::Running | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
-                return Err(VmmError::Unfit { what: "restored", state });
+                return Err(VmmError::WrongState { what: "restored", state });
             }
             VmmState::Stopped => live.client.delete().await?,
             VmmState::Empty => {}
@@ -283,8 +287,8 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {
-        let patience = if self.stand_in.is_some() { PATIENCE_WITH_STAND_IN } else { PATIENCE };
-        match self.with(generation, async |live| live.state_or_silence(patience).await).await {
+        let silence_limit = if self.stand_in.is_some() { SILENCE_LIMIT_WITH_STAND_IN } else { SILENCE_LIMIT };
+        match self.with(generation, async |live| live.state_or_silence(silence_limit).await).await {
             Err(Failure::Lost) => {
                 let remembered = self.daemons.remembers(&self.role, generation);
                 Ok(if remembered.map_err(VmmError::from)? { VmmState::Gone } else { VmmState::Never })
@@ -294,7 +298,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn start(&self, generation: Generation) -> Result<()> {
-        if let Some(live) = self.live(generation)? {
+        if let Some(live) = self.find_live(generation)? {
             return Ok(self.answering(&live, generation).await?);
         }
         let socket = self.socket(generation)?;
@@ -302,7 +306,7 @@ impl Vmm for CloudHypervisor {
         self.daemons.forget_old_logs("serial", generation).map_err(VmmError::from)?;
         let program = self.program()?.argument("--api-socket").argument(format!("path={socket}"));
         let daemon = self.daemons.spawn(&self.role, generation, &program).map_err(VmmError::from)?;
-        let live = Live { daemon, client: ApiClient::new(socket) };
+        let live = LiveVmm { daemon, client: ApiClient::new(socket) };
         Ok(self.answering(&live, generation).await?)
     }
 
@@ -311,7 +315,7 @@ impl Vmm for CloudHypervisor {
             match live.state().await? {
                 VmmState::Running => return Ok(()),
                 state @ (VmmState::Paused | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
-                    return Err(VmmError::Unfit { what: "booted", state });
+                    return Err(VmmError::WrongState { what: "booted", state });
                 }
                 VmmState::Stopped => live.client.delete().await?,
                 VmmState::Empty => {}
@@ -327,7 +331,7 @@ impl Vmm for CloudHypervisor {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Paused => Ok(()),
             VmmState::Running => Ok(live.client.pause().await?),
-            state => Err(VmmError::Unfit { what: "paused", state }),
+            state => Err(VmmError::WrongState { what: "paused", state }),
         })
         .await
     }
@@ -336,7 +340,7 @@ impl Vmm for CloudHypervisor {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Running => Ok(()),
             VmmState::Paused => Ok(live.client.resume().await?),
-            state => Err(VmmError::Unfit { what: "resumed", state }),
+            state => Err(VmmError::WrongState { what: "resumed", state }),
         })
         .await?;
         // Left by a nixbox that was killed after the VMM had read it.
@@ -348,11 +352,11 @@ impl Vmm for CloudHypervisor {
             match live.state().await? {
                 VmmState::Paused => {}
                 state => {
-                    return Err(VmmError::Unfit { what: "saved", state });
+                    return Err(VmmError::WrongState { what: "saved", state });
                 }
             }
             let directory = (self.settings.snapshot)(into).map_err(VmmError::Parts)?;
-            state::make_fresh(&directory, &self.settings.invoker)?;
+            state::make_directory(&directory, &self.settings.invoker)?;
             live.client.snapshot(&text(directory.clone())?).await?;
             let synced = tokio::task::spawn_blocking(move || state::sync(&directory)).await;
             Ok(synced.map_err(|error| StateError::Died(error.into()))??)
@@ -365,7 +369,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
-        let Some(live) = self.live(generation)? else {
+        let Some(live) = self.find_live(generation)? else {
             return Ok(());
         };
         let pressed = live.client.power_button().await;
@@ -388,7 +392,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn ends(&self, generation: Generation, within: Duration) -> Result<bool> {
-        let Some(live) = self.live(generation)? else {
+        let Some(live) = self.find_live(generation)? else {
             return Ok(true);
         };
         match tokio::time::timeout(within, live.daemon.exited()).await {
@@ -422,12 +426,12 @@ impl Vmm for CloudHypervisor {
                 match live.client.remove_device(id).await {
                     Ok(()) => {}
                     // Asked before: the VMM has forgotten it, and the guest has not let go of it yet.
-                    Err(ApiError::Refused { .. }) if !live.configured(id).await? => {}
+                    Err(ApiError::Refused { .. }) if !live.is_configured(id).await? => {}
                     Err(error) => return Err(error.into()),
                 }
             }
-            live.let_go_of(&ours).await?;
-            live.disconnected(&self.shares(generation)?).await
+            live.wait_until_unplugged(&ours).await?;
+            live.wait_until_disconnected(&self.shares(generation)?).await
         })
         .await
     }

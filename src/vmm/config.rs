@@ -12,7 +12,7 @@ use crate::world::capability::Capability;
 
 /// What a VM is made of, with paths as the VMM is to use them: absolute, and UTF-8 since they travel as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Description {
+pub struct MachineDescription {
     /// Virtual CPUs.
     pub vcpus: NonZeroU32,
     /// RAM in bytes.
@@ -182,7 +182,7 @@ struct ConsoleConfig {
 impl VmConfig {
     /// What `vm.create` is to be told for this machine by a VMM that can do this.
     #[must_use]
-    pub fn new(machine: &Description, capability: &Capability) -> Self {
+    pub fn new(machine: &MachineDescription, capability: &Capability) -> Self {
         let vcpus = machine.vcpus.get();
         let disk = |(index, path): (usize, &String)| DiskConfig {
             id: format!("disk-{index}"),
@@ -213,7 +213,7 @@ impl VmConfig {
 }
 
 /// With zones the size beside them has to be 0: the zones are all the memory there is.
-fn memory(machine: &Description) -> MemoryConfig {
+fn memory(machine: &MachineDescription) -> MemoryConfig {
     match &machine.memory_file {
         None => MemoryConfig { size: machine.memory, shared: true, zones: Vec::new() },
         Some(file) => MemoryConfig {
@@ -234,8 +234,8 @@ pub(super) mod tests {
     use super::*;
     use crate::world::capability;
 
-    pub(in crate::vmm) fn description() -> Description {
-        Description {
+    pub(in crate::vmm) fn description() -> MachineDescription {
+        MachineDescription {
             vcpus: NonZeroU32::new(2).unwrap(),
             memory: 256 << 20,
             memory_file: Some("/run/m/ram-3".into()),
@@ -249,7 +249,7 @@ pub(super) mod tests {
         }
     }
 
-    fn json(machine: &Description, version: &str) -> serde_json::Value {
+    fn json(machine: &MachineDescription, version: &str) -> serde_json::Value {
         serde_json::to_value(VmConfig::new(machine, capability::of(version).unwrap())).unwrap()
     }
 
@@ -280,7 +280,8 @@ pub(super) mod tests {
 
     #[test]
     fn memory_of_the_vmm_itself_is_shared_and_has_no_zone() {
-        let machine = Description { memory_file: None, slot: None, shares: Vec::new(), ..description() };
+        let machine =
+            MachineDescription { memory_file: None, slot: None, shares: Vec::new(), ..description() };
         let json = json(&machine, "v53.0");
         assert_eq!(json["memory"], serde_json::json!({"size": 268_435_456, "shared": true}));
         assert!(json.get("net").is_none() && json.get("fs").is_none());

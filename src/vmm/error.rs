@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::client::ApiError;
-use super::restore::RewriteError;
 use super::state::StateError;
 use crate::host::process::ProcessError;
 use crate::host::socket::{SocketError, SocketPath};
@@ -33,9 +32,6 @@ pub enum VmmError {
     /// The state on disk.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The snapshot and the machine do not fit.
-    #[error(transparent)]
-    Rewrite(#[from] RewriteError),
     /// A part of the VM is not there.
     #[error("the VM's disks, RAM or saved state cannot be given to the VMM")]
     Parts(#[source] Failure),
@@ -49,7 +45,7 @@ pub enum VmmError {
     },
     /// Another process answers on the socket.
     #[error("process {found} answers on {socket}, where process {wanted} should")]
-    Stranger {
+    ForeignProcess {
         /// The socket.
         socket: SocketPath,
         /// Who answers.
@@ -59,7 +55,7 @@ pub enum VmmError {
     },
     /// The VM is not in a state in which that can be done.
     #[error("the VM cannot be {what}: it is {state:?}")]
-    Unfit {
+    WrongState {
         /// What was to be done.
         what: &'static str,
         /// Its state.
@@ -69,7 +65,7 @@ pub enum VmmError {
     #[error(
         "the guest still holds {devices:?} {limit:?} after it was asked to let go; a process in it may use the mount"
     )]
-    Held {
+    ShareInUse {
         /// Their device ids.
         devices: Vec<String>,
         /// How long it was given.

@@ -4,6 +4,6 @@ pub mod client;
 pub mod cloud_hypervisor;
 pub mod config;
 pub mod error;
-mod live;
+mod live_vmm;
 pub mod restore;
 pub mod state;

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Description, FsConfig, mac, tap};
+use super::config::{FsConfig, MachineDescription, mac, tap};
 
 /// Why a snapshot's configuration cannot be restored as this machine.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,7 @@ const KNOWN: [&str; 17] = [
 ///
 /// # Errors
 /// [`RewriteError`].
-pub fn rewrite(config: &[u8], machine: &Description) -> Result<Vec<u8>, RewriteError> {
+pub fn rewrite(config: &[u8], machine: &MachineDescription) -> Result<Vec<u8>, RewriteError> {
     let mut config: Value = serde_json::from_slice(config).map_err(RewriteError::NotJson)?;
     let top = config.as_object_mut().ok_or(RewriteError::Form("object"))?;
     if let Some((key, _)) = top.iter().find(|(key, value)| !KNOWN.contains(&key.as_str()) && is_on(value)) {
@@ -118,13 +118,13 @@ fn set(map: &mut Map<String, Value>, key: &str, text: &str) {
     map.insert(key.to_owned(), Value::from(text));
 }
 
-fn rewrite_cpus(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_cpus(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let vcpus =
         object(top, "cpus")?.get("boot_vcpus").and_then(Value::as_u64).ok_or(RewriteError::Form("cpus"))?;
     same("vCPUs", vcpus, u64::from(machine.vcpus.get()))
 }
 
-fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_memory(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let memory = object(top, "memory")?;
     let own = memory.get("size").and_then(Value::as_u64).ok_or(RewriteError::Form("memory"))?;
     let mut zones = list(memory, "zones")?;
@@ -148,7 +148,7 @@ fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result
     }
 }
 
-fn rewrite_payload(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_payload(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let payload = object(top, "payload")?;
     refuse_paths("a payload", payload, &["firmware", "igvm", "fw_cfg_config"])?;
     // The paths alone: the command line stays what the guest was booted with.
@@ -160,7 +160,7 @@ fn rewrite_payload(top: &mut Map<String, Value>, machine: &Description) -> Resul
     Ok(())
 }
 
-fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_disks(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let disks = list(top, "disks")?;
     same("disks", disks.len(), machine.disks.len())?;
     for (disk, path) in disks.into_iter().zip(&machine.disks) {
@@ -170,7 +170,7 @@ fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<
     Ok(())
 }
 
-fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_net(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let nets = list(top, "net")?;
     same("network devices", nets.len(), usize::from(machine.slot.is_some()))?;
     for (net, slot) in nets.into_iter().zip(machine.slot) {
@@ -185,7 +185,7 @@ fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<()
     Ok(())
 }
 
-fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_shares(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let mut shares = list(top, "fs")?;
     let tag =
         |share: &Map<String, Value>| share.get("tag").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -205,7 +205,7 @@ fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result
     Ok(())
 }
 
-fn rewrite_consoles(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_consoles(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     for key in ["console", "debug_console"] {
         if let Some(console) = top.get_mut(key).filter(|value| is_on(value)).and_then(Value::as_object_mut) {
             refuse_paths("a console", console, &["file", "socket"])?;
@@ -228,8 +228,8 @@ mod tests {
     /// As v53.0 wrote it on `vm.snapshot` of a VM that this crate's [`super::super::config`] describes.
     const REAL: &str = include_str!("restore/config-v53.0.json");
 
-    fn machine() -> Description {
-        Description { disks: vec!["/d/root-4".into()], ..description() }
+    fn machine() -> MachineDescription {
+        MachineDescription { disks: vec!["/d/root-4".into()], ..description() }
     }
 
     fn with(change: impl FnOnce(&mut Value)) -> Vec<u8> {
@@ -268,14 +268,14 @@ mod tests {
     #[test]
     fn a_machine_that_differs_is_a_mismatch() {
         let differing = [
-            Description { disks: Vec::new(), ..machine() },
-            Description { memory: 1 << 30, ..machine() },
-            Description { memory_file: None, ..machine() },
-            Description { vcpus: std::num::NonZeroU32::new(1).unwrap(), ..machine() },
-            Description { slot: None, ..machine() },
-            Description { slot: Some(crate::world::Slot::try_from(8).unwrap()), ..machine() },
-            Description { shares: Vec::new(), ..machine() },
-            Description { shares: vec![FsConfig::new("other", "/s")], ..machine() },
+            MachineDescription { disks: Vec::new(), ..machine() },
+            MachineDescription { memory: 1 << 30, ..machine() },
+            MachineDescription { memory_file: None, ..machine() },
+            MachineDescription { vcpus: std::num::NonZeroU32::new(1).unwrap(), ..machine() },
+            MachineDescription { slot: None, ..machine() },
+            MachineDescription { slot: Some(crate::world::Slot::try_from(8).unwrap()), ..machine() },
+            MachineDescription { shares: Vec::new(), ..machine() },
+            MachineDescription { shares: vec![FsConfig::new("other", "/s")], ..machine() },
         ];
         for machine in differing {
             let result = rewrite(REAL.as_bytes(), &machine);

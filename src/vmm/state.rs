@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::config::Description;
+use super::config::MachineDescription;
 use super::restore::{self, RewriteError};
 use crate::host::spawn::Invoker;
 
@@ -61,7 +61,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
 ///
 /// # Errors
 /// [`StateError::Io`].
-pub fn make_fresh(directory: &Path, invoker: &Invoker) -> Result<(), StateError> {
+pub fn make_directory(directory: &Path, invoker: &Invoker) -> Result<(), StateError> {
     remove_files(directory)?;
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -69,7 +69,7 @@ pub fn make_fresh(directory: &Path, invoker: &Invoker) -> Result<(), StateError>
         }
         _ => {}
     }
-    give(directory, invoker)
+    give_to_invoker(directory, invoker)
 }
 
 fn gone(result: io::Result<()>) -> io::Result<()> {
@@ -128,19 +128,19 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
 pub fn prepare_restore(
     source: &Path,
     directory: &Path,
-    machine: &Description,
+    machine: &MachineDescription,
     invoker: &Invoker,
 ) -> Result<(), StateError> {
-    make_fresh(directory, invoker)?;
+    make_directory(directory, invoker)?;
     let config = restore::rewrite(&read_config(&source.join(CONFIG))?, machine)?;
     let path = directory.join(CONFIG);
     let mut file = create(&path)?;
     file.write_all(&config).map_err(io_error("write", &path))?;
-    give(&path, invoker)?;
+    give_to_invoker(&path, invoker)?;
     let (from, to) = (source.join(STATE), directory.join(STATE));
     let mut original = File::open(&from).map_err(io_error("open", &from))?;
     io::copy(&mut original, &mut create(&to)?).map_err(io_error("copy", &from))?;
-    give(&to, invoker)?;
+    give_to_invoker(&to, invoker)?;
     let memory = source.join(MEMORY);
     if memory.try_exists().map_err(io_error("look at", &memory))? {
         // As large as RAM, and read only.
@@ -176,7 +176,7 @@ fn create(path: &Path) -> Result<File, StateError> {
 }
 
 /// Under sudo the VMM is another user than nixbox.
-fn give(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
+fn give_to_invoker(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
     if !invoker.is_other() {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
-use nixbox::fakes::{Crash, Fault, Host, Survival, Violation, Wrong};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival, Violation};
 use nixbox::operations::{LossReason, OperationResult, Refusal};
 
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
@@ -9,7 +9,8 @@ use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop
 
 static SCHEDULES: Count = Count::new("fault schedules", 3);
 
-const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
+const WRONGS: [CallFault; 4] =
+    [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter];
 
 const SCENARIOS: [(u32, bool, &[Command], Command); 12] = [
     (53, true, &[], Up),

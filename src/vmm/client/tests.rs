@@ -9,7 +9,7 @@ use super::*;
 use crate::host::process::{Daemon, DaemonRole, Daemons};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
 use crate::testing::{Need, have};
-use crate::vmm::config::Description;
+use crate::vmm::config::MachineDescription;
 use crate::vmm::config::tests::description;
 use crate::world::{Generation, WorkspaceId, capability};
 
@@ -73,10 +73,10 @@ async fn a_real_vmm_is_asked_and_told() {
     let ping = client.ping().await.unwrap();
     assert_eq!(ping.pid, real.daemon.pid());
     let capability = capability::of(&ping.build_version).unwrap();
-    assert!(client.info().await.unwrap_err().is_no_vm());
+    assert!(client.info().await.unwrap_err().is_missing_vm());
     // The serial log is opened by vm.create; of all else the VMM looks at nothing yet.
     let serial = real.directory.path().join("serial.log").to_str().unwrap().to_owned();
-    let machine = Description { disks: vec!["/nowhere/disk".into()], serial, ..description() };
+    let machine = MachineDescription { disks: vec!["/nowhere/disk".into()], serial, ..description() };
     let config = VmConfig::new(&machine, capability);
     client.create(&config).await.unwrap();
     let info = client.info().await.unwrap();
@@ -92,7 +92,7 @@ async fn a_real_vmm_is_asked_and_told() {
     let again = chain(client.create(&config).await.unwrap_err());
     assert_eq!(again, ["Error from API", "The VM could not be created", "VM is already created"]);
     client.delete().await.unwrap();
-    assert!(client.info().await.unwrap_err().is_no_vm());
+    assert!(client.info().await.unwrap_err().is_missing_vm());
     client.shutdown_vmm().await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), real.daemon.exited()).await.unwrap().unwrap();
     assert!(matches!(client.ping().await, Err(ApiError::Connection { call: "vmm.ping", .. })));
@@ -262,8 +262,8 @@ fn a_vmm_that_is_ending_is_known_by_its_words() {
     let refused = |body: &[u8]| ApiError::Refused { call: "vm.info", status: 500, chain: error_chain(body) };
     // Seen on v53.0, after its reboot of a guest had failed.
     let ending = br#"["Error from API","API request send error","sending on a closed channel"]"#;
-    assert!(refused(ending).is_of_the_dying());
-    assert!(!refused(br#"["Error from API","VM is not created"]"#).is_of_the_dying());
+    assert!(refused(ending).is_vmm_ending());
+    assert!(!refused(br#"["Error from API","VM is not created"]"#).is_vmm_ending());
     let timed_out = ApiError::TimedOut { call: "vm.info", limit: SHORT };
-    assert!(!timed_out.is_of_the_dying());
+    assert!(!timed_out.is_vmm_ending());
 }

@@ -16,7 +16,7 @@ struct Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        if let Some(live) = self.vmm.live(GENERATION).unwrap() {
+        if let Some(live) = self.vmm.find_live(GENERATION).unwrap() {
             live.daemon.signal(Signal::KILL).unwrap();
         }
     }
@@ -67,9 +67,9 @@ async fn a_vmm_comes_stays_and_goes_without_a_trace() {
     vmm.ability(None).await.unwrap();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
     vmm.start(GENERATION).await.unwrap();
-    let pid = vmm.live(GENERATION).unwrap().unwrap().daemon.pid();
+    let pid = vmm.find_live(GENERATION).unwrap().unwrap().daemon.pid();
     vmm.start(GENERATION).await.unwrap();
-    assert_eq!(vmm.live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
+    assert_eq!(vmm.find_live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
     assert_eq!(vmm.shares_attached(GENERATION).await.unwrap(), Presence::Absent);
     vmm.stop(GENERATION).await.unwrap();
@@ -90,7 +90,7 @@ async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.start(GENERATION).await.unwrap();
-    let daemon = vmm.live(GENERATION).unwrap().unwrap().daemon;
+    let daemon = vmm.find_live(GENERATION).unwrap().unwrap().daemon;
     daemon.signal(Signal::KILL).unwrap();
     daemon.exited().await.unwrap();
     let socket = vmm.socket(GENERATION).unwrap();
@@ -125,7 +125,7 @@ async fn a_vmm_that_does_not_answer_is_silent_and_can_be_ended() {
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.start(GENERATION).await.unwrap();
-    let live = vmm.live(GENERATION).unwrap().unwrap();
+    let live = vmm.find_live(GENERATION).unwrap().unwrap();
     live.daemon.signal(Signal::STOP).unwrap();
     // From here on time passes whenever nothing else does.
     tokio::time::pause();
@@ -133,7 +133,7 @@ async fn a_vmm_that_does_not_answer_is_silent_and_can_be_ended() {
     assert_eq!(error, "vm.info was not answered within 10s");
     let begun = Instant::now();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Silent);
-    assert!(begun.elapsed() >= PATIENCE);
+    assert!(begun.elapsed() >= SILENCE_LIMIT);
     live.daemon.signal(Signal::CONT).unwrap();
     tokio::time::resume();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::client::{ApiClient, ApiError, ApiVmState, Info};
+use super::client::{ApiClient, ApiError, ApiVmState, VmInfo};
 use super::config::FsConfig;
 use super::error::VmmError;
 use crate::host::process::Daemon;
@@ -20,15 +20,15 @@ const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 const BUSY: u64 = 1 << 20;
 
 /// How long a VMM is waited for that does not answer.
-struct Wait {
-    patience: Duration,
+struct SilenceTimer {
+    silence_limit: Duration,
     until: Instant,
     written: u64,
 }
 
-impl Wait {
-    fn begun(patience: Duration, now: Instant, written: u64) -> Self {
-        Self { patience, until: now + patience, written }
+impl SilenceTimer {
+    fn begun(silence_limit: Duration, now: Instant, written: u64) -> Self {
+        Self { silence_limit, until: now + silence_limit, written }
     }
 
     /// It did not answer once more. `written`: how many bytes it has written by now; who writes is busy, and is given as
@@ -37,25 +37,25 @@ impl Wait {
         let more = written.saturating_sub(self.written);
         self.written = written;
         if more >= BUSY {
-            self.until = now + self.patience;
+            self.until = now + self.silence_limit;
         }
         now >= self.until
     }
 }
 
 /// A VMM that was alive when it was looked for.
-pub(super) struct Live {
+pub(super) struct LiveVmm {
     /// Its process.
     pub(super) daemon: Daemon,
     /// Its API.
     pub(super) client: ApiClient,
 }
 
-impl Live {
-    async fn info(&self) -> Result<Option<Info>, VmmError> {
+impl LiveVmm {
+    async fn info(&self) -> Result<Option<VmInfo>, VmmError> {
         match self.client.info().await {
             Ok(info) => Ok(Some(info)),
-            Err(error) if error.is_no_vm() => Ok(None),
+            Err(error) if error.is_missing_vm() => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -70,11 +70,11 @@ impl Live {
         })
     }
 
-    /// As [`Live::state`], of a VMM that may be busy or hang: [`VmmState::Silent`] if it neither answers nor writes for
+    /// As [`LiveVmm::state`], of a VMM that may be busy or hang: [`VmmState::Silent`] if it neither answers nor writes for
     /// this long.
-    pub(super) async fn state_or_silence(&self, patience: Duration) -> Result<VmmState, VmmError> {
+    pub(super) async fn state_or_silence(&self, silence_limit: Duration) -> Result<VmmState, VmmError> {
         let begun = Instant::now();
-        let mut wait: Option<Wait> = None;
+        let mut wait: Option<SilenceTimer> = None;
         loop {
             match self.state().await {
                 Err(VmmError::Client(ApiError::TimedOut { .. })) => {}
@@ -82,7 +82,7 @@ impl Live {
             }
             let written = self.daemon.written()?;
             let Some(wait) = &mut wait else {
-                wait = Some(Wait::begun(patience, begun, written));
+                wait = Some(SilenceTimer::begun(silence_limit, begun, written));
                 continue;
             };
             if wait.is_over(Instant::now(), written) {
@@ -100,14 +100,14 @@ impl Live {
         Ok(configured.chain(info.device_tree.into_iter().flat_map(BTreeMap::into_keys)).collect())
     }
 
-    pub(super) async fn configured(&self, id: &str) -> Result<bool, VmmError> {
+    pub(super) async fn is_configured(&self, id: &str) -> Result<bool, VmmError> {
         let shares = self.info().await?.and_then(|info| info.config.fs).unwrap_or_default();
         Ok(shares.iter().any(|share| share.id.as_deref() == Some(id)))
     }
 
     /// Waits until the guest has let go of all of `devices`: it does so in its own time, and a snapshot before then
     /// would hold them.
-    pub(super) async fn let_go_of(&self, devices: &BTreeSet<String>) -> Result<(), VmmError> {
+    pub(super) async fn wait_until_unplugged(&self, devices: &BTreeSet<String>) -> Result<(), VmmError> {
         let deadline = Instant::now() + UNPLUG_LIMIT;
         let mut pause = Duration::from_millis(5);
         loop {
@@ -116,7 +116,7 @@ impl Live {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(VmmError::Held { devices: left, limit: UNPLUG_LIMIT });
+                return Err(VmmError::ShareInUse { devices: left, limit: UNPLUG_LIMIT });
             }
             // Asked with a growing pause: the API has no call that waits for it.
             tokio::time::sleep(pause).await;
@@ -126,7 +126,7 @@ impl Live {
 
     /// Waits until the daemons of shares that were let go have ended or listen anew: one that still has its old
     /// connection would be taken for one that serves.
-    pub(super) async fn disconnected(&self, shares: &[FsConfig]) -> Result<(), VmmError> {
+    pub(super) async fn wait_until_disconnected(&self, shares: &[FsConfig]) -> Result<(), VmmError> {
         let deadline = Instant::now() + UNPLUG_LIMIT;
         for share in shares {
             let socket = SocketPath::new(share.socket().into())?;
@@ -134,7 +134,7 @@ impl Live {
             while socket::usage(&socket)? == Use::Connected {
                 if Instant::now() > deadline {
                     let devices = vec![share.id().to_owned()];
-                    return Err(VmmError::Held { devices, limit: UNPLUG_LIMIT });
+                    return Err(VmmError::ShareInUse { devices, limit: UNPLUG_LIMIT });
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -151,13 +151,13 @@ mod tests {
     fn who_writes_is_waited_for() {
         let begun = Instant::now();
         let after = |seconds| begun + Duration::from_secs(seconds);
-        let mut wait = Wait::begun(Duration::from_secs(90), begun, 5000);
+        let mut wait = SilenceTimer::begun(Duration::from_secs(90), begun, 5000);
         assert!(!wait.is_over(after(89), 5000));
         assert!(!wait.is_over(after(90), 5000 + BUSY));
         assert!(!wait.is_over(after(179), 5000 + BUSY));
         // A guest whose VMM hangs may still write a little.
         assert!(wait.is_over(after(180), 4999 + 2 * BUSY));
-        let mut idle = Wait::begun(Duration::from_secs(90), begun, 0);
+        let mut idle = SilenceTimer::begun(Duration::from_secs(90), begun, 0);
         assert!(idle.is_over(after(90), BUSY - 1));
     }
 }
