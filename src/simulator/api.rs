@@ -1,5 +1,5 @@
-//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains as v53.0 gives them, and
-//! where other versions differ, theirs. A conformance suite compares them with the real ones.
+//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains are those of the version
+//! that is simulated. A conformance suite compares them with the real versions.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,18 +14,18 @@ fn not_running() -> ApiRefusal {
     ApiRefusal::new(500, &["VM is not running"])
 }
 
-/// The VMM: a configuration, and a VM once it was booted.
+/// The VMM: it has a configuration after `vm.create`, and a VM after `vm.boot` or `vm.restore`.
 pub(super) struct SimulatedVmm {
     context: VmmContext,
     config: Option<Value>,
     vm: Option<SimulatedVm>,
-    /// Whether its serial file was made, and emptied.
+    /// Whether the serial file of the configuration could be made.
     console: bool,
-    /// Shares that the guest was asked to let go of.
+    /// Ids of the devices that the guest was asked to let go of.
     leaving: BTreeSet<String>,
 }
 
-/// An answer: status and body.
+/// The answer to a call: status and body.
 pub(super) type ApiAnswer = Result<(u16, String), ApiRefusal>;
 
 fn nothing() -> ApiAnswer {
@@ -37,7 +37,7 @@ fn parse(body: &[u8]) -> Result<Value, ApiRefusal> {
         .map_err(|error| ApiRefusal::new(400, &["Failed to deserialize JSON", &error.to_string()]))
 }
 
-/// A field that a body must have.
+/// The body and the field `key`, which it must have.
 fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
     if body.is_empty() {
         return Err(ApiRefusal::new(400, &["Bad Request"]));
@@ -58,7 +58,7 @@ impl SimulatedVmm {
         Self { context, config: None, vm: None, console: false, leaving: BTreeSet::new() }
     }
 
-    /// Answers one call. `vmm.shutdown` is not for it.
+    /// Answers one call. `vmm.shutdown` is answered by [`super::vmm`].
     pub(super) fn call(&mut self, method: &str, path: &str, body: &[u8]) -> ApiAnswer {
         let call = path.strip_prefix("/api/v1/").unwrap_or_default();
         match (method, call) {
@@ -127,7 +127,7 @@ impl SimulatedVmm {
         if self.config.is_some() {
             return Err(ApiRefusal::new(500, &["VM is already created"]).to("The VM could not be created"));
         }
-        // One whose console cannot be made is there all the same.
+        // The VM counts as created even if its console cannot be made.
         let console = vm::console(&config);
         (self.config, self.console) = (Some(config), console.is_ok());
         console.map_err(|refusal| refusal.to("The VM could not be created"))?;
@@ -164,8 +164,8 @@ impl SimulatedVmm {
         }
     }
 
-    /// The guest asked for it: the same machine, from its kernel on.
-    pub(super) fn boot_again(&mut self) -> ApiAnswer {
+    /// Boots the same configuration again, as a reboot of the guest does.
+    pub(super) fn reboot(&mut self) -> ApiAnswer {
         self.vm = None;
         self.boot()
     }
@@ -256,7 +256,7 @@ impl SimulatedVmm {
 
     fn power_button(&mut self) -> ApiAnswer {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        // A guest that stands still hears it when it goes on.
+        // A guest that is paused notices the button when it is resumed.
         let guest = std::sync::Arc::clone(&vm.guest);
         tokio::spawn(async move {
             if guest.pause_control.until_running().await.is_ok() {
@@ -284,11 +284,11 @@ impl SimulatedVmm {
             ]));
         }
         let id = fs.get("id").cloned().unwrap_or(Value::Null);
-        let taken = |config: &Value| {
+        let is_taken = |config: &Value| {
             let listed = config.get("fs").and_then(Value::as_array).into_iter().flatten();
-            listed.filter_map(|fs| fs.get("id")).any(|there| *there == id)
+            listed.filter_map(|fs| fs.get("id")).any(|listed| *listed == id)
         };
-        if taken(config) {
+        if is_taken(config) {
             return Err(invalid(&[&format!("Identifier {} is not unique", id.as_str().unwrap_or_default())]));
         }
         if let Some(vm) = &mut self.vm {
@@ -339,7 +339,7 @@ impl SimulatedVmm {
         nothing()
     }
 
-    /// What happens by itself while nobody calls.
+    /// Makes shares hang whose daemons have gone. To be called from time to time.
     pub(super) fn hang_shares_of_lost_daemons(&mut self) -> io::Result<()> {
         self.vm.as_ref().map_or(Ok(()), SimulatedVm::hang_shares_of_lost_daemons)
     }
@@ -361,7 +361,7 @@ const KNOWN: [&str; 13] = [
     "vm.remove-device",
 ];
 
-/// The directory of a `file://` URL, for what cannot be done without it.
+/// The directory that a `file://` URL names. `what` is the outermost message of the refusal.
 fn directory(url: &str, what: &str) -> Result<PathBuf, ApiRefusal> {
     let refuse =
         |why: String| ApiRefusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);

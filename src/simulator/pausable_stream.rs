@@ -1,4 +1,4 @@
-//! What stands still while a VM is paused: nothing gets in or out of it.
+//! Connections to the guest that transfer nothing while the VM is paused, and break when the VM is gone.
 
 use std::future::poll_fn;
 use std::io;
@@ -14,11 +14,10 @@ use tokio::net::TcpStream;
 enum RunState {
     Running,
     Paused,
-    /// The VM is gone.
     Gone,
 }
 
-/// Open while the VM runs.
+/// Whether the VM runs, and who waits for that to change. A VM that is gone stays gone.
 pub(super) struct PauseControl(Mutex<(RunState, Vec<Waker>)>);
 
 impl PauseControl {
@@ -26,10 +25,10 @@ impl PauseControl {
         Self(Mutex::new((RunState::Paused, Vec::new())))
     }
 
-    fn set(&self, is: RunState) {
+    fn set(&self, new: RunState) {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.0 != RunState::Gone {
-            state.0 = is;
+            state.0 = new;
         }
         state.1.drain(..).for_each(Waker::wake);
     }
@@ -78,19 +77,20 @@ impl PauseControl {
     /// Waits until the VM runs.
     ///
     /// # Errors
-    /// If it is gone.
+    /// `ConnectionReset` if the VM is gone.
     pub(super) async fn until_running(&self) -> io::Result<()> {
         poll_fn(|context| self.poll(context)).await
     }
 }
 
-/// A connection to the guest.
+/// A connection to the guest, in the hands of the guest.
 pub(super) struct PausableStream {
     pub(super) stream: TcpStream,
     pub(super) pause_control: Arc<PauseControl>,
 }
 
-macro_rules! pass {
+/// Returns from a poll function unless the VM runs.
+macro_rules! ready_if_running {
     ($self:ident, $context:ident) => {
         match $self.pause_control.poll($context) {
             Poll::Ready(Ok(())) => {}
@@ -106,7 +106,7 @@ impl AsyncRead for PausableStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        pass!(self, context);
+        ready_if_running!(self, context);
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -117,12 +117,12 @@ impl AsyncWrite for PausableStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        pass!(self, context);
+        ready_if_running!(self, context);
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pass!(self, context);
+        ready_if_running!(self, context);
         Pin::new(&mut self.stream).poll_flush(context)
     }
 

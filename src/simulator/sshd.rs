@@ -1,6 +1,7 @@
-//! The simulated guest's SSH server: real SSH on the loopback, commands run by this machine's shell in the guest's view.
+//! The SSH server of the simulated guest: SSH on a loopback address. Commands are run by this machine's shell, in the
+//! directory that stands for the guest's root.
 //!
-//! Who is let in, and the key that the server shows, is in files on the guest's disk, as in any guest. No terminals.
+//! The authorized keys and the host key are files on the guest's disk, as in a real guest. There are no terminals.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,10 +25,10 @@ use super::syscalls;
 use super::translate::{CommandInput, Translator};
 use crate::guest::key;
 
-/// Where the server's key is, below the root.
+/// The file of the host key, relative to the root.
 const HOST_KEY: &str = "etc/ssh/host_key";
 
-/// Serves the guest for as long as it lives, once it runs.
+/// Accepts connections while the guest runs, until it ends.
 pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListener) -> io::Result<()> {
     let key = host_key(guest)?;
     let config = Arc::new(server::Config {
@@ -47,14 +48,14 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListene
             let Ok((stream, _)) = accepted else {
                 return;
             };
-            // A delay is all that is lost if it cannot be set.
+            // If this fails, answers are only slower.
             stream.set_nodelay(true).ok();
             let stream = PausableStream { stream, pause_control: Arc::clone(&guest.pause_control) };
             let connection =
                 ClientConnection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
             let config = Arc::clone(&config);
             tokio::spawn(async move {
-                // How a connection ends is the client's to say.
+                // The client may end the connection in any way.
                 if let Ok(session) = server::run_stream(config, stream, connection).await {
                     session.await.ok();
                 }
@@ -64,7 +65,7 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListene
     Ok(())
 }
 
-/// The server's key: on the disk, or made now and put there.
+/// The host key on the disk, which is made if it is missing.
 fn host_key(guest: &SimulatedGuest) -> io::Result<PrivateKey> {
     let path = guest.kernel().view().join(HOST_KEY);
     match std::fs::read_to_string(&path) {
@@ -83,12 +84,13 @@ fn host_key(guest: &SimulatedGuest) -> io::Result<PrivateKey> {
 
 struct ClientConnection {
     guest: Arc<SimulatedGuest>,
-    /// Whose session it is: the home, once logged in.
+    /// The home directory of the user, once logged in.
     home: Option<PathBuf>,
-    /// What is sent to the commands that run.
+    /// The commands that run, by channel: what the client sends goes there.
     channels: HashMap<ChannelId, UnboundedSender<CommandMessage>>,
 }
 
+/// What a client sends to a command.
 enum CommandMessage {
     Bytes(Vec<u8>),
     EndOfInput,
@@ -101,8 +103,8 @@ impl ClientConnection {
         if user == "root" { view.join("root") } else { view.join("home").join(user) }
     }
 
-    fn is_let_in(&self, user: &str, key: &PublicKey) -> bool {
-        // Names are paths here.
+    fn may_log_in(&self, user: &str, key: &PublicKey) -> bool {
+        // The name becomes part of a path.
         let plain = user.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter));
         let list =
             std::fs::read_to_string(self.home_of(user).join(".ssh/authorized_keys")).unwrap_or_default();
@@ -166,7 +168,7 @@ impl server::Handler for ClientConnection {
     type Error = russh::Error;
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
-        if self.is_let_in(user, key.public_key) {
+        if self.may_log_in(user, key.public_key) {
             self.home = Some(self.home_of(user));
             Ok(Auth::Accept)
         } else {
@@ -200,7 +202,7 @@ impl server::Handler for ClientConnection {
 
     async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut Session) -> Result<(), russh::Error> {
         if let Some(command) = self.channels.get(&id) {
-            // One that has ended takes nothing any more.
+            // Without a receiver the command has ended.
             command.send(CommandMessage::Bytes(bytes.to_vec())).ok();
         }
         Ok(())
@@ -230,12 +232,12 @@ impl server::Handler for ClientConnection {
     }
 }
 
-/// The process group that a command leads.
+/// The process group of a command, which is its leader.
 fn group(child: &tokio::process::Child) -> Option<rustix::process::Pid> {
     child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
 }
 
-/// A command that runs, and the channel it runs for.
+/// A command that runs for a channel.
 struct RunningCommand {
     guest: Arc<SimulatedGuest>,
     handle: Handle,
@@ -245,14 +247,15 @@ struct RunningCommand {
 }
 
 impl RunningCommand {
-    /// To its end. A client that is gone hears nothing of it, and it runs on.
+    /// Transfers input and output until the command ends, and reports how it ended. If the client is gone the command runs
+    /// on.
     async fn run(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<CommandMessage>) {
         let group = group(&child);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (handle, id) = (self.handle.clone(), self.id);
         let guest = Arc::clone(&self.guest);
         let feeding = tokio::spawn(async move {
-            // A command that does not read its input to the end is none that failed.
+            // A command need not read its input to the end.
             self.feed(receiver, stdin, group).await.ok();
         });
         let wait = async {
@@ -263,11 +266,14 @@ impl RunningCommand {
             }
             ended
         };
-        let (ended, (), ()) =
-            tokio::join!(wait, pass_on(stdout, &handle, id, None), pass_on(stderr, &handle, id, Some(1)));
+        let (ended, (), ()) = tokio::join!(
+            wait,
+            send_output(stdout, &handle, id, None),
+            send_output(stderr, &handle, id, Some(1))
+        );
         feeding.abort();
         guest.settle();
-        // A client that has gone does not hear how it ended, nor that it did.
+        // Sending fails if the client has gone.
         match ended.map(|status| (status.code(), status.signal())) {
             Ok((Some(code), _)) => {
                 handle.exit_status_request(id, u32::try_from(code).unwrap_or(255)).await.ok();
@@ -280,8 +286,8 @@ impl RunningCommand {
                     Some(15) => Sig::TERM,
                     other => Sig::Custom(format!("{}", other.unwrap_or_default())),
                 };
-                let said = handle.exit_signal_request(id, signal, false, String::new(), String::new());
-                said.await.ok();
+                let sent = handle.exit_signal_request(id, signal, false, String::new(), String::new());
+                sent.await.ok();
             }
             Err(error) => guest.kernel().print(&format!("sshd: {error}")),
         }
@@ -315,8 +321,13 @@ impl RunningCommand {
     }
 }
 
-/// What a command writes, until it has nothing more to say.
-async fn pass_on(from: Option<impl AsyncRead + Unpin>, to: &Handle, id: ChannelId, extended: Option<u32>) {
+/// Sends the output of a command to the client until there is no more.
+async fn send_output(
+    from: Option<impl AsyncRead + Unpin>,
+    to: &Handle,
+    id: ChannelId,
+    extended: Option<u32>,
+) {
     let Some(mut from) = from else {
         return;
     };

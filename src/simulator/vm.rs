@@ -1,4 +1,5 @@
-//! The simulated VM: what Cloud Hypervisor knows of one, and what becomes of it.
+//! The simulated VM: opens and locks the files and sockets that its configuration names, boots or restores a guest in
+//! them, and pauses, saves and resumes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -31,20 +32,21 @@ type Result<T, E = ApiRefusal> = std::result::Result<T, E>;
 pub(super) struct SimulatedVm {
     pub(super) guest: Arc<SimulatedGuest>,
     pub(super) paused: bool,
-    /// At which instant it stands still.
+    /// Names the instant at which the VM was paused; all zero before. RAM holds the same bytes, so that RAM of another
+    /// instant is recognised.
     instant: [u8; 16],
-    /// The shares that are devices: id, and tag and connection of each.
+    /// The shares that are devices, by id: tag, and connection to the daemon.
     shares: BTreeMap<String, (String, UnixStream)>,
-    /// Shares whose daemons were left behind by `vm.snapshot`.
+    /// Whether there were shares at the last `vm.snapshot`: some versions do not resume their daemons.
     left_behind: bool,
-    /// What it holds for as long as it lives: its TAP, and disks that are not its root.
+    /// Files that are locked for as long as the VM lives: its TAP, and the disks other than the first.
     _locked_files: Vec<File>,
 }
 
-/// What `vm.snapshot` writes besides the configuration.
+/// The content of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct StateFile {
-    /// As Cloud Hypervisor's has; devices of a simulator have nothing to say.
+    /// Where Cloud Hypervisor has the state of devices. Empty here.
     snapshots: Value,
     simulator: String,
     instant: [u8; 16],
@@ -52,15 +54,18 @@ struct StateFile {
     time: i64,
 }
 
-/// Where a VM's surroundings are, and what it is to behave like.
+/// What a VM needs of its VMM.
 #[derive(Clone)]
 pub(super) struct VmmContext {
+    /// The directory of the API socket, in which the simulated network lies as well.
     pub(super) runtime: PathBuf,
+    /// The version that is simulated.
     pub(super) version: &'static Capability,
+    /// Takes what the guest asks of its machine.
     pub(super) power: UnboundedSender<PowerRequest>,
 }
 
-/// ConnectedDevices of a machine, before there is a guest in it.
+/// What a configuration names, opened and locked, before there is a guest.
 struct ConnectedDevices {
     ram: SimulatedRam,
     disk: (SimulatedDisk, super::disk::FileTable),
@@ -80,7 +85,7 @@ fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
-/// RAM: the file of the zone, or memory of the VMM's own, filled from `saved` if there is some.
+/// RAM: the file of the zone, or memory of the VMM, filled from the directory `saved` in a restore.
 fn ram(config: &Value, saved: Option<&Path>, version: &Capability) -> Result<SimulatedRam> {
     let failed =
         |what: &'static str| move |error: io::Error| ApiRefusal::of(&["Memory manager error", what], &error);
@@ -104,14 +109,14 @@ fn ram(config: &Value, saved: Option<&Path>, version: &Capability) -> Result<Sim
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(failed("Failed to create shared file"))?;
-    let there = file.metadata().map_err(failed("Failed to stat filesystem"))?.len();
-    if there < size(zone) {
+    let length = file.metadata().map_err(failed("Failed to stat filesystem"))?.len();
+    if length < size(zone) {
         file.set_len(size(zone)).map_err(failed("Failed to create shared file"))?;
     }
     Ok(SimulatedRam::new(file, size(zone)))
 }
 
-/// Connects to everything that a configuration names. Nothing is changed if something of it is not there.
+/// Opens everything that a configuration names. If something is missing nothing has been changed.
 fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -> Result<ConnectedDevices> {
     let device = |what: &'static str| {
         move |error: io::Error| ApiRefusal::of(&["Error from device manager", what], &error)
@@ -136,7 +141,7 @@ fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -
             500,
             &[
                 "Simulator",
-                "the first disk is none of a simulated guest: `nixbox simulator disk` makes such an image",
+                "the first disk is not the disk of a simulated guest: `nixbox simulator disk` makes such an image",
             ],
         ),
         _ => {
@@ -185,7 +190,7 @@ fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -
     Ok(ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed })
 }
 
-/// The serial console, emptied: by `vm.create` and by `vm.restore`.
+/// Makes or truncates the file of the serial console, as `vm.create` and `vm.restore` do.
 pub(super) fn console(config: &Value) -> Result<File> {
     File::create(console_path(config)).map_err(|error| {
         ApiRefusal::of(&["Error creating console devices", "Error creating console device"], &error)
@@ -237,7 +242,7 @@ fn io_error(error: io::Error) -> ApiRefusal {
 }
 
 impl SimulatedVm {
-    /// A fresh boot.
+    /// Boots a guest from the first disk.
     pub(super) fn boot(config: &Value, context: &VmmContext) -> Result<Self> {
         let ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed } =
             connect_devices(config, context, None)?;
@@ -256,7 +261,7 @@ impl SimulatedVm {
         })
     }
 
-    /// What was saved in a directory, paused.
+    /// Restores the guest that was saved in a directory. It is paused.
     pub(super) fn restore(config: &Value, directory: &Path, context: &VmmContext) -> Result<Self> {
         const RECEIVE: [&str; 2] = ["Cannot restore VM", "Failed to receive migratable component snapshot"];
         let path = directory.join("state.json");
@@ -274,7 +279,7 @@ impl SimulatedVm {
         let Some(mut kernel) = kernel else {
             return Err(ApiRefusal::new(
                 500,
-                &["Simulator", "RAM and disk are not of one simulated guest and one instant"],
+                &["Simulator", "RAM and disk do not belong to the same simulated guest at the same instant"],
             ));
         };
         if !context.version.clock_runs_while_saved {
@@ -324,7 +329,7 @@ impl SimulatedVm {
         Ok(())
     }
 
-    /// Into an existing directory without files of an earlier one.
+    /// Saves the VM in an existing directory without files of an earlier snapshot.
     pub(super) fn save(&mut self, config: &Value, directory: &Path, version: &Capability) -> Result<()> {
         let creating = |what: &'static str| {
             let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot"];
@@ -366,7 +371,7 @@ impl SimulatedVm {
         Ok(())
     }
 
-    /// Shares whose daemons have gone are of no use to anybody.
+    /// Makes shares hang whose daemons have gone.
     pub(super) fn hang_shares_of_lost_daemons(&self) -> io::Result<()> {
         let mut lost = BTreeSet::new();
         for (tag, stream) in self.shares.values() {
@@ -378,7 +383,7 @@ impl SimulatedVm {
         if lost.is_empty() { Ok(()) } else { self.guest.hang(&lost) }
     }
 
-    /// The guest lets go of what it was asked to, unless it is in use. Says whether all of it is gone.
+    /// The guest lets go of the devices that it was asked to let go of, except shares that are mounted.
     pub(super) fn let_go(&mut self, asked: &BTreeSet<String>) {
         if !self.paused {
             let guest = &self.guest;
@@ -386,7 +391,7 @@ impl SimulatedVm {
         }
     }
 
-    /// Ids of all devices.
+    /// The ids of the shares that are devices.
     pub(super) fn devices(&self) -> Vec<&str> {
         self.shares.keys().map(String::as_str).collect()
     }
