@@ -1,5 +1,5 @@
-//! The ten invariants of the design, checked on the host itself. No code of `operations` is asked: of nixbox, only the
-//! journal's reader is used, to know how the workspace believes to stand.
+//! Checks the ten invariants of the design on the state of the host. Of nixbox's own code only the reader of the journal is
+//! used, to know what state the workspace should be in.
 
 use super::files::Content;
 use super::guest::FakeMount;
@@ -10,7 +10,7 @@ use crate::engine::reader;
 use crate::operations::WorkspaceState;
 use crate::world::{Generation, Machine, Presence, VmmState, WorkspaceId};
 
-/// Something that must never be.
+/// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The number of the invariant in the design.
@@ -19,8 +19,8 @@ pub struct Violation {
     pub what: String,
 }
 
-/// Everything of `workspace` that the invariants forbid while no operation is open. Those about more than one instant
-/// (6 to 8, 10) are for the caller to compare.
+/// Everything of `workspace` that the invariants forbid while no operation is open. Of invariants 6 to 8 and 10, which
+/// compare the host at several times, only what can be seen at one time is checked; the caller compares the rest.
 pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut forbid = |invariant: u8, forbidden: bool, what: &str| {

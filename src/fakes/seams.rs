@@ -1,4 +1,4 @@
-//! The seams of `world`, on the fake host.
+//! The traits of `world`, implemented on the fake host for one workspace.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -55,11 +55,11 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     }
 }
 
-/// One part of an effect, between two points.
+/// A part of a change, between two points.
 type EffectPart<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
 
 impl WorkspaceSeams {
-    /// A look at the host: it may go wrong, and changes nothing.
+    /// A call that changes nothing. It may go wrong.
     async fn query<T>(
         &self,
         kind: &'static str,
@@ -72,7 +72,7 @@ impl WorkspaceSeams {
         }
     }
 
-    /// A change of the host in several parts, with a point before each and one behind the last.
+    /// A call that changes the host in several parts, with a point before each and one after the last. It may go wrong.
     async fn change(&self, kind: &'static str, parts: Vec<EffectPart<'_>>) -> Result<()> {
         let fault = self.call_fault(kind);
         match fault {
@@ -83,7 +83,7 @@ impl WorkspaceSeams {
         for part in parts {
             self.host.point()?;
             part(&mut self.host.lock())?;
-            // Stage-mates act in between.
+            // The other transitions of the stage run in between.
             tokio::task::yield_now().await;
         }
         self.host.point()?;

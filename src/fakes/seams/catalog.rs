@@ -48,7 +48,7 @@ impl Catalog for WorkspaceSeams {
     async fn find(&self, id: SnapshotId) -> Result<SnapshotState> {
         self.query("catalog.find", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
-            // What is reported is built upon, so that it has to be on the medium.
+            // The caller acts on the answer, so the names have to be durable.
             state.files.sync_names(snapshots);
             let is = |name: String| state.files.find(snapshots, &name).is_some();
             Ok(match (is(id.to_string()), is(trash_name(id)), is(staging_name(id))) {

@@ -83,7 +83,7 @@ impl Disk for WorkspaceSeams {
 }
 
 impl WorkspaceSeams {
-    /// A disk image of our own: whole, or known not to be, and on the medium when it is reported.
+    /// Makes the disk image of a generation. It is torn until it is whole, and durable when this returns.
     async fn put_disk(
         &self,
         kind: &'static str,

@@ -55,7 +55,7 @@ impl Guest for WorkspaceSeams {
                 _ if !wanted => Ok(()),
                 FakeMount::Works => Ok(()),
                 FakeMount::No if attached => {
-                    // The guest's kernel mounts what nobody serves, and hangs when it is used (measured: v53.0).
+                    // The guest's kernel mounts a share without a daemon; accesses hang (measured on v53.0).
                     ram.mount = if serving { FakeMount::Works } else { FakeMount::Dead };
                     Ok(())
                 }
@@ -101,7 +101,7 @@ impl Guest for WorkspaceSeams {
             };
             let mounts = match ram.mount {
                 _ if !wanted => Presence::Whole,
-                // The guest's table of mounts does not say that one hangs.
+                // The table of mounts in the guest does not show that a mount hangs.
                 FakeMount::Works | FakeMount::Dead => Presence::Whole,
                 FakeMount::No => Presence::Absent,
             };

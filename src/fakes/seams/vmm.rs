@@ -24,7 +24,7 @@ impl Vmm for WorkspaceSeams {
             if state.answers(key).is_err() {
                 return Ok(VmmState::Silent);
             }
-            // A call that a nixbox made which died is carried on by the VMM, and this one waits for it.
+            // The VMM completes the call of a nixbox that has died, and this call waits for that one.
             if let Some(id) = state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
                 self.finish_save(state, key, id)?;
             }
@@ -236,7 +236,7 @@ impl WorkspaceSeams {
         Ok(())
     }
 
-    /// What a VMM connects to or opens when a VM is created in it.
+    /// Fails unless there is everything that a VMM opens or connects to when it makes a VM.
     fn check_parts(&self, state: &FakeState, machine: &Machine, shares: bool) -> Result<()> {
         if shares && !state.daemons.get(&self.key(machine.vmm)).is_some_and(ShareDaemons::serve) {
             return refused("no share daemon listens");
@@ -264,7 +264,7 @@ impl WorkspaceSeams {
             Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
             _ => return refused("there is no VM to resume"),
         };
-        // A transmit error on a TAP that is down has killed a VM (their issue 8722).
+        // A transmit error on a TAP that is down has killed a VM (Cloud Hypervisor issue 8722).
         let mangled = !tap(state, machine);
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Running;
