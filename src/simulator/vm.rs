@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::disk::SimulatedDisk;
+use super::disk::{FileTable, SimulatedDisk};
 use super::guest::{AttachedShare, PowerRequest, SimulatedGuest};
 use super::kernel::Kernel;
 use super::network;
@@ -68,7 +68,7 @@ pub(super) struct VmmContext {
 /// What a configuration names, opened and locked, before there is a guest.
 struct ConnectedDevices {
     ram: SimulatedRam,
-    disk: (SimulatedDisk, super::disk::FileTable),
+    disk: (SimulatedDisk, FileTable),
     serial: File,
     ssh: Option<TcpListener>,
     locked_files: Vec<File>,
@@ -118,9 +118,6 @@ fn ram(config: &Value, saved: Option<&Path>, version: &Capability) -> Result<Sim
 
 /// Opens everything that a configuration names. If something is missing nothing has been changed.
 fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -> Result<ConnectedDevices> {
-    let device = |what: &'static str| {
-        move |error: io::Error| ApiRefusal::of(&["Error from device manager", what], &error)
-    };
     let ram = ram(config, saved, context.version)?;
     let payload = config.get("payload").unwrap_or(&Value::Null);
     if saved.is_none() {
@@ -129,54 +126,14 @@ fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -
     }
     let serial = if saved.is_some() { console(config)? } else { console_again(config).map_err(io_error)? };
     let mut disks = items(config, "disks");
-    let Some(root) = disks.next() else {
-        return Err(ApiRefusal::new(
-            500,
-            &["Simulator", "a simulated guest boots from a disk, and there is none"],
-        ));
-    };
-    let raw = !context.version.knows_image_type || text(root, "image_type") == "Raw";
-    let disk = SimulatedDisk::open(Path::new(text(root, "path")), raw).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => ApiRefusal::new(
-            500,
-            &[
-                "Simulator",
-                "the first disk is not the disk of a simulated guest: `nixbox simulator disk` makes such an image",
-            ],
-        ),
-        _ => {
-            let words = ["Error from device manager", "Cannot open disk path"];
-            let opening = format!("I/O error (path={} op=open)", text(root, "path"));
-            if context.version.disk_errors_name_the_path {
-                ApiRefusal::of(&[words[0], words[1], &opening], &error)
-            } else {
-                ApiRefusal::of(&words, &error)
-            }
-        }
+    let root = disks.next().ok_or_else(|| {
+        ApiRefusal::new(500, &["Simulator", "a simulated guest boots from a disk, and there is none"])
     })?;
-    let mut locked_files = Vec::new();
-    for disk in disks {
-        let file = OpenOptions::new().read(true).write(true).open(text(disk, "path"));
-        let file = file.map_err(device("Cannot open disk path"))?;
-        file.try_lock().map_err(|_| {
-            device("Cannot lock images of all block devices")(io::ErrorKind::ResourceBusy.into())
-        })?;
-        locked_files.push(file);
-    }
+    let disk = root_disk(root, context.version)?;
+    let mut locked_files = disks.map(lock_disk).collect::<Result<Vec<_>>>()?;
     let mut ssh = None;
     for net in items(config, "net") {
-        let (tap, listener) = network::attach(&context.runtime, text(net, "tap")).map_err(|error| {
-            ApiRefusal::of(
-                &[
-                    "Error from device manager",
-                    "Cannot create virtio-net device",
-                    "Failed to open taps",
-                    "Open tap device failed",
-                    "Unable to configure tap interface",
-                ],
-                &error,
-            )
-        })?;
+        let (tap, listener) = attach_tap(net, context)?;
         locked_files.push(tap);
         ssh = Some(listener);
     }
@@ -188,6 +145,51 @@ fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -
     }
     let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
     Ok(ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed })
+}
+
+fn device_error(what: &'static str) -> impl Fn(io::Error) -> ApiRefusal {
+    move |error| ApiRefusal::of(&["Error from device manager", what], &error)
+}
+
+/// Opens the first disk, which the guest boots from.
+fn root_disk(disk: &Value, version: &Capability) -> Result<(SimulatedDisk, FileTable)> {
+    let path = text(disk, "path");
+    let raw = !version.knows_image_type || text(disk, "image_type") == "Raw";
+    SimulatedDisk::open(Path::new(path), raw).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => ApiRefusal::new(
+            500,
+            &[
+                "Simulator",
+                "the first disk is not the disk of a simulated guest: `nixbox simulator disk` makes such an image",
+            ],
+        ),
+        _ if version.disk_errors_name_the_path => {
+            let opening = format!("I/O error (path={path} op=open)");
+            ApiRefusal::of(&["Error from device manager", "Cannot open disk path", &opening], &error)
+        }
+        _ => device_error("Cannot open disk path")(error),
+    })
+}
+
+/// Opens and locks a disk other than the first. The guest does not use it.
+fn lock_disk(disk: &Value) -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open(text(disk, "path"));
+    let file = file.map_err(device_error("Cannot open disk path"))?;
+    file.try_lock().map_err(|_| {
+        device_error("Cannot lock images of all block devices")(io::ErrorKind::ResourceBusy.into())
+    })?;
+    Ok(file)
+}
+
+fn attach_tap(net: &Value, context: &VmmContext) -> Result<(File, TcpListener)> {
+    let words = [
+        "Error from device manager",
+        "Cannot create virtio-net device",
+        "Failed to open taps",
+        "Open tap device failed",
+        "Unable to configure tap interface",
+    ];
+    network::attach(&context.runtime, text(net, "tap")).map_err(|error| ApiRefusal::of(&words, &error))
 }
 
 /// Makes or truncates the file of the serial console, as `vm.create` and `vm.restore` do.

@@ -10,12 +10,13 @@ use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(1);
 
-struct Fixture {
+/// The VMMs of a workspace in a directory of its own. A VMM that lives is killed when the test ends.
+struct TestVmms {
     vmm: CloudHypervisor,
     directory: tempfile::TempDir,
 }
 
-impl Drop for Fixture {
+impl Drop for TestVmms {
     fn drop(&mut self) {
         if let Some(live) = self.vmm.find_live(GENERATION).unwrap() {
             live.daemon.signal(Signal::KILL).unwrap();
@@ -43,9 +44,9 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
     })
 }
 
-fn fixture() -> Fixture {
+fn fixture() -> TestVmms {
     let directory = tempfile::tempdir().unwrap();
-    Fixture { vmm: at(directory.path().to_owned()), directory }
+    TestVmms { vmm: at(directory.path().to_owned()), directory }
 }
 
 fn machine() -> Machine {
