@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::progress::ProgressDisplay;
-use super::{WorkspaceLocation, done, signals};
+use super::{WorkspaceLocation, signals, success};
 use crate::engine::transition::Interrupt;
 
 /// Show a snapshot, a kill, a recovery and a restore, without KVM, root or network
@@ -207,7 +207,7 @@ pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     workspace.keep = arguments.keep;
     error::print(&ending(&workspace.directory, arguments.keep))?;
     drop(workspace);
-    done()
+    success()
 }
 
 fn play(workspace: &DemoWorkspace) -> Result<(), Problem> {

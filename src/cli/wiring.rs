@@ -21,7 +21,7 @@ use crate::host::disk::{DiskSpec, Disks};
 use crate::host::ground::HostGround;
 use crate::host::hooks::{Complain, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
-use crate::host::memory::{self, Location, RamFiles};
+use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
 use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
@@ -33,7 +33,7 @@ use crate::store::Snapshots;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
-use crate::world::{self, World};
+use crate::world::{self, HookPoint, World};
 
 /// A guest in software emulation takes half a minute until it answers.
 const READY: Duration = Duration::from_secs(110);
@@ -168,10 +168,7 @@ pub fn assemble(
         },
         memory_file: {
             let memory = Arc::clone(&memory);
-            Arc::new(move |generation| match memory.location(generation)? {
-                Location::File(path) => Ok(Some(path)),
-                Location::Vmm => Ok(None),
-            })
+            Arc::new(move |generation| Ok(memory.file(generation)?))
         },
         snapshot: {
             let catalog = Arc::clone(&catalog);
@@ -207,10 +204,24 @@ pub fn assemble(
             memory: memory.clone(),
             disk: disk.clone(),
         }),
-        hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
+        hooks: Arc::new(ShellHooks {
+            directory: workspace.root().to_owned(),
+            scripts: scripts(&config.hooks),
+            complain,
+        }),
         clock: Arc::new(HostClock),
     };
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
+}
+
+/// The command lines of each point.
+fn scripts(hooks: &config::HooksTable) -> Vec<(HookPoint, Vec<String>)> {
+    vec![
+        (HookPoint::PreUp, hooks.pre_up.clone()),
+        (HookPoint::PostUp, hooks.post_up.clone()),
+        (HookPoint::PreDown, hooks.pre_down.clone()),
+        (HookPoint::PostDown, hooks.post_down.clone()),
+    ]
 }
 
 /// Where guests are to be reached.

@@ -199,7 +199,6 @@ impl CloudHypervisor {
         live: &LiveVmm,
         generation: Generation,
     ) -> std::result::Result<(), VmmError> {
-        let mark = self.daemons.mark(&self.role, generation);
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
         loop {
@@ -217,13 +216,13 @@ impl CloudHypervisor {
                 }
                 Err(ApiError::Connection { .. }) if Instant::now() < deadline => {}
                 Err(ApiError::Connection { .. }) => {
-                    return Err(self.daemons.mute(&mark, START_LIMIT).into());
+                    return Err(self.daemons.not_serving(&self.role, generation, START_LIMIT).into());
                 }
                 Err(error) => return Err(error.into()),
             }
             // No event says when the VMM listens on its socket: tried with a growing pause, which the exit of the process ends.
             if let Ok(exit) = tokio::time::timeout(pause, live.daemon.exited()).await {
-                return Err(self.daemons.ended(&mark, exit?).into());
+                return Err(self.daemons.ended(&self.role, generation, exit?).into());
             }
             pause = (pause * 2).min(Duration::from_millis(50));
         }

@@ -17,11 +17,15 @@ const CRASHES: [Crash; 6] = [
 ];
 const CRASHES_OF_RECOVERY: [Crash; 3] = [Crash::Death, Crash::VmmHangs, Crash::PowerCut(Survival::Some(2))];
 
-struct Scenario {
-    version: u32,
-    shares: bool,
-    before: &'static [Command],
-    command: Command,
+/// A command on a host on which others went well.
+pub(crate) struct Scenario {
+    /// The major version of the VMM.
+    pub(crate) version: u32,
+    /// Whether the workspace has shares.
+    pub(crate) shares: bool,
+    /// What went well before.
+    pub(crate) before: &'static [Command],
+    pub(crate) command: Command,
 }
 
 /// Runs `scenario` with every crash at every point, each recovery with every crash at every point, and then once more

@@ -1,4 +1,4 @@
-//! The seams of VMM and shares the whole way round: boot, pause, save, stop, load, resume, with a share in it.
+//! The seams of VMM, shares and network in one sequence: boot, pause, save, stop, load, resume, with a share in use.
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -16,9 +16,9 @@ use nixbox::world::{
 
 use crate::crashed::KEPT_LOGS;
 use crate::outside::must;
-use crate::room::{GUEST, WORK};
+use crate::workspace::{GUEST, USER, WORK};
 
-/// Much more than a guest takes, in software emulation too.
+/// A limit that no guest reaches, in software emulation either.
 const LIMIT: Duration = Duration::from_secs(120);
 const MEMORY: u64 = 256 << 20;
 
@@ -150,7 +150,7 @@ fn machine(generation: u64, memory: u64) -> Machine {
     }
 }
 
-/// As the user who has nothing but /dev/kvm and a TAP, or as root.
+/// The whole sequence, as root or as a user who has only /dev/kvm and a TAP.
 async fn round(invoker: Invoker, memory_file: bool) {
     let directory = tempfile::tempdir_in(WORK).unwrap();
     let house = house(directory.path(), invoker.clone(), memory_file);
@@ -246,13 +246,13 @@ fn wait(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
 }
 
-pub(super) fn a_guest_goes_round_as_root_with_memory_of_ours() {
+pub(super) fn a_guest_is_saved_and_loaded_as_root_with_a_memory_file() {
     wait(round(Invoker::user(0, 0).unwrap(), true));
 }
 
-pub(super) fn a_guest_goes_round_as_a_user_with_memory_of_the_vmm() {
-    // Nobody whom this host knows: with /dev/kvm and a TAP, and nothing else.
-    must("chown", &["12345:12345", "/dev/kvm"]);
-    wait(round(Invoker::user(12345, 12345).unwrap(), false));
+pub(super) fn a_guest_is_saved_and_loaded_as_a_user_with_memory_of_the_vmm() {
+    // A user whom this host does not know: with /dev/kvm and a TAP, and nothing else.
+    must("chown", &[&format!("{USER}:{USER}"), "/dev/kvm"]);
+    wait(round(Invoker::user(USER, USER).unwrap(), false));
     must("chown", &["0:0", "/dev/kvm"]);
 }

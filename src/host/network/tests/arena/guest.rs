@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Arena, LIMIT, Namespace};
 use crate::host::ioctl::Tap;
-use crate::host::network::tap;
+use crate::host::network::plan;
 use crate::world::Slot;
 
 /// DNS: the server will not.
@@ -36,7 +36,7 @@ impl Guest {
     /// Attach to the slot's TAP, as a VMM would.
     pub(in super::super) fn join(arena: &Arena, slot: Slot) -> Self {
         let namespace = Namespace::new();
-        let device = tap::addresses(slot.number()).2;
+        let device = plan::addresses(slot.number()).2;
         let far = arena.host.within(|| Tap::attach(&device).unwrap());
         let near = namespace.within(|| Tap::create("eth0").unwrap());
         namespace.run(&format!(
@@ -57,11 +57,11 @@ impl Guest {
     }
 
     pub(in super::super) fn gateway(&self) -> Ipv4Addr {
-        tap::addresses(self.slot.number()).0
+        plan::addresses(self.slot.number()).0
     }
 
     pub(in super::super) fn address(&self) -> Ipv4Addr {
-        tap::addresses(self.slot.number()).1
+        plan::addresses(self.slot.number()).1
     }
 
     pub(in super::super) fn run(&self, command: &str) {
