@@ -8,7 +8,7 @@ use libfuzzer_sys::{arbitrary, fuzz_target};
 use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
-use nixbox::fakes::{Crash, Fault, Host, Survival, CallFault};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
 use nixbox::operations::{Reference, Refusal, Session, SnapshotRequest};
 use nixbox::world::{Generation, SnapshotId, WorkspaceId};
 
