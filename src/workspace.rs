@@ -30,6 +30,8 @@ use crate::world::WorkspaceId;
 
 mod template;
 
+pub use template::CONFIG;
+
 /// The directory that makes a directory a workspace.
 pub const DIRECTORY: &str = ".nixbox";
 const ID_FILE: &str = "workspace-id";

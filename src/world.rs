@@ -19,6 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub mod capability;
 mod names;
 
 pub use self::names::{BadSnapshotName, NoSuchSlot, Slot, SnapshotId, SnapshotName};
@@ -75,7 +76,8 @@ impl VmmState {
     }
 }
 
-/// What the VMM's version can do. `vmm/capability.rs` holds the table; nothing else asks for a version.
+/// What becomes of shares under a version of the VMM. [`capability`] holds the table of versions; no other code compares
+/// version numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ability {
     /// A share mounted in the guest still works, open files too, after `vm.restore`.

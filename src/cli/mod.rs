@@ -19,6 +19,7 @@ mod down;
 pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod image;
 mod init;
 mod journal;
 mod journal_state;
@@ -56,6 +57,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum NixboxCommand {
     Init(init::Arguments),
+    Image(image::Arguments),
     Demo(demo::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
@@ -108,6 +110,7 @@ pub fn main() -> ExitCode {
 fn run(place: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
     match command {
         NixboxCommand::Init(arguments) => init::run(place, &arguments),
+        NixboxCommand::Image(arguments) => image::run(place, &arguments),
         NixboxCommand::Demo(arguments) => demo::run(place, &arguments),
         NixboxCommand::Up(arguments) => up::run(place, &arguments),
         NixboxCommand::Down(arguments) => down::run(place, &arguments),

@@ -6,7 +6,7 @@ use super::error::{ExitKind, Problem};
 use super::wiring::{self, Wiring};
 use crate::config::Config;
 use crate::engine::transition::Failure;
-use crate::host::spawn::{self, SpawnError};
+use crate::host::spawn::{self, Invoker, SpawnError};
 use crate::host::sudo;
 use crate::world::{Presence, Slot};
 
@@ -87,7 +87,8 @@ pub(super) async fn host(assembly: &Wiring) -> Result<(), Problem> {
         return Ok(());
     }
     if world.shares.wanted() {
-        spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")
+        Invoker::detect()
+            .and_then(|user| spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD"))
             .map_err(|error| failed(PreflightError::Virtiofsd(error)))?;
     }
     let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));

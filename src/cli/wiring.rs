@@ -27,12 +27,13 @@ use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
+use crate::simulator;
 use crate::simulator::network::Loopback;
-use crate::simulator::{self, SimulatedVersion};
-use crate::store::{self, Snapshots};
-use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
+use crate::store::Snapshots;
+use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
-use crate::world::{self, Generation, HookPoint, SnapshotId, World};
+use crate::world::capability::{self, Capability};
+use crate::world::{self, HookPoint, World};
 
 /// A guest in software emulation takes half a minute until it answers.
 const READY: Duration = Duration::from_secs(110);
@@ -111,16 +112,13 @@ pub struct Wiring {
     pub simulated: bool,
 }
 
-/// The version that the configuration's simulator behaves like, if it is to be one.
+/// The version that the configuration's simulator behaves like; `None` if the VMM is a real one.
 #[must_use]
-pub fn simulated(config: &Config) -> Option<SimulatedVersion> {
-    Some(match config.vmm {
-        config::VmmChoice::CloudHypervisor => return None,
-        config::VmmChoice::SimulatorV51 => SimulatedVersion::V51,
-        config::VmmChoice::SimulatorV52 => SimulatedVersion::V52,
-        config::VmmChoice::Simulator | config::VmmChoice::SimulatorV53 => SimulatedVersion::V53,
-        config::VmmChoice::SimulatorV54 => SimulatedVersion::V54,
-    })
+pub fn simulated(config: &Config) -> Option<&'static Capability> {
+    match config.vmm {
+        config::VmmChoice::CloudHypervisor => None,
+        config::VmmChoice::Simulator(version) => Some(version.unwrap_or(capability::SIMULATED)),
+    }
 }
 
 /// This program as a part of the simulator.
@@ -145,6 +143,7 @@ pub fn assemble(
     let version = simulated(config);
     let disk = Arc::new(disks(workspace, config, &progress));
     let memory = Arc::new(ram(workspace, config, &progress));
+    let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
         .transpose()?;
@@ -163,11 +162,18 @@ pub fn assemble(
         // Also without any way out: nixbox reaches the guest over it.
         network: true,
         shares: (0..config.mounts.len()).map(tag).collect(),
-        places: Arc::new(Layout {
-            disk: Arc::clone(&disk),
-            memory: Arc::clone(&memory),
-            snapshots: workspace.snapshots(),
-        }),
+        disks: {
+            let disk = Arc::clone(&disk);
+            Arc::new(move |generation| Ok(disk.images(generation)?))
+        },
+        memory_file: {
+            let memory = Arc::clone(&memory);
+            Arc::new(move |generation| Ok(memory.file(generation)?))
+        },
+        snapshot: {
+            let catalog = Arc::clone(&catalog);
+            Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
+        },
     });
     let vmm = Arc::new(vmm.by(vmm_stand_in));
     let address = address(version, &runtime);
@@ -191,7 +197,7 @@ pub fn assemble(
         disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
-        catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress }),
+        catalog,
         ground: Arc::new(HostGround::new(config)),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),
@@ -219,7 +225,7 @@ fn scripts(hooks: &config::HooksTable) -> Vec<(HookPoint, Vec<String>)> {
 }
 
 /// Where guests are to be reached.
-fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::Address> {
+fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
         Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
@@ -228,7 +234,7 @@ fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::
 }
 
 /// Slots number TAPs, which are the host's, and root makes the directory. A simulated workspace has slots of its own.
-fn slots_directory(version: Option<SimulatedVersion>, runtime: &Path) -> PathBuf {
+fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
         None => slots::DIRECTORY.into(),
@@ -395,30 +401,4 @@ fn secret(source: &config::Source) -> Result<Source> {
         ),
         config::Source::Plain(text) => crate::guest::credentials::plain(text.expose_secret().to_owned()),
     })
-}
-
-/// Where the other seams keep what the VMM is to use.
-struct Layout {
-    disk: Arc<Disks>,
-    memory: Arc<RamFiles>,
-    snapshots: PathBuf,
-}
-
-impl Places for Layout {
-    fn disks(&self, generation: Generation) -> world::Result<Vec<PathBuf>> {
-        Ok(self.disk.images(generation)?)
-    }
-
-    fn memory(&self, generation: Generation) -> world::Result<Option<PathBuf>> {
-        Ok(self.memory.file(generation)?)
-    }
-
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.snapshots.join(store::staging_name(snapshot))
-    }
-
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
-        let listed = self.snapshots.join(snapshot.to_string());
-        if listed.is_dir() { listed } else { self.staged_state(snapshot) }
-    }
 }

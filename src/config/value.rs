@@ -3,8 +3,11 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::sync::LazyLock;
 
 use serde::{Serialize, Serializer};
+
+use crate::world::capability::{self, Capability};
 
 /// Why a text is not what it should be. Values of `[env]` never get here.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -382,20 +385,44 @@ words!(
     Open = "open"
 );
 
-words!(
-    /// What runs the VM.
-    VmmChoice,
-    "cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54",
-    /// The real one.
-    CloudHypervisor = "cloud-hypervisor",
-    /// A stand-in that behaves like v53.0.
-    Simulator = "simulator",
-    /// Like v51.1.
-    SimulatorV51 = "simulator-v51",
-    /// Like v52.0.
-    SimulatorV52 = "simulator-v52",
-    /// Like v53.0.
-    SimulatorV53 = "simulator-v53",
-    /// Like v54.0.
-    SimulatorV54 = "simulator-v54"
-);
+/// What runs the VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmmChoice {
+    /// Cloud Hypervisor.
+    CloudHypervisor,
+    /// The simulator, behaving like this version; `None` for the one that it is where none is named.
+    Simulator(Option<&'static Capability>),
+}
+
+/// The words for [`VmmChoice`], for a message.
+static VMM_WORDS: LazyLock<String> = LazyLock::new(|| {
+    let versions = capability::simulated_numbers().into_iter().map(|number| format!("simulator-v{number}"));
+    ["cloud-hypervisor".to_owned(), "simulator".to_owned()]
+        .into_iter()
+        .chain(versions)
+        .collect::<Vec<_>>()
+        .join(", ")
+});
+
+impl FromStr for VmmChoice {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match (text, text.strip_prefix("simulator-v").map(capability::simulated)) {
+            ("cloud-hypervisor", _) => Ok(Self::CloudHypervisor),
+            ("simulator", _) => Ok(Self::Simulator(None)),
+            (_, Some(Ok(version))) => Ok(Self::Simulator(Some(version))),
+            _ => Err(ValueError::Word(text.to_owned(), &VMM_WORDS)),
+        }
+    }
+}
+
+impl Serialize for VmmChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::CloudHypervisor => serializer.serialize_str("cloud-hypervisor"),
+            Self::Simulator(None) => serializer.serialize_str("simulator"),
+            Self::Simulator(Some(version)) => serializer.collect_str(&format_args!("simulator-v{version}")),
+        }
+    }
+}

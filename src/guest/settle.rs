@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::channel::CommandExit;
 use super::clock_helper;
+pub use super::clock_helper::ELF_MAGIC;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
 /// How far from the host's clock the guest's may be afterwards, uncertainty included.
@@ -210,10 +211,16 @@ async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, S
     Ok(Agreement::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
 }
 
-/// The program as `printf` writes it: every byte in octal.
+/// The program as `printf` takes it: every byte in octal.
 #[must_use]
 pub fn program() -> String {
-    clock_helper::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
+    octal(&clock_helper::elf())
+}
+
+/// Bytes as `printf` takes them: each in octal.
+#[must_use]
+pub fn octal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
 /// Writes the program where it can be run, runs it on what follows on stdin, removes it. With no input it ends with 11,

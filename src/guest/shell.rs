@@ -111,7 +111,7 @@ export NIXBOX_SCRIPT
 echo nixbox:begin
 s=
 while IFS= read -r l
-do if [ \"$l\" = nixbox:end ]
+do if [ \"$l\" = {END} ]
 then eval \"$s\"
 exit
 fi
@@ -127,7 +127,8 @@ export LC_ALL PATH
 ";
 
 const BEGIN: &[u8] = b"nixbox:begin\n";
-const END: &str = "\nnixbox:end\n";
+/// The line that ends a script on the stdin of the command that runs it.
+pub const END: &str = "nixbox:end";
 
 /// Output of ours is small; complaints may be longer than one thinks.
 const MOST: usize = 1 << 20;
@@ -172,7 +173,7 @@ impl Shell {
     /// Those of [`ScriptError`].
     pub async fn greet(session: SshSession, within: Duration) -> Result<Self, ScriptError> {
         let what = "ask the guest who it is";
-        let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}{END}").into_bytes());
+        let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}\n{END}\n").into_bytes());
         let capture = Capture { most: MOST, within, prompt: None };
         let finished = session.exec(loader(None).as_bytes(), input, capture).await;
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
@@ -203,7 +204,7 @@ impl Shell {
         within: Duration,
     ) -> Result<String, ScriptError> {
         let command = self.command(rights);
-        let text = format!("{PREAMBLE}{script}{END}");
+        let text = format!("{PREAMBLE}{script}\n{END}\n");
         let mut whole = Zeroizing::new(Vec::with_capacity(text.len() + input.len()));
         whole.extend_from_slice(text.as_bytes());
         whole.extend_from_slice(&input);
@@ -233,7 +234,7 @@ impl Shell {
             dialogue.listen(false).await?;
         };
         dialogue.pending.drain(..begun);
-        dialogue.send(Zeroizing::new(format!("{PREAMBLE}{script}{END}").into_bytes())).await?;
+        dialogue.send(Zeroizing::new(format!("{PREAMBLE}{script}\n{END}\n").into_bytes())).await?;
         Ok(dialogue)
     }
 

@@ -258,7 +258,7 @@ impl Shares for Virtiofs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Need, have};
+    use crate::testing::{self, Need, USER, have};
     use std::os::unix::fs::chown;
     use std::os::unix::net::UnixStream;
 
@@ -321,11 +321,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_is_served_as_that_user() {
-        if !have(&[Need::Root, Need::Virtiofsd]) {
+        if !have(&[Need::Root, Need::VirtiofsdForUsers]) {
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
-        let invoker = Invoker::user(12345, 12346).unwrap();
+        let directory = testing::open_directory();
+        let invoker = Invoker::user(USER, 12346).unwrap();
         let shares = shares(&directory, invoker, true);
         shares.start(GENERATION).await.unwrap();
         let pid = shares.state_of(0, GENERATION).unwrap().0.unwrap().pid();
@@ -369,10 +369,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_source_and_a_failing_daemon_are_errors_that_say_so() {
-        if !have(&[Need::Root, Need::Virtiofsd]) {
+        if !have(&[Need::Root, Need::VirtiofsdForUsers]) {
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
+        let directory = testing::open_directory();
         let mut shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
         shares.settings.shares.truncate(1);
         let source = shares.settings.shares[0].source.clone();
@@ -385,7 +385,7 @@ mod tests {
         std::fs::create_dir(socket.with_suffix(".pid")).unwrap();
         assert!(shares.start(GENERATION).await.is_err());
         std::fs::remove_dir(socket.with_suffix(".pid")).unwrap();
-        shares.settings.invoker = Invoker::user(12345, 12345).unwrap();
+        shares.settings.invoker = Invoker::user(USER, USER).unwrap();
         std::os::unix::fs::chown(directory.path(), Some(0), Some(0)).unwrap();
         let error = shares.start(GENERATION).await.unwrap_err().to_string();
         assert!(error.contains("ended with exit status 1") && error.contains("ermission denied"), "{error}");

@@ -142,7 +142,13 @@ impl HostSlots {
         }
         let path = &self.directory;
         let failed = |source| SlotError::Directory { path: path.clone(), source };
-        std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(failed)?;
+        let above = path.parent().unwrap_or(path);
+        if !above.exists() {
+            std::fs::create_dir_all(above).map_err(failed)?;
+            // Every user has to enter the directory above, whatever the umask of root is.
+            let mode = Mode::from_raw_mode(0o755);
+            rustix::fs::chmod(above, mode).map_err(|error| failed(error.into()))?;
+        }
         // The umask removes bits from the mode that mkdir asks for. So the directory gets its name when its mode is
         // right, and no nixbox finds a directory in which other users cannot claim.
         let unready = path.with_extension("new");

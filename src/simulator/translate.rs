@@ -8,18 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::programs;
-use crate::guest::settle;
+use crate::guest::{settle, shell};
 
 /// Directories of the guest.
 const PATHS: [&str; 13] = [
     "/dev/shm", "/etc", "/home", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/srv", "/sys", "/tmp",
     "/var",
 ];
-
-/// Ends a script of nixbox's; what follows on stdin is not the script's text.
-const END: &[u8] = b"\nnixbox:end\n";
-/// How machine code begins, as nixbox's scripts write it down.
-const MACHINE_CODE: &str = r"\177\105\114\106";
 
 /// For the guest whose root stands at `root`.
 pub(super) struct Translator {
@@ -36,7 +31,7 @@ impl Translator {
         let shares = shares.iter().map(|path| text(path)).collect::<io::Result<Vec<_>>>()?;
         let seen = std::iter::once(root.clone()).chain(shares).collect();
         let settle = format!("#!/bin/sh\n{}\n", programs::caller("settle")?);
-        Ok(Self { root, seen, settle: settle.bytes().map(|byte| format!("\\{byte:03o}")).collect() })
+        Ok(Self { root, seen, settle: settle::octal(settle.as_bytes()) })
     }
 
     /// A script.
@@ -45,7 +40,7 @@ impl Translator {
     /// If it brings machine code that has no stand-in.
     pub(super) fn script(&self, text: &str) -> io::Result<String> {
         let text = text.replace(&settle::program(), &self.settle);
-        if text.contains(MACHINE_CODE) {
+        if text.contains(&settle::octal(settle::ELF_MAGIC)) {
             return Err(io::Error::other("a script brings machine code, which would run on this machine"));
         }
         Ok(self.paths(&text))
@@ -93,7 +88,7 @@ pub(super) enum Input {
 
 impl Input {
     pub(super) fn of(command: &str) -> Self {
-        if command.contains("nixbox:end") { Self::Script(Vec::new()) } else { Self::Plain }
+        if command.contains(shell::END) { Self::Script(Vec::new()) } else { Self::Plain }
     }
 
     /// What the command is given of these bytes.
@@ -105,7 +100,8 @@ impl Input {
             return Ok(bytes);
         };
         script.extend(bytes);
-        let Some(at) = script.windows(END.len()).position(|window| window == END) else {
+        let end = format!("\n{}\n", shell::END);
+        let Some(at) = script.windows(end.len()).position(|window| window == end.as_bytes()) else {
             return Ok(Vec::new());
         };
         let input = script.split_off(at);

@@ -70,6 +70,15 @@ impl Snapshots {
         Ok(self.listed(&self.root()?, id)?.1)
     }
 
+    /// The path of the directory that holds a snapshot, listed or else staged, for the VMM, which takes paths.
+    ///
+    /// # Errors
+    /// If the snapshot is neither.
+    pub fn directory(&self, id: SnapshotId) -> Result<PathBuf> {
+        let folder = layout::open(&self.root()?, id)?.ok_or(StoreError::Absent(id))?;
+        Ok(folder.path().to_owned())
+    }
+
     fn listed(&self, root: &Folder, id: SnapshotId) -> Result<(Folder, Manifest)> {
         let folder = root.folder(id.to_string())?.ok_or(StoreError::Absent(id))?;
         let manifest = layout::read_manifest(&folder, id)?.ok_or(StoreError::NoManifest(id))?;

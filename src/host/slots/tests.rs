@@ -10,7 +10,7 @@ struct Host(tempfile::TempDir);
 
 impl Host {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(crate::testing::open_directory())
     }
 
     fn directory(&self) -> PathBuf {
@@ -128,7 +128,6 @@ fn users_claim_beside_root_and_cannot_take_from_each_other() {
         return;
     }
     let host = Host::new();
-    std::fs::set_permissions(host.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (roots, users) = (host.workspace(1), host.workspace(2));
     assert_eq!(roots.claim_now(&[slot(0)]).unwrap(), slot(0));
     // These calls are this thread's alone.

@@ -26,7 +26,7 @@ use rustix::thread::{
 use super::super::plan::NetworkPlan;
 use super::super::{HostNetwork, Mode, NetworkSettings, processes};
 use crate::host::process::ProcessMark;
-use crate::testing::{Need, have};
+use crate::testing::{Need, have, open_directory};
 use crate::world::{Slot, WorkspaceId};
 
 pub(super) use guest::{Guest, REFUSED};
@@ -171,17 +171,17 @@ impl Arena {
             neighbour: WorkspaceId(id.map(|byte| !byte)),
             host: Namespace::new(),
             outside: Namespace::new(),
-            directory: tempfile::tempdir().unwrap(),
+            directory: open_directory(),
             connected: Arc::default(),
             datagrams: Arc::default(),
             asked: Arc::default(),
         };
         arena.connect_namespaces();
         arena.serve();
-        // dnsmasq reads resolv.conf as nobody.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(arena.directory.path(), open).unwrap();
         std::fs::write(arena.resolv_conf(), "nameserver 10.99.0.53\n").unwrap();
+        // dnsmasq reads it as nobody.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(arena.resolv_conf(), readable).unwrap();
         std::fs::create_dir(arena.runtime()).unwrap();
         Some(arena)
     }
