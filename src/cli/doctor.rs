@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, preflight, session, wiring};
+use super::{WorkspaceLocation, command, preflight, success, wiring};
 use crate::config::HostFacts;
 use crate::files::Folder;
 use crate::host::spawn::{Invoker, SpawnError};
@@ -352,7 +352,7 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
 }
 
 pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let diagnosis = session::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
+    let diagnosis = command::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
     if arguments.json {
         error::print_json(&diagnosis)?;
     } else {
@@ -370,5 +370,5 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         }
         error::print(&lines.join("\n"))?;
     }
-    if diagnosis.ready { done() } else { Ok(ExitKind::Failed as u8) }
+    if diagnosis.ready { success() } else { Ok(ExitKind::Failed as u8) }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command as Process, ExitStatus, Stdio};
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, wiring};
+use super::{WorkspaceLocation, success, wiring};
 
 /// Make what a VM boots from
 #[derive(Debug, clap::Args)]
@@ -49,20 +49,20 @@ enum ImageError {
 
 const MINIMAL: &str = include_str!("image/minimal-guest.sh");
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let Command::MakeMinimal { target, key } = &arguments.command;
     let failed = |error| Problem::new(ExitKind::Failed, error);
     let key = match key {
-        Some(key) => place.directory.join(key),
+        Some(key) => location.directory.join(key),
         None => {
-            let mut public = wiring::own_key(&place.workspace()?).into_os_string();
+            let mut public = wiring::own_key(&location.workspace()?).into_os_string();
             public.push(".pub");
             public.into()
         }
     };
     // The script changes directory: both paths are made absolute.
     let key = key.canonicalize().map_err(|error| failed(ImageError::Key(key, error)))?;
-    let directory = place.directory.join(target);
+    let directory = location.directory.join(target);
     let directory = std::fs::create_dir_all(&directory)
         .and_then(|()| directory.canonicalize())
         .map_err(|error| failed(ImageError::Directory(directory, error)))?;
@@ -78,5 +78,5 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     for name in ["vmlinuz", "initramfs.gz"] {
         error::print(&format!("made {}", directory.join(name).display()))?;
     }
-    done()
+    success()
 }

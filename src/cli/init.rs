@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, wiring};
+use super::{WorkspaceLocation, success, wiring};
 use crate::config;
 use crate::guest::key::{self, KeyError};
 use crate::simulator;
@@ -102,7 +102,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     for path in made {
         error::print(&format!("made {}", path.display()))?;
     }
-    done()
+    success()
 }
 
 /// What the simulated machine is made of, where it is not there.

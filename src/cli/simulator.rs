@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
+use super::{WorkspaceLocation, success};
 use crate::config::{ByteSize, UserName};
 use crate::simulator::{self, programs, share, vmm};
 use crate::world::capability::{self, Capability};
@@ -101,5 +101,5 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
                 .map_err(|error| failed(SimulatorError::File("make", image, error)))?;
         }
     }
-    done()
+    success()
 }
