@@ -9,7 +9,8 @@ use rustix::thread::CapabilitySet;
 use tokio::time::timeout;
 
 use super::*;
-use crate::host::spawn::Privileges;
+use crate::host::spawn::{Invoker, Privileges};
+use crate::testing::{Need, USER, have};
 
 const GENERATION: Generation = Generation(3);
 const GRACE: Duration = Duration::from_secs(20);
@@ -121,6 +122,25 @@ async fn a_daemon_is_started_found_and_stopped() {
     // Its child is reaped too: no zombie is left of it.
     assert!(!Path::new(&format!("/proc/{}", daemon.pid())).exists());
     fixture.stop(GRACE).await;
+}
+
+#[tokio::test]
+async fn only_processes_of_the_wanted_owners_are_found_and_ended() {
+    if !have(&[Need::Root]) {
+        return;
+    }
+    let fixture = fixture();
+    let user = Privileges::Invoker(Invoker::user(USER, USER).unwrap());
+    let program = Program::new("/bin/sleep", user).argument("1000");
+    let daemon = fixture.daemons.spawn(&fixture.role, GENERATION, &program).unwrap();
+    // Without a generation, as the network looks for its processes.
+    let mark = ProcessMark { generation: None, ..fixture.daemons.mark(&fixture.role, GENERATION) };
+    let found = |owners| Wanted { mark: &mark, owners }.find().unwrap().len();
+    assert_eq!([found(None), found(Some(&[USER])), found(Some(&[0]))], [1, 1, 0]);
+    Wanted { mark: &mark, owners: Some(&[0]) }.end(GRACE).await.unwrap();
+    assert!(daemon.alive().unwrap());
+    Wanted { mark: &mark, owners: Some(&[0, USER]) }.end(GRACE).await.unwrap();
+    assert!(!daemon.alive().unwrap());
 }
 
 #[tokio::test]
