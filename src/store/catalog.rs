@@ -70,13 +70,12 @@ impl Snapshots {
         Ok(self.listed(&self.root()?, id)?.1)
     }
 
-    /// The path of the directory that holds a snapshot, listed or else staged, for the VMM, which takes paths.
+    /// The path of the directory that holds a snapshot, listed or else staged: for the VMM, which takes paths.
     ///
     /// # Errors
-    /// If the snapshot is neither.
+    /// If the snapshot is neither listed nor staged.
     pub fn directory(&self, id: SnapshotId) -> Result<PathBuf> {
-        let folder = layout::open(&self.root()?, id)?.ok_or(StoreError::Absent(id))?;
-        Ok(folder.path().to_owned())
+        layout::open(&self.root()?, id)?.map(|folder| folder.path().to_owned()).ok_or(StoreError::Absent(id))
     }
 
     fn listed(&self, root: &Folder, id: SnapshotId) -> Result<(Folder, Manifest)> {
