@@ -9,7 +9,7 @@ use super::client::{ApiClient, ApiError, ApiVmState, Info};
 use super::config::FsConfig;
 use super::error::VmmError;
 use crate::host::process::Daemon;
-use crate::host::socket::{self, SocketPath, Use};
+use crate::host::socket::{self, SocketPath, SocketUse};
 use crate::world::VmmState;
 
 /// How long a guest may take to let go of a device.
@@ -131,7 +131,7 @@ impl Live {
         for share in shares {
             let socket = SocketPath::new(share.socket().into())?;
             // No event tells of it.
-            while socket::usage(&socket)? == Use::Connected {
+            while socket::usage(&socket)? == SocketUse::Connected {
                 if Instant::now() > deadline {
                     let devices = vec![share.id().to_owned()];
                     return Err(VmmError::Held { devices, limit: UNPLUG_LIMIT });
