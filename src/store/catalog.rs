@@ -152,8 +152,10 @@ impl Catalog for Snapshots {
             return Ok(false);
         };
         for name in VMM_STATE {
-            let bytes = staging.read(name, VMM_STATE_LIMIT)?;
-            if !bytes.is_some_and(|bytes| serde_json::from_slice::<IgnoredAny>(&bytes).is_ok()) {
+            let Some(bytes) = staging.read(name, VMM_STATE_LIMIT)? else {
+                return Ok(false);
+            };
+            if serde_json::from_slice::<IgnoredAny>(&bytes).is_err() {
                 return Ok(false);
             }
         }
