@@ -322,9 +322,7 @@ impl From<WorkspaceError> for Problem {
 impl From<WiringError> for Problem {
     fn from(error: WiringError) -> Self {
         let exit = match error {
-            WiringError::SharedRuntime { .. } | WiringError::Value { .. } | WiringError::Settings(_) => {
-                ExitKind::Usage
-            }
+            WiringError::SharedRuntime { .. } => ExitKind::Usage,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)

@@ -5,7 +5,8 @@ use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::snapshot::{SnapshotSummary, snapshot_label};
 use super::{WorkspaceLocation, success};
-use crate::operations::{OperationResult, PassedOver, Reference, RestoreResult};
+use crate::operations::{OperationResult, PassedOver, RestoreResult};
+use crate::world::SnapshotReference;
 
 /// Bring a snapshot back to life, on clones of its files
 ///
@@ -15,7 +16,7 @@ use crate::operations::{OperationResult, PassedOver, Reference, RestoreResult};
 #[command(after_help = "Example: nixbox restore warm --replace")]
 pub(super) struct Arguments {
     /// Its name or number
-    snapshot: Option<Reference>,
+    snapshot: Option<SnapshotReference>,
     /// Bring a VM that runs down first, once it is known that the snapshot fits
     #[arg(long)]
     replace: bool,

@@ -9,8 +9,8 @@ use super::wiring::Wiring;
 use super::{WorkspaceLocation, success};
 use crate::engine::transition::Failure;
 use crate::host::clock::utc;
-use crate::operations::{Reference, Refusal, SnapshotRequest, SnapshotResult};
-use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName};
+use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
+use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName, SnapshotReference};
 
 /// Freeze this workspace's VM: disk, RAM and devices of one instant, without a credential
 ///
@@ -32,7 +32,7 @@ pub(super) struct Arguments {
     list: bool,
     /// The same as `nixbox snapshot delete`
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
-    delete: Option<Reference>,
+    delete: Option<SnapshotReference>,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -50,7 +50,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot delete warm")]
     Delete {
         /// Its name or number
-        snapshot: Reference,
+        snapshot: SnapshotReference,
         #[command(flatten)]
         output: OutputOptions,
     },
@@ -58,7 +58,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
     Inspect {
         /// Its name or number
-        snapshot: Reference,
+        snapshot: SnapshotReference,
         /// As JSON
         #[arg(long)]
         json: bool,
@@ -67,7 +67,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot verify warm")]
     Verify {
         /// Its name or number
-        snapshot: Reference,
+        snapshot: SnapshotReference,
         #[command(flatten)]
         output: OutputOptions,
     },
@@ -185,7 +185,7 @@ fn list_snapshots(wiring: &Wiring) -> Result<Vec<ListedSnapshot>, Problem> {
     block_on(async { wiring.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into()) })
 }
 
-fn find_snapshot(listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Problem> {
+fn find_snapshot(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Problem> {
     let found = wanted.find(listed).map(|listing| listing.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
@@ -228,7 +228,7 @@ fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
     success()
 }
 
-fn inspect(location: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
+fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {
     let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     let id = find_snapshot(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
@@ -244,7 +244,7 @@ fn inspect(location: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outc
             "shape": origin.shape,
             "cpu": origin.cpu,
             "files": manifest.files.iter().map(|file| serde_json::json!({
-                "name": file.name, "bytes": file.size, "blake3": hex(&file.hash),
+                "name": file.name, "bytes": file.size, "blake3": hex::encode(file.hash),
             })).collect::<Vec<_>>(),
         }))?;
         return success();
@@ -259,15 +259,11 @@ fn inspect(location: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outc
     ];
     lines.extend(origin.shape.iter().map(|(key, value)| format!("  {key} = {value}")));
     let file = |file: &crate::world::FileRecord| {
-        format!("  {:>14} bytes  {}  {}", file.size, hex(&file.hash), file.name)
+        format!("  {:>14} bytes  {}  {}", file.size, hex::encode(&file.hash), file.name)
     };
     lines.extend(manifest.files.iter().map(file));
     error::print(&lines.join("\n"))?;
     success()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn damaged(id: SnapshotId, failure: Failure) -> Problem {
@@ -278,7 +274,7 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     }
 }
 
-fn verify(location: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
+fn verify(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
     // Holds the lock so that nobody deletes the snapshot meanwhile.
     let workspace = LockedWorkspace::open(location, "snapshot verify", Preflight::None, output)?;
     let id = find_snapshot(&list_snapshots(&workspace.wiring)?, wanted)?;
@@ -291,7 +287,7 @@ fn verify(location: &WorkspaceLocation, wanted: &Reference, output: OutputOption
     success()
 }
 
-fn delete(location: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
+fn delete(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
     let workspace = LockedWorkspace::open(location, "delete", Preflight::None, output)?;
     let (id, result) = workspace.run(async |session| Ok(session.delete(wanted).await?))?;
     error::check_result(result)?;

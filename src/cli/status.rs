@@ -5,7 +5,6 @@ use serde::Serialize;
 use super::command::{OpenWorkspace, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, journal_state, success, wiring};
-use crate::guest::ssh_guest;
 use crate::host::clock::utc;
 use crate::operations::WorkspaceState;
 use crate::simulator;
@@ -76,9 +75,9 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
             address: if simulated {
                 simulator::network::address(&wiring.runtime, machine.slot).to_string()
             } else {
-                ssh_guest::address(machine.slot).ip().to_string()
+                machine.slot.guest().to_string()
             },
-            tap: format!("vm{}", machine.slot),
+            tap: machine.slot.tap(),
             serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         });
     }

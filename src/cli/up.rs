@@ -4,7 +4,7 @@ use super::command::{LockedWorkspace, OutputOptions};
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, restore, success};
-use crate::operations::Reference;
+use crate::world::SnapshotReference;
 
 /// Bring this workspace's VM up, and wait until it is SSH-ready
 #[derive(Debug, clap::Args)]
@@ -12,7 +12,7 @@ use crate::operations::Reference;
 pub(super) struct Arguments {
     /// Restore this snapshot, by name or number, or the newest that fits; boot if none fits
     #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
-    snapshot: Option<Option<Reference>>,
+    snapshot: Option<Option<SnapshotReference>>,
     #[command(flatten)]
     output: OutputOptions,
 }

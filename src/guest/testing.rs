@@ -14,7 +14,6 @@ use tempfile::TempDir;
 use super::channel::{Endpoint, Limits, SshSession};
 use super::host_key::Pin;
 use super::key;
-use super::names::UserName;
 use super::ready::until_ready;
 use super::shell::Shell;
 use crate::testing::{Need, have, open_directory};
@@ -119,7 +118,7 @@ impl Server {
     pub(super) fn endpoint(&self, user: &str) -> Endpoint {
         Endpoint {
             address: self.address,
-            user: UserName::try_from(user.to_owned()).unwrap(),
+            user: user.parse().unwrap(),
             key: Arc::clone(&self.key),
             pin: Pin::new(self.directory.path().join("pin")),
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -16,7 +16,9 @@ use crate::files::copy::{self, CopyError, CopyMethod, CopyRequest, NamedFile, Pr
 use crate::files::{FileError, Folder};
 use crate::host::program::ProgramError;
 use crate::store::{self, StoreError};
-use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
+use crate::world::{
+    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, Presence, SnapshotId,
+};
 
 mod mkfs;
 
@@ -27,15 +29,6 @@ const HOST_KEY_LIMIT: u64 = 16 << 10;
 const INVENTORY: &str = "images.json";
 /// More than an inventory takes.
 const INVENTORY_LIMIT: u64 = 64 << 10;
-
-/// One disk of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// The template, never written.
-    pub image: Option<PathBuf>,
-    /// Its size in bytes; without one, the template's.
-    pub size: Option<u64>,
-}
 
 /// Why disk images could not be made, captured or removed.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -238,8 +231,8 @@ impl Disks {
     ) -> Result<()> {
         let name = image_file(n);
         let path = folder.path_of(&name);
-        let Some(template) = &spec.image else {
-            let size = spec.size.ok_or(DiskError::Nothing(n))?;
+        let Some(template) = spec.image.as_ref().map(HostPath::as_path) else {
+            let size = spec.size.ok_or(DiskError::Nothing(n))?.bytes();
             let file = folder.new_file(&name)?;
             file.set_len(size).map_err(FileError::system("grow", &path))?;
             let made = mkfs::ext4(&path, interrupt).await;
@@ -247,13 +240,13 @@ impl Disks {
         };
         let source = open_template(template)?;
         let found = source.metadata().map_err(FileError::system("examine", template))?.len();
-        let wanted = spec.size.unwrap_or(found);
+        let wanted = spec.size.map_or(found, ByteSize::bytes);
         if wanted < found {
-            return Err(DiskError::TooSmall { path: template.clone(), found, wanted });
+            return Err(DiskError::TooSmall { path: template.to_owned(), found, wanted });
         }
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
-        let source = NamedFile { file: source, path: template.clone() };
+        let source = NamedFile { file: source, path: template.to_owned() };
         self.clone_image(n, source, NamedFile { file: target, path: path.clone() }, interrupt).await?;
         Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
     }
@@ -278,11 +271,11 @@ fn copy_host_key(from: &Folder, to: &Folder) -> Result<()> {
     }
 }
 
-fn open_template(path: &PathBuf) -> Result<File> {
+fn open_template(path: &Path) -> Result<File> {
     let failed = |error| FileError::system("open the disk image", path)(error);
     // Examined before it is opened, because opening a FIFO would wait for a writer.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(DiskError::TemplateKind { path: path.clone() });
+        return Err(DiskError::TemplateKind { path: path.to_owned() });
     }
     Ok(File::open(path).map_err(failed)?)
 }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::Backing;
 use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
 use crate::files::hash::PieceHashes;
 use crate::files::{FileError, Folder};
 use crate::store;
-use crate::world::{self, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId};
+use crate::world::{
+    self, Backing, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
+};
 
 mod backing;
 mod error;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::process::{Daemon, DaemonRole, Daemons, ProcessError};
 use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
-use crate::world::{Failure, Generation, Presence, Result, Shares, WorkspaceId};
+use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
 
 /// The most shares that a configuration can have.
 const MOST: usize = 64;
@@ -48,9 +48,9 @@ impl From<ShareError> for Failure {
 /// A directory of the host that the guest is to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
-    /// The name by which the guest mounts it.
-    pub tag: String,
-    /// The absolute path of the directory.
+    /// By what the guest mounts it.
+    pub tag: ShareTag,
+    /// The directory, absolute.
     pub source: PathBuf,
     /// Whether the guest may not write.
     pub readonly: bool,
@@ -265,7 +265,7 @@ mod tests {
     fn shares(directory: &tempfile::TempDir, invoker: Invoker, readonly: bool) -> Virtiofs {
         let workspace = WorkspaceId(uuid());
         let source = directory.path().join("src");
-        let share = |tag: &str| Share { tag: tag.into(), source: source.clone(), readonly };
+        let share = |tag: &str| Share { tag: tag.parse().unwrap(), source: source.clone(), readonly };
         let shares = vec![share("a"), share("b")];
         for path in [directory.path(), &source] {
             std::fs::create_dir_all(path).unwrap();

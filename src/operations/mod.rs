@@ -25,7 +25,7 @@ pub mod up;
 mod session;
 mod sweep;
 
-pub use compatibility::{Incompatibility, NotRestorable, Reference};
+pub use compatibility::{Incompatibility, NotRestorable};
 pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
 pub use outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,

@@ -1,12 +1,12 @@
 //! What a command came to, or why it was not begun.
 
 use super::NoTable;
-use super::compatibility::{NotRestorable, Reference};
+use super::compatibility::NotRestorable;
 use super::sweep::Swept;
 use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
-use crate::world::{Manifest, SnapshotId, SnapshotName, VmmState, VmmVersion};
+use crate::world::{Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
 
 /// What an operation came to.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ pub enum Refusal {
     NameTaken(SnapshotName),
     /// There is none.
     #[error("there is no snapshot {0}")]
-    NoSuchSnapshot(Reference),
+    NoSuchSnapshot(SnapshotReference),
     /// There is none at all.
     #[error("there is no snapshot")]
     NoSnapshot,

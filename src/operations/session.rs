@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::compatibility::{self, NotRestorable, Reference, SnapshotChoice};
+use super::compatibility::{self, NotRestorable, SnapshotChoice};
 use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
@@ -13,7 +13,7 @@ use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{Generation, ListedSnapshot, Manifest, SnapshotId, VmmState, World};
+use crate::world::{Generation, ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World};
 
 /// How long a look at the world may take. A VMM may be silent for some of it.
 pub(super) const LOOK: Duration = Duration::from_secs(180);
@@ -223,7 +223,7 @@ impl<S: Storage> Session<'_, S> {
     /// If it was not begun, or if the journal failed.
     pub async fn restore(
         &mut self,
-        wanted: Option<&Reference>,
+        wanted: Option<&SnapshotReference>,
         replace: bool,
     ) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
@@ -246,7 +246,7 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<RestoreResult, Refusal> {
+    pub async fn warm_up(&mut self, wanted: Option<&SnapshotReference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
         if matches!(self.standing()?, WorkspaceState::Up(_)) {
             return Ok(RestoreResult {
@@ -262,7 +262,7 @@ impl<S: Storage> Session<'_, S> {
         }
     }
 
-    async fn choose(&self, wanted: Option<&Reference>) -> Result<SnapshotChoice, Refusal> {
+    async fn choose(&self, wanted: Option<&SnapshotReference>) -> Result<SnapshotChoice, Refusal> {
         let mut listed = self.listings().await?;
         if let Some(reference) = wanted {
             let id = self.find(&listed, reference)?;
@@ -307,7 +307,10 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn delete(&mut self, snapshot: &Reference) -> Result<(SnapshotId, OperationResult), Refusal> {
+    pub async fn delete(
+        &mut self,
+        snapshot: &SnapshotReference,
+    ) -> Result<(SnapshotId, OperationResult), Refusal> {
         self.recover_first().await?;
         let id = self.find(&self.listings().await?, snapshot)?;
         Ok((id, self.remove(id).await?))
@@ -324,7 +327,7 @@ impl<S: Storage> Session<'_, S> {
         look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)
     }
 
-    fn find(&self, listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Refusal> {
+    fn find(&self, listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
         let found = wanted.find(listed).map(|one| one.id);
         found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
     }

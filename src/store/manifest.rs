@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::world::{
-    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Origin, Slot, SnapshotId,
-    SnapshotName, VmmVersion,
+    BootId, FileRecord, Generation, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
+    VmmVersion,
 };
 
 /// Its name in a snapshot's directory.
@@ -35,10 +35,9 @@ pub enum ManifestError {
     Rewritten,
     #[error("it is the manifest of snapshot {0}")]
     OtherSnapshot(SnapshotId),
+    /// A number that is not a slot's, or a text that cannot name a snapshot.
     #[error(transparent)]
-    Slot(#[from] NoSuchSlot),
-    #[error(transparent)]
-    Name(#[from] BadSnapshotName),
+    Value(#[from] InvalidValue),
     #[error("{0:?} is not a number of {1} bytes in hexadecimal digits")]
     Hex(String, usize),
     #[error("{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot")]

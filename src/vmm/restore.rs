@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{Description, FsConfig, mac, tap};
+use super::config::{Description, FsConfig};
 
 /// Why a snapshot's configuration cannot be restored as this machine.
 #[derive(Debug, thiserror::Error)]
@@ -177,8 +177,8 @@ fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<()
         refuse_paths("a network device", net, &["vhost_user", "vhost_socket", "fds"])?;
         // The guest keeps the address and MAC that it has: they belong to a slot.
         let found = net.get("mac").and_then(Value::as_str).ok_or(RewriteError::Form("net"))?;
-        same("as its MAC", found, mac(slot).as_str())?;
-        set(net, "tap", &tap(slot));
+        same("as its MAC", found, slot.mac().as_str())?;
+        set(net, "tap", &slot.tap());
         // The MAC that the old TAP had on the host. The VMM would give it to the new one, and may not as a user.
         net.remove("host_mac");
     }

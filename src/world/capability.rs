@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-use super::{Ability, VmmVersion};
+use super::versions::{Ability, VmmVersion};
 
 /// A version as `--version` and `vmm.ping` give it: `v53.0`, `v53.0-dirty`, `v53.0-246-gae44c2971-dirty` (246 commits
 /// after v53.0). Ordered by what a version contains: a point release contains nothing of the commits after v53.0.

@@ -8,8 +8,8 @@ use nixbox::engine::executor::{EngineError, Unobserved};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{OperationResult, Recovered, Reference, Refusal, Session, SnapshotRequest};
-use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
+use nixbox::operations::{OperationResult, Recovered, Refusal, Session, SnapshotRequest};
+use nixbox::world::{Generation, SnapshotId, SnapshotName, SnapshotReference, WorkspaceId};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -187,7 +187,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         }
         Command::SnapshotStop => session.snapshot(wish(None, true)).await.map(|frozen| frozen.report),
         Command::RestoreNewest => {
-            session.restore(Some(&Reference::from(newest())), false).await.map(|warm| warm.report)
+            session.restore(Some(&SnapshotReference::from(newest())), false).await.map(|warm| warm.report)
         }
         Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
@@ -195,7 +195,9 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
             let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
             session.snapshot(wish).await.map(|frozen| frozen.report)
         }
-        Command::DeleteNewest => session.delete(&Reference::from(newest())).await.map(|(_, report)| report),
+        Command::DeleteNewest => {
+            session.delete(&SnapshotReference::from(newest())).await.map(|(_, report)| report)
+        }
         Command::Recover => {
             return match session.recover().await {
                 Ok(recovered) => Said::Recovered(recovered),

@@ -18,7 +18,7 @@ fn disks(directory: &Path, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) ->
 }
 
 fn spec(image: Option<&Path>, size: Option<u64>) -> DiskSpec {
-    DiskSpec { image: image.map(Path::to_owned), size }
+    DiskSpec { image: image.map(|image| HostPath::below(image, ".")), size: size.map(ByteSize::from_bytes) }
 }
 
 async fn find(disks: &Disks) -> Presence {

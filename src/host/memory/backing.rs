@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{MemoryError, Result};
-use crate::config::{Backing, ByteSize};
 use crate::files::Folder;
+use crate::world::{Backing, ByteSize};
 use crate::world::{Generation, WorkspaceId};
 
 /// `TMPFS_MAGIC` of linux/magic.h.
