@@ -9,7 +9,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{Purge, QUICK};
+use super::limits::QUICK;
+use super::shared::clear_away::Purge;
 use super::{WorkspaceState, standing_bytes};
 use crate::engine::transition::{
     AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,

@@ -12,9 +12,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    LONG, PostDown, PreDown, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
+use super::limits::LONG;
+use super::shared::clear_away::{
+    ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
 };
+use super::shared::hooks::{PostDown, PreDown};
 use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{

@@ -15,10 +15,11 @@ mod compatibility;
 pub mod delete;
 pub mod down;
 mod dry_run;
+mod limits;
 mod outcome;
-mod parts;
 pub mod restore;
 mod roll_over;
+mod shared;
 pub mod snapshot;
 pub mod up;
 
@@ -31,8 +32,8 @@ pub use outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
 };
-pub use parts::HookOutcome;
 pub use session::Session;
+pub use shared::hooks::HookOutcome;
 pub use sweep::Swept;
 
 use serde::{Deserialize, Serialize};

@@ -15,10 +15,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares, StartVmm,
-    Target, part, presence,
-};
+use super::limits::{LONG, QUICK};
+use super::shared::guest::{Inject, MountShares, Ready, Settle};
+use super::shared::hooks::PostUp;
+use super::shared::machine::{BuildNetwork, StartShares, StartVmm, Target};
+use super::shared::slot::ClaimSlot;
+use super::shared::{part, presence};
 use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{

@@ -20,11 +20,14 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    GUEST, Inject, LONG, MountShares, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares,
-    RemoveVmm, Settle, Target, attach_and_mount, must_live, presence,
-};
+use super::limits::{GUEST, LONG};
 use super::roll_over::{alive, make_it_run};
+use super::shared::clear_away::{
+    ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
+};
+use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount};
+use super::shared::machine::Target;
+use super::shared::{must_live, presence};
 use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{

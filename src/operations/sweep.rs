@@ -5,7 +5,7 @@
 //! lock; it is not journaled, since doing it again finds what is left. Uses the seams and nothing else.
 
 use super::WorkspaceState;
-use super::parts::{LONG, QUICK};
+use super::limits::{LONG, QUICK};
 use super::session::{LOOK, look};
 use crate::engine::transition::{Failure, Generation};
 use crate::world::{Machine, Presence, Slot, SnapshotState, VmmState, World};

@@ -12,10 +12,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready, StartShares,
-    StartVmm, Target, part, presence,
-};
+use super::limits::{GUEST, LONG, QUICK};
+use super::shared::guest::{Inject, MountShares, Ready};
+use super::shared::hooks::{PostUp, PreUp};
+use super::shared::machine::{BuildNetwork, StartShares, StartVmm, Target};
+use super::shared::slot::ClaimSlot;
+use super::shared::{part, presence};
 use super::{RunningVm, WorkspaceState, standing_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
