@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::history::{OpenOperation, TransitionStatus};
 use super::journal::{Journal, Storage};
@@ -30,6 +30,7 @@ use super::planner::{self, Decision, Direction, RecoveryPlan, TableShape};
 use super::record::Ended;
 use super::transition::{
     AfterCommit, Context, ErasedTransition, Failure, Interrupt, Operation, Probe, TransitionId, UndoPolicy,
+    within,
 };
 
 /// How long it may take to look how a workspace stands at the end of an operation.
@@ -183,7 +184,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     ) -> Result<Direction, Halt> {
         let scene = self.scene(Interrupt::new());
         let intent = self.intent(index);
-        match bounded(transition.limit(), transition.probe(&scene, &intent)).await {
+        match within(transition.limit(), transition.probe(&scene, &intent)).await {
             Ok(Probe::Done(outcome)) => {
                 self.journal.outcome(place(index), &outcome, 0)?;
                 self.journal.sync()?;
@@ -244,7 +245,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             let intent = if probe_first {
                 self.intent(index)
             } else {
-                let intent = bounded(transition.limit(), transition.prepare(scene))
+                let intent = within(transition.limit(), transition.prepare(scene))
                     .await
                     .map_err(|failure| self.setback(transition, failure))?;
                 intents.push((place(index), transition.id(), intent.clone()));
@@ -326,7 +327,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             return Ok(());
         }
         let intent = self.intent(index);
-        match bounded(transition.limit(), transition.probe(scene, &intent)).await {
+        match within(transition.limit(), transition.probe(scene, &intent)).await {
             Ok(Probe::Done(_) | Probe::NotDone | Probe::Lost) => Ok(()),
             Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
             Err(failure) => Err(Halt::CannotTell(TransitionFailure { label: transition.label(), failure })),
@@ -346,7 +347,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         if transition.policy() == UndoPolicy::Undoable {
             self.observer.event(Event::Undoes(transition.label()));
             let intent = self.intent(index);
-            match bounded(transition.limit(), transition.undo(scene, &intent)).await {
+            match within(transition.limit(), transition.undo(scene, &intent)).await {
                 Ok(()) | Err(Failure::Lost) => {}
                 Err(failure) => return Err(self.setback(transition, failure)),
             }
@@ -366,7 +367,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         setback: Option<TransitionFailure>,
     ) -> Result<Ending, EngineError> {
         let scene = self.scene(Interrupt::new());
-        let standing = match bounded(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
+        let standing = match within(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
             Ok(standing) => standing,
             Err(failure) => {
                 return Ok(Ending::Stuck(TransitionFailure { label: "look how it stands", failure }));
@@ -420,7 +421,7 @@ async fn carry_out<'c, 'o, W: ?Sized + Sync>(
     let transition = call.transition;
     let setback = |failure| Halt::Failed(TransitionFailure { label: transition.label(), failure });
     if call.probe_first {
-        match bounded(transition.limit(), transition.probe(scene, &call.intent)).await {
+        match within(transition.limit(), transition.probe(scene, &call.intent)).await {
             Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
             Ok(Probe::NotDone) => {}
             Ok(Probe::Lost) => return (call, Err(setback(Failure::Lost))),
@@ -429,12 +430,8 @@ async fn carry_out<'c, 'o, W: ?Sized + Sync>(
         }
     }
     let begun = Instant::now();
-    let result = bounded(transition.limit(), transition.apply(scene, &call.intent)).await;
+    let result = within(transition.limit(), transition.apply(scene, &call.intent)).await;
     (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(setback))
-}
-
-async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
 fn blind<W: ?Sized>(transition: &dyn ErasedTransition<W>, why: String) -> Halt {

@@ -102,6 +102,17 @@ impl Failure {
     }
 }
 
+/// The answer of `call`, or [`Failure::TimedOut`] if there is none within `limit`.
+///
+/// # Errors
+/// Those of `call`, and [`Failure::TimedOut`].
+pub async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
+}
+
 /// A person's wish to stop, seen by everything that takes long. Clones share the wish.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(CancellationToken);

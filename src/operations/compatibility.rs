@@ -4,17 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::session::{LOOK, look};
+use super::limits::{LONG, LOOK, within};
 use crate::engine::transition::{Failure, Interrupt};
 use crate::world::{
     BadSnapshotName, Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, SnapshotName, VmmVersion,
     World,
 };
-
-/// Reading what of a snapshot was touched. Interruptible, so this is a last resort.
-const VERIFY: Duration = Duration::from_secs(3600);
 
 /// How a person calls a snapshot: by its name, or by its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,10 +118,10 @@ pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> 
 
 /// How things are now.
 pub(super) async fn here(world: &World) -> Result<HostConditions, Failure> {
-    let held = look(LOOK, world.slots.held()).await?;
-    let free = look(LOOK, world.slots.free()).await?;
+    let held = within(LOOK, world.slots.held()).await?;
+    let free = within(LOOK, world.slots.free()).await?;
     Ok(HostConditions {
-        origin: origin(world, look(LOOK, world.vmm.version(None)).await?)?,
+        origin: origin(world, within(LOOK, world.vmm.version(None)).await?)?,
         absent: world.ground.absent(),
         slots: held.into_iter().chain(free).collect(),
     })
@@ -187,7 +183,7 @@ pub(super) async fn choose(
             passed_over.push((id, NotRestorable::Misfits(misfits)));
             continue;
         }
-        match look(VERIFY, world.catalog.verify(id, Depth::Touched, interrupt)).await {
+        match within(LONG, world.catalog.verify(id, Depth::Touched, interrupt)).await {
             Ok(()) => return Ok(SnapshotChoice { chosen: Some(manifest), passed_over }),
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
             Err(failure) => passed_over.push((id, NotRestorable::Damaged(failure))),

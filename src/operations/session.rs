@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::compatibility::{self, NotRestorable, Reference, SnapshotChoice};
+use super::limits::{LOOK, within};
 use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
@@ -15,18 +16,8 @@ use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
 use crate::world::{Generation, ListedSnapshot, Manifest, SnapshotId, VmmState, World};
 
-/// How long a look at the world may take. A VMM may be silent for some of it.
-pub(super) const LOOK: Duration = Duration::from_secs(180);
 /// After so long without an answer a person is told what is waited for.
 const SOON: Duration = Duration::from_secs(3);
-
-/// Looks at the world before an operation begins, within a time limit.
-pub(super) async fn look<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
-}
 
 /// Runs operations on one workspace.
 pub struct Session<'a, S> {
@@ -150,7 +141,7 @@ impl<S: Storage> Session<'_, S> {
         wish: SnapshotRequest,
     ) -> Result<snapshot::SnapshotPlan, Refusal> {
         let (world, machine) = (self.world, vm.machine);
-        match look(LOOK, world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? {
+        match within(LOOK, world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? {
             VmmState::Running => {}
             state => return Err(Refusal::NotInOrder(state)),
         }
@@ -161,20 +152,20 @@ impl<S: Storage> Session<'_, S> {
             }
         }
         let (shares, running) = (world.shares.wanted(), Some(machine.vmm));
-        let ability = look(LOOK, world.vmm.ability(running)).await.map_err(Refusal::Look)?;
-        let version = look(LOOK, world.vmm.version(running)).await.map_err(Refusal::Look)?;
+        let ability = within(LOOK, world.vmm.ability(running)).await.map_err(Refusal::Look)?;
+        let version = within(LOOK, world.vmm.version(running)).await.map_err(Refusal::Look)?;
         let care = snapshot::care(shares, ability);
         if care == ShareStrategy::RollOver {
-            let installed = look(LOOK, world.vmm.version(None)).await.map_err(Refusal::Look)?;
+            let installed = within(LOOK, world.vmm.version(None)).await.map_err(Refusal::Look)?;
             if installed.major != version.major {
                 return Err(Refusal::VmmReplaced { running: version, installed });
             }
         }
         let origin = compatibility::origin(world, version).map_err(Refusal::Look)?;
         self.check_room(&vm).await?;
-        let boot = look(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
+        let boot = within(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
         if care == ShareStrategy::Detach {
-            let users = look(LOOK, world.guest.share_users(&machine)).await.map_err(Refusal::Look)?;
+            let users = within(LOOK, world.guest.share_users(&machine)).await.map_err(Refusal::Look)?;
             if !users.is_empty() {
                 return Err(Refusal::SharesInUse(users));
             }
@@ -184,9 +175,9 @@ impl<S: Storage> Session<'_, S> {
 
     async fn check_room(&self, vm: &RunningVm) -> Result<(), Refusal> {
         let (world, machine) = (self.world, &vm.machine);
-        let memory = look(LOOK, world.memory.weight(machine.memory)).await.map_err(Refusal::Look)?;
-        let disk = look(LOOK, world.disk.weight(machine.disk)).await.map_err(Refusal::Look)?;
-        let free = look(LOOK, world.catalog.free()).await.map_err(Refusal::Look)?;
+        let memory = within(LOOK, world.memory.weight(machine.memory)).await.map_err(Refusal::Look)?;
+        let disk = within(LOOK, world.disk.weight(machine.disk)).await.map_err(Refusal::Look)?;
+        let free = within(LOOK, world.catalog.free()).await.map_err(Refusal::Look)?;
         let wanted = memory.saturating_add(disk);
         if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
     }
@@ -321,7 +312,7 @@ impl<S: Storage> Session<'_, S> {
 
     /// All that are in the list, oldest first.
     async fn listings(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
-        look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)
+        within(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)
     }
 
     fn find(&self, listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Refusal> {
@@ -353,7 +344,7 @@ impl<S: Storage> Session<'_, S> {
 
     /// Why the VM of this VMM is lost, if it is.
     async fn loss(&self, vmm: Generation) -> Result<Option<LossReason>, Refusal> {
-        let mut found = std::pin::pin!(look(LOOK, self.world.vmm.find(vmm)));
+        let mut found = std::pin::pin!(within(LOOK, self.world.vmm.find(vmm)));
         let state = match tokio::time::timeout(SOON, &mut found).await {
             Ok(state) => state,
             Err(_elapsed) => {

@@ -5,8 +5,7 @@
 //! lock; it is not journaled, since doing it again finds what is left. Uses the seams and nothing else.
 
 use super::WorkspaceState;
-use super::limits::{LONG, QUICK};
-use super::session::{LOOK, look};
+use super::limits::{LONG, LOOK, QUICK, within};
 use crate::engine::transition::{Failure, Generation};
 use crate::world::{Machine, Presence, Slot, SnapshotState, VmmState, World};
 
@@ -52,29 +51,29 @@ pub(super) async fn sweep(
         WorkspaceState::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
         WorkspaceState::Down { disk } => (None, [disk, None]),
     };
-    for generation in look(LOOK, world.leftovers.generations()).await? {
+    for generation in within(LOOK, world.leftovers.generations()).await? {
         sweep_generation(world, generation, machine.as_ref(), &mut swept).await?;
         let superfluous = known && !disks.contains(&Some(generation));
-        if superfluous && look(LOOK, world.disk.find(generation)).await? != Presence::Absent {
-            look(LONG, world.disk.remove(generation)).await?;
+        if superfluous && within(LOOK, world.disk.find(generation)).await? != Presence::Absent {
+            within(LONG, world.disk.remove(generation)).await?;
             swept.push(Swept::Disk(generation));
         }
     }
-    for id in look(LOOK, world.catalog.unlisted()).await? {
-        match look(LOOK, world.catalog.find(id)).await? {
-            SnapshotState::Trashed => look(LONG, world.catalog.purge(id)).await?,
-            SnapshotState::Staged => look(LONG, world.catalog.discard(id)).await?,
+    for id in within(LOOK, world.catalog.unlisted()).await? {
+        match within(LOOK, world.catalog.find(id)).await? {
+            SnapshotState::Trashed => within(LONG, world.catalog.purge(id)).await?,
+            SnapshotState::Staged => within(LONG, world.catalog.discard(id)).await?,
             // One that is listed and staged at once: nobody's work but the list's is kept.
-            SnapshotState::Listed => look(LONG, world.catalog.discard(id)).await?,
+            SnapshotState::Listed => within(LONG, world.catalog.discard(id)).await?,
             SnapshotState::Absent => continue,
         }
         swept.push(Swept::Snapshot(id.0));
     }
     if machine.is_none()
-        && let Some(slot) = look(LOOK, world.slots.held()).await?
+        && let Some(slot) = within(LOOK, world.slots.held()).await?
     {
-        look(QUICK, world.network.remove(slot)).await?;
-        look(QUICK, world.slots.release(slot)).await?;
+        within(QUICK, world.network.remove(slot)).await?;
+        within(QUICK, world.slots.release(slot)).await?;
         swept.push(Swept::Slot(slot));
     }
     Ok(swept)
@@ -89,19 +88,19 @@ async fn sweep_generation(
     let vmm_is_ours = machine.is_some_and(|machine| machine.vmm == generation);
     if !vmm_is_ours {
         // One that does not answer is there all the same.
-        let there = !matches!(look(LOOK, world.vmm.find(generation)).await, Ok(VmmState::Never));
+        let there = !matches!(within(LOOK, world.vmm.find(generation)).await, Ok(VmmState::Never));
         if there {
-            look(QUICK, world.vmm.stop(generation)).await?;
+            within(QUICK, world.vmm.stop(generation)).await?;
             swept.push(Swept::Vmm(generation));
         }
-        if look(LOOK, world.shares.find(generation)).await? != Presence::Absent {
-            look(QUICK, world.shares.stop(generation)).await?;
+        if within(LOOK, world.shares.find(generation)).await? != Presence::Absent {
+            within(QUICK, world.shares.stop(generation)).await?;
             swept.push(Swept::Shares(generation));
         }
     }
     let memory_is_ours = machine.is_some_and(|machine| machine.memory == generation);
-    if !memory_is_ours && look(LOOK, world.memory.find(generation)).await? != Presence::Absent {
-        look(QUICK, world.memory.remove(generation)).await?;
+    if !memory_is_ours && within(LOOK, world.memory.find(generation)).await? != Presence::Absent {
+        within(QUICK, world.memory.remove(generation)).await?;
         swept.push(Swept::Memory(generation));
     }
     Ok(())
