@@ -48,8 +48,8 @@ impl Observer for Failpoints<'_> {
         self.inner.event(event);
     }
 
-    fn setback(&self, setback: &TransitionFailure) {
-        self.inner.setback(setback);
+    fn failure(&self, failure: &TransitionFailure) {
+        self.inner.failure(failure);
     }
 
     fn waits(&self, why: &str) {

@@ -50,7 +50,7 @@ pub(super) fn peek(workspace: &Workspace) -> Result<JournalState, Problem> {
     let Some((_, history)) = journal::inspect(&mut storage, Some(workspace.id()), |_| {})? else {
         return Ok(JournalState { standing: WorkspaceState::Down { disk: None }, open: None });
     };
-    let standing = WorkspaceState::of(&history.standing).map_err(|source| {
+    let standing = WorkspaceState::of(&history.final_state).map_err(|source| {
         let path = storage.path(Name::Current);
         Problem::new(ExitKind::Stuck, JournalStateError::UnreadableState { path, source })
     })?;

@@ -208,9 +208,9 @@ impl Observer for ProgressDisplay {
         self.line(why);
     }
 
-    fn setback(&self, setback: &TransitionFailure) {
+    fn failure(&self, failure: &TransitionFailure) {
         self.end_copies();
         let operation = self.now().operation;
-        self.line(&format!("{operation}: {}", error::chain(setback)));
+        self.line(&format!("{operation}: {}", error::chain(failure)));
     }
 }

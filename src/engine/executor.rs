@@ -99,9 +99,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let fresh = vec![Decision::Apply; shape.transitions().count()];
         match self.forward(operation, &shape, &fresh).await {
             Ok(()) => self.conclude(operation, Ended::Done, None).await,
-            Err(Halt::Failed(setback)) => self.resolve(operation, &shape, commit, Some(setback)).await,
-            Err(Halt::CannotTell(setback)) => Ok(Ending::Stuck(setback)),
-            Err(Halt::Engine(stopped)) => Err(stopped),
+            Err(Halt::Failed(failure)) => self.resolve(operation, &shape, commit, Some(failure)).await,
+            Err(Halt::CannotTell(failure)) => Ok(Ending::Stuck(failure)),
+            Err(Halt::Engine(error)) => Err(error),
         }
     }
 
@@ -127,10 +127,10 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         operation: &Operation<W>,
         shape: &TableShape,
         commit: &dyn ErasedTransition<W>,
-        mut setback: Option<TransitionFailure>,
+        mut failure: Option<TransitionFailure>,
     ) -> Result<Ending, EngineError> {
         // A run whose commit point is done comes here to look again; a recovery has not looked yet.
-        let mut again = setback.is_none() || self.status(shape.commit()) != TransitionStatus::Done;
+        let mut again = failure.is_none() || self.status(shape.commit()) != TransitionStatus::Done;
         loop {
             let RecoveryPlan { decisions, mut direction } = planner::plan(shape, &self.found())?;
             if direction == Direction::ProbeDecides {
@@ -139,20 +139,20 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                     Err(Halt::Failed(blind) | Halt::CannotTell(blind)) => {
                         return Ok(Ending::Stuck(blind));
                     }
-                    Err(Halt::Engine(stopped)) => return Err(stopped),
+                    Err(Halt::Engine(error)) => return Err(error),
                 };
             }
             self.observer.event(Event::Turned(direction));
             if direction != Direction::Forward {
                 return match self.back(operation, &decisions).await {
-                    Ok(()) => self.conclude(operation, Ended::RolledBack, setback).await,
+                    Ok(()) => self.conclude(operation, Ended::RolledBack, failure).await,
                     Err(Halt::Failed(stuck) | Halt::CannotTell(stuck)) => Ok(Ending::Stuck(stuck)),
-                    Err(Halt::Engine(stopped)) => Err(stopped),
+                    Err(Halt::Engine(error)) => Err(error),
                 };
             }
             match self.forward(operation, shape, &decisions).await {
                 Ok(()) => return self.conclude(operation, Ended::Done, None).await,
-                Err(Halt::Engine(stopped)) => return Err(stopped),
+                Err(Halt::Engine(error)) => return Err(error),
                 Err(Halt::CannotTell(stuck)) => return Ok(Ending::Stuck(stuck)),
                 Err(Halt::Failed(failed)) => {
                     let lost = matches!(failed.failure, Failure::Lost);
@@ -164,7 +164,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                         }
                         AfterCommit::Stuck => return Ok(Ending::Stuck(failed)),
                     }
-                    setback = Some(failed);
+                    failure = Some(failed);
                 }
             }
         }
@@ -182,9 +182,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<Direction, Halt> {
-        let scene = self.scene(Interrupt::new());
+        let context = self.context(Interrupt::new());
         let intent = self.intent(index);
-        match within(transition.limit(), transition.probe(&scene, &intent)).await {
+        match within(transition.limit(), transition.probe(&context, &intent)).await {
             Ok(Probe::Done(outcome)) => {
                 self.journal.outcome(place(index), &outcome, 0)?;
                 self.journal.sync()?;
@@ -225,9 +225,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 }));
             }
             self.observer.event(Event::Stage(stage.label));
-            let scene = self.scene(interrupt);
-            let calls = self.prepare(&scene, wanted).await?;
-            self.apply(&scene, calls, shape.commit()).await?;
+            let context = self.context(interrupt);
+            let calls = self.prepare(&context, wanted).await?;
+            self.apply(&context, calls, shape.commit()).await?;
         }
         Ok(())
     }
@@ -235,7 +235,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// Decides on every intent of a stage, writes those that are new, and syncs once.
     async fn prepare<'o>(
         &mut self,
-        scene: &Context<'_, W>,
+        context: &Context<'_, W>,
         wanted: Vec<(usize, &'o dyn ErasedTransition<W>)>,
     ) -> Result<Vec<Call<'o, W>>, Halt> {
         let mut calls = Vec::with_capacity(wanted.len());
@@ -245,9 +245,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             let intent = if probe_first {
                 self.intent(index)
             } else {
-                let intent = within(transition.limit(), transition.prepare(scene))
+                let intent = within(transition.limit(), transition.prepare(context))
                     .await
-                    .map_err(|failure| self.setback(transition, failure))?;
+                    .map_err(|failure| self.failed(transition, failure))?;
                 intents.push((place(index), transition.id(), intent.clone()));
                 intent
             };
@@ -262,17 +262,17 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// Runs a stage's transitions at the same time, and writes each outcome as it comes.
     async fn apply(
         &mut self,
-        scene: &Context<'_, W>,
+        context: &Context<'_, W>,
         calls: Vec<Call<'_, W>>,
         commit: usize,
     ) -> Result<(), Halt> {
-        let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(scene, call)).collect();
+        let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(context, call)).collect();
         calls.iter().for_each(|call| self.observer.event(Event::Acts(call.transition.label())));
         let mut halt = None;
         while let Some((call, result)) = running.next().await {
             let recorded = match result {
                 Ok((outcome, took)) => self.record(call, &outcome, took, usize::from(call.index) == commit),
-                Err(Halt::Failed(setback)) => Err(self.setback_of(setback)),
+                Err(Halt::Failed(failure)) => Err(self.report(failure)),
                 Err(halt) => Err(halt),
             };
             // The gravest failure is the one to tell, and of equals the first; its stage-mates end all the same.
@@ -305,21 +305,21 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// Takes back, in reverse order, all that `decisions` ask for.
     async fn back(&mut self, operation: &Operation<W>, decisions: &[Decision]) -> Result<(), Halt> {
         let transitions: Vec<_> = operation.transitions().collect();
-        let scene = self.scene(Interrupt::new());
+        let context = self.context(Interrupt::new());
         for (index, (transition, decision)) in transitions.into_iter().zip(decisions).enumerate().rev() {
             match decision {
-                Decision::ProbeThenUndo => self.look_before_undo(&scene, transition, index).await?,
+                Decision::ProbeThenUndo => self.look_before_undo(&context, transition, index).await?,
                 Decision::Undo => {}
                 _ => continue,
             }
-            self.undo(&scene, transition, index).await?;
+            self.undo(&context, transition, index).await?;
         }
         Ok(())
     }
 
     async fn look_before_undo(
         &mut self,
-        scene: &Context<'_, W>,
+        context: &Context<'_, W>,
         transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<(), Halt> {
@@ -327,7 +327,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             return Ok(());
         }
         let intent = self.intent(index);
-        match within(transition.limit(), transition.probe(scene, &intent)).await {
+        match within(transition.limit(), transition.probe(context, &intent)).await {
             Ok(Probe::Done(_) | Probe::NotDone | Probe::Lost) => Ok(()),
             Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
             Err(failure) => Err(Halt::CannotTell(TransitionFailure { label: transition.label(), failure })),
@@ -336,7 +336,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     async fn undo(
         &mut self,
-        scene: &Context<'_, W>,
+        context: &Context<'_, W>,
         transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<(), Halt> {
@@ -347,9 +347,9 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         if transition.policy() == UndoPolicy::Undoable {
             self.observer.event(Event::Undoes(transition.label()));
             let intent = self.intent(index);
-            match within(transition.limit(), transition.undo(scene, &intent)).await {
+            match within(transition.limit(), transition.undo(context, &intent)).await {
                 Ok(()) | Err(Failure::Lost) => {}
-                Err(failure) => return Err(self.setback(transition, failure)),
+                Err(failure) => return Err(self.failed(transition, failure)),
             }
         }
         let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -364,28 +364,28 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         &mut self,
         operation: &Operation<W>,
         ended: Ended,
-        setback: Option<TransitionFailure>,
+        failure: Option<TransitionFailure>,
     ) -> Result<Ending, EngineError> {
-        let scene = self.scene(Interrupt::new());
-        let standing = match within(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
-            Ok(standing) => standing,
+        let context = self.context(Interrupt::new());
+        let final_state = match within(CONCLUDE_LIMIT, operation.conclude(context, ended)).await {
+            Ok(final_state) => final_state,
             Err(failure) => {
                 return Ok(Ending::Stuck(TransitionFailure { label: "look how it stands", failure }));
             }
         };
-        self.journal.end(ended, &standing, (self.unix_ms)())?;
+        self.journal.end(ended, &final_state, (self.unix_ms)())?;
         self.observer.event(Event::Ended(ended));
-        Ok(match (ended, setback) {
+        Ok(match (ended, failure) {
             (Ended::Done, _) => Ending::Done,
-            (Ended::RolledBack, setback) => Ending::RolledBack(setback),
-            (Ended::Lost, Some(setback)) => Ending::Lost(setback),
+            (Ended::RolledBack, failure) => Ending::RolledBack(failure),
+            (Ended::Lost, Some(failure)) => Ending::Lost(failure),
             (Ended::Lost, None) => {
                 Ending::Lost(TransitionFailure { label: operation.label, failure: Failure::Lost })
             }
         })
     }
 
-    fn scene(&self, interrupt: Interrupt) -> Context<'w, W> {
+    fn context(&self, interrupt: Interrupt) -> Context<'w, W> {
         let open = self.journal.open_operation();
         let done = |open: &OpenOperation| -> BTreeMap<TransitionId, Vec<u8>> {
             let done = open.entries().iter().filter(|entry| entry.status == TransitionStatus::Done);
@@ -403,35 +403,35 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         self.journal.open_operation().map(|open| open.entry(index).intent.clone()).unwrap_or_default()
     }
 
-    fn setback(&self, transition: &dyn ErasedTransition<W>, failure: Failure) -> Halt {
-        self.setback_of(TransitionFailure { label: transition.label(), failure })
+    fn failed(&self, transition: &dyn ErasedTransition<W>, failure: Failure) -> Halt {
+        self.report(TransitionFailure { label: transition.label(), failure })
     }
 
-    fn setback_of(&self, setback: TransitionFailure) -> Halt {
-        self.observer.setback(&setback);
-        self.observer.event(Event::Failed(setback.label));
-        Halt::Failed(setback)
+    fn report(&self, failure: TransitionFailure) -> Halt {
+        self.observer.failure(&failure);
+        self.observer.event(Event::Failed(failure.label));
+        Halt::Failed(failure)
     }
 }
 
 async fn carry_out<'c, 'o, W: ?Sized + Sync>(
-    scene: &Context<'_, W>,
+    context: &Context<'_, W>,
     call: &'c Call<'o, W>,
 ) -> (&'c Call<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
     let transition = call.transition;
-    let setback = |failure| Halt::Failed(TransitionFailure { label: transition.label(), failure });
+    let failed = |failure| Halt::Failed(TransitionFailure { label: transition.label(), failure });
     if call.probe_first {
-        match within(transition.limit(), transition.probe(scene, &call.intent)).await {
+        match within(transition.limit(), transition.probe(context, &call.intent)).await {
             Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
             Ok(Probe::NotDone) => {}
-            Ok(Probe::Lost) => return (call, Err(setback(Failure::Lost))),
+            Ok(Probe::Lost) => return (call, Err(failed(Failure::Lost))),
             Ok(Probe::CannotTell(why)) => return (call, Err(blind(transition, why))),
-            Err(failure) => return (call, Err(setback(failure))),
+            Err(failure) => return (call, Err(failed(failure))),
         }
     }
     let begun = Instant::now();
-    let result = within(transition.limit(), transition.apply(scene, &call.intent)).await;
-    (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(setback))
+    let result = within(transition.limit(), transition.apply(context, &call.intent)).await;
+    (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(failed))
 }
 
 fn blind<W: ?Sized>(transition: &dyn ErasedTransition<W>, why: String) -> Halt {

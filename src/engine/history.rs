@@ -162,7 +162,7 @@ pub struct History {
     /// The generation of the last operation that began.
     pub generation: Generation,
     /// How the workspace stood when the last operation ended.
-    pub standing: Vec<u8>,
+    pub final_state: Vec<u8>,
     open: OpenOperation,
     checkpointed: bool,
     rolling_back: bool,
@@ -191,10 +191,10 @@ impl History {
             return Err(IllegalHistory::MisplacedCheckpoint);
         }
         match *record {
-            Record::Checkpoint { standing, .. } => {
+            Record::Checkpoint { final_state, .. } => {
                 self.checkpointed = true;
                 self.generation = generation;
-                standing.clone_into(&mut self.standing);
+                final_state.clone_into(&mut self.final_state);
                 return Ok(());
             }
             Record::Begin { operation, parameters, at_ms } => {
@@ -223,9 +223,9 @@ impl History {
             Record::Undone { index, .. } => {
                 self.lead(index, TransitionStatus::Undone)?;
             }
-            Record::End { standing, .. } => {
+            Record::End { final_state, .. } => {
                 self.open.operation = None;
-                standing.clone_into(&mut self.standing);
+                final_state.clone_into(&mut self.final_state);
             }
             Record::Checkpoint { .. } | Record::Begin { .. } => {}
         }
@@ -290,9 +290,9 @@ mod tests {
         TransitionStatus::Undone,
     ];
 
-    const CHECKPOINT: Record<'_> = Record::Checkpoint { standing: b"stood", at_ms: 1 };
+    const CHECKPOINT: Record<'_> = Record::Checkpoint { final_state: b"stood", at_ms: 1 };
     const BEGIN: Record<'_> = Record::Begin { operation: 3, parameters: b"what", at_ms: 2 };
-    const END: Record<'_> = Record::End { ended: Ended::Done, standing: b"stands", at_ms: 3 };
+    const END: Record<'_> = Record::End { ended: Ended::Done, final_state: b"stands", at_ms: 3 };
 
     fn intent(index: u16) -> Record<'static> {
         Record::Intent { index, transition: index.wrapping_add(40), payload: b"intent" }
@@ -360,7 +360,7 @@ mod tests {
                     Ok(_) if record == END => {
                         assert_eq!(found, Ok(()));
                         assert_eq!(history.open(), None);
-                        assert_eq!(history.standing, b"stands");
+                        assert_eq!(history.final_state, b"stands");
                     }
                     Ok(to) => {
                         assert_eq!(found, Ok(()), "{record:?} from {from:?}");
@@ -402,7 +402,7 @@ mod tests {
             let first = fresh.push(OPEN, &record);
             if record == CHECKPOINT {
                 assert_eq!(first, Ok(()));
-                assert_eq!((fresh.generation, fresh.standing.as_slice()), (OPEN, &b"stood"[..]));
+                assert_eq!((fresh.generation, fresh.final_state.as_slice()), (OPEN, &b"stood"[..]));
             } else {
                 assert_eq!(first, Err(IllegalHistory::MisplacedCheckpoint), "{record:?}");
             }

@@ -286,8 +286,8 @@ impl<S: Storage> Journal<S> {
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
-    pub fn end(&mut self, ended: Ended, standing: &[u8], at_ms: u64) -> Result<(), JournalError> {
-        self.append(self.history.generation, &[Record::End { ended, standing, at_ms }])?;
+    pub fn end(&mut self, ended: Ended, final_state: &[u8], at_ms: u64) -> Result<(), JournalError> {
+        self.append(self.history.generation, &[Record::End { ended, final_state, at_ms }])?;
         self.sync()
     }
 
@@ -348,7 +348,7 @@ impl<S: Storage> Journal<S> {
     /// current file is the old one or the new one, whole.
     fn replace(&mut self, at_ms: u64) -> Result<(), JournalError> {
         let mut bytes = self.header.encode().to_vec();
-        let record = Record::Checkpoint { standing: &self.history.standing, at_ms };
+        let record = Record::Checkpoint { final_state: &self.history.final_state, at_ms };
         let sequence = self.header.first_sequence;
         encode_frame(&mut bytes, self.header.salt, sequence, self.history.generation, sequence - 1, &record)
             .map_err(|source| JournalError::Payload { path: self.storage.path(Name::Next), source })?;

@@ -57,7 +57,7 @@ pub enum Record<'a> {
     /// First record of a file: what the files before it came to.
     Checkpoint {
         /// How the workspace stands; written and read by the operations.
-        standing: &'a [u8],
+        final_state: &'a [u8],
         /// Milliseconds since 1970, UTC.
         at_ms: u64,
     },
@@ -105,7 +105,7 @@ pub enum Record<'a> {
         /// How.
         ended: Ended,
         /// How the workspace stands now; written and read by the operations.
-        standing: &'a [u8],
+        final_state: &'a [u8],
         /// Milliseconds since 1970, UTC.
         at_ms: u64,
     },
@@ -136,7 +136,7 @@ pub enum PayloadError {
     Unencodable(#[source] Box<bincode::error::EncodeError>),
 }
 
-/// The bytes of an intent, an outcome, an operation's parameters or a standing.
+/// The bytes of an intent, an outcome, an operation's parameters or a final_state.
 ///
 /// # Errors
 /// If it takes more than [`MAX_VALUE`] bytes.

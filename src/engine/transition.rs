@@ -227,20 +227,20 @@ pub trait Transition: Send + Sync + 'static {
     /// Decide what to do, without doing it.
     fn prepare(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, Self::World>,
     ) -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
 
     /// Look whether the intent was carried out.
     fn probe(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, Self::World>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Probe<Self::Outcome>, Failure>> + Send;
 
     /// Carry the intent out.
     fn apply(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, Self::World>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Self::Outcome, Failure>> + Send;
 
@@ -248,10 +248,10 @@ pub trait Transition: Send + Sync + 'static {
     /// the VM is gone; it counts as undone. Never called unless the policy is [`UndoPolicy::Undoable`].
     fn undo(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, Self::World>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<(), Failure>> + Send {
-        let _ = (scene, intent);
+        let _ = (context, intent);
         std::future::ready(Ok(()))
     }
 }
@@ -267,21 +267,25 @@ pub trait ErasedTransition<W: ?Sized>: Send + Sync {
     /// [`Transition::LIMIT`].
     fn limit(&self) -> Duration;
     /// [`Transition::prepare`].
-    fn prepare<'a>(&'a self, scene: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
+    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
     /// [`Transition::probe`].
     fn probe<'a>(
         &'a self,
-        scene: &'a Context<'_, W>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>>;
     /// [`Transition::apply`].
     fn apply<'a>(
         &'a self,
-        scene: &'a Context<'_, W>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
     /// [`Transition::undo`].
-    fn undo<'a>(&'a self, scene: &'a Context<'_, W>, intent: &'a [u8]) -> BoxFuture<'a, Result<(), Failure>>;
+    fn undo<'a>(
+        &'a self,
+        context: &'a Context<'_, W>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
 impl<T: Transition> ErasedTransition<T::World> for T {
@@ -301,18 +305,18 @@ impl<T: Transition> ErasedTransition<T::World> for T {
         T::LIMIT
     }
 
-    fn prepare<'a>(&'a self, scene: &'a Context<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        async move { Ok(record::encode_payload(&Transition::prepare(self, scene).await?)?) }.boxed()
+    fn prepare<'a>(&'a self, context: &'a Context<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+        async move { Ok(record::encode_payload(&Transition::prepare(self, context).await?)?) }.boxed()
     }
 
     fn probe<'a>(
         &'a self,
-        scene: &'a Context<'_, T::World>,
+        context: &'a Context<'_, T::World>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Ok(match Transition::probe(self, scene, &intent).await? {
+            Ok(match Transition::probe(self, context, &intent).await? {
                 Probe::Done(outcome) => Probe::Done(record::encode_payload(&outcome)?),
                 Probe::NotDone => Probe::NotDone,
                 Probe::Lost => Probe::Lost,
@@ -324,24 +328,24 @@ impl<T: Transition> ErasedTransition<T::World> for T {
 
     fn apply<'a>(
         &'a self,
-        scene: &'a Context<'_, T::World>,
+        context: &'a Context<'_, T::World>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Ok(record::encode_payload(&Transition::apply(self, scene, &intent).await?)?)
+            Ok(record::encode_payload(&Transition::apply(self, context, &intent).await?)?)
         }
         .boxed()
     }
 
     fn undo<'a>(
         &'a self,
-        scene: &'a Context<'_, T::World>,
+        context: &'a Context<'_, T::World>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Transition::undo(self, scene, &intent).await
+            Transition::undo(self, context, &intent).await
         }
         .boxed()
     }
@@ -451,9 +455,9 @@ impl<W: ?Sized + Sync> Operation<W> {
 
     pub(super) fn conclude<'a>(
         &self,
-        scene: Context<'a, W>,
+        context: Context<'a, W>,
         ended: Ended,
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        (self.conclude)(scene, ended)
+        (self.conclude)(context, ended)
     }
 }

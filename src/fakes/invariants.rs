@@ -66,7 +66,7 @@ fn journal(state: &FakeState, workspace: WorkspaceId) -> Result<(WorkspaceState,
         history.push(located.generation, &located.record)
     })
     .map_err(|error| format!("the journal cannot be read: {error}"))?;
-    let standing = WorkspaceState::of(&history.standing).map_err(|error| error.to_string())?;
+    let standing = WorkspaceState::of(&history.final_state).map_err(|error| error.to_string())?;
     Ok((standing, history.open().is_some()))
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::QUICK;
 use super::shared::clear_away::Purge;
-use super::{WorkspaceState, standing_bytes};
+use super::{WorkspaceState, state_bytes};
 use crate::engine::transition::{
     AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
 };
@@ -25,16 +25,14 @@ pub struct DeletePlan {
     /// The snapshot.
     pub snapshot: SnapshotId,
     /// How the workspace stands, before and after.
-    pub standing: WorkspaceState,
+    pub state: WorkspaceState,
 }
 
 pub(super) fn table(plan: DeletePlan) -> Operation<World> {
-    let standing = plan.standing;
-    Operation::new(ID, "delete", AfterCommit::Stuck, move |_, _| {
-        async move { standing_bytes(&standing) }.boxed()
-    })
-    .commit(Box::new(Trash(plan.snapshot)))
-    .stage("remove", [Box::new(Purge(plan.snapshot))])
+    let state = plan.state;
+    Operation::new(ID, "delete", AfterCommit::Stuck, move |_, _| async move { state_bytes(&state) }.boxed())
+        .commit(Box::new(Trash(plan.snapshot)))
+        .stage("remove", [Box::new(Purge(plan.snapshot))])
 }
 
 /// The snapshot is renamed out of the list.
@@ -54,8 +52,8 @@ impl Transition for Trash {
         Ok(self.0)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, id: &SnapshotId) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.catalog.find(*id).await? {
+    async fn probe(&self, context: &Context<'_, World>, id: &SnapshotId) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.catalog.find(*id).await? {
             SnapshotState::Listed => Probe::NotDone,
             SnapshotState::Trashed | SnapshotState::Absent => Probe::Done(()),
             SnapshotState::Staged => Probe::CannotTell(format!(
@@ -64,7 +62,7 @@ impl Transition for Trash {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, id: &SnapshotId) -> Result<(), Failure> {
-        scene.world.catalog.trash(*id).await
+    async fn apply(&self, context: &Context<'_, World>, id: &SnapshotId) -> Result<(), Failure> {
+        context.world.catalog.trash(*id).await
     }
 }

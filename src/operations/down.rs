@@ -17,7 +17,7 @@ use super::shared::clear_away::{
     ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
 };
 use super::shared::hooks::{PostDown, PreDown};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::{RunningVm, WorkspaceState, state_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
     AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
@@ -46,7 +46,7 @@ pub(super) fn table(plan: DownPlan) -> Operation<World> {
         Ended::Done | Ended::Lost => WorkspaceState::Down { disk: Some(kept) },
     };
     let operation = Operation::new(ID, "down", AfterCommit::Stuck, move |_, ended| {
-        async move { standing_bytes(&conclude(ended)) }.boxed()
+        async move { state_bytes(&conclude(ended)) }.boxed()
     })
     .stage_if(plan.ask, "pre-down scripts", [Box::new(PreDown)])
     .commit(Box::new(StopGuest { machine, ask: plan.ask }))
@@ -90,16 +90,16 @@ impl Transition for StopGuest {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Never | VmmState::Gone => Probe::Done(()),
-            VmmState::Running if self.ask && is_going(scene.world, machine).await? => Probe::Done(()),
+            VmmState::Running if self.ask && is_going(context.world, machine).await? => Probe::Done(()),
             _ => Probe::NotDone,
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        let world = scene.world;
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        let world = context.world;
         if self.ask && world.vmm.find(machine.vmm).await? == VmmState::Running {
             // A guest that does not listen is pressed, and one that does not react is ended: neither is a failure.
             if world.guest.shut_down(machine).await.is_err()

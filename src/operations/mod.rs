@@ -58,7 +58,7 @@ impl WorkspaceState {
     /// How a workspace stands whose journal ends like this. A new journal says nothing.
     ///
     /// # Errors
-    /// If these are not a standing's bytes.
+    /// If these are not a state's bytes.
     pub fn of(bytes: &[u8]) -> Result<Self, PayloadError> {
         if bytes.is_empty() {
             return Ok(Self::Down { disk: None });
@@ -80,8 +80,8 @@ pub struct RunningVm {
     pub condemned: bool,
 }
 
-fn standing_bytes(standing: &WorkspaceState) -> Result<Vec<u8>, Failure> {
-    Ok(record::encode_payload(standing)?)
+fn state_bytes(state: &WorkspaceState) -> Result<Vec<u8>, Failure> {
+    Ok(record::encode_payload(state)?)
 }
 
 /// An operation that this nixbox does not have.

@@ -113,7 +113,7 @@ pub enum Refusal {
     /// The journal's open operation is not one of this nixbox.
     #[error(transparent)]
     NoTable(#[from] NoTable),
-    /// The journal's last standing is not one of this nixbox.
+    /// The journal's last state is not one of this nixbox.
     #[error("the journal does not say how the workspace stands")]
     UnreadableState(#[source] PayloadError),
     /// The operation cannot be written down.

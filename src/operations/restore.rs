@@ -21,7 +21,7 @@ use super::shared::hooks::PostUp;
 use super::shared::machine::{BuildNetwork, StartShares, StartVmm, Target};
 use super::shared::slot::ClaimSlot;
 use super::shared::{part, presence};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::{RunningVm, WorkspaceState, state_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
     AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
@@ -48,8 +48,8 @@ pub struct RestorePlan {
 pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     let target = Target::New { disk: None, shares: plan.shares };
     let from = plan.snapshot;
-    Operation::new(ID, "restore", AfterCommit::ClearAway, move |scene, ended| {
-        async move { standing_bytes(&standing(&plan, target, &scene, ended)?) }.boxed()
+    Operation::new(ID, "restore", AfterCommit::ClearAway, move |context, ended| {
+        async move { state_bytes(&state(&plan, target, &context, ended)?) }.boxed()
     })
     .stage("claim slot", [Box::new(ClaimSlot { only: Some(plan.slot) })])
     .stage(
@@ -70,16 +70,16 @@ pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     .stage("post-up scripts", [Box::new(PostUp)])
 }
 
-fn standing(
+fn state(
     plan: &RestorePlan,
     target: Target,
-    scene: &Context<'_, World>,
+    context: &Context<'_, World>,
     ended: Ended,
 ) -> Result<WorkspaceState, Failure> {
     Ok(match ended {
         Ended::RolledBack => WorkspaceState::Down { disk: plan.former_disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
-            machine: target.machine(scene)?,
+            machine: target.machine(context)?,
             former_disk: plan.former_disk,
             from: Some(plan.snapshot),
             condemned: ended == Ended::Lost,
@@ -92,10 +92,10 @@ pub(super) struct FillDisk(SnapshotId);
 
 part! {
     FillDisk, 30, "clone disk", LONG,
-    SnapshotId: |scene, disk, from| Ok(disk.0),
-    find: scene.world.disk.find(scene.generation),
-    make: scene.world.disk.fill(*from, scene.generation, &scene.interrupt),
-    remove: scene.world.disk.remove(scene.generation),
+    SnapshotId: |context, disk, from| Ok(disk.0),
+    find: context.world.disk.find(context.generation),
+    make: context.world.disk.fill(*from, context.generation, &context.interrupt),
+    remove: context.world.disk.remove(context.generation),
 }
 
 /// The RAM file, filled from the snapshot.
@@ -103,10 +103,10 @@ pub(super) struct FillMemory(SnapshotId);
 
 part! {
     FillMemory, 31, "fill RAM", LONG,
-    SnapshotId: |scene, memory, from| Ok(memory.0),
-    find: scene.world.memory.find(scene.generation),
-    make: scene.world.memory.fill(*from, scene.generation, &scene.interrupt),
-    remove: scene.world.memory.remove(scene.generation),
+    SnapshotId: |context, memory, from| Ok(memory.0),
+    find: context.world.memory.find(context.generation),
+    make: context.world.memory.fill(*from, context.generation, &context.interrupt),
+    remove: context.world.memory.remove(context.generation),
 }
 
 /// `vm.restore`: the VM is there, and paused.
@@ -125,12 +125,12 @@ impl Transition for Load {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("what was loaded goes with its VMM");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
             VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
@@ -138,8 +138,8 @@ impl Transition for Load {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.load(machine, self.from).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.vmm.load(machine, self.from).await
     }
 }
 
@@ -158,12 +158,12 @@ impl Transition for ResumeRestored {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = QUICK;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Paused => Probe::NotDone,
             VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
@@ -173,7 +173,7 @@ impl Transition for ResumeRestored {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.resume(machine.vmm).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.vmm.resume(machine.vmm).await
     }
 }

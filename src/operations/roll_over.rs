@@ -10,58 +10,58 @@ use crate::engine::transition::{Context, Failure};
 use crate::world::{Generation, Machine, Presence, SnapshotId, VmmState, World};
 
 /// The VM in the VMM that has it now: the one that this operation started, if it started one.
-pub(super) async fn alive(scene: &Context<'_, World>, machine: &Machine) -> Result<Machine, Failure> {
-    Ok(match scene.world.vmm.find(scene.generation).await? {
+pub(super) async fn alive(context: &Context<'_, World>, machine: &Machine) -> Result<Machine, Failure> {
+    Ok(match context.world.vmm.find(context.generation).await? {
         VmmState::Never => *machine,
-        _ => Machine { vmm: scene.generation, ..*machine },
+        _ => Machine { vmm: context.generation, ..*machine },
     })
 }
 
 /// Brings the VM back to running, from wherever an interrupted capture or roll-over has left it.
 pub(super) async fn make_it_run(
-    scene: &Context<'_, World>,
+    context: &Context<'_, World>,
     machine: &Machine,
-    care: ShareStrategy,
+    strategy: ShareStrategy,
 ) -> Result<(), Failure> {
-    let world = scene.world;
-    let (old, new) = (machine.vmm, scene.generation);
+    let world = context.world;
+    let (old, new) = (machine.vmm, context.generation);
     match (world.vmm.find(new).await?, world.vmm.find(old).await?) {
         (VmmState::Running, VmmState::Never | VmmState::Gone) | (VmmState::Never, VmmState::Running) => {
             Ok(())
         }
         (VmmState::Paused, _) => finish_roll_over(world, old, new).await,
         // It has no VM yet, so that nothing can have run in it. It is not ended: one that is gone may have run.
-        (VmmState::Empty, _) => roll_over(scene, machine).await,
+        (VmmState::Empty, _) => roll_over(context, machine).await,
         (VmmState::Never, VmmState::Paused) => {
             let saved = world.catalog.holds_vmm_state(SnapshotId(new)).await?;
-            if care == ShareStrategy::RollOver && saved {
-                roll_over(scene, machine).await
+            if strategy == ShareStrategy::RollOver && saved {
+                roll_over(context, machine).await
             } else {
                 world.vmm.resume(old).await
             }
         }
         // It was ended to be rolled over, or killed while it was paused: what was saved is what its RAM is.
-        (VmmState::Never, VmmState::Gone | VmmState::Never) if care == ShareStrategy::RollOver => {
-            roll_over(scene, machine).await
+        (VmmState::Never, VmmState::Gone | VmmState::Never) if strategy == ShareStrategy::RollOver => {
+            roll_over(context, machine).await
         }
         _ => Err(Failure::Lost),
     }
 }
 
 /// Ends the old VMM and loads what was saved into a new one, upon the same RAM file. The guest must not have run since.
-async fn roll_over(scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-    let world = scene.world;
-    let saved = SnapshotId(scene.generation);
+async fn roll_over(context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+    let world = context.world;
+    let saved = SnapshotId(context.generation);
     let ram = world.memory.find(machine.memory).await?;
     if ram != Presence::Whole || !world.catalog.holds_vmm_state(saved).await? {
         return Err(Failure::Lost);
     }
     world.vmm.stop(machine.vmm).await?;
     world.shares.stop(machine.vmm).await?;
-    world.shares.start(scene.generation).await?;
-    world.vmm.start(scene.generation).await?;
-    world.vmm.load(&Machine { vmm: scene.generation, ..*machine }, saved).await?;
-    finish_roll_over(world, machine.vmm, scene.generation).await
+    world.shares.start(context.generation).await?;
+    world.vmm.start(context.generation).await?;
+    world.vmm.load(&Machine { vmm: context.generation, ..*machine }, saved).await?;
+    finish_roll_over(world, machine.vmm, context.generation).await
 }
 
 async fn finish_roll_over(world: &World, old: Generation, new: Generation) -> Result<(), Failure> {

@@ -25,7 +25,7 @@ pub struct Session<'a, S> {
     pub world: &'a World,
     /// Its journal.
     pub journal: Journal<S>,
-    /// A person's wish to stop.
+    /// A person's request to stop.
     pub interrupt: Interrupt,
     /// Who sees what happens.
     pub observer: &'a dyn Observer,
@@ -43,22 +43,22 @@ impl<S: Storage> Session<'_, S> {
         if let Some((id, parameters)) = open {
             let operation = table(id, &parameters)?;
             let ending = self.executor().recover(&operation).await?;
-            if let Ending::Stuck(setback) = ending {
-                recovered.stuck = Some(setback);
+            if let Ending::Stuck(failure) = ending {
+                recovered.stuck = Some(failure);
                 return Ok(recovered);
             }
             recovered.operation = Some((operation.label, ending));
         }
         match self.clear_away().await? {
             None => {}
-            Some((_, Ending::Stuck(setback))) => {
-                recovered.stuck = Some(setback);
+            Some((_, Ending::Stuck(failure))) => {
+                recovered.stuck = Some(failure);
                 return Ok(recovered);
             }
             Some((why, _)) => recovered.cleared = Some(why),
         }
-        let known = !self.journal.history().standing.is_empty();
-        recovered.swept = sweep::sweep(self.world, self.standing()?, known).await.map_err(Refusal::Sweep)?;
+        let known = !self.journal.history().final_state.is_empty();
+        recovered.swept = sweep::sweep(self.world, self.state()?, known).await.map_err(Refusal::Sweep)?;
         Ok(recovered)
     }
 
@@ -66,8 +66,8 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If the journal does not say.
-    pub fn standing(&self) -> Result<WorkspaceState, Refusal> {
-        WorkspaceState::of(&self.journal.history().standing).map_err(Refusal::UnreadableState)
+    pub fn state(&self) -> Result<WorkspaceState, Refusal> {
+        WorkspaceState::of(&self.journal.history().final_state).map_err(Refusal::UnreadableState)
     }
 
     /// A fresh boot.
@@ -80,7 +80,7 @@ impl<S: Storage> Session<'_, S> {
     }
 
     async fn boot(&mut self) -> Result<OperationResult, Refusal> {
-        let disk = match self.standing()? {
+        let disk = match self.state()? {
             WorkspaceState::Up(_) => return Ok(OperationResult::Already),
             WorkspaceState::Down { disk } => disk,
         };
@@ -95,7 +95,7 @@ impl<S: Storage> Session<'_, S> {
     /// If it was not begun, or if the journal failed.
     pub async fn down(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
-        match self.standing()? {
+        match self.state()? {
             WorkspaceState::Up(vm) => self.bring_down(vm).await,
             WorkspaceState::Down { .. } => Ok(OperationResult::Already),
         }
@@ -111,41 +111,41 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If it was not begun, or if the journal failed.
-    pub async fn snapshot(&mut self, wish: SnapshotRequest) -> Result<SnapshotResult, Refusal> {
+    pub async fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotResult, Refusal> {
         self.recover_first().await?;
-        let WorkspaceState::Up(vm) = self.standing()? else {
+        let WorkspaceState::Up(vm) = self.state()? else {
             return Err(Refusal::NotRunning);
         };
-        let keep = wish.keep;
-        let plan = self.plan_snapshot(vm, wish).await?;
+        let keep = request.keep;
+        let plan = self.plan_snapshot(vm, request).await?;
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         let report = self.run(&snapshot::table(plan), &parameters).await?;
-        let mut frozen = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
-        if matches!(frozen.report, OperationResult::Done) {
+        let mut result = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
+        if matches!(result.report, OperationResult::Done) {
             // The newest: its number is that of the operation that ended just now.
             match self.listings().await {
-                Ok(mut listed) => frozen.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
-                Err(refusal) => frozen.afterwards = Some(refusal),
+                Ok(mut listed) => result.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
+                Err(refusal) => result.afterwards = Some(refusal),
             }
-            if let Err(refusal) = self.prune(keep, &mut frozen.pruned).await {
-                frozen.afterwards = Some(refusal);
+            if let Err(refusal) = self.prune(keep, &mut result.pruned).await {
+                result.afterwards = Some(refusal);
             }
         }
-        Ok(frozen)
+        Ok(result)
     }
 
     /// All that can be known before the guest is touched.
     async fn plan_snapshot(
         &self,
         vm: RunningVm,
-        wish: SnapshotRequest,
+        request: SnapshotRequest,
     ) -> Result<snapshot::SnapshotPlan, Refusal> {
         let (world, machine) = (self.world, vm.machine);
         match within(LOOK, world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? {
             VmmState::Running => {}
             state => return Err(Refusal::NotInOrder(state)),
         }
-        if let Some(name) = &wish.name {
+        if let Some(name) = &request.name {
             let mut listed = self.listings().await?.into_iter().filter_map(|one| one.manifest.ok());
             if listed.any(|one| one.name.as_ref() == Some(name)) {
                 return Err(Refusal::NameTaken(name.clone()));
@@ -154,8 +154,8 @@ impl<S: Storage> Session<'_, S> {
         let (shares, running) = (world.shares.wanted(), Some(machine.vmm));
         let ability = within(LOOK, world.vmm.ability(running)).await.map_err(Refusal::Look)?;
         let version = within(LOOK, world.vmm.version(running)).await.map_err(Refusal::Look)?;
-        let care = snapshot::care(shares, ability);
-        if care == ShareStrategy::RollOver {
+        let strategy = snapshot::strategy(shares, ability);
+        if strategy == ShareStrategy::RollOver {
             let installed = within(LOOK, world.vmm.version(None)).await.map_err(Refusal::Look)?;
             if installed.major != version.major {
                 return Err(Refusal::VmmReplaced { running: version, installed });
@@ -164,13 +164,21 @@ impl<S: Storage> Session<'_, S> {
         let origin = compatibility::origin(world, version).map_err(Refusal::Look)?;
         self.check_room(&vm).await?;
         let boot = within(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
-        if care == ShareStrategy::Detach {
+        if strategy == ShareStrategy::Detach {
             let users = within(LOOK, world.guest.share_users(&machine)).await.map_err(Refusal::Look)?;
             if !users.is_empty() {
                 return Err(Refusal::SharesInUse(users));
             }
         }
-        Ok(snapshot::SnapshotPlan { vm, boot, name: wish.name, shares, care, stop: wish.stop, origin })
+        Ok(snapshot::SnapshotPlan {
+            vm,
+            boot,
+            name: request.name,
+            shares,
+            strategy,
+            stop: request.stop,
+            origin,
+        })
     }
 
     async fn check_room(&self, vm: &RunningVm) -> Result<(), Refusal> {
@@ -187,7 +195,7 @@ impl<S: Storage> Session<'_, S> {
         let Some(keep) = keep else {
             return Ok(());
         };
-        let from = match self.standing()? {
+        let from = match self.state()? {
             WorkspaceState::Up(vm) => vm.from,
             WorkspaceState::Down { .. } => None,
         };
@@ -199,7 +207,7 @@ impl<S: Storage> Session<'_, S> {
         for id in old.into_iter().rev() {
             match self.remove(id).await? {
                 OperationResult::Done => pruned.push(id),
-                OperationResult::Stuck(setback) => return Err(Refusal::Stuck(setback)),
+                OperationResult::Stuck(failure) => return Err(Refusal::Stuck(failure)),
                 // Somebody asked to stop: what is left is pruned after the next snapshot.
                 _ => return Ok(()),
             }
@@ -218,7 +226,7 @@ impl<S: Storage> Session<'_, S> {
         replace: bool,
     ) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if !replace && matches!(self.standing()?, WorkspaceState::Up(_)) {
+        if !replace && matches!(self.state()?, WorkspaceState::Up(_)) {
             return Err(Refusal::Running);
         }
         let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted).await?;
@@ -239,7 +247,7 @@ impl<S: Storage> Session<'_, S> {
     /// If it was not begun, or if the journal failed.
     pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if matches!(self.standing()?, WorkspaceState::Up(_)) {
+        if matches!(self.state()?, WorkspaceState::Up(_)) {
             return Ok(RestoreResult {
                 report: OperationResult::Already,
                 restored: None,
@@ -270,13 +278,13 @@ impl<S: Storage> Session<'_, S> {
         passed_over: Vec<(SnapshotId, NotRestorable)>,
     ) -> Result<RestoreResult, Refusal> {
         let mut replaced = false;
-        if let WorkspaceState::Up(vm) = self.standing()? {
+        if let WorkspaceState::Up(vm) = self.state()? {
             match self.bring_down(vm).await? {
                 OperationResult::Done | OperationResult::Already => replaced = true,
                 report => return Ok(RestoreResult { report, restored: None, passed_over }),
             }
         }
-        let WorkspaceState::Down { disk } = self.standing()? else {
+        let WorkspaceState::Down { disk } = self.state()? else {
             return Err(Refusal::Running);
         };
         let plan = restore::RestorePlan {
@@ -288,7 +296,7 @@ impl<S: Storage> Session<'_, S> {
         };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         let report = match self.run(&restore::table(plan), &parameters).await? {
-            OperationResult::RolledBack(setback) if replaced => OperationResult::ReplacedInVain(setback),
+            OperationResult::RolledBack(failure) if replaced => OperationResult::ReplacedInVain(failure),
             report => report,
         };
         Ok(RestoreResult { report, restored: Some(manifest), passed_over })
@@ -305,7 +313,7 @@ impl<S: Storage> Session<'_, S> {
     }
 
     async fn remove(&mut self, snapshot: SnapshotId) -> Result<OperationResult, Refusal> {
-        let plan = delete::DeletePlan { snapshot, standing: self.standing()? };
+        let plan = delete::DeletePlan { snapshot, state: self.state()? };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         self.run(&delete::table(plan), &parameters).await
     }
@@ -322,14 +330,14 @@ impl<S: Storage> Session<'_, S> {
 
     async fn recover_first(&mut self) -> Result<(), Refusal> {
         match self.recover().await?.stuck {
-            Some(setback) => Err(Refusal::Stuck(setback)),
+            Some(failure) => Err(Refusal::Stuck(failure)),
             None => Ok(()),
         }
     }
 
     /// Clears away what is left of a VM that was lost or condemned.
     async fn clear_away(&mut self) -> Result<Option<(LossReason, Ending)>, Refusal> {
-        let WorkspaceState::Up(vm) = self.standing()? else {
+        let WorkspaceState::Up(vm) = self.state()? else {
             return Ok(None);
         };
         // One that is condemned is not asked: it may hang.
@@ -371,18 +379,18 @@ impl<S: Storage> Session<'_, S> {
             Ending::RolledBack(_) | Ending::Lost(_) => self.clear_away().await?,
         };
         Ok(match (ending, cleared) {
-            (Ending::Stuck(setback), _) | (_, Some((_, Ending::Stuck(setback)))) => {
-                OperationResult::Stuck(setback)
+            (Ending::Stuck(failure), _) | (_, Some((_, Ending::Stuck(failure)))) => {
+                OperationResult::Stuck(failure)
             }
             (Ending::Done, _) => OperationResult::Done,
-            (Ending::Lost(setback), _) => OperationResult::ClearedAway(setback),
-            (Ending::RolledBack(setback), cleared) => {
-                let setback =
-                    setback.unwrap_or(TransitionFailure { label: operation.label, failure: Failure::Lost });
+            (Ending::Lost(failure), _) => OperationResult::ClearedAway(failure),
+            (Ending::RolledBack(failure), cleared) => {
+                let failure =
+                    failure.unwrap_or(TransitionFailure { label: operation.label, failure: Failure::Lost });
                 if cleared.is_some() {
-                    OperationResult::ClearedAway(setback)
+                    OperationResult::ClearedAway(failure)
                 } else {
-                    OperationResult::RolledBack(setback)
+                    OperationResult::RolledBack(failure)
                 }
             }
         })

@@ -28,7 +28,7 @@ use super::shared::clear_away::{
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount};
 use super::shared::machine::Target;
 use super::shared::{must_live, presence};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::{RunningVm, WorkspaceState, state_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
     AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
@@ -41,7 +41,7 @@ use crate::world::{
 pub(super) const ID: OperationId = OperationId(3);
 
 /// What the shares need on a VMM of this ability.
-pub(super) fn care(shares: bool, ability: Ability) -> ShareStrategy {
+pub(super) fn strategy(shares: bool, ability: Ability) -> ShareStrategy {
     match ability {
         _ if !shares => ShareStrategy::InPlace,
         Ability { shares_survive_restore: false, .. } => ShareStrategy::Detach,
@@ -73,7 +73,7 @@ pub struct SnapshotPlan {
     /// Whether there are shares.
     pub shares: bool,
     /// What they need.
-    pub care: ShareStrategy,
+    pub strategy: ShareStrategy,
     /// Whether the VM is down afterwards.
     pub stop: bool,
     /// What it is made under.
@@ -81,29 +81,30 @@ pub struct SnapshotPlan {
 }
 
 pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
-    let SnapshotPlan { vm, care, stop, .. } = plan;
+    let SnapshotPlan { vm, strategy, stop, .. } = plan;
     let machine = vm.machine;
-    let target =
-        if care == ShareStrategy::RollOver { Target::RolledOver(machine) } else { Target::Existing(machine) };
+    let target = if strategy == ShareStrategy::RollOver {
+        Target::RolledOver(machine)
+    } else {
+        Target::Existing(machine)
+    };
     let operation =
         Operation::new(ID, "snapshot", if stop { AfterCommit::Stuck } else { AfterCommit::ClearAway }, {
-            move |scene, ended| {
-                async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
-            }
+            move |context, ended| async move { state_bytes(&state(vm, stop, &context, ended).await?) }.boxed()
         })
         .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
-        .stage_if(care == ShareStrategy::Detach, "detach", [Box::new(Detach { machine })])
+        .stage_if(strategy == ShareStrategy::Detach, "detach", [Box::new(Detach { machine })])
         .stage("flush", [Box::new(Flush { machine })])
-        .stage("pause", [Box::new(Pause { machine, care })])
+        .stage("pause", [Box::new(Pause { machine, strategy })])
         .stage(
             "capture",
             [
                 Box::new(CloneDisk { machine }),
-                Box::new(SaveState { machine, care }),
+                Box::new(SaveState { machine, strategy }),
                 Box::new(CopyMemory { machine }),
             ],
         );
-    let shares = plan.shares && care != ShareStrategy::Detach;
+    let shares = plan.shares && strategy != ShareStrategy::Detach;
     let commit = Commit { machine, boot: plan.boot, name: plan.name, shares, origin: plan.origin };
     if stop {
         let operation = operation.commit(Box::new(commit)).stage(
@@ -122,23 +123,23 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
         return operation.stage("release slot", [Box::new(ReleaseSlot(machine.slot))]);
     }
     operation
-        .stage("resume", [Box::new(ResumeSource { machine, care })])
+        .stage("resume", [Box::new(ResumeSource { machine, strategy })])
         .stage("settle", [Box::new(Settle(target))])
-        .stage_if(care == ShareStrategy::Detach, "attach", [Box::new(MountShares(target))])
+        .stage_if(strategy == ShareStrategy::Detach, "attach", [Box::new(MountShares(target))])
         .stage("reinject", [Box::new(Inject(target))])
         .commit(Box::new(commit))
 }
 
-async fn standing(
+async fn state(
     vm: RunningVm,
     stop: bool,
-    scene: &Context<'_, World>,
+    context: &Context<'_, World>,
     ended: Ended,
 ) -> Result<WorkspaceState, Failure> {
     if stop && ended == Ended::Done {
         return Ok(WorkspaceState::Down { disk: Some(vm.machine.disk) });
     }
-    let machine = alive(scene, &vm.machine).await?;
+    let machine = alive(context, &vm.machine).await?;
     Ok(WorkspaceState::Up(RunningVm { machine, condemned: ended == Ended::Lost, ..vm }))
 }
 
@@ -159,19 +160,19 @@ impl Transition for OpenStaging {
         Ok(())
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.catalog.find(SnapshotId(scene.generation)).await? {
+    async fn probe(&self, context: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.catalog.find(SnapshotId(context.generation)).await? {
             SnapshotState::Absent => Probe::NotDone,
             _ => Probe::Done(()),
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.catalog.stage(SnapshotId(scene.generation)).await
+    async fn apply(&self, context: &Context<'_, World>, (): &()) -> Result<(), Failure> {
+        context.world.catalog.stage(SnapshotId(context.generation)).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.catalog.discard(SnapshotId(scene.generation)).await
+    async fn undo(&self, context: &Context<'_, World>, (): &()) -> Result<(), Failure> {
+        context.world.catalog.discard(SnapshotId(context.generation)).await
     }
 }
 
@@ -194,27 +195,27 @@ impl Transition for Wipe {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        let machine = alive(scene, machine).await?;
-        match must_live(scene.world, machine.vmm).await {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        let machine = alive(context, machine).await?;
+        match must_live(context.world, machine.vmm).await {
             Err(Failure::Lost) => return Ok(Probe::Lost),
             other => other?,
         }
-        Ok(match scene.world.guest.equipped(&machine).await?.credentials {
+        Ok(match context.world.guest.equipped(&machine).await?.credentials {
             Presence::Absent => Probe::Done(()),
             Presence::Partial | Presence::Whole => Probe::NotDone,
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.guest.wipe(machine).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.guest.wipe(machine).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        let machine = alive(scene, machine).await?;
-        must_live(scene.world, machine.vmm).await?;
-        scene.world.guest.settle(&machine).await?;
-        scene.world.guest.inject(&machine).await
+    async fn undo(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        let machine = alive(context, machine).await?;
+        must_live(context.world, machine.vmm).await?;
+        context.world.guest.settle(&machine).await?;
+        context.world.guest.inject(&machine).await
     }
 }
 
@@ -237,25 +238,25 @@ impl Transition for Detach {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        match must_live(scene.world, machine.vmm).await {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        match must_live(context.world, machine.vmm).await {
             Err(Failure::Lost) => return Ok(Probe::Lost),
             other => other?,
         }
-        Ok(match scene.world.vmm.shares_attached(machine.vmm).await? {
+        Ok(match context.world.vmm.shares_attached(machine.vmm).await? {
             Presence::Absent => Probe::Done(()),
             Presence::Partial | Presence::Whole => Probe::NotDone,
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.guest.unmount(machine).await?;
-        scene.world.vmm.detach_shares(machine.vmm).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.guest.unmount(machine).await?;
+        context.world.vmm.detach_shares(machine.vmm).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        must_live(scene.world, machine.vmm).await?;
-        attach_and_mount(scene.world, machine).await
+    async fn undo(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        must_live(context.world, machine.vmm).await?;
+        attach_and_mount(context.world, machine).await
     }
 }
 
@@ -282,15 +283,15 @@ impl Transition for Flush {
         Ok(Probe::NotDone)
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
-        scene.world.disk.flush(*disk, &scene.interrupt).await
+    async fn apply(&self, context: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
+        context.world.disk.flush(*disk, &context.interrupt).await
     }
 }
 
 /// `vm.pause`. From here to the resume nothing is done that can be done before or after.
 pub(super) struct Pause {
     machine: Machine,
-    care: ShareStrategy,
+    strategy: ShareStrategy,
 }
 
 impl Transition for Pause {
@@ -307,20 +308,20 @@ impl Transition for Pause {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Running => Probe::NotDone,
             _ => Probe::Lost,
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.pause(machine.vmm).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.vmm.pause(machine.vmm).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn undo(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(context, machine, self.strategy).await
     }
 }
 
@@ -347,15 +348,15 @@ impl Transition for CloneDisk {
         Ok(Probe::NotDone)
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
-        scene.world.disk.capture(*disk, SnapshotId(scene.generation), &scene.interrupt).await
+    async fn apply(&self, context: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
+        context.world.disk.capture(*disk, SnapshotId(context.generation), &context.interrupt).await
     }
 }
 
 /// The VMM's own state of this instant: `vm.snapshot`.
 pub(super) struct SaveState {
     machine: Machine,
-    care: ShareStrategy,
+    strategy: ShareStrategy,
 }
 
 impl Transition for SaveState {
@@ -372,18 +373,18 @@ impl Transition for SaveState {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
-        let saved = scene.world.catalog.holds_vmm_state(SnapshotId(scene.generation)).await?;
+    async fn probe(&self, context: &Context<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
+        let saved = context.world.catalog.holds_vmm_state(SnapshotId(context.generation)).await?;
         Ok(if saved { Probe::Done(()) } else { Probe::NotDone })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.save(machine.vmm, SnapshotId(scene.generation)).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.vmm.save(machine.vmm, SnapshotId(context.generation)).await
     }
 
     /// What was saved is needed to roll over, so that the VM is made to run before the staging directory goes.
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn undo(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(context, machine, self.strategy).await
     }
 }
 
@@ -410,15 +411,15 @@ impl Transition for CopyMemory {
         Ok(Probe::NotDone)
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, memory: &Generation) -> Result<(), Failure> {
-        scene.world.memory.capture(*memory, SnapshotId(scene.generation), &scene.interrupt).await
+    async fn apply(&self, context: &Context<'_, World>, memory: &Generation) -> Result<(), Failure> {
+        context.world.memory.capture(*memory, SnapshotId(context.generation), &context.interrupt).await
     }
 }
 
 /// The VM goes on.
 pub(super) struct ResumeSource {
     machine: Machine,
-    care: ShareStrategy,
+    strategy: ShareStrategy,
 }
 
 impl Transition for ResumeSource {
@@ -435,22 +436,22 @@ impl Transition for ResumeSource {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        let machine = alive(scene, machine).await?;
-        Ok(presence(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        let machine = alive(context, machine).await?;
+        Ok(presence(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Presence::Whole,
             VmmState::Never => Presence::Absent,
             _ => Presence::Partial,
         }))
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(context, machine, self.strategy).await
     }
 
     /// Half a roll-over cannot be taken back: the VM runs when it is finished, which is what it did before.
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn undo(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        make_it_run(context, machine, self.strategy).await
     }
 }
 
@@ -473,22 +474,22 @@ impl Transition for Commit {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = LONG;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Manifest, Failure> {
-        let id = SnapshotId(scene.generation);
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Manifest, Failure> {
+        let id = SnapshotId(context.generation);
         Ok(Manifest {
             id,
             name: self.name.clone(),
-            created_ms: scene.world.clock.unix_ms(),
+            created_ms: context.world.clock.unix_ms(),
             slot: self.machine.slot,
             boot: self.boot,
             shares: self.shares,
             origin: self.origin.clone(),
-            files: scene.world.catalog.digest(id, &scene.interrupt).await?,
+            files: context.world.catalog.digest(id, &context.interrupt).await?,
         })
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, manifest: &Manifest) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.catalog.find(manifest.id).await? {
+    async fn probe(&self, context: &Context<'_, World>, manifest: &Manifest) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.catalog.find(manifest.id).await? {
             SnapshotState::Listed => Probe::Done(()),
             SnapshotState::Staged | SnapshotState::Absent => Probe::NotDone,
             SnapshotState::Trashed => Probe::CannotTell(format!(
@@ -498,7 +499,7 @@ impl Transition for Commit {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, manifest: &Manifest) -> Result<(), Failure> {
-        scene.world.catalog.commit(manifest.clone()).await
+    async fn apply(&self, context: &Context<'_, World>, manifest: &Manifest) -> Result<(), Failure> {
+        context.world.catalog.commit(manifest.clone()).await
     }
 }

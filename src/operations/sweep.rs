@@ -41,13 +41,9 @@ impl std::fmt::Display for Swept {
 
 /// Removes it all. Disk images are a person's work: they are left where the journal does not say how the workspace
 /// stands (`known`), since one of them may be its disk.
-pub(super) async fn sweep(
-    world: &World,
-    standing: WorkspaceState,
-    known: bool,
-) -> Result<Vec<Swept>, Failure> {
+pub(super) async fn sweep(world: &World, state: WorkspaceState, known: bool) -> Result<Vec<Swept>, Failure> {
     let mut swept = Vec::new();
-    let (machine, disks) = match standing {
+    let (machine, disks) = match state {
         WorkspaceState::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
         WorkspaceState::Down { disk } => (None, [disk, None]),
     };

@@ -30,13 +30,13 @@ fn tables() -> Vec<Operation<World>> {
         up::table(up::UpPlan { disk: None, shares: true }),
         up::table(up::UpPlan { disk: Some(Generation(1)), shares: false }),
         restore::table(restore::RestorePlan { snapshot, slot, boot, shares: true, former_disk: None }),
-        delete::table(delete::DeletePlan { snapshot, standing: WorkspaceState::Down { disk: None } }),
+        delete::table(delete::DeletePlan { snapshot, state: WorkspaceState::Down { disk: None } }),
     ];
     for former in [None, Some(Generation(1))] {
         for ask in [false, true] {
             tables.push(down::table(down::DownPlan { vm: vm(former), ask }));
         }
-        for care in [ShareStrategy::InPlace, ShareStrategy::Detach, ShareStrategy::RollOver] {
+        for strategy in [ShareStrategy::InPlace, ShareStrategy::Detach, ShareStrategy::RollOver] {
             for stop in [false, true] {
                 let origin = origin();
                 let plan = snapshot::SnapshotPlan {
@@ -44,7 +44,7 @@ fn tables() -> Vec<Operation<World>> {
                     boot,
                     name: None,
                     shares: true,
-                    care,
+                    strategy,
                     stop,
                     origin,
                 };
@@ -123,9 +123,9 @@ fn what_a_plan_was_is_read_back_from_its_bytes() {
 
 #[test]
 fn a_standing_is_read_back_and_nothing_else_is() {
-    for standing in [WorkspaceState::Down { disk: None }, WorkspaceState::Up(vm(None))] {
-        let bytes = record::encode_payload(&standing).unwrap();
-        assert_eq!(WorkspaceState::of(&bytes).unwrap(), standing);
+    for state in [WorkspaceState::Down { disk: None }, WorkspaceState::Up(vm(None))] {
+        let bytes = record::encode_payload(&state).unwrap();
+        assert_eq!(WorkspaceState::of(&bytes).unwrap(), state);
         assert!(WorkspaceState::of(&bytes[..bytes.len() - 1]).is_err());
     }
     assert_eq!(WorkspaceState::of(&[]).unwrap(), WorkspaceState::Down { disk: None });

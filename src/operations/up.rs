@@ -18,7 +18,7 @@ use super::shared::hooks::{PostUp, PreUp};
 use super::shared::machine::{BuildNetwork, StartShares, StartVmm, Target};
 use super::shared::slot::ClaimSlot;
 use super::shared::{part, presence};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::{RunningVm, WorkspaceState, state_bytes};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
     AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
@@ -38,8 +38,8 @@ pub struct UpPlan {
 
 pub(super) fn table(plan: UpPlan) -> Operation<World> {
     let target = Target::New { disk: plan.disk, shares: plan.shares };
-    let operation = Operation::new(ID, "up", AfterCommit::ClearAway, move |scene, ended| {
-        async move { standing_bytes(&standing(plan.disk, target, &scene, ended)?) }.boxed()
+    let operation = Operation::new(ID, "up", AfterCommit::ClearAway, move |context, ended| {
+        async move { state_bytes(&state(plan.disk, target, &context, ended)?) }.boxed()
     })
     .stage("pre-up scripts", [Box::new(PreUp)])
     .stage("claim slot", [Box::new(ClaimSlot { only: None })]);
@@ -66,16 +66,16 @@ pub(super) fn table(plan: UpPlan) -> Operation<World> {
         .stage("post-up scripts", [Box::new(PostUp)])
 }
 
-fn standing(
+fn state(
     disk: Option<Generation>,
     target: Target,
-    scene: &Context<'_, World>,
+    context: &Context<'_, World>,
     ended: Ended,
 ) -> Result<WorkspaceState, Failure> {
     Ok(match ended {
         Ended::RolledBack => WorkspaceState::Down { disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
-            machine: target.machine(scene)?,
+            machine: target.machine(context)?,
             former_disk: None,
             from: None,
             condemned: ended == Ended::Lost,
@@ -88,10 +88,10 @@ pub(super) struct MakeDisk;
 
 part! {
     MakeDisk, 20, "disk", LONG,
-    (): |scene, disk, nothing| Ok(()),
-    find: scene.world.disk.find(scene.generation),
-    make: scene.world.disk.create(scene.generation, &scene.interrupt),
-    remove: scene.world.disk.remove(scene.generation),
+    (): |context, disk, nothing| Ok(()),
+    find: context.world.disk.find(context.generation),
+    make: context.world.disk.create(context.generation, &context.interrupt),
+    remove: context.world.disk.remove(context.generation),
 }
 
 /// The RAM file, empty.
@@ -99,10 +99,10 @@ pub(super) struct MakeMemory;
 
 part! {
     MakeMemory, 21, "memory", QUICK,
-    (): |scene, memory, nothing| Ok(()),
-    find: scene.world.memory.find(scene.generation),
-    make: scene.world.memory.create(scene.generation),
-    remove: scene.world.memory.remove(scene.generation),
+    (): |context, memory, nothing| Ok(()),
+    find: context.world.memory.find(context.generation),
+    make: context.world.memory.create(context.generation),
+    remove: context.world.memory.remove(context.generation),
 }
 
 /// `vm.create` and `vm.boot`: from here on there is a guest that somebody may have begun to use.
@@ -120,12 +120,12 @@ impl Transition for Boot {
     const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
             VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
@@ -135,7 +135,7 @@ impl Transition for Boot {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.boot(machine).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.vmm.boot(machine).await
     }
 }

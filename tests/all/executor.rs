@@ -47,7 +47,7 @@ fn all_is_done_in_order_and_what_it_came_to_is_written() {
     assert_eq!(panel.asked(Call::Apply), [0, 1, 2, 10, 11, 12]);
     assert_eq!((panel.asked(Call::Probe), panel.asked(Call::Undo)), (vec![], vec![]));
     let journal = open(&panel).unwrap();
-    assert_eq!((journal.open_operation(), journal.history().standing.as_slice()), (None, &b"Done"[..]));
+    assert_eq!((journal.open_operation(), journal.history().final_state.as_slice()), (None, &b"Done"[..]));
 }
 
 /// Each of the two waits for the other: one after the other they would wait for ever.
@@ -165,7 +165,7 @@ fn who_cannot_say_how_it_stands_is_stuck_until_it_can() {
         assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::Done)));
         // All was done, and is not done again.
         assert_eq!(panel.asked(Call::Apply), [0, 1, 2, 10, 11, 12]);
-        assert_eq!(open(&panel).unwrap().history().standing, b"Done");
+        assert_eq!(open(&panel).unwrap().history().final_state, b"Done");
     }
 }
 
@@ -233,7 +233,7 @@ fn before_the_commit_point_a_probe_may_say_what_it_likes_but_not_that_it_cannot_
         let panel = left(&[(Call::Probe, 2, odd)], &[Done, Done, IntentOnly]);
         assert!(matches!(recover(&panel, AfterCommit::Stuck), Ok(Ending::RolledBack(None))), "{odd:?}");
         assert_eq!((panel.asked(Call::Probe), panel.asked(Call::Undo)), (vec![2], vec![2, 1, 0]), "{odd:?}");
-        assert_eq!(open(&panel).unwrap().history().standing, b"RolledBack");
+        assert_eq!(open(&panel).unwrap().history().final_state, b"RolledBack");
     }
     for odd in [Odd::CannotTell, Odd::Fails, Odd::Never] {
         let panel = left(&[(Call::Probe, 2, odd)], &[Done, Done, IntentOnly]);
@@ -282,7 +282,7 @@ fn after_the_commit_point_the_lost_are_cleared_away_and_the_blind_are_stuck() {
     assert!(matches!((&ending, told(&ending)), (Ending::Lost(_), ("fifth", Failure::Lost))), "{ending:?}");
     assert_eq!(panel.asked(Call::Probe), [11, 12], "once is enough");
     assert_eq!(panel.asked(Call::Apply), [12], "what is lost is not applied");
-    assert_eq!(open(&panel).unwrap().history().standing, b"Lost");
+    assert_eq!(open(&panel).unwrap().history().final_state, b"Lost");
 
     let panel = left(&[(Call::Probe, 11, Odd::Lost)], &statuses);
     stuck(recover(&panel, AfterCommit::Stuck));

@@ -97,7 +97,7 @@ pub trait Observer: Send + Sync {
 
     /// Why the transition failed whose [`Event::Failed`] follows. A failure after the commit point is tried once more, so
     /// this may be all that is heard of it.
-    fn setback(&self, _setback: &TransitionFailure) {}
+    fn failure(&self, _failure: &TransitionFailure) {}
 
     /// Nothing happens for a while, and this is why.
     fn waits(&self, _why: &str) {}

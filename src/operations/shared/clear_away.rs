@@ -33,8 +33,8 @@ macro_rules! clearing {
                 Ok(Probe::NotDone)
             }
 
-            async fn apply(&self, scene: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
-                let $world = scene.world;
+            async fn apply(&self, context: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
+                let $world = context.world;
                 $remove.await
             }
         }

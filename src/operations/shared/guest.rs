@@ -11,8 +11,8 @@ use crate::operations::limits::GUEST;
 use crate::world::{BootId, Machine, Presence, World};
 
 /// Looks whether a system lives, for transitions that are done again rather than looked for.
-async fn again_if_alive<O>(scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<O>, Failure> {
-    let state = scene.world.vmm.find(machine.vmm).await?;
+async fn again_if_alive<O>(context: &Context<'_, World>, machine: &Machine) -> Result<Probe<O>, Failure> {
+    let state = context.world.vmm.find(machine.vmm).await?;
     Ok(if state.has_system() { Probe::NotDone } else { Probe::Lost })
 }
 
@@ -38,16 +38,16 @@ impl Transition for Ready {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("it only asks");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.target.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<BootId>, Failure> {
-        again_if_alive(scene, machine).await
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<BootId>, Failure> {
+        again_if_alive(context, machine).await
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<BootId, Failure> {
-        let boot = scene.world.guest.ready(machine).await?;
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<BootId, Failure> {
+        let boot = context.world.guest.ready(machine).await?;
         match self.same_as {
             Some(expected) if expected != boot => Err(Failure::world(OtherBoot)),
             _ => Ok(boot),
@@ -68,16 +68,16 @@ impl Transition for Settle {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("entropy and a right clock do no harm");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.0.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.0.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        again_if_alive(scene, machine).await
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        again_if_alive(context, machine).await
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.guest.settle(machine).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.guest.settle(machine).await
     }
 }
 
@@ -94,20 +94,20 @@ impl Transition for Inject {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("where it can be taken back, the guest had them before");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.0.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.0.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        match must_live(scene.world, machine.vmm).await {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        match must_live(context.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
-            Ok(()) => Ok(presence(scene.world.guest.equipped(machine).await?.credentials)),
+            Ok(()) => Ok(presence(context.world.guest.equipped(machine).await?.credentials)),
         }
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.guest.inject(machine).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        context.world.guest.inject(machine).await
     }
 }
 
@@ -124,22 +124,22 @@ impl Transition for MountShares {
     const UNDO: UndoPolicy = UndoPolicy::Nothing("where it can be taken back, the guest had them before");
     const LIMIT: Duration = GUEST;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.0.machine(scene)
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<Machine, Failure> {
+        self.0.machine(context)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        match must_live(scene.world, machine.vmm).await {
+    async fn probe(&self, context: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
+        match must_live(context.world, machine.vmm).await {
             Err(Failure::Lost) => Ok(Probe::Lost),
             Err(failure) => Err(failure),
             // The guest's word is its table of mounts, in which those that nobody serves are too.
-            Ok(()) if !served(scene.world, machine).await? => Ok(Probe::NotDone),
-            Ok(()) => Ok(presence(scene.world.guest.equipped(machine).await?.mounts)),
+            Ok(()) if !served(context.world, machine).await? => Ok(Probe::NotDone),
+            Ok(()) => Ok(presence(context.world.guest.equipped(machine).await?.mounts)),
         }
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        attach_and_mount(scene.world, machine).await
+    async fn apply(&self, context: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
+        attach_and_mount(context.world, machine).await
     }
 }
 

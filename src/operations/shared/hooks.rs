@@ -10,7 +10,7 @@ use crate::engine::transition::{Context, Failure, Probe, Transition, TransitionI
 use crate::operations::limits::LONG;
 use crate::world::{HookPoint, World};
 
-/// How the user's scripts came out. After the commit point a script that fails is an outcome, not a setback: the VM
+/// How the user's scripts came out. After the commit point a script that fails is an outcome, not a failure: the VM
 /// stays, and the report says so.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HookOutcome {
@@ -44,8 +44,8 @@ macro_rules! hooks {
                 Ok(Probe::NotDone)
             }
 
-            async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<HookOutcome, Failure> {
-                let ran = scene.world.hooks.run(HookPoint::$point, &scene.interrupt).await;
+            async fn apply(&self, context: &Context<'_, World>, (): &()) -> Result<HookOutcome, Failure> {
+                let ran = context.world.hooks.run(HookPoint::$point, &context.interrupt).await;
                 ran.map(|()| HookOutcome::Succeeded).or_else($failure)
             }
         }

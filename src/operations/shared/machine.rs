@@ -15,10 +15,10 @@ pub(crate) struct BuildNetwork;
 
 part! {
     BuildNetwork, 2, "network", QUICK,
-    Slot: |scene, network, slot| scene.outcome::<ClaimSlot>(),
-    find: scene.world.network.find(*slot),
-    make: scene.world.network.build(*slot, scene.generation),
-    remove: scene.world.network.remove(*slot),
+    Slot: |context, network, slot| context.outcome::<ClaimSlot>(),
+    find: context.world.network.find(*slot),
+    make: context.world.network.build(*slot, context.generation),
+    remove: context.world.network.remove(*slot),
 }
 
 /// The share daemons of this generation.
@@ -26,10 +26,10 @@ pub(crate) struct StartShares;
 
 part! {
     StartShares, 3, "shares", QUICK,
-    (): |scene, shares, nothing| Ok(()),
-    find: scene.world.shares.find(scene.generation),
-    make: scene.world.shares.start(scene.generation),
-    remove: scene.world.shares.stop(scene.generation),
+    (): |context, shares, nothing| Ok(()),
+    find: context.world.shares.find(context.generation),
+    make: context.world.shares.start(context.generation),
+    remove: context.world.shares.stop(context.generation),
 }
 
 /// The VMM process of this generation, without a VM in it yet.
@@ -49,20 +49,20 @@ impl Transition for StartVmm {
         Ok(())
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(scene.generation).await? {
+    async fn probe(&self, context: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+        Ok(match context.world.vmm.find(context.generation).await? {
             VmmState::Never => Probe::NotDone,
             VmmState::Gone => Probe::Lost,
             _ => Probe::Done(()),
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.vmm.start(scene.generation).await
+    async fn apply(&self, context: &Context<'_, World>, (): &()) -> Result<(), Failure> {
+        context.world.vmm.start(context.generation).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.vmm.stop(scene.generation).await
+    async fn undo(&self, context: &Context<'_, World>, (): &()) -> Result<(), Failure> {
+        context.world.vmm.stop(context.generation).await
     }
 }
 
@@ -83,17 +83,17 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    pub(crate) fn machine(self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
+    pub(crate) fn machine(self, context: &Context<'_, World>) -> Result<Machine, Failure> {
         Ok(match self {
             Self::New { disk, shares } => Machine {
-                vmm: scene.generation,
-                disk: disk.unwrap_or(scene.generation),
-                memory: scene.generation,
-                slot: scene.outcome::<ClaimSlot>()?,
+                vmm: context.generation,
+                disk: disk.unwrap_or(context.generation),
+                memory: context.generation,
+                slot: context.outcome::<ClaimSlot>()?,
                 shares,
             },
             Self::Existing(machine) => machine,
-            Self::RolledOver(machine) => Machine { vmm: scene.generation, ..machine },
+            Self::RolledOver(machine) => Machine { vmm: context.generation, ..machine },
         })
     }
 }

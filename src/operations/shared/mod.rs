@@ -26,7 +26,7 @@ pub(crate) async fn must_live(world: &World, vmm: Generation) -> Result<(), Fail
 macro_rules! part {
     (
         $name:ident, $id:literal, $label:literal, $limit:expr,
-        $intent:ty: |$scene:ident, $self:ident, $what:ident| $prepare:expr,
+        $intent:ty: |$context:ident, $self:ident, $what:ident| $prepare:expr,
         find: $find:expr, make: $make:expr, remove: $remove:expr $(,)?
     ) => {
         // Not every part needs each of what is given.
@@ -41,24 +41,24 @@ macro_rules! part {
             const UNDO: UndoPolicy = UndoPolicy::Undoable;
             const LIMIT: Duration = $limit;
 
-            async fn prepare(&self, $scene: &Context<'_, World>) -> Result<$intent, Failure> {
+            async fn prepare(&self, $context: &Context<'_, World>) -> Result<$intent, Failure> {
                 let $self = self;
                 $prepare
             }
 
             async fn probe(
                 &self,
-                $scene: &Context<'_, World>,
+                $context: &Context<'_, World>,
                 $what: &$intent,
             ) -> Result<Probe<()>, Failure> {
                 Ok(presence($find.await?))
             }
 
-            async fn apply(&self, $scene: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
+            async fn apply(&self, $context: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 $make.await
             }
 
-            async fn undo(&self, $scene: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
+            async fn undo(&self, $context: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
                 $remove.await
             }
         }

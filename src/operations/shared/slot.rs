@@ -40,9 +40,9 @@ impl Transition for ClaimSlot {
     const UNDO: UndoPolicy = UndoPolicy::Undoable;
     const LIMIT: Duration = QUICK;
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<WantedSlots, Failure> {
-        let held = scene.world.slots.held().await?;
-        let mut wanted: Vec<Slot> = held.into_iter().chain(scene.world.slots.free().await?).collect();
+    async fn prepare(&self, context: &Context<'_, World>) -> Result<WantedSlots, Failure> {
+        let held = context.world.slots.held().await?;
+        let mut wanted: Vec<Slot> = held.into_iter().chain(context.world.slots.free().await?).collect();
         if let Some(only) = self.only {
             wanted.retain(|slot| *slot == only);
             if wanted.is_empty() {
@@ -52,17 +52,17 @@ impl Transition for ClaimSlot {
         if wanted.is_empty() { Err(Failure::world(NoSlot::AllTaken)) } else { Ok(WantedSlots(wanted)) }
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, _: &WantedSlots) -> Result<Probe<Slot>, Failure> {
-        Ok(scene.world.slots.held().await?.map_or(Probe::NotDone, Probe::Done))
+    async fn probe(&self, context: &Context<'_, World>, _: &WantedSlots) -> Result<Probe<Slot>, Failure> {
+        Ok(context.world.slots.held().await?.map_or(Probe::NotDone, Probe::Done))
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, intent: &WantedSlots) -> Result<Slot, Failure> {
-        scene.world.slots.claim(&intent.0).await
+    async fn apply(&self, context: &Context<'_, World>, intent: &WantedSlots) -> Result<Slot, Failure> {
+        context.world.slots.claim(&intent.0).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, _: &WantedSlots) -> Result<(), Failure> {
-        match scene.world.slots.held().await? {
-            Some(slot) => scene.world.slots.release(slot).await,
+    async fn undo(&self, context: &Context<'_, World>, _: &WantedSlots) -> Result<(), Failure> {
+        match context.world.slots.held().await? {
+            Some(slot) => context.world.slots.release(slot).await,
             None => Ok(()),
         }
     }
