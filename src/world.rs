@@ -67,6 +67,20 @@ pub enum VmmState {
     Silent,
 }
 
+impl fmt::Display for VmmState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Never => "not started",
+            Self::Gone => "gone",
+            Self::Empty => "not created",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Silent => "not answering",
+        })
+    }
+}
+
 impl VmmState {
     /// Whether there is a VM that holds a running system, paused or not.
     #[must_use]

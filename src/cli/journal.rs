@@ -130,7 +130,7 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
     let id = OperationId(id);
     // An operation of another version has no table here; its transitions are shown by number then.
     let labels = operations::table(id, parameters)
-        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.label()).collect());
+        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.spec().label).collect());
     OperationSummary {
         generation: generation.0,
         operation: operations::label(id),

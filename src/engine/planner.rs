@@ -3,9 +3,9 @@
 //! | status of a transition | before the commit point | the commit point itself | after it |
 //! |---|---|---|---|
 //! | never started | skip | roll back | apply |
-//! | intent only | probe, undo | probe decides the direction; cannot tell → stuck | probe: done → record, not done → apply, lost → clear away |
+//! | intent only | probe, undo | probe decides the direction; cannot tell: stuck | probe: done → record, not done → apply, lost → clear away |
 //! | done | undo, in reverse order | roll forward | nothing |
-//! | undo begun | undo again | illegal history | illegal history |
+//! | undo begun | undo, in reverse order | illegal history | illegal history |
 //! | undone | nothing | illegal history | illegal history |
 //!
 //! [`decide`] is the table. [`plan`] asks it for every transition of an operation, reads the direction off the
@@ -116,9 +116,10 @@ impl TableShape {
     #[must_use]
     pub fn of<W: ?Sized + Sync>(operation: &Operation<W>) -> Option<Self> {
         let (stage, commit) = operation.commit_stage()?;
-        let ids = |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.id()).collect();
+        let ids =
+            |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.spec().id).collect();
         let stages: Vec<_> = operation.stages().iter().map(ids).collect();
-        Some(Self::new(stages[..stage].to_vec(), commit.id(), stages[stage + 1..].to_vec()))
+        Some(Self::new(stages[..stage].to_vec(), commit.spec().id, stages[stage + 1..].to_vec()))
     }
 
     /// The place of the commit point among all transitions.

@@ -47,6 +47,49 @@ pub enum UndoPolicy {
     Forbidden(&'static str),
 }
 
+/// What is fixed about a transition: a table, a journal and a person know it by this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransitionSpec {
+    /// Its name on disk.
+    pub id: TransitionId,
+    /// Its name for people.
+    pub label: &'static str,
+    /// How it is taken back.
+    pub undo: UndoPolicy,
+    /// How long `prepare`, `probe`, `apply` and `undo` may each take.
+    pub limit: Duration,
+}
+
+impl TransitionSpec {
+    /// A transition that its `undo` takes back.
+    #[must_use]
+    pub const fn undoable(id: TransitionId, label: &'static str, limit: Duration) -> Self {
+        Self { id, label, undo: UndoPolicy::Undoable, limit }
+    }
+
+    /// A transition with nothing to take back, for this reason.
+    #[must_use]
+    pub const fn nothing_to_undo(
+        id: TransitionId,
+        label: &'static str,
+        why: &'static str,
+        limit: Duration,
+    ) -> Self {
+        Self { id, label, undo: UndoPolicy::Nothing(why), limit }
+    }
+
+    /// A transition that must not be taken back, for this reason.
+    #[must_use]
+    pub const fn never_undone(
+        id: TransitionId,
+        label: &'static str,
+        why: &'static str,
+        limit: Duration,
+    ) -> Self {
+        Self { id, label, undo: UndoPolicy::Forbidden(why), limit }
+    }
+}
+
 /// What a probe found of an intent whose outcome is not in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Probe<O> {
@@ -58,18 +101,6 @@ pub enum Probe<O> {
     Lost,
     /// It cannot be told. A person is needed; the text says what was seen.
     CannotTell(String),
-}
-
-impl<O> Probe<O> {
-    /// The same finding with another outcome in it.
-    pub fn map<P>(self, outcome: impl FnOnce(O) -> P) -> Probe<P> {
-        match self {
-            Self::Done(found) => Probe::Done(outcome(found)),
-            Self::NotDone => Probe::NotDone,
-            Self::Lost => Probe::Lost,
-            Self::CannotTell(why) => Probe::CannotTell(why),
-        }
-    }
 }
 
 /// Why a transition did not do what it was asked.
@@ -185,9 +216,9 @@ impl<'a, W: ?Sized> Context<'a, W> {
     /// The outcome of a transition of an earlier stage.
     ///
     /// # Errors
-    /// [`Failure::NoOutcome`] if it has none, [`Failure::Payload`] if it does not decode.
-    pub fn outcome<T: Transition<World = W>>(&self) -> Result<T::Outcome, Failure> {
-        let bytes = self.outcomes.get(&T::ID).ok_or(Failure::NoOutcome(T::ID))?;
+    /// [`Failure::NoOutcome`] if it has none, [`Failure::Payload`] if it is not a `T`.
+    pub fn outcome<T: DeserializeOwned>(&self, id: TransitionId) -> Result<T, Failure> {
+        let bytes = self.outcomes.get(&id).ok_or(Failure::NoOutcome(id))?;
         Ok(record::decode_payload(bytes)?)
     }
 }
@@ -203,44 +234,35 @@ impl<W: ?Sized> Clone for Context<'_, W> {
     }
 }
 
-/// One journaled change of the world.
+/// One journaled change of the world `W`.
 ///
 /// `apply` and `undo` are idempotent: either may find its work done, half done, or not begun. `undo` makes sure that
 /// the world is as it was before, whether or not `apply` ever ran. `prepare` and `probe` change nothing.
-pub trait Transition: Send + Sync + 'static {
-    /// What it acts on.
-    type World: ?Sized + Sync;
+pub trait Transition<W: ?Sized + Sync>: Send + Sync + 'static {
     /// What it is about to do; enough to probe and to undo without the outcome.
     type Intent: Serialize + DeserializeOwned + Send + Sync;
     /// What it did.
     type Outcome: Serialize + DeserializeOwned + Send + Sync;
 
-    /// Its name on disk.
-    const ID: TransitionId;
-    /// Its name for people.
-    const LABEL: &'static str;
-    /// How it is taken back.
-    const UNDO: UndoPolicy;
-    /// How long `apply`, `probe` and `undo` may each take.
-    const LIMIT: Duration;
+    /// Its id, label, undo policy and time limit. A method, and no constant, so that one struct can declare several
+    /// transitions that differ in data alone.
+    fn spec(&self) -> TransitionSpec;
 
     /// Decide what to do, without doing it.
-    fn prepare(
-        &self,
-        context: &Context<'_, Self::World>,
-    ) -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
+    fn prepare(&self, context: &Context<'_, W>)
+    -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
 
     /// Look whether the intent was carried out.
     fn probe(
         &self,
-        context: &Context<'_, Self::World>,
+        context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Probe<Self::Outcome>, Failure>> + Send;
 
     /// Carry the intent out.
     fn apply(
         &self,
-        context: &Context<'_, Self::World>,
+        context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Self::Outcome, Failure>> + Send;
 
@@ -248,7 +270,7 @@ pub trait Transition: Send + Sync + 'static {
     /// the VM is gone; it counts as undone. Never called unless the policy is [`UndoPolicy::Undoable`].
     fn undo(
         &self,
-        context: &Context<'_, Self::World>,
+        context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<(), Failure>> + Send {
         let _ = (context, intent);
@@ -256,31 +278,21 @@ pub trait Transition: Send + Sync + 'static {
     }
 }
 
-/// A [`Transition`] with bytes for its intent and outcome.
+/// A [`Transition`] whose intent and outcome are bytes, so that a table can hold transitions of any types.
+#[allow(missing_docs, reason = "the methods are those of Transition")]
 pub trait ErasedTransition<W: ?Sized>: Send + Sync {
-    /// [`Transition::ID`].
-    fn id(&self) -> TransitionId;
-    /// [`Transition::LABEL`].
-    fn label(&self) -> &'static str;
-    /// [`Transition::UNDO`].
-    fn policy(&self) -> UndoPolicy;
-    /// [`Transition::LIMIT`].
-    fn limit(&self) -> Duration;
-    /// [`Transition::prepare`].
+    fn spec(&self) -> TransitionSpec;
     fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
-    /// [`Transition::probe`].
     fn probe<'a>(
         &'a self,
         context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>>;
-    /// [`Transition::apply`].
     fn apply<'a>(
         &'a self,
         context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
-    /// [`Transition::undo`].
     fn undo<'a>(
         &'a self,
         context: &'a Context<'_, W>,
@@ -288,30 +300,18 @@ pub trait ErasedTransition<W: ?Sized>: Send + Sync {
     ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
-impl<T: Transition> ErasedTransition<T::World> for T {
-    fn id(&self) -> TransitionId {
-        T::ID
+impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
+    fn spec(&self) -> TransitionSpec {
+        Transition::spec(self)
     }
 
-    fn label(&self) -> &'static str {
-        T::LABEL
-    }
-
-    fn policy(&self) -> UndoPolicy {
-        T::UNDO
-    }
-
-    fn limit(&self) -> Duration {
-        T::LIMIT
-    }
-
-    fn prepare<'a>(&'a self, context: &'a Context<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move { Ok(record::encode_payload(&Transition::prepare(self, context).await?)?) }.boxed()
     }
 
     fn probe<'a>(
         &'a self,
-        context: &'a Context<'_, T::World>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>> {
         async move {
@@ -328,7 +328,7 @@ impl<T: Transition> ErasedTransition<T::World> for T {
 
     fn apply<'a>(
         &'a self,
-        context: &'a Context<'_, T::World>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move {
@@ -340,7 +340,7 @@ impl<T: Transition> ErasedTransition<T::World> for T {
 
     fn undo<'a>(
         &'a self,
-        context: &'a Context<'_, T::World>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
@@ -378,7 +378,7 @@ pub struct Operation<W: ?Sized> {
     /// Its name for people.
     pub label: &'static str,
     /// What a failure after the commit point leads to.
-    pub forward: AfterCommit,
+    pub after_commit: AfterCommit,
     stages: Vec<Stage<W>>,
     /// Among the stages.
     commit: Option<usize>,
@@ -391,33 +391,29 @@ impl<W: ?Sized + Sync> Operation<W> {
     pub fn new(
         id: OperationId,
         label: &'static str,
-        forward: AfterCommit,
+        after_commit: AfterCommit,
         conclude: impl for<'a> Fn(Context<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>>
         + Send
         + Sync
         + 'static,
     ) -> Self {
-        Self { id, label, forward, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
+        Self { id, label, after_commit, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
     }
 
     /// Adds a stage.
     #[must_use]
-    pub fn stage<const N: usize>(
-        mut self,
-        label: &'static str,
-        transitions: [Box<dyn ErasedTransition<W>>; N],
-    ) -> Self {
-        self.stages.push(Stage { label, transitions: transitions.into() });
+    pub fn stage(mut self, label: &'static str, transitions: Vec<Box<dyn ErasedTransition<W>>>) -> Self {
+        self.stages.push(Stage { label, transitions });
         self
     }
 
     /// Adds a stage if `wanted`.
     #[must_use]
-    pub fn stage_if<const N: usize>(
+    pub fn stage_if(
         self,
         wanted: bool,
         label: &'static str,
-        transitions: [Box<dyn ErasedTransition<W>>; N],
+        transitions: Vec<Box<dyn ErasedTransition<W>>>,
     ) -> Self {
         if wanted { self.stage(label, transitions) } else { self }
     }
@@ -426,7 +422,7 @@ impl<W: ?Sized + Sync> Operation<W> {
     #[must_use]
     pub fn commit(mut self, transition: Box<dyn ErasedTransition<W>>) -> Self {
         self.commit = Some(self.stages.len());
-        self.stages.push(Stage { label: transition.label(), transitions: vec![transition] });
+        self.stages.push(Stage { label: transition.spec().label, transitions: vec![transition] });
         self
     }
 

@@ -1,52 +1,61 @@
-//! What of a VM, or of a snapshot, is cleared away.
+//! What comes after the commit point of an operation that removes something: each transition can only go forward.
 //!
-//! May use: the seams of `world`, and the engine's words.
+//! Removing what is not there succeeds, so that recovery removes again where it finds an intent alone.
 
-use std::time::Duration;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::engine::transition::{Context, Failure, Probe, Transition, TransitionId, UndoPolicy};
+use super::{Call, Unprobed};
+use crate::engine::transition::{ErasedTransition, Operation, TransitionId, TransitionSpec};
+use crate::operations::ids;
 use crate::operations::limits::QUICK;
-use crate::world::{Generation, Slot, SnapshotId, World};
+use crate::world::{Generation, Machine, SnapshotId, World};
 
-/// What of a VM is cleared away, each by a transition that can only go forward.
-macro_rules! clearing {
-    ($name:ident, $intent:ty, $id:literal, $label:literal, |$world:ident, $what:ident| $remove:expr) => {
-        #[doc = concat!("Clears away: ", $label, ".")]
-        pub(crate) struct $name(pub(crate) $intent);
+type Removal = Box<dyn ErasedTransition<World>>;
 
-        impl Transition for $name {
-            type World = World;
-            type Intent = $intent;
-            type Outcome = ();
-
-            const ID: TransitionId = TransitionId($id);
-            const LABEL: &'static str = $label;
-            const UNDO: UndoPolicy = UndoPolicy::Forbidden("comes after the commit point");
-            const LIMIT: Duration = QUICK;
-
-            async fn prepare(&self, _: &Context<'_, World>) -> Result<$intent, Failure> {
-                Ok(self.0)
-            }
-
-            async fn probe(&self, _: &Context<'_, World>, _: &$intent) -> Result<Probe<()>, Failure> {
-                // Removing what is not there succeeds, so that doing it again is as good as looking.
-                Ok(Probe::NotDone)
-            }
-
-            async fn apply(&self, context: &Context<'_, World>, $what: &$intent) -> Result<(), Failure> {
-                let $world = context.world;
-                $remove.await
-            }
-        }
-    };
+fn removal<I>(id: TransitionId, label: &'static str, what: I, apply: Call<I, ()>) -> Removal
+where
+    I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    let spec = TransitionSpec::never_undone(id, label, "comes after the commit point", QUICK);
+    Box::new(Unprobed { spec, intent: what, apply })
 }
 
-clearing!(RemoveVmm, Generation, 12, "VMM", |world, generation| world.vmm.stop(*generation));
-clearing!(RemoveNetwork, Slot, 13, "network", |world, slot| world.network.remove(*slot));
-clearing!(RemoveShares, Generation, 14, "shares", |world, generation| world.shares.stop(*generation));
-clearing!(RemoveMemory, Generation, 15, "memory", |world, generation| world.memory.remove(*generation));
-clearing!(ReleaseSlot, Slot, 16, "release slot", |world, slot| world.slots.release(*slot));
-clearing!(RemoveDisk, Generation, 17, "retire the former disk", |world, generation| world
-    .disk
-    .remove(*generation));
-clearing!(Purge, SnapshotId, 18, "remove", |world, id| world.catalog.purge(*id));
+/// Adds the stages in which all of a VM goes but its disk: the VMM and what it used, then the disk that the VM's disk
+/// has taken the place of, and the slot last, so that no other VM takes the slot while its network is still there.
+pub(in crate::operations) fn clear_away(
+    operation: Operation<World>,
+    machine: &Machine,
+    superseded: Option<Generation>,
+) -> Operation<World> {
+    let Machine { vmm, memory, slot, .. } = *machine;
+    let remove_disk: Call<Generation, ()> = |context, disk| context.world.disk.remove(*disk);
+    let removed_disk =
+        superseded.map(|disk| removal(ids::REMOVE_DISK, "retire the former disk", disk, remove_disk));
+    operation
+        .stage(
+            "clear away",
+            vec![
+                removal(ids::REMOVE_VMM, "VMM", vmm, |context, vmm| context.world.vmm.stop(*vmm)),
+                removal(ids::REMOVE_NETWORK, "network", slot, |context, slot| {
+                    context.world.network.remove(*slot)
+                }),
+                removal(ids::REMOVE_SHARES, "shares", vmm, |context, vmm| context.world.shares.stop(*vmm)),
+                removal(ids::REMOVE_MEMORY, "memory", memory, |context, memory| {
+                    context.world.memory.remove(*memory)
+                }),
+            ],
+        )
+        .stage_if(removed_disk.is_some(), "former disk", removed_disk.into_iter().collect())
+        .stage(
+            "release slot",
+            vec![removal(ids::RELEASE_SLOT, "release slot", slot, |context, slot| {
+                context.world.slots.release(*slot)
+            })],
+        )
+}
+
+/// Removes a snapshot that is in the trash.
+pub(in crate::operations) fn purge(id: SnapshotId) -> Removal {
+    removal(ids::PURGE, "remove", id, |context, id| context.world.catalog.purge(*id))
+}

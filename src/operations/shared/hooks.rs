@@ -1,58 +1,68 @@
-//! The user's own scripts.
+//! The user's own scripts, before and after `up` and `down`.
 //!
-//! May use: the seams of `world`, and the engine's words.
-
-use std::time::Duration;
+//! Nothing tells whether a script ran, so after a crash it runs again: each runs at least once.
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::transition::{Context, Failure, Probe, Transition, TransitionId, UndoPolicy};
+use super::Context;
+use crate::engine::transition::{Probe, Transition, TransitionId, TransitionSpec};
+use crate::operations::ids;
 use crate::operations::limits::LONG;
-use crate::world::{HookPoint, World};
+use crate::world::{HookPoint, Result, World};
 
-/// How the user's scripts came out. After the commit point a script that fails is an outcome, not a failure: the VM
-/// stays, and the report says so.
+/// Whether the scripts of a point succeeded. What a script printed is shown to the person and never written to the
+/// journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
 pub enum HookOutcome {
-    /// All exited with 0.
     Succeeded,
-    /// One did not; what it was is in the report of the run, never in the journal.
     Failed,
 }
 
-macro_rules! hooks {
-    ($name:ident, $point:ident, $id:literal, $label:literal, $failure:expr) => {
-        #[doc = concat!("The user's own scripts: ", $label, ".")]
-        pub(crate) struct $name;
-
-        impl Transition for $name {
-            type World = World;
-            type Intent = ();
-            type Outcome = HookOutcome;
-
-            const ID: TransitionId = TransitionId($id);
-            const LABEL: &'static str = $label;
-            const UNDO: UndoPolicy = UndoPolicy::Nothing("what a user's script did is the user's");
-            const LIMIT: Duration = LONG;
-
-            async fn prepare(&self, _: &Context<'_, World>) -> Result<(), Failure> {
-                Ok(())
-            }
-
-            async fn probe(&self, _: &Context<'_, World>, (): &()) -> Result<Probe<HookOutcome>, Failure> {
-                // Nothing tells whether they ran. They run at least once.
-                Ok(Probe::NotDone)
-            }
-
-            async fn apply(&self, context: &Context<'_, World>, (): &()) -> Result<HookOutcome, Failure> {
-                let ran = context.world.hooks.run(HookPoint::$point, &context.interrupt).await;
-                ran.map(|()| HookOutcome::Succeeded).or_else($failure)
-            }
-        }
-    };
+/// Runs the scripts of one point.
+pub(in crate::operations) struct RunHooks {
+    spec: TransitionSpec,
+    point: HookPoint,
+    /// Before the commit point, a script that fails is a failure of the operation. After it, the VM stays as it is, and
+    /// the report says that a script failed.
+    may_fail: bool,
 }
 
-hooks!(PreUp, PreUp, 8, "pre-up scripts", Err);
-hooks!(PostUp, PostUp, 9, "post-up scripts", |_| Ok(HookOutcome::Failed));
-hooks!(PreDown, PreDown, 10, "pre-down scripts", Err);
-hooks!(PostDown, PostDown, 11, "post-down scripts", |_| Ok(HookOutcome::Failed));
+const fn hooks(id: TransitionId, label: &'static str, point: HookPoint, may_fail: bool) -> RunHooks {
+    let spec = TransitionSpec::nothing_to_undo(id, label, "what a user's script did is the user's", LONG);
+    RunHooks { spec, point, may_fail }
+}
+
+pub(in crate::operations) const PRE_UP: RunHooks =
+    hooks(ids::PRE_UP, "pre-up scripts", HookPoint::PreUp, false);
+pub(in crate::operations) const POST_UP: RunHooks =
+    hooks(ids::POST_UP, "post-up scripts", HookPoint::PostUp, true);
+pub(in crate::operations) const PRE_DOWN: RunHooks =
+    hooks(ids::PRE_DOWN, "pre-down scripts", HookPoint::PreDown, false);
+pub(in crate::operations) const POST_DOWN: RunHooks =
+    hooks(ids::POST_DOWN, "post-down scripts", HookPoint::PostDown, true);
+
+impl Transition<World> for RunHooks {
+    type Intent = ();
+    type Outcome = HookOutcome;
+
+    fn spec(&self) -> TransitionSpec {
+        self.spec
+    }
+
+    async fn prepare(&self, _: &Context<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn probe(&self, _: &Context<'_>, (): &()) -> Result<Probe<HookOutcome>> {
+        Ok(Probe::NotDone)
+    }
+
+    async fn apply(&self, context: &Context<'_>, (): &()) -> Result<HookOutcome> {
+        match context.world.hooks.run(self.point, &context.interrupt).await {
+            Ok(()) => Ok(HookOutcome::Succeeded),
+            Err(_) if self.may_fail => Ok(HookOutcome::Failed),
+            Err(failure) => Err(failure),
+        }
+    }
+}

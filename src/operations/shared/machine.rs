@@ -1,55 +1,98 @@
-//! What a VM is made of, and which VM a transition is about.
-//!
-//! May use: the seams of `world`, and the engine's words.
+//! The parts of a VM on the host that `up` and `restore` both make, and [`Target`]: which VM a transition acts on.
 
-use std::time::Duration;
-
-use super::slot::ClaimSlot;
-use super::{part, presence};
-use crate::engine::transition::{Context, Failure, Probe, Transition, TransitionId, UndoPolicy};
+use super::{Context, Part, done_if_whole, slot};
+use crate::engine::transition::{Probe, Transition, TransitionSpec};
+use crate::operations::ids;
 use crate::operations::limits::QUICK;
-use crate::world::{Generation, Machine, Slot, VmmState, World};
+use crate::world::{Generation, Machine, Result, Slot, VmmState, World};
 
-/// TAP, addresses, firewall and DHCP of the slot.
-pub(crate) struct BuildNetwork;
-
-part! {
-    BuildNetwork, 2, "network", QUICK,
-    Slot: |context, network, slot| context.outcome::<ClaimSlot>(),
-    find: context.world.network.find(*slot),
-    make: context.world.network.build(*slot, context.generation),
-    remove: context.world.network.remove(*slot),
+/// Which VM a transition acts on.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::operations) enum Target {
+    /// The VM that this operation builds.
+    New {
+        /// Its disk; `None` for the disk that this operation makes.
+        disk: Option<Generation>,
+        /// Whether its shares are devices from the start.
+        shares: bool,
+    },
+    /// A VM that ran before this operation.
+    Existing(Machine),
+    /// A VM that ran before this operation and is now in the VMM that this operation started for it.
+    RolledOver(Machine),
 }
 
-/// The share daemons of this generation.
-pub(crate) struct StartShares;
-
-part! {
-    StartShares, 3, "shares", QUICK,
-    (): |context, shares, nothing| Ok(()),
-    find: context.world.shares.find(context.generation),
-    make: context.world.shares.start(context.generation),
-    remove: context.world.shares.stop(context.generation),
+impl Target {
+    pub(in crate::operations) fn machine(self, context: &Context<'_>) -> Result<Machine> {
+        Ok(match self {
+            Self::New { disk, shares } => Machine {
+                vmm: context.generation,
+                disk: disk.unwrap_or(context.generation),
+                memory: context.generation,
+                slot: slot::claimed(context)?,
+                shares,
+            },
+            Self::Existing(machine) => machine,
+            Self::RolledOver(machine) => Machine { vmm: context.generation, ..machine },
+        })
+    }
 }
 
-/// The VMM process of this generation, without a VM in it yet.
-pub(crate) struct StartVmm;
+/// The share daemons.
+pub(in crate::operations) fn start_shares() -> Part<()> {
+    Part {
+        spec: TransitionSpec::undoable(ids::START_SHARES, "shares", QUICK),
+        intent: (),
+        find: |context, ()| context.world.shares.find(context.generation),
+        make: |context, ()| context.world.shares.start(context.generation),
+        remove: |context, ()| context.world.shares.stop(context.generation),
+    }
+}
 
-impl Transition for StartVmm {
-    type World = World;
+/// TAP, addresses, firewall and DHCP of the slot that an earlier stage claimed.
+pub(in crate::operations) struct BuildNetwork;
+
+impl Transition<World> for BuildNetwork {
+    type Intent = Slot;
+    type Outcome = ();
+
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::BUILD_NETWORK, "network", QUICK)
+    }
+
+    async fn prepare(&self, context: &Context<'_>) -> Result<Slot> {
+        slot::claimed(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, slot: &Slot) -> Result<Probe<()>> {
+        Ok(done_if_whole(context.world.network.find(*slot).await?))
+    }
+
+    async fn apply(&self, context: &Context<'_>, slot: &Slot) -> Result<()> {
+        context.world.network.build(*slot, context.generation).await
+    }
+
+    async fn undo(&self, context: &Context<'_>, slot: &Slot) -> Result<()> {
+        context.world.network.remove(*slot).await
+    }
+}
+
+/// The VMM process, without a VM in it yet.
+pub(in crate::operations) struct StartVmm;
+
+impl Transition<World> for StartVmm {
     type Intent = ();
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(4);
-    const LABEL: &'static str = "start VMM";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = QUICK;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::START_VMM, "start VMM", QUICK)
+    }
 
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<(), Failure> {
+    async fn prepare(&self, _: &Context<'_>) -> Result<()> {
         Ok(())
     }
 
-    async fn probe(&self, context: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
+    async fn probe(&self, context: &Context<'_>, (): &()) -> Result<Probe<()>> {
         Ok(match context.world.vmm.find(context.generation).await? {
             VmmState::Never => Probe::NotDone,
             VmmState::Gone => Probe::Lost,
@@ -57,43 +100,11 @@ impl Transition for StartVmm {
         })
     }
 
-    async fn apply(&self, context: &Context<'_, World>, (): &()) -> Result<(), Failure> {
+    async fn apply(&self, context: &Context<'_>, (): &()) -> Result<()> {
         context.world.vmm.start(context.generation).await
     }
 
-    async fn undo(&self, context: &Context<'_, World>, (): &()) -> Result<(), Failure> {
+    async fn undo(&self, context: &Context<'_>, (): &()) -> Result<()> {
         context.world.vmm.stop(context.generation).await
-    }
-}
-
-/// Which VM a transition is about.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Target {
-    /// The one that this operation puts together.
-    New {
-        /// Its disk; `None`: the one that this operation makes.
-        disk: Option<Generation>,
-        /// Whether its shares are devices from the start.
-        shares: bool,
-    },
-    /// One that ran before this operation.
-    Existing(Machine),
-    /// One that ran before, in the VMM that this operation started for it.
-    RolledOver(Machine),
-}
-
-impl Target {
-    pub(crate) fn machine(self, context: &Context<'_, World>) -> Result<Machine, Failure> {
-        Ok(match self {
-            Self::New { disk, shares } => Machine {
-                vmm: context.generation,
-                disk: disk.unwrap_or(context.generation),
-                memory: context.generation,
-                slot: context.outcome::<ClaimSlot>()?,
-                shares,
-            },
-            Self::Existing(machine) => machine,
-            Self::RolledOver(machine) => Machine { vmm: context.generation, ..machine },
-        })
     }
 }

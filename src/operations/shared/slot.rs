@@ -1,27 +1,26 @@
-//! The slot that a VM holds.
-//!
-//! May use: the seams of `world`, and the engine's words.
-
-use std::time::Duration;
+//! The slot of a VM: it decides the VM's TAP, MAC and addresses, and no two VMs of a host share one.
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::transition::{Context, Failure, Probe, Transition, TransitionId, UndoPolicy};
+use super::Context;
+use crate::engine::transition::{Failure, Probe, Transition, TransitionSpec};
+use crate::operations::ids;
 use crate::operations::limits::QUICK;
-use crate::world::{Slot, World};
+use crate::world::{Result, Slot, World};
 
-/// The slot that decides the VM's addresses. Wanted ones are asked for in order.
-pub(crate) struct ClaimSlot {
-    /// Only this one will do; else the one held, else any.
-    pub(crate) only: Option<Slot>,
+/// Claims a slot for this workspace.
+pub(in crate::operations) struct ClaimSlot {
+    /// The only slot that will do: that of a snapshot's guest, which keeps its address. Without one, the slot that the
+    /// workspace holds already is taken, or else any that is free.
+    pub(in crate::operations) only: Option<Slot>,
 }
 
+/// The slots that are claimed, in this order, until one is free.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct WantedSlots(Vec<Slot>);
+pub(in crate::operations) struct WantedSlots(Vec<Slot>);
 
-/// No slot is free.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum NoSlot {
+enum NoSlot {
     #[error("all {} slots of this host are taken; bring a VM of another workspace down first", Slot::COUNT)]
     AllTaken,
     #[error(
@@ -30,37 +29,39 @@ pub(crate) enum NoSlot {
     Taken(Slot),
 }
 
-impl Transition for ClaimSlot {
-    type World = World;
+/// The slot that [`ClaimSlot`] claimed in an earlier stage.
+pub(in crate::operations) fn claimed(context: &Context<'_>) -> Result<Slot> {
+    context.outcome(ids::CLAIM_SLOT)
+}
+
+impl Transition<World> for ClaimSlot {
     type Intent = WantedSlots;
     type Outcome = Slot;
 
-    const ID: TransitionId = TransitionId(1);
-    const LABEL: &'static str = "claim slot";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = QUICK;
-
-    async fn prepare(&self, context: &Context<'_, World>) -> Result<WantedSlots, Failure> {
-        let held = context.world.slots.held().await?;
-        let mut wanted: Vec<Slot> = held.into_iter().chain(context.world.slots.free().await?).collect();
-        if let Some(only) = self.only {
-            wanted.retain(|slot| *slot == only);
-            if wanted.is_empty() {
-                return Err(Failure::world(NoSlot::Taken(only)));
-            }
-        }
-        if wanted.is_empty() { Err(Failure::world(NoSlot::AllTaken)) } else { Ok(WantedSlots(wanted)) }
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::CLAIM_SLOT, "claim slot", QUICK)
     }
 
-    async fn probe(&self, context: &Context<'_, World>, _: &WantedSlots) -> Result<Probe<Slot>, Failure> {
+    async fn prepare(&self, context: &Context<'_>) -> Result<WantedSlots> {
+        let held = context.world.slots.held().await?;
+        let mut wanted: Vec<Slot> = held.into_iter().chain(context.world.slots.free().await?).collect();
+        wanted.retain(|slot| self.only.is_none_or(|only| *slot == only));
+        match (wanted.is_empty(), self.only) {
+            (false, _) => Ok(WantedSlots(wanted)),
+            (true, Some(only)) => Err(Failure::world(NoSlot::Taken(only))),
+            (true, None) => Err(Failure::world(NoSlot::AllTaken)),
+        }
+    }
+
+    async fn probe(&self, context: &Context<'_>, _: &WantedSlots) -> Result<Probe<Slot>> {
         Ok(context.world.slots.held().await?.map_or(Probe::NotDone, Probe::Done))
     }
 
-    async fn apply(&self, context: &Context<'_, World>, intent: &WantedSlots) -> Result<Slot, Failure> {
+    async fn apply(&self, context: &Context<'_>, intent: &WantedSlots) -> Result<Slot> {
         context.world.slots.claim(&intent.0).await
     }
 
-    async fn undo(&self, context: &Context<'_, World>, _: &WantedSlots) -> Result<(), Failure> {
+    async fn undo(&self, context: &Context<'_>, _: &WantedSlots) -> Result<()> {
         match context.world.slots.held().await? {
             Some(slot) => context.world.slots.release(slot).await,
             None => Ok(()),

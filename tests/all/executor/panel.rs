@@ -11,7 +11,7 @@ use nixbox::engine::journal::{Journal, JournalError, Name, Storage};
 use nixbox::engine::record::MAX_PAYLOAD;
 use nixbox::engine::transition::{
     AfterCommit, Context, Failure, Generation, Interrupt, Operation, OperationId, Probe, Transition,
-    TransitionId, UndoPolicy,
+    TransitionId, TransitionSpec,
 };
 use nixbox::fakes::{FakeStorage, Fault, Host, Survival};
 use tokio::sync::Barrier;
@@ -159,19 +159,18 @@ impl Panel {
 /// Turns a switch on. Those below 10 come before the commit point, 10 is it, and those above come after it.
 struct Switch<const N: u16>;
 
-impl<const N: u16> Transition for Switch<N> {
-    type World = Panel;
+impl<const N: u16> Transition<Panel> for Switch<N> {
     type Intent = u16;
     type Outcome = Vec<u8>;
 
-    const ID: TransitionId = TransitionId(N);
-    const LABEL: &'static str = label(N);
-    const UNDO: UndoPolicy = if N < 10 {
-        UndoPolicy::Undoable
-    } else {
-        UndoPolicy::Forbidden("for a test, that is reason enough")
-    };
-    const LIMIT: Duration = LIMIT;
+    fn spec(&self) -> TransitionSpec {
+        let (id, label) = (TransitionId(N), label(N));
+        if N < 10 {
+            TransitionSpec::undoable(id, label, LIMIT)
+        } else {
+            TransitionSpec::never_undone(id, label, "for a test, that is reason enough", LIMIT)
+        }
+    }
 
     async fn prepare(&self, scene: &Context<'_, Panel>) -> Result<u16, Failure> {
         scene.world.call(Call::Prepare, N).await?;
@@ -193,11 +192,20 @@ impl<const N: u16> Transition for Switch<N> {
         assert_eq!(*intent, N);
         if N > 0 && scene.world.on.lock().unwrap().contains(&0) {
             // Those of the same stage see nothing of each other.
-            assert_eq!(scene.outcome::<Switch<0>>().is_ok(), N != 1, "{N} asks for the outcome of 0");
+            assert_eq!(
+                scene.outcome::<Vec<u8>>(TransitionId(0)).is_ok(),
+                N != 1,
+                "{N} asks for the outcome of 0"
+            );
         }
         // One that is not in the table, and one that is about to be done, perhaps for the second time.
-        assert!(matches!(scene.outcome::<Switch<99>>(), Err(Failure::NoOutcome(TransitionId(99)))));
-        assert!(matches!(scene.outcome::<Self>(), Err(Failure::NoOutcome(TransitionId(id))) if id == N));
+        assert!(matches!(
+            scene.outcome::<Vec<u8>>(TransitionId(99)),
+            Err(Failure::NoOutcome(TransitionId(99)))
+        ));
+        assert!(
+            matches!(scene.outcome::<Vec<u8>>(TransitionId(N)), Err(Failure::NoOutcome(TransitionId(id))) if id == N)
+        );
         on_the_medium(scene.world, N);
         let odd = scene.world.call(Call::Apply, N).await?;
         assert_eq!(scene.interrupt.requested(), N <= 10 && scene.world.interrupt.requested());
@@ -256,10 +264,10 @@ pub(super) fn table(forward: AfterCommit) -> Operation<Panel> {
             Ok(format!("{ended:?}").into_bytes())
         })
     })
-    .stage("both", [Box::new(Switch::<0>), Box::new(Switch::<1>)])
-    .stage("alone", [Box::new(Switch::<2>)])
+    .stage("both", vec![Box::new(Switch::<0>), Box::new(Switch::<1>)])
+    .stage("alone", vec![Box::new(Switch::<2>)])
     .commit(Box::new(Switch::<10>))
-    .stage("rest", [Box::new(Switch::<11>), Box::new(Switch::<12>)])
+    .stage("rest", vec![Box::new(Switch::<11>), Box::new(Switch::<12>)])
 }
 
 /// The journal's files, with the syncs counted.
