@@ -1,7 +1,7 @@
-//! What the engine runs: transitions, the stages they stand in, and the operation that is a table of stages.
+//! What the engine runs: transitions, the stages that they are in, and operations, which are tables of stages.
 //!
 //! A [`Transition`] is written once, with types of its own; [`Operation`] holds it behind [`ErasedTransition`], where intents and
-//! outcomes are bytes. Nothing here acts and nothing here does I/O.
+//! outcomes are bytes. Nothing here acts or does I/O.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::record::{self, Ended};
 
-/// Names a transition on disk. Never reused for another meaning.
+/// The id of a transition on disk. An id is never used again for another transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransitionId(pub u16);
 
-/// Names a kind of operation on disk. Never reused for another meaning.
+/// The id of a kind of operation on disk. An id is never used again for another operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OperationId(pub u16);
 
@@ -36,38 +36,38 @@ impl std::fmt::Display for Generation {
     }
 }
 
-/// How a transition is taken back.
+/// How a transition is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UndoPolicy {
     /// By its `undo`.
     Undoable,
-    /// There is nothing to take back, for the reason given.
+    /// There is nothing to undo, for this reason.
     Nothing(&'static str),
-    /// It must never be taken back, for the reason given: the commit point, and all that comes after it.
+    /// It must never be undone, for this reason: the commit point, and everything after it.
     Forbidden(&'static str),
 }
 
-/// What is fixed about a transition: a table, a journal and a person know it by this.
+/// The facts of a transition, which its table, the journal and a person know it by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TransitionSpec {
-    /// Its name on disk.
+    /// Its id on disk.
     pub id: TransitionId,
     /// Its name for people.
     pub label: &'static str,
-    /// How it is taken back.
+    /// How it is undone.
     pub undo: UndoPolicy,
     /// How long `prepare`, `probe`, `apply` and `undo` may each take.
     pub limit: Duration,
 }
 
 impl TransitionSpec {
-    /// A transition that its `undo` takes back.
+    /// A transition with an undo.
     #[must_use]
     pub const fn undoable(id: TransitionId, label: &'static str, limit: Duration) -> Self {
         Self { id, label, undo: UndoPolicy::Undoable, limit }
     }
 
-    /// A transition with nothing to take back, for this reason.
+    /// A transition with nothing to undo, for this reason.
     #[must_use]
     pub const fn nothing_to_undo(
         id: TransitionId,
@@ -78,7 +78,7 @@ impl TransitionSpec {
         Self { id, label, undo: UndoPolicy::Nothing(why), limit }
     }
 
-    /// A transition that must not be taken back, for this reason.
+    /// A transition that must not be undone, for this reason.
     #[must_use]
     pub const fn never_undone(
         id: TransitionId,
@@ -95,39 +95,39 @@ impl TransitionSpec {
 pub enum Probe<O> {
     /// It was done, with this outcome.
     Done(O),
-    /// It was not done, or not wholly: `apply` has to run, or to run again.
+    /// It was not done, or not completely: `apply` has to run, or to run again.
     NotDone,
-    /// The VM that it was about is gone.
+    /// The VM that it acts on is gone.
     Lost,
-    /// It cannot be told. A person is needed; the text says what was seen.
+    /// Whether it was done cannot be determined, and a person is needed. The text says what was seen.
     CannotTell(String),
 }
 
-/// Why a transition did not do what it was asked.
+/// Why a transition failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Somebody asked to stop, and it stopped.
+    /// A person asked to stop, and it stopped.
     #[error("interrupted")]
     Interrupted,
     /// No answer within the transition's time limit.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// The VM that it was about is gone.
+    /// The VM that it acts on is gone.
     #[error("the VM is gone")]
     Lost,
-    /// An intent or outcome does not fit into a record, or does not decode as what the transition wrote.
+    /// An intent or outcome does not fit into a record, or does not decode as the transition's type.
     #[error(transparent)]
     Payload(#[from] record::PayloadError),
-    /// A transition asked for the outcome of one that has none in this operation.
+    /// A transition asked for the outcome of a transition that has none in this operation.
     #[error("the outcome of transition {0:?} is not known at this place")]
     NoOutcome(TransitionId),
-    /// What the layer below says.
+    /// The layer below failed.
     #[error(transparent)]
     World(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Failure {
-    /// A failure of the layer below.
+    /// The failure for an error of the layer below.
     pub fn world(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::World(error.into())
     }
@@ -144,29 +144,29 @@ pub async fn within<T>(
     tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
 }
 
-/// A person's wish to stop, seen by everything that takes long. Clones share the wish.
+/// A person's request to stop, seen by everything that takes long. Clones share the request.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(CancellationToken);
 
 impl Interrupt {
-    /// Nobody has asked yet.
+    /// An interrupt that nobody has requested.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ask. Asking twice is asking once.
+    /// Requests the stop. A second request changes nothing.
     pub fn request(&self) {
         self.0.cancel();
     }
 
-    /// Whether somebody asked.
+    /// Whether the stop was requested.
     #[must_use]
     pub fn requested(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// Resolves when somebody asks.
+    /// Resolves when the stop is requested.
     pub async fn wait(&self) {
         self.0.cancelled().await;
     }
@@ -174,7 +174,7 @@ impl Interrupt {
     /// For loops that copy: call it at least every 100 ms.
     ///
     /// # Errors
-    /// [`Failure::Interrupted`] once somebody asked.
+    /// [`Failure::Interrupted`] once the stop was requested.
     pub fn check(&self) -> Result<(), Failure> {
         if self.requested() { Err(Failure::Interrupted) } else { Ok(()) }
     }
@@ -192,13 +192,13 @@ impl Interrupt {
     }
 }
 
-/// Where a transition stands: the world, the operation's generation, what went before it, and the wish to stop.
+/// What a transition is given: the world, the operation's generation, earlier outcomes, and the request to stop.
 pub struct Context<'a, W: ?Sized> {
     /// The world to act on.
     pub world: &'a W,
     /// The generation of this operation.
     pub generation: Generation,
-    /// To be looked at by whatever takes long. Never requested while an undo runs or after the commit point.
+    /// To be checked by everything that takes long. Never requested while an undo runs or after the commit point.
     pub interrupt: Interrupt,
     outcomes: Arc<BTreeMap<TransitionId, Vec<u8>>>,
 }
@@ -239,7 +239,7 @@ impl<W: ?Sized> Clone for Context<'_, W> {
 /// `apply` and `undo` are idempotent: either may find its work done, half done, or not begun. `undo` makes sure that
 /// the world is as it was before, whether or not `apply` ever ran. `prepare` and `probe` change nothing.
 pub trait Transition<W: ?Sized + Sync>: Send + Sync + 'static {
-    /// What it is about to do; enough to probe and to undo without the outcome.
+    /// What it is about to do: enough to probe and to undo it without the outcome.
     type Intent: Serialize + DeserializeOwned + Send + Sync;
     /// What it did.
     type Outcome: Serialize + DeserializeOwned + Send + Sync;
@@ -248,25 +248,25 @@ pub trait Transition<W: ?Sized + Sync>: Send + Sync + 'static {
     /// transitions that differ in data alone.
     fn spec(&self) -> TransitionSpec;
 
-    /// Decide what to do, without doing it.
+    /// Decides what to do, without doing it.
     fn prepare(&self, context: &Context<'_, W>)
     -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
 
-    /// Look whether the intent was carried out.
+    /// Determines whether the intent was carried out.
     fn probe(
         &self,
         context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Probe<Self::Outcome>, Failure>> + Send;
 
-    /// Carry the intent out.
+    /// Carries the intent out.
     fn apply(
         &self,
         context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Self::Outcome, Failure>> + Send;
 
-    /// Make sure that it is as it was before. [`Failure::Lost`] means that there is nothing left to put right because
+    /// Makes sure that the world is as it was before. [`Failure::Lost`] means that there is nothing left to undo because
     /// the VM is gone; it counts as undone. Never called unless the policy is [`UndoPolicy::Undoable`].
     fn undo(
         &self,
@@ -355,16 +355,16 @@ impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
 pub struct Stage<W: ?Sized> {
     /// Its name for people.
     pub label: &'static str,
-    /// What runs in it.
+    /// The transitions.
     pub transitions: Vec<Box<dyn ErasedTransition<W>>>,
 }
 
-/// What becomes of an operation whose transition after the commit point fails for good.
+/// What happens to an operation if a transition after its commit point fails twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterCommit {
-    /// The VM is of no use without it: end as lost, and let what is left be cleared away.
+    /// The VM cannot be used without it: the operation ends as lost, and what is left is cleared away.
     ClearAway,
-    /// It is itself a clearing away: stuck, until a later run gets through.
+    /// The operation itself clears something away: it is stuck, and the next run tries again.
     Stuck,
 }
 
@@ -373,20 +373,20 @@ type Conclude<W> =
 
 /// A table of stages with one commit point.
 pub struct Operation<W: ?Sized> {
-    /// Its name on disk.
+    /// Its id on disk.
     pub id: OperationId,
     /// Its name for people.
     pub label: &'static str,
-    /// What a failure after the commit point leads to.
+    /// What happens if a transition after the commit point fails twice.
     pub after_commit: AfterCommit,
     stages: Vec<Stage<W>>,
-    /// Among the stages.
+    /// The index of the commit point among the stages.
     commit: Option<usize>,
     conclude: Box<Conclude<W>>,
 }
 
 impl<W: ?Sized + Sync> Operation<W> {
-    /// An operation without stages. `conclude` says how the workspace stands when it has ended; the bytes go into the
+    /// An operation without stages. `conclude` determines the final state of the workspace, whose bytes go into the
     /// journal's end record. It may look at the world, and changes nothing.
     pub fn new(
         id: OperationId,
@@ -437,7 +437,7 @@ impl<W: ?Sized + Sync> Operation<W> {
         self.stages.iter().flat_map(|stage| stage.transitions.iter().map(AsRef::as_ref))
     }
 
-    /// The place of the commit point among the transitions.
+    /// The index of the commit point among the transitions.
     #[must_use]
     pub fn commit_point(&self) -> Option<usize> {
         self.commit.map(|stage| self.stages[..stage].iter().map(|stage| stage.transitions.len()).sum())
