@@ -132,7 +132,7 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
     let id = OperationId(id);
     // This nixbox has no table for an operation of another version, and shows its transitions by number.
     let labels = operations::table(id, parameters)
-        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.label()).collect());
+        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.spec().label).collect());
     OperationSummary {
         generation: generation.0,
         operation: operations::label(id),

@@ -173,7 +173,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         let snapshots = host.snapshots(workspace);
         snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
-    let wish = |name: Option<&str>, stop| SnapshotRequest {
+    let request = |name: Option<&str>, stop| SnapshotRequest {
         name: name.and_then(|name| SnapshotName::try_from(name.to_owned()).ok()),
         stop,
         keep: None,
@@ -181,19 +181,19 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
     let report = match command {
         Command::Up => session.up().await,
         Command::Down => session.down().await,
-        Command::Snapshot => session.snapshot(wish(None, false)).await.map(|frozen| frozen.report),
+        Command::Snapshot => session.snapshot(request(None, false)).await.map(|result| result.report),
         Command::SnapshotNamed => {
-            session.snapshot(wish(Some("warm"), false)).await.map(|frozen| frozen.report)
+            session.snapshot(request(Some("warm"), false)).await.map(|result| result.report)
         }
-        Command::SnapshotStop => session.snapshot(wish(None, true)).await.map(|frozen| frozen.report),
+        Command::SnapshotStop => session.snapshot(request(None, true)).await.map(|result| result.report),
         Command::RestoreNewest => {
             session.restore(Some(&SnapshotReference::from(newest())), false).await.map(|warm| warm.report)
         }
         Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
         Command::SnapshotKeepOne => {
-            let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
-            session.snapshot(wish).await.map(|frozen| frozen.report)
+            let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
+            session.snapshot(request).await.map(|result| result.report)
         }
         Command::DeleteNewest => {
             session.delete(&SnapshotReference::from(newest())).await.map(|(_, report)| report)

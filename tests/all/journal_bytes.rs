@@ -315,7 +315,7 @@ fn header(first_sequence: u64) -> Vec<u8> {
     header.encode().to_vec()
 }
 
-/// A checkpoint with an empty standing.
+/// A checkpoint with an empty final state.
 const CHECKPOINT: [u8; 20] = [0; 20];
 
 #[test]
@@ -418,11 +418,11 @@ fn what_encodes_fits_into_any_record_and_comes_back_alone() {
         matches!(refused, Err(PayloadError::TooLarge { size, most: MAX_VALUE }) if size == MAX_VALUE + 1)
     );
     for record in [
-        Record::Checkpoint { standing: &largest, at_ms: 1 },
+        Record::Checkpoint { final_state: &largest, at_ms: 1 },
         Record::Begin { operation: 1, parameters: &largest, at_ms: 1 },
         Record::Intent { index: 0, transition: 1, payload: &largest },
         Record::Outcome { index: 0, payload: &largest, micros: 1 },
-        Record::End { ended: Ended::Done, standing: &largest, at_ms: 1 },
+        Record::End { ended: Ended::Done, final_state: &largest, at_ms: 1 },
     ] {
         let mut bytes = Vec::new();
         encode_frame(&mut bytes, SALT, 1, Generation(1), 0, &record).unwrap();

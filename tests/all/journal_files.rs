@@ -43,7 +43,7 @@ fn intent(index: u16, size: usize) -> (u16, TransitionId, Vec<u8>) {
     (index, TransitionId(9), vec![7; size])
 }
 
-/// A host with a journal of one operation that ended, as long as this. Its standing is `stands`.
+/// A host with a journal of one operation that ended, as long as this. Its final state is `stands`.
 fn host_with_journal(size: u64) -> Host {
     let host = Host::new(53, false);
     let mut journal = open(&host).unwrap();
@@ -80,7 +80,7 @@ fn a_journal_is_made_once_whenever_its_making_is_interrupted() {
             host.set_fault(Fault::None, None);
             let journal = open(&host).unwrap();
             assert_eq!(journal.history().generation, Generation(6));
-            assert_eq!(journal.history().standing, b"");
+            assert_eq!(journal.history().final_state, b"");
             assert_eq!(read(&host).records, 1, "{crash:?} at {point}");
             assert_eq!(whole(&host, Name::Next), None, "{crash:?} at {point}");
         }
@@ -107,7 +107,7 @@ fn a_rotation_interrupted_anywhere_leaves_one_whole_journal() {
             let history = journal.history();
             let begun = u64::from(history.open().is_some());
             assert_eq!(history.generation, Generation(7 + begun), "{context}");
-            assert_eq!(history.standing, b"stands", "{context}");
+            assert_eq!(history.final_state, b"stands", "{context}");
             drop(journal);
             let scan = read(&host);
             if scan.header == old.header {
@@ -325,7 +325,7 @@ fn after_an_error_nothing_more_is_written_and_the_next_run_goes_on() {
             assert_poisoned(&mut journal);
             drop(journal);
             let journal = open(&host).unwrap();
-            assert_eq!(journal.history().standing, b"stands", "write {write}");
+            assert_eq!(journal.history().final_state, b"stands", "write {write}");
             drop(journal);
             again_the_same(&host, "after an error");
             what_is_synced_stays(&host, "after an error");

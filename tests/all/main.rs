@@ -12,5 +12,6 @@ mod harness;
 mod journal_bytes;
 mod journal_files;
 mod model;
+mod pictures;
 mod storage;
 mod warm;

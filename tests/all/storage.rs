@@ -156,7 +156,7 @@ fn on_a_small_disk(directory: &Path) {
     if journal.open_operation().is_some() {
         journal.end(Ended::RolledBack, b"stands", 3).unwrap();
     }
-    assert_eq!(journal.history().standing, b"stands");
+    assert_eq!(journal.history().final_state, b"stands");
     journal.begin(OperationId(1), b"", 4).unwrap();
 }
 

@@ -111,11 +111,11 @@ fn the_oldest_unnamed_ones_are_pruned_but_not_the_one_that_the_vm_came_from() {
     let reference = oldest.to_string().parse::<SnapshotReference>().unwrap();
     let warm = in_session(&host, async |session| session.restore(Some(&reference), false).await).unwrap();
     assert!(matches!(warm.report, OperationResult::Done));
-    let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
-    let frozen = in_session(&host, async |session| session.snapshot(wish).await).unwrap();
-    assert!(frozen.afterwards.is_none(), "{frozen:?}");
-    assert_eq!(frozen.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
-    let newest = frozen.snapshot.unwrap().id.0.0;
+    let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
+    let result = in_session(&host, async |session| session.snapshot(request).await).unwrap();
+    assert!(result.afterwards.is_none(), "{result:?}");
+    assert_eq!(result.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
+    let newest = result.snapshot.unwrap().id.0.0;
     assert_eq!(numbers(&host), [oldest, named, newest]);
     assert_eq!(host.violations(WORKSPACE), []);
 }
@@ -124,11 +124,11 @@ fn the_oldest_unnamed_ones_are_pruned_but_not_the_one_that_the_vm_came_from() {
 fn names_are_taken_once() {
     let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
     let before = host.fingerprint();
-    let wish = SnapshotRequest {
+    let request = SnapshotRequest {
         name: SnapshotName::try_from("warm".to_owned()).ok(),
         ..SnapshotRequest::default()
     };
-    let refused = in_session(&host, async |session| session.snapshot(wish).await);
+    let refused = in_session(&host, async |session| session.snapshot(request).await);
     assert!(matches!(refused, Err(Refusal::NameTaken(_))), "{refused:?}");
     assert_eq!(host.fingerprint(), before);
 }

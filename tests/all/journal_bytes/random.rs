@@ -25,7 +25,7 @@ enum Owned {
 impl Owned {
     fn record(&self) -> Record<'_> {
         match self {
-            Self::Checkpoint(standing, at_ms) => Record::Checkpoint { standing, at_ms: *at_ms },
+            Self::Checkpoint(final_state, at_ms) => Record::Checkpoint { final_state, at_ms: *at_ms },
             Self::Begin(operation, parameters, at_ms) => {
                 Record::Begin { operation: *operation, parameters, at_ms: *at_ms }
             }
@@ -37,7 +37,7 @@ impl Owned {
             }
             Self::UndoBegun(index) => Record::UndoBegun { index: *index },
             Self::Undone(index, micros) => Record::Undone { index: *index, micros: *micros },
-            Self::End(ended, standing, at_ms) => Record::End { ended: *ended, standing, at_ms: *at_ms },
+            Self::End(ended, final_state, at_ms) => Record::End { ended: *ended, final_state, at_ms: *at_ms },
         }
     }
 }
@@ -51,7 +51,7 @@ fn any_record() -> impl Strategy<Value = Owned> {
     };
     let ended = prop_oneof![Just(Ended::Done), Just(Ended::RolledBack), Just(Ended::Lost)];
     prop_oneof![
-        (bytes(), any::<u64>()).prop_map(|(standing, at)| Owned::Checkpoint(standing, at)),
+        (bytes(), any::<u64>()).prop_map(|(final_state, at)| Owned::Checkpoint(final_state, at)),
         (any::<u16>(), bytes(), any::<u64>()).prop_map(|(id, bytes, at)| Owned::Begin(id, bytes, at)),
         (any::<u16>(), any::<u16>(), bytes()).prop_map(|(index, id, bytes)| Owned::Intent(index, id, bytes)),
         (any::<u16>(), bytes(), any::<u64>())
