@@ -358,7 +358,10 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let final_state = match within(CONCLUDE_LIMIT, operation.conclude(context, ended)).await {
             Ok(final_state) => final_state,
             Err(failure) => {
-                return Ok(Ending::Stuck(TransitionFailure { label: "determine the final state", failure }));
+                return Ok(Ending::Stuck(TransitionFailure {
+                    label: "determining the final state",
+                    failure,
+                }));
             }
         };
         self.journal.end(ended, &final_state, (self.unix_ms)())?;

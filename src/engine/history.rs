@@ -8,11 +8,10 @@
 //!
 //! Pure. Memory is bounded by the one operation that is open.
 //!
-//! Opening a journal folds every record that it has, a hundred thousand in the benchmark. Two things here are for that
-//! alone, and are the reason why `cargo bench --bench journal` opens a journal in less than five times what reading the
-//! file and its CRC takes, where it was six to eight: the functions that every record goes through are marked
-//! `#[inline(always)]`, so that they are compiled into the reader's loop; and the entries of an operation that ended
-//! keep their memory for the next operation.
+//! Opening a journal folds every record that it has, a hundred thousand in `cargo bench --bench journal`. Two things here
+//! are for that alone. The entries of an operation that ended keep their memory for the next one: without that, reading
+//! and folding those records takes about a quarter longer. The functions that every record goes through are marked
+//! `#[inline(always)]`, so that they are compiled into the reader's loop: without that, it takes about a tenth longer.
 
 use super::record::Record;
 use super::transition::{Generation, OperationId, TransitionId};

@@ -1,5 +1,5 @@
-//! `journal-format.md` is true: its worked example is what nixbox writes, nixbox reads it as the document says, and so
-//! does a decoder that was written from the document alone.
+//! `journal-format.md` is correct: its worked example is what nixbox writes, nixbox reads it as the document says, and a
+//! decoder that was written from the document alone reads it too.
 
 use std::fmt::Write;
 
@@ -126,7 +126,7 @@ fn the_example_cut_short_leaves_what_is_listed() {
     assert!(cuts > 2, "{cuts} cuts");
 }
 
-// From here on: the document, and nothing of nixbox.
+// Everything below is written from the document alone and uses nothing of nixbox.
 
 /// CRC-32C, one bit at a time.
 fn crc(parts: &[&[u8]]) -> u32 {
@@ -141,7 +141,7 @@ fn crc(parts: &[&[u8]]) -> u32 {
 }
 
 #[test]
-fn the_check_is_the_one_that_everybody_means() {
+fn the_check_is_standard_crc_32c() {
     assert_eq!(crc(&[b"123456789"]), 0xE306_9283);
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::{SALT, header};
 use crate::harness::{WORKSPACE, cases};
 
-/// A record of which everything is owned.
+/// A record that owns its byte strings.
 #[derive(Debug, Clone)]
 enum Owned {
     Checkpoint(Vec<u8>, u64),
@@ -62,7 +62,7 @@ fn any_record() -> impl Strategy<Value = Owned> {
     ]
 }
 
-/// Bytes with the records that fit into a frame, each with some `durable` that a writer may have written.
+/// The bytes of the records that fit into a frame, each with a `durable` that a writer may have written.
 fn written(records: &[(Owned, u64)], first: u64) -> (Vec<u8>, Vec<String>) {
     let (mut bytes, mut kept, mut sequence, mut durable) = (header(first), Vec::new(), first, first - 1);
     for (record, back) in records {
