@@ -3,8 +3,8 @@
 //! A connection belongs to one VMM generation, because after a pause the guest's end of it is stale. Dropping a
 //! [`SshSession`] cuts its connection at once, even while a command runs.
 //!
-//! Everything that the guest sends has a limit: russh limits its greeting (21 lines of 255 bytes), [`Capture`] limits what
-//! a command writes, and [`Limits`] limits how long the guest may be silent.
+//! Everything that the guest sends has a limit: russh limits its greeting (21 lines of 255 bytes), [`Capture`] limits
+//! what a command writes, and [`Limits`] limits how long the guest may be silent.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -155,8 +155,8 @@ impl Drop for Cut {
 }
 
 impl SshSession {
-    /// Connects, compares the host key with the pin, and logs in. A host key that is seen for the first time is pinned after
-    /// the server has accepted the login.
+    /// Connects, compares the host key with the pin, and logs in. A host key that is seen for the first time is pinned
+    /// after the server has accepted the login.
     ///
     /// # Errors
     /// Any [`ChannelError`] except those about commands.
@@ -281,9 +281,9 @@ impl SshSession {
         timeout(capture.within, run).await.map_err(silent)?
     }
 
-    /// Runs a command to its end with stdin, stdout and stderr passed through. It has no time limit; nixbox gives it up when
-    /// the guest shows no sign of life any more. If `stdin` is tokio's own, the caller has to shut the runtime down without
-    /// waiting, because a blocked read of it cannot be stopped.
+    /// Runs a command to its end with stdin, stdout and stderr passed through. It has no time limit; nixbox gives it up
+    /// when the guest shows no sign of life any more. If `stdin` is tokio's own, the caller has to shut the runtime
+    /// down without waiting, because a blocked read of it cannot be stopped.
     ///
     /// # Errors
     /// Those of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].

@@ -1,5 +1,5 @@
-//! Mounts and unmounts the shares in the guest. The guest's `/proc/mounts` says what is mounted; it is parsed on the host,
-//! because a shell cannot do that reliably.
+//! Mounts and unmounts the shares in the guest. The guest's `/proc/mounts` says what is mounted; it is parsed on the
+//! host, because a shell cannot do that reliably.
 
 use std::time::Duration;
 
@@ -66,7 +66,8 @@ fn parse(table: &str) -> Vec<Mounted> {
     table.lines().filter_map(line).collect()
 }
 
-/// Undoes the kernel's escapes: it writes space, tab, line end, backslash and `#` as a backslash and three octal digits (`fs/proc_namespace.c`).
+/// Undoes the kernel's escapes: it writes space, tab, line end, backslash and `#` as a backslash and three octal digits
+/// (`fs/proc_namespace.c`).
 fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
@@ -96,8 +97,8 @@ async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
     Ok(parse(&run(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
 }
 
-/// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that the
-/// directory will have.
+/// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that
+/// the directory will have.
 async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
     let what = "find the places of the shares";
     if mounts.is_empty() {
@@ -149,8 +150,8 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives it
-/// to the user.
+/// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives
+/// it to the user.
 async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError> {
     let target = mount.target.expand(&shell.facts.home);
     let with = rights(&shell.facts.home, &target, None);

@@ -31,7 +31,8 @@ impl GuestPath {
         }
     }
 
-    /// Whether it is `other` or below it, by the text of both. `~` and an absolute path are told apart only in the guest.
+    /// Whether it is `other` or below it, by the text of both. `~` and an absolute path are told apart only in the
+    /// guest.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.strip_prefix(&other.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))

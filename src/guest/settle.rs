@@ -1,15 +1,16 @@
 //! Gives a restored guest random numbers of its own and the right time, before anything else is done in it.
 //!
-//! Two guests that are restored from one snapshot draw the same random numbers until their kernels reseed, which takes up
-//! to a minute (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` have no effect before that reseed. The
-//! `ioctl` `RNDRESEEDCRNG` forces it, and needs root. No shell and no applet of the usual busybox builds makes this call
-//! (`seedrng` credits entropy and does not reseed), and a guest may have neither python nor perl. So nixbox sends a program
-//! of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a directory in memory if there is
-//! one, runs it and removes it.
+//! Two guests that are restored from one snapshot draw the same random numbers until their kernels reseed, which takes
+//! up to a minute (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` have no effect before that
+//! reseed. The `ioctl` `RNDRESEEDCRNG` forces it, and needs root. No shell and no applet of the usual busybox builds
+//! makes this call (`seedrng` credits entropy and does not reseed), and a guest may have neither python nor perl. So
+//! nixbox sends a program of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a
+//! directory in memory if there is one, runs it and removes it.
 //!
-//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets whole
-//! seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several round trips,
-//! and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it arrives.
+//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets
+//! whole seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several
+//! round trips, and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it
+//! arrives.
 //!
 //! If either step fails, settling fails. There is no fallback.
 
@@ -80,7 +81,8 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in nanoseconds.
+    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in
+    /// nanoseconds.
     fn new(asked: i128, took: i128, guest: i128) -> Self {
         let uncertainty = took / 2;
         Self { offset: guest - asked - uncertainty, uncertainty }
@@ -197,8 +199,9 @@ pub fn program() -> String {
     clock_helper::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
-/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and removes
-/// it. Run without input, the program ends with status 11, which shows that the directory is not mounted `noexec`.
+/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and
+/// removes it. Run without input, the program ends with status 11, which shows that the directory is not mounted
+/// `noexec`.
 fn script() -> String {
     let octal = program();
     format!(

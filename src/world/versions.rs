@@ -56,25 +56,3 @@ words!(
     "simulator-v53" => Self::SimulatorV53,
     "simulator-v54" => Self::SimulatorV54,
 );
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::world::{Backing, NetworkMode};
-
-    #[test]
-    fn every_word_is_read_as_it_is_written() {
-        let list = "cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54";
-        for word in list.split(", ") {
-            assert_eq!(word.parse::<VmmChoice>().unwrap().to_string(), word);
-        }
-        for word in ["auto", "tmpfs", "disk", "vmm"] {
-            assert_eq!(word.parse::<Backing>().unwrap().to_string(), word);
-        }
-        for word in ["off", "filtered", "open"] {
-            assert_eq!(word.parse::<NetworkMode>().unwrap().to_string(), word);
-        }
-        let refused = "qemu".parse::<VmmChoice>().unwrap_err();
-        assert_eq!(refused.to_string(), format!("\"qemu\" is none of {list}"));
-    }
-}

@@ -49,6 +49,30 @@ fn a_configuration_is_wrong_at_a_line() {
         ("name = \"a/b\"\n[vm]\nkernel = \"vmlinuz\"\n", &["config.toml:1", "name"]),
         ("[vm]\nkernel = \"vmlinuz\"\nmemory = \"900000GiB\"\n", &["config.toml:3", "vm.memory"]),
         (
+            "[vm]\nkernel = \"vmlinuz\"\n[network]\nports = [443, 53]\n",
+            &[
+                "config.toml:4:15: network.ports is wrong",
+                "53 and 853 are the ports of DNS",
+                "nixbox's own resolver",
+            ],
+        ),
+        (
+            "[vm]\nkernel = \"vmlinuz\"\n[[mounts]]\nsource = \".\"\ntarget = \"~\"\n",
+            &[
+                "config.toml:5:10: mounts.target is wrong",
+                "\"~\" is not a path in the guest",
+                "below / or ~/",
+            ],
+        ),
+        (
+            "[vm]\nkernel = \"vmlinuz\"\n[credentials]\nwipe = [\"~/workspace/target\"]\n",
+            &["config.toml:4:9: credentials.wipe", "is on the share mounted at ~/workspace"],
+        ),
+        (
+            "[vm]\nkernel = \"vmlinuz\"\n[guest]\nuser = \"Root\"\n",
+            &["config.toml:4:8: guest.user is wrong", "\"Root\" cannot be a user"],
+        ),
+        (
             "[vm]\nkernel = \"vmlinuz\"\n[[mounts]]\nsource = \".\"\ntarget = \"~/a\"\n[[mounts]]\nsource = \".\"\ntarget = \"~/a\"\n",
             &["config.toml:8", "mounts"],
         ),

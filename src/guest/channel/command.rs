@@ -120,9 +120,9 @@ pub(super) async fn converse(
     }
 }
 
-/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end before
-/// the last output. A process that the command left behind may keep the output open; then the closing of the channel ends
-/// the wait.
+/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end
+/// before the last output. A process that the command left behind may keep the output open; then the closing of the
+/// channel ends the wait.
 pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
