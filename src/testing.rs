@@ -1,9 +1,9 @@
 //! What a test needs of this machine, and how it says that this is not there.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 
-use crate::host::spawn;
+use crate::host::program;
+use crate::host::spawn::{self, Invoker};
 
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +16,25 @@ pub(crate) enum Need {
     CloudHypervisor,
     /// virtiofsd, where nixbox looks for it.
     Virtiofsd,
+    /// A virtiofsd that a user who is not root may run.
+    VirtiofsdForUsers,
+}
+
+/// The id of a user that no machine has, for tests that run a program as another user than root.
+pub(crate) const USER: u32 = 12345;
+
+/// A temporary directory that every user can enter, wherever the user of these tests has the others.
+pub(crate) fn open_directory() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let enters = |directory: &std::path::Path| {
+        let mut above = directory.ancestors();
+        above.all(|path| path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0))
+    };
+    let candidates = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()];
+    let parent = candidates.iter().find(|path| enters(path)).expect("a directory that every user can enter");
+    let directory = tempfile::tempdir_in(parent).unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    directory
 }
 
 impl Need {
@@ -24,14 +43,18 @@ impl Need {
         match self {
             Self::Root => rustix::process::geteuid().is_root(),
             Self::Program(name) => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-                std::env::split_paths(&path).chain(system).any(|directory| directory.join(name).is_file())
+                let mut directories = program::path_directories();
+                directories.extend(program::SYSTEM_DIRECTORIES.map(Into::into));
+                program::search(name, &directories).is_some()
             }
             Self::CloudHypervisor => {
                 spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").is_ok()
             }
             Self::Virtiofsd => spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD").is_ok(),
+            Self::VirtiofsdForUsers => {
+                let user = Invoker::user(USER, USER).unwrap();
+                spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD").is_ok()
+            }
         }
     }
 }
@@ -49,6 +72,7 @@ pub(crate) fn have(needs: &[Need]) -> bool {
         Need::Program(name) => name,
         Need::CloudHypervisor => "cloud-hypervisor",
         Need::Virtiofsd => "virtiofsd",
+        Need::VirtiofsdForUsers => "a virtiofsd that every user may run, such as in /usr/local/bin",
     };
     let promised = std::env::var("NIXBOX_TESTS").is_ok_and(|text| text == "all");
     assert!(!promised, "{test} needs {missing}, and all was promised to be there");

@@ -1,7 +1,7 @@
 //! `nixbox config`.
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
+use super::error::{self, CliError, Outcome};
+use super::{WorkspaceLocation, success};
 
 /// Show the configuration with every default filled in and every secret masked
 #[derive(Debug, clap::Args)]
@@ -12,22 +12,17 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("the configuration cannot be shown")]
-struct Unshown(#[source] serde_json::Error);
-
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let config = WorkspaceLocation::config(&place.workspace()?)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let config = WorkspaceLocation::config(&location.workspace()?)?;
     if arguments.json {
         error::print_json(&config)?;
-        return done();
+        return success();
     }
-    let value =
-        serde_json::to_value(&config).map_err(|error| Problem::new(ExitKind::Failed, Unshown(error)))?;
+    let value = serde_json::to_value(&config).map_err(|error| CliError::Stdout(error.into()))?;
     let mut lines = Vec::new();
     flatten(&mut lines, "", &value);
     error::print(&lines.join("\n"))?;
-    done()
+    success()
 }
 
 /// One line `key = value` for every value, with the tables it is in.

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::progress::ProgressDisplay;
-use super::{WorkspaceLocation, done, signals};
+use super::{WorkspaceLocation, signals, success};
 use crate::engine::transition::Interrupt;
 
 /// Show what nixbox does, without KVM, root or network: freeze, kill, recover, restore
@@ -206,7 +206,7 @@ pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     stage.keep = arguments.keep;
     error::print(&ending(&stage.directory, arguments.keep))?;
     drop(stage);
-    done()
+    success()
 }
 
 fn play(stage: &DemoStage) -> Result<(), Problem> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
+use super::error::{self, CliError, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, journal_state, success};
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::{self, JournalError, Name, Storage as _};
 use crate::engine::reader::{Located, ReadError, Tail};
@@ -13,7 +13,6 @@ use crate::engine::record::{Ended, HeaderError, Record};
 use crate::engine::transition::{Generation, OperationId};
 use crate::host::clock::utc;
 use crate::operations;
-use crate::store::journal_files::FileStorage;
 
 /// Show what was done in this workspace, and what was left half done
 #[derive(Debug, clap::Args)]
@@ -88,7 +87,7 @@ struct TransitionSummary {
 struct Fold(Vec<OperationSummary>);
 
 impl Fold {
-    fn take(&mut self, located: &Located<'_>) {
+    fn add(&mut self, located: &Located<'_>) {
         if let Record::Begin { operation, parameters, at_ms } = located.record {
             self.0.push(begun(located.generation, operation, parameters, at_ms));
             return;
@@ -144,9 +143,9 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
 
 impl OperationSummary {
     fn entry(&mut self, index: u16) -> &mut TransitionSummary {
-        let place = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
-            Ok(place) => place,
-            Err(place) => {
+        let position = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
+            Ok(position) => position,
+            Err(position) => {
                 let label = self.labels.get(usize::from(index));
                 let fresh = TransitionSummary {
                     index,
@@ -156,11 +155,11 @@ impl OperationSummary {
                     micros: None,
                     undo_micros: None,
                 };
-                self.transitions.insert(place, fresh);
-                place
+                self.transitions.insert(position, fresh);
+                position
             }
         };
-        &mut self.transitions[place]
+        &mut self.transitions[position]
     }
 }
 
@@ -182,26 +181,13 @@ fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<Illega
     })
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the journal {path}")]
-struct Unreadable {
-    path: String,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
-    let workspace = place.workspace()?;
-    let directory = workspace.journal();
-    let unreadable = |path: String, source: Box<dyn std::error::Error + Send + Sync>| {
-        Problem::new(ExitKind::Failed, Unreadable { path, source })
-    };
-    let mut storage = FileStorage::new(&directory)
-        .map_err(|error| unreadable(directory.display().to_string(), error.into()))?;
+fn read(location: &WorkspaceLocation) -> Result<JournalListing, Problem> {
+    let workspace = location.workspace()?;
+    let mut storage = journal_state::storage(&workspace)?;
     let path = storage.path(Name::Current);
     let mut fold = Fold::default();
     let inspected = journal::inspect(&mut storage, Some(workspace.id()), |located| {
-        fold.take(&located);
+        fold.add(&located);
     });
     let verdict = match inspected {
         Ok(None) => Verdict::Absent,
@@ -210,7 +196,7 @@ fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
             Tail::Torn(bytes) => Verdict::Torn { bytes },
         },
         Err(JournalError::Unusable { source, .. }) => {
-            verdict(*source).map_err(|error| unreadable(path.clone(), error.into()))?
+            verdict(*source).map_err(|source| CliError::Journal { path: path.clone(), source })?
         }
         Err(error) => return Err(error.into()),
     };
@@ -261,15 +247,15 @@ fn sentence(verdict: &Verdict) -> String {
     }
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let listing = read(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let listing = read(location)?;
     if arguments.json {
         error::print_json(&listing)?;
     } else {
         error::print(&text(&listing))?;
     }
     match listing.verdict {
-        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => done(),
+        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => success(),
         _ => Ok(ExitKind::Stuck as u8),
     }
 }

@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
-use crate::simulator::{self, SimulatedVersion, programs, share, vmm};
+use super::{WorkspaceLocation, success};
+use crate::simulator::{self, programs, share, vmm};
+use crate::world::capability::{self, Capability};
 use crate::world::{ByteSize, UserName};
 
 /// Stand in for Cloud Hypervisor, without a VM
@@ -23,8 +24,8 @@ enum SimulatorProcess {
     #[command(disable_version_flag = true)]
     Vmm {
         /// Behave like this version
-        #[arg(long, default_value = "53")]
-        as_version: SimulatedVersion,
+        #[arg(long, default_value_t = capability::SIMULATED, value_parser = capability::simulated)]
+        as_version: &'static Capability,
         /// Say which, and what this is
         #[arg(long)]
         version: bool,
@@ -80,7 +81,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let ended = |what| move |error| failed(SimulatorError::Ended(what, error));
     match arguments.part {
         SimulatorProcess::Vmm { as_version, version: true, .. } => {
-            error::print(&format!("cloud-hypervisor {}", as_version.text()))?;
+            error::print(&format!("cloud-hypervisor {}", as_version.simulator_version()))?;
         }
         SimulatorProcess::Vmm { as_version, api_socket, .. } => {
             let socket = api_socket.as_deref().and_then(|text| text.strip_prefix("path="));
@@ -100,5 +101,5 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
                 .map_err(|error| failed(SimulatorError::File("make", image, error)))?;
         }
     }
-    done()
+    success()
 }

@@ -1,13 +1,10 @@
 //! `nixbox status`: reads only, without the lock.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, journal_state, session, wiring};
-use crate::engine::transition::Failure;
-use crate::files::copy::Silent;
+use super::command::{OpenWorkspace, block_on, vm_state};
+use super::error::{self, CliError, Outcome, Problem};
+use super::{WorkspaceLocation, journal_state, success, wiring};
 use crate::host::clock::utc;
 use crate::operations::WorkspaceState;
 use crate::simulator;
@@ -54,26 +51,19 @@ struct OpenSummary {
     generation: u64,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot ask the VMM how the VM is")]
-struct Unknown(#[source] Failure);
-
-fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
-    let workspace = place.workspace()?;
-    let config = WorkspaceLocation::config(&workspace)?;
-    let peek = journal_state::peek(&workspace)?;
+fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
+    let open = OpenWorkspace::open(location)?;
+    let OpenWorkspace { workspace, config } = &open;
+    let journal = journal_state::read(workspace)?;
     let holder = workspace.holder()?;
-    let simulated = wiring::simulated(&config).is_some();
+    let simulated = wiring::simulated(config).is_some();
     let (mut state, mut vm) = ("down", None);
-    if let WorkspaceState::Up(up) = peek.standing {
-        let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
-        let machine = up.machine;
-        let found = session::block_on(async {
-            let found = session::glance(&assembly, machine.vmm).await;
-            found.map_err(|failure| Problem::new(ExitKind::Failed, Unknown(failure)))
-        })?;
+    if let WorkspaceState::Up(running) = journal.state {
+        let wiring = open.wire()?;
+        let machine = running.machine;
+        let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
         state = match found {
-            VmmState::Running if !up.condemned => "running",
+            VmmState::Running if !running.condemned => "running",
             VmmState::Paused => "paused",
             VmmState::Stopped | VmmState::Empty => "stopped",
             VmmState::Silent => "silent",
@@ -83,12 +73,12 @@ fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
             generation: machine.vmm.0,
             slot: machine.slot.number(),
             address: if simulated {
-                simulator::network::address(&assembly.runtime, machine.slot).to_string()
+                simulator::network::address(&wiring.runtime, machine.slot).to_string()
             } else {
                 machine.slot.guest().to_string()
             },
             tap: machine.slot.tap(),
-            serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
+            serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         });
     }
     Ok(StatusReport {
@@ -98,8 +88,8 @@ fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
         vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
-        operation: peek
-            .open
+        operation: journal
+            .open_label()
             .map(|(operation, generation)| OpenSummary { operation, generation: generation.0 }),
         holder,
     })
@@ -136,12 +126,12 @@ fn text(status: &StatusReport) -> String {
     lines.join("\n")
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let status = look(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let status = read_status(location)?;
     if arguments.json {
         error::print_json(&status)?;
     } else {
         error::print(&text(&status))?;
     }
-    done()
+    success()
 }

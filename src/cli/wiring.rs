@@ -21,18 +21,19 @@ use crate::host::cpu;
 use crate::host::disk::Disks;
 use crate::host::hooks::{Complain, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
-use crate::host::memory::{self, Location, RamFiles};
+use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, HostNetwork};
 use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
+use crate::simulator;
 use crate::simulator::network::Loopback;
-use crate::simulator::{self, SimulatedVersion};
-use crate::store::{self, Snapshots};
-use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
+use crate::store::Snapshots;
+use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
-use crate::world::{self, Failure, Generation, SecretSource, ShareTag, SnapshotId, VmmChoice, World};
+use crate::world::capability::{self, Capability};
+use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
 
 /// How long a guest may take until it answers: half a minute in software emulation, and some reserve.
 const READY: Duration = Duration::from_secs(110);
@@ -85,16 +86,13 @@ pub struct Wiring {
     pub simulated: bool,
 }
 
-/// The version that the configuration's simulator behaves like, if it is to be one.
+/// The version that the configuration's simulator behaves like; `None` if the VMM is a real one.
 #[must_use]
-pub fn simulated(config: &Config) -> Option<SimulatedVersion> {
-    Some(match config.vmm {
-        VmmChoice::CloudHypervisor => return None,
-        VmmChoice::SimulatorV51 => SimulatedVersion::V51,
-        VmmChoice::SimulatorV52 => SimulatedVersion::V52,
-        VmmChoice::Simulator | VmmChoice::SimulatorV53 => SimulatedVersion::V53,
-        VmmChoice::SimulatorV54 => SimulatedVersion::V54,
-    })
+pub fn simulated(config: &Config) -> Option<&'static Capability> {
+    match config.vmm {
+        VmmChoice::CloudHypervisor => None,
+        VmmChoice::Simulator(version) => Some(version.unwrap_or(capability::SIMULATED)),
+    }
 }
 
 /// This program, as the simulator's stand-in for another.
@@ -119,6 +117,7 @@ pub fn assemble(
     let version = simulated(config);
     let disk = Arc::new(disks(workspace, config, &progress));
     let memory = Arc::new(ram(workspace, config, &progress));
+    let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
         .transpose()?;
@@ -135,11 +134,18 @@ pub fn assemble(
         // In every network mode, because nixbox reaches the guest over it.
         network: true,
         shares: (0..config.mounts.len()).map(ShareTag::numbered).collect(),
-        places: Arc::new(Layout {
-            disk: Arc::clone(&disk),
-            memory: Arc::clone(&memory),
-            snapshots: workspace.snapshots(),
-        }),
+        disks: {
+            let disk = Arc::clone(&disk);
+            Arc::new(move |generation| Ok(disk.images(generation)?))
+        },
+        memory_file: {
+            let memory = Arc::clone(&memory);
+            Arc::new(move |generation| Ok(memory.file(generation)?))
+        },
+        snapshot: {
+            let catalog = Arc::clone(&catalog);
+            Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
+        },
     });
     let vmm = Arc::new(vmm.by(vmm_stand_in));
     let address = address(version, &runtime);
@@ -163,7 +169,7 @@ pub fn assemble(
         disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
-        catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress }),
+        catalog,
         cpu: Arc::new(|| cpu::features().map_err(Failure::world)),
         shape: Arc::new(config.shape()),
         missing_mounts: missing_mounts(config),
@@ -183,7 +189,7 @@ pub fn assemble(
 }
 
 /// How the address of a guest's SSH server follows from its slot.
-fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::Address> {
+fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
         Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
@@ -193,7 +199,7 @@ fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::
 
 /// The directory in which slots are claimed. Real slots belong to the whole host, because each is a TAP. A simulated
 /// workspace has slots of its own.
-fn slots_directory(version: Option<SimulatedVersion>, runtime: &Path) -> PathBuf {
+fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
         None => slots::DIRECTORY.into(),
@@ -296,33 +302,4 @@ fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
         key: Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?)),
         wipe: config.credentials.wipe.clone(),
     })
-}
-
-/// Tells the VMM where the other seams keep its files.
-struct Layout {
-    disk: Arc<Disks>,
-    memory: Arc<RamFiles>,
-    snapshots: PathBuf,
-}
-
-impl Places for Layout {
-    fn disks(&self, generation: Generation) -> world::Result<Vec<PathBuf>> {
-        Ok(self.disk.images(generation)?)
-    }
-
-    fn memory(&self, generation: Generation) -> world::Result<Option<PathBuf>> {
-        Ok(match self.memory.location(generation)? {
-            Location::File(path) => Some(path),
-            Location::Vmm => None,
-        })
-    }
-
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.snapshots.join(store::staging_name(snapshot))
-    }
-
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
-        let listed = self.snapshots.join(snapshot.to_string());
-        if listed.is_dir() { listed } else { self.staged_state(snapshot) }
-    }
 }

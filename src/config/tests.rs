@@ -296,7 +296,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     // What does not shape a VM may change.
     let other = Config {
         name: WorkspaceName::of_directory(Path::new("other")),
-        vmm: VmmChoice::Simulator,
+        vmm: VmmChoice::Simulator(None),
         vm: VmTable { backing: Backing::Vmm, ..vm },
         network: NetworkMode::Off.into(),
         guest: GuestTable { ssh_key: config.vm.kernel.clone(), ..guest },

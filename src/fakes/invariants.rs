@@ -3,7 +3,6 @@
 
 use super::files::Content;
 use super::guest::FakeMount;
-use super::seams::{Reach, reach, records};
 use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
@@ -86,7 +85,7 @@ fn snapshots(state: &FakeState, workspace: WorkspaceId, forbid: &mut Forbid<'_>)
             forbid(1, true, &format!("snapshot {name} has no manifest"));
             continue;
         };
-        let same = manifest.0.files == records(state, ino);
+        let same = manifest.0.files == state.records(ino);
         forbid(1, !same, &format!("the files of snapshot {name} are not those of its manifest"));
         match (state.files.get(ino, DISK), state.files.get(ino, RAM), state.files.get(ino, SAVED)) {
             (Some(Content::Disk(disk)), Some(Content::Ram(ram)), Some(Content::State(saved))) => {
@@ -108,7 +107,7 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     forbid(4, vmm.state != VmmState::Running, "the VM does not run");
     forbid(4, vmm.machine.is_none_or(|own| own.slot != machine.slot), "the VM has another slot");
     forbid(1, vmm.mangled, "the VM was put together from several instants");
-    forbid(7, reach(state, workspace) != Reach::Ready, "the guest is not SSH-ready");
+    forbid(7, !state.is_ssh_ready(workspace), "the guest is not SSH-ready");
     let Some(ram) = state.ram(workspace, machine.memory) else {
         forbid(4, true, "the VM has no RAM");
         return;

@@ -1,18 +1,18 @@
 //! The seams of `world`, on the fake host.
 
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::fault::{FakeError, Fault, Wrong};
 use super::files::{Content, Ino, ManifestFile};
 use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
+use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
 };
-use super::{Fault, Host, SetFault, Wrong};
 use crate::world::{
     Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Guest,
     HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network, Presence,
@@ -25,24 +25,8 @@ mod guest;
 mod host;
 mod vmm;
 
-pub(super) use catalog::records;
-
-/// Whether a guest can be worked with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// No command can run in it.
-    None,
-    /// An authenticated command can run in it.
-    Ready,
-}
-
-/// What a seam says when something is not as it must be.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refused(&'static str);
-
 fn refused<T>(why: &'static str) -> Result<T> {
-    Err(Failure::world(Refused(why)))
+    Err(Failure::world(FakeError::Refused(why)))
 }
 
 #[derive(Clone)]
@@ -75,16 +59,6 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     }
 }
 
-pub(super) fn reach(state: &FakeState, workspace: WorkspaceId) -> Reach {
-    let running = state.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
-    let Some((_, VmmProcess { machine: Some(machine), mangled: false, hangs: false, .. })) = running else {
-        return Reach::None;
-    };
-    let network = state.networks.get(&machine.slot);
-    let whole = network.is_some_and(|one| one.owner == workspace && one.presence() == Presence::Whole);
-    if whole && state.slots.get(&machine.slot) == Some(&workspace) { Reach::Ready } else { Reach::None }
-}
-
 /// One part of an effect, between two points.
 type Part<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
 
@@ -93,7 +67,7 @@ impl Seams {
     async fn look<T>(&self, kind: &'static str, look: impl FnOnce(&mut FakeState) -> Result<T>) -> Result<T> {
         match self.wrong(kind) {
             None => look(&mut self.host.lock()),
-            Some(Wrong::ErrorBefore | Wrong::ErrorAfter) => Err(Failure::world(SetFault)),
+            Some(Wrong::ErrorBefore | Wrong::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
             Some(Wrong::SilentBefore | Wrong::SilentAfter) => std::future::pending().await,
         }
     }
@@ -102,7 +76,7 @@ impl Seams {
     async fn act(&self, kind: &'static str, parts: Vec<Part<'_>>) -> Result<()> {
         let wrong = self.wrong(kind);
         match wrong {
-            Some(Wrong::ErrorBefore) => return Err(Failure::world(SetFault)),
+            Some(Wrong::ErrorBefore) => return Err(Failure::world(FakeError::FaultSet)),
             Some(Wrong::SilentBefore) => std::future::pending().await,
             _ => {}
         }
@@ -114,7 +88,7 @@ impl Seams {
         }
         self.host.point()?;
         match wrong {
-            Some(Wrong::ErrorAfter) => Err(Failure::world(SetFault)),
+            Some(Wrong::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
             Some(Wrong::SilentAfter) => std::future::pending().await,
             _ => Ok(()),
         }
@@ -170,7 +144,7 @@ impl Seams {
         state.answers(vmm)?;
         let found = state.vmms.get(&vmm).map_or(VmmState::Never, |vmm| vmm.state);
         match found {
-            VmmState::Running if reach(state, self.workspace) == Reach::Ready => {
+            VmmState::Running if state.is_ssh_ready(self.workspace) => {
                 state.ram_mut(self.workspace, machine.memory).ok_or(Failure::Lost)
             }
             VmmState::Never | VmmState::Gone => Err(Failure::Lost),
@@ -189,12 +163,6 @@ fn trash_name(id: SnapshotId) -> String {
 
 fn nothing<'a>() -> Part<'a> {
     Box::new(|_| Ok(()))
-}
-
-impl ShareDaemons {
-    pub(super) fn serve(&self) -> bool {
-        self.alive && self.listening == Presence::Whole
-    }
 }
 
 #[async_trait]

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::fault::{Counts, Crash, FakeError, Fault};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret};
-use super::{Counts, Crash, Dead, Fault, Hangs};
 use crate::world::{
-    Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState, WorkspaceId,
+    Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
+    WorkspaceId,
 };
 
 /// The files of a snapshot.
@@ -48,6 +49,28 @@ pub(super) struct VmmProcess {
 pub(super) struct ShareDaemons {
     pub(super) listening: Presence,
     pub(super) alive: bool,
+}
+
+impl VmmProcess {
+    pub(super) fn empty(version: u32) -> Self {
+        Self {
+            state: VmmState::Empty,
+            version,
+            machine: None,
+            shares: Presence::Absent,
+            shares_spoilt: false,
+            mangled: false,
+            saving: None,
+            going: false,
+            hangs: false,
+        }
+    }
+}
+
+impl ShareDaemons {
+    pub(super) fn serve(&self) -> bool {
+        self.alive && self.listening == Presence::Whole
+    }
 }
 
 /// TAP, table and DHCP of a slot.
@@ -112,17 +135,8 @@ impl FakeState {
         let slot = Slot::all().next();
         let network = NetworkParts { owner: NEIGHBOUR, tap: true, table: true, dhcp: true };
         let generation = Generation(7);
-        let neighbour = VmmProcess {
-            state: VmmState::Running,
-            version,
-            machine: None,
-            shares: Presence::Whole,
-            shares_spoilt: false,
-            mangled: false,
-            saving: None,
-            going: false,
-            hangs: false,
-        };
+        let neighbour =
+            VmmProcess { state: VmmState::Running, shares: Presence::Whole, ..VmmProcess::empty(version) };
         let daemons = ShareDaemons { listening: Presence::Whole, alive: true };
         let memory = RamFile { ram: None, presence: Presence::Whole };
         let mut files = FakeFiles::default();
@@ -157,7 +171,9 @@ impl FakeState {
         }
     }
 
-    /// What each version of the VMM can do (measured; see `vmm/capability.rs`).
+    /// What becomes of shares under each version of the VMM. The fakes do not read the table in `world/capability.rs`: a
+    /// row of it that is wrong would then be wrong in the fakes as well, and the tests of `operations`, which run on the
+    /// fakes, would pass. This second statement of the rule is compared with the table by a test below.
     pub(super) fn ability(version: u32) -> Ability {
         Ability { shares_survive_restore: version >= 52, shares_survive_resume: !(52..54).contains(&version) }
     }
@@ -175,12 +191,38 @@ impl FakeState {
     /// Whether the VMM does, where there is one.
     pub(super) fn answers(&self, vmm: Key) -> Result<(), Failure> {
         let hangs = self.vmms.get(&vmm).is_some_and(|vmm| vmm.hangs);
-        if hangs { Err(Failure::world(Hangs)) } else { Ok(()) }
+        if hangs { Err(Failure::world(FakeError::VmmHangs)) } else { Ok(()) }
+    }
+
+    /// Whether an authenticated command can run in the workspace's guest.
+    pub(super) fn is_ssh_ready(&self, workspace: WorkspaceId) -> bool {
+        let running =
+            self.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
+        let Some((_, VmmProcess { machine: Some(machine), mangled: false, hangs: false, .. })) = running
+        else {
+            return false;
+        };
+        let network = self.networks.get(&machine.slot);
+        network.is_some_and(|network| network.owner == workspace && network.presence() == Presence::Whole)
+            && self.slots.get(&machine.slot) == Some(&workspace)
+    }
+
+    /// What a manifest says of the files of a directory, the manifest itself left out.
+    pub(super) fn records(&self, directory: Ino) -> Vec<FileRecord> {
+        let files = self.files.list(directory).filter(|(name, _)| *name != MANIFEST);
+        let record = |(name, ino): (&str, Ino)| {
+            let mut hasher = DefaultHasher::new();
+            self.files.content(ino).hash(&mut hasher);
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
+            FileRecord { name: name.to_owned(), size: 1, hash }
+        };
+        files.map(record).collect()
     }
 
     pub(super) fn point(&mut self) -> Result<(), Failure> {
         if self.dead {
-            return Err(Failure::world(Dead));
+            return Err(Failure::world(FakeError::ProgramDied));
         }
         let here = self.counts.points;
         self.counts.points += 1;
@@ -207,7 +249,7 @@ impl FakeState {
             }
             _ => {}
         }
-        if self.dead { Err(Failure::world(Dead)) } else { Ok(()) }
+        if self.dead { Err(Failure::world(FakeError::ProgramDied)) } else { Ok(()) }
     }
 
     /// Guests that run go on: their RAM changes, and their disk with it.
@@ -383,5 +425,19 @@ impl FakeRam {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&boot.to_le_bytes());
         Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: FakeMount::No, seeded: true, clock: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::capability;
+
+    #[test]
+    fn the_fakes_and_the_table_of_versions_agree() {
+        for major in 51..60 {
+            let row = capability::of(&format!("v{major}.0")).unwrap();
+            assert_eq!(FakeState::ability(major), row.ability, "v{major}.0");
+        }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::io;
 
-use super::files::Content;
-use super::{Fault, Host};
+use super::fault::Fault;
+use super::files::{Content, Ino};
+use super::host::Host;
+use super::state::FakeState;
 use crate::engine::journal::{Name, Storage};
 use crate::world::WorkspaceId;
 
@@ -22,8 +24,8 @@ impl FakeStorage {
     /// full disk.
     fn change(
         &mut self,
-        first_half: impl FnOnce(&mut super::FakeState, super::files::Ino),
-        second_half: impl FnOnce(&mut super::FakeState, super::files::Ino),
+        first_half: impl FnOnce(&mut FakeState, Ino),
+        second_half: impl FnOnce(&mut FakeState, Ino),
     ) -> io::Result<()> {
         let told = match self.fail_if_told() {
             Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),

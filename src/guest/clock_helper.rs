@@ -28,14 +28,17 @@ const CODE: [u8; 247] = [
 /// The address at which the program is loaded: any address above `vm.mmap_min_addr`.
 const BASE: u64 = 0x40_0000;
 
-/// The program as an ELF file for Linux on x86-64: both headers and the code in one segment (System V ABI, chapters 4
-/// and 5).
+/// How every ELF file begins.
+pub const ELF_MAGIC: &[u8] = b"\x7fELF";
+
+/// The program as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI, chapters 4, 5).
 pub(super) fn elf() -> Vec<u8> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;
     let start = u64::from(HEADER + PROGRAM_HEADER);
     let size = start + CODE.len() as u64;
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec(); // 64 bits, little endian, version 1
+    let mut file = ELF_MAGIC.to_vec();
+    file.extend_from_slice(&[2, 1, 1]); // 64 bits, little endian, version 1
     file.resize(16, 0);
     let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
     put(&2_u16.to_le_bytes()); // ET_EXEC

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::channel::CommandExit;
 use super::clock_helper;
+pub use super::clock_helper::ELF_MAGIC;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
 /// How far the guest's clock may be from the host's after it was set, including the uncertainty of the measurement.
@@ -196,7 +197,13 @@ async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, S
 /// The program in the form that the shell's `printf` writes as bytes: every byte in octal.
 #[must_use]
 pub fn program() -> String {
-    clock_helper::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
+    octal(&clock_helper::elf())
+}
+
+/// Bytes as `printf` takes them: each in octal.
+#[must_use]
+pub fn octal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
 /// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and

@@ -15,12 +15,14 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// It is nowhere on PATH.
-    #[error("{name} is not on PATH; install it, or name it in {variable}")]
+    #[error("{name} is not on PATH{}; install it, or name it in {variable}", unseen(.closed))]
     NotFound {
         /// The program.
         name: &'static str,
         /// The variable that overrides PATH.
         variable: &'static str,
+        /// The directories of PATH that the user may not search. The program may be in one of them.
+        closed: Vec<PathBuf>,
     },
     /// The variable names something that cannot be run.
     #[error("{variable} names {path:?}, which is no file that can be executed")]
@@ -40,6 +42,29 @@ pub enum SpawnError {
         /// What it holds.
         value: OsString,
     },
+    /// The program is there, and the user as whom it is to run may not run it.
+    #[error(
+        "user {uid} may not run {program:?}, because {obstacle:?} is closed to that user; \
+         install {name} in a directory that every user can reach, such as /usr/local/bin"
+    )]
+    Closed {
+        /// The program's name.
+        name: &'static str,
+        /// The user as whom it is to run.
+        uid: u32,
+        /// The program.
+        program: PathBuf,
+        /// The directory above the program, or the program itself, that the user has no access to.
+        obstacle: PathBuf,
+    },
+    /// The system does not let nixbox take on the ids of the user.
+    #[error("cannot look for programs as user {uid}")]
+    TakeOn {
+        /// The user.
+        uid: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// The user data base could not be asked.
     #[error("the groups of user {uid} cannot be looked up")]
     Groups {
@@ -50,13 +75,59 @@ pub enum SpawnError {
     },
 }
 
-/// The program `name`: what the environment variable `variable` says, else the first one on PATH. Relative entries of
-/// PATH are passed over, since what they mean changes with the directory.
+/// The program `name`: what the environment variable `variable` says, else the first one on PATH that the user of this
+/// process may run. Relative entries of PATH are passed over, since what they mean changes with the directory.
 ///
 /// # Errors
-/// [`SpawnError::NotFound`], [`SpawnError::NotExecutable`].
+/// [`SpawnError::NotFound`], [`SpawnError::NotExecutable`], [`SpawnError::Closed`].
 pub fn find_program(name: &'static str, variable: &'static str) -> Result<PathBuf, SpawnError> {
     locate(name, variable, env::var_os(variable), env::var_os("PATH"))
+}
+
+/// The program `name` as [`find_program`] finds it when `user` runs it.
+///
+/// # Errors
+/// Those of [`find_program`], and [`SpawnError::TakeOn`].
+pub fn find_program_for(
+    user: &Invoker,
+    name: &'static str,
+    variable: &'static str,
+) -> Result<PathBuf, SpawnError> {
+    locate_for(user, name, variable, env::var_os(variable), env::var_os("PATH"))
+}
+
+/// Checks that `user` may run `program`, and enter every directory on the way to it.
+///
+/// # Errors
+/// [`SpawnError::Closed`], which says what is in the way; [`SpawnError::TakeOn`].
+pub fn check_access(user: &Invoker, name: &'static str, program: &Path) -> Result<(), SpawnError> {
+    // A link may lead into a directory that is closed. That directory is the obstacle then, and not the link.
+    let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    match user.act(|| first_closed(&real).or_else(|| first_closed(program)))? {
+        None => Ok(()),
+        Some(obstacle) => {
+            Err(SpawnError::Closed { name, uid: user.uid, program: program.to_owned(), obstacle })
+        }
+    }
+}
+
+/// The outermost directory above `program`, or `program` itself, that the user of this thread may not enter or run.
+fn first_closed(program: &Path) -> Option<PathBuf> {
+    let mut way: Vec<&Path> = program.ancestors().collect();
+    way.reverse();
+    let closed = |path: &&Path| {
+        rustix::fs::access(*path, rustix::fs::Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS)
+    };
+    way.into_iter().find(closed).map(Path::to_owned)
+}
+
+/// The part of a message that names directories that may not be searched.
+fn unseen(closed: &[PathBuf]) -> String {
+    let uid = rustix::process::getuid().as_raw();
+    match closed {
+        [] => String::new(),
+        closed => format!(", of which user {uid} may not search {closed:?}"),
+    }
 }
 
 /// A program that stands in for another: it is called by these words, and then by the other's arguments.
@@ -79,8 +150,35 @@ pub fn program(
     privileges: Privileges,
 ) -> Result<Program, SpawnError> {
     Ok(match stand_in {
-        None => Program::new(find_program(name, variable)?, privileges),
-        Some(StandIn { path, words }) => words.iter().fold(Program::new(path, privileges), Program::argument),
+        None => {
+            let path = match &privileges {
+                Privileges::Invoker(user) => find_program_for(user, name, variable)?,
+                Privileges::Own(_) => find_program(name, variable)?,
+            };
+            Program::new(path, privileges)
+        }
+        Some(StandIn { path, words }) => {
+            if let Privileges::Invoker(user) = &privileges {
+                check_access(user, name, path)?;
+            }
+            words.iter().fold(Program::new(path, privileges), Program::argument)
+        }
+    })
+}
+
+fn locate_for(
+    user: &Invoker,
+    name: &'static str,
+    variable: &'static str,
+    named: Option<OsString>,
+    search: Option<OsString>,
+) -> Result<PathBuf, SpawnError> {
+    user.act(|| locate(name, variable, named.clone(), search.clone()))?.or_else(|error| {
+        if user.is_other() {
+            // What nixbox itself finds is the program that the user is kept from.
+            check_access(user, name, &locate(name, variable, named, search)?)?;
+        }
+        Err(error)
     })
 }
 
@@ -93,14 +191,27 @@ fn locate(
     if let Some(named) = named {
         return match std::path::absolute(&named) {
             Ok(path) if executable(&path) => Ok(path),
-            Ok(_) | Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
+            Ok(program) => Err(match first_closed(&program) {
+                Some(obstacle) if obstacle != program => {
+                    let uid = rustix::process::getuid().as_raw();
+                    SpawnError::Closed { name, uid, program, obstacle }
+                }
+                _ => SpawnError::NotExecutable { variable, path: named.into() },
+            }),
+            Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
         };
     }
-    env::split_paths(&search.unwrap_or_default())
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(name))
-        .find(|path| executable(path))
-        .ok_or(SpawnError::NotFound { name, variable })
+    let mut closed = Vec::new();
+    for directory in env::split_paths(&search.unwrap_or_default()).filter(|path| path.is_absolute()) {
+        let path = directory.join(name);
+        if executable(&path) {
+            return Ok(path);
+        }
+        if std::fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+            closed.push(directory);
+        }
+    }
+    Err(SpawnError::NotFound { name, variable, closed })
 }
 
 fn executable(path: &Path) -> bool {
@@ -175,6 +286,22 @@ impl Invoker {
     #[must_use]
     pub fn groups(&self) -> &[u32] {
         &self.groups
+    }
+
+    /// Does something as this user, on a thread that takes on the user's ids and then ends: so the kernel itself says what
+    /// the user may do.
+    fn act<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, SpawnError> {
+        if !self.is_other() {
+            return Ok(act());
+        }
+        let failed = |source| SpawnError::TakeOn { uid: self.uid, source };
+        let ids = Ids::of(self);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .spawn_scoped(scope, || ids.take_on().map(|()| act()))
+                .map_err(failed)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)
+        })
     }
 
     /// Whether a child has to change its ids to run as this user.
@@ -268,17 +395,31 @@ struct Ids {
     groups: Vec<rustix::process::Gid>,
 }
 
+impl Ids {
+    fn of(user: &Invoker) -> Self {
+        use rustix::process::{Gid, Uid};
+        Self {
+            uid: Uid::from_raw(user.uid),
+            gid: Gid::from_raw(user.gid),
+            groups: user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
+        }
+    }
+
+    /// Makes these the ids of this thread. Makes system calls only, as [`SpawnPlan::carry_out`] does.
+    fn take_on(&self) -> io::Result<()> {
+        rustix::thread::set_thread_groups(&self.groups)?;
+        rustix::thread::set_thread_res_gid(self.gid, self.gid, self.gid)?;
+        rustix::thread::set_thread_res_uid(self.uid, self.uid, self.uid)?;
+        Ok(())
+    }
+}
+
 impl SpawnPlan {
     fn new(privileges: &Privileges, open_files: Option<u64>) -> Self {
-        use rustix::process::{Gid, Uid};
         match privileges {
             Privileges::Own(ambient) => Self { ids: None, ambient: *ambient, open_files },
             Privileges::Invoker(invoker) => Self {
-                ids: invoker.is_other().then(|| Ids {
-                    uid: Uid::from_raw(invoker.uid),
-                    gid: Gid::from_raw(invoker.gid),
-                    groups: invoker.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
-                }),
+                ids: invoker.is_other().then(|| Ids::of(invoker)),
                 ambient: CapabilitySet::empty(),
                 open_files,
             },
@@ -295,9 +436,7 @@ impl SpawnPlan {
             rustix::process::setrlimit(Resource::Nofile, both)?;
         }
         if let Some(ids) = &self.ids {
-            rustix::thread::set_thread_groups(&ids.groups)?;
-            rustix::thread::set_thread_res_gid(ids.gid, ids.gid, ids.gid)?;
-            rustix::thread::set_thread_res_uid(ids.uid, ids.uid, ids.uid)?;
+            ids.take_on()?;
         }
         rustix::thread::clear_ambient_capability_set()?;
         let now = rustix::thread::capabilities(None)?;
@@ -328,97 +467,4 @@ fn close_on_exec() -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Need, have};
-    use std::os::fd::AsRawFd;
-    use std::process::Stdio;
-
-    fn status_of(program: Program) -> String {
-        let output = program.argument("/proc/self/status").command().stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn line<'a>(status: &'a str, key: &str) -> Vec<&'a str> {
-        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-        line.split_whitespace().skip(1).collect()
-    }
-
-    #[test]
-    fn another_user_gets_its_ids_and_groups_and_no_capability() {
-        if !have(&[Need::Root]) {
-            return;
-        }
-        let other = Invoker { uid: 12345, gid: 12346, groups: vec![12346, 12347] };
-        let status = status_of(Program::new("/bin/cat", Privileges::Invoker(other)));
-        assert_eq!(line(&status, "Uid:"), ["12345"; 4]);
-        assert_eq!(line(&status, "Gid:"), ["12346"; 4]);
-        assert_eq!(line(&status, "Groups:"), ["12346", "12347"]);
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-            assert_eq!(line(&status, set), ["0000000000000000"], "{set}");
-        }
-        assert_eq!(line(&status, "NoNewPrivs:"), ["1"]);
-    }
-
-    #[test]
-    fn asked_for_capabilities_survive_the_exec_and_others_do_not() {
-        if !have(&[Need::Root]) {
-            return;
-        }
-        let bind = CapabilitySet::NET_BIND_SERVICE;
-        let status = status_of(Program::new("/bin/cat", Privileges::Own(bind)));
-        assert_eq!(line(&status, "CapAmb:"), [format!("{:016x}", bind.bits())]);
-        assert_eq!(line(&status, "CapInh:"), [format!("{:016x}", bind.bits())]);
-        let status = status_of(Program::new("/bin/cat", Privileges::Invoker(Invoker::user(0, 0).unwrap())));
-        assert_eq!(line(&status, "CapAmb:"), ["0000000000000000"]);
-        assert_eq!(line(&status, "CapInh:"), ["0000000000000000"]);
-    }
-
-    #[test]
-    fn nothing_of_nixbox_is_inherited() {
-        // Without close-on-exec, as a pipe of nixbox's caller would be.
-        let leak = rustix::io::fcntl_dupfd_cloexec(std::fs::File::open("/dev/null").unwrap(), 300).unwrap();
-        rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
-        let own = Privileges::Own(CapabilitySet::empty());
-        let script = format!(
-            "test -e /proc/$$/fd/{} && echo leaked || echo closed; umask; ulimit -n; pwd; env | cut -d= -f1 | sort",
-            leak.as_raw_fd()
-        );
-        let program = Program::new("/bin/bash", own).argument("-c").argument(script).open_files(512);
-        let output = program.command().stdin(Stdio::null()).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let mut lines = text.lines();
-        assert_eq!(lines.next().unwrap(), "closed");
-        assert_eq!(lines.next().unwrap(), "0077");
-        assert_eq!(lines.next().unwrap(), "512");
-        assert_eq!(lines.next().unwrap(), "/");
-        assert_eq!(lines.collect::<Vec<_>>(), ["PATH", "PWD", "SHLVL", "_"]);
-    }
-
-    #[test]
-    fn the_variable_goes_before_path_and_has_to_be_right() {
-        let find = |named: Option<&str>, search: &str| {
-            locate("sh", "NIXBOX_SH", named.map(OsString::from), Some(search.into()))
-        };
-        assert_eq!(find(None, "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
-        assert_eq!(find(Some("/bin/cat"), "/bin").unwrap(), Path::new("/bin/cat"));
-        assert!(matches!(find(Some("/bin"), "/bin"), Err(SpawnError::NotExecutable { .. })));
-        assert!(matches!(find(Some(""), "/bin"), Err(SpawnError::NotExecutable { .. })));
-        assert!(matches!(find(Some("/etc/passwd"), "/bin"), Err(SpawnError::NotExecutable { .. })));
-        assert!(matches!(find(None, "bin::.:/nowhere"), Err(SpawnError::NotFound { .. })));
-    }
-
-    #[test]
-    fn sudo_ids_are_numbers_or_an_error() {
-        let sudo = |uid: &str, gid: &str| Invoker::from_sudo(uid.as_ref(), gid.as_ref());
-        let nobody = sudo("65534", "65534").unwrap();
-        assert_eq!((nobody.uid(), nobody.gid()), (65534, 65534));
-        assert_eq!(nobody.groups, [65534]);
-        assert_eq!(sudo("54321", "7").unwrap().groups, [7]);
-        for bad in ["", "-1", "+1", "1 ", "0x1", "4294967295", "4294967296"] {
-            assert!(matches!(sudo(bad, "0"), Err(SpawnError::BadSudo { variable: "SUDO_UID", .. })), "{bad}");
-            assert!(matches!(sudo("1", bad), Err(SpawnError::BadSudo { variable: "SUDO_GID", .. })), "{bad}");
-        }
-    }
-}
+mod tests;

@@ -11,7 +11,7 @@ use std::process::Command;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::slots::{self, HostSlots, SlotError};
-use super::spawn::{Invoker, SpawnError};
+use super::spawn::{self, Invoker, SpawnError};
 use crate::world::WorkspaceId;
 
 /// What the network needs: TAP, routes and nftables; the DHCP server's raw and low sockets.
@@ -21,7 +21,7 @@ pub const NEEDED: CapabilitySet =
 /// Why nixbox cannot become the user who called sudo.
 #[derive(Debug, thiserror::Error)]
 pub enum SudoError {
-    /// Who called sudo is not known.
+    /// The user who called sudo is not known, or may not run nixbox.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     /// The directory for slots is root's to make.
@@ -56,7 +56,7 @@ fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SudoError
 /// capabilities without being given them.
 ///
 /// # Errors
-/// If it cannot become that user.
+/// If it cannot become that user, or that user may not run nixbox's own program.
 pub fn become_invoker() -> Result<(), SudoError> {
     let root = rustix::process::getuid().is_root() && rustix::process::geteuid().is_root();
     let invoker = Invoker::detect()?;
@@ -64,9 +64,10 @@ pub fn become_invoker() -> Result<(), SudoError> {
         return rustix::thread::clear_ambient_capability_set()
             .map_err(failed("clear the ambient capabilities"));
     }
+    let program = std::env::current_exe().map_err(failed("find nixbox's own program"))?;
+    spawn::check_access(&invoker, "nixbox", &program)?;
     HostSlots::new(slots::DIRECTORY, WorkspaceId([0; 16]), "/").ensure()?;
     change_to(&invoker)?;
-    let program = std::env::current_exe().map_err(failed("find nixbox's own program"))?;
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1));
     for variable in ["SUDO_UID", "SUDO_GID", "SUDO_USER", "SUDO_COMMAND"] {

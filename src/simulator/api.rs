@@ -7,53 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::SimulatedVersion;
+use super::refusal::ApiRefusal;
 use super::vm::{self, SimulatedVm, VmmContext};
-
-/// What the API says no with.
-#[derive(Debug)]
-pub(super) struct ApiRefusal {
-    pub(super) status: u16,
-    /// Outermost first.
-    chain: Vec<String>,
-}
-
-impl ApiRefusal {
-    pub(super) fn new(status: u16, chain: &[&str]) -> Self {
-        Self { status, chain: chain.iter().map(|text| (*text).to_owned()).collect() }
-    }
-
-    /// An error of the system, below what was being done.
-    pub(super) fn of(doing: &[&str], error: &dyn std::error::Error) -> Self {
-        let mut refusal = Self::new(500, doing);
-        refusal.chain.push(error.to_string());
-        refusal
-    }
-
-    /// The same, and with what it was being done. Before v53 only the rest is said.
-    pub(super) fn with(
-        version: SimulatedVersion,
-        doing: &[&str],
-        what: &str,
-        error: &dyn std::error::Error,
-    ) -> Self {
-        let mut refusal = Self::of(doing, error);
-        if version >= SimulatedVersion::V53 {
-            refusal.chain.insert(doing.len(), what.to_owned());
-        }
-        refusal
-    }
-
-    /// The same as the answer to a call.
-    fn to(mut self, call: &str) -> Self {
-        self.chain.splice(0..0, ["Error from API".to_owned(), call.to_owned()]);
-        self
-    }
-
-    pub(super) fn body(&self) -> String {
-        json!(self.chain).to_string()
-    }
-}
 
 fn not_running() -> ApiRefusal {
     ApiRefusal::new(500, &["VM is not running"])
@@ -133,18 +88,14 @@ impl SimulatedVmm {
         }
     }
 
-    /// Before v53 every error was of the server's making.
     fn not_created(&self) -> ApiRefusal {
-        let status = if self.place.version < SimulatedVersion::V53 { 500 } else { 404 };
-        ApiRefusal::new(status, &["VM is not created"])
+        ApiRefusal::new(self.place.version.missing_vm_status, &["VM is not created"])
     }
 
     fn ping(&self) -> String {
-        let build = self.place.version.text();
-        let version = build.trim_start_matches('v').trim_end_matches("-simulator");
         json!({
-            "build_version": build,
-            "version": format!("{version}.0"),
+            "build_version": self.place.version.simulator_version(),
+            "version": self.place.version.package_version(),
             "pid": std::process::id(),
             "features": ["simulator"],
         })
@@ -184,10 +135,9 @@ impl SimulatedVmm {
     }
 
     fn boot(&mut self) -> ApiAnswer {
-        let older = self.place.version < SimulatedVersion::V53;
-        let missing = if older { 500 } else { 404 };
-        let config =
-            self.config.clone().ok_or_else(|| ApiRefusal::new(missing, &["VM config is missing"]))?;
+        let version = self.place.version;
+        let missing = || ApiRefusal::new(version.missing_vm_status, &["VM config is missing"]);
+        let config = self.config.clone().ok_or_else(missing)?;
         if config.pointer("/payload/kernel").is_none() {
             return Err(ApiRefusal::new(
                 500,
@@ -199,8 +149,8 @@ impl SimulatedVmm {
             ));
         }
         match &mut self.vm {
-            Some(vm) if older && vm.paused => self.resume(),
-            Some(_) if older => {
+            Some(vm) if version.boot_resumes_paused_vm && vm.paused => self.resume(),
+            Some(_) if version.boot_resumes_paused_vm => {
                 Err(ApiRefusal::new(500, &["invalid VM state transition: Running to Running"]))
             }
             Some(_) => Err(ApiRefusal::new(500, &["VM is already created"])),
@@ -278,9 +228,8 @@ impl SimulatedVmm {
         let restored =
             directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
         restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
-        // v51.1 ignores the field.
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
-        if resume && self.place.version > SimulatedVersion::V51 { self.resume() } else { nothing() }
+        if resume && self.place.version.restore_takes_resume_field { self.resume() } else { nothing() }
     }
 
     fn restore_from(&mut self, directory: &Path) -> Result<(), ApiRefusal> {
@@ -290,10 +239,15 @@ impl SimulatedVmm {
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM config snapshot file {path:?}");
-            ApiRefusal::with(version, &[CANNOT, RECEIVE], &opening, &error)
+            ApiRefusal::with_file(version, &[CANNOT, RECEIVE], &opening, &error)
         })?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            ApiRefusal::with(version, &[CANNOT, RECEIVE], "Error deserialising VM config snapshot", &error)
+            ApiRefusal::with_file(
+                version,
+                &[CANNOT, RECEIVE],
+                "Error deserialising VM config snapshot",
+                &error,
+            )
         })?;
         self.vm = Some(SimulatedVm::restore(&config, directory, &self.place)?);
         self.config = Some(config);
@@ -320,7 +274,7 @@ impl SimulatedVmm {
         let config = self.config.as_ref().ok_or_else(|| self.not_created().to(CALL))?;
         let invalid = |words: &[&str]| {
             let mut refusal = ApiRefusal::new(500, &["Failed to validate config"]);
-            refusal.chain.extend(words.iter().map(|word| (*word).to_owned()));
+            refusal.extend(words);
             refusal.to(CALL)
         };
         if config.pointer("/payload/kernel").is_none() {
@@ -369,12 +323,11 @@ impl SimulatedVmm {
                 found |= list.len() != before;
             }
         }
-        // Before v53 one that is about to leave may be removed again.
-        let older = self.place.version < SimulatedVersion::V53;
-        found |= older && self.vm.is_some() && self.leaving.contains(&id);
+        let version = self.place.version;
+        found |= version.removal_can_be_repeated && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
-                let of = if older { String::new() } else { format!(": {id}") };
+                let of = if version.removal_errors_name_the_id { format!(": {id}") } else { String::new() };
                 let words = format!("Failed to find device corresponding to the given identifier{of}");
                 ApiRefusal::new(500, &["Error from device manager", &words])
             } else {

@@ -13,9 +13,6 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::kernel::{Kernel, MountedShare};
 use super::pausable_stream::Gate;
-use super::programs;
-use super::sshd;
-use super::syscalls;
 
 /// How often the counter in RAM goes up.
 const TICK: Duration = Duration::from_millis(10);
@@ -55,30 +52,23 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SimulatedGuest {
-    /// A guest that stands still. It is served at `ssh` once it runs.
+    /// A guest that does not run yet.
     pub(super) fn new(
         kernel: Kernel,
         shares: BTreeMap<String, AttachedShare>,
         runtime: &Path,
-        ssh: Option<std::net::TcpListener>,
         power: UnboundedSender<Power>,
-    ) -> io::Result<Arc<Self>> {
-        programs::install(kernel.view())?;
-        let calls = runtime.join("guest.sock");
+    ) -> Arc<Self> {
         let guest = Arc::new(Self {
             kernel: Mutex::new(kernel),
             gate: Arc::new(Gate::closed()),
             groups: Mutex::default(),
             shares: Mutex::new(shares),
             power,
-            calls,
+            calls: runtime.join("guest.sock"),
         });
-        syscalls::listen(&guest)?;
-        if let Some(ssh) = ssh {
-            sshd::listen(&guest, ssh)?;
-        }
         tokio::spawn(tick(Arc::clone(&guest)));
-        Ok(guest)
+        guest
     }
 
     pub(super) fn kernel(&self) -> MutexGuard<'_, Kernel> {

@@ -16,9 +16,6 @@ const PATHS: [&str; 13] = [
     "/var",
 ];
 
-/// How machine code begins, as nixbox's scripts write it down.
-const MACHINE_CODE: &str = r"\177\105\114\106";
-
 /// For the guest whose root stands at `root`.
 pub(super) struct Translator {
     root: String,
@@ -34,7 +31,7 @@ impl Translator {
         let shares = shares.iter().map(|path| text(path)).collect::<io::Result<Vec<_>>>()?;
         let seen = std::iter::once(root.clone()).chain(shares).collect();
         let settle = format!("#!/bin/sh\n{}\n", programs::caller("settle")?);
-        Ok(Self { root, seen, settle: settle.bytes().map(|byte| format!("\\{byte:03o}")).collect() })
+        Ok(Self { root, seen, settle: settle::octal(settle.as_bytes()) })
     }
 
     /// A script.
@@ -43,7 +40,7 @@ impl Translator {
     /// If it brings machine code that has no stand-in.
     pub(super) fn script(&self, text: &str) -> io::Result<String> {
         let text = text.replace(&settle::program(), &self.settle);
-        if text.contains(MACHINE_CODE) {
+        if text.contains(&settle::octal(settle::ELF_MAGIC)) {
             return Err(io::Error::other("a script brings machine code, which would run on this machine"));
         }
         Ok(self.paths(&text))

@@ -13,15 +13,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::SimulatedVersion;
-use super::api::ApiRefusal;
 use super::disk::SimulatedDisk;
 use super::guest::{AttachedShare, Power, SimulatedGuest};
 use super::kernel::Kernel;
 use super::network;
+use super::programs;
 use super::ram::SimulatedRam;
+use super::refusal::ApiRefusal;
 use super::share;
-use super::syscalls::now;
+use super::sshd;
+use super::syscalls::{self, now};
+use crate::world::capability::Capability;
 
 type Result<T, E = ApiRefusal> = std::result::Result<T, E>;
 
@@ -54,7 +56,7 @@ struct Saved {
 #[derive(Clone)]
 pub(super) struct VmmContext {
     pub(super) runtime: PathBuf,
-    pub(super) version: SimulatedVersion,
+    pub(super) version: &'static Capability,
     pub(super) power: UnboundedSender<Power>,
 }
 
@@ -79,7 +81,7 @@ fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
 }
 
 /// RAM: the file of the zone, or memory of the VMM's own, filled from `saved` if there is some.
-fn ram(config: &Value, saved: Option<&Path>, version: SimulatedVersion) -> Result<SimulatedRam> {
+fn ram(config: &Value, saved: Option<&Path>, version: &Capability) -> Result<SimulatedRam> {
     let failed =
         |what: &'static str| move |error: io::Error| ApiRefusal::of(&["Memory manager error", what], &error);
     let memory = config.get("memory").unwrap_or(&Value::Null);
@@ -97,8 +99,7 @@ fn ram(config: &Value, saved: Option<&Path>, version: SimulatedVersion) -> Resul
         return Ok(SimulatedRam::new(own, size(memory)));
     };
     let path = Path::new(text(zone, "file"));
-    // In a restore, v51 opens the file before it asks what it is.
-    if saved.is_none() || version > SimulatedVersion::V51 {
+    if saved.is_none() || version.restore_stats_ram_file {
         fs::metadata(path).map_err(failed("Failed to stat filesystem"))?;
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
@@ -129,7 +130,7 @@ fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Par
             &["Simulator", "a simulated guest boots from a disk, and there is none"],
         ));
     };
-    let raw = place.version < SimulatedVersion::V52 || text(root, "image_type") == "Raw";
+    let raw = !place.version.knows_image_type || text(root, "image_type") == "Raw";
     let disk = SimulatedDisk::open(Path::new(text(root, "path")), raw).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => ApiRefusal::new(
             500,
@@ -141,11 +142,10 @@ fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Par
         _ => {
             let words = ["Error from device manager", "Cannot open disk path"];
             let opening = format!("I/O error (path={} op=open)", text(root, "path"));
-            // v51 does not say which.
-            if place.version < SimulatedVersion::V52 {
-                ApiRefusal::of(&words, &error)
-            } else {
+            if place.version.disk_errors_name_the_path {
                 ApiRefusal::of(&[words[0], words[1], &opening], &error)
+            } else {
+                ApiRefusal::of(&words, &error)
             }
         }
     })?;
@@ -216,6 +216,22 @@ fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
     })
 }
 
+/// The guest that belongs to a kernel, with its programs, its system calls and its SSH server. It does not run yet.
+fn guest(
+    kernel: Kernel,
+    shares: BTreeMap<String, AttachedShare>,
+    ssh: Option<TcpListener>,
+    place: &VmmContext,
+) -> io::Result<Arc<SimulatedGuest>> {
+    programs::install(kernel.view())?;
+    let guest = SimulatedGuest::new(kernel, shares, &place.runtime, place.power.clone());
+    syscalls::listen(&guest)?;
+    if let Some(ssh) = ssh {
+        sshd::listen(&guest, ssh)?;
+    }
+    Ok(guest)
+}
+
 fn io_error(error: io::Error) -> ApiRefusal {
     ApiRefusal::of(&["Simulator"], &error)
 }
@@ -226,8 +242,7 @@ impl SimulatedVm {
         let Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed } = parts(config, place, None)?;
         let view = network::view_path(&place.runtime);
         let kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
-        let guest =
-            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest = guest(kernel, seen, ssh, place).map_err(io_error)?;
         guest.settle();
         guest.run([0; 16]).map_err(io_error)?;
         Ok(Self { guest, paused: false, instant: [0; 16], shares, left_behind: false, _held: held })
@@ -239,10 +254,10 @@ impl SimulatedVm {
         let path = directory.join("state.json");
         let opened = fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM state snapshot file {path:?}");
-            ApiRefusal::with(place.version, &RECEIVE, &opening, &error)
+            ApiRefusal::with_file(place.version, &RECEIVE, &opening, &error)
         })?;
         let saved: Saved = serde_json::from_slice(&opened).map_err(|error| {
-            ApiRefusal::with(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
+            ApiRefusal::with_file(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
         })?;
         let Parts { ram, disk, serial, ssh, held, shares, seen, .. } = parts(config, place, Some(directory))?;
         let view = network::view_path(&place.runtime);
@@ -253,8 +268,7 @@ impl SimulatedVm {
                 &["Simulator", "RAM and disk are not of one simulated guest and one instant"],
             ));
         };
-        if place.version < SimulatedVersion::V53 {
-            // Its clock stood still as long as it was away.
+        if !place.version.clock_runs_while_saved {
             kernel.state.clock = kernel.state.clock.saturating_sub(now() - saved.time);
         }
         for mounted in &mut kernel.state.mounts {
@@ -265,10 +279,9 @@ impl SimulatedVm {
         kernel.show_mounts().map_err(io_error)?;
         let tags: BTreeSet<String> = kernel.state.mounts.iter().map(|mounted| mounted.tag.clone()).collect();
         let without: BTreeSet<String> = tags.iter().filter(|tag| !seen.contains_key(*tag)).cloned().collect();
-        let guest =
-            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest = guest(kernel, seen, ssh, place).map_err(io_error)?;
         guest.hang(&without).map_err(io_error)?;
-        if place.version < SimulatedVersion::V52 {
+        if !place.version.ability.shares_survive_restore {
             guest.lose_inodes(&tags).map_err(io_error)?;
         }
         Ok(Self { guest, paused: true, instant: saved.instant, shares, left_behind: false, _held: held })
@@ -283,8 +296,8 @@ impl SimulatedVm {
         Ok(())
     }
 
-    pub(super) fn resume(&mut self, version: SimulatedVersion) -> Result<()> {
-        if self.left_behind && matches!(version, SimulatedVersion::V52 | SimulatedVersion::V53) {
+    pub(super) fn resume(&mut self, version: &Capability) -> Result<()> {
+        if self.left_behind && !version.ability.shares_survive_resume {
             let tags = self.shares.values().map(|(tag, _)| tag.clone()).collect();
             self.guest.hang(&tags).map_err(io_error)?;
         }
@@ -295,10 +308,10 @@ impl SimulatedVm {
     }
 
     /// Into an existing directory without files of an earlier one.
-    pub(super) fn save(&mut self, config: &Value, directory: &Path, version: SimulatedVersion) -> Result<()> {
+    pub(super) fn save(&mut self, config: &Value, directory: &Path, version: &Capability) -> Result<()> {
         let creating = |what: &'static str| {
             let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot"];
-            move |error: io::Error| ApiRefusal::with(version, &words, what, &error)
+            move |error: io::Error| ApiRefusal::with_file(version, &words, what, &error)
         };
         let write = |name: &str, what: &'static str, bytes: serde_json::Result<Vec<u8>>| {
             let written = bytes
@@ -308,7 +321,7 @@ impl SimulatedVm {
         };
         let saved = Saved {
             snapshots: json!({}),
-            simulator: version.text().to_owned(),
+            simulator: version.simulator_version(),
             instant: self.instant,
             time: now(),
         };

@@ -18,10 +18,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::SimulatedVersion;
-use super::api::{ApiRefusal, SimulatedVmm};
+use super::api::SimulatedVmm;
 use super::guest::Power;
+use super::refusal::ApiRefusal;
 use super::vm::VmmContext;
+use crate::world::capability::Capability;
 
 /// No body of a request is longer, in bytes.
 const BODY_LIMIT: usize = 1 << 20;
@@ -32,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// If the socket cannot be had.
-pub fn serve(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
+pub fn serve(socket: &Path, version: &'static Capability) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(run(socket, version));
     // Programs of the guest that are waited for wait for nothing any more.
@@ -40,13 +41,12 @@ pub fn serve(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
     done
 }
 
-async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
+async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let _lock = if version < SimulatedVersion::V53 { None } else { Some(lock(socket)?) };
+    let _lock = if version.cleans_up_stale_socket { Some(lock(socket)?) } else { None };
     let listener = UnixListener::bind(socket).or_else(|error| {
-        // v52 takes the name of a socket away that it could not have.
-        if version == SimulatedVersion::V52 {
+        if version.removes_socket_it_cannot_bind {
             std::fs::remove_file(socket)?
         }
         Err(error)
@@ -90,7 +90,8 @@ async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
     std::fs::remove_file(socket)
 }
 
-/// v53 and later: the lock says whether a socket that is there is anybody's.
+/// Locks the file beside the socket, as versions that clean up a stale socket do: while another VMM has the lock, the
+/// socket is in use; else it is stale and is removed.
 fn lock(socket: &Path) -> io::Result<File> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");

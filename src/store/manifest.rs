@@ -1,15 +1,14 @@
 //! The bytes of `manifest.json`.
 //!
-//! JSON for people and their tools, and yet exact: `check` is the BLAKE3 of the same text with `check` empty, and a text
-//! is taken only if it is byte for byte what this module writes for what it says. So a changed byte is noticed anywhere,
-//! in a name, a hash or a blank. All this guards against accidents; it is no signature.
+//! The manifest is JSON for people and their tools, and yet exact. Its field `check` is the BLAKE3 of the same text with
+//! an empty `check`. A text is accepted only if it is, byte for byte, what this module writes for the values in it. So a
+//! changed byte is noticed wherever it is: in a name, in a hash, or in a blank. This guards against accidents. It is not
+//! a signature.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Result, StoreError};
-use crate::files::Folder;
 use crate::world::{
     BootId, FileRecord, Generation, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
     VmmVersion,
@@ -22,38 +21,30 @@ pub const LIMIT: u64 = 1 << 20;
 /// The version that this program writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
 
-/// Why a text is no manifest, or a manifest cannot be written as one.
+/// Why a text is not a manifest, or a manifest cannot be written as one.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Not JSON, or not the JSON of a manifest.
     #[error("it is not the JSON of a manifest")]
     Json(#[from] serde_json::Error),
-    /// Written by a newer nixbox.
-    #[error("it is of format {0}, and this nixbox reads format {FORMAT}")]
+    #[error("it has format {0}, and this nixbox reads format {FORMAT}")]
     Format(u32),
-    /// Changed since it was written.
     #[error("it was changed after nixbox wrote it: its check does not fit")]
     Check,
-    /// Says what its `check` covers, but not in our bytes.
     #[error("it was changed after nixbox wrote it: it says the same in other bytes")]
     Rewritten,
-    /// Another snapshot's.
     #[error("it is the manifest of snapshot {0}")]
     OtherSnapshot(SnapshotId),
-    /// Not a slot, or not a name.
+    /// A number that is not a slot's, or a text that cannot name a snapshot.
     #[error(transparent)]
     Value(#[from] InvalidValue),
-    /// Not as many hexadecimal digits as it should have.
-    #[error("{0:?} is not a number of {1} bytes in lower-case hexadecimal digits")]
+    #[error("{0:?} is not a number of {1} bytes in hexadecimal digits")]
     Hex(String, usize),
-    /// Not the name of a file that a snapshot could have.
     #[error("{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot")]
     FileName(String),
-    /// Twice the same.
     #[error("it names {0} twice")]
     Twice(String),
-    /// More than is ever read.
-    #[error("it would have {0} bytes, and {LIMIT} are read")]
+    #[error("it would have {0} bytes, and nixbox reads at most {LIMIT}")]
     TooLarge(usize),
 }
 
@@ -84,7 +75,7 @@ struct FileText {
     blake3: String,
 }
 
-/// Read before the rest, which another format may have otherwise.
+/// Read first, because the rest may differ in another format.
 #[derive(Deserialize)]
 struct FormatOnly {
     format: u32,
@@ -99,7 +90,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
     let files = manifest.files.iter().map(|file| FileText {
         name: file.name.clone(),
         size: file.size,
-        blake3: hex::encode(&file.hash),
+        blake3: hex::encode(file.hash),
     });
     let mut text = Text {
         format: FORMAT,
@@ -107,7 +98,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         name: manifest.name.as_ref().map(|name| name.as_str().to_owned()),
         created_ms: manifest.created_ms,
         slot: manifest.slot.number(),
-        boot: hex::encode(&manifest.boot.0),
+        boot: hex::encode(manifest.boot.0),
         shares: manifest.shares,
         vmm: manifest.origin.vmm.text.clone(),
         vmm_major: manifest.origin.vmm.major,
@@ -116,7 +107,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         files: files.collect(),
         check: String::new(),
     };
-    text.check = blake3::hash(&bytes(&text)?).to_hex().to_string();
+    text.check = check(&text)?;
     let encoded = bytes(&text)?;
     if encoded.len() as u64 > LIMIT { Err(ManifestError::TooLarge(encoded.len())) } else { Ok(encoded) }
 }
@@ -131,8 +122,8 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
         return Err(ManifestError::Format(format));
     }
     let mut text: Text = serde_json::from_slice(encoded)?;
-    let check = std::mem::take(&mut text.check);
-    if blake3::hash(&bytes(&text)?).to_hex().as_str() != check {
+    let written = std::mem::take(&mut text.check);
+    if check(&text)? != written {
         return Err(ManifestError::Check);
     }
     let file =
@@ -152,20 +143,6 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
         files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
     };
     if encode(&manifest)? == encoded { Ok(manifest) } else { Err(ManifestError::Rewritten) }
-}
-
-/// The manifest in an open snapshot; `None` if there is none.
-///
-/// # Errors
-/// If it is damaged, or another snapshot's.
-pub fn read(snapshot: &Folder, id: SnapshotId) -> Result<Option<Manifest>> {
-    let Some(encoded) = snapshot.read(FILE, LIMIT)? else {
-        return Ok(None);
-    };
-    let checked = decode(&encoded).and_then(|manifest| {
-        if manifest.id == id { Ok(manifest) } else { Err(ManifestError::OtherSnapshot(manifest.id)) }
-    });
-    checked.map(Some).map_err(|source| StoreError::Manifest { id, path: snapshot.path_of(FILE), source })
 }
 
 /// Whether a snapshot may have a file of this name besides its manifest.
@@ -196,7 +173,11 @@ fn bytes(text: &Text) -> Result<Vec<u8>, ManifestError> {
     Ok(bytes)
 }
 
-/// Hexadecimal digits in lower case: [`decode`] refuses a text that [`encode`] would write otherwise.
+/// The BLAKE3 of a text whose `check` is empty.
+fn check(text: &Text) -> Result<String, ManifestError> {
+    Ok(blake3::hash(&bytes(text)?).to_hex().to_string())
+}
+
 fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
     let mut bytes = [0; N];
     hex::decode_to_slice(text, &mut bytes).map_err(|_| ManifestError::Hex(text.to_owned(), N))?;
@@ -236,6 +217,20 @@ mod tests {
     }
 
     #[test]
+    fn digits_in_upper_case_are_a_change() {
+        let encoded = encode(&Manifest { files: vec![], ..manifest() }).unwrap();
+        let text = String::from_utf8(encoded).unwrap();
+        let changed = text.replace(&"ab".repeat(16), &"AB".repeat(16));
+        assert_ne!(changed, text);
+        assert!(decode(changed.as_bytes()).is_err());
+        // Even with a check of its own.
+        let mut text: Text = serde_json::from_str(&changed).unwrap();
+        text.check.clear();
+        text.check = check(&text).unwrap();
+        assert!(matches!(decode(&bytes(&text).unwrap()), Err(ManifestError::Rewritten)));
+    }
+
+    #[test]
     fn what_is_written_is_read() {
         for manifest in [manifest(), Manifest { name: None, files: vec![], ..manifest() }] {
             assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
@@ -243,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_bit_is_noticed_and_every_cut() {
+    fn every_changed_bit_and_every_cut_is_noticed() {
         let encoded = encode(&manifest()).unwrap();
         for bit in 0..encoded.len() * 8 {
             let mut changed = encoded.clone();

@@ -13,7 +13,6 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::capability;
 use super::client::{ApiClient, ApiError};
 use super::config::{Description, FsConfig, VmConfig};
 use super::error::VmmError;
@@ -25,7 +24,7 @@ use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
     Ability, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm, VmmState,
-    VmmVersion, WorkspaceId,
+    VmmVersion, WorkspaceId, capability,
 };
 
 /// How long a VMM may take until its API answers.
@@ -45,23 +44,8 @@ const PATIENCE_WITH_STAND_IN: Duration = Duration::from_secs(10);
 /// How long `--version` may take.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where the other seams keep what the VMM is to use. All paths absolute and UTF-8.
-pub trait Places: Send + Sync {
-    /// The disk images of a generation, in the order in which the guest sees them.
-    ///
-    /// # Errors
-    /// If they are not all there: a VM without one of its disks is none of ours.
-    fn disks(&self, generation: Generation) -> Result<Vec<PathBuf>>;
-    /// The RAM file of a generation; `None` for memory of the VMM's own.
-    ///
-    /// # Errors
-    /// If it is not there, whole.
-    fn memory(&self, generation: Generation) -> Result<Option<PathBuf>>;
-    /// The directory for the VMM state of a snapshot that is staged: it exists, or its parent does.
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf;
-    /// The directory of the VMM state in a snapshot, staged or listed.
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf;
-}
+/// Tells where another seam keeps something, or why it is not there. Paths are absolute and UTF-8.
+pub type Find<Key, Found> = Arc<dyn Fn(Key) -> Result<Found> + Send + Sync>;
 
 /// The machine of a workspace, as far as no generation decides it.
 #[derive(Clone)]
@@ -86,8 +70,13 @@ pub struct VmmSettings {
     pub network: bool,
     /// The tags of the shares, in the order of `ShareSettings::shares`.
     pub shares: Vec<ShareTag>,
-    /// Where the rest is.
-    pub places: Arc<dyn Places>,
+    /// The disk images of a generation, in the order in which the guest sees them. An error if one of them is missing.
+    pub disks: Find<Generation, Vec<PathBuf>>,
+    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing or
+    /// not whole.
+    pub memory_file: Find<Generation, Option<PathBuf>>,
+    /// The directory of a snapshot, staged or listed, for its VMM state: it exists, or its parent does.
+    pub snapshot: Find<SnapshotId, PathBuf>,
 }
 
 /// [`Vmm`] over Cloud Hypervisor (`NIXBOX_CLOUD_HYPERVISOR`, or on PATH).
@@ -196,7 +185,6 @@ impl CloudHypervisor {
 
     /// Waits until the API answers, and is that of the process that was started.
     async fn answering(&self, live: &Live, generation: Generation) -> std::result::Result<(), VmmError> {
-        let mark = self.daemons.mark(&self.role, generation);
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
         loop {
@@ -210,13 +198,13 @@ impl CloudHypervisor {
                 }
                 Err(ApiError::Connection { .. }) if Instant::now() < deadline => {}
                 Err(ApiError::Connection { .. }) => {
-                    return Err(self.daemons.mute(&mark, START_LIMIT).into());
+                    return Err(self.daemons.not_serving(&self.role, generation, START_LIMIT).into());
                 }
                 Err(error) => return Err(error.into()),
             }
             // The socket appears before it listens, with no event: tried with a growing pause, cut short by its end.
             if let Ok(exit) = tokio::time::timeout(pause, live.daemon.exited()).await {
-                return Err(self.daemons.ended(&mark, exit?).into());
+                return Err(self.daemons.ended(&self.role, generation, exit?).into());
             }
             pause = (pause * 2).min(Duration::from_millis(50));
         }
@@ -238,19 +226,15 @@ impl CloudHypervisor {
         Ok(Description {
             vcpus: settings.vcpus,
             memory: settings.memory,
-            memory_file: settings
-                .places
-                .memory(machine.memory)
-                .map_err(VmmError::Place)?
+            memory_file: (settings.memory_file)(machine.memory)
+                .map_err(VmmError::Parts)?
                 .map(text)
                 .transpose()?,
             kernel: text(settings.kernel.clone())?,
             initramfs: settings.initramfs.clone().map(text).transpose()?,
             cmdline: settings.cmdline.clone(),
-            disks: settings
-                .places
-                .disks(machine.disk)
-                .map_err(VmmError::Place)?
+            disks: (settings.disks)(machine.disk)
+                .map_err(VmmError::Parts)?
                 .into_iter()
                 .map(text)
                 .collect::<std::result::Result<_, _>>()?,
@@ -280,7 +264,7 @@ impl CloudHypervisor {
             VmmState::Empty => {}
         }
         let directory = self.restore_directory(machine.vmm);
-        let source = self.settings.places.stored_state(from);
+        let source = (self.settings.snapshot)(from).map_err(VmmError::Parts)?;
         state::prepare_restore(&source, &directory, &self.describe(machine)?, &self.settings.invoker)?;
         let restored = live.client.restore(&text(directory.clone())?).await;
         let removed = state::remove(&directory);
@@ -369,7 +353,7 @@ impl Vmm for CloudHypervisor {
                     return Err(VmmError::Unfit { what: "saved", state });
                 }
             }
-            let directory = self.settings.places.staged_state(into);
+            let directory = (self.settings.snapshot)(into).map_err(VmmError::Parts)?;
             state::make_fresh(&directory, &self.settings.invoker)?;
             live.client.snapshot(&text(directory.clone())?).await?;
             let synced = tokio::task::spawn_blocking(move || state::sync(&directory)).await;

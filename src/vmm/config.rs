@@ -1,14 +1,14 @@
 //! The machine that nixbox asks for, as the body of `vm.create`.
 //!
 //! Ids of devices are chosen here, so that a device is known again in `vm.info` and in a snapshot. Keys that not every
-//! version has are set by [`super::capability`].
+//! version has are set by a row of [`crate::world::capability`].
 
 use std::num::NonZeroU32;
 
 use serde::Serialize;
 
-use super::capability::Capability;
 use crate::world::Slot;
+use crate::world::capability::Capability;
 
 /// What a VM is made of, with paths as the VMM is to use them: absolute, and UTF-8 since they travel as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,12 +170,12 @@ struct ConsoleConfig {
 impl VmConfig {
     /// What `vm.create` is to be told for this machine by a VMM that can do this.
     #[must_use]
-    pub fn new(machine: &Description, capability: Capability) -> Self {
+    pub fn new(machine: &Description, capability: &Capability) -> Self {
         let vcpus = machine.vcpus.get();
         let disk = |(index, path): (usize, &String)| DiskConfig {
             id: format!("disk-{index}"),
             path: path.clone(),
-            image_type: capability.image_type.then_some("Raw"),
+            image_type: capability.knows_image_type.then_some("Raw"),
         };
         Self {
             cpus: CpusConfig { boot_vcpus: vcpus, max_vcpus: vcpus },
@@ -220,7 +220,7 @@ fn memory(machine: &Description) -> MemoryConfig {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::vmm::capability;
+    use crate::world::capability;
 
     pub(in crate::vmm) fn description() -> Description {
         Description {

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::capability::VersionError;
 use super::client::ApiError;
 use super::restore::RewriteError;
 use super::state::StateError;
 use crate::host::process::ProcessError;
 use crate::host::socket::{SocketError, SocketPath};
 use crate::host::spawn::SpawnError;
+use crate::world::capability::VersionError;
 use crate::world::{Failure, VmmState};
 
 /// Why the VMM did not do what it was asked.
@@ -36,9 +36,9 @@ pub enum VmmError {
     /// The snapshot and the machine do not fit.
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
-    /// What the VM is made of is not there.
-    #[error("the VM's disks or RAM cannot be given to the VMM")]
-    Place(#[source] Failure),
+    /// A part of the VM is not there.
+    #[error("the VM's disks, RAM or saved state cannot be given to the VMM")]
+    Parts(#[source] Failure),
     /// `--version` failed.
     #[error("cannot ask {program:?} for its version")]
     NoVersion {

@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn what_nixbox_makes_is_known_by_what_it_rewrites() {
         let ours =
-            super::super::config::VmConfig::new(&machine(), super::super::capability::of("v51.1").unwrap());
+            super::super::config::VmConfig::new(&machine(), crate::world::capability::of("v51.1").unwrap());
         let ours = serde_json::to_vec(&ours).unwrap();
         let again: Value = serde_json::from_slice(&rewrite(&ours, &machine()).unwrap()).unwrap();
         assert_eq!(again, serde_json::from_slice::<Value>(&ours).unwrap());

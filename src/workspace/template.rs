@@ -2,7 +2,7 @@
 
 /// The configuration. A commented line shows the default, or an example where there is no default. It has every key: a
 /// test compares it with the list of keys.
-pub(super) const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it with every default filled in.
+pub const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it with every default filled in.
 # Relative paths are relative to the directory that holds .nixbox; ~ is your home.
 
 # name = "dev"                      # default: the directory's name

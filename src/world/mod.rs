@@ -16,6 +16,7 @@
 //! - a call that takes long checks its [`Interrupt`] at least every 100 ms. When it is interrupted it leaves what it
 //!   has made; the call that removes such things removes it.
 
+pub mod capability;
 mod machine;
 mod names;
 mod network;

@@ -1,12 +1,16 @@
 //! What runs a VM: the VMM, its versions, and what a version can do.
 
 use std::fmt;
+use std::str::FromStr;
+use std::sync::LazyLock;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
-use super::value::words;
+use super::capability::{self, Capability};
+use super::value::InvalidValue;
 
-/// What the VMM's version can do. `vmm/capability.rs` holds the table; nothing else asks for a version.
+/// What becomes of shares under a version of the VMM. [`capability`] holds the table of versions; no other code compares
+/// version numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ability {
     /// A share mounted in the guest still works, open files too, after `vm.restore`.
@@ -31,28 +35,47 @@ impl fmt::Display for VmmVersion {
 }
 
 /// What runs the VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VmmChoice {
-    /// The real one.
+    /// Cloud Hypervisor.
     CloudHypervisor,
-    /// A stand-in that behaves like v53.0.
-    Simulator,
-    /// Like v51.1.
-    SimulatorV51,
-    /// Like v52.0.
-    SimulatorV52,
-    /// Like v53.0.
-    SimulatorV53,
-    /// Like v54.0.
-    SimulatorV54,
+    /// The simulator, behaving like this version; `None` for the newest release, where the configuration names no version.
+    Simulator(Option<&'static Capability>),
 }
 
-words!(
-    VmmChoice,
-    "cloud-hypervisor" => Self::CloudHypervisor,
-    "simulator" => Self::Simulator,
-    "simulator-v51" => Self::SimulatorV51,
-    "simulator-v52" => Self::SimulatorV52,
-    "simulator-v53" => Self::SimulatorV53,
-    "simulator-v54" => Self::SimulatorV54,
-);
+/// The rule of a [`VmmChoice`], for the message that refuses a text.
+static VMM_RULE: LazyLock<String> = LazyLock::new(|| {
+    let versions = capability::simulated_numbers().into_iter().map(|number| format!("simulator-v{number}"));
+    let words: Vec<_> =
+        ["cloud-hypervisor".to_owned(), "simulator".to_owned()].into_iter().chain(versions).collect();
+    format!("is not one of {}", words.join(", "))
+});
+
+impl FromStr for VmmChoice {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        match (text, text.strip_prefix("simulator-v").map(capability::simulated)) {
+            ("cloud-hypervisor", _) => Ok(Self::CloudHypervisor),
+            ("simulator", _) => Ok(Self::Simulator(None)),
+            (_, Some(Ok(version))) => Ok(Self::Simulator(Some(version))),
+            _ => Err(InvalidValue::new(text, &VMM_RULE)),
+        }
+    }
+}
+
+impl fmt::Display for VmmChoice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CloudHypervisor => formatter.write_str("cloud-hypervisor"),
+            Self::Simulator(None) => formatter.write_str("simulator"),
+            Self::Simulator(Some(version)) => write!(formatter, "simulator-v{version}"),
+        }
+    }
+}
+
+impl Serialize for VmmChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,7 +1,7 @@
 //! Random commands with random faults, against a model that knows no stages: what was not finished either happened or did
 //! not, and nothing else.
 
-use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
+use nixbox::fakes::{Crash, Fault, Host, Survival, Wrong};
 use nixbox::operations::{Incompatibility, NotRestorable, OperationResult, Refusal};
 use nixbox::world::WorkspaceId;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ impl Model {
     const NEW: Self = Self { up: false, snapshots: 0 };
 
     fn of(host: &Host, workspace: WorkspaceId) -> Self {
-        Self { up: host.reach(workspace) == Reach::Ready, snapshots: host.snapshots(workspace).len() }
+        Self { up: host.is_ssh_ready(workspace), snapshots: host.snapshots(workspace).len() }
     }
 
     /// What a command makes of it; `None` if it is refused.

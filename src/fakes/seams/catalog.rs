@@ -86,7 +86,7 @@ impl Catalog for Seams {
         self.look("catalog.verify", |state| {
             let directory = self.staged_or_listed(state, id)?;
             match state.files.get(directory, MANIFEST) {
-                Some(Content::Manifest(manifest)) if manifest.0.files == records(state, directory) => Ok(()),
+                Some(Content::Manifest(manifest)) if manifest.0.files == state.records(directory) => Ok(()),
                 _ => refused("a file is not what the manifest says"),
             }
         })
@@ -157,7 +157,7 @@ impl Catalog for Seams {
     async fn digest(&self, id: SnapshotId, _: &Interrupt) -> Result<Vec<FileRecord>> {
         self.look("catalog.digest", |state| {
             let directory = self.staging(state, id)?;
-            Ok(records(state, directory))
+            Ok(state.records(directory))
         })
         .await
     }
@@ -181,18 +181,4 @@ impl Seams {
         };
         self.act(kind, vec![Box::new(empty), Box::new(remove)]).await
     }
-}
-
-/// What a manifest says of the files of a directory, but for the manifest itself.
-pub(in crate::fakes) fn records(state: &FakeState, directory: Ino) -> Vec<FileRecord> {
-    let files = state.files.list(directory).filter(|(name, _)| *name != MANIFEST);
-    files
-        .map(|(name, ino)| {
-            let mut hasher = DefaultHasher::new();
-            state.files.content(ino).hash(&mut hasher);
-            let mut hash = [0; 32];
-            hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
-            FileRecord { name: name.to_owned(), size: 1, hash }
-        })
-        .collect()
 }

@@ -331,19 +331,3 @@ impl Seams {
         Ok(())
     }
 }
-
-impl VmmProcess {
-    fn empty(version: u32) -> Self {
-        Self {
-            state: VmmState::Empty,
-            version,
-            machine: None,
-            shares: Presence::Absent,
-            shares_spoilt: false,
-            mangled: false,
-            saving: None,
-            going: false,
-            hangs: false,
-        }
-    }
-}

@@ -6,10 +6,10 @@ use super::*;
 use crate::testing::{Need, have};
 use crate::world::Interrupt;
 
-/// A directory with one file system of each kind mounted below it, in a mount namespace of this process's own.
+/// A directory with one file system of each kind mounted below it, in a mount namespace of its own.
 ///
-/// Called at the head of a test: runs the same test again in such a namespace and gives `None`; there it gives the
-/// directory. The mounts go with the namespace.
+/// A test calls this first. The call runs the same test again in such a namespace, and returns `None`. In the namespace
+/// it returns the directory. The mounts end with the namespace.
 pub(crate) fn mounted(test: &str) -> Option<PathBuf> {
     const MOUNTS: &str = "NIXBOX_TEST_MOUNTS";
     if let Some(directory) = std::env::var_os(MOUNTS) {
@@ -59,7 +59,7 @@ pub(crate) fn kill_when_ready(test: &str, role: &str, directory: &Path) {
     victim.wait().unwrap();
 }
 
-/// Says that it is ready at the first bytes, and never returns: for processes that are killed in mid-copy.
+/// Prints `ready` at the first bytes, and never returns: for processes that are killed in the middle of a copy.
 pub(crate) struct Stuck;
 
 impl Progress for Stuck {
@@ -71,7 +71,7 @@ impl Progress for Stuck {
     }
 }
 
-/// Asks to stop at the first bytes.
+/// Interrupts at the first bytes.
 pub(crate) struct Stopping(pub(crate) Interrupt);
 
 impl Progress for Stopping {
@@ -160,8 +160,9 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
 }
 
 #[tokio::test]
-async fn a_full_file_system_is_said_with_what_is_missing() {
-    let Some(mounts) = mounted("files::copy::tests::a_full_file_system_is_said_with_what_is_missing") else {
+async fn a_full_file_system_is_reported_with_what_is_missing() {
+    let Some(mounts) = mounted("files::copy::tests::a_full_file_system_is_reported_with_what_is_missing")
+    else {
         return;
     };
     let source = mounts.join("tmpfs/source");
@@ -189,7 +190,7 @@ async fn an_interrupt_ends_a_copy_in_its_middle() {
 }
 
 #[tokio::test]
-async fn a_copy_that_nobody_waits_for_ends() {
+async fn a_copy_whose_future_is_dropped_ends() {
     struct Count(Mutex<u64>, tokio::sync::Notify);
     impl Progress for Count {
         fn progress(&self, _what: &str, done: u64, _total: u64) {
@@ -250,7 +251,7 @@ async fn progress_ends_with_everything_done() {
 }
 
 #[test]
-fn runs_of_data_are_whole_pages_but_for_the_last() {
+fn runs_of_data_are_whole_pages_except_the_last() {
     let mut chunk = vec![0; 5 * PAGE + 10];
     assert_eq!(runs_of_data(&chunk).count(), 0);
     chunk[PAGE] = 1;

@@ -349,6 +349,7 @@ async fn a_wipe_that_fails_names_the_files_that_are_left() {
     let Some(server) = Server::start(Kind::DebianWithoutSudo) else { return };
     let stubborn = server.home("user", "stubborn");
     fs::create_dir(&stubborn).unwrap();
+    fs::set_permissions(&stubborn, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(stubborn.join("secret"), "s").unwrap();
     fs::write(server.home("user", "mine"), "s").unwrap();
     std::os::unix::fs::chown(server.home("user", "mine"), Some(1000), Some(1000)).unwrap();

@@ -104,7 +104,7 @@ async fn a_full_disk_leaves_what_the_remover_removes() {
 }
 
 #[tokio::test]
-async fn a_process_killed_in_mid_copy_leaves_a_partial_set() {
+async fn a_process_killed_during_a_copy_leaves_a_partial_set() {
     const ROLE: &str = "NIXBOX_TEST_DISK_IN";
     let of = |directory: &Path, progress| {
         disks(directory, vec![spec(Some(&directory.join("template")), None)], progress)
@@ -115,7 +115,7 @@ async fn a_process_killed_in_mid_copy_leaves_a_partial_set() {
     }
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("template"), vec![1; 32 << 20]).unwrap();
-    let test = "host::disk::tests::a_process_killed_in_mid_copy_leaves_a_partial_set";
+    let test = "host::disk::tests::a_process_killed_during_a_copy_leaves_a_partial_set";
     let disks = of(directory.path(), Arc::new(Silent));
     kill_when_ready(test, ROLE, directory.path());
     assert_eq!(find(&disks).await, Presence::Partial);
@@ -129,7 +129,7 @@ async fn a_process_killed_in_mid_copy_leaves_a_partial_set() {
 }
 
 #[tokio::test]
-async fn an_interrupt_ends_making_and_capturing() {
+async fn an_interrupt_ends_creating_and_capturing() {
     if !have(&[Need::Program("mkfs.ext4")]) {
         return;
     }
@@ -154,7 +154,7 @@ async fn an_interrupt_ends_making_and_capturing() {
 }
 
 #[tokio::test]
-async fn templates_that_do_not_do_are_refused() {
+async fn unusable_templates_are_refused() {
     if !have(&[Need::Program("mkfs.ext4")]) {
         return;
     }
@@ -179,7 +179,7 @@ async fn templates_that_do_not_do_are_refused() {
 }
 
 #[tokio::test]
-async fn what_is_not_ours_is_not_removed_and_what_lost_a_file_is_not_whole() {
+async fn foreign_files_are_not_removed_and_a_set_that_lost_a_file_is_not_whole() {
     if !have(&[Need::Program("mkfs.ext4")]) {
         return;
     }

@@ -18,7 +18,7 @@ fn filtered(domains: &[&str], ports: &[u16]) -> NetworkPolicy {
     }
 }
 
-/// What holds in every mode, with controls that show that it is the firewall's doing.
+/// What holds in every mode, with controls that show that the firewall is the reason.
 fn is_kept_in(arena: &Arena, guest: &Guest) {
     for port in [22, 80] {
         assert!(!guest.reaches(guest.gateway(), port), "the host by its gateway address");
@@ -31,7 +31,7 @@ fn is_kept_in(arena: &Arena, guest: &Guest) {
 }
 
 #[test]
-fn open_lets_everything_out_and_nothing_in() {
+fn open_mode_lets_everything_out_and_nothing_in() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(5))).unwrap();
@@ -51,7 +51,7 @@ fn open_lets_everything_out_and_nothing_in() {
 }
 
 #[test]
-fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
+fn filtered_mode_lets_out_only_allowed_ports_of_allowed_domains() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80, 443]));
     arena.on_host(network.build(slot(0), Generation(1))).unwrap();
@@ -79,19 +79,19 @@ fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
     assert!(!guest.reaches_udp(PEER, 5353) && guest.reaches_udp(PEER, 443), "UDP by the same list");
     assert!(!guest.reaches_udp(ip("10.99.0.53"), 53), "DNS past the gateway");
 
-    // Whoever answers for an allowed domain cannot open the host, or the cloud that it is in, by it.
+    // The server of an allowed domain cannot open the host to the guest by its answers, nor the cloud of the host.
     assert_eq!(guest.resolve("host.allowed.test"), (0, vec![ip("10.99.0.1")]));
     assert_eq!(guest.resolve("cloud.allowed.test"), (0, vec![ip("169.254.169.254")]));
     is_kept_in(&arena, &guest);
 
-    // What is whole is left alone: the addresses stay allowed.
+    // A whole network is left as it is, so the addresses stay allowed.
     arena.on_host(network.build(slot(0), Generation(2))).unwrap();
     assert!(guest.reaches(PEER, 80));
     arena.on_host(network.remove(slot(0))).unwrap();
 }
 
 #[test]
-fn off_lets_nothing_out_and_the_host_in() {
+fn off_mode_lets_nothing_out_and_the_host_in() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(NetworkMode::Off);
     arena.on_host(network.build(slot(63), Generation(1))).unwrap();
@@ -106,7 +106,7 @@ fn off_lets_nothing_out_and_the_host_in() {
 }
 
 #[test]
-fn a_guest_cannot_pass_for_another_nor_use_ipv6() {
+fn a_guest_can_neither_use_another_address_nor_ipv6() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(1))).unwrap();
@@ -150,7 +150,7 @@ fn guests_do_not_reach_each_other() {
     assert!(!first.reaches(second.address(), 22) && !second.reaches(first.address(), 22));
     assert!(!first.reaches_udp(second.gateway(), 53), "nor each other's DNS");
 
-    // Of two that share a slot by mistake, neither takes the other's.
+    // If two workspaces use one slot by mistake, neither takes over the network of the other.
     let error = arena.on_host(other.build(slot(1), Generation(9))).unwrap_err();
     assert!(chain(&error).contains("not of this workspace"), "{}", chain(&error));
     arena.on_host(other.remove(slot(1))).unwrap();
@@ -161,7 +161,7 @@ fn guests_do_not_reach_each_other() {
 }
 
 #[test]
-fn nothing_is_left_when_it_is_removed() {
+fn a_removed_network_leaves_nothing() {
     let Some(arena) = Arena::new() else { return };
     for mode in [
         NetworkMode::Off.into(),
@@ -184,9 +184,9 @@ fn nothing_is_left_when_it_is_removed() {
     }
 }
 
-/// Each of these is a state that a crash or a meddler can leave.
+/// A crash, or another program, can leave each of these states.
 #[test]
-fn from_every_partial_state_it_is_found_rebuilt_and_removed() {
+fn every_partial_state_is_found_rebuilt_and_removed() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80]));
     let before = arena.state();
@@ -231,9 +231,9 @@ fn from_every_partial_state_it_is_found_rebuilt_and_removed() {
     }
 }
 
-/// A build that is cut off at any of the places where it waits leaves what can be taken away, or completed.
+/// A build is dropped at each place where it waits. What it leaves can be removed, and completed.
 #[test]
-fn a_build_that_is_cut_off_anywhere_can_be_taken_back_or_finished() {
+fn a_build_that_is_interrupted_anywhere_can_be_removed_or_finished() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80]));
     let before = arena.state();
@@ -259,7 +259,7 @@ fn a_build_that_is_cut_off_anywhere_can_be_taken_back_or_finished() {
     assert!(polls > 10, "it waits more often than that: {polls}");
 }
 
-/// Poll it so often, then drop it.
+/// Polls the future that many times, and then drops it.
 async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let (mut future, mut left) = (Box::pin(future), polls);
     std::future::poll_fn(|context| match future.as_mut().poll(context) {
@@ -273,7 +273,7 @@ async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
 }
 
 #[test]
-fn another_mode_or_user_is_not_in_order_until_it_is_built() {
+fn a_network_of_another_mode_or_user_is_partial_until_it_is_built() {
     let Some(arena) = Arena::new() else { return };
     let open = arena.network(NetworkMode::Open);
     arena.on_host(open.build(slot(4), Generation(1))).unwrap();
@@ -302,7 +302,7 @@ fn another_mode_or_user_is_not_in_order_until_it_is_built() {
 }
 
 #[test]
-fn a_device_that_is_not_ours_is_refused_and_untouched() {
+fn a_device_without_the_mark_is_refused_and_untouched() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(NetworkMode::Open);
     let foreign = [
@@ -323,7 +323,7 @@ fn a_device_that_is_not_ours_is_refused_and_untouched() {
 }
 
 #[test]
-fn docker_is_told_to_let_the_tap_through() {
+fn rules_in_dockers_chain_let_the_tap_through() {
     let Some(arena) = Arena::new() else { return };
     arena.host_run("nft add table ip filter");
     arena.host_run("nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'");
@@ -350,7 +350,7 @@ fn docker_is_told_to_let_the_tap_through() {
     assert!(guest.reaches(PEER, 80));
     drop(guest);
 
-    // Left-overs of ours in Docker's chain alone are found and removed too.
+    // Rules in Docker's chain are found and removed, even if nothing else is left.
     arena.host_run(&format!("nft delete table inet nixbox_vm2_{}", arena.workspace));
     assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Partial);
     arena.on_host(network.remove(slot(2))).unwrap();
@@ -358,7 +358,7 @@ fn docker_is_told_to_let_the_tap_through() {
 }
 
 #[test]
-fn a_user_with_three_capabilities_can_do_all_of_it() {
+fn a_user_with_three_capabilities_can_build_and_remove() {
     let Some(arena) = Arena::new() else { return };
     let before = arena.state();
     std::os::unix::fs::chown(arena.runtime(), Some(4711), Some(4711)).unwrap();
@@ -392,7 +392,7 @@ fn a_runtime_directory_that_others_write_to_is_refused() {
 }
 
 #[test]
-fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
+fn links_in_the_runtime_directory_are_not_followed() {
     let Some(arena) = Arena::new() else { return };
     let victim = arena.runtime().with_extension("victim");
     std::fs::write(&victim, "precious").unwrap();
@@ -407,9 +407,9 @@ fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
 }
 
 #[test]
-fn what_a_failing_program_says_is_in_the_error() {
+fn the_stderr_of_a_failing_program_is_in_the_error() {
     let Some(arena) = Arena::new() else { return };
-    let failed = arena.on_host(firewall::ask("list nonsense")).unwrap_err();
+    let failed = arena.on_host(nft::ask("list nonsense")).unwrap_err();
     assert!(chain(&failed).contains("syntax error"), "{}", chain(&failed));
 }
 

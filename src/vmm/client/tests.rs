@@ -9,10 +9,9 @@ use super::*;
 use crate::host::process::{Daemon, DaemonRole, Daemons};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
 use crate::testing::{Need, have};
-use crate::vmm::capability;
 use crate::vmm::config::Description;
 use crate::vmm::config::tests::description;
-use crate::world::{Generation, WorkspaceId};
+use crate::world::{Generation, WorkspaceId, capability};
 
 fn path(directory: &tempfile::TempDir) -> SocketPath {
     SocketPath::new(directory.path().join("api.sock")).unwrap()

@@ -9,26 +9,6 @@ use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(1);
 
-struct Nowhere;
-
-impl Places for Nowhere {
-    fn disks(&self, _: Generation) -> crate::world::Result<Vec<PathBuf>> {
-        Ok(vec!["/nowhere/disk".into()])
-    }
-
-    fn memory(&self, _: Generation) -> crate::world::Result<Option<PathBuf>> {
-        Ok(None)
-    }
-
-    fn staged_state(&self, _: SnapshotId) -> PathBuf {
-        "/nowhere/state".into()
-    }
-
-    fn stored_state(&self, _: SnapshotId) -> PathBuf {
-        "/nowhere/state".into()
-    }
-}
-
 struct Fixture {
     vmm: CloudHypervisor,
     directory: tempfile::TempDir,
@@ -56,7 +36,9 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
         cmdline: String::new(),
         network: false,
         shares: vec!["work".parse().unwrap()],
-        places: Arc::new(Nowhere),
+        disks: Arc::new(|_| Ok(vec!["/nowhere/disk".into()])),
+        memory_file: Arc::new(|_| Ok(None)),
+        snapshot: Arc::new(|_| Ok("/nowhere/state".into())),
     })
 }
 
@@ -213,4 +195,14 @@ fn the_last_words_are_those_of_the_newest_and_printable() {
     std::fs::write(path("serial-12.log"), "").unwrap();
     let said = format!("its VMM said last ({}): first | [31mpanic", path("vmm-12.log").display());
     assert_eq!(fixture.vmm.last_words(), [said]);
+}
+
+#[test]
+fn the_version_of_the_installed_program_is_understood() {
+    if !have(&[Need::CloudHypervisor]) {
+        return;
+    }
+    let program = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
+    let output = std::process::Command::new(program).arg("--version").output().unwrap();
+    capability::of(capability::of_program(&String::from_utf8(output.stdout).unwrap()).unwrap()).unwrap();
 }

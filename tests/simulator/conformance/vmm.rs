@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Written;
-use crate::room::LIMIT;
+use crate::workspace::LIMIT;
 
 /// Who is asked: the program on PATH, or the simulator as the version of this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
