@@ -23,11 +23,11 @@ use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
 use crate::world::UserName;
-use command::{Kept, Passed, Reader, converse, drain, pump};
+use command::{CaptureSink, Reader, StreamSink, converse, drain, pump};
 
 mod command;
 
-pub use command::{GuestCommand, Said};
+pub use command::{CommandEvent, GuestCommand};
 
 /// A guest's SSH server, and how nixbox and the server prove to each other who they are.
 #[derive(Clone)]
@@ -263,7 +263,7 @@ impl SshSession {
             let GuestCommand { mut reader, writer } = self.start(command).await?;
             let prompted = Notify::new();
             let prompt = capture.prompt.map(|prompt| (prompt, &prompted));
-            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
+            let mut sink = CaptureSink { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
             let feed = async {
                 if capture.prompt.is_some() {
                     prompted.notified().await;
@@ -295,7 +295,7 @@ impl SshSession {
         stderr: impl AsyncWrite + Unpin + Send,
     ) -> Result<CommandExit, ChannelError> {
         let GuestCommand { mut reader, writer } = self.start(command).await?;
-        let mut sink = Passed { stdout, stderr };
+        let mut sink = StreamSink { stdout, stderr };
         converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
     }
 

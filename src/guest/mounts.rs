@@ -29,10 +29,12 @@ pub enum MountError {
     Script(#[from] ScriptError),
     #[error("cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already")]
     Taken { tag: ShareTag, target: String, source_name: String, kind: String },
-    #[error("cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?")]
-    Mount { tag: ShareTag, target: String, said: String },
-    #[error("cannot unmount {target} in the guest: {said}{}", users(.holders))]
-    Busy { target: String, said: String, holders: Vec<String> },
+    #[error(
+        "cannot mount the share {tag} at {target} in the guest: {stderr}. Does its kernel have virtiofs?"
+    )]
+    Mount { tag: ShareTag, target: String, stderr: String },
+    #[error("cannot unmount {target} in the guest: {stderr}{}", users(.holders))]
+    Busy { target: String, stderr: String, holders: Vec<String> },
 }
 
 fn users(holders: &[String]) -> String {
@@ -142,7 +144,7 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
         let script = format!("mount -t virtiofs {how}{tag} {at}");
         match run(shell, "mount a share in the guest", Rights::Root, &script).await {
             Err(ScriptError::Failed { stderr, .. }) => {
-                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, said: stderr });
+                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, stderr });
             }
             other => drop(other?),
         }
@@ -185,7 +187,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
         Ok(_) => return Ok(()),
         Err(error) => error,
     };
-    let ScriptError::Failed { stderr: said, .. } = error else {
+    let ScriptError::Failed { stderr, .. } = error else {
         return Err(error.into());
     };
     // A process of the guest may have unmounted it meanwhile.
@@ -193,7 +195,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
         return Ok(());
     }
     let holders = holders(shell, place).await?;
-    Err(MountError::Busy { target: place.to_owned(), said, holders })
+    Err(MountError::Busy { target: place.to_owned(), stderr, holders })
 }
 
 /// Every process that keeps one of the shares from being unmounted, as `number (name)`.

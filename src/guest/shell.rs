@@ -14,7 +14,7 @@ use std::time::Duration;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::channel::{Capture, ChannelError, CommandExit, Finished, GuestCommand, Said, SshSession};
+use super::channel::{Capture, ChannelError, CommandEvent, CommandExit, Finished, GuestCommand, SshSession};
 use super::ready::Attempt;
 use crate::world::{BootId, GuestHome, InvalidValue};
 
@@ -73,10 +73,10 @@ pub enum ScriptError {
     Channel { what: &'static str, source: ChannelError },
     #[error(
         "cannot {what}: the guest's user is not root and has no `sudo` without a password{}",
-        said(stderr)
+        in_parentheses(stderr)
     )]
     NoRights { what: &'static str, stderr: String },
-    #[error("cannot {what}: the guest's shell ended with {exit}{}", said(stderr))]
+    #[error("cannot {what}: the guest's shell ended with {exit}{}", in_parentheses(stderr))]
     Failed { what: &'static str, exit: CommandExit, stderr: String },
     #[error("cannot {what}: the guest's answer is not what the script prints")]
     Senseless { what: &'static str },
@@ -96,7 +96,7 @@ impl From<ScriptError> for Attempt {
     }
 }
 
-fn said(stderr: &str) -> String {
+fn in_parentheses(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(" ({stderr})") }
 }
 
@@ -309,12 +309,12 @@ impl Dialogue {
             return Err(channel(ChannelError::TooMuch { limit: MOST }));
         }
         match self.command.next().await.map_err(channel)? {
-            Said::Out(data) => self.pending.extend_from_slice(&data),
-            Said::Err(data) => self.stderr.extend_from_slice(&data),
-            Said::Ended(exit) => {
+            CommandEvent::Out(data) => self.pending.extend_from_slice(&data),
+            CommandEvent::Err(data) => self.stderr.extend_from_slice(&data),
+            CommandEvent::Ended(exit) => {
                 return Err(script_error(self.what, self.rights, begun, exit, &self.stderr));
             }
-            Said::NoMore => {}
+            CommandEvent::NoMore => {}
         }
         Ok(())
     }

@@ -185,133 +185,182 @@ async fn a_connection_is_reused_under_one_vmm_until_the_guest_may_be_paused() {
     assert_eq!(logins(), 3, "{}", server.log());
 }
 
+/// A server, and the credentials that its guest is given.
+struct Fixture {
+    server: Server,
+    kind: Kind,
+    user: &'static str,
+    uid: u32,
+    /// Occurs in the value of the variable `TOKEN`, which is `value`.
+    first: String,
+    value: String,
+    /// The content of `~/.aws/deep er/it's`.
+    second: String,
+    workspace_key: Arc<PrivateKey>,
+}
+
+impl std::fmt::Debug for Fixture {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:?} {}", self.kind, self.user)
+    }
+}
+
+impl Fixture {
+    fn start(kind: Kind, user: &'static str, uid: u32) -> Option<Self> {
+        let server = Server::start(kind)?;
+        let (first, second) = (token(), token());
+        let value = format!("{first} it's \"$HOME\"\n`x` \\");
+        let workspace_key = Arc::new(key::generate().unwrap());
+        Some(Self { server, kind, user, uid, first, value, second, workspace_key })
+    }
+
+    fn home(&self, name: &str) -> PathBuf {
+        self.server.home(self.user, name)
+    }
+
+    fn files(&self) -> Vec<FileRule> {
+        vec![rule(&self.second, "~/.aws/deep er/it's", None)]
+    }
+
+    fn wanted(&self, files: Vec<FileRule>) -> Wanted {
+        Wanted {
+            environment: environment(&self.value),
+            files,
+            key: Some(Arc::clone(&self.workspace_key)),
+            wipe: vec![path("~/.docker"), path("~/linked")],
+        }
+    }
+
+    fn guest(&self, wanted: Wanted) -> SshGuest {
+        guest(&self.server, self.user, wanted)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_are_injected_checked_and_wiped() {
     for (kind, user, uid) in
         [(Kind::Busybox, "root", 0), (Kind::Busybox, "user", 1000), (Kind::Debian, "user", 1000)]
     {
-        let Some(server) = Server::start(kind) else { continue };
-        let (first, second) = (token(), token());
-        let value = format!("{first} it's \"$HOME\"\n`x` \\");
-        let workspace_key = Arc::new(key::generate().unwrap());
-        let wanted = |files: Vec<FileRule>| Wanted {
-            environment: environment(&value),
-            files,
-            key: Some(Arc::clone(&workspace_key)),
-            wipe: vec![path("~/.docker"), path("~/linked")],
-        };
-        let files = || vec![rule(&second, "~/.aws/deep er/it's", None)];
-        let guest = guest(&server, user, wanted(files()));
-        let home = |name: &str| server.home(user, name);
-        let machine = machine();
-        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Absent);
-        fs::write(home(".profile"), "# no line end").unwrap();
-        fs::set_permissions(home(".profile"), fs::Permissions::from_mode(0o644)).unwrap();
-        std::os::unix::fs::chown(home(".profile"), Some(uid), Some(uid)).unwrap();
-
-        let stop = Arc::new(AtomicBool::new(false));
-        let private = key::private_text(&workspace_key).unwrap().lines().nth(1).unwrap().to_owned();
-        let watch = in_arguments(vec![first.clone(), second.clone(), private], Arc::clone(&stop));
-        for _ in 0..3 {
-            guest.inject(&machine).await.unwrap();
-        }
-        stop.store(true, Ordering::SeqCst);
-        let (seen, found) = watch.join().unwrap();
-        assert!(seen > 0, "the watch saw no script run");
-        assert!(found.is_empty(), "{found:?}");
-
-        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Whole);
-        for (name, mode) in [
-            (".env", 0o600),
-            (".aws/deep er/it's", 0o600),
-            (".ssh/id_ed25519", 0o600),
-            (".ssh/id_ed25519.pub", 0o644),
-        ] {
-            let about = fs::metadata(home(name)).unwrap();
-            assert_eq!((about.mode() & 0o7777, about.uid()), (mode, uid), "{kind:?} {user} {name}");
-        }
-        for name in [".aws", ".aws/deep er"] {
-            let about = fs::metadata(home(name)).unwrap();
-            assert_eq!((about.mode() & 0o7777, about.uid()), (0o700, uid), "{name}");
-        }
-        assert_eq!(fs::read_to_string(home(".aws/deep er/it's")).unwrap(), second);
-        let shell = server.connect(user).await;
-        for command in [
-            "sh -lc 'printf %s \"$TOKEN\"'".to_owned(),
-            crate::guest::shell::run_command(&["sh".into(), "-c".into(), "printf %s \"$TOKEN\"".into()]),
-        ] {
-            let capture = crate::guest::channel::Capture { most: 9999, within: LIMIT, prompt: None };
-            let told =
-                shell.session.exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture).await.unwrap();
-            let complaint = String::from_utf8_lossy(&told.stderr);
-            assert_eq!(
-                String::from_utf8(told.stdout).unwrap().trim_end_matches('\n'),
-                value,
-                "{kind:?} {user} {command}: {complaint}"
-            );
-        }
-        let profile = fs::read_to_string(home(".profile")).unwrap();
-        assert_eq!((profile.lines().count(), profile.lines().next()), (2, Some("# no line end")));
-
-        // A wrong mode or content is noticed, and corrected by the next injection.
-        fs::set_permissions(home(".env"), fs::Permissions::from_mode(0o644)).unwrap();
-        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Partial);
-        fs::write(home(".env"), "x").unwrap();
-        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Partial);
-        guest.inject(&machine).await.unwrap();
-        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Whole);
-
-        // A file that the configuration has no more is removed.
-        let fewer = self::guest(&server, user, wanted(Vec::new()));
-        assert_eq!(fewer.equipped(&machine).await.unwrap().credentials, Presence::Partial);
-        fewer.inject(&machine).await.unwrap();
-        assert!(!home(".aws/deep er/it's").exists());
-        assert_eq!(fewer.equipped(&machine).await.unwrap().credentials, Presence::Whole);
-        guest.inject(&machine).await.unwrap();
-
-        // A hard link shows whether the bytes are overwritten.
-        fs::hard_link(home(".aws/deep er/it's"), home("witness")).unwrap();
-        fs::create_dir_all(home(".docker/sub")).unwrap();
-        fs::write(home(".docker/sub/config.json"), &first).unwrap();
-        fs::write(home("real"), &first).unwrap();
-        symlink("real", home("linked")).unwrap();
-        fs::write(home(".bash_history"), &first).unwrap();
-        fs::write(home(".env.nixbox-new"), &first).unwrap();
-        for name in
-            [".docker", ".docker/sub", ".docker/sub/config.json", "real", ".bash_history", ".env.nixbox-new"]
-        {
-            std::os::unix::fs::chown(home(name), Some(uid), Some(uid)).unwrap();
-        }
-        // The ledger is in the guest: a configuration without any of the files still finds them.
-        let forgetful = self::guest(
-            &server,
-            user,
-            Wanted { wipe: vec![path("~/.docker"), path("~/linked")], ..Wanted::default() },
-        );
-        let outcome = forgetful.wipe(&machine).await;
-        if (kind, user) == (Kind::Busybox, "user") {
-            let error = outcome.unwrap_err().to_string();
-            assert!(error.contains("sudo") && error.contains("caches"), "{error}");
-        } else {
-            outcome.unwrap();
-            forgetful.wipe(&machine).await.unwrap();
-        }
-        for name in [
-            ".env",
-            ".env.nixbox-new",
-            ".aws/deep er/it's",
-            ".ssh/id_ed25519",
-            ".docker",
-            "linked",
-            "real",
-            ".bash_history",
-        ] {
-            assert!(fs::symlink_metadata(home(name)).is_err(), "{kind:?} {user} {name} is left");
-        }
-        assert!(fs::read(home("witness")).unwrap().iter().all(|byte| *byte == 0));
-        assert!(fs::read_to_string(home(".profile")).unwrap().starts_with("# no line end"));
-        assert_eq!(guest.equipped(&machine).await.unwrap().credentials, Presence::Absent);
+        let Some(fixture) = Fixture::start(kind, user, uid) else { continue };
+        let guest = fixture.guest(fixture.wanted(fixture.files()));
+        assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Absent);
+        inject_watched(&fixture, &guest).await;
+        assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
+        check_files_and_environment(&fixture).await;
+        change_and_inject_again(&fixture, &guest).await;
+        wipe_with_another_configuration(&fixture, &guest).await;
     }
+}
+
+/// Injects, and finds no credential in any argument list meanwhile.
+async fn inject_watched(fixture: &Fixture, guest: &SshGuest) {
+    fs::write(fixture.home(".profile"), "# no line end").unwrap();
+    fs::set_permissions(fixture.home(".profile"), fs::Permissions::from_mode(0o644)).unwrap();
+    std::os::unix::fs::chown(fixture.home(".profile"), Some(fixture.uid), Some(fixture.uid)).unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let private = key::private_text(&fixture.workspace_key).unwrap().lines().nth(1).unwrap().to_owned();
+    let watch = in_arguments(vec![fixture.first.clone(), fixture.second.clone(), private], Arc::clone(&stop));
+    for _ in 0..3 {
+        guest.inject(&machine()).await.unwrap();
+    }
+    stop.store(true, Ordering::SeqCst);
+    let (seen, found) = watch.join().unwrap();
+    assert!(seen > 0, "the watch saw no script run");
+    assert!(found.is_empty(), "{found:?}");
+}
+
+async fn check_files_and_environment(fixture: &Fixture) {
+    for (name, mode) in [
+        (".env", 0o600),
+        (".aws/deep er/it's", 0o600),
+        (".ssh/id_ed25519", 0o600),
+        (".ssh/id_ed25519.pub", 0o644),
+    ] {
+        let about = fs::metadata(fixture.home(name)).unwrap();
+        assert_eq!((about.mode() & 0o7777, about.uid()), (mode, fixture.uid), "{fixture:?} {name}");
+    }
+    for name in [".aws", ".aws/deep er"] {
+        let about = fs::metadata(fixture.home(name)).unwrap();
+        assert_eq!((about.mode() & 0o7777, about.uid()), (0o700, fixture.uid), "{name}");
+    }
+    assert_eq!(fs::read_to_string(fixture.home(".aws/deep er/it's")).unwrap(), fixture.second);
+    let shell = fixture.server.connect(fixture.user).await;
+    for command in [
+        "sh -lc 'printf %s \"$TOKEN\"'".to_owned(),
+        crate::guest::shell::run_command(&["sh".into(), "-c".into(), "printf %s \"$TOKEN\"".into()]),
+    ] {
+        let capture = crate::guest::channel::Capture { most: 9999, within: LIMIT, prompt: None };
+        let told = shell.session.exec(command.as_bytes(), Zeroizing::new(Vec::new()), capture).await.unwrap();
+        let complaint = String::from_utf8_lossy(&told.stderr);
+        assert_eq!(
+            String::from_utf8(told.stdout).unwrap().trim_end_matches('\n'),
+            fixture.value,
+            "{fixture:?} {command}: {complaint}"
+        );
+    }
+    let profile = fs::read_to_string(fixture.home(".profile")).unwrap();
+    assert_eq!((profile.lines().count(), profile.lines().next()), (2, Some("# no line end")));
+}
+
+async fn change_and_inject_again(fixture: &Fixture, guest: &SshGuest) {
+    // A wrong mode or content is noticed, and corrected by the next injection.
+    fs::set_permissions(fixture.home(".env"), fs::Permissions::from_mode(0o644)).unwrap();
+    assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Partial);
+    fs::write(fixture.home(".env"), "x").unwrap();
+    assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Partial);
+    guest.inject(&machine()).await.unwrap();
+    assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
+
+    // A file that the configuration has no more is removed.
+    let fewer = fixture.guest(fixture.wanted(Vec::new()));
+    assert_eq!(fewer.equipped(&machine()).await.unwrap().credentials, Presence::Partial);
+    fewer.inject(&machine()).await.unwrap();
+    assert!(!fixture.home(".aws/deep er/it's").exists());
+    assert_eq!(fewer.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
+    guest.inject(&machine()).await.unwrap();
+}
+
+async fn wipe_with_another_configuration(fixture: &Fixture, guest: &SshGuest) {
+    // A hard link shows whether the bytes are overwritten.
+    fs::hard_link(fixture.home(".aws/deep er/it's"), fixture.home("witness")).unwrap();
+    fs::create_dir_all(fixture.home(".docker/sub")).unwrap();
+    fs::write(fixture.home(".docker/sub/config.json"), &fixture.first).unwrap();
+    fs::write(fixture.home("real"), &fixture.first).unwrap();
+    symlink("real", fixture.home("linked")).unwrap();
+    fs::write(fixture.home(".bash_history"), &fixture.first).unwrap();
+    fs::write(fixture.home(".env.nixbox-new"), &fixture.first).unwrap();
+    for name in
+        [".docker", ".docker/sub", ".docker/sub/config.json", "real", ".bash_history", ".env.nixbox-new"]
+    {
+        std::os::unix::fs::chown(fixture.home(name), Some(fixture.uid), Some(fixture.uid)).unwrap();
+    }
+    // The ledger is in the guest: a configuration without any of the files still finds them.
+    let forgetful =
+        fixture.guest(Wanted { wipe: vec![path("~/.docker"), path("~/linked")], ..Wanted::default() });
+    let outcome = forgetful.wipe(&machine()).await;
+    if (fixture.kind, fixture.user) == (Kind::Busybox, "user") {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("sudo") && error.contains("caches"), "{error}");
+    } else {
+        outcome.unwrap();
+        forgetful.wipe(&machine()).await.unwrap();
+    }
+    for name in [
+        ".env",
+        ".env.nixbox-new",
+        ".aws/deep er/it's",
+        ".ssh/id_ed25519",
+        ".docker",
+        "linked",
+        "real",
+        ".bash_history",
+    ] {
+        assert!(fs::symlink_metadata(fixture.home(name)).is_err(), "{fixture:?} {name} is left");
+    }
+    assert!(fs::read(fixture.home("witness")).unwrap().iter().all(|byte| *byte == 0));
+    assert!(fs::read_to_string(fixture.home(".profile")).unwrap().starts_with("# no line end"));
+    assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Absent);
 }
 
 #[tokio::test]
@@ -381,8 +430,8 @@ async fn settling_adds_entropy_and_leaves_no_file() {
     for (kind, user) in [(Kind::Busybox, "root"), (Kind::Debian, "root"), (Kind::Debian, "user")] {
         let Some(server) = Server::start(kind) else { continue };
         let shell = server.connect(user).await;
-        let agreement = settle::settle(&shell).await.unwrap();
-        assert!(agreement.offset.abs() <= agreement.uncertainty, "{agreement:?}");
+        let clock_offset = settle::settle(&shell).await.unwrap();
+        assert!(clock_offset.nanoseconds.abs() <= clock_offset.uncertainty, "{clock_offset:?}");
         let left = "ls -a /dev/shm /run /tmp | grep nixbox-settle; true";
         let left = shell.script("look", Rights::User, left, &[], LIMIT).await.unwrap();
         assert_eq!(left, "", "{kind:?} {user}");

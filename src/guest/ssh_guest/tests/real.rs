@@ -30,8 +30,8 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     for skew in ["- 27", "+ 3600", "+ 0"] {
         run(&format!("date -s @$(( $(date +%s) {skew} ))")).await.unwrap();
         let begun = std::time::Instant::now();
-        let agreement = settle::settle(&shell).await.unwrap();
-        println!("settled from {skew} s: {agreement:?} in {:?}", begun.elapsed());
+        let clock_offset = settle::settle(&shell).await.unwrap();
+        println!("settled from {skew} s: {clock_offset:?} in {:?}", begun.elapsed());
     }
     guest.settle(&machine).await.unwrap();
 
