@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::files::copy::{self, CopyError, Copying, Method, Named, Progress};
+use crate::files::copy::{self, CopyError, CopyMethod, CopyRequest, NamedFile, Progress};
 use crate::files::{FileError, Folder};
 use crate::host::program::ProgramError;
 use crate::store::{self, StoreError};
@@ -94,7 +94,7 @@ pub struct Disks {
     pub specs: Vec<DiskSpec>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
-    methods: Mutex<Vec<Method>>,
+    methods: Mutex<Vec<CopyMethod>>,
 }
 
 /// The name of image `n` in a snapshot.
@@ -139,7 +139,7 @@ impl Disks {
 
     /// How each copy of this process was made, in order.
     #[must_use]
-    pub fn methods(&self) -> Vec<Method> {
+    pub fn methods(&self) -> Vec<CopyMethod> {
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -198,7 +198,7 @@ impl Disks {
             };
             let path = folder.path_of(&name);
             let size = file.metadata().map_err(FileError::system("examine", &path))?.len();
-            copy::sync(Named { file, path }, interrupt).await?;
+            copy::sync(NamedFile { file, path }, interrupt).await?;
             images.push(Image { size });
         }
         let text = serde_json::to_vec(&images)
@@ -209,8 +209,14 @@ impl Disks {
         Ok(())
     }
 
-    async fn clone_image(&self, n: usize, source: Named, target: Named, interrupt: &Interrupt) -> Result<()> {
-        let copying = Copying { what: format!("disk {n}"), source, target, reflink: true, hash: false };
+    async fn clone_image(
+        &self,
+        n: usize,
+        source: NamedFile,
+        target: NamedFile,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let copying = CopyRequest { what: format!("disk {n}"), source, target, reflink: true, hash: false };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
         Ok(())
@@ -240,8 +246,8 @@ impl Disks {
         }
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
-        let source = Named { file: source, path: template.to_owned() };
-        self.clone_image(n, source, Named { file: target, path: path.clone() }, interrupt).await?;
+        let source = NamedFile { file: source, path: template.to_owned() };
+        self.clone_image(n, source, NamedFile { file: target, path: path.clone() }, interrupt).await?;
         Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
     }
 
@@ -346,7 +352,7 @@ impl Disk for Disks {
         for n in 0..images.len() {
             let name = image_file(n);
             let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
-            copy::sync(Named { file, path: folder.path_of(&name) }, interrupt).await?;
+            copy::sync(NamedFile { file, path: folder.path_of(&name) }, interrupt).await?;
         }
         Ok(())
     }
@@ -374,9 +380,9 @@ impl Disk for Disks {
         for n in 0..images.len() {
             let (from, to) = (image_file(n), snapshot_file(n));
             let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
-            let source = Named { file, path: folder.path_of(&from) };
+            let source = NamedFile { file, path: folder.path_of(&from) };
             staging.remove_file(&to)?;
-            let target = Named { file: staging.new_file(&to)?, path: staging.path_of(&to) };
+            let target = NamedFile { file: staging.new_file(&to)?, path: staging.path_of(&to) };
             self.clone_image(n, source, target, interrupt).await?;
         }
         Ok(copy_host_key(&folder, &staging)?)
@@ -400,8 +406,8 @@ impl Disk for Disks {
         for n in 0..count {
             let (name, to) = (snapshot_file(n), image_file(n));
             let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
-            let source = Named { file, path: snapshot.path_of(&name) };
-            let target = Named { file: folder.new_file(&to)?, path: folder.path_of(&to) };
+            let source = NamedFile { file, path: snapshot.path_of(&name) };
+            let target = NamedFile { file: folder.new_file(&to)?, path: folder.path_of(&to) };
             self.clone_image(n, source, target, interrupt).await?;
         }
         copy_host_key(&snapshot, &folder)?;

@@ -12,7 +12,7 @@ use rustix::thread::CapabilitySet;
 use tokio::time::Instant;
 
 use super::process::{Daemon, DaemonRole, Daemons, ProcessError};
-use super::socket::{self, SocketError, SocketPath, Use};
+use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
 use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
 
@@ -111,7 +111,7 @@ impl Virtiofs {
         &self,
         index: usize,
         generation: Generation,
-    ) -> std::result::Result<(Option<Daemon>, Use), ShareError> {
+    ) -> std::result::Result<(Option<Daemon>, SocketUse), ShareError> {
         let daemon = self.daemons.find(&DaemonRole::share(index), generation)?;
         Ok((daemon, socket::usage(&socket_of(&self.settings.runtime, index, generation)?)?))
     }
@@ -119,7 +119,7 @@ impl Virtiofs {
     async fn start_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
         let share = &self.settings.shares[index];
         let (daemon, usage) = self.state_of(index, generation)?;
-        if daemon.is_some() && usage != Use::Unused {
+        if daemon.is_some() && usage != SocketUse::Unused {
             return Ok(());
         }
         let role = DaemonRole::share(index);
@@ -146,7 +146,7 @@ impl Virtiofs {
     ) -> std::result::Result<(), ShareError> {
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
-        while socket::usage(socket)? != Use::Listening {
+        while socket::usage(socket)? != SocketUse::Listening {
             if Instant::now() > deadline {
                 return Err(self.daemons.not_serving(role, generation, START_LIMIT).into());
             }
@@ -225,8 +225,8 @@ impl Shares for Virtiofs {
         let (mut any, mut all) = (false, true);
         for index in 0..self.settings.shares.len() {
             let (daemon, usage) = self.state_of(index, generation)?;
-            any |= daemon.is_some() || usage != Use::Unused;
-            all &= daemon.is_some() && usage != Use::Unused;
+            any |= daemon.is_some() || usage != SocketUse::Unused;
+            all &= daemon.is_some() && usage != SocketUse::Unused;
         }
         Ok(match (any, all) {
             (false, _) => Presence::Absent,
