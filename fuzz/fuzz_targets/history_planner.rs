@@ -111,7 +111,7 @@ fuzz_target!(|input: Input| {
     for push in &input.pushes {
         let (generation, record) = push.record(history.generation.0);
         let mut next = history.clone();
-        // One that is refused is as if it had not come: the fuzzer gets further that way.
+        // A refused record changes nothing, so the fuzzer goes on with the history before it.
         if next.push(Generation(generation), &record).is_ok() {
             history = next;
             look(&shape, &history);

@@ -100,7 +100,7 @@ impl<E: Into<EngineError>> From<E> for Halt {
 }
 
 /// A transition that is to run in a stage, and whether it is probed first.
-struct Call<'o, W: ?Sized> {
+struct Pending<'o, W: ?Sized> {
     index: u16,
     transition: &'o dyn ErasedTransition<W>,
     intent: Vec<u8>,
@@ -240,7 +240,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         &mut self,
         context: &Context<'_, W>,
         wanted: Vec<(usize, &'o dyn ErasedTransition<W>)>,
-    ) -> Result<Vec<Call<'o, W>>, Halt> {
+    ) -> Result<Vec<Pending<'o, W>>, Halt> {
         let mut calls = Vec::with_capacity(wanted.len());
         let mut intents = Vec::with_capacity(wanted.len());
         for (index, transition) in wanted {
@@ -254,7 +254,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 intents.push((place(index), transition.spec().id, intent.clone()));
                 intent
             };
-            calls.push(Call { index: place(index), transition, intent, probe_first });
+            calls.push(Pending { index: place(index), transition, intent, probe_first });
         }
         if !intents.is_empty() {
             self.journal.intents(&intents)?;
@@ -266,7 +266,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     async fn apply(
         &mut self,
         context: &Context<'_, W>,
-        calls: Vec<Call<'_, W>>,
+        calls: Vec<Pending<'_, W>>,
         commit: usize,
     ) -> Result<(), Halt> {
         let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(context, call)).collect();
@@ -292,7 +292,7 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     fn record(
         &mut self,
-        call: &Call<'_, W>,
+        call: &Pending<'_, W>,
         outcome: &[u8],
         took: Option<Duration>,
         commit: bool,
@@ -407,8 +407,8 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
 async fn carry_out<'c, 'o, W: ?Sized + Sync>(
     context: &Context<'_, W>,
-    call: &'c Call<'o, W>,
-) -> (&'c Call<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
+    call: &'c Pending<'o, W>,
+) -> (&'c Pending<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
     let transition = call.transition;
     let failed = |failure| Halt::Failed(TransitionFailure { label: transition.spec().label, failure });
     if call.probe_first {

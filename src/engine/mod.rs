@@ -144,6 +144,7 @@
 
 pub mod executor;
 pub mod history;
+pub mod ids;
 pub mod journal;
 pub mod planner;
 pub mod reader;

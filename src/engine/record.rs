@@ -7,7 +7,8 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::transition::Generation;
+use super::ids::Generation;
+pub use super::ids::WorkspaceId;
 
 /// The first bytes of every journal.
 pub const MAGIC: [u8; 8] = *b"nixbox\x00\x0a";
@@ -29,16 +30,6 @@ pub const ALIGNMENT: usize = 8;
 
 const CONFIGURATION: Configuration<LittleEndian, Fixint, Limit<MAX_PAYLOAD>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_PAYLOAD>();
-
-/// The id of a workspace: 16 random bytes, chosen by `nixbox init`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct WorkspaceId(pub [u8; 16]);
-
-impl std::fmt::Display for WorkspaceId {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
-    }
-}
 
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -14,27 +14,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+pub use super::ids::{Generation, OperationId, TransitionId};
 use super::record::{self, Ended};
-
-/// The id of a transition on disk. An id is never used again for another transition.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TransitionId(pub u16);
-
-/// The id of a kind of operation on disk. An id is never used again for another operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OperationId(pub u16);
-
-/// A number that grows with every operation of a workspace. What an operation makes carries its generation.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
-)]
-pub struct Generation(pub u64);
-
-impl std::fmt::Display for Generation {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
 
 /// How a transition is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

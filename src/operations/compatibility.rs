@@ -23,7 +23,7 @@ pub enum Incompatibility {
     /// A restored kernel keeps using the CPU features that it detected at boot.
     #[error("this host's processor lacks {}, which the snapshot's had", list(.0))]
     Cpu(BTreeSet<String>),
-    /// What of the configuration shapes a VM has changed.
+    /// A setting that shapes a VM has changed.
     #[error("{key} was {} and is {} now", said(.then), said(.now))]
     Shape {
         /// The key.

@@ -48,7 +48,7 @@
 //! recovery is stuck. Credentials are in the guest again by then, and not in the snapshot: it was captured before.
 //!
 //! With `--stop` the commit comes right after the capture, and the paused VM is not resumed: the stages of
-//! `clear_away.rs` remove it but for its disk, as `down` does. A failure in them leaves the operation stuck, and the
+//! `clear_away.rs` remove everything of it except its disk, as `down` does. A failure in them leaves the operation stuck, and the
 //! next command tries again.
 
 use futures_util::FutureExt;
@@ -62,7 +62,7 @@ use super::roll_over::{alive, make_it_run};
 use super::shared::clear_away::clear_away;
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount};
 use super::shared::machine::Target;
-use super::shared::{Call, Context, Unprobed, done_if_absent, must_live, probe_if_alive};
+use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
 use super::state::{RunningVm, WorkspaceState};
 use crate::engine::record::Ended;
 use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionId, TransitionSpec};
@@ -244,7 +244,7 @@ fn reading(
     label: &'static str,
     why: &'static str,
     from: Generation,
-    apply: Call<Generation, ()>,
+    apply: SeamCall<Generation, ()>,
 ) -> Unprobed<Generation> {
     Unprobed { spec: TransitionSpec::nothing_to_undo(id, label, why, LONG), intent: from, apply }
 }

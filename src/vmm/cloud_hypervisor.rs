@@ -4,7 +4,7 @@
 //! the call, the VM is lost ([`Failure::Lost`]); any other failure is an error of a VMM that lives. Because calls are
 //! repeated after a crash, each asks for the state of the VM and does only what is missing.
 //!
-//! What of the VMM is relied on, besides what [`super`] lists:
+//! This module relies on these behaviours of the VMM, besides those that [`super`] lists:
 //! - The API socket appears some milliseconds before the VMM listens on it.
 //! - Versions before v53 refuse to start where a socket is; v53 leaves a lock file beside it. Both are removed once the
 //!   process is known to be dead.

@@ -27,8 +27,9 @@ mod sizes;
 mod slots;
 mod snapshots;
 mod value;
-mod versions;
+mod vmm_choice;
 
+pub use self::capability::{Ability, VmmVersion};
 pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, VmmState};
 pub use self::names::{
     FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
@@ -44,7 +45,7 @@ pub use self::sizes::{Backing, ByteSize};
 pub use self::slots::Slot;
 pub use self::snapshots::{Depth, FileRecord, ListedSnapshot, Manifest, Origin, SnapshotState};
 pub use self::value::InvalidValue;
-pub use self::versions::{Ability, VmmChoice, VmmVersion};
+pub use self::vmm_choice::VmmChoice;
 pub use crate::engine::record::WorkspaceId;
 pub use crate::engine::transition::{Failure, Generation, Interrupt};
 

@@ -53,7 +53,7 @@ fn all_transitions_are_applied_in_order_and_the_conclusion_is_written() {
     assert_eq!((journal.open_operation(), journal.history().final_state.as_slice()), (None, &b"Done"[..]));
 }
 
-/// Each of the two waits for the other: one after the other they would wait for ever.
+/// Each of the two waits for the other, so the test would never end if they ran one after the other.
 #[test]
 fn transitions_of_a_stage_run_at_the_same_time() {
     let switches = Switches::new(&[(Call::Apply, FIRST, Odd::Meets), (Call::Apply, SECOND, Odd::Meets)]);

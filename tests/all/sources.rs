@@ -181,7 +181,10 @@ pub(crate) fn declared_types(files: &[SourceFile]) -> Vec<Declared> {
                 && (keyword != "type " || !indented)
             {
                 let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-                if !name.is_empty() {
+                // `type Context<'a> = transition::Context<'a, World>` gives a type fewer parameters, and no second meaning.
+                let specializes = keyword == "type "
+                    && rest.split_once(" = ").is_some_and(|(_, of)| of.contains(&format!("::{name}<")));
+                if !name.is_empty() && !specializes {
                     let is_error = derives.contains("thiserror::Error") || derives.contains("Error)]");
                     found.push(Declared { name, file: file.name.clone(), is_error });
                 }

@@ -5,7 +5,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Call, Unprobed};
+use super::{SeamCall, Unprobed};
 use crate::engine::transition::{ErasedTransition, Operation, TransitionId, TransitionSpec};
 use crate::operations::ids;
 use crate::operations::limits::QUICK;
@@ -13,7 +13,7 @@ use crate::world::{Generation, Machine, SnapshotId, World};
 
 type Removal = Box<dyn ErasedTransition<World>>;
 
-fn removal<I>(id: TransitionId, label: &'static str, what: I, apply: Call<I, ()>) -> Removal
+fn removal<I>(id: TransitionId, label: &'static str, what: I, apply: SeamCall<I, ()>) -> Removal
 where
     I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
 {
@@ -29,7 +29,7 @@ pub(in crate::operations) fn clear_away(
     superseded: Option<Generation>,
 ) -> Operation<World> {
     let Machine { vmm, memory, slot, .. } = *machine;
-    let remove_disk: Call<Generation, ()> = |context, disk| context.world.disk.remove(*disk);
+    let remove_disk: SeamCall<Generation, ()> = |context, disk| context.world.disk.remove(*disk);
     let removed_disk =
         superseded.map(|disk| removal(ids::REMOVE_DISK, "retire the former disk", disk, remove_disk));
     operation

@@ -22,15 +22,15 @@ use crate::world::{Generation, Presence, Result, World};
 pub(super) type Context<'a> = transition::Context<'a, World>;
 
 /// A call of a seam for an intent.
-pub(super) type Call<I, T> = for<'a> fn(&'a Context<'a>, &'a I) -> BoxFuture<'a, Result<T>>;
+pub(super) type SeamCall<I, T> = for<'a> fn(&'a Context<'a>, &'a I) -> BoxFuture<'a, Result<T>>;
 
 /// A part of a VM that bears the generation of this operation. A seam finds it, makes it and removes it.
 pub(super) struct Part<I> {
     pub(super) spec: TransitionSpec,
     pub(super) intent: I,
-    pub(super) find: Call<I, Presence>,
-    pub(super) make: Call<I, ()>,
-    pub(super) remove: Call<I, ()>,
+    pub(super) find: SeamCall<I, Presence>,
+    pub(super) make: SeamCall<I, ()>,
+    pub(super) remove: SeamCall<I, ()>,
 }
 
 impl<I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Transition<World> for Part<I> {
@@ -63,7 +63,7 @@ impl<I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Transition
 pub(super) struct Unprobed<I> {
     pub(super) spec: TransitionSpec,
     pub(super) intent: I,
-    pub(super) apply: Call<I, ()>,
+    pub(super) apply: SeamCall<I, ()>,
 }
 
 impl<I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Transition<World> for Unprobed<I> {

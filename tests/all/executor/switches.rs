@@ -86,7 +86,7 @@ pub(super) struct Switches {
     pub(super) log: Mutex<Vec<(Call, u16)>>,
     odd: Mutex<BTreeMap<(Call, u16), Odd>>,
     both: Barrier,
-    /// Of the journal's content, since it was made.
+    /// How often the journal's content was synced since the journal was made.
     pub(super) syncs: Arc<AtomicU64>,
 }
 
@@ -215,7 +215,8 @@ impl<const N: u16> Transition<Switches> for Switch<N> {
                 "{N} asks for the outcome of FIRST"
             );
         }
-        // One that is not in the table, and one that is about to be done, perhaps for the second time.
+        // A transition that is not in the table has no outcome, and neither has the one that is about to be applied, perhaps for
+        // the second time.
         assert!(matches!(
             context.outcome::<Vec<u8>>(TransitionId(99)),
             Err(Failure::NoOutcome(TransitionId(99)))

@@ -1,38 +1,13 @@
-//! What runs a VM: the VMM, its versions, and what a version can do.
+//! Which program runs a VM: Cloud Hypervisor, or the simulator in one of its versions.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Serialize, Serializer};
 
 use super::capability::{self, Capability};
 use super::value::InvalidValue;
-
-/// What becomes of shares under a version of the VMM. [`capability`] holds the table of versions; no other code compares
-/// version numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ability {
-    /// A share mounted in the guest still works, open files too, after `vm.restore`.
-    pub shares_survive_restore: bool,
-    /// A share mounted in the guest still works after `vm.snapshot` and an in-place `vm.resume`.
-    pub shares_survive_resume: bool,
-}
-
-/// A version of the VMM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmmVersion {
-    /// VMM state is not promised to load under another one (Cloud Hypervisor's docs/releases.md).
-    pub major: u32,
-    /// As the VMM calls itself.
-    pub text: String,
-}
-
-impl fmt::Display for VmmVersion {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.text)
-    }
-}
 
 /// What runs the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
