@@ -8,7 +8,7 @@ use libfuzzer_sys::{arbitrary, fuzz_target};
 use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
-use nixbox::fakes::{Crash, Fault, Host, Survival, Wrong};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
 use nixbox::operations::{Refusal, Session, SnapshotRequest};
 use nixbox::world::{Generation, SnapshotId, SnapshotReference, WorkspaceId};
 
@@ -47,7 +47,7 @@ struct Input {
 impl End {
     fn fault(self) -> Fault {
         let wrong = |kind: u8| {
-            [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter]
+            [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter]
                 [usize::from(kind % 4)]
         };
         match self {

@@ -2,24 +2,24 @@
 
 use super::files::Survival;
 
-/// How the program ends at a point.
+/// What is killed or fails at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Crash {
-    /// It is killed. The world stays as it is.
+    /// The program is killed.
     Death,
-    /// The power fails: processes, devices and memory are gone, and what was not synced survives in part.
+    /// The power fails: processes, devices and RAM are gone, and of what was not synced some survives.
     PowerCut(Survival),
-    /// The VMM is killed, and the program goes on.
+    /// The VMM is killed, and the program runs on.
     VmmKilled,
-    /// The VMM hangs, and its guest with it: it lives and never answers again. The program goes on.
+    /// The VMM and its guest hang: the process lives and never answers again. The program runs on.
     VmmHangs,
-    /// The share daemons are killed, and the program goes on.
+    /// The share daemons are killed, and the program runs on.
     SharesKilled,
 }
 
-/// How a call goes wrong.
+/// How a call of a seam goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wrong {
+pub enum CallFault {
     /// An error, and nothing was done.
     ErrorBefore,
     /// An error, and all was done.
@@ -35,19 +35,19 @@ pub enum Wrong {
 pub enum Fault {
     /// Nothing.
     None,
-    /// At this point the program ends, or the VMM does.
+    /// Something is killed or fails at this point.
     CrashAt(u64, Crash),
-    /// At this call of a seam something goes wrong, once.
-    CallGoesWrong(u64, Wrong),
-    /// From this call of a seam on, every call of the same kind goes wrong, for good.
-    CallsGoWrong(u64, Wrong),
-    /// At this point somebody asks to stop.
+    /// This call of a seam goes wrong, and no other.
+    CallGoesWrong(u64, CallFault),
+    /// This call of a seam goes wrong, and so does every later call of the same kind.
+    CallsGoWrong(u64, CallFault),
+    /// The program is interrupted at this point.
     InterruptAt(u64),
-    /// This write or sync of the journal's storage fails, and so do all that come after it.
+    /// This write or sync of the journal's storage fails, and so does every later one.
     StorageFails(u64, std::io::ErrorKind),
 }
 
-/// Counts what the program did since the fault was set.
+/// What the program has done since the fault was set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Points passed.
@@ -58,7 +58,7 @@ pub struct Counts {
     pub writes: u64,
 }
 
-/// Why a call to a seam fails here.
+/// Why a call of a seam fails.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FakeError {
     /// Something that the call needs is not as it must be.

@@ -1,4 +1,4 @@
-//! The host as tests hold it: faults are set, power is cut, VMMs are killed, and what is there is compared.
+//! The host as a test holds it: the test sets faults, cuts the power, kills VMMs, and compares what is there.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,7 +8,7 @@ use super::state::{FakeState, NEIGHBOUR, RAM};
 use crate::engine::journal::Name;
 use crate::world::{Failure, Interrupt, Slot, SnapshotId, WorkspaceId};
 
-/// The host.
+/// A host. Clones are handles to the same host.
 #[derive(Clone)]
 pub struct Host(Arc<Mutex<FakeState>>);
 
@@ -19,24 +19,24 @@ impl Host {
         Self(Arc::new(Mutex::new(FakeState::new(vmm_version, shares))))
     }
 
-    /// Another host, just as this one is now.
+    /// A copy of the host, as it is now.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self(Arc::new(Mutex::new(self.lock().clone())))
     }
 
-    /// Sets what is to happen, and starts counting. A program that died is started again by this.
+    /// Sets what is to happen, and starts counting anew. If the program has died this starts it again.
     pub fn set_fault(&self, fault: Fault, interrupt: Option<Interrupt>) {
         let mut state = self.lock();
         state.fault = fault;
         state.counts = Counts::default();
         state.dead = false;
         state.locks.clear();
-        state.wrong_kind = None;
+        state.failing_kind = None;
         state.interrupt = interrupt;
     }
 
-    /// Takes the lock of a workspace, unless somebody has it. A program that dies has it no more.
+    /// Takes the lock of a workspace, unless it is taken. A program that dies loses it.
     #[must_use]
     pub fn try_lock(&self, workspace: WorkspaceId) -> Option<WorkspaceLock> {
         let fresh = self.lock().locks.insert(workspace);
@@ -55,17 +55,17 @@ impl Host {
         self.lock().dead
     }
 
-    /// The power fails now.
+    /// Cuts the power.
     pub fn power_cut(&self, survival: Survival) {
         self.lock().power_cut(survival);
     }
 
-    /// Kills a workspace's VMM now.
+    /// Kills the VMM of a workspace.
     pub fn kill_vmm(&self, workspace: WorkspaceId) {
         self.lock().kill_vmm(workspace);
     }
 
-    /// All that can be seen of the host, but for how far guests have run. Two hosts that look the same are the same.
+    /// A hash over all that can be seen of the host, except how far guests have run.
     #[must_use]
     pub fn fingerprint(&self) -> u64 {
         self.lock().fingerprint()
@@ -77,7 +77,7 @@ impl Host {
         self.lock().snapshots(workspace)
     }
 
-    /// What a guest writes to its disk and RAM, and nobody else.
+    /// Lets guests write to their disk and RAM, this many times.
     pub fn guest_works(&self, ticks: u64) {
         let mut state = self.lock();
         for _ in 0..ticks {
@@ -104,37 +104,37 @@ impl Host {
         self.lock().is_ssh_ready(workspace)
     }
 
-    /// Changes what of the configuration shapes a VM.
+    /// Changes a value of the configuration that shapes a VM.
     pub fn set_shape(&self, key: &str, value: &str) {
         self.lock().shape.insert(key.to_owned(), value.to_owned());
     }
 
-    /// Takes a feature from the host's processor, as another host would not have it.
+    /// Takes a feature from the host's processor, as if the host were another one.
     pub fn lose_cpu_feature(&self, feature: &str) {
         self.lock().cpu.remove(feature);
     }
 
-    /// Installs another major version of the VMM. A VM that runs goes on under the one that it has.
+    /// Installs another major version of the VMM. A VM that runs keeps its own.
     pub fn install_vmm(&self, version: u32) {
         self.lock().version = version;
     }
 
-    /// Leaves room for so many bytes of snapshots. Disk and RAM take one each.
+    /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.
     pub fn set_room(&self, bytes: u64) {
         self.lock().room = bytes;
     }
 
-    /// Says who uses a share in a guest.
+    /// Adds a process that uses a share in a guest.
     pub fn use_share(&self, user: &str) {
         self.lock().share_users.push(user.to_owned());
     }
 
-    /// Gives a free slot to the neighbour, whose VM never goes down.
+    /// Gives a free slot to the other workspace on this host, whose VM always runs.
     pub fn take_slot(&self, slot: Slot) {
         self.lock().slots.entry(slot).or_insert(NEIGHBOUR);
     }
 
-    /// Takes a workspace's journal away, as somebody does who clears up.
+    /// Removes the journal of a workspace, as a person might do.
     pub fn lose_journal(&self, workspace: WorkspaceId) {
         let mut state = self.lock();
         if let Some(directory) = state.workspace_directory(workspace) {
@@ -154,11 +154,11 @@ impl Host {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, FakeState> {
-        // A test that panics while it holds the lock has failed already.
+        // A test that has panicked while it held the lock has failed already.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Passes a point. An error means that the program has died there or before.
+    /// Passes a point. An error means that the program has died at this point or before.
     pub(super) fn point(&self) -> Result<(), Failure> {
         self.lock().point()
     }

@@ -1,4 +1,4 @@
-//! The seams of `world`, on the fake host.
+//! The traits of `world`, implemented on the fake host for one workspace.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::fault::{FakeError, Fault, Wrong};
+use super::fault::{CallFault, FakeError, Fault};
 use super::files::{Content, Ino, ManifestFile};
 use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
 use super::host::Host;
@@ -30,14 +30,14 @@ fn refused<T>(why: &'static str) -> Result<T> {
 }
 
 #[derive(Clone)]
-struct Seams {
+struct WorkspaceSeams {
     host: Host,
     workspace: WorkspaceId,
 }
 
 pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     host.lock().snapshots_directory(workspace);
-    let seams = Arc::new(Seams { host: host.clone(), workspace });
+    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace });
     World {
         vmm: seams.clone(),
         slots: seams.clone(),
@@ -59,55 +59,59 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     }
 }
 
-/// One part of an effect, between two points.
-type Part<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
+/// A part of a change, between two points.
+type EffectPart<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
 
-impl Seams {
-    /// A look at the host: it may go wrong, and changes nothing.
-    async fn look<T>(&self, kind: &'static str, look: impl FnOnce(&mut FakeState) -> Result<T>) -> Result<T> {
-        match self.wrong(kind) {
-            None => look(&mut self.host.lock()),
-            Some(Wrong::ErrorBefore | Wrong::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
-            Some(Wrong::SilentBefore | Wrong::SilentAfter) => std::future::pending().await,
+impl WorkspaceSeams {
+    /// A call that changes nothing. It may go wrong.
+    async fn query<T>(
+        &self,
+        kind: &'static str,
+        query: impl FnOnce(&mut FakeState) -> Result<T>,
+    ) -> Result<T> {
+        match self.call_fault(kind) {
+            None => query(&mut self.host.lock()),
+            Some(CallFault::ErrorBefore | CallFault::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
+            Some(CallFault::SilentBefore | CallFault::SilentAfter) => std::future::pending().await,
         }
     }
 
-    /// A change of the host in several parts, with a point before each and one behind the last.
-    async fn act(&self, kind: &'static str, parts: Vec<Part<'_>>) -> Result<()> {
-        let wrong = self.wrong(kind);
-        match wrong {
-            Some(Wrong::ErrorBefore) => return Err(Failure::world(FakeError::FaultSet)),
-            Some(Wrong::SilentBefore) => std::future::pending().await,
+    /// A call that changes the host in several parts, with a point before each and one after the last. It may go wrong.
+    async fn change(&self, kind: &'static str, parts: Vec<EffectPart<'_>>) -> Result<()> {
+        let fault = self.call_fault(kind);
+        match fault {
+            Some(CallFault::ErrorBefore) => return Err(Failure::world(FakeError::FaultSet)),
+            Some(CallFault::SilentBefore) => std::future::pending().await,
             _ => {}
         }
         for part in parts {
             self.host.point()?;
             part(&mut self.host.lock())?;
-            // Stage-mates act in between.
+            // The other transitions of the stage run in between.
             tokio::task::yield_now().await;
         }
         self.host.point()?;
-        match wrong {
-            Some(Wrong::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
-            Some(Wrong::SilentAfter) => std::future::pending().await,
+        match fault {
+            Some(CallFault::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
+            Some(CallFault::SilentAfter) => std::future::pending().await,
             _ => Ok(()),
         }
     }
 
-    fn wrong(&self, kind: &'static str) -> Option<Wrong> {
+    fn call_fault(&self, kind: &'static str) -> Option<CallFault> {
         let mut state = self.host.lock();
         if state.dead {
-            return Some(Wrong::ErrorBefore);
+            return Some(CallFault::ErrorBefore);
         }
         let here = state.counts.calls;
         state.counts.calls += 1;
         match state.fault {
-            Fault::CallGoesWrong(at, wrong) if at == here => Some(wrong),
-            Fault::CallsGoWrong(at, wrong) => {
+            Fault::CallGoesWrong(at, fault) if at == here => Some(fault),
+            Fault::CallsGoWrong(at, fault) => {
                 if at == here {
-                    state.wrong_kind = Some(kind);
+                    state.failing_kind = Some(kind);
                 }
-                (state.wrong_kind == Some(kind)).then_some(wrong)
+                (state.failing_kind == Some(kind)).then_some(fault)
             }
             _ => None,
         }
@@ -161,23 +165,23 @@ fn trash_name(id: SnapshotId) -> String {
     format!(".trash-{id}")
 }
 
-fn nothing<'a>() -> Part<'a> {
+fn nothing<'a>() -> EffectPart<'a> {
     Box::new(|_| Ok(()))
 }
 
 #[async_trait]
-impl Hooks for Seams {
+impl Hooks for WorkspaceSeams {
     async fn run(&self, _: HookPoint, interrupt: &Interrupt) -> Result<()> {
         let run = |state: &mut FakeState| {
             interrupt.check()?;
             state.hooks_run += 1;
             Ok(())
         };
-        self.act("hooks.run", vec![Box::new(run)]).await
+        self.change("hooks.run", vec![Box::new(run)]).await
     }
 }
 
-impl Clock for Seams {
+impl Clock for WorkspaceSeams {
     fn unix_ms(&self) -> u64 {
         let mut state = self.host.lock();
         state.clock_ms += 1;

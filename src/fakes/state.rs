@@ -1,4 +1,4 @@
-//! The host's state, and what happens to it without nixbox: time, death, power cuts.
+//! The state of the host, and what happens to it without nixbox: guests run, processes end, the power fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -17,30 +17,30 @@ pub(super) const RAM: &str = "ram";
 pub(super) const SAVED: &str = "state";
 pub(super) const MANIFEST: &str = "manifest";
 
-/// The workspace whose VM is always there, and which nobody may touch.
+/// Another workspace, whose VM always runs. Nothing of it may be changed.
 pub(super) const NEIGHBOUR: WorkspaceId = WorkspaceId([0xEE; 16]);
 
-/// Of a workspace, and of a generation of it.
+/// A workspace and a generation of it.
 pub(super) type Key = (WorkspaceId, Generation);
 
 /// A VMM process, or what is left of one.
 #[derive(Debug, Clone, Hash)]
 pub(super) struct VmmProcess {
-    /// `VmmState::Gone` when it lives no more: its socket and its record are still there.
+    /// `VmmState::Gone` if the process has ended and only its socket and its record are there.
     pub(super) state: VmmState,
-    /// The major version of its program, whatever is installed by now.
+    /// The major version of its program. Another one may have been installed since.
     pub(super) version: u32,
     pub(super) machine: Option<Machine>,
     pub(super) shares: Presence,
-    /// `vm.snapshot` has left the share daemons unusable, once the VM runs on in place.
+    /// Whether the shares die when the VM is resumed, because `vm.snapshot` was called.
     pub(super) shares_spoilt: bool,
-    /// RAM, disk or devices of different instants came together.
+    /// Whether RAM, disk and devices were put together from different instants.
     pub(super) mangled: bool,
-    /// It is busy with a `vm.snapshot`.
+    /// The snapshot that `vm.snapshot` is being written for.
     pub(super) saving: Option<SnapshotId>,
-    /// Its guest was asked to shut down and is at it, which takes a while, whatever became of who asked.
+    /// Whether its guest is shutting down. It does so even if the nixbox that asked for it has died.
     pub(super) going: bool,
-    /// It lives, and answers nobody.
+    /// Whether it lives and never answers.
     pub(super) hangs: bool,
 }
 
@@ -92,7 +92,7 @@ impl NetworkParts {
     }
 }
 
-/// A RAM file. It lives in memory: it outlives processes, and no power cut.
+/// A RAM file. It lies in memory, so that it outlives processes but no power cut.
 #[derive(Debug, Clone, Hash)]
 pub(super) struct RamFile {
     pub(super) ram: Option<FakeRam>,
@@ -110,13 +110,13 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
-    /// What the host's processor can do.
+    /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
-    /// What of the configuration shapes a VM.
+    /// The values of the configuration that shape a VM.
     pub(super) shape: BTreeMap<String, String>,
-    /// Room for snapshots.
+    /// The space for snapshots, in bytes.
     pub(super) room: u64,
-    /// Who uses a share in a guest.
+    /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
     pub(super) salts: u64,
@@ -125,7 +125,7 @@ pub(super) struct FakeState {
     pub(super) fault: Fault,
     pub(super) counts: Counts,
     pub(super) dead: bool,
-    pub(super) wrong_kind: Option<&'static str>,
+    pub(super) failing_kind: Option<&'static str>,
     pub(super) interrupt: Option<Interrupt>,
     pub(super) locks: BTreeSet<WorkspaceId>,
 }
@@ -165,7 +165,7 @@ impl FakeState {
             fault: Fault::None,
             counts: Counts::default(),
             dead: false,
-            wrong_kind: None,
+            failing_kind: None,
             interrupt: None,
             locks: BTreeSet::new(),
         }
@@ -188,7 +188,7 @@ impl FakeState {
         lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
     }
 
-    /// Whether the VMM does, where there is one.
+    /// An error if there is a VMM and it hangs.
     pub(super) fn answers(&self, vmm: Key) -> Result<(), Failure> {
         let hangs = self.vmms.get(&vmm).is_some_and(|vmm| vmm.hangs);
         if hangs { Err(Failure::world(FakeError::VmmHangs)) } else { Ok(()) }
@@ -252,7 +252,7 @@ impl FakeState {
         if self.dead { Err(Failure::world(FakeError::ProgramDied)) } else { Ok(()) }
     }
 
-    /// Guests that run go on: their RAM changes, and their disk with it.
+    /// Lets guests that run write to RAM and disk.
     pub(super) fn tick(&mut self) {
         let running: Vec<(WorkspaceId, Machine)> = self
             .vmms
@@ -317,7 +317,7 @@ impl FakeState {
             .for_each(|workspace| self.kill_vmm(workspace));
     }
 
-    /// The process ends, and so do the share daemons that it was connected to. Sockets and records stay.
+    /// Ends a VMM, and the share daemons that it is connected to. Sockets and records stay.
     pub(super) fn end_vmm(&mut self, key: Key) {
         if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state != VmmState::Gone) {
             vmm.state = VmmState::Gone;
@@ -336,7 +336,7 @@ impl FakeState {
         }
     }
 
-    /// So much of it that all guests that are going are gone.
+    /// Lets so much time pass that all guests that are shutting down have done so.
     pub(super) fn pass_time(&mut self) {
         let going: Vec<Key> =
             self.vmms.iter().filter(|(_, vmm)| vmm.going && !vmm.hangs).map(|(key, _)| *key).collect();
@@ -351,7 +351,7 @@ impl FakeState {
 
     pub(super) fn power_cut(&mut self, survival: Survival) {
         let of_neighbour = |workspace: &WorkspaceId| *workspace == NEIGHBOUR;
-        // The neighbour is on another host, as far as power goes: what it lost would not be nixbox's doing.
+        // The power of the other workspace does not fail: what it lost would not be nixbox's fault.
         self.vmms.retain(|(workspace, _), _| of_neighbour(workspace));
         self.daemons.retain(|(workspace, _), _| of_neighbour(workspace));
         self.memories.retain(|(workspace, _), _| of_neighbour(workspace));

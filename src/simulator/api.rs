@@ -1,5 +1,5 @@
-//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains as v53.0 gives them, and
-//! where other versions differ, theirs. A conformance suite compares them with the real ones.
+//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains are those of the version
+//! that is simulated. A conformance suite compares them with the real versions.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,18 +14,18 @@ fn not_running() -> ApiRefusal {
     ApiRefusal::new(500, &["VM is not running"])
 }
 
-/// The VMM: a configuration, and a VM once it was booted.
+/// The VMM: it has a configuration after `vm.create`, and a VM after `vm.boot` or `vm.restore`.
 pub(super) struct SimulatedVmm {
-    place: VmmContext,
+    context: VmmContext,
     config: Option<Value>,
     vm: Option<SimulatedVm>,
-    /// Whether its serial file was made, and emptied.
+    /// Whether the serial file of the configuration could be made.
     console: bool,
-    /// Shares that the guest was asked to let go of.
+    /// Ids of the devices that the guest was asked to let go of.
     leaving: BTreeSet<String>,
 }
 
-/// An answer: status and body.
+/// The answer to a call: status and body.
 pub(super) type ApiAnswer = Result<(u16, String), ApiRefusal>;
 
 fn nothing() -> ApiAnswer {
@@ -37,7 +37,7 @@ fn parse(body: &[u8]) -> Result<Value, ApiRefusal> {
         .map_err(|error| ApiRefusal::new(400, &["Failed to deserialize JSON", &error.to_string()]))
 }
 
-/// A field that a body must have.
+/// The body and the field `key`, which it must have.
 fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
     if body.is_empty() {
         return Err(ApiRefusal::new(400, &["Bad Request"]));
@@ -54,11 +54,11 @@ fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
 }
 
 impl SimulatedVmm {
-    pub(super) fn new(place: VmmContext) -> Self {
-        Self { place, config: None, vm: None, console: false, leaving: BTreeSet::new() }
+    pub(super) fn new(context: VmmContext) -> Self {
+        Self { context, config: None, vm: None, console: false, leaving: BTreeSet::new() }
     }
 
-    /// Answers one call. `vmm.shutdown` is not for it.
+    /// Answers one call. `vmm.shutdown` is answered by [`super::vmm`].
     pub(super) fn call(&mut self, method: &str, path: &str, body: &[u8]) -> ApiAnswer {
         let call = path.strip_prefix("/api/v1/").unwrap_or_default();
         match (method, call) {
@@ -89,13 +89,13 @@ impl SimulatedVmm {
     }
 
     fn not_created(&self) -> ApiRefusal {
-        ApiRefusal::new(self.place.version.missing_vm_status, &["VM is not created"])
+        ApiRefusal::new(self.context.version.missing_vm_status, &["VM is not created"])
     }
 
     fn ping(&self) -> String {
         json!({
-            "build_version": self.place.version.simulator_version(),
-            "version": self.place.version.package_version(),
+            "build_version": self.context.version.simulator_version(),
+            "version": self.context.version.package_version(),
             "pid": std::process::id(),
             "features": ["simulator"],
         })
@@ -127,7 +127,7 @@ impl SimulatedVmm {
         if self.config.is_some() {
             return Err(ApiRefusal::new(500, &["VM is already created"]).to("The VM could not be created"));
         }
-        // One whose console cannot be made is there all the same.
+        // The VM counts as created even if its console cannot be made.
         let console = vm::console(&config);
         (self.config, self.console) = (Some(config), console.is_ok());
         console.map_err(|refusal| refusal.to("The VM could not be created"))?;
@@ -135,7 +135,7 @@ impl SimulatedVmm {
     }
 
     fn boot(&mut self) -> ApiAnswer {
-        let version = self.place.version;
+        let version = self.context.version;
         let missing = || ApiRefusal::new(version.missing_vm_status, &["VM config is missing"]);
         let config = self.config.clone().ok_or_else(missing)?;
         if config.pointer("/payload/kernel").is_none() {
@@ -158,14 +158,14 @@ impl SimulatedVmm {
                 if !self.console {
                     vm::console(&config)?;
                 }
-                *vm = Some(SimulatedVm::boot(&config, &self.place)?);
+                *vm = Some(SimulatedVm::boot(&config, &self.context)?);
                 nothing()
             }
         }
     }
 
-    /// The guest asked for it: the same machine, from its kernel on.
-    pub(super) fn boot_again(&mut self) -> ApiAnswer {
+    /// Boots the same configuration again, as a reboot of the guest does.
+    pub(super) fn reboot(&mut self) -> ApiAnswer {
         self.vm = None;
         self.boot()
     }
@@ -196,7 +196,7 @@ impl SimulatedVmm {
                     "Invalid transition: InvalidStateTransition(Running, Running)",
                 ],
             )),
-            Some(vm) => vm.resume(self.place.version).and_then(|()| nothing()),
+            Some(vm) => vm.resume(self.context.version).and_then(|()| nothing()),
         }
     }
 
@@ -215,7 +215,7 @@ impl SimulatedVmm {
             return Err(ApiRefusal::new(500, &words).to(CALL));
         }
         let saved = directory(&url, "Cannot send VM snapshot")
-            .and_then(|directory| vm.save(config, &directory, self.place.version));
+            .and_then(|directory| vm.save(config, &directory, self.context.version));
         saved.map_err(|refusal| refusal.to(CALL))?;
         nothing()
     }
@@ -229,13 +229,13 @@ impl SimulatedVmm {
             directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
         restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
-        if resume && self.place.version.restore_takes_resume_field { self.resume() } else { nothing() }
+        if resume && self.context.version.restore_takes_resume_field { self.resume() } else { nothing() }
     }
 
     fn restore_from(&mut self, directory: &Path) -> Result<(), ApiRefusal> {
         const CANNOT: &str = "Cannot restore VM";
         const RECEIVE: &str = "Failed to receive migratable component snapshot";
-        let version = self.place.version;
+        let version = self.context.version;
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM config snapshot file {path:?}");
@@ -249,19 +249,19 @@ impl SimulatedVmm {
                 &error,
             )
         })?;
-        self.vm = Some(SimulatedVm::restore(&config, directory, &self.place)?);
+        self.vm = Some(SimulatedVm::restore(&config, directory, &self.context)?);
         self.config = Some(config);
         Ok(())
     }
 
     fn power_button(&mut self) -> ApiAnswer {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        // A guest that stands still hears it when it goes on.
+        // A guest that is paused notices the button when it is resumed.
         let guest = std::sync::Arc::clone(&vm.guest);
         tokio::spawn(async move {
-            if guest.gate.passed().await.is_ok() {
+            if guest.pause_control.until_running().await.is_ok() {
                 guest.settle();
-                guest.power(super::guest::Power::Off);
+                guest.power(super::guest::PowerRequest::Off);
             }
         });
         nothing()
@@ -284,11 +284,11 @@ impl SimulatedVmm {
             ]));
         }
         let id = fs.get("id").cloned().unwrap_or(Value::Null);
-        let taken = |config: &Value| {
+        let is_taken = |config: &Value| {
             let listed = config.get("fs").and_then(Value::as_array).into_iter().flatten();
-            listed.filter_map(|fs| fs.get("id")).any(|there| *there == id)
+            listed.filter_map(|fs| fs.get("id")).any(|listed| *listed == id)
         };
-        if taken(config) {
+        if is_taken(config) {
             return Err(invalid(&[&format!("Identifier {} is not unique", id.as_str().unwrap_or_default())]));
         }
         if let Some(vm) = &mut self.vm {
@@ -323,7 +323,7 @@ impl SimulatedVmm {
                 found |= list.len() != before;
             }
         }
-        let version = self.place.version;
+        let version = self.context.version;
         found |= version.removal_can_be_repeated && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
@@ -339,9 +339,9 @@ impl SimulatedVmm {
         nothing()
     }
 
-    /// What happens by itself while nobody calls.
-    pub(super) fn notice(&mut self) -> io::Result<()> {
-        self.vm.as_ref().map_or(Ok(()), SimulatedVm::notice_lost_daemons)
+    /// Makes shares hang whose daemons have gone. To be called from time to time.
+    pub(super) fn hang_shares_of_lost_daemons(&mut self) -> io::Result<()> {
+        self.vm.as_ref().map_or(Ok(()), SimulatedVm::hang_shares_of_lost_daemons)
     }
 }
 
@@ -361,7 +361,7 @@ const KNOWN: [&str; 13] = [
     "vm.remove-device",
 ];
 
-/// The directory of a `file://` URL, for what cannot be done without it.
+/// The directory that a `file://` URL names. `what` is the outermost message of the refusal.
 fn directory(url: &str, what: &str) -> Result<PathBuf, ApiRefusal> {
     let refuse =
         |why: String| ApiRefusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::world::capability::Capability;
 
-/// What the API says no with.
+/// The answer to a call that is refused.
 #[derive(Debug)]
 pub(super) struct ApiRefusal {
     pub(super) status: u16,
@@ -17,14 +17,14 @@ impl ApiRefusal {
         Self { status, chain: chain.iter().map(|text| (*text).to_owned()).collect() }
     }
 
-    /// An error of the system, below what was being done.
+    /// The refusal that an error of the system causes: the chain is `doing`, then the text of the error.
     pub(super) fn of(doing: &[&str], error: &dyn std::error::Error) -> Self {
         let mut refusal = Self::new(500, doing);
         refusal.chain.push(error.to_string());
         refusal
     }
 
-    /// The same, with the file that it was done to, if this version names it.
+    /// The same, with `what` before the text of the error if this version says what was done to which file.
     pub(super) fn with_file(
         version: &Capability,
         doing: &[&str],
@@ -38,7 +38,7 @@ impl ApiRefusal {
         refusal
     }
 
-    /// The same as the answer to a call.
+    /// The same as the answer to a call: two messages more at the outer end of the chain.
     pub(super) fn to(mut self, call: &str) -> Self {
         self.chain.splice(0..0, ["Error from API".to_owned(), call.to_owned()]);
         self
@@ -49,6 +49,7 @@ impl ApiRefusal {
         self.chain.extend(words.iter().map(|word| (*word).to_owned()));
     }
 
+    /// The body of the answer, as JSON.
     pub(super) fn body(&self) -> String {
         json!(self.chain).to_string()
     }

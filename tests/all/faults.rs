@@ -1,6 +1,6 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
-use nixbox::fakes::{Crash, Fault, Host, Survival, Violation, Wrong};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival, Violation};
 use nixbox::operations::{LossReason, OperationResult, Refusal};
 
 use crate::crashes::Scenario;
@@ -10,7 +10,8 @@ use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop
 
 static SCHEDULES: Count = Count::new("fault schedules", 3);
 
-const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
+const WRONGS: [CallFault; 4] =
+    [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter];
 
 const SCENARIOS: [Scenario; 12] = [
     Scenario { version: 53, shares: true, before: &[], command: Up },

@@ -1,7 +1,7 @@
 //! Random commands with random faults, against a model that knows no stages: what was not finished either happened or did
 //! not, and nothing else.
 
-use nixbox::fakes::{Crash, Fault, Host, Survival, Wrong};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
 use nixbox::operations::{Incompatibility, NotRestorable, OperationResult, Refusal};
 use nixbox::world::WorkspaceId;
 use proptest::prelude::*;
@@ -64,12 +64,12 @@ fn crash() -> impl Strategy<Value = Crash> {
     ]
 }
 
-fn wrong() -> impl Strategy<Value = Wrong> {
+fn wrong() -> impl Strategy<Value = CallFault> {
     prop_oneof![
-        Just(Wrong::ErrorBefore),
-        Just(Wrong::ErrorAfter),
-        Just(Wrong::SilentBefore),
-        Just(Wrong::SilentAfter),
+        Just(CallFault::ErrorBefore),
+        Just(CallFault::ErrorAfter),
+        Just(CallFault::SilentBefore),
+        Just(CallFault::SilentAfter),
     ]
 }
 
