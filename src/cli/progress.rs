@@ -212,7 +212,7 @@ impl Observer for ProgressDisplay {
         self.print_progress(why);
     }
 
-    fn setback(&self, failure: &TransitionFailure) {
+    fn failure(&self, failure: &TransitionFailure) {
         self.end_copies();
         let operation = self.current().operation;
         self.print_progress(&format!("{operation}: {}", error::chain(failure)));

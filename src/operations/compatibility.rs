@@ -1,19 +1,15 @@
-//! Whether a snapshot can be restored here and now, and if not, each thing that stands in the way.
+//! Whether a snapshot can be restored on this host and with this configuration, and if not, each reason why.
 //!
 //! Uses the seams, and changes nothing.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::session::{LOOK, look};
+use super::limits::{LONG, LOOK, within};
 use crate::engine::transition::{Failure, Interrupt};
 use crate::world::{Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, VmmVersion, World};
 
-/// Reading what of a snapshot was touched. Interruptible, so this is a last resort.
-const VERIFY: Duration = Duration::from_secs(3600);
-
-/// One thing that keeps a snapshot from being restored here and now.
+/// One reason why a snapshot cannot be restored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Incompatibility {
     /// VMM state is not promised to load under another major version.
@@ -24,10 +20,10 @@ pub enum Incompatibility {
         /// Which is installed.
         now: VmmVersion,
     },
-    /// The guest's kernel uses what it once found.
+    /// A restored kernel keeps using the CPU features that it detected at boot.
     #[error("this host's processor lacks {}, which the snapshot's had", list(.0))]
     Cpu(BTreeSet<String>),
-    /// The configuration that shaped the VM is another.
+    /// What of the configuration shapes a VM has changed.
     #[error("{key} was {} and is {} now", said(.then), said(.now))]
     Shape {
         /// The key.
@@ -37,7 +33,7 @@ pub enum Incompatibility {
         /// In the configuration.
         now: Option<String>,
     },
-    /// The guest has it mounted.
+    /// The guest has the source of a mount, which does not exist now.
     #[error("the mount's source {} is not there", .0.display())]
     Mount(PathBuf),
     /// The guest's address belongs to it.
@@ -58,15 +54,15 @@ fn said(value: &Option<String>) -> String {
 /// Why a snapshot cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRestorable {
-    /// It is not whole.
+    /// A file is missing or damaged.
     #[error("it is not whole")]
     Damaged(#[source] Failure),
-    /// It was made under other circumstances.
+    /// It was made under conditions that this host or configuration does not meet.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Misfits(Vec<Incompatibility>),
 }
 
-/// The circumstances of a restore.
+/// The conditions that a snapshot is to be restored under.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostConditions {
     pub(super) origin: Origin,
@@ -75,24 +71,24 @@ pub(super) struct HostConditions {
     pub(super) slots: BTreeSet<Slot>,
 }
 
-/// What a snapshot of a VM under this VMM notes of where it was made.
+/// What the manifest of a snapshot notes about the conditions that it is made under.
 pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> {
     Ok(Origin { vmm, cpu: (world.cpu)()?, shape: world.shape.as_ref().clone() })
 }
 
-/// How things are now.
-pub(super) async fn here(world: &World) -> Result<HostConditions, Failure> {
-    let held = look(LOOK, world.slots.held()).await?;
-    let free = look(LOOK, world.slots.free()).await?;
+/// The conditions of this host now.
+async fn here(world: &World) -> Result<HostConditions, Failure> {
+    let held = within(LOOK, world.slots.held()).await?;
+    let free = within(LOOK, world.slots.free()).await?;
     Ok(HostConditions {
-        origin: origin(world, look(LOOK, world.vmm.version(None)).await?)?,
+        origin: origin(world, within(LOOK, world.vmm.version(None)).await?)?,
         absent: world.missing_mounts.to_vec(),
         slots: held.into_iter().chain(free).collect(),
     })
 }
 
-/// Each thing that stands in the way. Pure.
-pub(super) fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompatibility> {
+/// Each reason why the snapshot cannot be restored. Pure.
+fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompatibility> {
     let (then, now) = (&manifest.origin, &here.origin);
     let mut found = Vec::new();
     if then.vmm.major != now.vmm.major {
@@ -114,10 +110,10 @@ pub(super) fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompa
     found
 }
 
-/// What was chosen to be restored, and what was looked at before it and cannot be.
+/// The snapshot that was chosen, and the newer ones that cannot be restored.
 #[derive(Debug)]
 pub(super) struct SnapshotChoice {
-    /// The newest that fits, or the one that was asked for.
+    /// The newest of the candidates that can be restored.
     pub(super) chosen: Option<Manifest>,
     /// Newest first.
     pub(super) passed_over: Vec<(SnapshotId, NotRestorable)>,
@@ -126,7 +122,7 @@ pub(super) struct SnapshotChoice {
 /// Chooses among these, newest first.
 ///
 /// # Errors
-/// If it cannot be told how things are, or somebody interrupts.
+/// If the conditions of this host cannot be determined, or a person interrupts.
 pub(super) async fn choose(
     world: &World,
     candidates: impl IntoIterator<Item = ListedSnapshot>,
@@ -147,7 +143,7 @@ pub(super) async fn choose(
             passed_over.push((id, NotRestorable::Misfits(misfits)));
             continue;
         }
-        match look(VERIFY, world.catalog.verify(id, Depth::Touched, interrupt)).await {
+        match within(LONG, world.catalog.verify(id, Depth::Touched, interrupt)).await {
             Ok(()) => return Ok(SnapshotChoice { chosen: Some(manifest), passed_over }),
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
             Err(failure) => passed_over.push((id, NotRestorable::Damaged(failure))),
@@ -189,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_circumstances_and_better_ones_fit() {
+    fn the_same_conditions_and_better_ones_are_compatible() {
         assert_eq!(misfits(&manifest(), &good()), []);
         let mut better = good();
         better.origin.cpu.insert("avx512f".to_owned());
@@ -198,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn each_misfit_is_named() {
+    fn each_incompatibility_is_named() {
         let mut bad = good();
         bad.origin.vmm = VmmVersion { major: 54, text: "v54.0".into() };
         bad.origin.cpu.remove("avx2");

@@ -1,5 +1,7 @@
 //! A VM as the seams name it: its parts and their generations, its state, and what of it is there.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{ByteSize, Generation, HostPath, Slot};
@@ -51,6 +53,20 @@ pub enum VmmState {
     Paused,
     /// It lives, does nothing that can be seen, and has not answered for as long as it was waited for: it counts as lost.
     Silent,
+}
+
+impl fmt::Display for VmmState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Never => "not started",
+            Self::Gone => "gone",
+            Self::Empty => "not created",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Silent => "not answering",
+        })
+    }
 }
 
 impl VmmState {
