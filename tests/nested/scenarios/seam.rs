@@ -175,7 +175,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     assert_eq!(vmm.shares_attached(first.vmm).await.unwrap(), Presence::Whole);
     house.until_printed(first.vmm, "GUEST-READY").await;
     house.guest("mkdir -p /mnt/w && mount -t virtiofs work /mnt/w && echo old > /mnt/w/file").await;
-    // Whoever wrote it in the guest, it is the invoking user's here; and the guest's user's there.
+    // Every user of the guest writes as the invoking user here, and the file belongs to the guest's user there.
     let owner = fs::metadata(house.path.join("shared/file")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((owner.uid(), owner.gid()), (invoker.uid(), invoker.gid()));

@@ -147,7 +147,7 @@ impl Namespace {
 /// A host with a network outside of it.
 pub(super) struct Arena {
     pub(super) workspace: WorkspaceId,
-    /// Of a second workspace on the same host.
+    /// The id of a second workspace on the same host.
     pub(super) neighbour: WorkspaceId,
     host: Namespace,
     outside: Namespace,
