@@ -1,9 +1,9 @@
 //! `.nixbox/config.toml`: read strictly, and checked against this host.
 //!
-//! [`Config::parse`] is total: any text gives a [`Config`] or an error with its place. It parses straight into the values
-//! of [`crate::world`], so what a [`Config`] holds needs no further check, except for what may change at any time: whether
-//! files are there ([`Config::check_files`]). Of secrets it keeps where they come from. Printing a [`Config`], by Debug or
-//! as JSON, prints no secret.
+//! [`Config::parse`] is total: any text gives a [`Config`] or an error with its place. It parses straight into the
+//! values of [`crate::world`], so what a [`Config`] holds needs no further check, except for what may change at any
+//! time: whether files are there ([`Config::check_files`]). Of secrets it keeps where they come from. Printing a
+//! [`Config`], by Debug or as JSON, prints no secret.
 
 use std::path::Path;
 
@@ -26,39 +26,39 @@ pub use types::{
 #[cfg(test)]
 pub(crate) use {keys::all as all_keys, tests::keys_of};
 
-/// Its name in `.nixbox`.
+/// The name of the file in `.nixbox`.
 pub const FILE: &str = "config.toml";
 /// The most that is read, in bytes.
 const LIMIT: u64 = 256 << 10;
 
 impl Config {
-    /// Reads that of the workspace at `root`, whose `.nixbox` is open.
+    /// Reads the configuration of the workspace at `root`, whose directory `.nixbox` is open.
     ///
     /// # Errors
     /// See [`ConfigError`].
     pub fn load(nixbox: &Folder, root: &Path, host: &HostFacts) -> Result<Self> {
         let path = nixbox.path_of(FILE);
         let bytes = nixbox.read(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
-        // Values may be written down in it.
+        // The text may contain secrets, so it is overwritten when this returns.
         let bytes = Zeroizing::new(bytes);
         let text = std::str::from_utf8(&bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?;
         Self::parse(text, &path, root, host)
     }
 
-    /// The configuration in a text, which is the content of the file `path` of the workspace at `root`.
+    /// Parses a text, which is the content of the file `path` of the workspace at `root`.
     ///
     /// # Errors
-    /// See [`ConfigError`]; the first by the order of the tables in the documentation.
+    /// [`ConfigError`] for the first thing that is wrong, in the order in which the tables are read.
     pub fn parse(text: &str, path: &Path, root: &Path, host: &HostFacts) -> Result<Self> {
         let text = read::SourceText { path, text };
         let tree = text.parse()?;
         tables::ConfigReader { root, host }.config(text, tree.get_ref())
     }
 
-    /// Makes sure that what the machine needs is there now: kernel, initramfs, templates, sources of mounts.
+    /// Makes sure that the files that the VM needs are there now: kernel, initramfs, templates, and sources of mounts.
     ///
     /// # Errors
-    /// [`ConfigError::NotThere`] for the first that is not.
+    /// [`ConfigError::NotThere`] for the first that is missing.
     pub fn check_files(&self) -> Result<()> {
         let images = self.disks.iter().filter_map(|disk| disk.image.as_ref());
         let files = std::iter::once(("vm.kernel", &self.vm.kernel))

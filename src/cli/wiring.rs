@@ -1,7 +1,8 @@
-//! The real [`World`] of a workspace: its configuration, put into the seams of `host`, `vmm`, `guest` and `store`.
+//! Builds the real [`World`] of a workspace: gives its configuration to the seams of `host`, `vmm`, `guest` and
+//! `store`.
 //!
-//! The words of the configuration become those of each layer here and nowhere else. Starts and makes nothing but the
-//! runtime directory.
+//! Every value of the configuration is of a type of `world`, which the layers take as it is. This makes the runtime
+//! directory, and starts nothing.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -34,10 +35,10 @@ use crate::workspace::{Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
 use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
 
-/// A guest in software emulation takes half a minute until it answers.
+/// How long a guest may take until it answers: half a minute in software emulation, and some reserve.
 const READY: Duration = Duration::from_secs(110);
 
-/// The first user of an image, by the custom of every distribution.
+/// The number of the first user of an image, by the custom of every distribution.
 const FIRST_USER: u32 = 1000;
 
 /// Why a workspace's world cannot be put together. Nothing was begun.
@@ -63,25 +64,25 @@ pub enum WiringError {
 
 type Result<T, E = WiringError> = std::result::Result<T, E>;
 
-/// The private key that the workspace's guests are given.
+/// The file with the private key that the workspace's guests are given.
 #[must_use]
 pub fn own_key(workspace: &Workspace) -> PathBuf {
     workspace.ssh().join("vm_key")
 }
 
-/// A world, and what commands need of it beyond its seams.
+/// A world, and the parts of it that commands use beyond the seams.
 pub struct Wiring {
     /// The seams.
     pub world: World,
-    /// The guest, for commands that are run in it.
+    /// The guest, for running commands in it.
     pub guest: Arc<SshGuest>,
     /// The VMM, for its log.
     pub vmm: Arc<CloudHypervisor>,
     /// The RAM.
     pub memory: Arc<RamFiles>,
-    /// Where sockets, records and logs are.
+    /// The directory for sockets, records and logs.
     pub runtime: PathBuf,
-    /// Whether no VM is a real one.
+    /// Whether the simulator stands in for the VMM.
     pub simulated: bool,
 }
 
@@ -94,16 +95,16 @@ pub fn simulated(config: &Config) -> Option<&'static Capability> {
     }
 }
 
-/// This program as a part of the simulator.
+/// This program, as the simulator's stand-in for another.
 fn stand_in(words: &[&str]) -> Result<StandIn> {
     let path = std::env::current_exe().map_err(WiringError::NoProgram)?;
     Ok(StandIn { path, words: words.iter().map(|word| (*word).to_owned()).collect() })
 }
 
-/// Puts the world of a workspace together.
+/// Builds the world of a workspace.
 ///
 /// # Errors
-/// If it cannot be, with what is wrong; nothing was begun.
+/// [`WiringError`]; nothing was changed but the runtime directory, which may have been made.
 pub fn assemble(
     workspace: &Workspace,
     config: &Config,
@@ -130,7 +131,7 @@ pub fn assemble(
         kernel: config.vm.kernel.as_path().to_owned(),
         initramfs: config.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
         cmdline: config.vm.cmdline.clone(),
-        // Also without any way out: nixbox reaches the guest over it.
+        // In every network mode, because nixbox reaches the guest over it.
         network: true,
         shares: (0..config.mounts.len()).map(ShareTag::numbered).collect(),
         disks: {
@@ -187,7 +188,7 @@ pub fn assemble(
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
 }
 
-/// Where guests are to be reached.
+/// How the address of a guest's SSH server follows from its slot.
 fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
@@ -196,7 +197,8 @@ fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_gues
     }
 }
 
-/// Slots number TAPs, which are the host's, and root makes the directory. A simulated workspace has slots of its own.
+/// The directory in which slots are claimed. Real slots belong to the whole host, because each is a TAP. A simulated
+/// workspace has slots of its own.
 fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
@@ -204,12 +206,13 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
     }
 }
 
-/// A guest that could reach the VMM's socket could have any file of the host put into its VM.
+/// Refuses a mount that contains the runtime directory: a guest that can reach the VMM's socket can attach any file of
+/// the host to its VM.
 fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
     let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
     for mount in &config.mounts {
         let source = mount.source.as_path();
-        // One that is not there is found by those who look for it.
+        // A missing source is reported by `Config::check_files`.
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
         if runtime.starts_with(&real) {
             return Err(WiringError::SharedRuntime { source_path: source.to_owned(), runtime });
@@ -235,7 +238,7 @@ fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> 
         workspace: workspace.id(),
         size: config.vm.memory.bytes(),
         backing: config.vm.backing,
-        // A restore has verified every file of the snapshot just before.
+        // A restore verifies every file of the snapshot just before.
         check: false,
         progress: Arc::clone(progress),
     }

@@ -1,5 +1,5 @@
-//! Every key of the configuration, once: the reader refuses all others and finds the nearest of these, and tests compare
-//! them with the fields of [`super::Config`] and with the template that `init` writes.
+//! Every key of the configuration, once: the reader refuses all others and finds the nearest of these, and tests
+//! compare them with the fields of [`super::Config`] and with the template that `init` writes.
 
 /// One table of the configuration.
 pub(super) struct KnownTable {

@@ -19,19 +19,19 @@ use crate::world::{
     WorkspaceName, is_within,
 };
 
-/// What Cloud Hypervisor and the guest's kernel can do with; 255 is the broadcast APIC id.
+/// The most that Cloud Hypervisor and the guest's kernel support: 255 is the broadcast APIC id.
 const MAX_VCPUS: u32 = 254;
-/// Less does not boot a Linux with an initramfs.
+/// Less is not enough to boot a Linux with an initramfs.
 const MIN_MEMORY: u64 = 64 << 20;
 /// Huge pages of the VMM and of tmpfs are of this size.
 const MEMORY_UNIT: u64 = 2 << 20;
-/// The default is at least this where the host has it.
+/// The default is at least this much on hosts that have it.
 const COMFORTABLE_MEMORY: u64 = 4 << 30;
-/// The size of a sector that every guest accepts.
+/// A size of sectors that every guest accepts.
 const DISK_UNIT: u64 = 4096;
-/// Less is no useful ext4.
+/// Less is not enough for a useful ext4.
 const MIN_EMPTY_DISK: u64 = 16 << 20;
-/// There are 31 places on the VM's PCI bus, and other devices.
+/// The VM's PCI bus has 31 places, some of which other devices take.
 const MAX_DISKS: usize = 16;
 const MAX_MOUNTS: usize = 8;
 /// `COMMAND_LINE_SIZE` of x86 without the NUL.
@@ -39,7 +39,7 @@ const MAX_CMDLINE: usize = 2047;
 
 const NOT_A_COMMAND: &str = "it is empty, or has a NUL in it";
 
-/// What relative values are relative to.
+/// Reads a configuration for a workspace on a host.
 pub(super) struct ConfigReader<'a> {
     pub(super) root: &'a Path,
     pub(super) host: &'a HostFacts,
@@ -190,7 +190,7 @@ impl ConfigReader<'_> {
         env.open_table()?.entries().map(read).collect()
     }
 
-    /// No complaint in here quotes the value.
+    /// The source of a value of `[env]`. No error of this function quotes the value.
     fn source(&self, value: &TomlValue<'_>) -> Result<SecretSource> {
         if value.is_text() {
             return secret(value).map(SecretSource::Plain);
@@ -277,8 +277,8 @@ fn off_shares(
     }
 }
 
-/// Paths in the guest, none of them twice. They are compared as they are in a guest whose user has the usual home, so that
-/// `~/a` and `/home/user/a` are one.
+/// Paths in the guest, none of them twice. They are compared as they are in a guest whose user has the usual home, so
+/// that `~/a` and `/home/user/a` are one.
 struct Targets<'a> {
     home: &'a GuestHome,
     seen: BTreeMap<String, Position>,
@@ -342,7 +342,7 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
         return Ok(SnapshotTable::default());
     };
-    // Zero would remove the snapshot that was just made.
+    // With zero, every snapshot would be removed as soon as it is made.
     let keep =
         value.table(keys::SNAPSHOT.keys)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
     Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })

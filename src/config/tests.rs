@@ -68,7 +68,7 @@ fn with_kernel(rest: &str) -> String {
     format!("vm.kernel = \"k\"\n{rest}")
 }
 
-/// The complaint with all its causes.
+/// The error with all its causes.
 fn complaint(text: &str) -> String {
     let error = parse(text).expect_err(text);
     let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
@@ -108,7 +108,7 @@ fn the_documented_example_is_read_in_full() {
 }
 
 #[test]
-fn what_is_printed_has_no_secret() {
+fn no_printed_form_contains_a_secret() {
     let config = parse(EXAMPLE).unwrap();
     let json = serde_json::to_value(&config).unwrap();
     assert!(!json.to_string().contains("hunter2") && !format!("{config:#?}").contains("hunter2"));
@@ -122,7 +122,7 @@ fn what_is_printed_has_no_secret() {
 }
 
 #[test]
-fn complaints_about_the_environment_do_not_quote_it() {
+fn errors_about_the_environment_do_not_quote_it() {
     for text in [
         "[env]\nA = \"hunter2",
         "[env]\nA = hunter2",
@@ -218,7 +218,7 @@ fn wrong_types_are_refused_with_place_and_type() {
 }
 
 #[test]
-fn a_home_that_is_not_known_is_said() {
+fn a_tilde_without_a_home_is_refused() {
     let nowhere = HostFacts { home: None, ..host(16) };
     let error = Config::parse("vm.kernel = \"~/k\"", Path::new("c"), Path::new("/w"), &nowhere).unwrap_err();
     let ConfigError::Value { source, .. } = error else { panic!("{error:?}") };
@@ -226,7 +226,7 @@ fn a_home_that_is_not_known_is_said() {
 }
 
 #[test]
-fn it_is_read_from_a_real_file_of_sensible_size_only() {
+fn links_large_files_and_other_encodings_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::open(root.path()).unwrap();
     let load = || Config::load(&folder, root.path(), &host(16));
@@ -243,7 +243,7 @@ fn it_is_read_from_a_real_file_of_sensible_size_only() {
 }
 
 #[test]
-fn files_that_are_not_there_are_named() {
+fn missing_files_are_named() {
     let root = tempfile::tempdir().unwrap();
     let read = |text: &str| Config::parse(text, Path::new("c"), root.path(), &host(16)).unwrap();
     let missing = |text: &str| match read(text).check_files() {
@@ -262,8 +262,8 @@ fn files_that_are_not_there_are_named() {
     assert_eq!(missing(file), Some("mounts.source"));
 }
 
-/// Every field of every table is named here, without `..`: a field that is added has to be given a value, and to be found
-/// in the expected shape or not.
+/// Every field of every table is named here, without `..`: a field that is added has to be given a value, and to be
+/// found in the expected shape or not.
 #[test]
 fn the_shape_has_these_keys_and_values_and_no_others() {
     let config = parse(EXAMPLE).unwrap();

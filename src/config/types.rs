@@ -1,5 +1,5 @@
-//! The configuration as nixbox uses it: a struct for each table, in the values of [`crate::world`], and what of it shapes
-//! a VM.
+//! The configuration as nixbox uses it: a struct for each table, made of the values of [`crate::world`], and the values
+//! among them that shape a VM.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroU32};
@@ -12,19 +12,19 @@ use crate::world::{
     VariableName, VmmChoice, WorkspaceName,
 };
 
-/// What of this host decides defaults and limits.
+/// The facts about this host that decide defaults and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFacts {
-    /// Processors that this process may use.
+    /// How many processors this process may use.
     pub vcpus: u32,
-    /// Bytes of RAM.
+    /// The host's RAM in bytes.
     pub memory: u64,
-    /// The invoking user's home, if it is known.
+    /// The invoking user's home, if `HOME` names one.
     pub home: Option<PathBuf>,
 }
 
 impl HostFacts {
-    /// Those of the machine that this runs on.
+    /// The facts about the machine that this runs on.
     #[must_use]
     pub fn of_this_machine() -> Self {
         let info = rustix::system::sysinfo();
@@ -44,9 +44,9 @@ impl HostFacts {
 pub struct Config {
     /// The workspace's name.
     pub name: WorkspaceName,
-    /// What runs the VM.
+    /// The VMM.
     pub vmm: VmmChoice,
-    /// The machine.
+    /// The VM's processors, memory and boot.
     pub vm: VmTable,
     /// Its disks, in the order in which the guest sees them.
     pub disks: Vec<DiskSpec>,
@@ -56,13 +56,13 @@ pub struct Config {
     pub network: NetworkPolicy,
     /// The system in the VM.
     pub guest: GuestTable,
-    /// What its environment has.
+    /// The variables of its environment.
     pub env: BTreeMap<VariableName, SecretSource>,
     /// Files with credentials.
     pub credentials: CredentialsTable,
     /// The user's own scripts.
     pub hooks: HooksTable,
-    /// What becomes of snapshots.
+    /// Which snapshots are kept.
     pub snapshot: SnapshotTable,
 }
 
@@ -70,17 +70,17 @@ pub struct Config {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmTable {
-    /// Virtual processors: 1 to 254.
+    /// The number of virtual processors: 1 to 254.
     pub vcpus: NonZeroU8,
-    /// RAM: at most the host's, a multiple of 2 MiB.
+    /// The RAM: at most the host's, and a multiple of 2 MiB.
     pub memory: ByteSize,
-    /// bzImage or vmlinux.
+    /// The kernel: a bzImage or a vmlinux.
     pub kernel: HostPath,
     /// The initramfs, if there is one.
     pub initramfs: Option<HostPath>,
     /// The kernel's command line.
     pub cmdline: String,
-    /// Where its RAM is on the host.
+    /// Where the host keeps its RAM.
     pub backing: Backing,
 }
 
@@ -90,7 +90,7 @@ pub struct VmTable {
 pub struct MountTable {
     /// The host's directory.
     pub source: HostPath,
-    /// Where the guest has it.
+    /// Its path in the guest.
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
@@ -100,9 +100,9 @@ pub struct MountTable {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct GuestTable {
-    /// Who logs in.
+    /// The user that nixbox logs in as.
     pub user: UserName,
-    /// The private key that the image lets in.
+    /// The file with the private key that the image accepts.
     pub ssh_key: HostPath,
 }
 
@@ -112,7 +112,7 @@ pub struct GuestTable {
 pub struct CredentialsTable {
     /// Files of the host that are put into the guest. No two have one target.
     pub files: Vec<CredentialFile>,
-    /// Removed before a snapshot though nixbox did not put them there.
+    /// Files and directories of the guest that nixbox did not put there and removes before a snapshot.
     pub wipe: Vec<GuestPath>,
 }
 
@@ -120,9 +120,9 @@ pub struct CredentialsTable {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CredentialFile {
-    /// On the host.
+    /// Its path on the host.
     pub source: HostPath,
-    /// In the guest.
+    /// Its path in the guest.
     pub target: GuestPath,
 }
 
@@ -144,7 +144,7 @@ pub struct HooksTable {
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SnapshotTable {
-    /// How many unnamed ones are kept; all of them if it is not said.
+    /// How many snapshots without a name are kept; all if the key is absent.
     pub keep: Option<NonZeroU32>,
 }
 
@@ -163,10 +163,11 @@ impl HooksTable {
 }
 
 impl Config {
-    /// What of it shapes a VM, by key: a snapshot can be restored only where these are the same.
+    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
     ///
-    /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether it
-    /// shapes a VM. A field that is bound to `_` does not: the VM has the same devices, memory and boot whatever its value.
+    /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
+    /// it shapes a VM. A field that is bound to `_` does not: the VM has the same devices, memory and boot whatever its
+    /// value.
     #[must_use]
     pub fn shape(&self) -> BTreeMap<String, String> {
         let Self {

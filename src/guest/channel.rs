@@ -3,8 +3,8 @@
 //! A connection belongs to one VMM generation, because after a pause the guest's end of it is stale. Dropping a
 //! [`SshSession`] cuts its connection at once, even while a command runs.
 //!
-//! Everything that the guest sends has a limit: russh limits its greeting (21 lines of 255 bytes), [`Capture`] limits what
-//! a command writes, and [`Limits`] limits how long the guest may be silent.
+//! Everything that the guest sends has a limit: russh limits its greeting (21 lines of 255 bytes), [`Capture`] limits
+//! what a command writes, and [`Limits`] limits how long the guest may be silent.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -23,11 +23,11 @@ use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
 use crate::world::UserName;
-use command::{Kept, Passed, Reader, converse, drain, pump};
+use command::{CaptureSink, Reader, StreamSink, converse, drain, pump};
 
 mod command;
 
-pub use command::{GuestCommand, Said};
+pub use command::{CommandEvent, GuestCommand};
 
 /// A guest's SSH server, and how nixbox and the server prove to each other who they are.
 #[derive(Clone)]
@@ -155,8 +155,8 @@ impl Drop for Cut {
 }
 
 impl SshSession {
-    /// Connects, compares the host key with the pin, and logs in. A host key that is seen for the first time is pinned after
-    /// the server has accepted the login.
+    /// Connects, compares the host key with the pin, and logs in. A host key that is seen for the first time is pinned
+    /// after the server has accepted the login.
     ///
     /// # Errors
     /// Any [`ChannelError`] except those about commands.
@@ -263,7 +263,7 @@ impl SshSession {
             let GuestCommand { mut reader, writer } = self.start(command).await?;
             let prompted = Notify::new();
             let prompt = capture.prompt.map(|prompt| (prompt, &prompted));
-            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
+            let mut sink = CaptureSink { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
             let feed = async {
                 if capture.prompt.is_some() {
                     prompted.notified().await;
@@ -281,9 +281,9 @@ impl SshSession {
         timeout(capture.within, run).await.map_err(silent)?
     }
 
-    /// Runs a command to its end with stdin, stdout and stderr passed through. It has no time limit; nixbox gives it up when
-    /// the guest shows no sign of life any more. If `stdin` is tokio's own, the caller has to shut the runtime down without
-    /// waiting, because a blocked read of it cannot be stopped.
+    /// Runs a command to its end with stdin, stdout and stderr passed through. It has no time limit; nixbox gives it up
+    /// when the guest shows no sign of life any more. If `stdin` is tokio's own, the caller has to shut the runtime
+    /// down without waiting, because a blocked read of it cannot be stopped.
     ///
     /// # Errors
     /// Those of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
@@ -295,7 +295,7 @@ impl SshSession {
         stderr: impl AsyncWrite + Unpin + Send,
     ) -> Result<CommandExit, ChannelError> {
         let GuestCommand { mut reader, writer } = self.start(command).await?;
-        let mut sink = Passed { stdout, stderr };
+        let mut sink = StreamSink { stdout, stderr };
         converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
     }
 

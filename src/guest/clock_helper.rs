@@ -1,8 +1,8 @@
-//! The machine code of the program that [`super::settle`] runs in the guest to make the system calls that no shell makes:
-//! `ioctl` on the random device, and `adjtimex`.
+//! The machine code of the program that [`super::settle`] runs in the guest to make the system calls that no shell
+//! makes: `ioctl` on the random device, and `adjtimex`.
 //!
-//! Its source is `clock_helper.s`, which explains what it does. The assembled bytes are kept here so that building nixbox
-//! needs no assembler; a test compares them with the source.
+//! Its source is `clock_helper.s`, which explains what it does. The assembled bytes are kept here so that building
+//! nixbox needs no assembler; a test compares them with the source.
 
 /// The code, without the ELF headers.
 #[rustfmt::skip]

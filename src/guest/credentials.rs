@@ -1,6 +1,8 @@
-//! Prepares the files that are injected into the guest: reads secret values from their sources, and puts them into files.
+//! Prepares the files that are injected into the guest: reads secret values from their sources, and puts them into
+//! files.
 //!
-//! Nothing here prints a value, and every value is overwritten in memory when it is dropped. Nothing here talks to a guest.
+//! Nothing here prints a value, and every value is overwritten in memory when it is dropped. Nothing here talks to a
+//! guest.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -201,8 +203,8 @@ impl Wanted {
         environment.into_iter().chain(files).chain(keys.into_iter().flatten()).collect()
     }
 
-    /// Every file that is to be injected, with its content. Commands that print values run one after the other, because each
-    /// may ask a person.
+    /// Every file that is to be injected, with its content. Commands that print values run one after the other, because
+    /// each may ask a person.
     ///
     /// # Errors
     /// Those of [`SourceError`].

@@ -1,7 +1,7 @@
 //! The host key of a guest's SSH server: pinned at the first login, and required at every later one.
 //!
-//! The file is an OpenSSH `known_hosts` with one line under the name [`ALIAS`], so that the system's `ssh` can check the
-//! same key (`-o UserKnownHostsFile=FILE -o HostKeyAlias=nixbox -o StrictHostKeyChecking=yes`).
+//! The file is an OpenSSH `known_hosts` with one line under the name [`ALIAS`], so that the system's `ssh` can check
+//! the same key (`-o UserKnownHostsFile=FILE -o HostKeyAlias=nixbox -o StrictHostKeyChecking=yes`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,8 +18,8 @@ pub const ALIAS: &str = "nixbox";
 /// The most bytes that are read of a pin. No public key's line is longer.
 const LONGEST: u64 = 16 * 1024;
 
-/// The file that holds the host key of one set of disks. Clones of a `Pin` share a lock, so that two connections that see
-/// the key for the first time at once write it once.
+/// The file that holds the host key of one set of disks. Clones of a `Pin` share a lock, so that two connections that
+/// see the key for the first time at once write it once.
 #[derive(Debug, Clone)]
 pub struct Pin {
     path: PathBuf,
@@ -134,8 +134,8 @@ impl Pin {
         Err(PinError::Changed { path: self.path.clone(), shown: print(shown), pinned: print(pinned) })
     }
 
-    /// Writes the pin whole or not at all: to a file of another name, which is synced and then renamed without replacing
-    /// anything.
+    /// Writes the pin whole or not at all: to a file of another name, which is synced and then renamed without
+    /// replacing anything.
     fn write(&self, key: &PublicKey) -> io::Result<()> {
         let mut bare = key.clone();
         bare.set_comment("");

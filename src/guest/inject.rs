@@ -1,9 +1,9 @@
 //! Writes credentials into the guest, and checks whether they are there.
 //!
 //! The content of a file goes over a command's stdin and is written by `cat`, so it is never in an argument list, in a
-//! shell's variable or in a shell's temporary file. Before a file is written, its name is added to [`LEDGER`] in the guest.
-//! The ledger lies on the guest's disk and is captured with it, so it always matches the files: [`super::wipe`] finds every
-//! file that was ever injected, even if the configuration has changed since.
+//! shell's variable or in a shell's temporary file. Before a file is written, its name is added to [`LEDGER`] in the
+//! guest. The ledger lies on the guest's disk and is captured with it, so it always matches the files: [`super::wipe`]
+//! finds every file that was ever injected, even if the configuration has changed since.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -21,12 +21,11 @@ pub(super) const UNFINISHED: &str = ".nixbox-new";
 /// Time for one script that writes or reads a handful of files.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Functions that scripts of this module and of [`super::wipe`] share.
-///
-/// `plain TEXT` prints a path of `/proc/mounts`, which writes a space as `\040`, where `%b` wants `\0040`.
-/// `shared PATH` says whether an absolute path without symbolic links lies on a virtiofs share.
-/// `overwrite FILE…` writes zeros over the whole file and syncs it. A file system that writes them to other blocks leaves
-/// the old content to fstrim.
+/// Functions that scripts of this module and of [`super::wipe`] share:
+/// - `plain TEXT` prints a path of `/proc/mounts`, which writes a space as `\040`, where `%b` wants `\0040`;
+/// - `shared PATH` says whether an absolute path without symbolic links lies on a virtiofs share;
+/// - `overwrite FILE…` writes zeros over the whole file and syncs it. A file system that writes them to other blocks
+///   leaves the old content to fstrim.
 pub(super) const FUNCTIONS: &str = r#"
 plain() { printf '%b' "$(printf '%s\n' "$1" | sed 's/\\\([0-7]\)/\\0\1/g')"; }
 shared() {
@@ -50,8 +49,8 @@ OVERWRITE='overwrite() {
 eval "$OVERWRITE"
 "#;
 
-/// Writes stdin to the file `t`, whole or not at all; needs `t`, `owner`, `mode` and `size` set. Missing directories above
-/// the file are made with mode 0700 and belong to its owner.
+/// Writes stdin to the file `t`, whole or not at all; needs `t`, `owner`, `mode` and `size` set. Missing directories
+/// above the file are made with mode 0700 and belong to its owner.
 const PLACE: &str = r#"
 fail() { printf '%s\n' "$1" >&2; exit 1; }
 own() { [ -z "$owner" ] || chown -h "$owner" "$1"; }
@@ -77,8 +76,8 @@ fi
 mv -f "$n" "$t" || fail "cannot rename $n"
 "#;
 
-/// Adds the line that sources `~/.env` to the files that login shells read, once. bash reads `.profile` only where its other
-/// files do not exist.
+/// Adds the line that sources `~/.env` to the files that login shells read, once. bash reads `.profile` only where its
+/// other files do not exist.
 const PROFILE: &str = r#"
 line='[ ! -r "$HOME/.env" ] || . "$HOME/.env" # nixbox: the environment of the workspace'
 umask 022
@@ -125,7 +124,8 @@ async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptErro
 /// Writes every credential to its file, each whole or not at all. A file that was there is overwritten.
 ///
 /// # Errors
-/// Those of [`ScriptError`]. Files that were written by then stay; they are in the ledger, and are written again next time.
+/// Those of [`ScriptError`]. Files that were written by then stay; they are in the ledger, and are written again next
+/// time.
 pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), ScriptError> {
     if credentials.is_empty() {
         return Ok(());
@@ -178,8 +178,8 @@ impl From<&Credential> for Expected {
     }
 }
 
-/// Whether all, some or none of the expected files are there and right. A file in the ledger that is not expected makes the
-/// answer `Partial`; if no file is expected and none is in the ledger, the answer is `Whole`.
+/// Whether all, some or none of the expected files are there and right. A file in the ledger that is not expected makes
+/// the answer `Partial`; if no file is expected and none is in the ledger, the answer is `Whole`.
 ///
 /// # Errors
 /// Those of [`ScriptError`].

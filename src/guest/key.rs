@@ -62,7 +62,8 @@ pub fn public_text(key: &PrivateKey) -> Result<String, KeyError> {
     Ok(line)
 }
 
-/// Writes the key to `path` (0600) and its public half to `path` with `.pub` added (0644). If one of the files exists, it is left as it is, and this fails.
+/// Writes the key to `path` (0600) and its public half to `path` with `.pub` added (0644). If one of the files exists,
+/// it is left as it is, and this fails.
 ///
 /// # Errors
 /// [`KeyError::Write`], [`KeyError::Encode`].

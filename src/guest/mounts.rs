@@ -1,5 +1,5 @@
-//! Mounts and unmounts the shares in the guest. The guest's `/proc/mounts` says what is mounted; it is parsed on the host,
-//! because a shell cannot do that reliably.
+//! Mounts and unmounts the shares in the guest. The guest's `/proc/mounts` says what is mounted; it is parsed on the
+//! host, because a shell cannot do that reliably.
 
 use std::time::Duration;
 
@@ -29,10 +29,12 @@ pub enum MountError {
     Script(#[from] ScriptError),
     #[error("cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already")]
     Taken { tag: ShareTag, target: String, source_name: String, kind: String },
-    #[error("cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?")]
-    Mount { tag: ShareTag, target: String, said: String },
-    #[error("cannot unmount {target} in the guest: {said}{}", users(.holders))]
-    Busy { target: String, said: String, holders: Vec<String> },
+    #[error(
+        "cannot mount the share {tag} at {target} in the guest: {stderr}. Does its kernel have virtiofs?"
+    )]
+    Mount { tag: ShareTag, target: String, stderr: String },
+    #[error("cannot unmount {target} in the guest: {stderr}{}", users(.holders))]
+    Busy { target: String, stderr: String, holders: Vec<String> },
 }
 
 fn users(holders: &[String]) -> String {
@@ -66,7 +68,8 @@ fn parse(table: &str) -> Vec<Mounted> {
     table.lines().filter_map(line).collect()
 }
 
-/// Undoes the kernel's escapes: it writes space, tab, line end, backslash and `#` as a backslash and three octal digits (`fs/proc_namespace.c`).
+/// Undoes the kernel's escapes: it writes space, tab, line end, backslash and `#` as a backslash and three octal digits
+/// (`fs/proc_namespace.c`).
 fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
@@ -96,8 +99,8 @@ async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
     Ok(parse(&run(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
 }
 
-/// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that the
-/// directory will have.
+/// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that
+/// the directory will have.
 async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
     let what = "find the places of the shares";
     if mounts.is_empty() {
@@ -141,7 +144,7 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
         let script = format!("mount -t virtiofs {how}{tag} {at}");
         match run(shell, "mount a share in the guest", Rights::Root, &script).await {
             Err(ScriptError::Failed { stderr, .. }) => {
-                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, said: stderr });
+                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, stderr });
             }
             other => drop(other?),
         }
@@ -149,8 +152,8 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives it
-/// to the user.
+/// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives
+/// it to the user.
 async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError> {
     let target = mount.target.expand(&shell.facts.home);
     let with = rights(&shell.facts.home, &target, None);
@@ -184,7 +187,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
         Ok(_) => return Ok(()),
         Err(error) => error,
     };
-    let ScriptError::Failed { stderr: said, .. } = error else {
+    let ScriptError::Failed { stderr, .. } = error else {
         return Err(error.into());
     };
     // A process of the guest may have unmounted it meanwhile.
@@ -192,7 +195,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
         return Ok(());
     }
     let holders = holders(shell, place).await?;
-    Err(MountError::Busy { target: place.to_owned(), said, holders })
+    Err(MountError::Busy { target: place.to_owned(), stderr, holders })
 }
 
 /// Every process that keeps one of the shares from being unmounted, as `number (name)`.

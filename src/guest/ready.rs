@@ -13,8 +13,8 @@ use crate::world::Interrupt;
 pub enum Attempt {
     /// The next attempt may succeed.
     Again(Box<dyn std::error::Error + Send + Sync>),
-    /// The guest refused the key. The next attempts may succeed for [`REFUSALS`], because an SSH server may be up a little
-    /// before the user's keys are in place.
+    /// The guest refused the key. The next attempts may succeed for [`REFUSALS`], because an SSH server may be up a
+    /// little before the user's keys are in place.
     Refused(ChannelError),
     /// No later attempt can succeed.
     Hopeless(ChannelError),
@@ -38,8 +38,8 @@ pub const REFUSALS: Duration = Duration::from_secs(15);
 /// usually fails only when `reach` is over, so the guest is noticed at most that late.
 ///
 /// # Errors
-/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], the error of the first [`Attempt::Hopeless`], and that of an
-/// [`Attempt::Refused`] that comes more than [`REFUSALS`] after the first one.
+/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], the error of the first [`Attempt::Hopeless`], and that of
+/// an [`Attempt::Refused`] that comes more than [`REFUSALS`] after the first one.
 pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
     within: Duration,
     limits: Limits,

@@ -1,15 +1,16 @@
 //! Gives a restored guest random numbers of its own and the right time, before anything else is done in it.
 //!
-//! Two guests that are restored from one snapshot draw the same random numbers until their kernels reseed, which takes up
-//! to a minute (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` have no effect before that reseed. The
-//! `ioctl` `RNDRESEEDCRNG` forces it, and needs root. No shell and no applet of the usual busybox builds makes this call
-//! (`seedrng` credits entropy and does not reseed), and a guest may have neither python nor perl. So nixbox sends a program
-//! of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a directory in memory if there is
-//! one, runs it and removes it.
+//! Two guests that are restored from one snapshot draw the same random numbers until their kernels reseed, which takes
+//! up to a minute (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` have no effect before that
+//! reseed. The `ioctl` `RNDRESEEDCRNG` forces it, and needs root. No shell and no applet of the usual busybox builds
+//! makes this call (`seedrng` credits entropy and does not reseed), and a guest may have neither python nor perl. So
+//! nixbox sends a program of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a
+//! directory in memory if there is one, runs it and removes it.
 //!
-//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets whole
-//! seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several round trips,
-//! and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it arrives.
+//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets
+//! whole seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several
+//! round trips, and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it
+//! arrives.
 //!
 //! If either step fails, settling fails. There is no fallback.
 
@@ -73,27 +74,28 @@ impl From<ScriptError> for SettleError {
 
 /// A measurement of the guest's clock against the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Agreement {
+pub struct ClockOffset {
     /// The guest's time minus the host's, in nanoseconds.
-    pub offset: i128,
+    pub nanoseconds: i128,
     /// How much more or less it may be, in nanoseconds: half of the round trip.
     pub uncertainty: i128,
 }
 
-impl Agreement {
-    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in nanoseconds.
+impl ClockOffset {
+    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in
+    /// nanoseconds.
     fn new(asked: i128, took: i128, guest: i128) -> Self {
         let uncertainty = took / 2;
-        Self { offset: guest - asked - uncertainty, uncertainty }
+        Self { nanoseconds: guest - asked - uncertainty, uncertainty }
     }
 
     /// Whether the clocks differ by more than the uncertainty.
     fn differ(self) -> bool {
-        self.offset.abs() > self.uncertainty
+        self.nanoseconds.abs() > self.uncertainty
     }
 
     fn worst(self) -> i128 {
-        self.offset.abs() + self.uncertainty
+        self.nanoseconds.abs() + self.uncertainty
     }
 }
 
@@ -101,34 +103,34 @@ impl Agreement {
 ///
 /// # Errors
 /// Those of [`SettleError`]; [`ScriptError::NoRights`] in it where the user is neither root nor has `sudo`.
-pub async fn settle(shell: &Shell) -> Result<Agreement, SettleError> {
+pub async fn settle(shell: &Shell) -> Result<ClockOffset, SettleError> {
     if shell.facts.processor != "x86_64" {
         return Err(SettleError::Processor(shell.facts.processor.clone()));
     }
     timeout(LIMIT, settle_without_limit(shell)).await.unwrap_or(Err(SettleError::Slow))
 }
 
-async fn settle_without_limit(shell: &Shell) -> Result<Agreement, SettleError> {
+async fn settle_without_limit(shell: &Shell) -> Result<ClockOffset, SettleError> {
     let what = "give the guest fresh entropy and the time";
-    let mut settler = shell.converse(what, Rights::Root, &script()).await?;
-    settler.send(entropy()?).await?;
+    let mut helper = shell.converse(what, Rights::Root, &script()).await?;
+    helper.send(entropy()?).await?;
     // Its first answer says that the kernel has reseeded.
-    settler.receive::<16>().await?;
-    let mut agreement = measure(&mut settler).await?;
+    helper.receive::<16>().await?;
+    let mut clock_offset = measure(&mut helper).await?;
     // A clock whose difference is below the uncertainty is left as it is.
-    if agreement.differ() {
-        ask(&mut settler, Some(-agreement.offset)).await?;
-        agreement = measure(&mut settler).await?;
+    if clock_offset.differ() {
+        exchange(&mut helper, Some(-clock_offset.nanoseconds)).await?;
+        clock_offset = measure(&mut helper).await?;
     }
-    settler.finish().await?;
-    if agreement.worst() > tolerance() {
+    helper.finish().await?;
+    if clock_offset.worst() > tolerance() {
         let duration = |nanoseconds: i128| {
             Duration::from_nanos(u64::try_from(nanoseconds.unsigned_abs()).unwrap_or(u64::MAX))
         };
-        let Agreement { offset, uncertainty } = agreement;
-        return Err(SettleError::Clock { off: duration(offset), uncertainty: duration(uncertainty) });
+        let ClockOffset { nanoseconds, uncertainty } = clock_offset;
+        return Err(SettleError::Clock { off: duration(nanoseconds), uncertainty: duration(uncertainty) });
     }
-    Ok(agreement)
+    Ok(clock_offset)
 }
 
 fn tolerance() -> i128 {
@@ -164,10 +166,10 @@ fn timex(shift: Option<i128>) -> Zeroizing<Vec<u8>> {
 
 /// Takes samples until one is good enough, and returns the best. A sample is good enough if its uncertainty is below a
 /// quarter of the tolerance, because each further sample is a round trip that delays the restore.
-async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
-    let mut best: Option<Agreement> = None;
+async fn measure(helper: &mut Dialogue) -> Result<ClockOffset, SettleError> {
+    let mut best: Option<ClockOffset> = None;
     for _ in 0..MOST_SAMPLES {
-        let sample = ask(settler, None).await?;
+        let sample = exchange(helper, None).await?;
         if best.is_none_or(|best| sample.uncertainty < best.uncertainty) {
             best = Some(sample);
         }
@@ -179,17 +181,17 @@ async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
 }
 
 /// Sends one `timex`, and compares the time that comes back with the host's.
-async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, SettleError> {
+async fn exchange(helper: &mut Dialogue, shift: Option<i128>) -> Result<ClockOffset, SettleError> {
     let frame = timex(shift);
     let nanoseconds =
         |duration: Duration| i128::try_from(duration.as_nanos()).map_err(|_| SettleError::HostClock);
     let asked = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| SettleError::HostClock)?;
     let clock = Instant::now();
-    settler.send(frame).await?;
-    let told = settler.receive::<16>().await?;
+    helper.send(frame).await?;
+    let told = helper.receive::<16>().await?;
     let took = clock.elapsed();
     let word = |at: usize| i128::from(i64::from_le_bytes(std::array::from_fn(|byte| told[at + byte])));
-    Ok(Agreement::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
+    Ok(ClockOffset::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
 }
 
 /// The program in the form that the shell's `printf` writes as bytes: every byte in octal.
@@ -204,8 +206,9 @@ pub fn octal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
-/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and removes
-/// it. Run without input, the program ends with status 11, which shows that the directory is not mounted `noexec`.
+/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and
+/// removes it. Run without input, the program ends with status 11, which shows that the directory is not mounted
+/// `noexec`.
 fn script() -> String {
     let octal = program();
     format!(
@@ -231,10 +234,10 @@ mod tests {
 
     #[test]
     fn the_difference_is_measured_at_the_middle_of_the_round_trip() {
-        let sample = Agreement::new(1_000, 100, 1_550);
-        assert_eq!(sample, Agreement { offset: 500, uncertainty: 50 });
-        assert!(sample.differ() && !Agreement::new(1_000, 100, 1_020).differ());
-        assert_eq!(Agreement::new(1_000, 100, 550).worst(), 550);
+        let sample = ClockOffset::new(1_000, 100, 1_550);
+        assert_eq!(sample, ClockOffset { nanoseconds: 500, uncertainty: 50 });
+        assert!(sample.differ() && !ClockOffset::new(1_000, 100, 1_020).differ());
+        assert_eq!(ClockOffset::new(1_000, 100, 550).worst(), 550);
     }
 
     #[test]

@@ -1,19 +1,20 @@
 //! Runs scripts in any guest that has a POSIX `sh`. They are written for busybox ash and dash.
 //!
-//! Every script runs under the same short command line. That command reads the script line by line from stdin, up to the
-//! line [`END`], and leaves the bytes that follow to the programs that the script starts. It uses `read`, because `read`
-//! takes no byte more than it needs from a pipe, where `sh -s` reads in blocks. So neither a script nor its input is ever
-//! in an argument list, a login shell with another syntax does no harm, and input may be any bytes.
+//! Every script runs under the same short command line. That command reads the script line by line from stdin, up to
+//! the line [`END`], and leaves the bytes that follow to the programs that the script starts. It uses `read`, because
+//! `read` takes no byte more than it needs from a pipe, where `sh -s` reads in blocks. So neither a script nor its
+//! input is ever in an argument list, a login shell with another syntax does no harm, and input may be any bytes.
 //!
-//! A script is sent only after its shell has said that it runs. So when nixbox is killed, every script that may go on is
-//! already a process of the guest with the [`ScriptMark`] of its connection, and [`super::stale_scripts`] can end it.
+//! A script is sent only after its shell has said that it runs. So when nixbox is killed, every script that may go on
+//! is already a process of the guest with the [`ScriptMark`] of its connection, and [`super::stale_scripts`] can end
+//! it.
 
 use std::time::Duration;
 
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::channel::{Capture, ChannelError, CommandExit, Finished, GuestCommand, Said, SshSession};
+use super::channel::{Capture, ChannelError, CommandEvent, CommandExit, Finished, GuestCommand, SshSession};
 use super::ready::Attempt;
 use crate::world::{BootId, GuestHome, InvalidValue};
 
@@ -72,10 +73,10 @@ pub enum ScriptError {
     Channel { what: &'static str, source: ChannelError },
     #[error(
         "cannot {what}: the guest's user is not root and has no `sudo` without a password{}",
-        said(stderr)
+        in_parentheses(stderr)
     )]
     NoRights { what: &'static str, stderr: String },
-    #[error("cannot {what}: the guest's shell ended with {exit}{}", said(stderr))]
+    #[error("cannot {what}: the guest's shell ended with {exit}{}", in_parentheses(stderr))]
     Failed { what: &'static str, exit: CommandExit, stderr: String },
     #[error("cannot {what}: the guest's answer is not what the script prints")]
     Senseless { what: &'static str },
@@ -95,13 +96,13 @@ impl From<ScriptError> for Attempt {
     }
 }
 
-fn said(stderr: &str) -> String {
+fn in_parentheses(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(" ({stderr})") }
 }
 
-/// The command line under which every script runs. It exports its mark to its children, says that it runs, reads lines up
-/// to [`END`], and evaluates them. A script that was cut short is not run. It contains nothing that is special between
-/// single quotes in sh, zsh or fish.
+/// The command line under which every script runs. It exports its mark to its children, says that it runs, reads lines
+/// up to [`END`], and evaluates them. A script that was cut short is not run. It contains nothing that is special
+/// between single quotes in sh, zsh or fish.
 fn loader(mark: Option<&ScriptMark>) -> String {
     let mark = mark.map_or("sh", ScriptMark::as_str);
     format!(
@@ -218,7 +219,8 @@ impl Shell {
         output_of(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
     }
 
-    /// Starts a script that nixbox talks to while it runs. What a login shell prints before the script begins is dropped.
+    /// Starts a script that nixbox talks to while it runs. What a login shell prints before the script begins is
+    /// dropped.
     ///
     /// # Errors
     /// Those of [`ScriptError`].
@@ -307,12 +309,12 @@ impl Dialogue {
             return Err(channel(ChannelError::TooMuch { limit: MOST }));
         }
         match self.command.next().await.map_err(channel)? {
-            Said::Out(data) => self.pending.extend_from_slice(&data),
-            Said::Err(data) => self.stderr.extend_from_slice(&data),
-            Said::Ended(exit) => {
+            CommandEvent::Out(data) => self.pending.extend_from_slice(&data),
+            CommandEvent::Err(data) => self.stderr.extend_from_slice(&data),
+            CommandEvent::Ended(exit) => {
                 return Err(script_error(self.what, self.rights, begun, exit, &self.stderr));
             }
-            Said::NoMore => {}
+            CommandEvent::NoMore => {}
         }
         Ok(())
     }

@@ -2,8 +2,8 @@
 //!
 //! Making a connection takes longer than most calls, so a connection is kept for the next call under the same VMM
 //! generation. No connection outlives a pause of the VM, because the calls that come before a pause ([`Guest::wipe`],
-//! [`Guest::unmount`]) close it. During a call the VMM is asked four times a second whether it still has the VM, because a
-//! guest that is gone cannot say so.
+//! [`Guest::unmount`]) close it. During a call the VMM is asked four times a second whether it still has the VM,
+//! because a guest that is gone cannot say so.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -32,8 +32,8 @@ const WATCH: Duration = Duration::from_millis(250);
 /// How long the VMM may take to answer that question.
 const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
-/// Time for the command that asks the guest to shut down, and time for its connection. If it is over, the power button is
-/// used.
+/// Time for the command that asks the guest to shut down, and time for its connection. If it is over, the power button
+/// is used.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the guest's SSH server listens, by the VM's slot.
@@ -48,7 +48,8 @@ pub struct GuestSettings {
     pub user: UserName,
     /// The key that the image lets in.
     pub key: Arc<PrivateKey>,
-    /// The file for the host key of a generation of disks. It lies beside the images, and is copied and removed with them.
+    /// The file for the host key of a generation of disks. It lies beside the images, and is copied and removed with
+    /// them.
     pub pin: Arc<PinPath>,
     /// The address of the SSH server: [`address`], except in the simulator and in tests.
     pub address: Arc<Address>,
@@ -129,8 +130,8 @@ impl SshGuest {
         done
     }
 
-    /// The connection that is kept, or a new one. No script of another nixbox runs in the guest when this returns, and of
-    /// this nixbox only those on connections that are in use.
+    /// The connection that is kept, or a new one. No script of another nixbox runs in the guest when this returns, and
+    /// of this nixbox only those on connections that are in use.
     async fn acquire(&self, machine: &Machine) -> Result<UsedConnection<'_>> {
         // Without the lock, two calls that connect at once would each kill the scripts of the other.
         let mut living = self.living.lock().await;
@@ -187,8 +188,8 @@ impl SshGuest {
         }
     }
 
-    /// Whether the VMM says that it has no VM. A VMM that does not answer does not count as gone: its guest may still run, and
-    /// each call has a time limit of its own.
+    /// Whether the VMM says that it has no VM. A VMM that does not answer does not count as gone: its guest may still
+    /// run, and each call has a time limit of its own.
     async fn is_gone(&self, machine: &Machine) -> bool {
         let found = timeout(WATCH_LIMIT, self.vmm.find(machine.vmm)).await;
         matches!(found, Ok(Ok(state)) if !state.has_system() && state != VmmState::Silent)
@@ -210,8 +211,8 @@ impl SshGuest {
     }
 }
 
-/// A connection in use. If the call on it fails or is dropped, the connection is not used again, because its script may go
-/// on in the guest; the next connection ends that script.
+/// A connection in use. If the call on it fails or is dropped, the connection is not used again, because its script may
+/// go on in the guest; the next connection ends that script.
 struct UsedConnection<'a> {
     guest: &'a SshGuest,
     shell: Arc<Shell>,

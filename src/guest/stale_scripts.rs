@@ -1,10 +1,10 @@
 //! Ends the scripts that an earlier nixbox left running in the guest, before a new connection is used.
 //!
 //! When nixbox is killed or gives up waiting, its script goes on, because an SSH server does not end a command when the
-//! connection ends. A stale wipe could remove what the next run injects, and a stale injection could put a credential into
-//! a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its connection, and each new
-//! connection first kills all processes with another mark. The guest is then in the state of a script that was stopped at
-//! some point, which is what [`crate::fakes`] simulates.
+//! connection ends. A stale wipe could remove what the next run injects, and a stale injection could put a credential
+//! into a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its connection, and each
+//! new connection first kills all processes with another mark. The guest is then in the state of a script that was
+//! stopped at some point, which is what [`crate::fakes`] simulates.
 //!
 //! No script can start after that, because a script is sent only once its shell runs ([`super::shell`]).
 
@@ -15,10 +15,10 @@ use super::shell::{Rights, ScriptError, ScriptMark, Shell};
 /// Time for the whole script, which gives up earlier by itself.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Kills every process that has a mark, except those of `mine` (an argument list for grep), until there is none. A process
-/// that is killed inside a system call ends when the call returns. If the call never returns, the process is left: it does
-/// nothing after the call. `sync` hangs like this when a share's daemon has died (virtiofs, seen in Linux 6.1 with Cloud
-/// Hypervisor v53.0).
+/// Kills every process that has a mark, except those of `mine` (an argument list for grep), until there is none. A
+/// process that is killed inside a system call ends when the call returns. If the call never returns, the process is
+/// left: it does nothing after the call. `sync` hangs like this when a share's daemon has died (virtiofs, seen in Linux
+/// 6.1 with Cloud Hypervisor v53.0).
 const END: &str = r#"
 i=0
 while :; do

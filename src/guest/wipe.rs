@@ -1,8 +1,9 @@
 //! Removes credentials from the guest's files, and from what its kernel caches of its disks.
 //!
-//! These files are overwritten and removed: every file in the ledger, every file that the configuration wants injected, the
-//! configuration's wipe list, and the histories of shells. Then the page cache is dropped and free blocks are trimmed.
-//! Memory that processes have freed cannot be reached from here: the guest's kernel has to zero it (`init_on_free=1`).
+//! These files are overwritten and removed: every file in the ledger, every file that the configuration wants injected,
+//! the configuration's wipe list, and the histories of shells. Then the page cache is dropped and free blocks are
+//! trimmed. Memory that processes have freed cannot be reached from here: the guest's kernel has to zero it
+//! (`init_on_free=1`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -46,8 +47,8 @@ fn reasons(why: &str) -> String {
 }
 
 /// `forget PATH FOLLOW` overwrites and removes a file or a directory, and succeeds if there is none. A symbolic link is
-/// removed itself; if FOLLOW is not empty, the file that it leads to is removed too, unless that lies on a share. It never
-/// touches a share and never crosses a mount.
+/// removed itself; if FOLLOW is not empty, the file that it leads to is removed too, unless that lies on a share. It
+/// never touches a share and never crosses a mount.
 const FORGET: &str = r#"
 no() { printf '%s: %s\n' "$1" "$2"; return 1; }
 forget() {
@@ -133,9 +134,9 @@ pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), Wi
     Ok(())
 }
 
-/// Overwrites and removes each path with the rights that its place needs. A path of `ours` (files that nixbox injects) that
-/// the user cannot remove is removed by root. Symbolic links are followed for `theirs` only (files of the guest): nixbox
-/// injects no links, so the file that a link leads to is not one that nixbox wrote.
+/// Overwrites and removes each path with the rights that its place needs. A path of `ours` (files that nixbox injects)
+/// that the user cannot remove is removed by root. Symbolic links are followed for `theirs` only (files of the guest):
+/// nixbox injects no links, so the file that a link leads to is not one that nixbox wrote.
 async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String>) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let mine = |path: &&String| rights(home, path, None) == Rights::User;

@@ -1,4 +1,4 @@
-//! A VM as the seams name it: its parts and their generations, its state, and what of it is there.
+//! A VM as the seams name it: its parts and their generations, its disks, its state, and how much of it is there.
 
 use std::fmt;
 
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{ByteSize, Generation, HostPath, Slot};
 
-/// What the guest's kernel calls this boot: `/proc/sys/kernel/random/boot_id`, which lives in RAM alone. A restored
-/// guest still has it, a rebooted one has not.
+/// The guest kernel's name for its boot: `/proc/sys/kernel/random/boot_id`. It is kept in RAM only, so a restored guest
+/// still has it, and a rebooted guest has another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootId(pub [u8; 16]);
 
-/// What of a VM is decided when it is booted or loaded, and by which generation its parts are known.
+/// What is decided about a VM when it is booted or loaded: the generation that each of its parts carries, and its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Machine {
     /// The VMM process and the share daemons.
@@ -20,9 +20,9 @@ pub struct Machine {
     pub disk: Generation,
     /// The RAM file.
     pub memory: Generation,
-    /// TAP, addresses, firewall table, DHCP.
+    /// The place that decides its TAP, addresses, firewall table and DHCP.
     pub slot: Slot,
-    /// Whether the shares are devices of the VM from the start; if not, they are attached later.
+    /// Whether the shares are devices of the VM from the start. If not, they are attached later.
     pub shares: bool,
 }
 
@@ -36,22 +36,22 @@ pub struct DiskSpec {
     pub size: Option<ByteSize>,
 }
 
-/// What is known of the VMM of a generation, and of the VM in it.
+/// The state of the VMM of one generation, and of the VM in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VmmState {
-    /// No VMM of this generation was ever started, as far as can be told; after a reboot of the host nothing can.
+    /// No trace of a VMM of this generation. After a reboot of the host none can be found.
     Never,
-    /// One was started, and lives no more.
+    /// A VMM was started and has ended.
     Gone,
-    /// It answers and has no VM.
+    /// The VMM answers and has no VM.
     Empty,
-    /// Its VM has not been booted, or has shut down.
+    /// Its VM has not been booted yet, or has shut down.
     Stopped,
     /// Its VM runs.
     Running,
     /// Its VM is paused.
     Paused,
-    /// It lives, does nothing that can be seen, and has not answered for as long as it was waited for: it counts as lost.
+    /// The VMM lives and does not answer within the time limit. It counts as lost.
     Silent,
 }
 
@@ -70,17 +70,17 @@ impl fmt::Display for VmmState {
 }
 
 impl VmmState {
-    /// Whether there is a VM that holds a running system, paused or not.
+    /// Whether there is a VM with a booted system, paused or not.
     #[must_use]
     pub fn has_system(self) -> bool {
         matches!(self, Self::Running | Self::Paused)
     }
 }
 
-/// Whether something that has several parts is there.
+/// How much of something that has several parts is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Presence {
-    /// No part of it.
+    /// None of it.
     Absent,
     /// Some of it, or all of it but not in order.
     Partial,
@@ -88,11 +88,11 @@ pub enum Presence {
     Whole,
 }
 
-/// What the guest has of what it should have.
+/// How much of its credentials and shares a guest has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Equipment {
-    /// Its credentials.
+    /// The credentials.
     pub credentials: Presence,
-    /// Its mounted shares.
+    /// The mounted shares.
     pub mounts: Presence,
 }

@@ -1,14 +1,20 @@
-//! The seams between what nixbox does and what it does it with, and the values that cross them.
+//! The seams between what nixbox does and the things that it acts upon, and the one vocabulary of values that cross
+//! them.
 //!
-//! `operations` sees the world through these traits alone. `host`, `vmm`, `guest` and `store` implement them on a real
-//! machine, `fakes` in memory. A [`World`] belongs to one workspace; whatever a seam makes carries a generation, so
-//! that things of this operation are told from things of another.
+//! `operations` sees the world through the traits of `seams.rs` only. `host`, `vmm`, `guest` and `store` implement them
+//! on a real machine, and `fakes` in memory. A [`World`] belongs to one workspace. Everything that a seam makes carries
+//! a generation, so that the things of one operation can be distinguished from those of another.
+//!
+//! `config` parses its file straight into the values (names, paths, domains, ports, secrets, sizes), so each is checked
+//! once, and every layer takes it as it is. A value that breaks the rule of its type is an [`InvalidValue`]. To add a
+//! value, give it a type in the file of its subject; this module uses nothing of nixbox but `engine`.
 //!
 //! What all seams promise:
 //! - every call is idempotent: its work may be done, half done or not begun when it is called;
 //! - `find`-like calls change nothing, and report what is there rather than what should be;
-//! - removing what is not there succeeds; removing what is another's is an error and removes nothing;
-//! - a call that takes long looks at its [`Interrupt`] at least every 100 ms, and leaves what it began to its remover.
+//! - removing what is not there succeeds; removing what belongs to another workspace is an error and removes nothing;
+//! - a call that takes long checks its [`Interrupt`] at least every 100 ms. When it is interrupted it leaves what it
+//!   has made; the call that removes such things removes it.
 
 pub mod capability;
 mod machine;

@@ -10,11 +10,12 @@ use super::value::{InvalidValue, text_value, words};
 pub enum NetworkMode {
     /// Nothing.
     Off,
-    /// The domains and ports of the [`NetworkPolicy`]: TCP and UDP to these ports of addresses that these domains resolved
-    /// to through nixbox's own resolver, which resolves nothing else. An address stays allowed until the network is removed:
-    /// a guest may use it for longer than the answer was valid.
+    /// The domains and ports of the [`NetworkPolicy`]: TCP and UDP to these ports of addresses that these domains
+    /// resolved to through nixbox's own resolver, which resolves nothing else. An address stays allowed until the
+    /// network is removed: a guest may use it for longer than the answer was valid.
     Filtered,
-    /// Everything but link-local addresses: at 169.254.0.0/16 clouds give the host's own credentials to everyone who asks.
+    /// Everything but link-local addresses: at 169.254.0.0/16 clouds give the host's own credentials to everyone who
+    /// asks.
     #[default]
     Open,
 }
@@ -40,8 +41,8 @@ impl From<NetworkMode> for NetworkPolicy {
 }
 
 text_value!(
-    /// A domain: itself and everything below it. In lower case, without the dot at its end. Names such as `_dmarc.a.com`
-    /// are allowed, as they are in DNS.
+    /// A domain: itself and everything below it. In lower case, without the dot at its end. Names such as
+    /// `_dmarc.a.com` are allowed, as they are in DNS.
     Domain,
     parse_domain
 );

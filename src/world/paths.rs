@@ -11,8 +11,8 @@ use super::value::{InvalidValue, text_value};
 text_value!(
     /// A path in the guest: absolute, or below its user's home when it begins with `~/`.
     ///
-    /// It names something below `/` or `~`, and has no empty part, no `.`, no `..` and no control character. It has at most
-    /// 1024 bytes and each part at most 240, so that a suffix still fits into a file name (`NAME_MAX` is 255).
+    /// It names something below `/` or `~`, and has no empty part, no `.`, no `..` and no control character. It has at
+    /// most 1024 bytes and each part at most 240, so that a suffix still fits into a file name (`NAME_MAX` is 255).
     GuestPath,
     parse_guest_path
 );
@@ -107,8 +107,8 @@ impl std::str::FromStr for GuestHome {
 pub struct HostPath(PathBuf);
 
 impl HostPath {
-    /// The path that a text of the workspace at `root` stands for: `~` is the user's home, and a relative path is relative
-    /// to the workspace.
+    /// The path that a text of the workspace at `root` stands for: `~` is the user's home, and a relative path is
+    /// relative to the workspace.
     ///
     /// # Errors
     /// If it is empty, has a NUL in it, or begins with `~` where there is no home.

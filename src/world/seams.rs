@@ -1,4 +1,4 @@
-//! The seams: one trait for each thing that nixbox acts upon, and [`World`], which holds one of each.
+//! The seams: one trait for each thing that nixbox acts upon, and [`World`], which has an implementation of each.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,32 +16,32 @@ use super::{
 /// One VMM process per generation, spoken to through its API socket.
 #[async_trait]
 pub trait Vmm: Send + Sync {
-    /// What the VMM of this generation can do, which lives; without one, what the installed program can. Starts nothing.
+    /// What the running VMM of this generation can do, or the installed program if none is named. Starts nothing.
     async fn ability(&self, of: Option<Generation>) -> Result<Ability>;
-    /// The version of the same.
+    /// Its version, for the same.
     async fn version(&self, of: Option<Generation>) -> Result<VmmVersion>;
-    /// What is known of the VMM of this generation. Waits for a call that an earlier nixbox made and that the VMM is still
-    /// busy with, and for one that does not answer long enough to call it [`VmmState::Silent`].
+    /// The state of the VMM of this generation. If the VMM is still busy with a call of an earlier nixbox, this waits
+    /// for that call to end. It returns [`VmmState::Silent`] if the VMM does not answer within a time limit.
     async fn find(&self, generation: Generation) -> Result<VmmState>;
-    /// Start the VMM and wait until its API answers.
+    /// Starts the VMM and waits until its API answers.
     async fn start(&self, generation: Generation) -> Result<()>;
     /// `vm.create` and `vm.boot`.
     async fn boot(&self, machine: &Machine) -> Result<()>;
-    /// `vm.pause`; a paused VM stays paused.
+    /// `vm.pause`, unless it is paused.
     async fn pause(&self, generation: Generation) -> Result<()>;
-    /// `vm.resume`; a running VM runs on.
+    /// `vm.resume`, unless it runs.
     async fn resume(&self, generation: Generation) -> Result<()>;
-    /// `vm.snapshot` into the staging directory of `into`, which then holds it synced.
+    /// `vm.snapshot` into the staging directory of `into`, synced.
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()>;
     /// `vm.restore` from a copy of the VMM state of `from`, staged or listed, with its paths rewritten to `machine`'s.
     /// The VM is paused then.
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
-    /// Ask the guest to shut down by the power button, and wait for the VM to stop for as long as is sensible.
+    /// Presses the power button, and waits for the VM to stop, with a time limit.
     async fn power_button(&self, generation: Generation) -> Result<()>;
-    /// Whether the VMM ends by itself within that time: a guest that an earlier nixbox asked to shut down may still be at
-    /// it.
+    /// Whether the VMM ends by itself within that time, because a guest that an earlier nixbox asked to shut down may
+    /// still be doing so.
     async fn ends(&self, generation: Generation, within: Duration) -> Result<bool>;
-    /// End the process (TERM, then KILL) and remove its sockets.
+    /// Ends the process (TERM, then KILL) and removes its sockets.
     async fn stop(&self, generation: Generation) -> Result<()>;
     /// `vm.add-fs` for every share.
     async fn attach_shares(&self, generation: Generation) -> Result<()>;
@@ -56,141 +56,144 @@ pub trait Vmm: Send + Sync {
 pub trait Slots: Send + Sync {
     /// The slot that this workspace holds.
     async fn held(&self) -> Result<Option<Slot>>;
-    /// The slots that nobody holds.
+    /// The slots that no workspace holds.
     async fn free(&self) -> Result<Vec<Slot>>;
-    /// Claim the first of `wanted` that nobody holds; one that this workspace holds already is kept.
+    /// Claims the first of `wanted` that no workspace holds. If this workspace holds a slot already, it keeps that one.
     async fn claim(&self, wanted: &[Slot]) -> Result<Slot>;
-    /// Give back the slot, if this workspace holds it.
+    /// Gives back the slot, if this workspace holds it.
     async fn release(&self, slot: Slot) -> Result<()>;
 }
 
 /// TAP, addresses, firewall table and DHCP of a slot.
 #[async_trait]
 pub trait Network: Send + Sync {
-    /// How much of it is there.
+    /// How much of the network is there.
     async fn find(&self, slot: Slot) -> Result<Presence>;
-    /// Build it, or what is missing of it.
+    /// Builds what is missing.
     async fn build(&self, slot: Slot, generation: Generation) -> Result<()>;
-    /// Remove all of it.
+    /// Removes all of it.
     async fn remove(&self, slot: Slot) -> Result<()>;
 }
 
 /// The daemons that serve the host's directories, one set per VMM generation.
 #[async_trait]
 pub trait Shares: Send + Sync {
-    /// Whether the configuration has any.
+    /// Whether the configuration has mounts.
     fn wanted(&self) -> bool;
-    /// How many of them serve.
+    /// Whether all, some or none of the daemons serve.
     async fn find(&self, generation: Generation) -> Result<Presence>;
-    /// Start them, and wait until each listens on its socket.
+    /// Starts the daemons, and waits until each listens on its socket.
     async fn start(&self, generation: Generation) -> Result<()>;
-    /// End them, and remove their sockets.
+    /// Ends the daemons, and removes their sockets.
     async fn stop(&self, generation: Generation) -> Result<()>;
 }
 
 /// The VM's disk images, one set per generation.
 #[async_trait]
 pub trait Disk: Send + Sync {
-    /// Whether they are there, whole.
+    /// Whether all, some or none of the images are there.
     async fn find(&self, generation: Generation) -> Result<Presence>;
-    /// How many bytes a capture of them would take now, at most.
+    /// The most bytes that a capture would take now.
     async fn weight(&self, generation: Generation) -> Result<u64>;
-    /// Bring to the medium what the guest has written so far: a clone of what is not there yet takes long, and a VM is
-    /// paused for it.
+    /// Writes to the medium what the guest has written so far. Cloning data that is not on the medium takes long, and
+    /// the VM is paused meanwhile.
     async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
-    /// Clone them from their templates, or make empty ones.
+    /// Clones the images from their templates, or makes empty ones.
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
-    /// Clone them into the staging directory.
+    /// Clones the images into the staging directory.
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
-    /// Clone them from a snapshot.
+    /// Clones the images from a snapshot.
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
-    /// Remove them.
+    /// Removes the images.
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
 
 /// The VM's RAM file, one per generation.
 #[async_trait]
 pub trait Memory: Send + Sync {
-    /// Whether it is there, whole.
+    /// Whether all, some or nothing of the file is there.
     async fn find(&self, generation: Generation) -> Result<Presence>;
-    /// How many bytes a capture of it would take now, at most.
+    /// The most bytes that a capture would take now.
     async fn weight(&self, generation: Generation) -> Result<u64>;
-    /// Make an empty one.
+    /// Makes an empty file.
     async fn create(&self, generation: Generation) -> Result<()>;
-    /// Copy it into the staging directory.
+    /// Copies the file into the staging directory.
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
-    /// Copy it from a snapshot.
+    /// Copies the file from a snapshot.
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
-    /// Remove it.
+    /// Removes the file.
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
 
-/// The system in the VM, spoken to over SSH.
+/// The system in the VM, over SSH.
 ///
-/// Every call makes a connection of its own or uses one made under the same VMM generation. A guest that is gone with
-/// its VMM is [`Failure::Lost`].
+/// Every call makes a connection or uses one that was made under the same VMM generation. If the VM is gone, a call
+/// fails with [`Failure::Lost`](super::Failure::Lost).
 #[async_trait]
 pub trait Guest: Send + Sync {
-    /// Wait until an authenticated command has run, and say which boot it ran in. This alone is "ready".
+    /// Waits until an authenticated command has run, and returns the boot that it ran in. Only this means "ready".
     async fn ready(&self, machine: &Machine) -> Result<BootId>;
-    /// Make the credentials of the configuration be there, as the configuration is now.
+    /// Writes the credentials that the configuration has now.
     async fn inject(&self, machine: &Machine) -> Result<()>;
-    /// Overwrite and remove every credential, forget histories, drop the page cache, trim the disks.
+    /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.
     async fn wipe(&self, machine: &Machine) -> Result<()>;
-    /// Mount the shares.
+    /// Mounts the shares.
     async fn mount(&self, machine: &Machine) -> Result<()>;
-    /// Who in the guest keeps a share from being unmounted: a file open, mapped, executed or worked in. For people.
+    /// The guest's processes that keep a share from being unmounted, because they have a file or a directory of it in
+    /// use. For people to read.
     async fn share_users(&self, machine: &Machine) -> Result<Vec<String>>;
-    /// Unmount the shares.
+    /// Unmounts the shares.
     async fn unmount(&self, machine: &Machine) -> Result<()>;
     /// Whether credentials and mounts are as `inject` and `mount` leave them.
     async fn equipped(&self, machine: &Machine) -> Result<Equipment>;
-    /// Force fresh entropy into the kernel's pool, then set the clock.
+    /// Gives the guest's kernel fresh entropy, then sets its clock.
     async fn settle(&self, machine: &Machine) -> Result<()>;
-    /// Ask it to shut down.
+    /// Asks the guest to shut down.
     async fn shut_down(&self, machine: &Machine) -> Result<()>;
 }
 
 /// The workspace's snapshots on disk.
 #[async_trait]
 pub trait Catalog: Send + Sync {
-    /// The committed ones, oldest first, damaged ones included.
+    /// The committed snapshots, oldest first, including damaged ones.
     async fn list(&self) -> Result<Vec<ListedSnapshot>>;
-    /// Those that are there and not in the list: in their staging directories, or in the trash.
+    /// The snapshots that are in their staging directories or in the trash.
     async fn unlisted(&self) -> Result<Vec<SnapshotId>>;
-    /// How many bytes there is room for.
+    /// How many bytes are free.
     async fn free(&self) -> Result<u64>;
-    /// Where one stands. What it reports is on the medium: the caller builds upon it.
+    /// The state of a snapshot. The state is on the medium when this returns, because the caller's next change depends
+    /// on it.
     async fn find(&self, id: SnapshotId) -> Result<SnapshotState>;
-    /// Make its staging directory.
+    /// Makes its staging directory.
     async fn stage(&self, id: SnapshotId) -> Result<()>;
     /// Whether the staging directory holds a whole VMM state.
     async fn holds_vmm_state(&self, id: SnapshotId) -> Result<bool>;
-    /// Compare the files of a listed one with its manifest.
+    /// Compares the files of a listed snapshot with its manifest.
     async fn verify(&self, id: SnapshotId, depth: Depth, interrupt: &Interrupt) -> Result<()>;
-    /// Write the manifest, sync files and directories, rename the staging directory into the list, sync the list.
+    /// Writes the manifest, syncs files and directories, renames the staging directory into the list, and syncs the
+    /// list.
     async fn commit(&self, manifest: Manifest) -> Result<()>;
-    /// Remove the staging directory.
+    /// Removes the staging directory.
     async fn discard(&self, id: SnapshotId) -> Result<()>;
-    /// Rename it out of the list.
+    /// Renames it out of the list.
     async fn trash(&self, id: SnapshotId) -> Result<()>;
-    /// Remove what was renamed out of the list.
+    /// Removes a snapshot that was renamed out of the list.
     async fn purge(&self, id: SnapshotId) -> Result<()>;
-    /// The files of the staging directory with their hashes: every byte of them is read. The VM runs by then.
+    /// The files of the staging directory with their hashes. Every byte is read; the VM runs meanwhile.
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
 }
 
 /// Says what the host's processor can do: `flags` of /proc/cpuinfo.
 pub type CpuFeatures = dyn Fn() -> Result<BTreeSet<String>> + Send + Sync;
 
-/// What bears the mark of this workspace, wherever it is: for finding what belongs to no VM.
+/// Finds resources that this workspace left behind.
 #[async_trait]
 pub trait Leftovers: Send + Sync {
-    /// The generations of its processes, RAM files and disk images.
+    /// The generations of all its processes, RAM files and disk images, wherever they are.
     async fn generations(&self) -> Result<BTreeSet<Generation>>;
 }
 
-/// When the user's own scripts run.
+/// The points at which the user's own scripts run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum HookPoint {
     /// Before anything of `up`.
@@ -199,15 +202,15 @@ pub enum HookPoint {
     PostUp,
     /// Before the guest is stopped.
     PreDown,
-    /// When everything is cleared away.
+    /// When everything is removed.
     PostDown,
 }
 
-/// The user's own scripts on the host. They run at least once for each operation that is not interrupted, and again
-/// where a crash hides whether they ran.
+/// The user's own scripts on the host. They run at least once for each operation that is not interrupted, and once more
+/// if a crash makes it impossible to know whether they ran.
 #[async_trait]
 pub trait Hooks: Send + Sync {
-    /// Run those of this point, in order.
+    /// Runs the scripts of this point, in order.
     async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> Result<()>;
 }
 
@@ -240,11 +243,12 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     /// The host's processor.
     pub cpu: Arc<CpuFeatures>,
-    /// What of the configuration shapes a VM, by key. A snapshot can be restored only where these are the same.
+    /// The values of the configuration that shape a VM, by key. A snapshot can be restored only where these are the
+    /// same.
     pub shape: Arc<BTreeMap<String, String>>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,
-    /// What belongs to nobody, perhaps.
+    /// Resources that may be left behind.
     pub leftovers: Arc<dyn Leftovers>,
     /// Time of day.
     pub clock: Arc<dyn Clock>,

@@ -1,4 +1,4 @@
-//! A snapshot as the seams name it: where it stands, and what its manifest says.
+//! A snapshot as the seams name it: its state on disk, and what its manifest says.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,65 +6,65 @@ use serde::{Deserialize, Serialize};
 
 use super::{BootId, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
 
-/// What a snapshot was made under, and has to be restored under.
+/// The circumstances in which a snapshot was made. It can be restored only where they are compatible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The VMM that saved it.
     pub vmm: VmmVersion,
-    /// What the host's processor could do.
+    /// The features of the host's processor.
     pub cpu: BTreeSet<String>,
-    /// What of the configuration shapes a VM: values by key.
+    /// The values of the configuration that shape a VM, by key.
     pub shape: BTreeMap<String, String>,
 }
 
-/// Where a snapshot stands on disk.
+/// The state of a snapshot on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotState {
-    /// Nowhere.
+    /// It is not there.
     Absent,
-    /// In its staging directory: not listed, of no use to anybody but the operation that makes it.
+    /// It is in its staging directory, is not listed, and can be used only by the operation that makes it.
     Staged,
-    /// Committed.
+    /// It is committed.
     Listed,
-    /// Renamed out of the list, not yet removed.
+    /// It was renamed out of the list and is not removed yet.
     Trashed,
 }
 
-/// What a snapshot says of itself: enough to restore it, and to tell whether it fits.
+/// What a snapshot says of itself: enough to restore it, and to decide whether it can be restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The snapshot.
     pub id: SnapshotId,
-    /// A name given by a person, or none.
+    /// The name that a person gave it, if any.
     pub name: Option<SnapshotName>,
     /// When it was committed: milliseconds since 1970, UTC.
     pub created_ms: u64,
     /// The slot that the guest's address belongs to.
     pub slot: Slot,
-    /// The boot that it was taken of.
+    /// The guest's boot at the time.
     pub boot: BootId,
     /// Whether the shares are attached in the VMM state.
     pub shares: bool,
-    /// What it was made under.
+    /// The circumstances in which it was made.
     pub origin: Origin,
-    /// Every file with its size in bytes and its hash, by name.
+    /// Every file of the snapshot.
     pub files: Vec<FileRecord>,
 }
 
-/// A snapshot in the list, whole or not.
+/// A snapshot in the list, damaged or not.
 #[derive(Debug)]
 pub struct ListedSnapshot {
     /// The snapshot.
     pub id: SnapshotId,
-    /// What it says of itself, or why that cannot be known.
+    /// Its manifest, or why that cannot be read.
     pub manifest: Result<Manifest>,
 }
 
-/// How much of a snapshot is read to find out whether it is whole.
+/// How much of a snapshot is read to verify it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// What was touched since it was last read: any file that has not the inode, the size and the change time that it
-    /// had then. Sizes and the manifest are always looked at.
+    /// The manifest, all sizes, and the content of each file whose inode, size or change time is not the one of its
+    /// last verification.
     Touched,
     /// Every byte.
     All,

@@ -101,7 +101,7 @@ macro_rules! words {
                     $($word => Ok($value),)*
                     _ => Err($crate::world::InvalidValue::new(
                         text,
-                        concat!("is none of ", $first $(, ", ", $word)*),
+                        concat!("is not one of ", $first $(, ", ", $word)*),
                     )),
                 }
             }
@@ -125,3 +125,28 @@ macro_rules! words {
 }
 
 pub(super) use {text_value, words};
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::{Debug, Display};
+    use std::str::FromStr;
+
+    use crate::world::{Backing, InvalidValue, NetworkMode, VmmChoice};
+
+    fn read_and_written<T: FromStr<Err = InvalidValue> + Display + Debug>(list: &str) {
+        for word in list.split(", ") {
+            assert_eq!(word.parse::<T>().unwrap().to_string(), word);
+        }
+        let refused = "other".parse::<T>().unwrap_err();
+        assert_eq!(refused.to_string(), format!("\"other\" is not one of {list}"));
+    }
+
+    #[test]
+    fn every_word_is_read_as_it_is_written() {
+        read_and_written::<Backing>("auto, tmpfs, disk, vmm");
+        read_and_written::<NetworkMode>("off, filtered, open");
+        read_and_written::<VmmChoice>(
+            "cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54",
+        );
+    }
+}

@@ -37,7 +37,7 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
         ),
         (
             r#"vmm = "qemu""#,
-            r#"2:7: vmm is wrong: "qemu" is none of cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54"#,
+            r#"2:7: vmm is wrong: "qemu" is not one of cloud-hypervisor, simulator, simulator-v51, simulator-v52, simulator-v53, simulator-v54"#,
         ),
         (
             "vm.vcpus = 255",
@@ -77,7 +77,7 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
         ),
         (
             r#"vm.backing = "ram""#,
-            r#"2:14: vm.backing is wrong: "ram" is none of auto, tmpfs, disk, vmm"#,
+            r#"2:14: vm.backing is wrong: "ram" is not one of auto, tmpfs, disk, vmm"#,
         ),
         (
             r#"vm.initramfs = """#,
@@ -153,7 +153,7 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
         ),
         (
             r#"network.mode = "closed""#,
-            r#"2:16: network.mode is wrong: "closed" is none of off, filtered, open"#,
+            r#"2:16: network.mode is wrong: "closed" is not one of off, filtered, open"#,
         ),
         (
             r#"network.domains = ["*.github.com"]"#,

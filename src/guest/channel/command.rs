@@ -56,10 +56,10 @@ impl GuestCommand {
     ///
     /// # Errors
     /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
-    pub async fn next(&mut self) -> Result<Said, ChannelError> {
+    pub async fn next(&mut self) -> Result<CommandEvent, ChannelError> {
         loop {
-            if let Some(said) = understand(self.reader.wait().await)? {
-                return Ok(said);
+            if let Some(event) = parse_event(self.reader.wait().await)? {
+                return Ok(event);
             }
         }
     }
@@ -67,7 +67,7 @@ impl GuestCommand {
 
 /// A message of a command.
 #[derive(Debug)]
-pub enum Said {
+pub enum CommandEvent {
     /// Bytes on stdout.
     Out(Bytes),
     /// Bytes on stderr.
@@ -78,15 +78,17 @@ pub enum Said {
     NoMore,
 }
 
-fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError> {
+fn parse_event(message: Option<ChannelMsg>) -> Result<Option<CommandEvent>, ChannelError> {
     Ok(match message {
-        Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
-        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
-        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(CommandExit::Status(exit_status))),
-        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-            Some(Said::Ended(CommandExit::Signal(signal_text(&signal_name))))
+        Some(ChannelMsg::Data { data }) => Some(CommandEvent::Out(data)),
+        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(CommandEvent::Err(data)),
+        Some(ChannelMsg::ExitStatus { exit_status }) => {
+            Some(CommandEvent::Ended(CommandExit::Status(exit_status)))
         }
-        Some(ChannelMsg::Eof) => Some(Said::NoMore),
+        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+            Some(CommandEvent::Ended(CommandExit::Signal(signal_text(&signal_name))))
+        }
+        Some(ChannelMsg::Eof) => Some(CommandEvent::NoMore),
         Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
         Some(ChannelMsg::Close) => return Err(ChannelError::Unsaid),
         None => return Err(ChannelError::Closed),
@@ -120,17 +122,17 @@ pub(super) async fn converse(
     }
 }
 
-/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end before
-/// the last output. A process that the command left behind may keep the output open; then the closing of the channel ends
-/// the wait.
+/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end
+/// before the last output. A process that the command left behind may keep the output open; then the closing of the
+/// channel ends the wait.
 pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
-        match understand(reader.wait().await) {
-            Ok(Some(Said::Out(data))) => sink.out(&data).await?,
-            Ok(Some(Said::Err(data))) => sink.err(&data).await?,
-            Ok(Some(Said::Ended(how))) => exit = Some(how),
-            Ok(Some(Said::NoMore)) => no_more = true,
+        match parse_event(reader.wait().await) {
+            Ok(Some(CommandEvent::Out(data))) => sink.out(&data).await?,
+            Ok(Some(CommandEvent::Err(data))) => sink.err(&data).await?,
+            Ok(Some(CommandEvent::Ended(how))) => exit = Some(how),
+            Ok(Some(CommandEvent::NoMore)) => no_more = true,
             Ok(None) => {}
             Err(error @ (ChannelError::Closed | ChannelError::Unsaid)) => return exit.ok_or(error),
             Err(error) => return Err(error),
@@ -165,7 +167,7 @@ pub(super) trait Sink {
     async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError>;
 }
 
-pub(super) struct Kept<'a> {
+pub(super) struct CaptureSink<'a> {
     pub(super) most: usize,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
@@ -173,7 +175,7 @@ pub(super) struct Kept<'a> {
     pub(super) prompt: Option<(&'static [u8], &'a Notify)>,
 }
 
-impl Kept<'_> {
+impl CaptureSink<'_> {
     fn keep(most: usize, into: &mut Vec<u8>, data: &[u8]) -> Result<(), ChannelError> {
         if into.len() + data.len() > most {
             return Err(ChannelError::TooMuch { limit: most });
@@ -183,11 +185,12 @@ impl Kept<'_> {
     }
 }
 
-impl Sink for Kept<'_> {
+impl Sink for CaptureSink<'_> {
     async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
         Self::keep(self.most, &mut self.stdout, data)?;
-        if let Some((_, waits)) =
-            self.prompt.take_if(|(prompt, _)| self.stdout.windows(prompt.len()).any(|said| said == *prompt))
+        if let Some((_, waits)) = self
+            .prompt
+            .take_if(|(prompt, _)| self.stdout.windows(prompt.len()).any(|window| window == *prompt))
         {
             waits.notify_one();
         }
@@ -199,12 +202,12 @@ impl Sink for Kept<'_> {
     }
 }
 
-pub(super) struct Passed<O, E> {
+pub(super) struct StreamSink<O, E> {
     pub(super) stdout: O,
     pub(super) stderr: E,
 }
 
-impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for Passed<O, E> {
+impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for StreamSink<O, E> {
     async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
         let failed = |source| ChannelError::Local { doing: "write to stdout", source };
         self.stdout.write_all(data).await.map_err(failed)?;

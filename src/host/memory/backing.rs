@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{MemoryError, Result};
 use crate::files::Folder;
-use crate::world::{Backing, ByteSize};
-use crate::world::{Generation, WorkspaceId};
+use crate::world::{Backing, ByteSize, Generation, WorkspaceId};
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: i64 = 0x0102_1994;
