@@ -17,7 +17,7 @@ use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
 use crate::files::copy::NoProgress;
-use crate::host::hooks::Complain;
+use crate::host::hooks::FailedScriptObserver;
 use crate::operations::{RunningVm, Session};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::{Lock, Workspace};
@@ -74,7 +74,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
 }
 
 /// Prints why a script of the user failed where the operation goes on without it.
-fn report_failed_script() -> Arc<Complain> {
+fn report_failed_script() -> Arc<FailedScriptObserver> {
     Arc::new(|error| {
         error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
     })

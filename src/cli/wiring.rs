@@ -19,7 +19,7 @@ use crate::guest::ssh_guest::{self, SshGuest};
 use crate::host::clock::HostClock;
 use crate::host::cpu;
 use crate::host::disk::Disks;
-use crate::host::hooks::{Complain, ShellHooks};
+use crate::host::hooks::{FailedScriptObserver, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
 use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, HostNetwork};
@@ -109,7 +109,7 @@ pub fn assemble(
     workspace: &Workspace,
     config: &Config,
     progress: Arc<dyn Progress>,
-    complain: Arc<Complain>,
+    on_failed_script: Arc<FailedScriptObserver>,
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
     let runtime = workspace.runtime()?.path().to_owned();
@@ -181,7 +181,7 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks {
             directory: workspace.root().to_owned(),
             scripts: config.hooks.by_point(),
-            complain,
+            on_failed_script,
         }),
         clock: Arc::new(HostClock),
     };

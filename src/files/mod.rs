@@ -125,7 +125,7 @@ impl Folder {
         Ok(())
     }
 
-    /// How many bytes a file in it may still take: what the file system has left for those without privileges.
+    /// How many bytes its file system has left for users without privileges.
     ///
     /// # Errors
     /// If the system cannot tell.
@@ -134,7 +134,7 @@ impl Folder {
         Ok(status.f_bavail.saturating_mul(status.f_frsize))
     }
 
-    /// The kernel's number of its file system's kind (`f_type` of statfs).
+    /// The kind of its file system, as a number of the kernel (`f_type` of statfs).
     ///
     /// # Errors
     /// If the system cannot tell.
@@ -143,7 +143,7 @@ impl Folder {
         Ok(status.f_type as i64)
     }
 
-    /// What a name stands for, `None` if for nothing. Links are not followed.
+    /// The status of the entry of that name; `None` if there is none. Links are not followed.
     ///
     /// # Errors
     /// If the system cannot tell.
@@ -165,7 +165,7 @@ impl Folder {
         open_directory(&self.handle, name, &self.path_of(name))
     }
 
-    /// A directory in it, made with mode 0700 if there is nothing of that name. Says whether it was made.
+    /// A directory in it, made with mode 0700 if there is nothing of that name. The flag is true if it was made.
     ///
     /// # Errors
     /// If the entry is something else, or cannot be made.

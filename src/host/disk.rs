@@ -42,7 +42,7 @@ pub enum DiskError {
     Store(#[from] StoreError),
     #[error("the disk image {} is not a regular file", path.display())]
     TemplateKind { path: PathBuf },
-    /// The template would have to be cut.
+    /// The template does not fit.
     #[error(
         "the disk image {} has {found} bytes, and its disk is to have {wanted}: raise `size` or leave it out",
         path.display()
@@ -124,7 +124,7 @@ impl Disks {
     /// The paths of the images of a generation in order, for the VMM's configuration.
     ///
     /// # Errors
-    /// If they are not all there.
+    /// If an image is missing.
     pub fn images(&self, generation: Generation) -> Result<Vec<PathBuf>> {
         let (folder, images) = self.whole(generation)?;
         Ok((0..images.len()).map(|n| folder.path_of(image_file(n))).collect())
@@ -137,7 +137,7 @@ impl Disks {
         self.run.join(Self::name(generation)).join(HOST_KEY)
     }
 
-    /// How each copy of this process was made, in order.
+    /// How the copies of this process were made, in order.
     #[must_use]
     pub fn methods(&self) -> Vec<CopyMethod> {
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).clone()

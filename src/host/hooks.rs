@@ -42,17 +42,17 @@ fn key(point: HookPoint) -> &'static str {
 }
 
 /// Hears of a script that failed after the commit point of its operation, which does not fail with it.
-pub type Complain = dyn Fn(&HookError) + Send + Sync;
+pub type FailedScriptObserver = dyn Fn(&HookError) + Send + Sync;
 
 /// [`Hooks`] by shell scripts.
 #[derive(Clone)]
 pub struct ShellHooks {
     /// The working directory of the scripts: the workspace.
     pub directory: PathBuf,
-    /// Command lines for a shell, in order.
+    /// The command lines of each point for a shell, in order.
     pub scripts: BTreeMap<HookPoint, Vec<String>>,
-    /// After the commit point the VM stays whatever a script does, but its user has to know.
-    pub complain: Arc<Complain>,
+    /// Hears of scripts that fail at [`HookPoint::PostUp`] and [`HookPoint::PostDown`].
+    pub on_failed_script: Arc<FailedScriptObserver>,
 }
 
 impl ShellHooks {
@@ -105,7 +105,7 @@ impl Hooks for ShellHooks {
     async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> world::Result<()> {
         let ran = self.run_all(point, interrupt).await;
         if let (Err(HookExit::Error(error)), HookPoint::PostUp | HookPoint::PostDown) = (&ran, point) {
-            (self.complain)(error);
+            (self.on_failed_script)(error);
         }
         ran.map_err(|ended| match ended {
             HookExit::Interrupted => Failure::Interrupted,
@@ -159,7 +159,7 @@ mod tests {
     fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
         let scripts = scripts.iter().map(|script| (*script).to_owned()).collect();
         let scripts = BTreeMap::from([(HookPoint::PreUp, scripts)]);
-        ShellHooks { directory: directory.path().to_owned(), scripts, complain: Arc::new(|_| {}) }
+        ShellHooks { directory: directory.path().to_owned(), scripts, on_failed_script: Arc::new(|_| {}) }
     }
 
     #[tokio::test]

@@ -175,7 +175,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     assert_eq!(vmm.shares_attached(first.vmm).await.unwrap(), Presence::Whole);
     house.until_printed(first.vmm, "GUEST-READY").await;
     house.guest("mkdir -p /mnt/w && mount -t virtiofs work /mnt/w && echo old > /mnt/w/file").await;
-    // A file that root writes in the guest belongs to the invoking user on the host, and to the guest's user in the guest.
+    // Every user of the guest writes as the invoking user here, and the file belongs to the guest's user there.
     let owner = fs::metadata(house.path.join("shared/file")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((owner.uid(), owner.gid()), (invoker.uid(), invoker.gid()));

@@ -1,4 +1,4 @@
-//! A guest that speaks just enough DHCP and DNS, and the name server that its questions end at.
+//! A guest that speaks as much DHCP and DNS as the tests need, and the name server that answers its questions.
 
 use std::io::{PipeReader, PipeWriter};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
@@ -12,18 +12,18 @@ use super::{Arena, LIMIT, Namespace};
 use crate::host::ioctl::Tap;
 use crate::world::Slot;
 
-/// DNS: the server will not.
+/// The DNS response code of a server that refuses to answer.
 pub(in super::super) const REFUSED: u8 = 5;
 
 pub(in super::super) struct Guest {
     namespace: Namespace,
     slot: Slot,
     datagrams: Arc<Mutex<Vec<String>>>,
-    /// Closed to end the cable.
+    /// The thread that carries frames ends when the pipe is closed.
     cable: Option<(PipeWriter, std::thread::JoinHandle<()>)>,
 }
 
-/// What DHCP gave.
+/// A lease from the DHCP server.
 pub(in super::super) struct Lease {
     pub(in super::super) address: Ipv4Addr,
     pub(in super::super) mask: Option<Ipv4Addr>,
@@ -32,7 +32,7 @@ pub(in super::super) struct Lease {
 }
 
 impl Guest {
-    /// Attach to the slot's TAP, as a VMM would.
+    /// Attaches to the TAP of the slot, as a VMM does.
     pub(in super::super) fn join(arena: &Arena, slot: Slot) -> Self {
         let namespace = Namespace::new();
         let device = slot.tap();
@@ -64,7 +64,7 @@ impl Guest {
         self.namespace.run(command);
     }
 
-    /// Get an address and use it, with a route to everywhere whether or not one was given.
+    /// Gets an address and uses it, with a default route even if the lease has none.
     pub(in super::super) fn lease(&self) -> Lease {
         self.run("ip route add 255.255.255.255/32 dev eth0");
         let number = self.slot.number();
@@ -93,12 +93,12 @@ impl Guest {
         self.namespace.connect(address.parse::<IpAddr>().unwrap(), 80)
     }
 
-    /// Whether an answer comes back to a question that name servers and echoes alike answer.
+    /// Whether an answer comes back to a question that a name server and an echo server both answer.
     pub(in super::super) fn reaches_udp(&self, address: Ipv4Addr, port: u16) -> bool {
         self.exchange(address, port, &question("allowed.test")).is_some()
     }
 
-    /// Whether a datagram with this source address gets there. What is sent after it, with the right one, does.
+    /// Whether a datagram with this source address arrives. A later datagram with the right address does.
     pub(in super::super) fn sends_from(&self, from: Ipv4Addr, to: Ipv4Addr) -> bool {
         let earlier = self.datagrams.lock().unwrap().len();
         self.namespace.within(|| {
@@ -118,7 +118,7 @@ impl Guest {
         }
     }
 
-    /// Ask the gateway for a name: the response code, and the addresses.
+    /// Asks the gateway for a name. Returns the response code and the addresses.
     pub(in super::super) fn resolve(&self, name: &str) -> (u8, Vec<Ipv4Addr>) {
         let answer = self.exchange(self.gateway(), 53, &question(name)).expect("an answer");
         let count = u16::from_be_bytes([answer[6], answer[7]]);
@@ -150,7 +150,8 @@ impl Drop for Guest {
     }
 }
 
-/// Both sides put the same virtio-net header before each frame, and neither offers to leave checksums to the other.
+/// Carries frames between two TAPs. Both put the same virtio-net header before each frame, and neither offers to leave
+/// checksums to the other.
 fn carry_frames(near: &Tap, far: &Tap, stop: &PipeReader) {
     let mut frame = vec![0; 70_000];
     loop {
@@ -163,7 +164,7 @@ fn carry_frames(near: &Tap, far: &Tap, stop: &PipeReader) {
         for (ready, (from, to)) in ready.into_iter().zip([(near, far), (far, near)]) {
             if ready {
                 match rustix::io::read(from, &mut frame) {
-                    // A device that is down takes nothing, like an unplugged cable.
+                    // A device that is down takes no frame, like an unplugged cable.
                     Ok(length) => drop(rustix::io::write(to, &frame[..length])),
                     // The device was removed.
                     Err(_) => return,
@@ -173,13 +174,13 @@ fn carry_frames(near: &Tap, far: &Tap, stop: &PipeReader) {
     }
 }
 
-/// Send until it is answered: the answer, and who gave it.
+/// Sends the message until it is answered. Returns the answer and its sender.
 fn ask_for_lease(socket: &UdpSocket, slot: u8, kind: u8, options: &[u8]) -> (Lease, Ipv4Addr) {
     const EXCHANGE: [u8; 4] = *b"nixb";
     let mut message = vec![0; 236];
     message[..4].copy_from_slice(&[1, 1, 6, 0]);
     message[4..8].copy_from_slice(&EXCHANGE);
-    // "Answer by broadcast": without an address nothing else can be received.
+    // The flag "answer by broadcast": a guest without an address can receive nothing else.
     message[10] = 0x80;
     message[28..34].copy_from_slice(&[2, 0, 0, 0, 0, slot + 1]);
     message.extend([99, 130, 83, 99, 53, 1, kind, 55, 3, 1, 3, 6]);
