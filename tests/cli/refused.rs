@@ -136,7 +136,12 @@ fn a_missing_or_old_vmm_is_named() {
     let old = vmm(&directory, "v38.0");
     refused_with(&directory, &[("NIXBOX_CLOUD_HYPERVISOR", &old)], 1, &["v38.0", "too old"]);
     let empty = vmm(&directory, "");
-    refused_with(&directory, &[("NIXBOX_CLOUD_HYPERVISOR", &empty)], 1, &["is not a version of Cloud Hypervisor"]);
+    refused_with(
+        &directory,
+        &[("NIXBOX_CLOUD_HYPERVISOR", &empty)],
+        1,
+        &["is not a version of Cloud Hypervisor"],
+    );
 }
 
 #[test]
