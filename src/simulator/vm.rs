@@ -313,8 +313,7 @@ impl SimulatedVm {
 
     pub(super) fn pause(&mut self) -> Result<()> {
         let mut instant = [0; 16];
-        rustix::rand::getrandom(&mut instant, rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| io_error(error.into()))?;
+        getrandom::fill(&mut instant).map_err(|error| io_error(error.into()))?;
         self.guest.pause(instant).map_err(io_error)?;
         (self.instant, self.paused) = (instant, true);
         Ok(())
