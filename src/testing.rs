@@ -1,43 +1,67 @@
-//! What a test needs of this machine, and how it says that this is not there.
+//! What a test needs of this machine, and how the test reports that the machine lacks it.
 
 use std::io::Write as _;
-use std::path::PathBuf;
 
-use crate::host::spawn;
+use crate::host::program;
+use crate::host::spawn::{self, Invoker};
 
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// To be root, with all of a root's capabilities.
+    /// The test runs as root, with all capabilities of root.
     Root,
-    /// A program, on PATH or where the system has its own.
+    /// A program is on PATH or in a directory of the system.
     Program(&'static str),
-    /// Cloud Hypervisor, where nixbox looks for it.
+    /// nixbox finds Cloud Hypervisor.
     CloudHypervisor,
-    /// virtiofsd, where nixbox looks for it.
+    /// nixbox finds virtiofsd.
     Virtiofsd,
+    /// A virtiofsd that a user who is not root may run.
+    VirtiofsdForUsers,
+}
+
+/// The id of a user that no machine has, for tests that run a program as another user than root.
+pub(crate) const USER: u32 = 12345;
+
+/// A temporary directory that every user can enter, wherever the user of these tests has the others.
+pub(crate) fn open_directory() -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    let enters = |directory: &std::path::Path| {
+        let mut above = directory.ancestors();
+        above.all(|path| path.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0))
+    };
+    let candidates = [std::env::temp_dir(), "/tmp".into(), "/var/tmp".into(), "/dev/shm".into()];
+    let parent = candidates.iter().find(|path| enters(path)).expect("a directory that every user can enter");
+    let directory = tempfile::tempdir_in(parent).unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    directory
 }
 
 impl Need {
-    /// Whether it is there.
+    /// Whether this machine has it.
     pub(crate) fn is_there(self) -> bool {
         match self {
             Self::Root => rustix::process::geteuid().is_root(),
             Self::Program(name) => {
-                let path = std::env::var_os("PATH").unwrap_or_default();
-                let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-                std::env::split_paths(&path).chain(system).any(|directory| directory.join(name).is_file())
+                let mut directories = program::path_directories();
+                directories.extend(program::SYSTEM_DIRECTORIES.map(Into::into));
+                program::search(name, &directories).is_some()
             }
             Self::CloudHypervisor => {
                 spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").is_ok()
             }
             Self::Virtiofsd => spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD").is_ok(),
+            Self::VirtiofsdForUsers => {
+                let user = Invoker::user(USER, USER).unwrap();
+                spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD").is_ok()
+            }
         }
     }
 }
 
-/// Whether all of it is there. If not, the test is to return, and one line says so, past the harness that would keep it
-/// for itself; where `NIXBOX_TESTS=all` promises that nothing is missing, it panics.
+/// Whether this machine has all of these. If it does not, the test should return, and a line on stderr says what is
+/// missing; the line bypasses the harness, which would hide it. If `NIXBOX_TESTS=all` promises that nothing is missing,
+/// this panics instead.
 pub(crate) fn have(needs: &[Need]) -> bool {
     let Some(missing) = needs.iter().find(|need| !need.is_there()) else {
         return true;
@@ -49,6 +73,7 @@ pub(crate) fn have(needs: &[Need]) -> bool {
         Need::Program(name) => name,
         Need::CloudHypervisor => "cloud-hypervisor",
         Need::Virtiofsd => "virtiofsd",
+        Need::VirtiofsdForUsers => "a virtiofsd that every user may run, such as in /usr/local/bin",
     };
     let promised = std::env::var("NIXBOX_TESTS").is_ok_and(|text| text == "all");
     assert!(!promised, "{test} needs {missing}, and all was promised to be there");

@@ -1,17 +1,18 @@
 //! A workspace: a directory with `.nixbox/` in it.
 //!
 //! ```text
-//! .nixbox/                  0700, of the invoking user, no link
-//!   config.toml             the user's
-//!   .gitignore              keeps all but these two out of version control
+//! .nixbox/                  0700, belongs to the invoking user, not a link
+//!   config.toml             written by the user
+//!   .gitignore              keeps everything but itself and config.toml out of version control
 //!   workspace-id            32 hexadecimal digits, made by `init`
 //!   lock                    held while something is changed; never removed
 //!   journal/                what was done and what is being done
-//!   run/                    images and notes of the VM that runs
+//!   run/                    images and records of the VM that runs
 //!   snapshots/  ssh/
 //! ```
 //!
-//! Sockets are in [`Workspace::runtime`], whose path is short.
+//! Sockets are in [`Workspace::runtime`], because their paths have to be short. May use `world`, `config`, `files` and
+//! `host`.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -29,67 +30,45 @@ use crate::world::WorkspaceId;
 
 mod template;
 
+pub use template::CONFIG;
+
 /// The directory that makes a directory a workspace.
 pub const DIRECTORY: &str = ".nixbox";
 const ID_FILE: &str = "workspace-id";
 const LOCK_FILE: &str = "lock";
 const DIRECTORIES: [&str; 4] = ["journal", "run", "snapshots", "ssh"];
-/// How long a child may keep the lock of a nixbox that is dead: from its fork to its exec.
+/// How long a child may keep the lock of a dead nixbox: from its fork to its exec.
 const BEQUEST_LIMIT: Duration = Duration::from_secs(2);
-/// More than the holder of a lock writes down.
+/// More than the holder of a lock writes into its file.
 const LOCK_LIMIT: u64 = 4096;
 
 /// Why there is no workspace to work in.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum WorkspaceError {
-    /// A file or directory of ours is not as we made it.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The directory to begin with is not there.
     #[error("cannot find the directory {}", path.display())]
-    Start {
-        /// Where it was to begin.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// Neither it nor one above it is a workspace.
+    Start { path: PathBuf, source: io::Error },
     #[error("neither {} nor a directory above it is a workspace: `nixbox init` makes one", from.display())]
-    None {
-        /// Where it began.
-        from: PathBuf,
-    },
-    /// Something is missing in `.nixbox`.
+    None { from: PathBuf },
     #[error("{} is missing: `nixbox init` makes what is missing and leaves the rest as it is", path.display())]
-    Incomplete {
-        /// What.
-        path: PathBuf,
-    },
-    /// The id is not one.
+    Incomplete { path: PathBuf },
     #[error("{} does not hold 32 hexadecimal digits: it is not what `nixbox init` wrote", path.display())]
-    BadId {
-        /// The file.
-        path: PathBuf,
-    },
-    /// No random bytes.
+    BadId { path: PathBuf },
     #[error("the system gives no random bytes")]
-    Random(#[source] io::Error),
-    /// Nowhere to put sockets.
+    Random(#[source] getrandom::Error),
+    /// Each directory that was tried for sockets, and why none can be there.
     #[error("no directory for sockets can be made: {}", tried.join("; "))]
-    NoRuntime {
-        /// Each directory, and why not there.
-        tried: Vec<String>,
-    },
+    NoRuntime { tried: Vec<String> },
 }
 
-/// Why the workspace's lock was not taken.
+/// Why the lock of the workspace was not taken.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// Another process has it.
     #[error("another nixbox is at work in this workspace: {}", describe(.0.as_ref()))]
     Locked(Option<LockHolder>),
-    /// It cannot be opened or written.
     #[error(transparent)]
     File(#[from] FileError),
 }
@@ -101,35 +80,37 @@ fn describe(holder: Option<&LockHolder>) -> String {
             let since = utc(holder.since_ms);
             format!("process {} runs `{}` since {since}, {seconds} s ago", holder.pid, holder.operation)
         }
-        None => "it has not said yet what it does".to_owned(),
+        None => "it has not written yet what it runs".to_owned(),
     }
 }
 
-/// Who holds a workspace's lock, as the file says. For people: the lock itself is the kernel's.
+/// The process that holds the lock of a workspace, as the lock's file says. The file is for people: the kernel keeps the
+/// lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockHolder {
-    /// Its process.
+    /// Its process id.
     pub pid: u32,
-    /// What it runs.
+    /// The command that it runs.
     pub operation: String,
-    /// Since when: milliseconds since 1970, UTC.
+    /// When it took the lock: milliseconds since 1970, UTC.
     pub since_ms: u64,
 }
 
-/// An exclusive lock on a workspace; given back when dropped, and by the kernel when the process ends.
+/// An exclusive lock on a workspace. It is released when dropped, and by the kernel when the process ends.
 #[derive(Debug)]
 pub struct Lock(File);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // What remains in the file means nothing without the lock, and that ends with the file's handle in any case.
+        // Both results may be dropped: the text in the file has no meaning without the lock, and the lock ends with the
+        // handle of the file in any case.
         drop(self.0.set_len(0));
         drop(FileExt::unlock(&self.0));
     }
 }
 
-/// A workspace that has been found, and whose `.nixbox` is as it should be.
+/// A workspace that was found, and whose `.nixbox` is complete and safe.
 #[derive(Debug)]
 pub struct Workspace {
     root: PathBuf,
@@ -138,15 +119,16 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// The nearest one at or above `from`.
+    /// The nearest workspace at or above `from`.
     ///
     /// # Errors
-    /// If there is none, or its `.nixbox` is a link, another user's, open for others to write, or incomplete.
+    /// If there is none, or its `.nixbox` is a link, belongs to another user, can be written by others, or is incomplete.
     pub fn find(from: &Path) -> Result<Self, WorkspaceError> {
         let start = std::fs::canonicalize(from)
             .map_err(|source| WorkspaceError::Start { path: from.to_owned(), source })?;
         for root in start.ancestors() {
-            // Whatever bears the name, even a dangling link: looking further up could find somebody else's.
+            // Whatever has the name ends the search, even a dangling link: further up could be the workspace of another
+            // user.
             if std::fs::symlink_metadata(root.join(DIRECTORY)).is_ok() {
                 return Self::open(root);
             }
@@ -156,10 +138,10 @@ impl Workspace {
 
     fn open(root: &Path) -> Result<Self, WorkspaceError> {
         let nixbox = Folder::open(&root.join(DIRECTORY))?;
-        nixbox.check_ours()?;
+        nixbox.check_private()?;
         for name in DIRECTORIES {
             let path = nixbox.path_of(name);
-            nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_ours()?;
+            nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_private()?;
         }
         let path = nixbox.path_of(ID_FILE);
         let id =
@@ -168,7 +150,7 @@ impl Workspace {
         Ok(Self { root: root.to_owned(), nixbox, id })
     }
 
-    /// The directory that the workspace is.
+    /// The path of the workspace.
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
@@ -180,7 +162,7 @@ impl Workspace {
         &self.nixbox
     }
 
-    /// What tells it from all others.
+    /// The id of the workspace.
     #[must_use]
     pub fn id(&self) -> WorkspaceId {
         self.id
@@ -210,16 +192,16 @@ impl Workspace {
         self.nixbox.path_of("ssh")
     }
 
-    /// The directory for sockets, made if it is not there: short, of mode 0700, and the same for every command
-    /// whatever its environment, for the next one has to find the sockets again. `XDG_RUNTIME_DIR` is not asked for
-    /// that reason; it is `/run/user/<user>` wherever there is one.
+    /// The directory for sockets, which is made if it is missing. Its path is short, and its mode is 0700. The path does
+    /// not depend on the environment, because a later command has to find the sockets again. So `XDG_RUNTIME_DIR` is not
+    /// used; where it is set, it is `/run/user/<user>`.
     ///
     /// # Errors
-    /// If it can be made nowhere, or is another's.
+    /// If the directory cannot be made, or belongs to another user.
     pub fn runtime(&self) -> Result<Folder, WorkspaceError> {
         let user = rustix::process::geteuid();
         let own = PathBuf::from(format!("/run/user/{user}", user = user.as_raw()));
-        // A session's end removes a root's /run/user/0 too, and its VMs live on.
+        // The end of root's session removes /run/user/0, and root's VMs outlive the session.
         let bases =
             if user.is_root() { vec!["/run".into()] } else { vec![own, "/dev/shm".into(), "/tmp".into()] };
         self.runtime_in(&bases)
@@ -227,13 +209,13 @@ impl Workspace {
 
     fn runtime_in(&self, bases: &[PathBuf]) -> Result<Folder, WorkspaceError> {
         let name = format!("nixbox-{}", rustix::process::geteuid().as_raw());
-        // Half of the id: 64 bits tell workspaces apart, and a socket's path has 108 bytes.
+        // Half of the id is enough to tell workspaces apart, and the path of a socket has at most 108 bytes.
         let id = &self.id.to_string()[..16];
         let make = |base: &Path| -> Result<Folder, FileError> {
             let (user, _) = Folder::open(base)?.make_folder(&name)?;
-            user.check_ours()?;
+            user.check_private()?;
             let (folder, _) = user.make_folder(id)?;
-            folder.check_ours()?;
+            folder.check_private()?;
             Ok(folder)
         };
         let mut tried = Vec::new();
@@ -246,12 +228,12 @@ impl Workspace {
         Err(WorkspaceError::NoRuntime { tried })
     }
 
-    /// Takes the workspace's lock for an operation, without waiting for another nixbox. One that was killed while it
-    /// started a daemon has left the lock to a child that has not become the daemon yet: that is waited for, and the
-    /// daemon then is one that can be found.
+    /// Takes the lock of the workspace for an operation, without waiting for another nixbox. A nixbox that was killed
+    /// while it started a daemon leaves the lock to a child that has not become the daemon yet. This call waits until the
+    /// child has, so that the daemon can be found afterwards.
     ///
     /// # Errors
-    /// [`LockError::Locked`] with who has it.
+    /// [`LockError::Locked`] with the process that has the lock.
     pub fn lock(&self, operation: &str) -> Result<Lock, LockError> {
         let path = self.nixbox.path_of(LOCK_FILE);
         let mut file = match self.nixbox.file_to_write(LOCK_FILE)? {
@@ -267,7 +249,7 @@ impl Workspace {
                     if holder.as_ref().is_none_or(is_alive) || Instant::now() > deadline {
                         return Err(LockError::Locked(holder));
                     }
-                    // No event tells of an exec.
+                    // No event reports an exec.
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(error) => return Err(FileError::system("lock", path)(error).into()),
@@ -282,10 +264,11 @@ impl Workspace {
         Ok(Lock(file))
     }
 
-    /// Who is at work in the workspace, without taking the lock, which would keep others from it.
+    /// The process that is at work in the workspace. This call does not take the lock, which would keep other commands
+    /// from taking it.
     ///
     /// # Errors
-    /// If the lock's file cannot be read.
+    /// If the file of the lock cannot be read.
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
         let Some(mut file) = self.nixbox.file_to_write(LOCK_FILE)? else {
             return Ok(None);
@@ -294,22 +277,22 @@ impl Workspace {
         let inode = file.metadata().map_err(FileError::system("examine", path))?.ino();
         let locks = Path::new("/proc/locks");
         let locks = std::fs::read_to_string(locks).map_err(FileError::system("read", locks))?;
-        // `1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF`: which process has which inode (proc_locks(5)).
-        let holds = |line: &str| -> Option<u32> {
+        // `1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF`: process 1234 holds inode 567 (proc_locks(5)).
+        let holder = |line: &str| -> Option<u32> {
             let words: Vec<_> = line.split_whitespace().collect();
-            let held: u64 = words.get(5)?.rsplit(':').next()?.parse().ok()?;
+            let locked: u64 = words.get(5)?.rsplit(':').next()?.parse().ok()?;
             let pid = words.get(4)?.parse().ok()?;
-            (words.get(1) == Some(&"FLOCK") && held == inode).then_some(pid)
+            (words.get(1) == Some(&"FLOCK") && locked == inode).then_some(pid)
         };
-        let pids: Vec<u32> = locks.lines().filter_map(holds).collect();
+        let pids: Vec<u32> = locks.lines().filter_map(holder).collect();
         if pids.is_empty() {
             return Ok(None);
         }
-        // The file outlives its writer: it counts only if the kernel names the same process.
+        // The text in the file outlives its writer, so it counts only if the kernel names the same process.
         Ok(read_holder(&mut file).filter(|holder| pids.contains(&holder.pid)))
     }
 
-    /// Two may make it at once: both then open the one that came first.
+    /// If two processes make the file at once, both open the file of the first.
     fn make_lock_file(&self) -> Result<File, FileError> {
         match self.nixbox.new_file(LOCK_FILE) {
             Ok(file) => Ok(file),
@@ -330,7 +313,7 @@ fn is_alive(holder: &LockHolder) -> bool {
     Path::new("/proc").join(holder.pid.to_string()).exists()
 }
 
-/// What the holder wrote down. It writes right after it has the lock, so an empty file is worth a few more looks.
+/// What the holder wrote into the file. It writes right after it took the lock, so an empty file is read a few times more.
 fn read_holder(file: &mut File) -> Option<LockHolder> {
     for _ in 0..10 {
         let mut text = Vec::new();
@@ -338,7 +321,7 @@ fn read_holder(file: &mut File) -> Option<LockHolder> {
         if let (Ok(_), Ok(holder)) = (read, serde_json::from_slice(&text)) {
             return Some(holder);
         }
-        // The kernel has no event for a write to a file that is cheaper than this.
+        // An event for a write to a file would cost more than this.
         std::thread::sleep(Duration::from_millis(5));
     }
     None
@@ -349,20 +332,20 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The id in the text of its file: exactly as nixbox writes it, with or without a line break at its end.
 fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
     let digits = text.strip_suffix(b"\n").unwrap_or(text);
-    if digits.len() != 32 || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-        return None;
-    }
-    let number = u128::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    Some(WorkspaceId(number.to_be_bytes()))
+    let mut id = [0; 16];
+    hex::decode_to_slice(digits, &mut id).ok()?;
+    let id = WorkspaceId(id);
+    (id.to_string().as_bytes() == digits).then_some(id)
 }
 
-/// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and directories. What is there
-/// already is left as it is. Says which files were made.
+/// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and directories. What exists already
+/// is left as it is. Returns which files were made.
 ///
 /// # Errors
-/// If something cannot be made, or is not as we would make it.
+/// If something cannot be made, or exists and is not safe to use.
 pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
     init_with(directory, template::CONFIG)
 }
@@ -375,13 +358,12 @@ pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathB
     let root = std::fs::canonicalize(directory)
         .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
     let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
-    nixbox.check_ours()?;
+    nixbox.check_private()?;
     for name in DIRECTORIES {
-        nixbox.make_folder(name)?.0.check_ours()?;
+        nixbox.make_folder(name)?.0.check_private()?;
     }
     let mut random = [0; 16];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| WorkspaceError::Random(error.into()))?;
+    getrandom::fill(&mut random).map_err(WorkspaceError::Random)?;
     let id = format!("{}\n", WorkspaceId(random));
     let mut made = Vec::new();
     for (name, content) in
@@ -391,7 +373,7 @@ pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathB
             made.push(nixbox.path_of(name));
         }
     }
-    // Of no meaning until it is locked. Made here so that a command that is refused leaves nothing behind.
+    // The file of the lock is made here, so that a command that is refused does not have to make it.
     nixbox.write_new(LOCK_FILE, b"")?;
     Ok((Workspace::open(&root)?, made))
 }

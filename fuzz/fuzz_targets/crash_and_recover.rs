@@ -8,9 +8,9 @@ use libfuzzer_sys::{arbitrary, fuzz_target};
 use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
-use nixbox::fakes::{Crash, Fault, Host, Survival, Wrong};
-use nixbox::operations::{Reference, Refusal, Session, SnapshotRequest};
-use nixbox::world::{Generation, SnapshotId, WorkspaceId};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
+use nixbox::operations::{Refusal, Session, SnapshotRequest};
+use nixbox::world::{Generation, SnapshotId, SnapshotReference, WorkspaceId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
 
@@ -47,7 +47,7 @@ struct Input {
 impl End {
     fn fault(self) -> Fault {
         let wrong = |kind: u8| {
-            [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter]
+            [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter]
                 [usize::from(kind % 4)]
         };
         match self {
@@ -82,7 +82,7 @@ async fn run(host: &Host, command: Command, fault: Fault) {
     let snapshots = host.snapshots(WORKSPACE);
     let pick = |which: u8| {
         let at = usize::from(which) % snapshots.len().max(1);
-        Reference::from(snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id))
+        SnapshotReference::from(snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id))
     };
     let said: Result<(), Refusal> = match command {
         Command::Up => session.up().await.map(drop),

@@ -1,36 +1,31 @@
 //! `nixbox config`.
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
+use super::error::{self, CliError, Outcome};
+use super::{WorkspaceLocation, success};
 
-/// Show the configuration with every default filled in and every secret masked
+/// Show the configuration, with defaults filled in and secrets masked
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox config --json | jq .vm.memory")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("the configuration cannot be shown")]
-struct Unshown(#[source] serde_json::Error);
-
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let config = WorkspaceLocation::config(&place.workspace()?)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let config = WorkspaceLocation::config(&location.workspace()?)?;
     if arguments.json {
         error::print_json(&config)?;
-        return done();
+        return success();
     }
-    let value =
-        serde_json::to_value(&config).map_err(|error| Problem::new(ExitKind::Failed, Unshown(error)))?;
+    let value = serde_json::to_value(&config).map_err(|error| CliError::Stdout(error.into()))?;
     let mut lines = Vec::new();
     flatten(&mut lines, "", &value);
     error::print(&lines.join("\n"))?;
-    done()
+    success()
 }
 
-/// One line `key = value` for every value, with the tables it is in.
+/// Adds a line `key = value` for every value. The key names the tables that contain the value.
 fn flatten(lines: &mut Vec<String>, key: &str, value: &serde_json::Value) {
     use serde_json::Value;
     match value {

@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, preflight, session, wiring};
+use super::{WorkspaceLocation, command, preflight, success, wiring};
 use crate::config::HostFacts;
 use crate::files::Folder;
+use crate::host::spawn::{Invoker, SpawnError};
 use crate::host::{memory, network, slots, spawn, sudo};
-use crate::vmm::capability;
+use crate::world::capability;
 
 /// How long a program may take to say its version.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -121,10 +122,26 @@ fn kvm() -> Requirement {
     }
 }
 
+/// A program that runs as the user who runs nixbox.
+fn find(name: &'static str, variable: &'static str) -> Result<PathBuf, SpawnError> {
+    spawn::find_program_for(&Invoker::detect()?, name, variable)
+}
+
+/// What to do where root may run a program, and a user who calls nixbox through sudo may not.
+fn closed_to_users(name: &'static str, path: &Path) -> Option<String> {
+    /// The user `nobody`, who stands for every user without rights of its own.
+    const NOBODY: u32 = 65534;
+    if !rustix::process::geteuid().is_root() {
+        return None;
+    }
+    let checked = Invoker::user(NOBODY, NOBODY).and_then(|user| spawn::check_access(&user, name, path));
+    checked.err().map(|error| format!("root alone may use it: {}", error::chain(&error)))
+}
+
 async fn vmm() -> Requirement {
     const NAME: &str = "cloud-hypervisor";
     let advice = "install Cloud Hypervisor v51.0 or later from https://github.com/cloud-hypervisor/cloud-hypervisor/releases, on PATH or named in NIXBOX_CLOUD_HYPERVISOR";
-    let path = match spawn::find_program(NAME, "NIXBOX_CLOUD_HYPERVISOR") {
+    let path = match find(NAME, "NIXBOX_CLOUD_HYPERVISOR") {
         Ok(path) => path,
         Err(error) => return found(NAME, error::chain(&error)).missing().advice(advice),
     };
@@ -135,29 +152,35 @@ async fn vmm() -> Requirement {
     match capability::of_program(&text).and_then(capability::of) {
         Err(error) => found(NAME, error::chain(&error)).missing().advice(advice),
         Ok(capability) => {
-            let need = found(NAME, format!("{text}, {}", path.display()));
-            match capability.ability {
-                ability if !ability.shares_survive_restore => need.advice(
+            let shares = match capability.ability {
+                ability if !ability.shares_survive_restore => Some(
                     "shares are detached for every snapshot with this version; v52.0 and later keep them",
                 ),
                 ability if !ability.shares_survive_resume => {
-                    need.advice("with shares, this version is started anew after every snapshot")
+                    Some("with shares, this version is started anew after every snapshot")
                 }
-                _ => need,
-            }
+                _ => None,
+            };
+            let advice: Vec<String> =
+                closed_to_users(NAME, &path).into_iter().chain(shares.map(str::to_owned)).collect();
+            let need = found(NAME, format!("{text}, {}", path.display()));
+            if advice.is_empty() { need } else { need.advice(advice.join("; ")) }
         }
     }
 }
 
 async fn virtiofsd() -> Requirement {
     const NAME: &str = "virtiofsd";
-    let advice = "`cargo install virtiofsd`, or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
-    let path = match spawn::find_program(NAME, "NIXBOX_VIRTIOFSD") {
+    let advice = "`cargo install --locked virtiofsd` (as root with `--root /usr/local`, where every user can run it), or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
+    let path = match find(NAME, "NIXBOX_VIRTIOFSD") {
         Ok(path) => path,
         Err(error) => return found(NAME, error::chain(&error)).lacking().advice(advice),
     };
     match version(&path).await {
-        Ok(text) => found(NAME, format!("{text}, {}", path.display())),
+        Ok(text) => {
+            let advice = closed_to_users(NAME, &path);
+            Requirement { advice, ..found(NAME, format!("{text}, {}", path.display())) }
+        }
         Err(error) => found(NAME, error::chain(&error)).lacking().advice(advice),
     }
 }
@@ -208,14 +231,16 @@ fn forwarding() -> Requirement {
 
 fn rights() -> Requirement {
     const NAME: &str = "network privileges";
-    let program = std::env::current_exe()
-        .map_or_else(|_| "$(command -v nixbox)".to_owned(), |path| path.display().to_string());
+    let own = std::env::current_exe();
+    let program =
+        own.as_ref().map_or_else(|_| "$(command -v nixbox)".to_owned(), |path| path.display().to_string());
     let line = format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service=ep {program}");
     let sets = rustix::thread::capabilities(None);
     match sets {
         Ok(sets) if sets.effective.contains(sudo::NEEDED) => {
             if rustix::process::geteuid().is_root() {
-                found(NAME, "root").advice(format!("to run it as yourself: {line}"))
+                let closed = own.ok().and_then(|path| closed_to_users("nixbox", &path));
+                found(NAME, "root").advice(closed.unwrap_or_else(|| format!("to run it as yourself: {line}")))
             } else {
                 found(NAME, "capabilities of nixbox")
             }
@@ -303,7 +328,7 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
         .as_ref()
         .map_or_else(|| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
     if let Some(version) = config.as_ref().and_then(wiring::simulated) {
-        let simulator = found("simulator", version.text()).advice(
+        let simulator = found("simulator", version.simulator_version()).advice(
             "this workspace needs no KVM, no root and no program: its VM is simulated, and no sandbox",
         );
         return Diagnosis { ready: true, needs: vec![simulator, reflink(&place.directory), tmpfs(memory)] };
@@ -327,7 +352,7 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
 }
 
 pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let diagnosis = session::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
+    let diagnosis = command::block_on(async { Ok::<_, Problem>(examine(place).await) })?;
     if arguments.json {
         error::print_json(&diagnosis)?;
     } else {
@@ -345,5 +370,5 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         }
         error::print(&lines.join("\n"))?;
     }
-    if diagnosis.ready { done() } else { Ok(ExitKind::Failed as u8) }
+    if diagnosis.ready { success() } else { Ok(ExitKind::Failed as u8) }
 }

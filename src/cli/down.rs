@@ -1,26 +1,25 @@
 //! `nixbox down`.
 
+use super::command::{LockedWorkspace, OutputOptions};
 use super::error::{self, Outcome};
-use super::session::{self, OutputOptions};
-use super::{WorkspaceLocation, done};
+use super::preflight::Preflight;
+use super::{WorkspaceLocation, success};
 
-/// Shut this workspace's VM down; its disk stays
+/// Shut down this workspace's VM and keep its disk
+///
+/// nixbox asks the guest to shut down, then presses its power button, and ends the VMM if neither helps. What the guest has
+/// only in RAM is lost; the disk and the snapshots stay.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox down")]
 pub(super) struct Arguments {
     #[command(flatten)]
-    manner: OutputOptions,
+    output: OutputOptions,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let manner = arguments.manner;
-    let held = session::hold(place, "down", manner)?;
-    let assembly = held.assemble()?;
-    let begun = held.run(&assembly, async |session| error::ended(session.down().await?))?;
-    if begun {
-        manner.result("done", "the VM is down")?;
-    } else {
-        manner.result("already", "no VM is running")?;
-    }
-    done()
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let workspace = LockedWorkspace::open(location, "down", Preflight::None, arguments.output)?;
+    let stopped = workspace.run(async |session| error::check_result(session.down().await?))?;
+    let (word, sentence) = if stopped { ("done", "the VM is down") } else { ("already", "no VM is running") };
+    arguments.output.report(&serde_json::json!({ "result": word }), sentence)?;
+    success()
 }

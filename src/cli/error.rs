@@ -1,71 +1,156 @@
-//! The sole printer of errors and hints, and the one place that decides exit codes.
+//! The errors of the command line, and the sole printer of results, errors, hints and exit codes.
+//!
+//! Commands return a [`Problem`]. Errors of the layers below, and [`CliError`] for what this layer finds out itself, become
+//! one by `?`: the `From` implementations at the end of this file choose the exit code and the hint.
 
 use std::error::Error;
-use std::io::Write;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use super::wiring::WiringError;
 use crate::config::ConfigError;
 use crate::engine::executor::{EngineError, TransitionFailure};
+use crate::engine::history::IllegalHistory;
 use crate::engine::journal::JournalError;
+use crate::engine::reader::ReadError;
+use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
-use crate::operations::{OperationResult, Refusal};
+use crate::guest::channel::ChannelError;
+use crate::host::spawn::SpawnError;
+use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::workspace::{LockError, WorkspaceError};
+use crate::world::{Slot, SnapshotId};
 
-/// What nixbox exits with. `nixbox run` and `nixbox shell` exit with what their command did, once it runs.
+/// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with its
+/// status instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitKind {
-    /// It was done.
+    /// The command did what it was asked to do.
     Done = 0,
-    /// It failed, and was rolled back or never begun.
+    /// The command failed. Its operation was rolled back or never begun.
     Failed = 1,
-    /// The command line or the configuration is wrong; nothing was begun.
+    /// The command line or the configuration is wrong. No operation was begun.
     Usage = 2,
     /// There is no such workspace, snapshot or running VM.
     NotFound = 3,
-    /// A person is needed.
+    /// An operation is stuck, or the journal cannot be relied on: a person is needed.
     Stuck = 4,
-    /// Another nixbox is at work in the workspace.
+    /// Another nixbox holds the workspace's lock.
     Locked = 5,
-    /// Somebody interrupted it, and it was rolled back.
+    /// A signal interrupted the operation, and it was rolled back.
     Interrupted = 130,
 }
 
-/// Why a command did not do what it was asked, and what nixbox exits with then.
+/// A failure that the command line itself finds, or the reported end of an operation.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum CliError {
+    #[error("cannot write the result to stdout")]
+    Stdout(#[source] io::Error),
+    #[error("cannot start the asynchronous runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot listen for SIGINT, SIGTERM and SIGHUP")]
+    Signals(#[source] io::Error),
+
+    #[error("this host has no KVM: there is no /dev/kvm")]
+    NoKvm,
+    #[error("/dev/kvm cannot be opened")]
+    Kvm(#[source] io::Error),
+    #[error("Cloud Hypervisor cannot be used")]
+    Vmm(#[source] Failure),
+    #[error("the configuration has mounts, and virtiofsd, which they need, cannot be used")]
+    Virtiofsd(#[source] SpawnError),
+    #[error("nixbox may not make the VM's network")]
+    Capabilities,
+    #[error("cannot read which slots of this host are free")]
+    Slots(#[source] Failure),
+    #[error("all {} slots of this host are taken: bring down a VM of another workspace first", Slot::COUNT)]
+    NoSlot,
+    #[error("cannot examine the network of this host")]
+    Network(#[source] Failure),
+    #[error(
+        "the network device {0} exists, is not one of nixbox, and has the name that the VM's TAP needs: remove the device"
+    )]
+    ForeignTap(String),
+
+    #[error("cannot open the journal's directory {path}")]
+    JournalDirectory {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read the journal {path}")]
+    Journal {
+        path: String,
+        #[source]
+        source: ReadError<IllegalHistory>,
+    },
+    #[error("the journal {path} does not say in what state the workspace is")]
+    JournalState {
+        path: String,
+        #[source]
+        source: PayloadError,
+    },
+    #[error("cannot tell what a recovery would do")]
+    DryRun(#[source] DryRunError),
+    #[error("no VM is running")]
+    NotRunning,
+    #[error("no VM is running: `{0}` was left half done, or is under way")]
+    HalfDone(&'static str),
+
+    #[error("cannot ask the VMM for the state of the VM")]
+    VmState(#[source] Failure),
+    #[error("cannot connect to the guest")]
+    Connect(#[source] Failure),
+    #[error("the connection to the guest broke, and the exit status of the command is not known")]
+    CommandLost(#[source] ChannelError),
+    #[error("`nixbox shell` needs the ssh program of this host, and cannot find it")]
+    NoSsh(#[source] SpawnError),
+    #[error("cannot start {path}")]
+    StartSsh {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("snapshot {0} is damaged; nothing was changed")]
+    DamagedSnapshot(SnapshotId, #[source] Failure),
+
+    #[error("the operation was rolled back: all is as it was before")]
+    RolledBack(#[source] TransitionFailure),
+    #[error("the snapshot was not restored, and the VM that it was to replace is down; its disk is kept")]
+    ReplacedInVain(#[source] TransitionFailure),
+    #[error(
+        "the operation failed and its VM is lost; the VM's processes, network and RAM were cleared away. The workspace \
+         is down, and its disk is kept"
+    )]
+    ClearedAway(#[source] TransitionFailure),
+    #[error("the operation can be neither completed nor rolled back")]
+    Stuck(#[source] TransitionFailure),
+}
+
+/// An error with the exit code that it leads to, and a hint what to do about it.
 #[derive(Debug)]
 pub struct Problem {
     exit: ExitKind,
     error: Box<dyn Error + Send + Sync>,
     hint: Option<&'static str>,
-    /// Whether a VM was lost, and what is known of why.
+    /// Whether the error is about a VM that was lost.
     lost: bool,
+    /// The last lines of the log of the lost VM's VMM.
     last_words: Vec<String>,
 }
 
-/// What a command came to: what to exit with.
+/// The exit code of a command that ran, or why it failed.
 pub type Outcome = Result<u8, Problem>;
 
-/// What a person reads about an operation that did not get through.
-#[derive(Debug, thiserror::Error)]
-enum ReportedEnd {
-    #[error("all is as it was before")]
-    RolledBack(#[source] TransitionFailure),
-    #[error("the snapshot was not restored, and the VM that it was to replace is down; its disk is kept")]
-    ReplacedInVain(#[source] TransitionFailure),
-    #[error("the VM was of no use and what was left of it was cleared away; the workspace is down")]
-    ClearedAway(#[source] TransitionFailure),
-    #[error("it can be neither finished nor taken back")]
-    Stuck(#[source] TransitionFailure),
-}
-
 impl Problem {
-    /// A problem of its own kind.
+    /// An error without a hint.
     pub fn new(exit: ExitKind, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { exit, error: error.into(), hint: None, lost: false, last_words: Vec::new() }
     }
 
-    /// The same with what the VM said last, if it is about one that was lost.
+    /// Adds the last lines of the VMM's log, if the error is about a VM that was lost.
     #[must_use]
     pub fn with_last_words(mut self, words: impl FnOnce() -> Vec<String>) -> Self {
         if self.lost {
@@ -74,39 +159,25 @@ impl Problem {
         self
     }
 
-    /// The same with what to do about it.
+    /// Sets the hint if there is none yet.
     #[must_use]
-    pub fn with(mut self, hint: &'static str) -> Self {
-        self.hint = Some(hint);
-        self
-    }
-
-    /// The same with what to do about it, if nothing better is known.
-    #[must_use]
-    pub fn or_with(mut self, hint: &'static str) -> Self {
+    pub fn or_hint(mut self, hint: &'static str) -> Self {
         self.hint = self.hint.or(Some(hint));
         self
     }
 
-    /// What nixbox exits with because of it.
+    /// The exit code that the error leads to.
     #[must_use]
     pub fn exit(&self) -> ExitKind {
         self.exit
     }
 
-    /// Prints it with all that caused it.
+    /// Prints the error, its causes and the hint on stderr.
     pub fn print(&self) {
-        let mut text = format!("nixbox: {}\n", self.error);
-        let mut last = self.error.to_string();
-        let mut cause = self.error.source();
-        while let Some(error) = cause {
-            let message = error.to_string();
-            // A transparent layer says what the one below it says.
-            if message != last {
-                text.push_str(&format!("  because: {message}\n"));
-            }
-            last = message;
-            cause = error.source();
+        let mut messages = messages(&*self.error).into_iter();
+        let mut text = format!("nixbox: {}\n", messages.next().unwrap_or_default());
+        for message in messages {
+            text.push_str(&format!("  because: {message}\n"));
         }
         for words in &self.last_words {
             text.push_str(&format!("  {words}\n"));
@@ -114,53 +185,54 @@ impl Problem {
         if let Some(hint) = self.hint {
             text.push_str(&format!("  hint: {hint}\n"));
         }
-        say(&text);
+        print_stderr(&text);
     }
 }
 
-/// An error and all that caused it, in one line.
-#[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+/// The message of an error and those of its causes, without messages that only repeat the one before.
+fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut messages = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {
         let message = error.to_string();
-        // A transparent layer says what the one below it says.
-        if !text.ends_with(&message) {
-            text.push_str(&format!(": {message}"));
+        // The message of a transparent error is that of its source.
+        if !messages.last().is_some_and(|last| last.ends_with(&message)) {
+            messages.push(message);
         }
         cause = error.source();
     }
-    text
+    messages
 }
 
-/// Writes to stderr. Who closed it does not want to know.
-pub fn say(text: &str) {
-    std::io::stderr().write_all(text.as_bytes()).ok();
+/// An error and its causes on one line.
+#[must_use]
+pub fn chain(error: &(dyn Error + 'static)) -> String {
+    messages(error).join(": ")
 }
 
-/// Writes a result to stdout, with a line end.
+/// Writes to stderr. A failure is ignored: stderr is closed, so nobody reads it.
+pub fn print_stderr(text: &str) {
+    io::stderr().write_all(text.as_bytes()).ok();
+}
+
+/// Writes a result and a line end to stdout.
 ///
 /// # Errors
 /// If stdout cannot be written.
 pub fn print(text: &str) -> Result<(), Problem> {
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
-    written.map_err(|error| Problem::new(ExitKind::Failed, Unprinted(error)))
+    Ok(written.map_err(CliError::Stdout)?)
 }
 
-/// Prints a value as JSON on stdout.
+/// Writes a value to stdout as JSON.
 ///
 /// # Errors
 /// If stdout cannot be written.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
-    let text = serde_json::to_string_pretty(value);
-    print(&text.map_err(|error| Problem::new(ExitKind::Failed, Unprinted(error.into())))?)
+    let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Stdout(error.into()))?;
+    print(&text)
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write the result to stdout")]
-struct Unprinted(#[source] std::io::Error);
 
 /// A duration as people read it.
 #[must_use]
@@ -171,37 +243,70 @@ pub fn duration(took: Duration) -> String {
     }
 }
 
-/// What an operation that ended came to: whether there was something to do.
+/// Whether an operation that ended had something to do.
 ///
 /// # Errors
-/// If it did not get through.
-pub fn ended(report: OperationResult) -> Result<bool, Problem> {
-    match report {
-        OperationResult::Done => Ok(true),
-        OperationResult::Already => Ok(false),
-        OperationResult::RolledBack(setback) => {
-            Err(Problem::new(taken_back(&setback), ReportedEnd::RolledBack(setback)))
-        }
-        OperationResult::ReplacedInVain(setback) => {
-            Err(Problem::new(taken_back(&setback), ReportedEnd::ReplacedInVain(setback))
-                .with("`nixbox up` boots from that disk"))
-        }
-        OperationResult::ClearedAway(setback) => {
-            Err(Problem { lost: true, ..Problem::new(ExitKind::Failed, ReportedEnd::ClearedAway(setback)) })
-        }
-        OperationResult::Stuck(setback) => Err(stuck(setback)),
+/// If it did not do what it was asked.
+pub fn check_result(result: OperationResult) -> Result<bool, Problem> {
+    Err(match result {
+        OperationResult::Done => return Ok(true),
+        OperationResult::Already => return Ok(false),
+        OperationResult::RolledBack(failure) => CliError::RolledBack(failure),
+        OperationResult::ReplacedInVain(failure) => CliError::ReplacedInVain(failure),
+        OperationResult::ClearedAway(failure) => CliError::ClearedAway(failure),
+        OperationResult::Stuck(failure) => CliError::Stuck(failure),
     }
+    .into())
 }
 
-fn taken_back(setback: &TransitionFailure) -> ExitKind {
-    if matches!(setback.failure, Failure::Interrupted) { ExitKind::Interrupted } else { ExitKind::Failed }
-}
-
-/// An operation that needs a person.
-#[must_use]
-pub fn stuck(setback: TransitionFailure) -> Problem {
-    Problem::new(ExitKind::Stuck, ReportedEnd::Stuck(setback))
-        .with("put right what it names, then run `nixbox recover`; `nixbox journal` shows how far it got")
+impl From<CliError> for Problem {
+    fn from(error: CliError) -> Self {
+        use ExitKind::{Failed, Interrupted, NotFound, Stuck};
+        let rolled_back = |failure: &TransitionFailure| {
+            if matches!(failure.failure, Failure::Interrupted) { Interrupted } else { Failed }
+        };
+        let (exit, hint) = match &error {
+            CliError::NoKvm => (
+                Failed,
+                Some(
+                    "enable virtualization in the firmware, or nested virtualization in the host that this one runs on; \
+                     then `modprobe kvm_intel` or `kvm_amd`",
+                ),
+            ),
+            CliError::Kvm(_) => {
+                (Failed, Some("add your user to the group that owns /dev/kvm, and log in again"))
+            }
+            CliError::Vmm(_) => (Failed, Some("`nixbox doctor` says what is needed")),
+            CliError::Capabilities => (
+                Failed,
+                Some(
+                    "run nixbox as root or through sudo, or give it the capabilities once: `nixbox doctor` prints the \
+                     command",
+                ),
+            ),
+            CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
+            CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
+            CliError::HalfDone(_) => (NotFound, Some("`nixbox recover` completes it or rolls it back")),
+            CliError::Connect(Failure::Lost) => {
+                (NotFound, Some("`nixbox up` clears away what is left of the VM and starts another"))
+            }
+            CliError::DamagedSnapshot(..) => (Failed, Some("`nixbox snapshot delete` removes it")),
+            CliError::RolledBack(failure) => (rolled_back(failure), None),
+            CliError::ReplacedInVain(failure) => {
+                (rolled_back(failure), Some("`nixbox up` boots from that disk"))
+            }
+            CliError::Stuck(_) => (
+                Stuck,
+                Some(
+                    "fix the cause named above, then run `nixbox recover`; `nixbox journal` shows how far the operation \
+                     got",
+                ),
+            ),
+            _ => (Failed, None),
+        };
+        let lost = matches!(error, CliError::ClearedAway(_));
+        Self { hint, lost, ..Self::new(exit, error) }
+    }
 }
 
 impl From<WorkspaceError> for Problem {
@@ -217,9 +322,7 @@ impl From<WorkspaceError> for Problem {
 impl From<WiringError> for Problem {
     fn from(error: WiringError) -> Self {
         let exit = match error {
-            WiringError::SharedRuntime { .. } | WiringError::Value { .. } | WiringError::Settings(_) => {
-                ExitKind::Usage
-            }
+            WiringError::SharedRuntime { .. } => ExitKind::Usage,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -246,7 +349,8 @@ impl From<JournalError> for Problem {
     fn from(error: JournalError) -> Self {
         match error {
             JournalError::Unusable { .. } => {
-                Self::new(ExitKind::Stuck, error).with("`nixbox journal` shows what can be read of it")
+                let hint = Some("`nixbox journal` shows the part that can be read");
+                Self { hint, ..Self::new(ExitKind::Stuck, error) }
             }
             error => Self::new(ExitKind::Failed, error),
         }
@@ -255,30 +359,67 @@ impl From<JournalError> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Stuck(setback) => stuck(setback),
-            Refusal::Engine(EngineError::Journal(error)) => error.into(),
-            Refusal::Look(Failure::Interrupted) => Self::new(ExitKind::Interrupted, refusal),
-            Refusal::Running => Self::new(ExitKind::Failed, refusal)
-                .with("`nixbox down` brings it down; `nixbox restore --replace` does so by itself"),
-            Refusal::NameTaken(_) => Self::new(ExitKind::Failed, refusal)
-                .with("take another name, or `nixbox snapshot delete` that one first"),
-            Refusal::NoRoom { .. } => Self::new(ExitKind::Failed, refusal)
-                .with("`nixbox snapshot list` shows what could be deleted; nothing was changed"),
-            Refusal::SharesInUse(_) => Self::new(ExitKind::Failed, refusal)
-                .with("let them end, or leave the shared directories; nothing was changed"),
-            Refusal::Unfit(..) | Refusal::NothingFits(_) => Self::new(ExitKind::Failed, refusal)
-                .with("nothing was changed; `nixbox up` boots without a snapshot"),
-            Refusal::NoSnapshot => {
-                Self::new(ExitKind::NotFound, refusal).with("`nixbox snapshot` makes one of the VM that runs")
+        use ExitKind::{Failed, Interrupted, NotFound, Stuck};
+        let (exit, hint) = match refusal {
+            Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
+            Refusal::Engine(EngineError::Journal(error)) => return error.into(),
+            Refusal::Look(Failure::Interrupted) => (Interrupted, None),
+            Refusal::Running => (
+                Failed,
+                Some(
+                    "`nixbox down` brings the VM down; `nixbox restore --replace` does so before it restores",
+                ),
+            ),
+            Refusal::NameTaken(_) => {
+                (Failed, Some("choose another name, or delete that snapshot with `nixbox snapshot delete`"))
             }
-            Refusal::NotRunning => Self::new(ExitKind::NotFound, refusal).with("`nixbox up` starts one"),
-            Refusal::NoSuchSnapshot(_) => Self::new(ExitKind::NotFound, refusal)
-                .with("`nixbox snapshot list` shows those that there are"),
+            Refusal::NoRoom { .. } => {
+                (Failed, Some("nothing was changed; `nixbox snapshot list` shows what could be deleted"))
+            }
+            Refusal::SharesInUse(_) => (
+                Failed,
+                Some("nothing was changed; end those programs, or have them leave the shared directories"),
+            ),
+            Refusal::Unfit(..) | Refusal::NothingFits(_) => {
+                (Failed, Some("nothing was changed; `nixbox up` boots without a snapshot"))
+            }
+            Refusal::NoSnapshot => (NotFound, Some("`nixbox snapshot` makes one of a running VM")),
+            Refusal::NotRunning => (NotFound, Some("`nixbox up` starts one")),
+            Refusal::NoSuchSnapshot(_) => (NotFound, Some("`nixbox snapshot list` shows the snapshots")),
             Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
-                Self::new(ExitKind::Stuck, refusal)
+                (Stuck, None)
             }
-            _ => Self::new(ExitKind::Failed, refusal),
-        }
+            _ => (Failed, None),
+        };
+        Self { hint, ..Self::new(exit, refusal) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        let io = io::Error::new(io::ErrorKind::NotFound, "it is gone");
+        let poisoned = || JournalError::Poisoned { path: "journal".to_owned() };
+        let nested = CliError::Vmm(Failure::world(CliError::Kvm(io)));
+        assert_eq!(chain(&nested), "Cloud Hypervisor cannot be used: /dev/kvm cannot be opened: it is gone");
+        // Two of these layers are transparent.
+        assert_eq!(chain(&Refusal::Engine(EngineError::Journal(poisoned()))), poisoned().to_string());
+    }
+
+    #[test]
+    fn an_interrupted_operation_has_the_exit_code_of_sigint_only_if_it_was_rolled_back() {
+        let failure = || TransitionFailure { label: "boot", failure: Failure::Interrupted };
+        let exit = |result| check_result(result).map_err(|problem| problem.exit());
+        assert_eq!(exit(OperationResult::Done), Ok(true));
+        assert_eq!(exit(OperationResult::Already), Ok(false));
+        assert_eq!(exit(OperationResult::RolledBack(failure())), Err(ExitKind::Interrupted));
+        assert_eq!(exit(OperationResult::ReplacedInVain(failure())), Err(ExitKind::Interrupted));
+        assert_eq!(exit(OperationResult::ClearedAway(failure())), Err(ExitKind::Failed));
+        assert_eq!(exit(OperationResult::Stuck(failure())), Err(ExitKind::Stuck));
+        let failure = TransitionFailure { label: "boot", failure: Failure::Lost };
+        assert_eq!(exit(OperationResult::RolledBack(failure)), Err(ExitKind::Failed));
     }
 }

@@ -1,6 +1,8 @@
-//! Kills nixbox at a chosen event of its operations: `NIXBOX_KILL_AT=N` at the N-th of this process, recovery included.
-//! `NIXBOX_KILL_AT=count` prints at the end how many there were. `NIXBOX_INTERRUPT_AT=N` sends it SIGINT instead, and with
-//! `NIXBOX_INTERRUPT=twice` again at the event after that. In builds with the feature `failpoints` only.
+//! Kills or interrupts nixbox at a chosen event of its operations, for tests. Exists only with the feature `failpoints`.
+//!
+//! Events are counted over all operations of the process, recovery included. `NIXBOX_KILL_AT=N` sends SIGKILL at event N,
+//! and `NIXBOX_KILL_AT=count` prints at the end how many events there were. `NIXBOX_INTERRUPT_AT=N` sends SIGINT at event N,
+//! and with `NIXBOX_INTERRUPT=twice` also at the event after it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +12,7 @@ use crate::engine::executor::{Event, Observer, TransitionFailure};
 const VARIABLE: &str = "NIXBOX_KILL_AT";
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
-/// Counts events, and dies at the chosen one before anybody else hears of it.
+/// Counts events, and kills nixbox at the chosen one before the inner observer sees it.
 pub(super) struct Failpoints<'a> {
     inner: &'a dyn Observer,
     at: Option<u64>,
@@ -36,13 +38,13 @@ impl Observer for Failpoints<'_> {
         if self.at == Some(seen) {
             let this = rustix::process::getpid();
             while rustix::process::kill_process(this, rustix::process::Signal::KILL).is_ok() {
-                // It arrives before the call returns; a loop that never ends keeps what must not happen from happening.
+                // The signal arrives before the call returns. The loop makes sure that nothing runs after it.
             }
         }
         let second = self.interrupt_at.filter(|_| self.twice).map(|at| at + 1);
         if [self.interrupt_at, second].contains(&Some(seen)) {
             let this = rustix::process::getpid();
-            // A process may always signal itself.
+            // A process may always send a signal to itself.
             rustix::process::kill_process(this, rustix::process::Signal::INT).ok();
         }
         self.inner.event(event);
@@ -57,9 +59,9 @@ impl Observer for Failpoints<'_> {
     }
 }
 
-/// Prints the count, if asked for.
-pub(super) fn tell() {
+/// Prints the number of events, if `NIXBOX_KILL_AT` asks for it.
+pub(super) fn print_count() {
     if std::env::var(VARIABLE).is_ok_and(|text| text == "count") {
-        error::say(&format!("failpoints: {}\n", SEEN.load(Ordering::SeqCst)));
+        error::print_stderr(&format!("failpoints: {}\n", SEEN.load(Ordering::SeqCst)));
     }
 }

@@ -4,22 +4,53 @@ use std::io;
 use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, wiring};
+use super::{WorkspaceLocation, success, wiring};
+use crate::config;
 use crate::guest::key::{self, KeyError};
 use crate::simulator;
 use crate::workspace::{self, Workspace};
 
 /// Make this directory a workspace: a commented configuration and a key for its VM
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: cd my-project && nixbox init && $EDITOR .nixbox/config.toml")]
+#[command(
+    after_help = "Example: cd my-project && nixbox init --initramfs image/initramfs.gz && $EDITOR .nixbox/config.toml"
+)]
 pub(super) struct Arguments {
     /// One whose VM is simulated, ready for `nixbox up`: for a look at nixbox where there is no KVM
     #[arg(long)]
     simulator: bool,
+    /// The kernel to boot, as the configuration is to name it: relative to the workspace's directory, or absolute
+    #[arg(long, value_name = "PATH", conflicts_with = "simulator")]
+    kernel: Option<String>,
+    /// The initramfs to boot with, named in the same way
+    #[arg(long, value_name = "PATH", conflicts_with = "simulator")]
+    initramfs: Option<String>,
+}
+
+impl Arguments {
+    /// The configuration that is written where there is none.
+    fn config(&self) -> String {
+        if self.simulator {
+            return SIMULATED.to_owned();
+        }
+        let mut text = workspace::CONFIG.to_owned();
+        for (given, line, key) in [
+            (&self.kernel, "kernel = \"image/vmlinuz\"", "kernel"),
+            (&self.initramfs, "# initramfs = \"image/initramfs.gz\"", "initramfs"),
+        ] {
+            if let Some(path) = given {
+                // A string of JSON is one of TOML too.
+                text = text.replacen(line, &format!("{key} = {}", serde_json::Value::from(path.as_str())), 1);
+            }
+        }
+        text
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
 enum InitError {
+    #[error("{} is there already, and is not overwritten: name the kernel and the initramfs in it", .0.display())]
+    Configured(PathBuf),
     #[error("the workspace is there, but has no key of its own")]
     NoKey(#[source] KeyError),
     #[error("the workspace is there, but has no {}", .0.display())]
@@ -48,11 +79,11 @@ const IMAGES: &str = "image";
 const DISK: u64 = 32 << 20;
 
 pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let (workspace, mut made) = if arguments.simulator {
-        workspace::init_with(&place.directory, SIMULATED)?
-    } else {
-        workspace::init(&place.directory)?
-    };
+    let config = place.directory.join(workspace::DIRECTORY).join(config::FILE);
+    if (arguments.kernel.is_some() || arguments.initramfs.is_some()) && config.exists() {
+        return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
+    }
+    let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
     let path = wiring::own_key(&workspace);
     // Whatever bears the name, a link too: it is not overwritten.
     if std::fs::symlink_metadata(&path).is_err() {
@@ -71,7 +102,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     for path in made {
         error::print(&format!("made {}", path.display()))?;
     }
-    done()
+    success()
 }
 
 /// What the simulated machine is made of, where it is not there.

@@ -1,11 +1,11 @@
-//! `nixbox journal`: every operation in the journal, and whether the file can be relied on. Reads only, without the lock.
+//! `nixbox journal`: every operation in the journal, and whether the file is intact. Reads without the lock.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
+use super::error::{self, CliError, ExitKind, Outcome, Problem};
+use super::{WorkspaceLocation, journal_state, success};
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::{self, JournalError, Name, Storage as _};
 use crate::engine::reader::{Located, ReadError, Tail};
@@ -13,13 +13,15 @@ use crate::engine::record::{Ended, HeaderError, Record};
 use crate::engine::transition::{Generation, OperationId};
 use crate::host::clock::utc;
 use crate::operations;
-use crate::store::journal_files::FileStorage;
 
-/// Show what was done in this workspace, and what was left half done
+/// Show the operations of this workspace, and how far each got
+///
+/// Also says whether the journal is clean, torn or damaged. A torn tail is harmless: the next changing command cuts it off.
+/// A damaged journal gives the exit status 4. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox journal --json | jq '.operations[-1]'")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -31,11 +33,11 @@ struct JournalListing {
     operations: Vec<OperationSummary>,
 }
 
-/// Whether the file can be relied on.
+/// Whether the file is intact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum Verdict {
-    /// There is none yet.
+    /// There is no journal yet.
     Absent,
     Clean,
     /// The last record is incomplete; the next changing command cuts it off.
@@ -52,7 +54,7 @@ enum Verdict {
     OtherWorkspace {
         message: String,
     },
-    /// Whole records that make no sense one after the other.
+    /// Every record is whole, but their sequence is illegal.
     Illegal {
         byte: u64,
         message: String,
@@ -65,7 +67,7 @@ struct OperationSummary {
     operation: &'static str,
     begun_ms: u64,
     ended_ms: Option<u64>,
-    /// `open` until it has ended.
+    /// `open` until the operation has ended.
     ended: &'static str,
     transitions: Vec<TransitionSummary>,
     #[serde(skip)]
@@ -78,17 +80,17 @@ struct TransitionSummary {
     id: u16,
     label: String,
     status: &'static str,
-    /// How long it took; none where a probe found it done.
+    /// How long the transition took; `None` if a probe found it done.
     micros: Option<u64>,
     undo_micros: Option<u64>,
 }
 
-/// Folds the records that a scan shows into what people read.
+/// Folds the records of a scan into summaries of operations.
 #[derive(Default)]
 struct Fold(Vec<OperationSummary>);
 
 impl Fold {
-    fn take(&mut self, located: &Located<'_>) {
+    fn add(&mut self, located: &Located<'_>) {
         if let Record::Begin { operation, parameters, at_ms } = located.record {
             self.0.push(begun(located.generation, operation, parameters, at_ms));
             return;
@@ -128,7 +130,7 @@ impl Fold {
 
 fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> OperationSummary {
     let id = OperationId(id);
-    // An operation of another version has no table here; its transitions are shown by number then.
+    // This nixbox has no table for an operation of another version, and shows its transitions by number.
     let labels = operations::table(id, parameters)
         .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.spec().label).collect());
     OperationSummary {
@@ -144,9 +146,9 @@ fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> O
 
 impl OperationSummary {
     fn entry(&mut self, index: u16) -> &mut TransitionSummary {
-        let place = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
-            Ok(place) => place,
-            Err(place) => {
+        let position = match self.transitions.binary_search_by_key(&index, |entry| entry.index) {
+            Ok(position) => position,
+            Err(position) => {
                 let label = self.labels.get(usize::from(index));
                 let fresh = TransitionSummary {
                     index,
@@ -156,11 +158,11 @@ impl OperationSummary {
                     micros: None,
                     undo_micros: None,
                 };
-                self.transitions.insert(place, fresh);
-                place
+                self.transitions.insert(position, fresh);
+                position
             }
         };
-        &mut self.transitions[place]
+        &mut self.transitions[position]
     }
 }
 
@@ -182,26 +184,13 @@ fn verdict(error: ReadError<IllegalHistory>) -> Result<Verdict, ReadError<Illega
     })
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the journal {path}")]
-struct Unreadable {
-    path: String,
-    #[source]
-    source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
-    let workspace = place.workspace()?;
-    let directory = workspace.journal();
-    let unreadable = |path: String, source: Box<dyn std::error::Error + Send + Sync>| {
-        Problem::new(ExitKind::Failed, Unreadable { path, source })
-    };
-    let mut storage = FileStorage::new(&directory)
-        .map_err(|error| unreadable(directory.display().to_string(), error.into()))?;
+fn read(location: &WorkspaceLocation) -> Result<JournalListing, Problem> {
+    let workspace = location.workspace()?;
+    let mut storage = journal_state::storage(&workspace)?;
     let path = storage.path(Name::Current);
     let mut fold = Fold::default();
     let inspected = journal::inspect(&mut storage, Some(workspace.id()), |located| {
-        fold.take(&located);
+        fold.add(&located);
     });
     let verdict = match inspected {
         Ok(None) => Verdict::Absent,
@@ -210,7 +199,7 @@ fn read(place: &WorkspaceLocation) -> Result<JournalListing, Problem> {
             Tail::Torn(bytes) => Verdict::Torn { bytes },
         },
         Err(JournalError::Unusable { source, .. }) => {
-            verdict(*source).map_err(|error| unreadable(path.clone(), error.into()))?
+            verdict(*source).map_err(|source| CliError::Journal { path: path.clone(), source })?
         }
         Err(error) => return Err(error.into()),
     };
@@ -250,10 +239,10 @@ fn text(listing: &JournalListing) -> String {
 
 fn sentence(verdict: &Verdict) -> String {
     match verdict {
-        Verdict::Absent => "there is none yet".to_owned(),
+        Verdict::Absent => "there is no journal yet".to_owned(),
         Verdict::Clean => "clean".to_owned(),
         Verdict::Torn { bytes } => {
-            format!("a torn tail of {bytes} bytes, which the next command that changes something cuts off")
+            format!("a torn tail of {bytes} bytes, which the next changing command cuts off")
         }
         Verdict::Corrupt { byte, message } => format!("corrupt at byte {byte}: {message}"),
         Verdict::Illegal { byte, message } => format!("illegal at byte {byte}: {message}"),
@@ -261,15 +250,15 @@ fn sentence(verdict: &Verdict) -> String {
     }
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let listing = read(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let listing = read(location)?;
     if arguments.json {
         error::print_json(&listing)?;
     } else {
         error::print(&text(&listing))?;
     }
     match listing.verdict {
-        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => done(),
+        Verdict::Absent | Verdict::Clean | Verdict::Torn { .. } => success(),
         _ => Ok(ExitKind::Stuck as u8),
     }
 }

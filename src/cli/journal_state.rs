@@ -1,6 +1,7 @@
-//! How a workspace stands by its journal, without the lock and without changing anything.
+//! The state of a workspace by its journal. Reads without the lock, and changes nothing.
 
-use crate::engine::history::History;
+use super::error::{CliError, ExitKind, Problem};
+use crate::engine::history::{History, OpenOperation};
 use crate::engine::journal::{self, Name, Storage as _};
 use crate::engine::transition::Generation;
 use crate::files::Folder;
@@ -8,84 +9,61 @@ use crate::operations::{self, RunningVm, WorkspaceState};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::Workspace;
 
-use super::error::{ExitKind, Problem};
-
-/// How it stands.
+/// What the journal says of the workspace.
 pub(super) struct JournalState {
-    pub(super) standing: WorkspaceState,
-    /// The operation that has not ended, with its generation.
-    pub(super) open: Option<(&'static str, Generation)>,
+    /// The state before the operation that has not ended, if there is one.
+    pub(super) state: WorkspaceState,
+    /// `None` if there is no journal yet.
+    history: Option<History>,
 }
 
-#[derive(Debug, thiserror::Error)]
-enum JournalStateError {
-    #[error("cannot open the journal's directory {path}")]
-    Directory {
-        path: String,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("the journal {path} does not say how the workspace stands")]
-    UnreadableState {
-        path: String,
-        #[source]
-        source: crate::engine::record::PayloadError,
-    },
-    #[error("no VM is running")]
-    NotRunning,
-    #[error("no VM is running: `{0}` was left half done, or is under way")]
-    HalfDone(&'static str),
-}
+impl JournalState {
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.state, WorkspaceState::Down { .. })
+    }
 
-pub(super) fn storage(workspace: &Workspace) -> Result<FileStorage, Problem> {
-    let path = workspace.journal();
-    FileStorage::new(&path).map_err(|source| {
-        let path = path.display().to_string();
-        Problem::new(ExitKind::Failed, JournalStateError::Directory { path, source })
-    })
-}
+    /// The operation that has not ended.
+    pub(super) fn open(&self) -> Option<&OpenOperation> {
+        self.history.as_ref().and_then(History::open)
+    }
 
-pub(super) fn peek(workspace: &Workspace) -> Result<JournalState, Problem> {
-    let mut storage = storage(workspace)?;
-    let Some((_, history)) = journal::inspect(&mut storage, Some(workspace.id()), |_| {})? else {
-        return Ok(JournalState { standing: WorkspaceState::Down { disk: None }, open: None });
-    };
-    let standing = WorkspaceState::of(&history.final_state).map_err(|source| {
-        let path = storage.path(Name::Current);
-        Problem::new(ExitKind::Stuck, JournalStateError::UnreadableState { path, source })
-    })?;
-    let open = history.open();
-    Ok(JournalState {
-        standing,
-        open: open.and_then(|open| Some((operations::label(open.operation?), open.generation))),
-    })
-}
-
-/// What the journal says, if there is one.
-pub(super) fn history(workspace: &Workspace) -> Result<Option<History>, Problem> {
-    let mut storage = storage(workspace)?;
-    let inspected = journal::inspect(&mut storage, Some(workspace.id()), |_| {})?;
-    Ok(inspected.map(|(_, history)| history))
-}
-
-/// The VM that commands are run in.
-pub(super) fn running(workspace: &Workspace) -> Result<RunningVm, Problem> {
-    let peek = peek(workspace)?;
-    match (peek.standing, peek.open) {
-        (WorkspaceState::Up(vm), _) => Ok(vm),
-        (_, Some((operation, _))) => {
-            Err(Problem::new(ExitKind::NotFound, JournalStateError::HalfDone(operation))
-                .with("`nixbox recover` finishes it or takes it back"))
-        }
-        (_, None) => {
-            Err(Problem::new(ExitKind::NotFound, JournalStateError::NotRunning)
-                .with("`nixbox up` starts one"))
-        }
+    /// The name and the generation of the operation that has not ended.
+    pub(super) fn open_label(&self) -> Option<(&'static str, Generation)> {
+        let open = self.open()?;
+        Some((operations::label(open.operation?), open.generation))
     }
 }
 
-/// The highest generation that anything in the workspace bears: a journal that was lost must not use one again.
-pub(super) fn floor(workspace: &Workspace) -> Result<Generation, Problem> {
+/// Opens the directory of the journal.
+pub(super) fn storage(workspace: &Workspace) -> Result<FileStorage, CliError> {
+    let path = workspace.journal();
+    FileStorage::new(&path)
+        .map_err(|source| CliError::JournalDirectory { path: path.display().to_string(), source })
+}
+
+pub(super) fn read(workspace: &Workspace) -> Result<JournalState, Problem> {
+    let mut storage = storage(workspace)?;
+    let Some((_, history)) = journal::inspect(&mut storage, Some(workspace.id()), |_| {})? else {
+        return Ok(JournalState { state: WorkspaceState::Down { disk: None }, history: None });
+    };
+    let state = WorkspaceState::of(&history.final_state)
+        .map_err(|source| CliError::JournalState { path: storage.path(Name::Current), source })?;
+    Ok(JournalState { state, history: Some(history) })
+}
+
+/// The VM that runs in the workspace.
+pub(super) fn running_vm(workspace: &Workspace) -> Result<RunningVm, Problem> {
+    let journal = read(workspace)?;
+    match (journal.state, journal.open_label()) {
+        (WorkspaceState::Up(vm), _) => Ok(vm),
+        (_, Some((operation, _))) => Err(CliError::HalfDone(operation).into()),
+        (_, None) => Err(CliError::NotRunning.into()),
+    }
+}
+
+/// The highest generation in the names of the workspace's files. If the journal was lost, the new one must begin above it,
+/// so that no generation is used twice.
+pub(super) fn highest_generation(workspace: &Workspace) -> Result<Generation, Problem> {
     let mut highest = 0;
     for path in [workspace.run(), workspace.snapshots()] {
         let names = Folder::open(&path)
@@ -96,7 +74,7 @@ pub(super) fn floor(workspace: &Workspace) -> Result<Generation, Problem> {
             let numbers = name
                 .split(|character: char| !character.is_ascii_digit())
                 .filter_map(|digits| digits.parse::<u64>().ok());
-            // One below the highest is left, or no operation could follow.
+            // The highest number is left to the operation that follows.
             highest = numbers.fold(highest, u64::max).min(u64::MAX - 1);
         }
     }

@@ -1,7 +1,8 @@
-//! The command line: clap's types here, one file per command, and [`error`] for all that goes wrong.
+//! The command line: the arguments in this file, and one file per command.
 //!
-//! A command finds its workspace, takes its lock if it changes anything, puts the real world together
-//! ([`wiring`]) and hands it to an `operations::Session`. Nothing here decides what an operation does.
+//! A command opens its workspace ([`command`]), under the lock if it changes anything, wires the real world ([`wiring`]) and
+//! hands it to an `operations::Session`. Nothing here decides what an operation does. [`error`] prints every result and
+//! error, and chooses the exit codes. May use every other module.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,6 +13,7 @@ use crate::config::{Config, HostFacts};
 use crate::host::sudo;
 use crate::workspace::Workspace;
 
+mod command;
 mod config;
 mod demo;
 mod doctor;
@@ -19,6 +21,7 @@ mod down;
 pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod image;
 mod init;
 mod journal;
 mod journal_state;
@@ -27,7 +30,6 @@ mod progress;
 mod recover;
 mod restore;
 mod run;
-mod session;
 mod shell;
 mod signals;
 mod simulator;
@@ -42,11 +44,11 @@ use error::{ExitKind, Outcome, Problem};
 #[derive(Debug, Parser)]
 #[command(name = "nixbox", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
-5 another nixbox is at work, 130 interrupted and rolled back."
+    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 wrong command line or configuration, 3 not found, \
+4 stuck (a person is needed), 5 another nixbox works in the workspace, 130 interrupted and rolled back."
 )]
 struct Arguments {
-    /// Work in the workspace that this directory belongs to, not the current one
+    /// Use the workspace of this directory instead of that of the current directory
     #[arg(short = 'C', long, global = true, value_name = "DIRECTORY", default_value = ".")]
     directory: PathBuf,
     #[command(subcommand)]
@@ -56,6 +58,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum NixboxCommand {
     Init(init::Arguments),
+    Image(image::Arguments),
     Demo(demo::Arguments),
     Up(up::Arguments),
     Down(down::Arguments),
@@ -72,7 +75,7 @@ enum NixboxCommand {
     Simulator(simulator::Arguments),
 }
 
-/// Where a command was called.
+/// The directory in which a command works.
 struct WorkspaceLocation {
     directory: PathBuf,
 }
@@ -88,42 +91,44 @@ impl WorkspaceLocation {
     }
 }
 
-/// Runs the command that the arguments of this process name.
+/// Runs the command that this process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let place = WorkspaceLocation { directory: arguments.directory };
+    let location = WorkspaceLocation { directory: arguments.directory };
     let ran = sudo::become_invoker()
         .map_err(|error| Problem::new(ExitKind::Failed, error))
-        .and_then(|()| run(&place, arguments.command));
+        .and_then(|()| run(&location, arguments.command));
     let code = ran.unwrap_or_else(|problem| {
         problem.print();
         problem.exit() as u8
     });
     #[cfg(feature = "failpoints")]
-    failpoints::tell();
+    failpoints::print_count();
     ExitCode::from(code)
 }
 
-fn run(place: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
+fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
     match command {
-        NixboxCommand::Init(arguments) => init::run(place, &arguments),
-        NixboxCommand::Demo(arguments) => demo::run(place, &arguments),
-        NixboxCommand::Up(arguments) => up::run(place, &arguments),
-        NixboxCommand::Down(arguments) => down::run(place, &arguments),
-        NixboxCommand::Snapshot(arguments) => snapshot::run(place, arguments),
-        NixboxCommand::Restore(arguments) => restore::run(place, &arguments),
-        NixboxCommand::Shell(arguments) => shell::run(place, &arguments),
-        NixboxCommand::Run(arguments) => run::run(place, &arguments),
-        NixboxCommand::Status(arguments) => status::run(place, &arguments),
-        NixboxCommand::Config(arguments) => config::run(place, &arguments),
-        NixboxCommand::Doctor(arguments) => doctor::run(place, &arguments),
-        NixboxCommand::Recover(arguments) => recover::run(place, &arguments),
-        NixboxCommand::Journal(arguments) => journal::run(place, &arguments),
-        NixboxCommand::Simulator(arguments) => simulator::run(place, arguments),
+        NixboxCommand::Init(arguments) => init::run(location, &arguments),
+        NixboxCommand::Image(arguments) => image::run(location, &arguments),
+        NixboxCommand::Demo(arguments) => demo::run(location, &arguments),
+        NixboxCommand::Up(arguments) => up::run(location, &arguments),
+        NixboxCommand::Down(arguments) => down::run(location, &arguments),
+        NixboxCommand::Snapshot(arguments) => snapshot::run(location, arguments),
+        NixboxCommand::Restore(arguments) => restore::run(location, &arguments),
+        NixboxCommand::Shell(arguments) => shell::run(location, &arguments),
+        NixboxCommand::Run(arguments) => run::run(location, &arguments),
+        NixboxCommand::Status(arguments) => status::run(location, &arguments),
+        NixboxCommand::Config(arguments) => config::run(location, &arguments),
+        NixboxCommand::Doctor(arguments) => doctor::run(location, &arguments),
+        NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
+        NixboxCommand::Journal(arguments) => journal::run(location, &arguments),
+        NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
     }
 }
 
-fn done() -> Outcome {
+/// The outcome of a command that did what it was asked to do.
+fn success() -> Outcome {
     Ok(ExitKind::Done as u8)
 }

@@ -1,113 +1,89 @@
-//! What `up` can know before it begins anything: each check has an error that says what to do, and changes nothing.
+//! The checks that a command makes before it starts a VM.
+//!
+//! They find what can be known before the operation begins. A check that fails says what to do, and nothing was changed.
 
 use std::path::Path;
 
-use super::error::{ExitKind, Problem};
+use super::error::{self, CliError, Problem};
 use super::wiring::{self, Wiring};
 use crate::config::Config;
-use crate::engine::transition::Failure;
-use crate::host::spawn::{self, SpawnError};
+use crate::host::spawn::{self, Invoker};
 use crate::host::sudo;
-use crate::world::{Presence, Slot};
+use crate::world::Presence;
 
-#[derive(Debug, thiserror::Error)]
-enum PreflightError {
-    #[error("this host has no KVM: there is no /dev/kvm")]
-    NoKvm,
-    #[error("/dev/kvm cannot be opened")]
-    Kvm(#[source] std::io::Error),
-    #[error("Cloud Hypervisor cannot be used")]
-    Vmm(#[source] Failure),
-    #[error("there are mounts, and virtiofsd cannot be used")]
-    Virtiofsd(#[source] SpawnError),
-    #[error("nixbox may not make the VM's network")]
-    Capabilities,
-    #[error("the slots of this host cannot be looked at")]
-    Slots(#[source] Failure),
-    #[error("all {} slots of this host are taken: bring a VM of another workspace down first", Slot::COUNT)]
-    NoSlot,
-    #[error("the network of this host cannot be looked at")]
-    Network(#[source] Failure),
-    #[error(
-        "there is a network device {0} that is not nixbox's, where the VM's would be: remove it, or wait for it to go"
-    )]
-    ForeignTap(String),
+/// Which checks a command needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Preflight {
+    /// The command starts no VM.
+    None,
+    /// The command boots a VM if none runs, from the files that the configuration names.
+    Boot,
+    /// The command restores a VM, if it is asked to in the place of a running one. It boots from no file.
+    Restore,
 }
 
-fn failed(error: PreflightError) -> Problem {
-    Problem::new(ExitKind::Failed, error)
-}
-
-/// What needs no more than the configuration.
-pub(super) fn files(config: &Config) -> Result<(), Problem> {
-    config.check_files()?;
-    kvm(config)
-}
-
-/// Whether VMs can be run at all, unless they are simulated.
-pub(super) fn kvm(config: &Config) -> Result<(), Problem> {
-    if wiring::simulated(config).is_some() {
-        return Ok(());
+impl Preflight {
+    /// The checks that need no more than the configuration. `starts_vm`: no VM runs, so that the command starts one.
+    pub(super) fn check_config(self, config: &Config, starts_vm: bool) -> Result<(), Problem> {
+        match self {
+            Self::Boot if starts_vm => {
+                config.check_files()?;
+                check_kvm(config)
+            }
+            Self::Restore => check_kvm(config),
+            Self::None | Self::Boot => Ok(()),
+        }
     }
-    open_kvm().map_err(|error| {
-        let hint = match error {
-            PreflightError::NoKvm => "enable virtualization in the firmware, or nested virtualization in the host that this one runs on; then `modprobe kvm_intel` or `kvm_amd`",
-            _ => "add your user to the group that owns /dev/kvm, and log in again",
-        };
-        failed(error).with(hint)
-    })
 }
 
-/// Whether this host has no KVM, or one that cannot be opened; nothing more can be known of it without a guest.
+/// A simulated VM needs no KVM.
+fn check_kvm(config: &Config) -> Result<(), Problem> {
+    if wiring::simulated(config).is_none() {
+        open_kvm()?;
+    }
+    Ok(())
+}
+
+/// Why this host's KVM cannot be used, on one line. Whether a guest boots on a KVM that opens is known only after a boot.
 pub(super) fn kvm_problem() -> Option<String> {
-    open_kvm().err().map(|error| match error {
-        PreflightError::Kvm(source) => format!("/dev/kvm cannot be opened: {source}"),
-        error => error.to_string(),
-    })
+    open_kvm().err().map(|error| error::chain(&error))
 }
 
-fn open_kvm() -> Result<(), PreflightError> {
-    let opened = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    match opened {
+fn open_kvm() -> Result<(), CliError> {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(PreflightError::NoKvm),
-        Err(error) => Err(PreflightError::Kvm(error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(CliError::NoKvm),
+        Err(error) => Err(CliError::Kvm(error)),
     }
 }
 
-/// What asks the host.
-pub(super) async fn host(assembly: &Wiring) -> Result<(), Problem> {
-    let world = &assembly.world;
-    world
-        .vmm
-        .ability(None)
-        .await
-        .map_err(|error| failed(PreflightError::Vmm(error)).with("`nixbox doctor` says what is needed"))?;
-    if assembly.simulated {
+/// The checks that ask the host, before a VM is started: programs, capabilities, a free slot and its TAP's name.
+pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
+    let world = &wiring.world;
+    world.vmm.ability(None).await.map_err(CliError::Vmm)?;
+    if wiring.simulated {
         return Ok(());
     }
     if world.shares.wanted() {
-        spawn::find_program("virtiofsd", "NIXBOX_VIRTIOFSD")
-            .map_err(|error| failed(PreflightError::Virtiofsd(error)))?;
+        Invoker::detect()
+            .and_then(|user| spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD"))
+            .map_err(CliError::Virtiofsd)?;
     }
     let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));
     if !may {
-        return Err(failed(PreflightError::Capabilities)
-            .with("run it as root or through sudo, or give it the capabilities once: `nixbox doctor` prints the line"));
+        return Err(CliError::Capabilities.into());
     }
-    let slots = |failure| failed(PreflightError::Slots(failure));
-    let slot = match world.slots.held().await.map_err(slots)? {
+    let slot = match world.slots.held().await.map_err(CliError::Slots)? {
         Some(held) => held,
         None => {
-            let free = world.slots.free().await.map_err(slots)?;
-            *free.first().ok_or_else(|| failed(PreflightError::NoSlot))?
+            let free = world.slots.free().await.map_err(CliError::Slots)?;
+            *free.first().ok_or(CliError::NoSlot)?
         }
     };
-    let tap = format!("vm{slot}");
-    let there = Path::new("/sys/class/net").join(&tap).exists();
-    let network = |failure| failed(PreflightError::Network(failure));
-    if there && world.network.find(slot).await.map_err(network)? == Presence::Absent {
-        return Err(failed(PreflightError::ForeignTap(tap)));
+    let tap = slot.tap();
+    let exists = Path::new("/sys/class/net").join(&tap).exists();
+    if exists && world.network.find(slot).await.map_err(CliError::Network)? == Presence::Absent {
+        return Err(CliError::ForeignTap(tap).into());
     }
     Ok(())
 }

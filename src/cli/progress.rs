@@ -1,6 +1,6 @@
-//! What a person sees while an operation runs, on stderr: a line for each stage, and on a terminal a bar for each copy.
+//! The progress of operations on stderr: a line for each stage, and on a terminal a bar for each copy.
 //!
-//! It also remembers how long what took, for the result.
+//! [`ProgressDisplay`] also measures how long each stage took, for the result of the command.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,43 +13,43 @@ use serde::Serialize;
 use super::error;
 use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
-use crate::files::copy::{Method, Progress};
+use crate::files::copy::{CopyMethod, Progress};
 
-/// Fits 80 columns with names as long as ours.
+/// Fits 80 columns with the names that nixbox gives to its copies.
 const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
 
-/// In bytes.
-const WORTH_A_BAR: u64 = 4 << 20;
+/// Copies of fewer bytes end too soon to need a bar.
+const BAR_MINIMUM: u64 = 4 << 20;
 
-/// Prints stages as they end, and knows whether an interrupt would still lead back.
+/// Prints stages as they end, and knows whether an interrupted operation would still be rolled back.
 pub(super) struct ProgressDisplay {
     silent: bool,
     since: Instant,
     past_commit: AtomicBool,
-    now: Mutex<Now>,
+    current: Mutex<CurrentOperation>,
     bars: MultiProgress,
     copies: Mutex<BTreeMap<String, ProgressBar>>,
 }
 
 #[derive(Default)]
-struct Now {
+struct CurrentOperation {
     operation: &'static str,
     commit: &'static str,
     stage: Option<(&'static str, Instant)>,
-    times: Times,
+    times: Timings,
     paused: Option<Instant>,
 }
 
-/// How long what took.
+/// How long a command and its stages took.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(super) struct Times {
+pub(super) struct Timings {
     /// From the start of the command until the guest was SSH-ready, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ready_ms: Option<u64>,
     /// How long the guest was paused, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) paused_ms: Option<u64>,
-    /// Every stage that ended, in order.
+    /// The stages that ended, in order.
     pub(super) stages: Vec<StageTime>,
 }
 
@@ -62,58 +62,58 @@ pub(super) struct StageTime {
 }
 
 impl ProgressDisplay {
-    /// From the start of the command. `silent`: prints nothing.
+    /// Measures from now on. `silent`: prints nothing but what [`Self::print`] is asked to print.
     pub(super) fn new(silent: bool) -> Self {
         let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         Self {
             silent,
             since: Instant::now(),
             past_commit: AtomicBool::new(false),
-            now: Mutex::default(),
+            current: Mutex::default(),
             bars: MultiProgress::with_draw_target(target),
             copies: Mutex::default(),
         }
     }
 
-    /// Whether the operation that runs is past its commit point, or about to pass it.
+    /// Whether the running operation has passed its commit point or is about to pass it.
     pub(super) fn past_commit(&self) -> bool {
         self.past_commit.load(Ordering::SeqCst)
     }
 
-    /// How long what took so far.
-    pub(super) fn times(&self) -> Times {
-        self.now().times.clone()
+    /// The times measured so far.
+    pub(super) fn times(&self) -> Timings {
+        self.current().times.clone()
     }
 
-    /// Prints a line, whatever bars there are below it.
-    pub(super) fn say(&self, text: &str) {
-        self.bars.suspend(|| error::say(&format!("nixbox: {text}\n")));
+    /// Prints a line above the bars.
+    pub(super) fn print(&self, text: &str) {
+        self.bars.suspend(|| error::print_stderr(&format!("nixbox: {text}\n")));
     }
 
-    fn line(&self, text: &str) {
+    fn print_progress(&self, text: &str) {
         if !self.silent {
-            self.say(text);
+            self.print(text);
         }
     }
 
-    fn now(&self) -> MutexGuard<'_, Now> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    fn current(&self) -> MutexGuard<'_, CurrentOperation> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn copies(&self) -> MutexGuard<'_, BTreeMap<String, ProgressBar>> {
         self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn end_stage(&self, now: &mut Now) {
+    fn end_stage(&self, current: &mut CurrentOperation) {
         self.end_copies();
-        if let Some((stage, since)) = now.stage.take() {
+        if let Some((stage, since)) = current.stage.take() {
             let took = since.elapsed();
-            now.times.stages.push(StageTime { operation: now.operation, stage, ms: millis(took) });
-            self.line(&format!("{}: {stage} ({})", now.operation, error::duration(took)));
+            current.times.stages.push(StageTime { operation: current.operation, stage, ms: millis(took) });
+            self.print_progress(&format!("{}: {stage} ({})", current.operation, error::duration(took)));
         }
     }
 
-    /// Copies that failed or were interrupted leave no bar behind.
+    /// Removes the bars, also those of copies that failed or were interrupted.
     fn end_copies(&self) {
         for bar in std::mem::take(&mut *self.copies()).into_values() {
             bar.finish_and_clear();
@@ -134,83 +134,87 @@ impl ProgressDisplay {
     }
 }
 
-/// In milliseconds, which no command takes too many of for a `u64`.
+/// A duration in milliseconds.
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Progress for ProgressDisplay {
     fn progress(&self, what: &str, done: u64, total: u64) {
-        // What takes no time needs no bar.
-        if self.silent || total < WORTH_A_BAR {
+        if self.silent || total < BAR_MINIMUM {
             return;
         }
         let bar = self.bar(what);
         bar.set_length(total);
         bar.set_position(done);
         if done >= total {
-            // It stays in the list until the stage ends, so that the last word of a copy does not begin another bar.
+            // The bar stays in the list until the stage ends, so that a repeated report of the end does not add another bar.
             bar.finish_and_clear();
         }
     }
 
-    fn copied(&self, what: &str, method: Method) {
+    fn copied(&self, what: &str, method: CopyMethod) {
         let how = match method {
-            Method::Reflink => "its blocks are shared, nothing was copied".to_owned(),
-            Method::Sparse { written, .. } => format!("{} copied", HumanBytes(written)),
+            CopyMethod::Reflink => "its blocks are shared, nothing was copied".to_owned(),
+            CopyMethod::Sparse { written, .. } => format!("{} copied", HumanBytes(written)),
         };
-        self.line(&format!("  {what}: {how}"));
+        self.print_progress(&format!("  {what}: {how}"));
     }
 }
 
 impl Observer for ProgressDisplay {
     fn event(&self, event: Event) {
-        let mut now = self.now();
+        let mut current = self.current();
         match event {
             Event::Begun { operation, generation, commit, recovery } => {
                 self.past_commit.store(false, Ordering::SeqCst);
-                (now.operation, now.commit, now.stage) = (operation, commit, None);
+                (current.operation, current.commit, current.stage) = (operation, commit, None);
                 if recovery {
-                    self.line(&format!("`{operation}` of generation {generation} was left half done"));
+                    self.print_progress(&format!(
+                        "`{operation}` of generation {generation} was left half done"
+                    ));
                 }
             }
             Event::Turned(direction) => {
-                now.stage = None;
+                current.stage = None;
                 self.end_copies();
                 let forward = direction == Direction::Forward;
                 self.past_commit.store(forward, Ordering::SeqCst);
                 let way = if forward { "going on" } else { "rolling back" };
-                self.line(&format!("{}: {way}", now.operation));
+                self.print_progress(&format!("{}: {way}", current.operation));
             }
             Event::Stage(label) => {
-                self.end_stage(&mut now);
-                now.stage = Some((label, Instant::now()));
+                self.end_stage(&mut current);
+                current.stage = Some((label, Instant::now()));
             }
             Event::Acts(label) => {
-                if label == now.commit {
+                if label == current.commit {
                     self.past_commit.store(true, Ordering::SeqCst);
                 }
             }
-            Event::Failed(_) => now.stage = None,
-            Event::Done { label: "pause", .. } => now.paused = Some(Instant::now()),
+            Event::Failed(_) => current.stage = None,
+            Event::Done { label: "pause", .. } => current.paused = Some(Instant::now()),
             Event::Done { label: "resume", .. } => {
-                let paused = now.paused.take();
-                now.times.paused_ms = paused.map(|since| millis(since.elapsed())).or(now.times.paused_ms);
+                let paused = current.paused.take();
+                current.times.paused_ms =
+                    paused.map(|since| millis(since.elapsed())).or(current.times.paused_ms);
             }
-            Event::Done { label: "SSH-ready", .. } => now.times.ready_ms = Some(millis(self.since.elapsed())),
-            Event::Undone(label) => self.line(&format!("{}: took back {label}", now.operation)),
-            Event::Ended(_) => self.end_stage(&mut now),
+            Event::Done { label: "SSH-ready", .. } => {
+                current.times.ready_ms = Some(millis(self.since.elapsed()))
+            }
+            Event::Undone(label) => self.print_progress(&format!("{}: undid {label}", current.operation)),
+            Event::Ended(_) => self.end_stage(&mut current),
             Event::Done { .. } | Event::Undoes(_) => {}
         }
     }
 
     fn waits(&self, why: &str) {
-        self.line(why);
+        self.print_progress(why);
     }
 
     fn failure(&self, failure: &TransitionFailure) {
         self.end_copies();
-        let operation = self.now().operation;
-        self.line(&format!("{operation}: {}", error::chain(failure)));
+        let operation = self.current().operation;
+        self.print_progress(&format!("{operation}: {}", error::chain(failure)));
     }
 }

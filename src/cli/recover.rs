@@ -1,30 +1,34 @@
-//! `nixbox recover`: what every changing command does first, by itself.
+//! `nixbox recover`: the recovery that every changing command also makes first.
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::session::{self, OutputOptions};
-use super::{WorkspaceLocation, done, journal_state};
-use crate::operations::{self, DryRun, WorkspaceState};
+use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on, vm_state};
+use super::error::{self, CliError, Outcome, Problem};
+use super::preflight::Preflight;
+use super::{WorkspaceLocation, journal_state, success};
+use crate::engine::executor::Ending;
+use crate::operations::{self, DryRun, LossReason, Recovered, Refusal, WorkspaceState};
 use crate::world::VmmState;
 
-/// Finish or take back what an earlier run left half done, and sweep up what belongs to no VM
+/// Complete or roll back what an earlier run left half done, and remove what belongs to no VM
+///
+/// Every command that changes something does this first. Running it twice changes nothing. If the operation can be neither
+/// completed nor rolled back, it stays open in the journal, the cause is printed, and the exit status is 4.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox recover --dry-run && nixbox recover")]
 pub(super) struct Arguments {
-    /// Say what would be done and why, and do nothing
+    /// Print what would be done and why, and do nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    manner: OutputOptions,
+    output: OutputOptions,
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let manner = arguments.manner;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let output = arguments.output;
     if arguments.dry_run {
-        return dry_run(place, manner);
+        return dry_run(location, output);
     }
-    let held = session::hold(place, "recover", manner)?;
-    let assembly = held.assemble()?;
-    let recovered = held.run(&assembly, async |session| session::recovered(session.recover().await?))?;
+    let workspace = LockedWorkspace::open(location, "recover", Preflight::None, output)?;
+    let recovered = workspace.run(async |session| RecoverySummary::of(session.recover().await?))?;
     let sentence = recovered.sentence();
     let word = if sentence.is_some() { "recovered" } else { "nothing" };
     let json = serde_json::json!({
@@ -33,32 +37,74 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         "ended": recovered.ended,
         "cleared": recovered.cleared.is_some(),
         "swept": recovered.swept,
-        "times": held.show.times(),
+        "times": workspace.progress.times(),
     });
-    manner.report(&json, sentence.as_deref().unwrap_or("there was nothing to recover"))?;
-    done()
+    output.report(&json, sentence.as_deref().unwrap_or("there was nothing to recover"))?;
+    success()
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot foresee what a recovery would do")]
-struct Unforeseen(#[source] crate::operations::DryRunError);
+/// What a recovery did.
+struct RecoverySummary {
+    /// The operation that had been left open.
+    operation: Option<&'static str>,
+    /// How that operation ended.
+    ended: Option<&'static str>,
+    /// Why what was left of a VM was cleared away, if it was.
+    cleared: Option<LossReason>,
+    /// What belonged to no VM and was removed.
+    swept: Vec<String>,
+}
 
-fn dry_run(place: &WorkspaceLocation, manner: OutputOptions) -> Outcome {
-    let held = session::look(place)?;
-    let history = journal_state::history(&held.workspace)?;
-    let open = history.as_ref().and_then(|history| history.open());
-    let planned = open
-        .map(operations::dry_run)
-        .transpose()
-        .map_err(|error| Problem::new(ExitKind::Stuck, Unforeseen(error)))?
-        .flatten();
-    let state = match journal_state::peek(&held.workspace)?.standing {
+impl RecoverySummary {
+    fn of(recovered: Recovered) -> Result<Self, Problem> {
+        if let Some(failure) = recovered.stuck {
+            return Err(CliError::Stuck(failure).into());
+        }
+        let ended = |ending| match ending {
+            Ending::Done => "was finished",
+            Ending::RolledBack(_) => "was rolled back",
+            Ending::Lost(_) => "had lost its VM",
+            Ending::Stuck(_) => "is stuck",
+        };
+        let (operation, ended) =
+            recovered.operation.map(|(operation, ending)| (operation, ended(ending))).unzip();
+        let swept = recovered.swept.iter().map(ToString::to_string).collect();
+        Ok(Self { operation, ended, cleared: recovered.cleared, swept })
+    }
+
+    /// The summary as people read it; `None` if there was nothing to do.
+    fn sentence(&self) -> Option<String> {
+        let operation = self
+            .operation
+            .zip(self.ended)
+            .map(|(operation, ended)| format!("`{operation}`, which was left half done, {ended}"));
+        let cleared = self.cleared.map(|reason| {
+            match reason {
+                LossReason::Gone => "what was left of a VM that is gone was cleared away",
+                LossReason::Silent => "a VM whose VMM did not answer any more was ended and cleared away",
+                LossReason::Condemned => {
+                    "the VM, which its operation could not bring to SSH-ready, was ended and cleared away"
+                }
+            }
+            .to_owned()
+        });
+        let swept = self.swept.iter().map(|what| format!("{what} belonged to no VM and was removed"));
+        let parts: Vec<_> = operation.into_iter().chain(cleared).chain(swept).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+fn dry_run(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
+    let workspace = OpenWorkspace::open(location)?;
+    let journal = journal_state::read(&workspace.workspace)?;
+    let planned = journal.open().map(operations::dry_run).transpose().map_err(CliError::DryRun)?.flatten();
+    let state = match journal.state {
         WorkspaceState::Up(vm) if planned.is_none() && vm.condemned => Some(VmmState::Gone),
         WorkspaceState::Up(vm) if planned.is_none() => {
-            let assembly = held.assemble()?;
-            Some(session::block_on(async {
-                let found = session::glance(&assembly, vm.machine.vmm).await;
-                found.map_err(|failure| crate::operations::Refusal::Look(failure).into())
+            let wiring = workspace.wire()?;
+            Some(block_on(async {
+                let found = vm_state(&wiring, vm.machine.vmm).await;
+                found.map_err(|failure| Refusal::Look(failure).into())
             })?)
         }
         _ => None,
@@ -71,12 +117,12 @@ fn dry_run(place: &WorkspaceLocation, manner: OutputOptions) -> Outcome {
         "lost": lost,
         "silent": silent,
     });
-    if manner.json {
+    if output.json {
         error::print_json(&json)?;
     } else {
         error::print(&text(planned.as_ref(), lost, silent))?;
     }
-    done()
+    success()
 }
 
 fn text(planned: Option<&DryRun>, lost: bool, silent: bool) -> String {
@@ -84,17 +130,17 @@ fn text(planned: Option<&DryRun>, lost: bool, silent: bool) -> String {
         return match (lost, silent) {
             (true, _) => "the VM of this workspace is gone: what is left of it would be cleared away",
             (_, true) => {
-                "the VMM of this workspace does not answer: it would be waited for, and unless it answers be ended and \
-                 cleared away"
+                "the VMM of this workspace does not answer: a recovery would wait for it, and end it and clear it away if it \
+                 still does not answer"
             }
-            _ => "there is no operation to recover; what belongs to no VM would be swept up",
+            _ => "there is no operation to recover; what belongs to no VM would be removed",
         }
         .to_owned();
     };
     let mut lines = vec![
         format!("`{}` of generation {} was left half done", planned.operation, planned.generation),
         match planned.direction {
-            "probe decides" => format!("its direction is open: {}", planned.why),
+            "probe decides" => format!("its direction is not known: {}", planned.why),
             direction => format!("it would go {direction}: {}", planned.why),
         },
     ];

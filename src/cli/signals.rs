@@ -1,52 +1,49 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks the operation to stop, the second ends nixbox at once.
 //!
-//! They are waited for on a thread of their own, so that they are heard while the operation's thread is busy.
+//! A thread of its own waits for them, so that they are handled while the operation's thread is busy.
 
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use futures_util::future;
+use tokio::signal::unix::{self, SignalKind};
 
-use super::error::{ExitKind, Problem};
+use super::error::{CliError, ExitKind};
 use super::progress::ProgressDisplay;
 use crate::engine::transition::Interrupt;
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen for signals")]
-struct Deaf(#[source] std::io::Error);
-
-/// Listens from now on.
+/// Starts to listen.
 ///
 /// # Errors
-/// If the system has no thread or handler to give.
-pub(super) fn listen(interrupt: &Interrupt, show: &Arc<ProgressDisplay>) -> Result<(), Problem> {
-    let deaf = |error| Problem::new(ExitKind::Failed, Deaf(error));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(deaf)?;
+/// If the system refuses a thread or a signal handler.
+pub(super) fn listen(interrupt: &Interrupt, progress: &Arc<ProgressDisplay>) -> Result<(), CliError> {
+    let failed = CliError::Signals;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
     let signals = {
         let _context = runtime.enter();
-        let all = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        all.into_iter().map(signal).collect::<Result<Vec<_>, _>>().map_err(deaf)?
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        kinds.into_iter().map(unix::signal).collect::<Result<Vec<_>, _>>().map_err(failed)?
     };
-    let (interrupt, show) = (interrupt.clone(), Arc::clone(show));
+    let (interrupt, progress) = (interrupt.clone(), Arc::clone(progress));
     let thread = std::thread::Builder::new().name("signals".to_owned());
-    thread.spawn(move || runtime.block_on(heed(signals, &interrupt, &show))).map_err(deaf)?;
+    thread.spawn(move || runtime.block_on(handle(signals, &interrupt, &progress))).map_err(failed)?;
     Ok(())
 }
 
-async fn heed(mut signals: Vec<tokio::signal::unix::Signal>, interrupt: &Interrupt, show: &ProgressDisplay) {
-    any(&mut signals).await;
-    let way = if show.past_commit() {
-        "interrupted; it is past the point of no return and will be finished"
+async fn handle(mut signals: Vec<unix::Signal>, interrupt: &Interrupt, progress: &ProgressDisplay) {
+    next(&mut signals).await;
+    let direction = if progress.past_commit() {
+        "interrupted; the operation is past its commit point and will be completed"
     } else {
         "interrupted; rolling back"
     };
-    show.say(&format!("{way} (interrupt again to leave the rest to the next run)"));
+    progress.print(&format!("{direction} (interrupt again to leave the rest to the next run)"));
     interrupt.request();
-    any(&mut signals).await;
-    show.say("interrupted again; the next run finishes or takes back what is left");
+    next(&mut signals).await;
+    progress.print("interrupted again; the next run of nixbox completes or rolls back the operation");
     std::process::exit(ExitKind::Interrupted as i32);
 }
 
-async fn any(signals: &mut [tokio::signal::unix::Signal]) {
-    let all = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
-    futures_util::future::select_all(all).await;
+/// Waits for the next signal of any kind.
+async fn next(signals: &mut [unix::Signal]) {
+    future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
 }

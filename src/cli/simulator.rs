@@ -1,20 +1,21 @@
-//! `nixbox simulator`: the parts of the stand-in VMM, each a process. Nobody is meant to call it but nixbox itself, and
-//! whoever makes a disk image for it.
+//! `nixbox simulator`: the processes of the simulated VMM and its guest, which nixbox itself starts, and `disk`, by which a
+//! person makes a disk image for a simulated guest.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done};
-use crate::config::{ByteSize, UserName};
-use crate::simulator::{self, SimulatedVersion, programs, share, vmm};
+use super::{WorkspaceLocation, success};
+use crate::simulator::{self, programs, share, vmm};
+use crate::world::capability::{self, Capability};
+use crate::world::{ByteSize, UserName};
 
-/// Stand in for Cloud Hypervisor, without a VM
+/// Stand in for Cloud Hypervisor where there is no KVM
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox simulator disk root.img --key .nixbox/ssh/vm_key.pub")]
 pub(super) struct Arguments {
     #[command(subcommand)]
-    part: SimulatorProcess,
+    process: SimulatorProcess,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -22,41 +23,41 @@ enum SimulatorProcess {
     /// Stand in for cloud-hypervisor
     #[command(disable_version_flag = true)]
     Vmm {
-        /// Behave like this version
-        #[arg(long, default_value = "53")]
-        as_version: SimulatedVersion,
-        /// Say which, and what this is
+        /// The version to behave like
+        #[arg(long, default_value_t = capability::SIMULATED, value_parser = capability::simulated)]
+        as_version: &'static Capability,
+        /// Print the version, as cloud-hypervisor does, and exit
         #[arg(long)]
         version: bool,
-        /// Where to listen, as path=SOCKET
+        /// The socket to listen on, as path=SOCKET
         #[arg(long)]
         api_socket: Option<String>,
     },
     /// Stand in for virtiofsd
     Share {
-        /// Those of virtiofsd
+        /// The arguments of virtiofsd
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Be a program of the simulated guest
+    /// Run a program of the simulated guest
     Call {
-        /// Which
+        /// The name of the program
         name: String,
-        /// What it is given
+        /// The arguments of the program
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
     /// Make a disk image for a simulated guest
     Disk {
-        /// Where
+        /// The file to make
         image: PathBuf,
-        /// How large
+        /// The size of the image
         #[arg(long, default_value = "64MiB")]
         size: ByteSize,
-        /// Who logs in
+        /// The user who can log in
         #[arg(long, default_value = "user")]
         user: UserName,
-        /// The public key that is let in
+        /// The file of the public key with which the user can log in
         #[arg(long)]
         key: PathBuf,
     },
@@ -64,9 +65,9 @@ enum SimulatorProcess {
 
 #[derive(Debug, thiserror::Error)]
 enum SimulatorError {
-    #[error("the simulator's {0} ended")]
+    #[error("the simulated {0} failed")]
     Ended(&'static str, #[source] io::Error),
-    #[error("--api-socket has to be path=SOCKET")]
+    #[error("--api-socket has to be given as path=SOCKET")]
     NoSocket,
     #[error("cannot {0} {path}", path = .1.display())]
     File(&'static str, PathBuf, #[source] io::Error),
@@ -78,16 +79,16 @@ fn failed(error: SimulatorError) -> Problem {
 
 pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let ended = |what| move |error| failed(SimulatorError::Ended(what, error));
-    match arguments.part {
+    match arguments.process {
         SimulatorProcess::Vmm { as_version, version: true, .. } => {
-            error::print(&format!("cloud-hypervisor {}", as_version.text()))?;
+            error::print(&format!("cloud-hypervisor {}", as_version.simulator_version()))?;
         }
         SimulatorProcess::Vmm { as_version, api_socket, .. } => {
             let socket = api_socket.as_deref().and_then(|text| text.strip_prefix("path="));
             let socket = socket.ok_or_else(|| Problem::new(ExitKind::Usage, SimulatorError::NoSocket))?;
             vmm::serve(&place.directory.join(socket), as_version).map_err(ended("VMM"))?;
         }
-        SimulatorProcess::Share { arguments } => share::serve(&arguments).map_err(ended("share"))?,
+        SimulatorProcess::Share { arguments } => share::serve(&arguments).map_err(ended("share daemon"))?,
         SimulatorProcess::Call { name, arguments } => {
             return programs::run(&name, arguments).map_err(ended("program"));
         }
@@ -100,5 +101,5 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
                 .map_err(|error| failed(SimulatorError::File("make", image, error)))?;
         }
     }
-    done()
+    success()
 }

@@ -1,28 +1,34 @@
-//! `nixbox snapshot`, and the snapshots that there are: `list`, `inspect`, `verify`, `delete`.
+//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `verify`, `delete`.
 
 use serde::Serialize;
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::session::{self, OpenWorkspace, OutputOptions};
-use super::{WorkspaceLocation, done};
+use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on};
+use super::error::{self, CliError, ExitKind, Outcome, Problem};
+use super::preflight::Preflight;
+use super::wiring::Wiring;
+use super::{WorkspaceLocation, success};
 use crate::engine::transition::Failure;
 use crate::host::clock::utc;
-use crate::operations::{OperationResult, Reference, Refusal, SnapshotRequest, SnapshotResult};
-use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName};
+use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
+use crate::world::{
+    Depth, FileRecord, ListedSnapshot, Manifest, SnapshotId, SnapshotName, SnapshotReference,
+};
 
-/// Freeze this workspace's VM: disk, RAM and devices of one instant, without a credential
+/// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
-/// The VM runs on afterwards, with its shares and credentials, unless --stop is given.
+/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and credentials
+/// back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and
+/// the VM runs as before.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Option<SnapshotCommand>,
-    /// Give it a name: 1 to 64 of a-z A-Z 0-9 . _ -, not a mere number
-    #[arg(long, value_parser = name)]
+    /// Name the snapshot: 1 to 64 characters of a-z A-Z 0-9 . _ -, not only digits
+    #[arg(long, value_parser = parse_name)]
     name: Option<SnapshotName>,
-    /// Bring the VM down with it
+    /// Leave the VM down instead of resuming it
     #[arg(long)]
     stop: bool,
     /// The same as `nixbox snapshot list`
@@ -30,9 +36,9 @@ pub(super) struct Arguments {
     list: bool,
     /// The same as `nixbox snapshot delete`
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
-    delete: Option<Reference>,
+    delete: Option<SnapshotReference>,
     #[command(flatten)]
-    manner: OutputOptions,
+    output: OutputOptions,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -40,64 +46,64 @@ enum SnapshotCommand {
     /// List the snapshots, oldest first
     #[command(after_help = "Example: nixbox snapshot list --json | jq -r '.[].id'")]
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Remove a snapshot, damaged ones too
+    /// Delete a snapshot, also a damaged one
     #[command(after_help = "Example: nixbox snapshot delete warm")]
     Delete {
-        /// Its name or number
-        snapshot: Reference,
+        /// The snapshot's name or number
+        snapshot: SnapshotReference,
         #[command(flatten)]
-        manner: OutputOptions,
+        output: OutputOptions,
     },
-    /// Show what a snapshot says of itself
+    /// Show a snapshot's manifest: its origin, the shape of its VM, and its files
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
     Inspect {
-        /// Its name or number
-        snapshot: Reference,
-        /// As JSON
+        /// The snapshot's name or number
+        snapshot: SnapshotReference,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Read every byte of a snapshot, and compare it with what was written
+    /// Read every byte of a snapshot and compare its files with the hashes in its manifest
     #[command(after_help = "Example: nixbox snapshot verify warm")]
     Verify {
-        /// Its name or number
-        snapshot: Reference,
+        /// The snapshot's name or number
+        snapshot: SnapshotReference,
         #[command(flatten)]
-        manner: OutputOptions,
+        output: OutputOptions,
     },
 }
 
-fn name(text: &str) -> Result<SnapshotName, String> {
+fn parse_name(text: &str) -> Result<SnapshotName, String> {
     let name = SnapshotName::try_from(text.to_owned()).map_err(|error| error.to_string())?;
     if name.is_number() {
-        Err("a mere number would be taken for a snapshot's own".to_owned())
+        Err("a name of digits only would be taken for a snapshot's number".to_owned())
     } else {
         Ok(name)
     }
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
-    let Arguments { command, name, stop, list: list_flag, delete: delete_flag, manner } = arguments;
+pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome {
+    let Arguments { command, name, stop, list: list_flag, delete: delete_flag, output } = arguments;
     match command {
-        Some(SnapshotCommand::List { json }) => list(place, json),
-        Some(SnapshotCommand::Delete { snapshot, manner }) => delete(place, &snapshot, manner),
-        Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(place, &snapshot, json),
-        Some(SnapshotCommand::Verify { snapshot, manner }) => verify(place, &snapshot, manner),
-        None if list_flag => list(place, manner.json),
+        Some(SnapshotCommand::List { json }) => list(location, json),
+        Some(SnapshotCommand::Delete { snapshot, output }) => delete(location, &snapshot, output),
+        Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
+        Some(SnapshotCommand::Verify { snapshot, output }) => verify(location, &snapshot, output),
+        None if list_flag => list(location, output.json),
         None => match delete_flag {
-            Some(snapshot) => delete(place, &snapshot, manner),
-            None => freeze(place, name, stop, manner),
+            Some(snapshot) => delete(location, &snapshot, output),
+            None => create(location, name, stop, output),
         },
     }
 }
 
-/// A snapshot, as programs read of it.
+/// A snapshot as JSON shows it.
 #[derive(Debug, Serialize)]
-pub(super) struct Shown {
+pub(super) struct SnapshotSummary {
     id: u64,
     name: Option<String>,
     created: String,
@@ -107,7 +113,7 @@ pub(super) struct Shown {
     vmm: String,
 }
 
-impl From<&Manifest> for Shown {
+impl From<&Manifest> for SnapshotSummary {
     fn from(manifest: &Manifest) -> Self {
         Self {
             id: manifest.id.0.0,
@@ -121,30 +127,30 @@ impl From<&Manifest> for Shown {
     }
 }
 
-/// A snapshot, as people call it.
-pub(super) fn called(manifest: &Manifest) -> String {
+/// The number and the name of a snapshot.
+pub(super) fn snapshot_label(manifest: &Manifest) -> String {
     match &manifest.name {
         Some(name) => format!("snapshot {} ({name})", manifest.id),
         None => format!("snapshot {}", manifest.id),
     }
 }
 
-fn freeze(
-    place: &WorkspaceLocation,
+fn create(
+    location: &WorkspaceLocation,
     name: Option<SnapshotName>,
     stop: bool,
-    manner: OutputOptions,
+    output: OutputOptions,
 ) -> Outcome {
-    let held = session::hold(place, "snapshot", manner)?;
-    let assembly = held.assemble()?;
-    let wish = SnapshotRequest { name, stop, keep: held.config.snapshot.keep.map(std::num::NonZeroU32::get) };
-    let frozen = held.run(&assembly, async |session| Ok(session.snapshot(wish).await?))?;
-    let SnapshotResult { report, snapshot, pruned, afterwards } = frozen;
-    error::ended(report)?;
-    let times = held.show.times();
+    let workspace = LockedWorkspace::open(location, "snapshot", Preflight::None, output)?;
+    let keep = workspace.config.snapshot.keep.map(std::num::NonZeroU32::get);
+    let request = SnapshotRequest { name, stop, keep };
+    let result = workspace.run(async |session| Ok(session.snapshot(request).await?))?;
+    let SnapshotResult { report, snapshot, pruned, afterwards } = result;
+    error::check_result(report)?;
+    let times = workspace.progress.times();
     let mut sentence = match &snapshot {
-        Some(manifest) => format!("{} is there", called(manifest)),
-        None => "the snapshot was made, and its manifest cannot be read back".to_owned(),
+        Some(manifest) => format!("{} was made", snapshot_label(manifest)),
+        None => "the snapshot was made, but its manifest cannot be read back".to_owned(),
     };
     sentence += match times.paused_ms {
         Some(ms) => format!("; the VM was paused for {ms} ms and runs on"),
@@ -157,65 +163,62 @@ fn freeze(
     }
     let json = serde_json::json!({
         "result": "done",
-        "snapshot": snapshot.as_ref().map(Shown::from),
+        "snapshot": snapshot.as_ref().map(SnapshotSummary::from),
         "stopped": stop,
         "pruned": pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(),
         "times": times,
     });
-    manner.report(&json, &sentence)?;
+    output.report(&json, &sentence)?;
     let Some(refusal) = afterwards else {
-        return done();
+        return success();
     };
-    // The snapshot is there, so that a look or a pruning that failed is no failure of the command.
-    let problem = Problem::from(refusal).or_with("the snapshot was made; older ones were not pruned");
+    // The snapshot exists, so the command succeeds even if listing or pruning snapshots failed afterwards.
+    let problem = Problem::from(refusal).or_hint("the snapshot was made; older ones were not pruned");
     if problem.exit() == ExitKind::Stuck {
         return Err(problem);
     }
     problem.print();
-    done()
+    success()
 }
 
 fn numbers(ids: &[SnapshotId]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn listings(held: &OpenWorkspace) -> Result<Vec<ListedSnapshot>, Problem> {
-    let assembly = held.assemble()?;
-    session::block_on(async {
-        assembly.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into())
-    })
+fn list_snapshots(wiring: &Wiring) -> Result<Vec<ListedSnapshot>, Problem> {
+    block_on(async { wiring.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into()) })
 }
 
-fn pick(listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Problem> {
+fn find_snapshot(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Problem> {
     let found = wanted.find(listed).map(|listing| listing.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
 
-fn list(place: &WorkspaceLocation, json: bool) -> Outcome {
-    let listed = listings(&session::look(place)?)?;
+fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
+    let listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     if json {
         let one = |listing: &ListedSnapshot| match &listing.manifest {
-            Ok(manifest) => serde_json::json!(Shown::from(manifest)),
+            Ok(manifest) => serde_json::json!(SnapshotSummary::from(manifest)),
             Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": error::chain(failure) }),
         };
         error::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
-        return done();
+        return success();
     }
     if listed.is_empty() {
-        error::say("nixbox: there is no snapshot; `nixbox snapshot` makes one of the VM that runs\n");
-        return done();
+        error::print_stderr("nixbox: there is no snapshot; `nixbox snapshot` makes one of a running VM\n");
+        return success();
     }
     let mut lines = vec![format!("{:>6}  {:20}  {:>10}  NAME", "ID", "CREATED", "SIZE")];
     for listing in &listed {
         lines.push(match &listing.manifest {
             Ok(manifest) => {
-                let shown = Shown::from(manifest);
+                let summary = SnapshotSummary::from(manifest);
                 format!(
                     "{:>6}  {:20}  {:>10}  {}",
-                    shown.id,
-                    shown.created,
-                    indicatif::HumanBytes(shown.bytes).to_string(),
-                    shown.name.unwrap_or_default()
+                    summary.id,
+                    summary.created,
+                    indicatif::HumanBytes(summary.bytes).to_string(),
+                    summary.name.unwrap_or_default()
                 )
                 .trim_end()
                 .to_owned()
@@ -224,83 +227,76 @@ fn list(place: &WorkspaceLocation, json: bool) -> Outcome {
         });
     }
     error::print(&lines.join("\n"))?;
-    done()
+    success()
 }
 
-fn inspect(place: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
-    let mut listed = listings(&session::look(place)?)?;
-    let id = pick(&listed, wanted)?;
+fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {
+    let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
+    let id = find_snapshot(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
     let manifest = match listed.pop().map(|listing| listing.manifest) {
         Some(Ok(manifest)) => manifest,
         Some(Err(failure)) => return Err(damaged(id, failure)),
         None => return Err(Refusal::NoSuchSnapshot(wanted.clone()).into()),
     };
-    let (shown, origin) = (Shown::from(&manifest), &manifest.origin);
+    let (summary, origin) = (SnapshotSummary::from(&manifest), &manifest.origin);
     if json {
         error::print_json(&serde_json::json!({
-            "snapshot": shown,
+            "snapshot": summary,
             "shape": origin.shape,
             "cpu": origin.cpu,
             "files": manifest.files.iter().map(|file| serde_json::json!({
-                "name": file.name, "bytes": file.size, "blake3": hex(&file.hash),
+                "name": file.name, "bytes": file.size, "blake3": hex(file),
             })).collect::<Vec<_>>(),
         }))?;
-        return done();
+        return success();
     }
     let mut lines = vec![
-        called(&manifest),
-        format!("  created   {}", shown.created),
-        format!("  VMM       {}", shown.vmm),
-        format!("  slot      {}", shown.slot),
-        format!("  shares    {}", if shown.shares { "attached" } else { "attached after the restore" }),
+        snapshot_label(&manifest),
+        format!("  created   {}", summary.created),
+        format!("  VMM       {}", summary.vmm),
+        format!("  slot      {}", summary.slot),
+        format!("  shares    {}", if summary.shares { "attached" } else { "attached after the restore" }),
         format!("  processor {} features", origin.cpu.len()),
     ];
     lines.extend(origin.shape.iter().map(|(key, value)| format!("  {key} = {value}")));
-    let file = |file: &crate::world::FileRecord| {
-        format!("  {:>14} bytes  {}  {}", file.size, hex(&file.hash), file.name)
-    };
-    lines.extend(manifest.files.iter().map(file));
+    let line = |file: &FileRecord| format!("  {:>14} bytes  {}  {}", file.size, hex(file), file.name);
+    lines.extend(manifest.files.iter().map(line));
     error::print(&lines.join("\n"))?;
-    done()
+    success()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// The hash of a file as hexadecimal digits.
+fn hex(file: &FileRecord) -> String {
+    blake3::Hash::from_bytes(file.hash).to_string()
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("snapshot {0} is not whole; nothing was changed")]
-struct Damaged(SnapshotId, #[source] Failure);
 
 fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     if matches!(failure, Failure::Interrupted) {
-        return Refusal::Look(failure).into();
+        Refusal::Look(failure).into()
+    } else {
+        CliError::DamagedSnapshot(id, failure).into()
     }
-    Problem::new(ExitKind::Failed, Damaged(id, failure)).with("`nixbox snapshot delete` removes it")
 }
 
-fn verify(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) -> Outcome {
-    // Nobody may delete it meanwhile.
-    let held = session::hold(place, "snapshot verify", manner)?;
-    let id = pick(&listings(&held)?, wanted)?;
-    let assembly = held.assemble()?;
-    held.interruptible(async |interrupt| {
-        let verified = assembly.world.catalog.verify(id, Depth::All, interrupt).await;
+fn verify(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
+    // Holds the lock so that nobody deletes the snapshot meanwhile.
+    let workspace = LockedWorkspace::open(location, "snapshot verify", Preflight::None, output)?;
+    let id = find_snapshot(&list_snapshots(&workspace.wiring)?, wanted)?;
+    workspace.interruptible(async |interrupt| {
+        let verified = workspace.wiring.world.catalog.verify(id, Depth::All, interrupt).await;
         verified.map_err(|failure| damaged(id, failure))
     })?;
     let json = serde_json::json!({ "result": "whole", "id": id.0.0 });
-    manner.report(&json, &format!("snapshot {id} is whole: every byte is as it was written"))?;
-    done()
+    output.report(&json, &format!("snapshot {id} is whole: every file has the hash in its manifest"))?;
+    success()
 }
 
-fn delete(place: &WorkspaceLocation, wanted: &Reference, manner: OutputOptions) -> Outcome {
-    let held = session::hold(place, "delete", manner)?;
-    let assembly = held.assemble()?;
-    let (id, report): (SnapshotId, OperationResult) =
-        held.run(&assembly, async |session| Ok(session.delete(wanted).await?))?;
-    error::ended(report)?;
-    manner
-        .report(&serde_json::json!({ "result": "done", "id": id.0.0 }), &format!("snapshot {id} is gone"))?;
-    done()
+fn delete(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
+    let workspace = LockedWorkspace::open(location, "delete", Preflight::None, output)?;
+    let (id, result) = workspace.run(async |session| Ok(session.delete(wanted).await?))?;
+    error::check_result(result)?;
+    let json = serde_json::json!({ "result": "done", "id": id.0.0 });
+    output.report(&json, &format!("snapshot {id} was deleted"))?;
+    success()
 }

@@ -1,25 +1,24 @@
 //! `nixbox status`: reads only, without the lock.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, done, journal_state, session, wiring};
-use crate::engine::transition::Failure;
-use crate::files::copy::Silent;
-use crate::guest::ssh_guest;
+use super::command::{OpenWorkspace, block_on, vm_state};
+use super::error::{self, CliError, Outcome, Problem};
+use super::{WorkspaceLocation, journal_state, success, wiring};
 use crate::host::clock::utc;
 use crate::operations::WorkspaceState;
 use crate::simulator;
 use crate::workspace::LockHolder;
 use crate::world::VmmState;
 
-/// Show whether this workspace's VM runs
+/// Show whether this workspace's VM runs, and which operation is unfinished
+///
+/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should run, but
+/// is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox status --json | jq -r .state")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -29,13 +28,12 @@ struct StatusReport {
     name: String,
     workspace: String,
     id: String,
-    /// What runs it: `cloud-hypervisor`, or `simulator`, and then no VM is one.
+    /// `cloud-hypervisor` or `simulator`. The simulator runs no VM.
     vmm: &'static str,
-    /// `down`, `running`, `paused`, `stopped`, `silent`: its VMM does not answer right now, or `lost`: a VM that should be
-    /// there and is not.
+    /// One of the states that the help text of the command explains.
     state: &'static str,
     vm: Option<VmReport>,
-    /// The operation that has not ended: under way if there is a `holder`, left half done otherwise.
+    /// The operation that has not ended. It is under way if there is a `holder`, and was left half done otherwise.
     operation: Option<OpenSummary>,
     holder: Option<LockHolder>,
 }
@@ -55,26 +53,19 @@ struct OpenSummary {
     generation: u64,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("cannot ask the VMM how the VM is")]
-struct Unknown(#[source] Failure);
-
-fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
-    let workspace = place.workspace()?;
-    let config = WorkspaceLocation::config(&workspace)?;
-    let peek = journal_state::peek(&workspace)?;
+fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
+    let open = OpenWorkspace::open(location)?;
+    let OpenWorkspace { workspace, config } = &open;
+    let journal = journal_state::read(workspace)?;
     let holder = workspace.holder()?;
-    let simulated = wiring::simulated(&config).is_some();
+    let simulated = wiring::simulated(config).is_some();
     let (mut state, mut vm) = ("down", None);
-    if let WorkspaceState::Up(up) = peek.standing {
-        let assembly = wiring::assemble(&workspace, &config, Arc::new(Silent), session::complain())?;
-        let machine = up.machine;
-        let found = session::block_on(async {
-            let found = session::glance(&assembly, machine.vmm).await;
-            found.map_err(|failure| Problem::new(ExitKind::Failed, Unknown(failure)))
-        })?;
+    if let WorkspaceState::Up(running) = journal.state {
+        let wiring = open.wire()?;
+        let machine = running.machine;
+        let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
         state = match found {
-            VmmState::Running if !up.condemned => "running",
+            VmmState::Running if !running.condemned => "running",
             VmmState::Paused => "paused",
             VmmState::Stopped | VmmState::Empty => "stopped",
             VmmState::Silent => "silent",
@@ -84,12 +75,12 @@ fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
             generation: machine.vmm.0,
             slot: machine.slot.number(),
             address: if simulated {
-                simulator::network::address(&assembly.runtime, machine.slot).to_string()
+                simulator::network::address(&wiring.runtime, machine.slot).to_string()
             } else {
-                ssh_guest::address(machine.slot).ip().to_string()
+                machine.slot.guest().to_string()
             },
-            tap: format!("vm{}", machine.slot),
-            serial_log: assembly.vmm.serial_log(machine.vmm).display().to_string(),
+            tap: machine.slot.tap(),
+            serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         });
     }
     Ok(StatusReport {
@@ -99,8 +90,8 @@ fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
         vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
-        operation: peek
-            .open
+        operation: journal
+            .open_label()
             .map(|(operation, generation)| OpenSummary { operation, generation: generation.0 }),
         holder,
     })
@@ -109,7 +100,7 @@ fn look(place: &WorkspaceLocation) -> Result<StatusReport, Problem> {
 fn text(status: &StatusReport) -> String {
     let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
     if status.vmm == "simulator" {
-        lines.push("  simulated: no VM runs here, and this is no sandbox".to_owned());
+        lines.push("  simulated: no VM runs, and this is no sandbox".to_owned());
     }
     if let Some(vm) = &status.vm {
         lines.push(format!(
@@ -118,7 +109,8 @@ fn text(status: &StatusReport) -> String {
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
         if status.state != "running" {
-            lines.push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
+            lines
+                .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());
         }
     }
     match (&status.operation, &status.holder) {
@@ -129,7 +121,7 @@ fn text(status: &StatusReport) -> String {
             utc(holder.since_ms)
         )),
         (Some(open), None) => lines.push(format!(
-            "  `{}` was left half done: `nixbox recover` finishes it or takes it back",
+            "  `{}` was left half done: `nixbox recover` completes it or rolls it back",
             open.operation
         )),
         (None, None) => {}
@@ -137,12 +129,12 @@ fn text(status: &StatusReport) -> String {
     lines.join("\n")
 }
 
-pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let status = look(place)?;
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let status = read_status(location)?;
     if arguments.json {
         error::print_json(&status)?;
     } else {
         error::print(&text(&status))?;
     }
-    done()
+    success()
 }

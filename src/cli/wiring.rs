@@ -8,31 +8,31 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{self, Config, NetworkMode};
+use crate::config::{self, Config};
 use crate::files::copy::Progress;
 use crate::guest::channel::Limits;
-use crate::guest::credentials::{FileRule, Source, Wanted};
+use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::key::{self, KeyError};
 use crate::guest::mounts::Mount;
-use crate::guest::names::{GuestPath, Tag, UserName, VariableName};
-use crate::guest::ssh_guest::{self, SettingsError, SshGuest};
+use crate::guest::ssh_guest::{self, SshGuest};
 use crate::host::clock::HostClock;
-use crate::host::disk::{DiskSpec, Disks};
-use crate::host::ground::HostGround;
+use crate::host::cpu;
+use crate::host::disk::Disks;
 use crate::host::hooks::{Complain, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
-use crate::host::memory::{self, Location, RamFiles};
-use crate::host::network::{self, BadDomain, BadPort, Domain, HostNetwork, Mode, Port};
+use crate::host::memory::{self, RamFiles};
+use crate::host::network::{self, HostNetwork};
 use crate::host::process::Daemons;
 use crate::host::shares::{Share, ShareSettings, Virtiofs};
 use crate::host::slots::{self, HostSlots};
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
+use crate::simulator;
 use crate::simulator::network::Loopback;
-use crate::simulator::{self, SimulatedVersion};
-use crate::store::{self, Snapshots};
-use crate::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
+use crate::store::Snapshots;
+use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
-use crate::world::{self, Generation, SnapshotId, World};
+use crate::world::capability::{self, Capability};
+use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
 
 /// A guest in software emulation takes half a minute until it answers.
 const READY: Duration = Duration::from_secs(110);
@@ -42,52 +42,26 @@ const FIRST_USER: u32 = 1000;
 
 /// Why a workspace's world cannot be put together. Nothing was begun.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum WiringError {
-    /// No directory for sockets.
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
-    /// The guest could reach our own sockets.
     #[error(
         "mounts.source {} contains {}, where nixbox has the VM's sockets: the guest must not reach them",
         source_path.display(), runtime.display()
     )]
-    SharedRuntime {
-        /// The mount's source.
-        source_path: PathBuf,
-        /// The directory for sockets.
-        runtime: PathBuf,
-    },
-    /// Who runs nixbox is not known.
+    SharedRuntime { source_path: PathBuf, runtime: PathBuf },
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// The key that the guest lets in.
     #[error("the key to log in to the guest with, guest.ssh-key, cannot be used")]
     LoginKey(#[source] KeyError),
-    /// The key that the guest is given.
     #[error("the workspace's own key cannot be used; `nixbox init` makes one where there is none")]
     OwnKey(#[source] KeyError),
-    /// The simulator is this program itself.
     #[error("nixbox's own program, which the simulator is, cannot be found")]
     NoProgram(#[source] std::io::Error),
-    /// A value that the configuration lets pass and a layer below does not.
-    #[error("{key} cannot be used")]
-    Value {
-        /// In the configuration.
-        key: &'static str,
-        /// What is wrong.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// Values that do not go together.
-    #[error("the configuration contradicts itself")]
-    Settings(#[from] SettingsError),
 }
 
 type Result<T, E = WiringError> = std::result::Result<T, E>;
-
-fn wrong<E: Into<Box<dyn std::error::Error + Send + Sync>>>(key: &'static str) -> impl Fn(E) -> WiringError {
-    move |source| WiringError::Value { key, source: source.into() }
-}
 
 /// The private key that the workspace's guests are given.
 #[must_use]
@@ -111,16 +85,13 @@ pub struct Wiring {
     pub simulated: bool,
 }
 
-/// The version that the configuration's simulator behaves like, if it is to be one.
+/// The version that the configuration's simulator behaves like; `None` if the VMM is a real one.
 #[must_use]
-pub fn simulated(config: &Config) -> Option<SimulatedVersion> {
-    Some(match config.vmm {
-        config::VmmChoice::CloudHypervisor => return None,
-        config::VmmChoice::SimulatorV51 => SimulatedVersion::V51,
-        config::VmmChoice::SimulatorV52 => SimulatedVersion::V52,
-        config::VmmChoice::Simulator | config::VmmChoice::SimulatorV53 => SimulatedVersion::V53,
-        config::VmmChoice::SimulatorV54 => SimulatedVersion::V54,
-    })
+pub fn simulated(config: &Config) -> Option<&'static Capability> {
+    match config.vmm {
+        VmmChoice::CloudHypervisor => None,
+        VmmChoice::Simulator(version) => Some(version.unwrap_or(capability::SIMULATED)),
+    }
 }
 
 /// This program as a part of the simulator.
@@ -145,6 +116,7 @@ pub fn assemble(
     let version = simulated(config);
     let disk = Arc::new(disks(workspace, config, &progress));
     let memory = Arc::new(ram(workspace, config, &progress));
+    let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
         .transpose()?;
@@ -153,21 +125,26 @@ pub fn assemble(
         runtime: runtime.clone(),
         workspace: workspace.id(),
         invoker: invoker.clone(),
-        vcpus: NonZeroU32::from(
-            std::num::NonZeroU8::new(config.vm.vcpus).unwrap_or(std::num::NonZeroU8::MIN),
-        ),
+        vcpus: NonZeroU32::from(config.vm.vcpus),
         memory: config.vm.memory.bytes(),
         kernel: config.vm.kernel.as_path().to_owned(),
         initramfs: config.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
         cmdline: config.vm.cmdline.clone(),
         // Also without any way out: nixbox reaches the guest over it.
         network: true,
-        shares: (0..config.mounts.len()).map(tag).collect(),
-        places: Arc::new(Layout {
-            disk: Arc::clone(&disk),
-            memory: Arc::clone(&memory),
-            snapshots: workspace.snapshots(),
-        }),
+        shares: (0..config.mounts.len()).map(ShareTag::numbered).collect(),
+        disks: {
+            let disk = Arc::clone(&disk);
+            Arc::new(move |generation| Ok(disk.images(generation)?))
+        },
+        memory_file: {
+            let memory = Arc::clone(&memory);
+            Arc::new(move |generation| Ok(memory.file(generation)?))
+        },
+        snapshot: {
+            let catalog = Arc::clone(&catalog);
+            Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
+        },
     });
     let vmm = Arc::new(vmm.by(vmm_stand_in));
     let address = address(version, &runtime);
@@ -178,7 +155,7 @@ pub fn assemble(
             workspace: workspace.id(),
             owner: invoker.uid(),
             runtime: runtime.clone(),
-            mode: mode(config)?,
+            policy: config.network.clone(),
             resolv_conf: "/etc/resolv.conf".into(),
         })),
     };
@@ -191,21 +168,27 @@ pub fn assemble(
         disk: disk.clone(),
         memory: memory.clone(),
         guest: guest.clone(),
-        catalog: Arc::new(Snapshots { root: workspace.snapshots(), progress }),
-        ground: Arc::new(HostGround::new(config)),
+        catalog,
+        cpu: Arc::new(|| cpu::features().map_err(Failure::world)),
+        shape: Arc::new(config.shape()),
+        missing_mounts: missing_mounts(config),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),
             memory: memory.clone(),
             disk: disk.clone(),
         }),
-        hooks: Arc::new(ShellHooks::new(workspace.root().to_owned(), &config.hooks, complain)),
+        hooks: Arc::new(ShellHooks {
+            directory: workspace.root().to_owned(),
+            scripts: config.hooks.by_point(),
+            complain,
+        }),
         clock: Arc::new(HostClock),
     };
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
 }
 
 /// Where guests are to be reached.
-fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::Address> {
+fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
         Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
@@ -214,7 +197,7 @@ fn address(version: Option<SimulatedVersion>, runtime: &Path) -> Arc<ssh_guest::
 }
 
 /// Slots number TAPs, which are the host's, and root makes the directory. A simulated workspace has slots of its own.
-fn slots_directory(version: Option<SimulatedVersion>, runtime: &Path) -> PathBuf {
+fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
         None => slots::DIRECTORY.into(),
@@ -235,17 +218,13 @@ fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
     Ok(())
 }
 
+fn missing_mounts(config: &Config) -> Arc<[PathBuf]> {
+    let sources = config.mounts.iter().map(|mount| mount.source.as_path());
+    sources.filter(|source| !source.is_dir()).map(Path::to_owned).collect()
+}
+
 fn disks(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> Disks {
-    let spec = |disk: &config::DiskTable| DiskSpec {
-        image: disk.image.as_ref().map(|path| path.as_path().to_owned()),
-        size: disk.size.map(|size| size.bytes()),
-    };
-    Disks::new(
-        workspace.run(),
-        workspace.snapshots(),
-        config.disks.iter().map(spec).collect(),
-        Arc::clone(progress),
-    )
+    Disks::new(workspace.run(), workspace.snapshots(), config.disks.clone(), Arc::clone(progress))
 }
 
 fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> RamFiles {
@@ -262,35 +241,8 @@ fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> 
     }
 }
 
-fn mode(config: &Config) -> Result<Mode> {
-    let network = &config.network;
-    Ok(match network.mode {
-        NetworkMode::Off => Mode::Off,
-        NetworkMode::Open => Mode::Open,
-        NetworkMode::Filtered => Mode::Filtered {
-            domains: network
-                .domains
-                .iter()
-                .map(|domain| Domain::try_from(domain.as_str()))
-                .collect::<Result<_, BadDomain>>()
-                .map_err(wrong("network.domains"))?,
-            ports: network
-                .ports
-                .iter()
-                .map(|port| Port::try_from(port.get()))
-                .collect::<Result<_, BadPort>>()
-                .map_err(wrong("network.ports"))?,
-        },
-    })
-}
-
-/// What the guest mounts a share by.
-fn tag(index: usize) -> String {
-    format!("share{index}")
-}
-
 fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invoker) -> ShareSettings {
-    let in_guest = if config.guest.user.as_str() == "root" { 0 } else { FIRST_USER };
+    let in_guest = if config.guest.user.is_root() { 0 } else { FIRST_USER };
     ShareSettings {
         runtime: runtime.to_owned(),
         workspace: workspace.id(),
@@ -301,7 +253,7 @@ fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invok
             .iter()
             .enumerate()
             .map(|(index, mount)| Share {
-                tag: tag(index),
+                tag: ShareTag::numbered(index),
                 source: mount.source.as_path().to_owned(),
                 readonly: mount.readonly,
             })
@@ -316,98 +268,35 @@ fn guest(
     vmm: &Arc<CloudHypervisor>,
     address: Arc<ssh_guest::Address>,
 ) -> Result<SshGuest> {
-    let user = config.guest.user.as_str().to_owned();
-    let mount = |(index, mount): (usize, &config::MountTable)| {
-        Ok(Mount {
-            tag: Tag::try_from(tag(index)).map_err(wrong("mounts"))?,
-            target: path(&mount.target, "mounts.target")?,
-            readonly: mount.readonly,
-        })
+    let mount = |(index, mount): (usize, &config::MountTable)| Mount {
+        tag: ShareTag::numbered(index),
+        target: mount.target.clone(),
+        readonly: mount.readonly,
     };
     let disk = Arc::clone(disk);
     let settings = ssh_guest::GuestSettings {
-        user: UserName::try_from(user).map_err(wrong("guest.user"))?,
+        user: config.guest.user.clone(),
         key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(WiringError::LoginKey)?),
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
         wanted: wanted(workspace, config)?,
-        mounts: config.mounts.iter().enumerate().map(mount).collect::<Result<_>>()?,
+        mounts: config.mounts.iter().enumerate().map(mount).collect(),
         ready: READY,
         limits: Limits::default(),
     };
-    Ok(SshGuest::new(settings, vmm.clone())?)
-}
-
-fn path(path: &config::GuestPath, key: &'static str) -> Result<GuestPath> {
-    GuestPath::try_from(path.to_string()).map_err(wrong(key))
+    Ok(SshGuest::new(settings, vmm.clone()))
 }
 
 fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
-    let variable = |(name, source): (&config::VariableName, &config::Source)| {
-        Ok((variable_name(name)?, secret(source)?))
-    };
-    let file = |file: &config::CredentialFile| {
-        Ok(FileRule {
-            source: Source::File(file.source.as_path().to_owned()),
-            target: path(&file.target, "credentials.files.target")?,
-            owner: None,
-        })
+    let file = |file: &config::CredentialFile| FileRule {
+        source: SecretSource::File(file.source.clone()),
+        target: file.target.clone(),
+        owner: None,
     };
     Ok(Wanted {
-        environment: config.env.iter().map(variable).collect::<Result<_>>()?,
-        files: config.credentials.files.iter().map(file).collect::<Result<_>>()?,
+        environment: config.env.iter().map(|(name, source)| (name.clone(), source.clone())).collect(),
+        files: config.credentials.files.iter().map(file).collect(),
         key: Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?)),
-        wipe: config
-            .credentials
-            .wipe
-            .iter()
-            .map(|entry| path(entry, "credentials.wipe"))
-            .collect::<Result<_>>()?,
+        wipe: config.credentials.wipe.clone(),
     })
-}
-
-fn variable_name(name: &config::VariableName) -> Result<VariableName> {
-    VariableName::try_from(name.as_str().to_owned()).map_err(wrong("env"))
-}
-
-/// A source in the words of `guest`. It is not asked for its value before that is injected.
-fn secret(source: &config::Source) -> Result<Source> {
-    use secrecy::ExposeSecret as _;
-    Ok(match source {
-        config::Source::FromEnv(name) => Source::FromEnv(variable_name(name)?),
-        config::Source::File(path) => Source::File(path.as_path().to_owned()),
-        config::Source::Command(command) => Source::Command(
-            std::iter::once(command.program()).chain(command.arguments()).map(str::to_owned).collect(),
-        ),
-        config::Source::Plain(text) => crate::guest::credentials::plain(text.expose_secret().to_owned()),
-    })
-}
-
-/// Where the other seams keep what the VMM is to use.
-struct Layout {
-    disk: Arc<Disks>,
-    memory: Arc<RamFiles>,
-    snapshots: PathBuf,
-}
-
-impl Places for Layout {
-    fn disks(&self, generation: Generation) -> world::Result<Vec<PathBuf>> {
-        Ok(self.disk.images(generation)?)
-    }
-
-    fn memory(&self, generation: Generation) -> world::Result<Option<PathBuf>> {
-        Ok(match self.memory.location(generation)? {
-            Location::File(path) => Some(path),
-            Location::Vmm => None,
-        })
-    }
-
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.snapshots.join(store::staging_name(snapshot))
-    }
-
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
-        let listed = self.snapshots.join(snapshot.to_string());
-        if listed.is_dir() { listed } else { self.staged_state(snapshot) }
-    }
 }

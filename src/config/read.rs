@@ -3,33 +3,16 @@
 //! On the parsed tree with its spans rather than on serde's, which knows neither the nearest key nor, for a wrong type
 //! in a nested table, the full path of it; and so that no complaint ever quotes a value of `[env]`.
 
-use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::value::ValueError;
-use super::{ConfigError, Result};
-
-/// Where in a file something stands. Lines and columns begin with 1; columns count characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// The file.
-    pub path: PathBuf,
-    /// The line.
-    pub line: usize,
-    /// The column.
-    pub column: usize,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}:{}", self.path.display(), self.line, self.column)
-    }
-}
+use super::error::{ConfigError, Position, Result};
+use super::keys;
+use crate::world::InvalidValue;
 
 /// A text and the file that it is the content of.
 #[derive(Clone, Copy)]
@@ -69,8 +52,13 @@ pub(super) struct TomlValue<'a> {
 
 impl<'a> TomlValue<'a> {
     /// A complaint about it.
-    pub(super) fn refuse(&self, source: ValueError) -> ConfigError {
+    pub(super) fn refuse(&self, source: InvalidValue) -> ConfigError {
         ConfigError::Value { at: self.position(), key: self.key.clone(), source }
+    }
+
+    /// A complaint that it does not go together with something else.
+    pub(super) fn conflict(&self, problem: String) -> ConfigError {
+        ConfigError::Conflict { at: self.position(), key: self.key.clone(), problem }
     }
 
     pub(super) fn position(&self) -> Position {
@@ -90,7 +78,7 @@ impl<'a> TomlValue<'a> {
         self.value.as_str().ok_or_else(|| self.wrong_type("string"))
     }
 
-    pub(super) fn parse<T: FromStr<Err = ValueError>>(&self) -> Result<T> {
+    pub(super) fn parse<T: FromStr<Err = InvalidValue>>(&self) -> Result<T> {
         self.text()?.parse().map_err(|error| self.refuse(error))
     }
 
@@ -107,7 +95,7 @@ impl<'a> TomlValue<'a> {
         u32::try_from(number)
             .ok()
             .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| self.refuse(ValueError::Range(number, least.into(), most.into())))
+            .ok_or_else(|| self.conflict(format!("{number} is not from {least} to {most}")))
     }
 
     pub(super) fn list(&self) -> Result<Vec<Self>> {
@@ -170,7 +158,7 @@ impl<'a> TomlTable<'a> {
         Err(ConfigError::UnknownKey {
             at: self.text.position(&key.span()),
             key: self.path_of(key.get_ref()),
-            nearest: super::tables::elsewhere(key.get_ref()).or_else(|| nearest(key.get_ref(), known)),
+            nearest: keys::nearest(key.get_ref(), known),
             known,
         })
     }
@@ -208,15 +196,4 @@ impl<'a> TomlTable<'a> {
             (name, self.text.position(&key.span()), value)
         })
     }
-}
-
-/// The known key that a misspelt one is most like; none if it is like none.
-fn nearest(key: &str, known: &'static [&'static str]) -> Option<&'static str> {
-    let key = key.to_lowercase().replace('_', "-");
-    let likeness = |known: &str| strsim::jaro_winkler(&key, known);
-    known
-        .iter()
-        .copied()
-        .filter(|known| likeness(known) > 0.75)
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
 }

@@ -1,21 +1,21 @@
-//! A file system in memory that has a live and a durable copy of everything, and a power cut.
+//! A file system in memory that has a live and a durable copy of everything, so that the power can be cut.
 //!
-//! Contents and names are durable apart: syncing a file makes its content durable, syncing a directory makes the names
-//! in it durable. What is not synced survives a power cut in part, each change by itself, in any order.
+//! Contents and names become durable separately: syncing a file makes its content durable, syncing a directory makes the
+//! names in it durable. In a power cut any subset of the changes that were not synced survives.
 
 use std::collections::BTreeMap;
 
 use super::guest::{DiskImage, FakeRam, SavedState};
 use crate::world::Manifest;
 
-/// Names an inode.
+/// The number of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Ino(u64);
 
 /// The root directory.
 pub(super) const ROOT: Ino = Ino(0);
 
-/// What a file holds. Big things are values rather than bytes.
+/// The content of a file or directory. Large files are values in place of bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Content {
     Directory,
@@ -24,11 +24,11 @@ pub(super) enum Content {
     Ram(FakeRam),
     State(SavedState),
     Manifest(Box<ManifestFile>),
-    /// Written in part.
+    /// Not completely written.
     Torn,
 }
 
-/// A manifest, with what its files hashed to.
+/// A manifest as the content of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ManifestFile(pub(super) Manifest);
 
@@ -39,11 +39,11 @@ impl std::hash::Hash for ManifestFile {
 }
 
 #[derive(Debug, Clone, Hash)]
-enum Write {
+enum UnsyncedWrite {
     At(usize, Vec<u8>),
     Cut(usize),
     Whole(Content),
-    /// A change within a file that is whole before and after: a guest's own file system looks after that.
+    /// A change by which the file cannot be torn, because the file system of a guest protects what is in it.
     InPlace(Content),
 }
 
@@ -51,7 +51,7 @@ enum Write {
 struct FakeInode {
     live: Content,
     durable: Content,
-    unsynced: Vec<Write>,
+    unsynced: Vec<UnsyncedWrite>,
 }
 
 #[derive(Debug, Clone, Hash)]
@@ -60,14 +60,14 @@ struct NameChange {
     added: Option<((Ino, String), Ino)>,
 }
 
-/// What survives of that which was not synced.
+/// Which of the changes that were not synced survive a power cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Survival {
     /// Nothing.
     Nothing,
     /// Everything.
     Everything,
-    /// Some of it, chosen by this number.
+    /// A subset, chosen by this number.
     Some(u64),
 }
 
@@ -78,7 +78,7 @@ impl Survival {
             Self::Nothing => false,
             Self::Everything => true,
             Self::Some(state) => {
-                // SplitMix64: any number gives a fair sequence.
+                // SplitMix64, which gives an evenly distributed sequence for every seed.
                 *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
                 let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
                 (mixed ^ (mixed >> 27)) & 1 == 1
@@ -130,7 +130,7 @@ impl FakeFiles {
             .map(|((_, name), ino)| (name.as_str(), *ino))
     }
 
-    /// Makes a file or directory; its name is free.
+    /// Makes a file or directory whose name is free.
     pub(super) fn create(&mut self, directory: Ino, name: &str, content: Content) -> Ino {
         let ino = Ino(self.next);
         self.next += 1;
@@ -145,7 +145,7 @@ impl FakeFiles {
         ino
     }
 
-    /// Makes a directory if it is not there. Its name is durable at once: whoever sets up a workspace syncs it.
+    /// Makes a directory unless it is there. Its name is durable at once, because setting up a workspace includes a sync.
     pub(super) fn directory(&mut self, directory: Ino, name: &str) -> Ino {
         self.find(directory, name).unwrap_or_else(|| {
             let ino = self.create(directory, name, Content::Directory);
@@ -155,14 +155,14 @@ impl FakeFiles {
     }
 
     pub(super) fn write_whole(&mut self, ino: Ino, content: Content) {
-        self.write(ino, Write::Whole(content));
+        self.write(ino, UnsyncedWrite::Whole(content));
     }
 
     pub(super) fn change_in_place(&mut self, ino: Ino, content: Content) {
         if let Some(inode) = self.inodes.get_mut(&ino) {
-            inode.unsynced.retain(|write| !matches!(write, Write::InPlace(_)));
+            inode.unsynced.retain(|write| !matches!(write, UnsyncedWrite::InPlace(_)));
         }
-        self.write(ino, Write::InPlace(content));
+        self.write(ino, UnsyncedWrite::InPlace(content));
     }
 
     pub(super) fn append(&mut self, ino: Ino, bytes: &[u8]) {
@@ -170,14 +170,14 @@ impl FakeFiles {
             return;
         };
         let at = live.len();
-        self.write(ino, Write::At(at, bytes.to_vec()));
+        self.write(ino, UnsyncedWrite::At(at, bytes.to_vec()));
     }
 
     pub(super) fn cut(&mut self, ino: Ino, size: usize) {
-        self.write(ino, Write::Cut(size));
+        self.write(ino, UnsyncedWrite::Cut(size));
     }
 
-    fn write(&mut self, ino: Ino, write: Write) {
+    fn write(&mut self, ino: Ino, write: UnsyncedWrite) {
         if let Some(inode) = self.inodes.get_mut(&ino) {
             write.apply(&mut inode.live);
             inode.unsynced.push(write);
@@ -217,7 +217,7 @@ impl FakeFiles {
         }
     }
 
-    /// Removes a name, and all that is under it.
+    /// Removes a file, or a directory with all that is in it.
     pub(super) fn remove(&mut self, directory: Ino, name: &str) {
         if let Some(ino) = self.find(directory, name) {
             let under: Vec<String> = self.list(ino).map(|(name, _)| name.to_owned()).collect();
@@ -226,7 +226,7 @@ impl FakeFiles {
         }
     }
 
-    /// Hashes all that can be read, by its names.
+    /// Hashes the live names and contents of all files.
     pub(super) fn hash_live(&self, hasher: &mut impl std::hash::Hasher) {
         use std::hash::Hash;
         let mut directories = vec![ROOT];
@@ -246,7 +246,7 @@ impl FakeFiles {
         self.unsynced_names.push(change);
     }
 
-    /// Keeps what a power cut leaves.
+    /// Cuts the power: the durable copy with the changes that survive becomes the live one.
     pub(super) fn power_cut(&mut self, mut survival: Survival) {
         for change in std::mem::take(&mut self.unsynced_names) {
             if survival.next() {
@@ -258,7 +258,7 @@ impl FakeFiles {
             for write in std::mem::take(&mut inode.unsynced) {
                 match (survival.next(), write) {
                     (true, write) => write.apply(&mut inode.durable),
-                    (false, Write::Whole(_)) => inode.durable = Content::Torn,
+                    (false, UnsyncedWrite::Whole(_)) => inode.durable = Content::Torn,
                     (false, _) => {}
                 }
             }
@@ -291,7 +291,7 @@ impl NameChange {
     }
 }
 
-impl Write {
+impl UnsyncedWrite {
     fn apply(&self, content: &mut Content) {
         match (self, content) {
             (Self::Whole(new) | Self::InPlace(new), content) => *content = new.clone(),

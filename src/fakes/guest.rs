@@ -1,54 +1,53 @@
-//! What a guest is made of, as far as nixbox can tell the difference.
+//! What is in the RAM, on the disk and in the saved state of a guest, as far as it makes a difference to nixbox.
 
 use std::collections::BTreeSet;
 
-/// A secret value. Each injection brings the one that the configuration has at that time.
+/// A secret, as the configuration has it at the time of an injection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FakeSecret(pub(super) u64);
 
-/// How a share looks from within the guest.
+/// The state of a share's mount in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum FakeMount {
     /// Not mounted.
     No,
-    /// Mounted, and every open file works.
+    /// Mounted, and every access works.
     Works,
-    /// Mounted, and dead: every access fails or hangs.
+    /// Mounted, and every access fails or hangs.
     Dead,
 }
 
 /// A guest's RAM.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct FakeRam {
-    /// Made once in a boot.
+    /// The boot id.
     pub(super) boot: [u8; 16],
-    /// Grows while the guest runs, and only then.
+    /// A counter that grows while the guest runs, and only then.
     pub(super) ticks: u64,
     /// Credentials in processes and in the page cache.
     pub(super) secrets: BTreeSet<FakeSecret>,
-    /// The shares.
     pub(super) mount: FakeMount,
-    /// Whether the kernel's pool had fresh entropy since the guest was last loaded.
+    /// Whether the random pool was reseeded since the guest was last restored.
     pub(super) seeded: bool,
-    /// Whether the clock was set since the guest was last loaded.
+    /// Whether the clock was set since the guest was last restored.
     pub(super) clock: bool,
 }
 
 /// A guest's disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct DiskImage {
-    /// That of the RAM when it was last written.
+    /// The counter in RAM when the disk was last written.
     pub(super) ticks: u64,
     /// Credentials in files.
     pub(super) secrets: BTreeSet<FakeSecret>,
-    /// Credentials in blocks that files left behind and nobody trimmed.
+    /// Credentials in blocks of removed files that were not trimmed.
     pub(super) residue: BTreeSet<FakeSecret>,
 }
 
-/// What the VMM saves of a VM: registers and devices.
+/// What the VMM saves of a VM: the state of vCPUs and devices.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct SavedState {
-    /// That of the RAM it belongs to.
+    /// The counter in the RAM that it belongs to.
     pub(super) ticks: u64,
     /// Whether the shares are among the devices.
     pub(super) shares: bool,

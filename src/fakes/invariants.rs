@@ -1,9 +1,8 @@
-//! The ten invariants of the design, checked on the host itself. No code of `operations` is asked: of nixbox, only the
-//! journal's reader is used, to know how the workspace believes to stand.
+//! Checks the ten invariants of the design on the state of the host. Of nixbox's own code only the reader of the journal is
+//! used, to know what state the workspace should be in.
 
 use super::files::Content;
 use super::guest::FakeMount;
-use super::seams::{Reach, reach, records};
 use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
@@ -11,7 +10,7 @@ use crate::engine::reader;
 use crate::operations::WorkspaceState;
 use crate::world::{Generation, Machine, Presence, VmmState, WorkspaceId};
 
-/// Something that must never be.
+/// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The number of the invariant in the design.
@@ -20,8 +19,8 @@ pub struct Violation {
     pub what: String,
 }
 
-/// Everything of `workspace` that the invariants forbid while no operation is open. Those about more than one instant
-/// (6 to 8, 10) are for the caller to compare.
+/// Everything of `workspace` that the invariants forbid while no operation is open. Of invariants 6 to 8 and 10, which
+/// compare the host at several times, only what can be seen at one time is checked; the caller compares the rest.
 pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut forbid = |invariant: u8, forbidden: bool, what: &str| {
@@ -30,17 +29,17 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
         }
     };
     snapshots(state, workspace, &mut forbid);
-    let standing = match journal(state, workspace) {
-        Ok((standing, open)) => {
+    let workspace_state = match journal(state, workspace) {
+        Ok((workspace_state, open)) => {
             forbid(6, open, "an operation is still open");
-            standing
+            workspace_state
         }
         Err(what) => {
             forbid(6, true, &what);
             return found;
         }
     };
-    let machine = match standing {
+    let machine = match workspace_state {
         WorkspaceState::Up(vm) => {
             forbid(4, vm.condemned, "a condemned VM was not cleared away");
             running(state, workspace, &vm.machine, &mut forbid);
@@ -49,7 +48,7 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
         WorkspaceState::Down { .. } => None,
     };
     left_overs(state, workspace, machine, &mut forbid);
-    disks(state, workspace, standing, &mut forbid);
+    disks(state, workspace, workspace_state, &mut forbid);
     neighbour(state, &mut forbid);
     found
 }
@@ -66,8 +65,8 @@ fn journal(state: &FakeState, workspace: WorkspaceId) -> Result<(WorkspaceState,
         history.push(located.generation, &located.record)
     })
     .map_err(|error| format!("the journal cannot be read: {error}"))?;
-    let standing = WorkspaceState::of(&history.final_state).map_err(|error| error.to_string())?;
-    Ok((standing, history.open().is_some()))
+    let workspace_state = WorkspaceState::of(&history.final_state).map_err(|error| error.to_string())?;
+    Ok((workspace_state, history.open().is_some()))
 }
 
 fn snapshots(state: &FakeState, workspace: WorkspaceId, forbid: &mut Forbid<'_>) {
@@ -86,7 +85,7 @@ fn snapshots(state: &FakeState, workspace: WorkspaceId, forbid: &mut Forbid<'_>)
             forbid(1, true, &format!("snapshot {name} has no manifest"));
             continue;
         };
-        let same = manifest.0.files == records(state, ino);
+        let same = manifest.0.files == state.records(ino);
         forbid(1, !same, &format!("the files of snapshot {name} are not those of its manifest"));
         match (state.files.get(ino, DISK), state.files.get(ino, RAM), state.files.get(ino, SAVED)) {
             (Some(Content::Disk(disk)), Some(Content::Ram(ram)), Some(Content::State(saved))) => {
@@ -108,7 +107,7 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     forbid(4, vmm.state != VmmState::Running, "the VM does not run");
     forbid(4, vmm.machine.is_none_or(|own| own.slot != machine.slot), "the VM has another slot");
     forbid(1, vmm.mangled, "the VM was put together from several instants");
-    forbid(7, reach(state, workspace) != Reach::Ready, "the guest is not SSH-ready");
+    forbid(7, !state.is_ssh_ready(workspace), "the guest is not SSH-ready");
     let Some(ram) = state.ram(workspace, machine.memory) else {
         forbid(4, true, "the VM has no RAM");
         return;
@@ -150,8 +149,13 @@ fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine
     }
 }
 
-fn disks(state: &FakeState, workspace: WorkspaceId, standing: WorkspaceState, forbid: &mut Forbid<'_>) {
-    let (current, former) = match standing {
+fn disks(
+    state: &FakeState,
+    workspace: WorkspaceId,
+    workspace_state: WorkspaceState,
+    forbid: &mut Forbid<'_>,
+) {
+    let (current, former) = match workspace_state {
         WorkspaceState::Down { disk } => (disk, None),
         WorkspaceState::Up(vm) => (Some(vm.machine.disk), vm.former_disk),
     };

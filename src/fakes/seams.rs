@@ -1,21 +1,20 @@
-//! The seams of `world`, on the fake host.
+//! The traits of `world`, implemented on the fake host for one workspace.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::fault::{CallFault, FakeError, Fault};
 use super::files::{Content, Ino, ManifestFile};
 use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
+use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
 };
-use super::{Fault, Host, SetFault, Wrong};
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Ground, Guest,
+    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Guest,
     HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network, Presence,
     Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId, World,
 };
@@ -26,35 +25,19 @@ mod guest;
 mod host;
 mod vmm;
 
-pub(super) use catalog::records;
-
-/// Whether a guest can be worked with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// No command can run in it.
-    None,
-    /// An authenticated command can run in it.
-    Ready,
-}
-
-/// What a seam says when something is not as it must be.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Refused(&'static str);
-
 fn refused<T>(why: &'static str) -> Result<T> {
-    Err(Failure::world(Refused(why)))
+    Err(Failure::world(FakeError::Refused(why)))
 }
 
 #[derive(Clone)]
-struct Seams {
+struct WorkspaceSeams {
     host: Host,
     workspace: WorkspaceId,
 }
 
 pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
     host.lock().snapshots_directory(workspace);
-    let seams = Arc::new(Seams { host: host.clone(), workspace });
+    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace });
     World {
         vmm: seams.clone(),
         slots: seams.clone(),
@@ -65,71 +48,70 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
         guest: seams.clone(),
         catalog: seams.clone(),
         hooks: seams.clone(),
-        ground: seams.clone(),
+        cpu: Arc::new({
+            let host = host.clone();
+            move || Ok(host.lock().cpu.clone())
+        }),
+        shape: Arc::new(host.lock().shape.clone()),
+        missing_mounts: Arc::new([]),
         leftovers: seams.clone(),
         clock: seams,
     }
 }
 
-pub(super) fn reach(state: &FakeState, workspace: WorkspaceId) -> Reach {
-    let running = state.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
-    let Some((_, VmmProcess { machine: Some(machine), mangled: false, hangs: false, .. })) = running else {
-        return Reach::None;
-    };
-    let network = state.networks.get(&machine.slot);
-    let whole = network.is_some_and(|one| one.owner == workspace && one.presence() == Presence::Whole);
-    if whole && state.slots.get(&machine.slot) == Some(&workspace) { Reach::Ready } else { Reach::None }
-}
+/// A part of a change, between two points.
+type EffectPart<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
 
-/// One part of an effect, between two points.
-type Part<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
-
-impl Seams {
-    /// A look at the host: it may go wrong, and changes nothing.
-    async fn look<T>(&self, kind: &'static str, look: impl FnOnce(&mut FakeState) -> Result<T>) -> Result<T> {
-        match self.wrong(kind) {
-            None => look(&mut self.host.lock()),
-            Some(Wrong::ErrorBefore | Wrong::ErrorAfter) => Err(Failure::world(SetFault)),
-            Some(Wrong::SilentBefore | Wrong::SilentAfter) => std::future::pending().await,
+impl WorkspaceSeams {
+    /// A call that changes nothing. It may go wrong.
+    async fn query<T>(
+        &self,
+        kind: &'static str,
+        query: impl FnOnce(&mut FakeState) -> Result<T>,
+    ) -> Result<T> {
+        match self.call_fault(kind) {
+            None => query(&mut self.host.lock()),
+            Some(CallFault::ErrorBefore | CallFault::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
+            Some(CallFault::SilentBefore | CallFault::SilentAfter) => std::future::pending().await,
         }
     }
 
-    /// A change of the host in several parts, with a point before each and one behind the last.
-    async fn act(&self, kind: &'static str, parts: Vec<Part<'_>>) -> Result<()> {
-        let wrong = self.wrong(kind);
-        match wrong {
-            Some(Wrong::ErrorBefore) => return Err(Failure::world(SetFault)),
-            Some(Wrong::SilentBefore) => std::future::pending().await,
+    /// A call that changes the host in several parts, with a point before each and one after the last. It may go wrong.
+    async fn change(&self, kind: &'static str, parts: Vec<EffectPart<'_>>) -> Result<()> {
+        let fault = self.call_fault(kind);
+        match fault {
+            Some(CallFault::ErrorBefore) => return Err(Failure::world(FakeError::FaultSet)),
+            Some(CallFault::SilentBefore) => std::future::pending().await,
             _ => {}
         }
         for part in parts {
             self.host.point()?;
             part(&mut self.host.lock())?;
-            // Stage-mates act in between.
+            // The other transitions of the stage run in between.
             tokio::task::yield_now().await;
         }
         self.host.point()?;
-        match wrong {
-            Some(Wrong::ErrorAfter) => Err(Failure::world(SetFault)),
-            Some(Wrong::SilentAfter) => std::future::pending().await,
+        match fault {
+            Some(CallFault::ErrorAfter) => Err(Failure::world(FakeError::FaultSet)),
+            Some(CallFault::SilentAfter) => std::future::pending().await,
             _ => Ok(()),
         }
     }
 
-    fn wrong(&self, kind: &'static str) -> Option<Wrong> {
+    fn call_fault(&self, kind: &'static str) -> Option<CallFault> {
         let mut state = self.host.lock();
         if state.dead {
-            return Some(Wrong::ErrorBefore);
+            return Some(CallFault::ErrorBefore);
         }
         let here = state.counts.calls;
         state.counts.calls += 1;
         match state.fault {
-            Fault::CallGoesWrong(at, wrong) if at == here => Some(wrong),
-            Fault::CallsGoWrong(at, wrong) => {
+            Fault::CallGoesWrong(at, fault) if at == here => Some(fault),
+            Fault::CallsGoWrong(at, fault) => {
                 if at == here {
-                    state.wrong_kind = Some(kind);
+                    state.failing_kind = Some(kind);
                 }
-                (state.wrong_kind == Some(kind)).then_some(wrong)
+                (state.failing_kind == Some(kind)).then_some(fault)
             }
             _ => None,
         }
@@ -166,7 +148,7 @@ impl Seams {
         state.answers(vmm)?;
         let found = state.vmms.get(&vmm).map_or(VmmState::Never, |vmm| vmm.state);
         match found {
-            VmmState::Running if reach(state, self.workspace) == Reach::Ready => {
+            VmmState::Running if state.is_ssh_ready(self.workspace) => {
                 state.ram_mut(self.workspace, machine.memory).ok_or(Failure::Lost)
             }
             VmmState::Never | VmmState::Gone => Err(Failure::Lost),
@@ -183,29 +165,23 @@ fn trash_name(id: SnapshotId) -> String {
     format!(".trash-{id}")
 }
 
-fn nothing<'a>() -> Part<'a> {
+fn nothing<'a>() -> EffectPart<'a> {
     Box::new(|_| Ok(()))
 }
 
-impl ShareDaemons {
-    pub(super) fn serve(&self) -> bool {
-        self.alive && self.listening == Presence::Whole
-    }
-}
-
 #[async_trait]
-impl Hooks for Seams {
+impl Hooks for WorkspaceSeams {
     async fn run(&self, _: HookPoint, interrupt: &Interrupt) -> Result<()> {
         let run = |state: &mut FakeState| {
             interrupt.check()?;
             state.hooks_run += 1;
             Ok(())
         };
-        self.act("hooks.run", vec![Box::new(run)]).await
+        self.change("hooks.run", vec![Box::new(run)]).await
     }
 }
 
-impl Clock for Seams {
+impl Clock for WorkspaceSeams {
     fn unix_ms(&self) -> u64 {
         let mut state = self.host.lock();
         state.clock_ms += 1;

@@ -1,13 +1,14 @@
-//! The host's state, and what happens to it without nixbox: time, death, power cuts.
+//! The state of the host, and what happens to it without nixbox: guests run, processes end, the power fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::fault::{Counts, Crash, FakeError, Fault};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret};
-use super::{Counts, Crash, Dead, Fault, Hangs};
 use crate::world::{
-    Ability, Failure, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState, WorkspaceId,
+    Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
+    WorkspaceId,
 };
 
 /// The files of a snapshot.
@@ -16,30 +17,30 @@ pub(super) const RAM: &str = "ram";
 pub(super) const SAVED: &str = "state";
 pub(super) const MANIFEST: &str = "manifest";
 
-/// The workspace whose VM is always there, and which nobody may touch.
+/// Another workspace, whose VM always runs. Nothing of it may be changed.
 pub(super) const NEIGHBOUR: WorkspaceId = WorkspaceId([0xEE; 16]);
 
-/// Of a workspace, and of a generation of it.
+/// A workspace and a generation of it.
 pub(super) type Key = (WorkspaceId, Generation);
 
 /// A VMM process, or what is left of one.
 #[derive(Debug, Clone, Hash)]
 pub(super) struct VmmProcess {
-    /// `VmmState::Gone` when it lives no more: its socket and its record are still there.
+    /// `VmmState::Gone` if the process has ended and only its socket and its record are there.
     pub(super) state: VmmState,
-    /// The major version of its program, whatever is installed by now.
+    /// The major version of its program. Another one may have been installed since.
     pub(super) version: u32,
     pub(super) machine: Option<Machine>,
     pub(super) shares: Presence,
-    /// `vm.snapshot` has left the share daemons unusable, once the VM runs on in place.
+    /// Whether the shares die when the VM is resumed, because `vm.snapshot` was called.
     pub(super) shares_spoilt: bool,
-    /// RAM, disk or devices of different instants came together.
+    /// Whether RAM, disk and devices were put together from different instants.
     pub(super) mangled: bool,
-    /// It is busy with a `vm.snapshot`.
+    /// The snapshot that `vm.snapshot` is being written for.
     pub(super) saving: Option<SnapshotId>,
-    /// Its guest was asked to shut down and is at it, which takes a while, whatever became of who asked.
+    /// Whether its guest is shutting down. It does so even if the nixbox that asked for it has died.
     pub(super) going: bool,
-    /// It lives, and answers nobody.
+    /// Whether it lives and never answers.
     pub(super) hangs: bool,
 }
 
@@ -48,6 +49,28 @@ pub(super) struct VmmProcess {
 pub(super) struct ShareDaemons {
     pub(super) listening: Presence,
     pub(super) alive: bool,
+}
+
+impl VmmProcess {
+    pub(super) fn empty(version: u32) -> Self {
+        Self {
+            state: VmmState::Empty,
+            version,
+            machine: None,
+            shares: Presence::Absent,
+            shares_spoilt: false,
+            mangled: false,
+            saving: None,
+            going: false,
+            hangs: false,
+        }
+    }
+}
+
+impl ShareDaemons {
+    pub(super) fn serve(&self) -> bool {
+        self.alive && self.listening == Presence::Whole
+    }
 }
 
 /// TAP, table and DHCP of a slot.
@@ -69,7 +92,7 @@ impl NetworkParts {
     }
 }
 
-/// A RAM file. It lives in memory: it outlives processes, and no power cut.
+/// A RAM file. It lies in memory, so that it outlives processes but no power cut.
 #[derive(Debug, Clone, Hash)]
 pub(super) struct RamFile {
     pub(super) ram: Option<FakeRam>,
@@ -87,13 +110,13 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
-    /// What the host's processor can do.
+    /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
-    /// What of the configuration shapes a VM.
+    /// The values of the configuration that shape a VM.
     pub(super) shape: BTreeMap<String, String>,
-    /// Room for snapshots.
+    /// The space for snapshots, in bytes.
     pub(super) room: u64,
-    /// Who uses a share in a guest.
+    /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
     pub(super) salts: u64,
@@ -102,7 +125,7 @@ pub(super) struct FakeState {
     pub(super) fault: Fault,
     pub(super) counts: Counts,
     pub(super) dead: bool,
-    pub(super) wrong_kind: Option<&'static str>,
+    pub(super) failing_kind: Option<&'static str>,
     pub(super) interrupt: Option<Interrupt>,
     pub(super) locks: BTreeSet<WorkspaceId>,
 }
@@ -112,17 +135,8 @@ impl FakeState {
         let slot = Slot::all().next();
         let network = NetworkParts { owner: NEIGHBOUR, tap: true, table: true, dhcp: true };
         let generation = Generation(7);
-        let neighbour = VmmProcess {
-            state: VmmState::Running,
-            version,
-            machine: None,
-            shares: Presence::Whole,
-            shares_spoilt: false,
-            mangled: false,
-            saving: None,
-            going: false,
-            hangs: false,
-        };
+        let neighbour =
+            VmmProcess { state: VmmState::Running, shares: Presence::Whole, ..VmmProcess::empty(version) };
         let daemons = ShareDaemons { listening: Presence::Whole, alive: true };
         let memory = RamFile { ram: None, presence: Presence::Whole };
         let mut files = FakeFiles::default();
@@ -151,13 +165,15 @@ impl FakeState {
             fault: Fault::None,
             counts: Counts::default(),
             dead: false,
-            wrong_kind: None,
+            failing_kind: None,
             interrupt: None,
             locks: BTreeSet::new(),
         }
     }
 
-    /// What each version of the VMM can do (measured; see `vmm/capability.rs`).
+    /// What becomes of shares under each version of the VMM. The fakes do not read the table in `world/capability.rs`: a
+    /// row of it that is wrong would then be wrong in the fakes as well, and the tests of `operations`, which run on the
+    /// fakes, would pass. This second statement of the rule is compared with the table by a test below.
     pub(super) fn ability(version: u32) -> Ability {
         Ability { shares_survive_restore: version >= 52, shares_survive_resume: !(52..54).contains(&version) }
     }
@@ -172,15 +188,41 @@ impl FakeState {
         lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
     }
 
-    /// Whether the VMM does, where there is one.
+    /// An error if there is a VMM and it hangs.
     pub(super) fn answers(&self, vmm: Key) -> Result<(), Failure> {
         let hangs = self.vmms.get(&vmm).is_some_and(|vmm| vmm.hangs);
-        if hangs { Err(Failure::world(Hangs)) } else { Ok(()) }
+        if hangs { Err(Failure::world(FakeError::VmmHangs)) } else { Ok(()) }
+    }
+
+    /// Whether an authenticated command can run in the workspace's guest.
+    pub(super) fn is_ssh_ready(&self, workspace: WorkspaceId) -> bool {
+        let running =
+            self.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
+        let Some((_, VmmProcess { machine: Some(machine), mangled: false, hangs: false, .. })) = running
+        else {
+            return false;
+        };
+        let network = self.networks.get(&machine.slot);
+        network.is_some_and(|network| network.owner == workspace && network.presence() == Presence::Whole)
+            && self.slots.get(&machine.slot) == Some(&workspace)
+    }
+
+    /// What a manifest says of the files of a directory, the manifest itself left out.
+    pub(super) fn records(&self, directory: Ino) -> Vec<FileRecord> {
+        let files = self.files.list(directory).filter(|(name, _)| *name != MANIFEST);
+        let record = |(name, ino): (&str, Ino)| {
+            let mut hasher = DefaultHasher::new();
+            self.files.content(ino).hash(&mut hasher);
+            let mut hash = [0; 32];
+            hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
+            FileRecord { name: name.to_owned(), size: 1, hash }
+        };
+        files.map(record).collect()
     }
 
     pub(super) fn point(&mut self) -> Result<(), Failure> {
         if self.dead {
-            return Err(Failure::world(Dead));
+            return Err(Failure::world(FakeError::ProgramDied));
         }
         let here = self.counts.points;
         self.counts.points += 1;
@@ -207,10 +249,10 @@ impl FakeState {
             }
             _ => {}
         }
-        if self.dead { Err(Failure::world(Dead)) } else { Ok(()) }
+        if self.dead { Err(Failure::world(FakeError::ProgramDied)) } else { Ok(()) }
     }
 
-    /// Guests that run go on: their RAM changes, and their disk with it.
+    /// Lets guests that run write to RAM and disk.
     pub(super) fn tick(&mut self) {
         let running: Vec<(WorkspaceId, Machine)> = self
             .vmms
@@ -275,7 +317,7 @@ impl FakeState {
             .for_each(|workspace| self.kill_vmm(workspace));
     }
 
-    /// The process ends, and so do the share daemons that it was connected to. Sockets and records stay.
+    /// Ends a VMM, and the share daemons that it is connected to. Sockets and records stay.
     pub(super) fn end_vmm(&mut self, key: Key) {
         if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state != VmmState::Gone) {
             vmm.state = VmmState::Gone;
@@ -294,7 +336,7 @@ impl FakeState {
         }
     }
 
-    /// So much of it that all guests that are going are gone.
+    /// Lets so much time pass that all guests that are shutting down have done so.
     pub(super) fn pass_time(&mut self) {
         let going: Vec<Key> =
             self.vmms.iter().filter(|(_, vmm)| vmm.going && !vmm.hangs).map(|(key, _)| *key).collect();
@@ -309,7 +351,7 @@ impl FakeState {
 
     pub(super) fn power_cut(&mut self, survival: Survival) {
         let of_neighbour = |workspace: &WorkspaceId| *workspace == NEIGHBOUR;
-        // The neighbour is on another host, as far as power goes: what it lost would not be nixbox's doing.
+        // The power of the other workspace does not fail: what it lost would not be nixbox's fault.
         self.vmms.retain(|(workspace, _), _| of_neighbour(workspace));
         self.daemons.retain(|(workspace, _), _| of_neighbour(workspace));
         self.memories.retain(|(workspace, _), _| of_neighbour(workspace));
@@ -383,5 +425,19 @@ impl FakeRam {
         let mut id = [0; 16];
         id[..8].copy_from_slice(&boot.to_le_bytes());
         Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: FakeMount::No, seeded: true, clock: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::capability;
+
+    #[test]
+    fn the_fakes_and_the_table_of_versions_agree() {
+        for major in 51..60 {
+            let row = capability::of(&format!("v{major}.0")).unwrap();
+            assert_eq!(FakeState::ability(major), row.ability, "v{major}.0");
+        }
     }
 }

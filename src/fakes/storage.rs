@@ -1,13 +1,15 @@
-//! The journal's files on the fake host.
+//! The storage of a journal on the fake host.
 
 use std::io;
 
-use super::files::Content;
-use super::{Fault, Host};
+use super::fault::Fault;
+use super::files::{Content, Ino};
+use super::host::Host;
+use super::state::FakeState;
 use crate::engine::journal::{Name, Storage};
 use crate::world::WorkspaceId;
 
-/// A workspace's journal files.
+/// The journal files of a workspace.
 pub struct FakeStorage {
     host: Host,
     workspace: WorkspaceId,
@@ -18,16 +20,16 @@ impl FakeStorage {
         Self { host, workspace }
     }
 
-    /// Passes a point before, in the middle of and after a change. The first half alone is what a crash leaves, and a
-    /// full disk.
+    /// Makes a change in two halves, and passes a point before, between and after them. A crash between them leaves the first
+    /// half, and so does a full disk.
     fn change(
         &mut self,
-        first_half: impl FnOnce(&mut super::FakeState, super::files::Ino),
-        second_half: impl FnOnce(&mut super::FakeState, super::files::Ino),
+        first_half: impl FnOnce(&mut FakeState, Ino),
+        second_half: impl FnOnce(&mut FakeState, Ino),
     ) -> io::Result<()> {
-        let told = match self.fail_if_told() {
+        let failure = match self.fail_if_set() {
             Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
-            told => told,
+            result => result,
         };
         self.point()?;
         let directory = {
@@ -36,13 +38,13 @@ impl FakeStorage {
             first_half(&mut state, directory);
             directory
         };
-        told?;
+        failure?;
         self.point()?;
         second_half(&mut self.host.lock(), directory);
         self.point()
     }
 
-    fn fail_if_told(&self) -> io::Result<()> {
+    fn fail_if_set(&self) -> io::Result<()> {
         let mut state = self.host.lock();
         let here = state.counts.writes;
         state.counts.writes += 1;
@@ -52,7 +54,7 @@ impl FakeStorage {
         }
     }
 
-    /// As the kernel says it of a file that is not there.
+    /// `NotFound`, as the kernel has it, if there is no such file.
     fn must_be_there(&mut self, name: Name) -> io::Result<()> {
         self.size(name)?.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -103,7 +105,7 @@ impl Storage for FakeStorage {
 
     fn reserve(&mut self, name: Name, _: u64) -> io::Result<()> {
         self.must_be_there(name)?;
-        self.fail_if_told()
+        self.fail_if_set()
     }
 
     fn sync(&mut self, name: Name) -> io::Result<()> {

@@ -1,8 +1,8 @@
-//! Copies of large files: a reflink where the file system has it, else the data alone, by several threads, holes kept.
+//! Copies of large files: a reflink if the file system has it, or else the data only, by several threads, holes kept.
 //!
-//! A sparse copy reads the extents that the source says it has (`SEEK_DATA`, `SEEK_HOLE`), leaves out pages of zeros,
-//! can hash on the way ([`super::hash`]), tells how far it is, and ends within some milliseconds of an [`Interrupt`].
-//! Nothing is synced but by [`sync`]: a VM may be paused for the copy, and a sync can be made when it runs again.
+//! A sparse copy reads the extents that the source reports (`SEEK_DATA`, `SEEK_HOLE`) and leaves out pages of zeros. It
+//! can hash on the way ([`super::hash`]), reports its progress, and ends some milliseconds after an [`Interrupt`].
+//! Only [`sync`] syncs: a VM may be paused for a copy, and the copy can be synced when the VM runs again.
 
 use std::fs::File;
 use std::io;
@@ -16,119 +16,93 @@ use futures_util::future::join_all;
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::FileError;
 use super::hash::{PIECE, PieceHasher, PieceHashes, pieces};
 use crate::world::{Failure, Interrupt};
 
-/// Bytes read at once: the interrupt is looked at before each.
+/// Bytes read at once. The interrupt is checked before each read.
 const CHUNK: usize = 1 << 20;
-/// A run of this many zeros, at a multiple of it, becomes a hole.
+/// A run of this many zeros, at a multiple of this offset, becomes a hole.
 const PAGE: usize = 4096;
 static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
 /// More threads than this gain nothing on one disk or one memory bus.
 const MAX_THREADS: usize = 8;
 
-/// Hears how far a copy is. Called from the threads that copy, so it must not wait for anything.
+/// Hears how far a copy is. It is called from the threads that copy, so it must not block.
 pub trait Progress: Send + Sync {
     /// `done` of about `total` bytes of `what`. The last call of a copy has both equal.
     fn progress(&self, what: &str, done: u64, total: u64);
     /// The copy of `what` is made.
-    fn copied(&self, _what: &str, _method: Method) {}
+    fn copied(&self, _what: &str, _method: CopyMethod) {}
 }
 
-/// Hears nothing.
+/// Ignores progress.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Silent;
+pub struct NoProgress;
 
-impl Progress for Silent {
+impl Progress for NoProgress {
     fn progress(&self, _what: &str, _done: u64, _total: u64) {}
 }
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// The file system shares the blocks: nothing was copied.
+pub enum CopyMethod {
+    /// The file system shares the blocks, and no data was copied.
     Reflink,
     /// The data was copied, the holes kept.
     Sparse {
         /// Bytes of data read.
         read: u64,
-        /// Bytes of it that were not zeros, and written.
+        /// Bytes of data that were not zeros and were written.
         written: u64,
     },
 }
 
-/// An open file and the path that it is known by.
+/// An open file, with its path for messages.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug)]
-pub struct Named {
-    /// The file.
+pub struct NamedFile {
     pub file: File,
-    /// For messages.
     pub path: PathBuf,
 }
 
-/// One copy to be made.
+/// A copy to be made.
 #[derive(Debug)]
-pub struct Copying {
+pub struct CopyRequest {
     /// For people: "disk 0", "memory".
     pub what: String,
     /// Opened for reading.
-    pub source: Named,
+    pub source: NamedFile,
     /// Empty, opened for reading and writing.
-    pub target: Named,
+    pub target: NamedFile,
     /// Whether to share blocks where the file system can. A reflink is not hashed.
     pub reflink: bool,
     /// Whether to hash on the way.
     pub hash: bool,
 }
 
-/// What a copy came to.
+/// A copy that was made.
 #[derive(Debug)]
 pub struct Copied {
     /// How it was made.
-    pub method: Method,
+    pub method: CopyMethod,
     /// The hashes of its pieces, if that was asked for and data was copied.
     pub hashes: Option<PieceHashes>,
 }
 
 /// Why a copy was not made.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// Somebody asked to stop.
     #[error("the copy was interrupted")]
     Interrupted,
-    /// The source cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The source.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The target cannot be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The target.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The target's file system is full.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The target's file system is full: `missing` is what is still to be copied and does not fit, in bytes.
     #[error("no space left for {}: about {missing} bytes are missing", path.display())]
-    Full {
-        /// The target.
-        path: PathBuf,
-        /// What is still to be copied and does not fit, in bytes.
-        missing: u64,
-    },
-    /// The source has become shorter while it was copied.
+    Full { path: PathBuf, missing: u64 },
     #[error("{} has become shorter while it was copied", path.display())]
-    Shrunk {
-        /// The source.
-        path: PathBuf,
-    },
-    /// A thread of ours ended without a result.
+    Shrunk { path: PathBuf },
     #[error("a copying thread ended without a result")]
     Thread(#[source] tokio::task::JoinError),
 }
@@ -148,14 +122,18 @@ type Result<T, E = CopyError> = std::result::Result<T, E>;
 ///
 /// # Errors
 /// See [`CopyError`]. The target then has some of the content.
-pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Interrupt) -> Result<Copied> {
-    let Copying { what, source, target, reflink, hash } = copying;
+pub async fn copy(
+    copying: CopyRequest,
+    progress: Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<Copied> {
+    let CopyRequest { what, source, target, reflink, hash } = copying;
     let (size, total) = extent(&source)?;
     let (source, target) = (Arc::new(source), Arc::new(target));
     if reflink && share(&source, &target, interrupt).await? {
         progress.progress(&what, total, total);
-        progress.copied(&what, Method::Reflink);
-        return Ok(Copied { method: Method::Reflink, hashes: None });
+        progress.copied(&what, CopyMethod::Reflink);
+        return Ok(Copied { method: CopyMethod::Reflink, hashes: None });
     }
     target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
     let stop = interrupt.child();
@@ -163,7 +141,7 @@ pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Int
     let reading =
         Reading::new(what.clone(), source, Some(target), size, total, hash, Arc::clone(&progress), stop);
     let (read, written, hashes) = reading.run().await?;
-    let method = Method::Sparse { read, written };
+    let method = CopyMethod::Sparse { read, written };
     progress.copied(&what, method);
     Ok(Copied { method, hashes })
 }
@@ -174,7 +152,7 @@ pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Int
 /// [`CopyError::Interrupted`], or if it cannot be read.
 pub async fn hash(
     what: String,
-    source: Named,
+    source: NamedFile,
     progress: Arc<dyn Progress>,
     interrupt: &Interrupt,
 ) -> Result<PieceHashes> {
@@ -187,9 +165,8 @@ pub async fn hash(
 }
 
 /// A file's size in bytes, and about how much of it is data.
-fn extent(source: &Named) -> Result<(u64, u64)> {
-    let status = rustix::fs::fstat(&source.file)
-        .map_err(|error| CopyError::Read { path: source.path.clone(), source: error.into() })?;
+fn extent(source: &NamedFile) -> Result<(u64, u64)> {
+    let status = rustix::fs::fstat(&source.file).map_err(FileError::system("examine", &source.path))?;
     let size = status.st_size.unsigned_abs();
     // 512: the unit of st_blocks, whatever the file system's own is.
     Ok((size, size.min(status.st_blocks.unsigned_abs().saturating_mul(512))))
@@ -204,8 +181,8 @@ pub fn data_bytes(file: &File) -> io::Result<u64> {
     Ok(rustix::fs::fstat(file)?.st_blocks.unsigned_abs().saturating_mul(512))
 }
 
-/// Runs `work` on a thread that may wait, and answers an interrupt at once. The thread then goes on with the open files
-/// that it has and ends by itself, so `work` must not look anything up by path.
+/// Runs `work` on a thread that may block, and returns at once on an interrupt. The thread then goes on with the files
+/// that it has open, and ends by itself. So `work` must not look anything up by path.
 pub(crate) async fn answering<T: Send + 'static>(
     interrupt: &Interrupt,
     work: impl FnOnce() -> T + Send + 'static,
@@ -221,19 +198,19 @@ pub(crate) async fn answering<T: Send + 'static>(
 ///
 /// # Errors
 /// [`CopyError::Interrupted`] at once, or if the medium fails.
-pub async fn sync(named: Named, interrupt: &Interrupt) -> Result<()> {
+pub async fn sync(named: NamedFile, interrupt: &Interrupt) -> Result<()> {
     answering(interrupt, move || named.file.sync_all().map_err(|error| write_error(&named, error, 0))).await?
 }
 
 /// Whether the file systems share the source's blocks with the target now.
-async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) -> Result<bool> {
+async fn share(source: &Arc<NamedFile>, target: &Arc<NamedFile>, interrupt: &Interrupt) -> Result<bool> {
     let (from, to) = (Arc::clone(source), Arc::clone(target));
-    // A source with unwritten pages is written inside the call, which may take long.
+    // The call first writes the pages of the source that are not written yet, which may take long.
     let shared = answering(interrupt, move || rustix::fs::ioctl_ficlone(&to.file, &from.file)).await?;
     match shared {
         Ok(()) => Ok(true),
-        // Not this file system (EOPNOTSUPP, ENOTTY), not across two (EXDEV), not these two files (EINVAL: one of them
-        // is without copy-on-write). A thread's seccomp filter or an old overlay answers ENOSYS or EPERM.
+        // This file system cannot share (EOPNOTSUPP, ENOTTY), the files are on two file systems (EXDEV), or one of the
+        // files has no copy-on-write (EINVAL). A seccomp filter or an old overlay answers ENOSYS or EPERM.
         Err(
             Errno::OPNOTSUPP
             | Errno::NOTTY
@@ -247,7 +224,7 @@ async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) 
     }
 }
 
-/// Whether a file in one directory can share its blocks with one in the other: tried with two that have no names.
+/// Whether files in these two directories can share blocks. This is tried with two files without names.
 #[must_use]
 pub fn can_share(from: &Path, to: &Path) -> bool {
     let unnamed = |directory: &Path| {
@@ -255,27 +232,27 @@ pub fn can_share(from: &Path, to: &Path) -> bool {
         rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).map(File::from)
     };
     let (Ok(from), Ok(to)) = (unnamed(from), unnamed(to)) else {
-        // A file system without unnamed files has no shared blocks either (9p, overlay, FUSE).
+        // A file system without unnamed files cannot share blocks either (9p, overlay, FUSE).
         return false;
     };
     from.write_all_at(&[1; PAGE], 0).is_ok() && rustix::fs::ioctl_ficlone(&to, &from).is_ok()
 }
 
-fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {
+fn write_error(target: &NamedFile, source: io::Error, remaining: u64) -> CopyError {
     let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     if !full {
-        return CopyError::Write { path: target.path.clone(), source };
+        return FileError::system("write", &target.path)(source).into();
     }
     let free = rustix::fs::fstatvfs(&target.file)
         .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize));
     CopyError::Full { path: target.path.clone(), missing: remaining.saturating_sub(free).max(1) }
 }
 
-/// The pieces of one file being read by several threads: hashed, written elsewhere, or both.
+/// One file that several threads read, to hash it, to write it elsewhere, or both.
 struct Reading {
     what: String,
-    source: Arc<Named>,
-    target: Option<Arc<Named>>,
+    source: Arc<NamedFile>,
+    target: Option<Arc<NamedFile>>,
     size: u64,
     total: u64,
     hashes: Option<Mutex<PieceHashes>>,
@@ -290,8 +267,8 @@ impl Reading {
     #[expect(clippy::too_many_arguments, reason = "it is called twice, with all of them different")]
     fn new(
         what: String,
-        source: Arc<Named>,
-        target: Option<Arc<Named>>,
+        source: Arc<NamedFile>,
+        target: Option<Arc<NamedFile>>,
         size: u64,
         total: u64,
         hash: bool,
@@ -303,7 +280,7 @@ impl Reading {
         Arc::new(Self { what, source, target, size, total, hashes, next, read, written, progress, stop })
     }
 
-    /// All pieces. Says how many bytes were read, and written, and the hashes.
+    /// Reads all pieces. Returns how many bytes were read and written, and the hashes.
     async fn run(self: Arc<Self>) -> Result<(u64, u64, Option<PieceHashes>)> {
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
         let threads = threads.min(usize::try_from(pieces(self.size)).unwrap_or(MAX_THREADS));
@@ -316,7 +293,7 @@ impl Reading {
         for ended in join_all(running).await {
             match ended.map_err(CopyError::Thread).flatten() {
                 Ok(()) => {}
-                // One thread's failure stops the others: it is the reason, not their being stopped.
+                // The failure of one thread interrupts the others. The failure is the reason, and is returned.
                 Err(CopyError::Interrupted) => interrupted = true,
                 Err(error) => failed = Some(error),
             }
@@ -371,7 +348,7 @@ impl Reading {
                 self.progress.progress(&self.what, read, self.total.max(read));
             }
         }
-        // An empty file is one piece without bytes, and has a hash all the same.
+        // An empty file is one piece without bytes, and this piece has a hash.
         if self.size == 0 && self.hashes.is_some() {
             hasher = Some(PieceHasher::new(0, 0));
         }
@@ -381,7 +358,7 @@ impl Reading {
         Ok(())
     }
 
-    /// Writes what is not zeros, if it is to be written.
+    /// Writes the pages that are not zeros to the target, if there is one.
     fn write(&self, chunk: &[u8], at: u64) -> Result<()> {
         let Some(target) = &self.target else {
             return Ok(());
@@ -403,15 +380,15 @@ impl Reading {
         let path = self.source.path.clone();
         match source.kind() {
             io::ErrorKind::UnexpectedEof => CopyError::Shrunk { path },
-            _ => CopyError::Read { path, source },
+            _ => FileError::system("read", path)(source).into(),
         }
     }
 }
 
 /// Where the next data at or after `at` begins and ends, both at most `end`.
 ///
-/// Several threads may ask of one file: the answers are right although they share the offset that the call moves,
-/// because nobody reads at it.
+/// Several threads may call this for one file. The calls move the offset that the threads share, and no thread reads at
+/// that offset.
 fn next_extent(file: &File, at: u64, end: u64) -> io::Result<(u64, u64)> {
     let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
         Ok(data) => data.min(end),
@@ -426,7 +403,7 @@ fn next_extent(file: &File, at: u64, end: u64) -> io::Result<(u64, u64)> {
     }
     let hole = match rustix::fs::seek(file, SeekFrom::Hole(data)) {
         Ok(hole) => hole.min(end),
-        // The file has become shorter: reading will tell.
+        // The file has become shorter, and the next read reports it.
         Err(Errno::NXIO) => end,
         Err(error) => return Err(error.into()),
     };

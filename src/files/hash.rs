@@ -1,8 +1,8 @@
 //! BLAKE3 of a file, computed piece by piece in any order.
 //!
-//! The hash is that of the file's bytes as anybody reads them, holes as zeros: `b3sum FILE` prints the same. BLAKE3 is a
-//! tree, and a piece of [`PIECE`] bytes at a multiple of [`PIECE`] is a subtree of it (`blake3::hazmat`), so that threads
-//! can hash pieces while they read or copy them. Pieces that are holes throughout are left to [`PieceHashes::finish`].
+//! The hash is that of the file's bytes, with holes as zeros: `b3sum FILE` prints the same. BLAKE3 is a tree, and a piece
+//! of [`PIECE`] bytes at a multiple of [`PIECE`] is a subtree of it (`blake3::hazmat`). So threads can hash pieces while
+//! they read or copy them. Pieces that are holes from end to end are hashed by [`PieceHashes::finish`].
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
@@ -15,7 +15,7 @@ pub const PIECE: u64 = 8 << 20;
 
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
-/// How many pieces a file of this size has. An empty one has one, of no bytes.
+/// How many pieces a file of this size has. An empty file has one piece without bytes.
 #[must_use]
 pub fn pieces(size: u64) -> u64 {
     size.div_ceil(PIECE).max(1)
@@ -51,14 +51,14 @@ impl PieceHasher {
         }
     }
 
-    /// The value that the whole is computed from.
+    /// The value of the piece, from which the hash of the file is computed.
     #[must_use]
     pub fn finish(self) -> ChainingValue {
         if self.alone { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }
     }
 }
 
-/// The hashes of a file's pieces: `None` for those that are holes throughout and were not hashed yet.
+/// The hashes of a file's pieces: `None` for a piece that is a hole from end to end and was not hashed yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PieceHashes {
     size: u64,
@@ -66,13 +66,13 @@ pub struct PieceHashes {
 }
 
 impl PieceHashes {
-    /// Of a file of this size in bytes; all of it holes until something is set.
+    /// The hashes of a file of this size in bytes, which is a hole until a piece is set.
     #[must_use]
     pub fn new(size: u64) -> Self {
         Self { size, pieces: vec![None; pieces(size) as usize] }
     }
 
-    /// What [`PieceHasher::finish`] gave for a piece.
+    /// Sets what [`PieceHasher::finish`] returned for a piece.
     pub fn set(&mut self, piece: u64, value: ChainingValue) {
         self.pieces[piece as usize] = Some(value);
     }

@@ -1,8 +1,10 @@
-//! Files within directories that are ours, reached by handle and name and never through a link.
+//! Files in directories that nixbox made, reached by handle and name and never through a symbolic link.
 //!
-//! A path is looked up again at every call, and another process may have put a symbolic link into it in between. A
-//! [`Folder`] is an open directory: what it opens, makes, renames and removes are plain names within it, and a link
-//! where a file of ours should be is refused. Uses rustix (openat and its family) and knows nothing of nixbox.
+//! The kernel looks a path up at every call, and another process may have put a symbolic link into it in between. A
+//! [`Folder`] is an open directory: what it opens, makes, renames and removes are plain names in it, and a link in the
+//! place of a file or directory of nixbox's is refused.
+//!
+//! [`copy`] copies large files, and [`hash`] computes their hashes. May use `world`.
 
 pub mod copy;
 pub mod hash;
@@ -17,90 +19,61 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
 use rustix::io::Errno;
 
-/// Directories within the workspace are their owner's alone.
+use crate::world::Failure;
+
+/// Only their owner may use directories and files in the workspace.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
-/// And so are files.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// How deep a tree may be that [`Folder::remove_tree`] removes: ours are flat.
+/// How deep a tree may be that [`Folder::remove_tree`] removes. The directories of nixbox are flat.
 const MAX_DEPTH: usize = 8;
 
-/// Why something within a directory of ours could not be done.
+/// Why something about a file could not be done. Other errors wrap this one for what the system refuses.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The system says no.
-    #[error("cannot {doing} {}", path.display())]
-    System {
-        /// What was asked.
-        doing: &'static str,
-        /// Of which file or directory.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// A symbolic link where a file or directory of ours should be.
+    #[error("cannot {action} {}", path.display())]
+    System { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{} is a symbolic link, and nixbox follows none among its own files: remove it", path.display())]
-    Symlink {
-        /// The link.
-        path: PathBuf,
-    },
-    /// Neither that nor what it should be.
+    Symlink { path: PathBuf },
     #[error("{} is not a {wanted}", path.display())]
-    Kind {
-        /// What is there.
-        path: PathBuf,
-        /// What should be.
-        wanted: &'static str,
-    },
-    /// More than anything that we write.
-    #[error("{} is larger than {limit} bytes: this is no file of nixbox's", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// How much would have been read.
-        limit: u64,
-    },
-    /// Another user's.
+    Kind { path: PathBuf, wanted: &'static str },
+    #[error("{} is larger than {limit} bytes, so nixbox did not write it", path.display())]
+    TooLarge { path: PathBuf, limit: u64 },
     #[error("{} belongs to user {owner}, and nixbox runs as user {user}", path.display())]
-    Owner {
-        /// The directory.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-        /// Who runs nixbox.
-        user: u32,
-    },
-    /// Others may write in it.
+    Owner { path: PathBuf, owner: u32, user: u32 },
     #[error("others may write in {}: run `chmod go-w` on it once you have looked at what is there", path.display())]
-    Writable {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// Empty, `.`, `..`, or with a slash or a NUL in it.
+    Writable { path: PathBuf },
+    /// The name is empty, `.` or `..`, or has a slash or a NUL in it.
     #[error("{0:?} cannot be the name of a file")]
     Name(OsString),
 }
 
 impl FileError {
-    /// For `map_err`: what was asked, of which path.
+    /// For `map_err`: the call that failed, as a verb, and its path.
     pub(crate) fn system<S: Into<io::Error>>(
-        doing: &'static str,
+        action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(S) -> Self {
         let path = path.into();
-        move |source| Self::System { doing, path, source: source.into() }
+        move |source| Self::System { action, path, source: source.into() }
     }
 
-    /// Whether the system said `kind`.
+    /// Whether the system refused with `kind`.
     #[must_use]
     pub fn is(&self, kind: io::ErrorKind) -> bool {
         matches!(self, Self::System { source, .. } if source.kind() == kind)
     }
 }
 
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::world(error)
+    }
+}
+
 type Result<T, E = FileError> = std::result::Result<T, E>;
 
-/// An open directory, and the path it was opened by, for messages.
+/// An open directory, with the path by which it was opened.
 #[derive(Debug)]
 pub struct Folder {
     handle: OwnedFd,
@@ -108,16 +81,16 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens a directory. Links on the way to it are followed, a link in its own place is refused.
+    /// Opens a directory. Links on the way to it are followed. A link in its own place is refused.
     ///
     /// # Errors
-    /// If it is not there, not a directory, or a symbolic link.
+    /// If the directory is missing, not a directory, or a symbolic link.
     pub fn open(path: &Path) -> Result<Self> {
         open_directory(fs::CWD, path.as_os_str(), path)?
             .ok_or_else(|| FileError::system("open", path)(io::Error::from(io::ErrorKind::NotFound)))
     }
 
-    /// The path it was opened by.
+    /// The path by which it was opened.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -137,11 +110,11 @@ impl Folder {
         fs::fstat(&self.handle).map_err(FileError::system("examine", &self.path))
     }
 
-    /// Makes sure that it belongs to who runs nixbox, and that nobody else may write in it.
+    /// Makes sure that the directory belongs to the user who runs nixbox, and that no other user may write in it.
     ///
     /// # Errors
-    /// If it is not so.
-    pub fn check_ours(&self) -> Result<()> {
+    /// [`FileError::Owner`], [`FileError::Writable`].
+    pub fn check_private(&self) -> Result<()> {
         let (status, user) = (self.status()?, rustix::process::geteuid().as_raw());
         if status.st_uid != user {
             return Err(FileError::Owner { path: self.path.clone(), owner: status.st_uid, user });
@@ -186,7 +159,7 @@ impl Folder {
     /// A directory in it, `None` if there is nothing of that name.
     ///
     /// # Errors
-    /// If it is something else, or cannot be opened.
+    /// If the entry is something else, or cannot be opened.
     pub fn folder(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>> {
         let name = plain(name.as_ref())?;
         open_directory(&self.handle, name, &self.path_of(name))
@@ -195,7 +168,7 @@ impl Folder {
     /// A directory in it, made with mode 0700 if there is nothing of that name. Says whether it was made.
     ///
     /// # Errors
-    /// If it is something else, or cannot be made.
+    /// If the entry is something else, or cannot be made.
     pub fn make_folder(&self, name: impl AsRef<OsStr>) -> Result<(Self, bool)> {
         let name = plain(name.as_ref())?;
         let made = match fs::mkdirat(&self.handle, name, DIRECTORY_MODE) {
@@ -213,7 +186,7 @@ impl Folder {
     /// A regular file in it, opened for reading; `None` if there is nothing of that name.
     ///
     /// # Errors
-    /// If it is something else, or cannot be opened.
+    /// If the entry is something else, or cannot be opened.
     pub fn file(&self, name: impl AsRef<OsStr>) -> Result<Option<File>> {
         self.open_file(name.as_ref(), OFlags::RDONLY)
     }
@@ -221,7 +194,7 @@ impl Folder {
     /// A regular file in it, opened for reading and writing; `None` if there is nothing of that name.
     ///
     /// # Errors
-    /// If it is something else, or cannot be opened.
+    /// If the entry is something else, or cannot be opened.
     pub fn file_to_write(&self, name: impl AsRef<OsStr>) -> Result<Option<File>> {
         self.open_file(name.as_ref(), OFlags::RDWR)
     }
@@ -229,7 +202,7 @@ impl Folder {
     fn open_file(&self, name: &OsStr, access: OFlags) -> Result<Option<File>> {
         let name = plain(name)?;
         let path = self.path_of(name);
-        // NONBLOCK: a FIFO in its place must not hold us up. It has no meaning for a regular file.
+        // NONBLOCK, because opening a FIFO would wait for a writer. The flag has no effect on a regular file.
         let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match fs::openat(&self.handle, name, flags, Mode::empty()) {
             Ok(handle) => File::from(handle),
@@ -262,7 +235,7 @@ impl Folder {
     /// The bytes of a regular file in it, `None` if there is nothing of that name.
     ///
     /// # Errors
-    /// If it is something else, larger than `limit` bytes, or cannot be read.
+    /// If the entry is something else, larger than `limit` bytes, or cannot be read.
     pub fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>> {
         let name = name.as_ref();
         let Some(file) = self.file(name)? else {
@@ -278,12 +251,11 @@ impl Folder {
         Ok(Some(bytes))
     }
 
-    /// Makes a file with these bytes, on the medium when this returns. One that is there already is left as it is;
-    /// says whether it was made.
+    /// Makes a file with these bytes, which are on the medium when this returns. If a file has the name already, it is
+    /// left as it is, and the result is `false`.
     ///
     /// # Errors
-    /// If it cannot be written. What was begun is removed again where that is possible, and never read as whole: it
-    /// has another name until it is.
+    /// If the file cannot be written. A file has another name until it is whole, so a later call never reads half of it.
     pub fn write_new(&self, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<bool> {
         let name = plain(name.as_ref())?;
         if self.examine(name)?.is_some() {
@@ -297,11 +269,11 @@ impl Folder {
         }
     }
 
-    /// Makes a file with these bytes or puts it in the place of the one that is there, in one instant, on the medium
-    /// when this returns.
+    /// Makes a file with these bytes, or atomically replaces the file of that name. The bytes are on the medium when this
+    /// returns.
     ///
     /// # Errors
-    /// If it cannot be written; the file that was there is there still.
+    /// If the file cannot be written. Then the earlier file is still there.
     pub fn replace(&self, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<()> {
         let name = plain(name.as_ref())?;
         let unfinished = self.write_unfinished(name, bytes)?;
@@ -322,10 +294,10 @@ impl Folder {
         Ok(unfinished)
     }
 
-    /// Gives an entry another name; nothing may be there of that name.
+    /// Gives an entry another name, which must not exist.
     ///
     /// # Errors
-    /// If something is, or the file system cannot do it (every one that Linux keeps files on can).
+    /// If the name exists, or the file system cannot rename without replacing. All usual file systems of Linux can.
     pub fn rename(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> Result<()> {
         let (from, to) = (plain(from.as_ref())?, plain(to.as_ref())?);
         fs::renameat_with(&self.handle, from, &self.handle, to, RenameFlags::NOREPLACE)
@@ -360,7 +332,7 @@ impl Folder {
     /// Removes a file or a link; succeeds if there is none.
     ///
     /// # Errors
-    /// If it is a directory, or cannot be removed.
+    /// If the entry is a directory, or cannot be removed.
     pub fn remove_file(&self, name: impl AsRef<OsStr>) -> Result<()> {
         let name = plain(name.as_ref())?;
         match fs::unlinkat(&self.handle, name, AtFlags::empty()) {
@@ -369,10 +341,10 @@ impl Folder {
         }
     }
 
-    /// Removes an empty directory; succeeds if there is none, and says `false` if it is not empty.
+    /// Removes an empty directory; succeeds if there is none. The result is `false` if the directory is not empty.
     ///
     /// # Errors
-    /// If it is something else, or cannot be removed.
+    /// If the entry is something else, or cannot be removed.
     pub fn remove_empty(&self, name: impl AsRef<OsStr>) -> Result<bool> {
         let name = plain(name.as_ref())?;
         match fs::unlinkat(&self.handle, name, AtFlags::REMOVEDIR) {
@@ -383,10 +355,10 @@ impl Folder {
     }
 
     /// Removes a directory and all that is in it; succeeds if there is none. Links in it are removed and not followed.
-    /// Its removal is on the medium when this returns.
+    /// The removal is on the medium when this returns.
     ///
     /// # Errors
-    /// If it is not a directory, is deeper than any of ours, or cannot be removed.
+    /// If the entry is not a directory, is deeper than a directory of nixbox's, or cannot be removed.
     pub fn remove_tree(&self, name: impl AsRef<OsStr>) -> Result<()> {
         self.remove_below(name.as_ref(), 0)?;
         self.sync()
@@ -423,7 +395,7 @@ fn open_directory(at: impl rustix::fd::AsFd, name: &OsStr, path: &Path) -> Resul
     match fs::openat(at.as_fd(), name, flags, Mode::empty()) {
         Ok(handle) => Ok(Some(Folder { handle, path: path.to_owned() })),
         Err(Errno::NOENT) => Ok(None),
-        // With DIRECTORY and NOFOLLOW together Linux answers NOTDIR for a link.
+        // With DIRECTORY and NOFOLLOW together, Linux answers NOTDIR for a link.
         Err(Errno::NOTDIR | Errno::LOOP) => match fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(status) if FileType::from_raw_mode(status.st_mode) == FileType::Symlink => {
                 Err(FileError::Symlink { path: path.to_owned() })
@@ -434,7 +406,7 @@ fn open_directory(at: impl rustix::fd::AsFd, name: &OsStr, path: &Path) -> Resul
     }
 }
 
-/// The name itself, if it is one within a directory.
+/// The name, if it can only mean an entry of the directory itself.
 fn plain(name: &OsStr) -> Result<&OsStr> {
     let bytes = name.as_bytes();
     let good =

@@ -60,7 +60,7 @@ fn other_kinds_of_files_are_refused_without_waiting_for_them() {
 }
 
 #[test]
-fn what_is_written_is_there_once_and_for_its_owner_alone() {
+fn files_are_written_once_and_for_their_owner_only() {
     let (directory, folder) = folder();
     assert!(folder.write_new("a", b"first").unwrap());
     assert!(!folder.write_new("a", b"second").unwrap());

@@ -1,31 +1,32 @@
-//! What a guest needs first after it was restored: random numbers of its own, and the right time.
+//! Gives a restored guest random numbers of its own and the right time, before anything else is done in it.
 //!
-//! Two guests restored from one snapshot draw the same random numbers until their kernels reseed, which is up to a minute
-//! (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` wait for that reseed; only `RNDRESEEDCRNG` forces
-//! it, and it is an `ioctl` of root's. No shell and no busybox applet of the usual builds makes one (`seedrng` neither:
-//! it credits, and does not reseed), and a guest need not have python or perl. So nixbox brings a program of some hundred
-//! bytes, sent over the connection, run from memory (`/dev/shm` first) and removed: `clock_helper.s`.
+//! Two guests that are restored from one snapshot draw the same random numbers until their kernels reseed, which takes up
+//! to a minute (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` have no effect before that reseed. The
+//! `ioctl` `RNDRESEEDCRNG` forces it, and needs root. No shell and no applet of the usual busybox builds makes this call
+//! (`seedrng` credits entropy and does not reseed), and a guest may have neither python nor perl. So nixbox sends a program
+//! of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a directory in memory if there is
+//! one, runs it and removes it.
 //!
-//! The same program sets the clock, since `date` cannot do it well enough (busybox's in Debian knows no `%N` and sets
-//! whole seconds). The guest's distance from the host's clock is measured as NTP does it, by the fastest of several round
-//! trips, and taken away by `adjtimex(ADJ_SETOFFSET)`: a distance is right however late it arrives.
+//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets whole
+//! seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several round trips,
+//! and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it arrives.
 //!
-//! Without either, the guest is not settled: there is no second best here.
+//! If either step fails, settling fails. There is no fallback.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::channel::CommandExit;
 use super::clock_helper;
+pub use super::clock_helper::ELF_MAGIC;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
-/// How far from the host's clock the guest's may be afterwards, uncertainty included.
+/// How far the guest's clock may be from the host's after it was set, including the uncertainty of the measurement.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
 
-/// Time for all of it.
+/// Time for the whole procedure.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const ENTROPY_BYTES: usize = 512;
@@ -35,38 +36,22 @@ const MOST_SAMPLES: usize = 16;
 
 /// Why a guest could not be settled.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum SettleError {
-    /// The host has no random bytes.
     #[error("cannot get random bytes for the guest")]
-    Random(#[source] std::io::Error),
-    /// The guest's processor is not one that the program is made for.
+    Random(#[source] getrandom::Error),
     #[error("cannot give fresh entropy to a guest with the processor {0:?}: only x86_64 is supported")]
     Processor(String),
-    /// The program could not be run, or what it asked of the guest's kernel was refused.
     #[error("the guest's kernel could not be given fresh entropy and the time: {why}")]
-    Refused {
-        /// What was refused.
-        why: &'static str,
-        /// What the guest says.
-        source: Box<ScriptError>,
-    },
-    /// Something else went wrong in the guest.
-    #[error("cannot settle the guest")]
+    Refused { why: &'static str, source: Box<ScriptError> },
+    #[error("cannot give the guest fresh entropy and the time")]
     Script(#[source] Box<ScriptError>),
-    /// It took too long.
-    #[error("the guest was not settled within {LIMIT:?}")]
+    #[error("entropy and the time were not given to the guest within {LIMIT:?}")]
     Slow,
-    /// The host's own clock is before 1970, or jumped.
     #[error("the host's clock cannot be used")]
     HostClock,
-    /// The clock is still wrong.
-    #[error("the guest's clock is {off:?} from the host's, give or take {uncertainty:?}, after it was set")]
-    Clock {
-        /// The distance.
-        off: Duration,
-        /// Half of the fastest round trip.
-        uncertainty: Duration,
-    },
+    #[error("the guest's clock is still {off:?} (± {uncertainty:?}) from the host's after it was set")]
+    Clock { off: Duration, uncertainty: Duration },
 }
 
 impl From<ScriptError> for SettleError {
@@ -86,23 +71,23 @@ impl From<ScriptError> for SettleError {
     }
 }
 
-/// How well the guest's clock agrees with the host's.
+/// A measurement of the guest's clock against the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
-    /// The guest's time less the host's, in nanoseconds.
+    /// The guest's time minus the host's, in nanoseconds.
     pub offset: i128,
-    /// At most so much more or less, in nanoseconds: half of the round trip.
+    /// How much more or less it may be, in nanoseconds: half of the round trip.
     pub uncertainty: i128,
 }
 
 impl Agreement {
-    /// From the host's time when it asked, how long the answer took, and what the guest said; nanoseconds all.
+    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in nanoseconds.
     fn new(asked: i128, took: i128, guest: i128) -> Self {
         let uncertainty = took / 2;
         Self { offset: guest - asked - uncertainty, uncertainty }
     }
 
-    /// Whether the clocks differ for certain.
+    /// Whether the clocks differ by more than the uncertainty.
     fn differ(self) -> bool {
         self.offset.abs() > self.uncertainty
     }
@@ -112,7 +97,7 @@ impl Agreement {
     }
 }
 
-/// Give the guest's kernel fresh entropy and have it reseed, then set its clock. Says how well the clocks agree then.
+/// Gives the guest's kernel fresh entropy, makes it reseed, and sets its clock. Returns how well the clocks agree then.
 ///
 /// # Errors
 /// Those of [`SettleError`]; [`ScriptError::NoRights`] in it where the user is neither root nor has `sudo`.
@@ -120,17 +105,17 @@ pub async fn settle(shell: &Shell) -> Result<Agreement, SettleError> {
     if shell.facts.processor != "x86_64" {
         return Err(SettleError::Processor(shell.facts.processor.clone()));
     }
-    timeout(LIMIT, settle_unhurried(shell)).await.unwrap_or(Err(SettleError::Slow))
+    timeout(LIMIT, settle_without_limit(shell)).await.unwrap_or(Err(SettleError::Slow))
 }
 
-async fn settle_unhurried(shell: &Shell) -> Result<Agreement, SettleError> {
+async fn settle_without_limit(shell: &Shell) -> Result<Agreement, SettleError> {
     let what = "give the guest fresh entropy and the time";
     let mut settler = shell.converse(what, Rights::Root, &script()).await?;
     settler.send(entropy()?).await?;
-    // Its first word: the kernel has reseeded.
+    // Its first answer says that the kernel has reseeded.
     settler.receive::<16>().await?;
     let mut agreement = measure(&mut settler).await?;
-    // A clock that may be right is left alone.
+    // A clock whose difference is below the uncertainty is left as it is.
     if agreement.differ() {
         ask(&mut settler, Some(-agreement.offset)).await?;
         agreement = measure(&mut settler).await?;
@@ -156,10 +141,7 @@ fn entropy() -> Result<Zeroizing<Vec<u8>>, SettleError> {
     let (head, bytes) = frame.split_at_mut(8);
     head[..4].copy_from_slice(&(8 * ENTROPY_BYTES as u32).to_le_bytes());
     head[4..].copy_from_slice(&(ENTROPY_BYTES as u32).to_le_bytes());
-    // Up to 256 bytes come whole once the pool is ready (random(7)).
-    for chunk in bytes.chunks_mut(256) {
-        getrandom(chunk, GetRandomFlags::empty()).map_err(|error| SettleError::Random(error.into()))?;
-    }
+    getrandom::fill(bytes).map_err(SettleError::Random)?;
     Ok(frame)
 }
 
@@ -180,8 +162,8 @@ fn timex(shift: Option<i128>) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(frame)
 }
 
-/// The best of several samples. The first good one will do: the clock is then right to within a quarter of what it has to
-/// be, and each further sample would be a round trip that somebody waits for.
+/// Takes samples until one is good enough, and returns the best. A sample is good enough if its uncertainty is below a
+/// quarter of the tolerance, because each further sample is a round trip that delays the restore.
 async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
     let mut best: Option<Agreement> = None;
     for _ in 0..MOST_SAMPLES {
@@ -196,7 +178,7 @@ async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
     best.ok_or(SettleError::HostClock)
 }
 
-/// Send one `timex`, and compare the time that comes back.
+/// Sends one `timex`, and compares the time that comes back with the host's.
 async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, SettleError> {
     let frame = timex(shift);
     let nanoseconds =
@@ -210,14 +192,20 @@ async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, S
     Ok(Agreement::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
 }
 
-/// The program as `printf` writes it: every byte in octal.
+/// The program in the form that the shell's `printf` writes as bytes: every byte in octal.
 #[must_use]
 pub fn program() -> String {
-    clock_helper::elf().iter().map(|byte| format!("\\{byte:03o}")).collect()
+    octal(&clock_helper::elf())
 }
 
-/// Writes the program where it can be run, runs it on what follows on stdin, removes it. With no input it ends with 11,
-/// which shows that the place allows programs.
+/// Bytes as `printf` takes them: each in octal.
+#[must_use]
+pub fn octal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
+}
+
+/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and removes
+/// it. Run without input, the program ends with status 11, which shows that the directory is not mounted `noexec`.
 fn script() -> String {
     let octal = program();
     format!(
@@ -242,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_distance_is_from_the_middle_of_the_round_trip() {
+    fn the_difference_is_measured_at_the_middle_of_the_round_trip() {
         let sample = Agreement::new(1_000, 100, 1_550);
         assert_eq!(sample, Agreement { offset: 500, uncertainty: 50 });
         assert!(sample.differ() && !Agreement::new(1_000, 100, 1_020).differ());
@@ -250,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn shifts_are_written_as_the_kernel_wants_them() {
+    fn a_negative_shift_has_nanoseconds_above_zero() {
         let words = |shift| {
             let frame = timex(Some(shift));
             let word = |at: usize| i64::from_le_bytes(frame[at..at + 8].try_into().unwrap());

@@ -14,10 +14,9 @@ use tempfile::TempDir;
 use super::channel::{Endpoint, Limits, SshSession};
 use super::host_key::Pin;
 use super::key;
-use super::names::UserName;
 use super::ready::until_ready;
 use super::shell::Shell;
-use crate::testing::{Need, have};
+use crate::testing::{Need, have, open_directory};
 use crate::world::Interrupt;
 
 /// What stands behind the server.
@@ -71,8 +70,7 @@ impl Server {
         if !have(&needs) {
             return None;
         }
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let directory = open_directory();
         let key = Arc::new(key::generate().unwrap());
         let port = free_port();
         let (homes, script) = match kind {
@@ -120,7 +118,7 @@ impl Server {
     pub(super) fn endpoint(&self, user: &str) -> Endpoint {
         Endpoint {
             address: self.address,
-            user: UserName::try_from(user.to_owned()).unwrap(),
+            user: user.parse().unwrap(),
             key: Arc::clone(&self.key),
             pin: Pin::new(self.directory.path().join("pin")),
         }
@@ -182,7 +180,8 @@ fn busybox(directory: &Path, port: u16) -> (PathBuf, String) {
          for l in $(ldd /usr/sbin/dropbear | grep -o '/[^ ]*') /lib/x86_64-linux-gnu/libnss_files.so.2; do
            mkdir -p \"{path}${{l%/*}}\"; cp -L \"$l\" \"{path}$l\"
          done
-         dropbearkey -t ed25519 -f '{path}/etc/hostkey' 2>&1"
+         dropbearkey -t ed25519 -f '{path}/etc/hostkey' 2>&1
+         chmod -R go+rX '{path}'"
     ));
     let script = format!(
         "mount --bind '{path}' '{path}'; mount -t proc proc '{path}/proc'; mount --rbind /dev '{path}/dev'
@@ -204,7 +203,8 @@ fn debian(directory: &Path, port: u16, sudo: bool) -> (PathBuf, String) {
     fs::set_permissions(directory.join("sudoers"), fs::Permissions::from_mode(0o440)).unwrap();
     executable(&directory.join("fstrim"), &FSTRIM.replace("LOG", &format!("{path}/fstrim.log")));
     sh(&format!(
-        "ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'"
+        "ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'
+         chmod 755 '{path}/homes'; chmod 644 '{path}/passwd'"
     ));
     fs::write(directory.join("sshd_config"), format!(
         "ListenAddress 127.0.0.1:{port}\nHostKey {path}/hostkey\nHostKey {path}/hostkey2\nUsePAM no\nPidFile none\n\

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::world::Clock;
 
-/// [`Clock`] by the system's own. Before 1970 it says 0.
+/// [`Clock`] by the clock of the system. Before 1970 it reports 0.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct HostClock;
 
@@ -15,10 +15,11 @@ impl Clock for HostClock {
     }
 }
 
-/// The last second of the year 9999, in milliseconds since 1970: RFC 3339 knows no later one.
+/// The last second of the year 9999, in milliseconds since 1970: the last one that RFC 3339 can express.
 const LAST: u64 = 253_402_300_799_000;
 
-/// A moment, in milliseconds since 1970, as RFC 3339 in UTC. What RFC 3339 cannot say is shown as the last that it can.
+/// A moment, in milliseconds since 1970, as RFC 3339 in UTC. A later moment than RFC 3339 can express becomes the last
+/// one that it can.
 #[must_use]
 pub fn utc(unix_ms: u64) -> String {
     let moment = UNIX_EPOCH + Duration::from_millis(unix_ms.min(LAST));

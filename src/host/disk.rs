@@ -1,127 +1,75 @@
 //! The VM's disk images: `.nixbox/run/disk-<generation>/<n>.img`.
 //!
-//! A set is made in `disk-<generation>.partial/`, synced, and renamed when it is whole, so that a crash leaves what
-//! [`Disk::find`] can tell. `images.json` in it says which images there should be. Templates and the images of
-//! snapshots are opened for reading only. In a snapshot the images are `disk-<n>.img`.
+//! A set of images is made in `disk-<generation>.partial/`, synced, and renamed when it is whole, so that [`Disk::find`]
+//! can tell after a crash whether it is. `images.json` in the set says which images belong to it. Templates, and images
+//! in snapshots (`disk-<n>.img`), are opened for reading only.
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::files::copy::{self, CopyError, Copying, Method, Named, Progress};
+use crate::files::copy::{self, CopyError, CopyMethod, CopyRequest, NamedFile, Progress};
 use crate::files::{FileError, Folder};
-use crate::store::StoreError;
-use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
+use crate::host::program::ProgramError;
+use crate::store::{self, StoreError};
+use crate::world::{
+    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, Presence, SnapshotId,
+};
 
 mod mkfs;
 
-pub use mkfs::MkfsError;
-
-/// The host key that the system on the disks showed, kept with them: a clone of the disks has the same one.
+/// The SSH host key of the system on the disks. It is kept with the disks, because a clone of them has the same key.
 const HOST_KEY: &str = "host-key";
-/// More than any host key's line takes.
+/// More than the line of a host key takes.
 const HOST_KEY_LIMIT: u64 = 16 << 10;
 const INVENTORY: &str = "images.json";
-/// More than an inventory of any sane number of images takes.
+/// More than an inventory takes.
 const INVENTORY_LIMIT: u64 = 64 << 10;
 
-/// One disk of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// The template, never written.
-    pub image: Option<PathBuf>,
-    /// Its size in bytes; without one, the template's.
-    pub size: Option<u64>,
-}
-
 /// Why disk images could not be made, captured or removed.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// A file or directory of ours.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A copy.
     #[error(transparent)]
     Copy(#[from] CopyError),
-    /// The template cannot be opened.
-    #[error("cannot open the disk image {}", path.display())]
-    Template {
-        /// The template.
-        path: PathBuf,
-        /// What the system says.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The template is a directory, a device, a pipe.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("the disk image {} is not a regular file", path.display())]
-    TemplateKind {
-        /// The template.
-        path: PathBuf,
-    },
-    /// The template is larger than the configured size: it would have to be cut.
+    TemplateKind { path: PathBuf },
+    /// The template would have to be cut.
     #[error(
         "the disk image {} has {found} bytes, and its disk is to have {wanted}: raise `size` or leave it out",
         path.display()
     )]
-    TooSmall {
-        /// The template.
-        path: PathBuf,
-        /// Its bytes.
-        found: u64,
-        /// The configured bytes.
-        wanted: u64,
-    },
-    /// Neither a template nor a size.
+    TooSmall { path: PathBuf, found: u64, wanted: u64 },
     #[error("disk {0} has neither an image nor a size")]
     Nothing(usize),
-    /// An empty file system could not be made.
-    #[error(transparent)]
-    Mkfs(#[from] MkfsError),
-    /// The inventory of a set is not what we write.
+    #[error("mkfs.ext4 of {} failed", path.display())]
+    Mkfs { path: PathBuf, source: ProgramError },
     #[error("{} is not the inventory of disk images that nixbox wrote", path.display())]
-    Inventory {
-        /// The inventory.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// The set of a generation is not there, or not all of it.
+    Inventory { path: PathBuf, source: serde_json::Error },
     #[error("the disk images of generation {0} are not there, or not all of them")]
     NotWhole(Generation),
-    /// The snapshot is not there.
     #[error("there is no snapshot {0} to take disk images from or to put them into")]
     NoSnapshot(SnapshotId),
-    /// The snapshot is not readable.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// An image of the snapshot is not there, or of another size than its manifest says.
+    /// An image is missing, or has another size than the manifest says.
     #[error("{name} of snapshot {id} is not what its manifest says: the snapshot is damaged")]
-    Damaged {
-        /// The snapshot.
-        id: SnapshotId,
-        /// The image.
-        name: String,
-    },
-    /// Something that nixbox did not put there.
+    Damaged { id: SnapshotId, name: String },
     #[error("{} holds {name:?}, which is not nixbox's: nothing was removed", folder.display())]
-    Foreign {
-        /// The directory.
-        folder: PathBuf,
-        /// What is in it.
-        name: std::ffi::OsString,
-    },
+    Foreign { folder: PathBuf, name: std::ffi::OsString },
 }
 
 impl From<DiskError> for Failure {
     fn from(error: DiskError) -> Self {
         match error {
             DiskError::Copy(error) => error.into(),
-            DiskError::Mkfs(MkfsError::Interrupted) => Self::Interrupted,
+            DiskError::Mkfs { source: ProgramError::Interrupted, .. } => Self::Interrupted,
             error => Self::world(error),
         }
     }
@@ -129,11 +77,10 @@ impl From<DiskError> for Failure {
 
 type Result<T, E = DiskError> = std::result::Result<T, E>;
 
-/// An image as the inventory has it.
+/// An image in the inventory, with its size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Image {
-    /// In bytes.
     size: u64,
 }
 
@@ -147,7 +94,7 @@ pub struct Disks {
     pub specs: Vec<DiskSpec>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
-    methods: Mutex<Vec<Method>>,
+    methods: Mutex<Vec<CopyMethod>>,
 }
 
 /// The name of image `n` in a snapshot.
@@ -160,7 +107,7 @@ fn image_file(n: usize) -> String {
     format!("{n}.img")
 }
 
-/// The number of an image's name, if it is `prefix`, a number as we write it, `.img`.
+/// The number in the name of an image; `None` if nixbox would not have written the name like this.
 fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
     let digits = name.to_str()?.strip_prefix(prefix)?.strip_suffix(".img")?;
     let number: usize = digits.parse().ok()?;
@@ -168,7 +115,7 @@ fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
 }
 
 impl Disks {
-    /// For the workspace whose `.nixbox` has these two directories.
+    /// The disk images of the workspace whose `.nixbox` has these two directories.
     #[must_use]
     pub fn new(run: PathBuf, snapshots: PathBuf, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) -> Self {
         Self { run, snapshots, specs, progress, methods: Mutex::default() }
@@ -183,7 +130,8 @@ impl Disks {
         Ok((0..images.len()).map(|n| folder.path_of(image_file(n))).collect())
     }
 
-    /// Where the host key of the system on a generation's disks is kept. It is captured, filled and removed with them.
+    /// Where the SSH host key of the system on a generation's disks is kept. It is captured, filled and removed with the
+    /// disks.
     #[must_use]
     pub fn host_key(&self, generation: Generation) -> PathBuf {
         self.run.join(Self::name(generation)).join(HOST_KEY)
@@ -191,7 +139,7 @@ impl Disks {
 
     /// How each copy of this process was made, in order.
     #[must_use]
-    pub fn methods(&self) -> Vec<Method> {
+    pub fn methods(&self) -> Vec<CopyMethod> {
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -201,16 +149,6 @@ impl Disks {
 
     fn partial(generation: Generation) -> String {
         format!("disk-{generation}.partial")
-    }
-
-    fn look(&self, generation: Generation) -> Result<Presence> {
-        let run = Folder::open(&self.run)?;
-        if let Some(folder) = run.folder(Self::name(generation))? {
-            let whole = inventory(&folder)?.is_some_and(|images| all_there(&folder, &images));
-            return Ok(if whole { Presence::Whole } else { Presence::Partial });
-        }
-        let begun = run.folder(Self::partial(generation))?.is_some();
-        Ok(if begun { Presence::Partial } else { Presence::Absent })
     }
 
     fn whole(&self, generation: Generation) -> Result<(Folder, Vec<Image>)> {
@@ -234,37 +172,11 @@ impl Disks {
         Ok(names.iter().filter_map(number).collect())
     }
 
-    /// What capturing a set takes: nothing where the file system shares blocks.
-    fn capture_bytes(&self, generation: Generation) -> Result<u64> {
-        let (folder, images) = self.whole(generation)?;
-        if copy::can_share(folder.path(), &self.snapshots) {
-            return Ok(0);
-        }
-        let mut bytes = 0;
-        for n in 0..images.len() {
-            let name = image_file(n);
-            let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
-            bytes += copy::data_bytes(&file).map_err(FileError::system("examine", folder.path_of(&name)))?;
-        }
-        Ok(bytes)
-    }
-
-    /// Writes what the guest has written and the host holds back.
-    async fn write_back(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
-        let (folder, images) = self.whole(generation)?;
-        for n in 0..images.len() {
-            let name = image_file(n);
-            let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
-            copy::sync(Named { file, path: folder.path_of(&name) }, interrupt).await?;
-        }
-        Ok(())
-    }
-
-    /// An empty directory to build a set in; `None` if the set is there already.
+    /// An empty directory to make a set in; `None` if the set is there already.
     fn begin(&self, generation: Generation) -> Result<Option<(Folder, Folder)>> {
         let run = Folder::open(&self.run)?;
         if run.folder(Self::name(generation))?.is_some() {
-            // A set that lost a file after it was renamed is not made whole here: a VM may run on it.
+            // A set that lost a file after its rename is not repaired here, because a VM may run on it.
             return self.whole(generation).map(|_| None);
         }
         remove_set(&run, &Self::partial(generation))?;
@@ -286,7 +198,7 @@ impl Disks {
             };
             let path = folder.path_of(&name);
             let size = file.metadata().map_err(FileError::system("examine", &path))?.len();
-            copy::sync(Named { file, path }, interrupt).await?;
+            copy::sync(NamedFile { file, path }, interrupt).await?;
             images.push(Image { size });
         }
         let text = serde_json::to_vec(&images)
@@ -299,115 +211,73 @@ impl Disks {
 
     async fn clone_image(
         &self,
-        what: String,
-        source: Named,
-        target: Named,
+        n: usize,
+        source: NamedFile,
+        target: NamedFile,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let copying = Copying { what, source, target, reflink: true, hash: false };
+        let copying = CopyRequest { what: format!("disk {n}"), source, target, reflink: true, hash: false };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
         Ok(())
     }
 
-    async fn make(&self, folder: &Folder, n: usize, spec: &DiskSpec, interrupt: &Interrupt) -> Result<()> {
+    async fn make_image(
+        &self,
+        folder: &Folder,
+        n: usize,
+        spec: &DiskSpec,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
         let name = image_file(n);
         let path = folder.path_of(&name);
-        let Some(template) = &spec.image else {
-            let size = spec.size.ok_or(DiskError::Nothing(n))?;
+        let Some(template) = spec.image.as_ref().map(HostPath::as_path) else {
+            let size = spec.size.ok_or(DiskError::Nothing(n))?.bytes();
             let file = folder.new_file(&name)?;
             file.set_len(size).map_err(FileError::system("grow", &path))?;
-            return Ok(mkfs::ext4(&path, interrupt).await?);
+            let made = mkfs::ext4(&path, interrupt).await;
+            return made.map_err(|source| DiskError::Mkfs { path, source });
         };
         let source = open_template(template)?;
         let found = source.metadata().map_err(FileError::system("examine", template))?.len();
-        let wanted = spec.size.unwrap_or(found);
+        let wanted = spec.size.map_or(found, ByteSize::bytes);
         if wanted < found {
-            return Err(DiskError::TooSmall { path: template.clone(), found, wanted });
+            return Err(DiskError::TooSmall { path: template.to_owned(), found, wanted });
         }
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
-        let source = Named { file: source, path: template.clone() };
-        self.clone_image(format!("disk {n}"), source, Named { file: target, path: path.clone() }, interrupt)
-            .await?;
+        let source = NamedFile { file: source, path: template.to_owned() };
+        self.clone_image(n, source, NamedFile { file: target, path: path.clone() }, interrupt).await?;
         Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
     }
 
-    async fn build(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
-        let Some((run, folder)) = self.begin(generation)? else {
-            return Ok(());
-        };
-        for (n, spec) in self.specs.iter().enumerate() {
-            self.make(&folder, n, spec, interrupt).await?;
-        }
-        self.finish(generation, (run, folder), interrupt).await
-    }
-
-    async fn save(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
-        let (folder, images) = self.whole(generation)?;
-        let staging = Folder::open(&self.snapshots)?
-            .folder(crate::store::staging_name(into))?
-            .ok_or(DiskError::NoSnapshot(into))?;
-        for n in 0..images.len() {
-            let (from, to) = (image_file(n), snapshot_file(n));
-            let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
-            let source = Named { file, path: folder.path_of(&from) };
-            staging.remove_file(&to)?;
-            let path = staging.path_of(&to);
-            let target = Named { file: staging.new_file(&to)?, path };
-            self.clone_image(format!("disk {n}"), source, target, interrupt).await?;
-        }
-        keep_host_key(&folder, &staging)
-    }
-
-    /// Makes sure that an image of a listed snapshot has its manifest's size; its content is `verify`'s to check.
+    /// Makes sure that an image of a listed snapshot has the size that the manifest says. `verify` checks its content.
     fn check_size(&self, snapshot: &Folder, id: SnapshotId, name: &str) -> Result<()> {
-        // The numbers have a gap if it is not there.
+        // If the image is missing, the numbers of the images have a gap.
         let file = snapshot.file(name)?.ok_or(DiskError::Damaged { id, name: name.to_owned() })?;
         let size = file.metadata().map_err(FileError::system("examine", snapshot.path_of(name)))?.len();
-        match crate::store::record_of(snapshot, id, name)? {
+        match store::record_of(snapshot, id, name)? {
             Some(record) if record.size != size => Err(DiskError::Damaged { id, name: name.to_owned() }),
             _ => Ok(()),
         }
     }
-
-    async fn load(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
-        let snapshots = Folder::open(&self.snapshots)?;
-        let snapshot = crate::store::open(&snapshots, from)?.ok_or(DiskError::NoSnapshot(from))?;
-        let count = snapshot.names()?.iter().filter(|name| image_number(name, "disk-").is_some()).count();
-        for n in 0..count {
-            self.check_size(&snapshot, from, &snapshot_file(n))?;
-        }
-        let Some((run, folder)) = self.begin(generation)? else {
-            return Ok(());
-        };
-        for n in 0..count {
-            let (name, to) = (snapshot_file(n), image_file(n));
-            let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
-            let source = Named { file, path: snapshot.path_of(&name) };
-            let target = Named { file: folder.new_file(&to)?, path: folder.path_of(&to) };
-            self.clone_image(format!("disk {n}"), source, target, interrupt).await?;
-        }
-        keep_host_key(&snapshot, &folder)?;
-        self.finish(generation, (run, folder), interrupt).await
-    }
 }
 
-/// Takes the host key along, if there is one.
-fn keep_host_key(from: &Folder, to: &Folder) -> Result<()> {
+/// Copies the host key, if there is one.
+fn copy_host_key(from: &Folder, to: &Folder) -> Result<()> {
     match from.read(HOST_KEY, HOST_KEY_LIMIT)? {
         Some(bytes) => Ok(to.replace(HOST_KEY, &bytes)?),
         None => Ok(to.remove_file(HOST_KEY)?),
     }
 }
 
-fn open_template(path: &PathBuf) -> Result<File> {
-    let failed = |source| DiskError::Template { path: path.clone(), source };
-    // Looked at before it is opened: opening a FIFO would wait for a writer.
+fn open_template(path: &Path) -> Result<File> {
+    let failed = |error| FileError::system("open the disk image", path)(error);
+    // Examined before it is opened, because opening a FIFO would wait for a writer.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(DiskError::TemplateKind { path: path.clone() });
+        return Err(DiskError::TemplateKind { path: path.to_owned() });
     }
-    File::open(path).map_err(failed)
+    Ok(File::open(path).map_err(failed)?)
 }
 
 fn inventory(folder: &Folder) -> Result<Option<Vec<Image>>> {
@@ -431,21 +301,21 @@ fn remove_set(run: &Folder, name: &str) -> Result<()> {
     let Some(folder) = run.folder(name)? else {
         return Ok(());
     };
-    // As guest/host_key.rs and Folder::replace leave files when they are killed, too.
-    let own = [
+    // The last three are what guest/host_key.rs and Folder::replace leave when they are killed.
+    let known = [
         INVENTORY.to_owned(),
-        format!(".{INVENTORY}.unfinished"),
         HOST_KEY.to_owned(),
+        format!(".{INVENTORY}.unfinished"),
         format!("{HOST_KEY}.new"),
         format!(".{HOST_KEY}.unfinished"),
     ];
-    let ours = |entry: &std::ffi::OsString| {
-        own.iter().any(|name| entry == name.as_str()) || image_number(entry, "").is_some()
+    let made = |entry: &std::ffi::OsString| {
+        known.iter().any(|name| entry == name.as_str()) || image_number(entry, "").is_some()
     };
-    if let Some(foreign) = folder.names()?.into_iter().find(|entry| !ours(entry)) {
+    if let Some(foreign) = folder.names()?.into_iter().find(|entry| !made(entry)) {
         return Err(DiskError::Foreign { folder: folder.path().to_owned(), name: foreign });
     }
-    // First, so that a set that is half removed is never taken for a whole one.
+    // The inventory goes first, so that a set that is half removed is never taken for a whole one.
     folder.remove_file(INVENTORY)?;
     Ok(run.remove_tree(name)?)
 }
@@ -453,19 +323,48 @@ fn remove_set(run: &Folder, name: &str) -> Result<()> {
 #[async_trait]
 impl Disk for Disks {
     async fn find(&self, generation: Generation) -> world::Result<Presence> {
-        Ok(self.look(generation)?)
+        let run = Folder::open(&self.run)?;
+        if let Some(folder) = run.folder(Self::name(generation))? {
+            let whole = inventory(&folder)?.is_some_and(|images| all_there(&folder, &images));
+            return Ok(if whole { Presence::Whole } else { Presence::Partial });
+        }
+        let begun = run.folder(Self::partial(generation))?.is_some();
+        Ok(if begun { Presence::Partial } else { Presence::Absent })
     }
 
+    /// Nothing, if the file system shares blocks.
     async fn weight(&self, generation: Generation) -> world::Result<u64> {
-        Ok(self.capture_bytes(generation)?)
+        let (folder, images) = self.whole(generation)?;
+        if copy::can_share(folder.path(), &self.snapshots) {
+            return Ok(0);
+        }
+        let mut bytes = 0;
+        for n in 0..images.len() {
+            let name = image_file(n);
+            let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
+            bytes += copy::data_bytes(&file).map_err(FileError::system("examine", folder.path_of(&name)))?;
+        }
+        Ok(bytes)
     }
 
     async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> world::Result<()> {
-        Ok(self.write_back(generation, interrupt).await?)
+        let (folder, images) = self.whole(generation)?;
+        for n in 0..images.len() {
+            let name = image_file(n);
+            let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
+            copy::sync(NamedFile { file, path: folder.path_of(&name) }, interrupt).await?;
+        }
+        Ok(())
     }
 
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> world::Result<()> {
-        Ok(self.build(generation, interrupt).await?)
+        let Some((run, folder)) = self.begin(generation)? else {
+            return Ok(());
+        };
+        for (n, spec) in self.specs.iter().enumerate() {
+            self.make_image(&folder, n, spec, interrupt).await?;
+        }
+        Ok(self.finish(generation, (run, folder), interrupt).await?)
     }
 
     async fn capture(
@@ -474,7 +373,19 @@ impl Disk for Disks {
         into: SnapshotId,
         interrupt: &Interrupt,
     ) -> world::Result<()> {
-        Ok(self.save(generation, into, interrupt).await?)
+        let (folder, images) = self.whole(generation)?;
+        let staging = Folder::open(&self.snapshots)?
+            .folder(store::staging_name(into))?
+            .ok_or(DiskError::NoSnapshot(into))?;
+        for n in 0..images.len() {
+            let (from, to) = (image_file(n), snapshot_file(n));
+            let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
+            let source = NamedFile { file, path: folder.path_of(&from) };
+            staging.remove_file(&to)?;
+            let target = NamedFile { file: staging.new_file(&to)?, path: staging.path_of(&to) };
+            self.clone_image(n, source, target, interrupt).await?;
+        }
+        Ok(copy_host_key(&folder, &staging)?)
     }
 
     async fn fill(
@@ -483,11 +394,28 @@ impl Disk for Disks {
         generation: Generation,
         interrupt: &Interrupt,
     ) -> world::Result<()> {
-        Ok(self.load(from, generation, interrupt).await?)
+        let snapshots = Folder::open(&self.snapshots)?;
+        let snapshot = store::open(&snapshots, from)?.ok_or(DiskError::NoSnapshot(from))?;
+        let count = snapshot.names()?.iter().filter(|name| image_number(name, "disk-").is_some()).count();
+        for n in 0..count {
+            self.check_size(&snapshot, from, &snapshot_file(n))?;
+        }
+        let Some((run, folder)) = self.begin(generation)? else {
+            return Ok(());
+        };
+        for n in 0..count {
+            let (name, to) = (snapshot_file(n), image_file(n));
+            let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
+            let source = NamedFile { file, path: snapshot.path_of(&name) };
+            let target = NamedFile { file: folder.new_file(&to)?, path: folder.path_of(&to) };
+            self.clone_image(n, source, target, interrupt).await?;
+        }
+        copy_host_key(&snapshot, &folder)?;
+        Ok(self.finish(generation, (run, folder), interrupt).await?)
     }
 
     async fn remove(&self, generation: Generation) -> world::Result<()> {
-        let run = Folder::open(&self.run).map_err(DiskError::from)?;
+        let run = Folder::open(&self.run)?;
         remove_set(&run, &Self::name(generation))?;
         Ok(remove_set(&run, &Self::partial(generation))?)
     }

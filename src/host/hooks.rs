@@ -1,7 +1,8 @@
-//! The user's own scripts: `sh -c` in the workspace's directory, with what they print on our stderr.
+//! Runs the user's own scripts: `sh -c` in the workspace's directory. What a script prints goes to nixbox's stderr.
 //!
-//! Each is a process group of its own, which is ended whole when somebody interrupts, and when the wait for it is given
-//! up. They run as whoever runs nixbox, with nixbox's environment and none of its capabilities.
+//! Each script is a process group of its own. The whole group is ended when nixbox is interrupted, and when the wait
+//! for the script is given up. Scripts run as the user who runs nixbox, with nixbox's environment and none of its
+//! capabilities.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,44 +21,17 @@ use crate::world::{self, Failure, HookPoint, Hooks, Interrupt};
 /// How long a script may take to end after TERM.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Why a script did not do its work. The command line may hold a secret: it is named by its number.
+/// Why a script did not do its work. The command line may hold a secret, so the script is named by its number from 1.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum HookError {
-    /// It could not be started.
-    #[error("cannot start a shell for script {number} of {point}")]
-    Start {
-        /// When it runs.
-        point: &'static str,
-        /// Counted from 1.
-        number: usize,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// It could not be waited for.
-    #[error("cannot wait for script {number} of {point}")]
-    Wait {
-        /// When it runs.
-        point: &'static str,
-        /// Counted from 1.
-        number: usize,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// It says that it failed.
+    #[error("cannot {action} script {number} of {point}")]
+    Shell { action: &'static str, point: &'static str, number: usize, source: io::Error },
     #[error("script {number} of {point} failed: {status}")]
-    Failed {
-        /// When it runs.
-        point: &'static str,
-        /// Counted from 1.
-        number: usize,
-        /// How it ended.
-        status: ExitStatus,
-    },
+    Failed { point: &'static str, number: usize, status: ExitStatus },
 }
 
-/// The configuration's key for a point.
+/// The key of the configuration that lists the scripts of a point.
 fn key(point: HookPoint) -> &'static str {
     match point {
         HookPoint::PreUp => "hooks.pre-up",
@@ -67,39 +41,23 @@ fn key(point: HookPoint) -> &'static str {
     }
 }
 
-/// Hears of a script that failed where no operation fails with it.
+/// Hears of a script that failed after the commit point of its operation, which does not fail with it.
 pub type Complain = dyn Fn(&HookError) + Send + Sync;
 
-/// [`Hooks`] by the configuration.
+/// [`Hooks`] by shell scripts.
 #[derive(Clone)]
 pub struct ShellHooks {
-    /// Where they run: the workspace.
+    /// The working directory of the scripts: the workspace.
     pub directory: PathBuf,
     /// Command lines for a shell, in order.
-    pub scripts: BTreeMap<&'static str, Vec<String>>,
+    pub scripts: BTreeMap<HookPoint, Vec<String>>,
     /// After the commit point the VM stays whatever a script does, but its user has to know.
     pub complain: Arc<Complain>,
 }
 
 impl ShellHooks {
-    /// Those of a configuration, run in `directory`.
-    #[must_use]
-    pub fn new(directory: PathBuf, hooks: &crate::config::HooksTable, complain: Arc<Complain>) -> Self {
-        let scripts = [
-            (HookPoint::PreUp, &hooks.pre_up),
-            (HookPoint::PostUp, &hooks.post_up),
-            (HookPoint::PreDown, &hooks.pre_down),
-            (HookPoint::PostDown, &hooks.post_down),
-        ];
-        Self {
-            directory,
-            complain,
-            scripts: scripts.into_iter().map(|(point, scripts)| (key(point), scripts.clone())).collect(),
-        }
-    }
-
     fn start(&self, script: &str) -> io::Result<Group> {
-        // What it says is for people; stdout is for nixbox's own result.
+        // The output of a script is for people, and stdout is for the result of nixbox.
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         let child = Command::new("/bin/sh")
             .arg("-c")
@@ -113,15 +71,15 @@ impl ShellHooks {
     }
 }
 
-/// A script and all that it started. Killed when dropped, unless it has been waited for.
+/// A script and all that it started. Killed when dropped, unless the script has been waited for.
 struct Group(Child);
 
 impl Group {
     fn signal(&self, signal: Signal) {
-        // Without an id it has been waited for, and its number may be another's by now.
+        // A child without an id has been waited for, and another process may have its number by now.
         let pid = self.0.id().and_then(|id| i32::try_from(id).ok());
         if let Some(pid) = pid.and_then(Pid::from_raw) {
-            // Fails where all of them have ended, which is what is wanted.
+            // The call fails if all processes of the group have ended, which is what is wanted.
             rustix::process::kill_process_group(pid, signal).ok();
         }
     }
@@ -130,7 +88,7 @@ impl Group {
         self.signal(Signal::TERM);
         if tokio::time::timeout(GRACE, self.0.wait()).await.is_err() {
             self.signal(Signal::KILL);
-            // Why it is ended is what will be told, and after that signal it ends.
+            // A process ends after KILL, and the caller already has an error to report.
             self.0.wait().await.ok();
         }
     }
@@ -145,7 +103,7 @@ impl Drop for Group {
 #[async_trait]
 impl Hooks for ShellHooks {
     async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> world::Result<()> {
-        let ran = self.run_all(key(point), interrupt).await;
+        let ran = self.run_all(point, interrupt).await;
         if let (Err(HookExit::Error(error)), HookPoint::PostUp | HookPoint::PostDown) = (&ran, point) {
             (self.complain)(error);
         }
@@ -168,14 +126,15 @@ impl From<HookError> for HookExit {
 }
 
 impl ShellHooks {
-    async fn run_all(&self, point: &'static str, interrupt: &Interrupt) -> Result<(), HookExit> {
-        for (index, script) in self.scripts.get(point).into_iter().flatten().enumerate() {
+    async fn run_all(&self, at: HookPoint, interrupt: &Interrupt) -> Result<(), HookExit> {
+        let point = key(at);
+        for (index, script) in self.scripts.get(&at).into_iter().flatten().enumerate() {
             if interrupt.requested() {
                 return Err(HookExit::Interrupted);
             }
             let number = index + 1;
-            let start = |source| HookError::Start { point, number, source };
-            let mut group = self.start(script).map_err(start)?;
+            let failed = |action| move |source| HookError::Shell { action, point, number, source };
+            let mut group = self.start(script).map_err(failed("start a shell for"))?;
             let status = tokio::select! {
                 status = group.0.wait() => status,
                 () = interrupt.wait() => {
@@ -183,7 +142,7 @@ impl ShellHooks {
                     return Err(HookExit::Interrupted);
                 }
             };
-            let status = status.map_err(|source| HookError::Wait { point, number, source })?;
+            let status = status.map_err(failed("wait for"))?;
             if !status.success() {
                 let failed = HookError::Failed { point, number, status };
                 return Err(failed.into());
@@ -198,15 +157,13 @@ mod tests {
     use super::*;
 
     fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
-        let hooks = crate::config::HooksTable {
-            pre_up: scripts.iter().map(|script| (*script).to_owned()).collect(),
-            ..Default::default()
-        };
-        ShellHooks::new(directory.path().to_owned(), &hooks, Arc::new(|_| {}))
+        let scripts = scripts.iter().map(|script| (*script).to_owned()).collect();
+        let scripts = BTreeMap::from([(HookPoint::PreUp, scripts)]);
+        ShellHooks { directory: directory.path().to_owned(), scripts, complain: Arc::new(|_| {}) }
     }
 
     #[tokio::test]
-    async fn they_run_in_order_in_the_workspace_until_one_fails() {
+    async fn scripts_run_in_order_in_the_workspace_until_one_fails() {
         let directory = tempfile::tempdir().unwrap();
         let hooks = hooks(&directory, &["echo a >> out", "echo b >> out; exit 3", "echo c >> out"]);
         let failure = hooks.run(HookPoint::PreUp, &Interrupt::new()).await.unwrap_err();
@@ -219,7 +176,7 @@ mod tests {
     #[tokio::test]
     async fn an_interrupt_ends_a_script_and_all_that_it_started() {
         let directory = tempfile::tempdir().unwrap();
-        // The pipe ends when the last process that has it does.
+        // The pipe reports its end when the last process that has it open ends.
         let pipe = directory.path().join("pipe");
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
             .unwrap();

@@ -1,4 +1,4 @@
-//! Calls on the kernel that no safe crate has: making a TAP. The only unsafe code of `host`; safe functions come out.
+//! Kernel calls that no safe crate has: making a TAP. The unsafe code is inside, and safe functions are exported.
 //!
 //! Source: Linux `Documentation/networking/tuntap.rst` and `include/uapi/linux/if_tun.h`.
 #![allow(unsafe_code)]
@@ -16,7 +16,7 @@ const TUNSETOWNER: Opcode = opcode::write::<i32>(b'T', 204);
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
-/// Makes `TUNSETIFF` fail with EBUSY where it would attach to a device that is there already.
+/// Makes `TUNSETIFF` fail with EBUSY instead of attaching to a device that exists already.
 const IFF_TUN_EXCL: i16 = i16::MIN;
 
 /// `struct ifreq`: 16 bytes of name, then a union of 24 of which the first two are the flags.
@@ -28,27 +28,18 @@ struct InterfaceRequest {
 }
 
 /// Why a TAP could not be made.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum TapError {
-    /// The kernel takes 1 to 15 bytes without NUL.
-    #[error("{0:?} cannot name a network device: 1 to 15 bytes")]
+    #[error("{0:?} cannot name a network device: 1 to 15 bytes without NUL are needed")]
     Name(String),
-    /// Most often: no such device node, because the module is not loaded.
     #[error("cannot open /dev/net/tun (is the tun module loaded?)")]
     Open(#[source] io::Error),
-    /// Another process made a device of this name, or holds it.
     #[error("network device {0} exists already")]
     Exists(String),
-    /// One of the calls on it failed. EPERM: CAP_NET_ADMIN is missing.
+    /// EPERM: CAP_NET_ADMIN is missing.
     #[error("{call} failed for network device {name}")]
-    Call {
-        /// The request, as in `linux/if_tun.h`.
-        call: &'static str,
-        /// The device.
-        name: String,
-        /// What the kernel says.
-        source: io::Error,
-    },
+    Call { call: &'static str, name: String, source: io::Error },
 }
 
 /// An open TAP. The device is gone when this is dropped, unless [`Tap::persist`] was called.
@@ -59,16 +50,16 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Make a TAP that does not exist yet: single queue, no packet information, with virtio-net headers, as Cloud
-    /// Hypervisor opens it for one queue pair.
+    /// Makes a TAP that does not exist yet, with a single queue, without packet information and with virtio-net headers,
+    /// as Cloud Hypervisor opens it for one queue pair.
     ///
     /// # Errors
-    /// [`TapError`]; [`TapError::Exists`] leaves the other device untouched.
+    /// [`TapError`]. If it is [`TapError::Exists`], the other device was not touched.
     pub fn create(name: &str) -> Result<Self, TapError> {
         Self::open(name, IFF_TUN_EXCL)
     }
 
-    /// Take the place of a VMM on an existing TAP.
+    /// Attaches to an existing TAP, as a VMM does.
     #[cfg(test)]
     pub(crate) fn attach(name: &str) -> Result<Self, TapError> {
         Self::open(name, 0)
@@ -98,7 +89,7 @@ impl Tap {
         }
     }
 
-    /// Let this user, and nobody else without CAP_NET_ADMIN, attach to it. Without an owner anybody may.
+    /// Lets this user attach to the TAP, and no other user without CAP_NET_ADMIN. Without an owner every user may.
     ///
     /// # Errors
     /// [`TapError::Call`].
@@ -108,7 +99,7 @@ impl Tap {
         done.map_err(|error| self.failed("TUNSETOWNER", error))
     }
 
-    /// Let the device outlive this descriptor.
+    /// Lets the device outlive this descriptor.
     ///
     /// # Errors
     /// [`TapError::Call`].
@@ -134,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_request_has_the_size_of_the_kernels() {
+    fn the_request_has_the_size_that_the_kernel_expects() {
         assert_eq!(size_of::<InterfaceRequest>(), 40);
         assert_eq!((TUNSETIFF, TUNSETPERSIST, TUNSETOWNER), (0x4004_54ca, 0x4004_54cb, 0x4004_54cc));
     }

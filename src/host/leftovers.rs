@@ -1,4 +1,4 @@
-//! Whatever bears the mark of a workspace on this machine: processes, RAM files, disk images.
+//! Finds what a workspace has left on this machine: processes, RAM files and disk images, by generation.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,12 +11,10 @@ use super::process::Daemons;
 use crate::world::{Failure, Generation, Leftovers, Result};
 
 /// [`Leftovers`] of one workspace.
+#[allow(missing_docs, reason = "the types say it")]
 pub struct HostLeftovers {
-    /// Its processes.
     pub daemons: Daemons,
-    /// Its RAM files.
     pub memory: Arc<RamFiles>,
-    /// Its disk images.
     pub disk: Arc<Disks>,
 }
 

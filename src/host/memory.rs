@@ -1,8 +1,8 @@
 //! The VM's RAM file, and its copies into and out of snapshots.
 //!
-//! Where it lies is decided when it is made and written down beforehand in `.nixbox/run/memory-<generation>.json`
-//! ([`backing`]), so that a later command finds it whatever its environment or the configuration say by then. A file that
-//! is filled has another name until it is whole. In a snapshot it is [`SNAPSHOT_FILE`].
+//! Where the file lies is decided when it is made, and written down beforehand in `.nixbox/run/memory-<generation>.json`
+//! ([`backing`]). So a later command finds it, even if the environment or the configuration has changed since. A file that
+//! is being filled has another name until it is whole. In a snapshot the file is [`SNAPSHOT_FILE`].
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -10,73 +10,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::Backing;
-use crate::files::copy::{self, CopyError, Copying, Named, Progress};
+use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
 use crate::files::hash::PieceHashes;
 use crate::files::{FileError, Folder};
-use crate::store::StoreError;
+use crate::store;
 use crate::world::{
-    self, Failure, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
+    self, Backing, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
 };
 
 mod backing;
+mod error;
 
-use backing::Place;
-pub use backing::PlaceError;
-
-/// The RAM file's name in a snapshot.
-pub const SNAPSHOT_FILE: &str = "memory.img";
-/// What the VMM calls RAM that it writes itself.
-pub const VMM_FILE: &str = "memory-ranges";
-
-/// Why RAM could not be made, captured or filled.
-#[derive(Debug, thiserror::Error)]
-pub enum MemoryError {
-    /// A file or directory of ours.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A copy.
-    #[error(transparent)]
-    Copy(#[from] CopyError),
-    /// Nowhere to put it, or unreadable where it is.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// The snapshot is not readable.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The RAM file of a generation is not there, or not all of it.
-    #[error("the RAM file of generation {0} is not there, or not all of it")]
-    NotWhole(Generation),
-    /// The snapshot is not there.
-    #[error("there is no snapshot {0} to take RAM from or to put it into")]
-    NoSnapshot(SnapshotId),
-    /// The snapshot is there without RAM.
-    #[error("snapshot {0} holds no RAM: neither {SNAPSHOT_FILE} nor {VMM_FILE}")]
-    NoMemory(SnapshotId),
-    /// The snapshot's RAM is not what its manifest says.
-    #[error("{SNAPSHOT_FILE} of snapshot {0} is not what its manifest says: the snapshot is damaged")]
-    Damaged(SnapshotId),
-}
-
-impl From<MemoryError> for Failure {
-    fn from(error: MemoryError) -> Self {
-        match error {
-            MemoryError::Copy(error) => error.into(),
-            error => Self::world(error),
-        }
-    }
-}
-
-type Result<T, E = MemoryError> = std::result::Result<T, E>;
-
-/// Where a VM's RAM is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Location {
-    /// A file of ours, to be mapped shared.
-    File(PathBuf),
-    /// The VMM's own, which it saves and loads itself.
-    Vmm,
-}
+use backing::RamLocation;
+use error::Result;
+pub use error::{MemoryError, SNAPSHOT_FILE, VMM_FILE};
 
 /// The RAM of one workspace's VM.
 pub struct RamFiles {
@@ -86,7 +33,7 @@ pub struct RamFiles {
     pub snapshots: PathBuf,
     /// Directories on tmpfs where a file may be put, in order of preference: see [`tmpfs_directories`].
     pub tmpfs: Vec<PathBuf>,
-    /// Whose RAM it is: directories on tmpfs are shared by all workspaces.
+    /// The workspace: directories on tmpfs are shared by all workspaces.
     pub workspace: WorkspaceId,
     /// In bytes.
     pub size: u64,
@@ -114,160 +61,58 @@ fn partial_name(generation: Generation) -> String {
 }
 
 impl RamFiles {
-    /// Where the RAM of a generation is, for the VMM's configuration.
+    /// The path of a generation's RAM file, for the VMM's configuration; `None` if the VMM keeps RAM itself.
     ///
     /// # Errors
-    /// If it is not there, whole.
-    pub fn location(&self, generation: Generation) -> Result<Location> {
-        let place = self.placed(generation)?.ok_or(MemoryError::NotWhole(generation))?;
-        let Some(folder) = self.folder(&place)? else {
-            return if place == Place::Vmm {
-                Ok(Location::Vmm)
-            } else {
-                Err(MemoryError::NotWhole(generation))
-            };
-        };
+    /// If the file is not there, whole.
+    pub fn file(&self, generation: Generation) -> Result<Option<PathBuf>> {
+        let location = self.location(generation)?.ok_or(MemoryError::NotWhole(generation))?;
+        if location == RamLocation::Vmm {
+            return Ok(None);
+        }
+        let folder = self.folder(&location)?.ok_or(MemoryError::NotWhole(generation))?;
         let name = file_name(generation);
         match folder.file(&name)? {
-            Some(file) if size_of(&file, &folder, &name)? == place.size() => {
-                Ok(Location::File(folder.path_of(name)))
+            Some(file) if size_of(&file, &folder, &name)? == location.size() => {
+                Ok(Some(folder.path_of(name)))
             }
             _ => Err(MemoryError::NotWhole(generation)),
         }
     }
 
-    fn placed(&self, generation: Generation) -> Result<Option<Place>> {
-        Ok(Place::read(&Folder::open(&self.run)?, generation)?)
+    fn location(&self, generation: Generation) -> Result<Option<RamLocation>> {
+        RamLocation::read(&Folder::open(&self.run)?, generation)
     }
 
-    /// The directory of a place; `None` if it is not there, or the place has none.
-    fn folder(&self, place: &Place) -> Result<Option<Folder>> {
-        Ok(match place {
-            Place::Tmpfs { base, .. } => backing::open_below(base, self.workspace)?,
-            Place::Disk { .. } => Some(Folder::open(&self.run)?),
-            Place::Vmm => None,
+    /// The directory of a RAM file; `None` if it is not there, or the VMM keeps RAM itself.
+    fn folder(&self, location: &RamLocation) -> Result<Option<Folder>> {
+        Ok(match location {
+            RamLocation::Tmpfs { base, .. } => backing::open_below(base, self.workspace)?,
+            RamLocation::Disk { .. } => Some(Folder::open(&self.run)?),
+            RamLocation::Vmm => None,
         })
-    }
-
-    fn look(&self, generation: Generation) -> Result<Presence> {
-        if self.placed(generation)?.is_none() {
-            let lost = self.generations()?.contains(&generation);
-            return Ok(if lost { Presence::Partial } else { Presence::Absent });
-        }
-        match self.location(generation) {
-            Ok(_) => Ok(Presence::Whole),
-            Err(MemoryError::NotWhole(_)) => Ok(Presence::Partial),
-            Err(error) => Err(error),
-        }
     }
 
     /// Decides where RAM of that many bytes goes, writes it down, and makes the directory.
     fn settle(&self, generation: Generation, size: u64, backing: Backing) -> Result<Option<Folder>> {
         let run = Folder::open(&self.run)?;
-        let place = match Place::read(&run, generation)? {
-            Some(place) if place == Place::Vmm || place.size() == size => place,
-            // From an attempt with another size: nothing of it is of use.
-            Some(_) => {
-                self.clear(generation)?;
-                self.decide(&run, generation, size, backing)?
+        let location = match RamLocation::read(&run, generation)? {
+            Some(location) if location == RamLocation::Vmm || location.size() == size => location,
+            earlier => {
+                // An attempt with another size left files that cannot be used.
+                if earlier.is_some() {
+                    self.clear(generation)?;
+                }
+                let location = RamLocation::choose(&run, &self.tmpfs, size, backing)?;
+                location.write(&run, generation)?;
+                location
             }
-            None => self.decide(&run, generation, size, backing)?,
         };
-        Ok(match &place {
-            Place::Tmpfs { base, .. } => Some(backing::make_below(base, self.workspace)?),
-            Place::Disk { .. } => Some(run),
-            Place::Vmm => None,
+        Ok(match &location {
+            RamLocation::Tmpfs { base, .. } => Some(backing::make_below(base, self.workspace)?),
+            RamLocation::Disk { .. } => Some(run),
+            RamLocation::Vmm => None,
         })
-    }
-
-    fn decide(&self, run: &Folder, generation: Generation, size: u64, backing: Backing) -> Result<Place> {
-        let place = Place::choose(run, &self.tmpfs, size, backing)?;
-        place.write(run, generation)?;
-        Ok(place)
-    }
-
-    fn make(&self, generation: Generation) -> Result<()> {
-        let Some(folder) = self.settle(generation, self.size, self.backing)? else {
-            return Ok(());
-        };
-        let name = file_name(generation);
-        let file = match folder.file_to_write(&name)? {
-            Some(file) => file,
-            None => folder.new_file(&name)?,
-        };
-        if size_of(&file, &folder, &name)? != self.size {
-            file.set_len(self.size).map_err(FileError::system("grow", folder.path_of(&name)))?;
-        }
-        Ok(folder.sync()?)
-    }
-
-    async fn save(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
-        let place = self.placed(generation)?.ok_or(MemoryError::NotWhole(generation))?;
-        let path = match self.location(generation)? {
-            Location::File(path) => path,
-            Location::Vmm => return Ok(()),
-        };
-        let folder = self.folder(&place)?.ok_or(MemoryError::NotWhole(generation))?;
-        let file = folder.file(file_name(generation))?.ok_or(MemoryError::NotWhole(generation))?;
-        let staging = Folder::open(&self.snapshots)?
-            .folder(crate::store::staging_name(into))?
-            .ok_or(MemoryError::NoSnapshot(into))?;
-        staging.remove_file(SNAPSHOT_FILE)?;
-        let target = staging.new_file(SNAPSHOT_FILE)?;
-        let copying = Copying {
-            what: "memory".to_owned(),
-            source: Named { file, path },
-            target: Named { file: target, path: staging.path_of(SNAPSHOT_FILE) },
-            reflink: matches!(place, Place::Disk { .. }),
-            // A VM is paused for this: what is kept is hashed when it runs again.
-            hash: false,
-        };
-        copy::copy(copying, Arc::clone(&self.progress), interrupt).await.map(drop).map_err(MemoryError::from)
-    }
-
-    async fn load(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
-        let snapshots = Folder::open(&self.snapshots)?;
-        let snapshot = crate::store::open(&snapshots, from)?.ok_or(MemoryError::NoSnapshot(from))?;
-        let Some(file) = snapshot.file(SNAPSHOT_FILE)? else {
-            snapshot.file(VMM_FILE)?.ok_or(MemoryError::NoMemory(from))?;
-            self.settle(generation, 0, Backing::Vmm)?;
-            return Ok(());
-        };
-        let size = size_of(&file, &snapshot, SNAPSHOT_FILE)?;
-        let record = crate::store::record_of(&snapshot, from, SNAPSHOT_FILE)?;
-        if record.as_ref().is_some_and(|record| record.size != size) {
-            return Err(MemoryError::Damaged(from));
-        }
-        // The VMM state names a file, so there has to be one, whatever the configuration has come to say.
-        let backing = if self.backing == Backing::Vmm { Backing::Auto } else { self.backing };
-        let backing = if backing == Backing::Auto && !backing::fits(&self.tmpfs, size) {
-            Backing::Disk
-        } else {
-            backing
-        };
-        let folder = self.settle(generation, size, backing)?.ok_or(MemoryError::NoMemory(from))?;
-        if self.look(generation)? == Presence::Whole {
-            return Ok(());
-        }
-        let (name, partial) = (file_name(generation), partial_name(generation));
-        folder.remove_file(&partial)?;
-        folder.remove_file(&name)?;
-        let target = Named { file: folder.new_file(&partial)?, path: folder.path_of(&partial) };
-        let kept = target.file.try_clone().map_err(FileError::system("open", &target.path))?;
-        let copying = Copying {
-            what: "memory".to_owned(),
-            source: Named { file, path: snapshot.path_of(SNAPSHOT_FILE) },
-            target,
-            reflink: true,
-            hash: self.check && record.is_some(),
-        };
-        let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        if let (Some(hashes), Some(record)) = (copied.hashes, record) {
-            compare(from, hashes, record, interrupt).await?;
-        }
-        copy::sync(Named { file: kept, path: folder.path_of(&partial) }, interrupt).await?;
-        folder.rename(&partial, &name)?;
-        Ok(folder.sync()?)
     }
 
     /// The generations that have RAM, or a record of it.
@@ -277,8 +122,8 @@ impl RamFiles {
     pub fn generations(&self) -> Result<BTreeSet<Generation>> {
         let number = |name: &std::ffi::OsString| {
             let (digits, kind) = name.to_str()?.strip_prefix("memory-")?.split_once('.')?;
-            let ours = ["json", "img", "img.partial"].contains(&kind);
-            digits.parse().ok().filter(|_| ours).map(Generation)
+            let known = ["json", "img", "img.partial"].contains(&kind);
+            digits.parse().ok().filter(|_| known).map(Generation)
         };
         let mut names = Folder::open(&self.run)?.names()?;
         for base in &self.tmpfs {
@@ -289,47 +134,32 @@ impl RamFiles {
         Ok(names.iter().filter_map(number).collect())
     }
 
-    /// What capturing it takes: the pages that there are; all of it where the VMM writes it.
-    fn capture_bytes(&self, generation: Generation) -> Result<u64> {
-        let path = match self.location(generation)? {
-            Location::File(path) => path,
-            Location::Vmm => return Ok(self.size),
-        };
-        let failed = FileError::system("examine", path.clone());
-        let file = std::fs::File::open(&path).map_err(failed)?;
-        Ok(copy::data_bytes(&file).map_err(FileError::system("examine", path))?)
-    }
-
-    /// Removes the files of a generation whose record is lost, wherever on tmpfs they are.
-    fn clear_lost(&self, generation: Generation) -> Result<()> {
-        for base in &self.tmpfs {
-            if let Some(folder) = backing::open_below(base, self.workspace)? {
-                folder.remove_file(file_name(generation))?;
-                folder.remove_file(partial_name(generation))?;
-                backing::remove_below(base, self.workspace)?;
-            }
-        }
-        Ok(())
-    }
-
+    /// Removes the files and the record of a generation.
     fn clear(&self, generation: Generation) -> Result<()> {
         let run = Folder::open(&self.run)?;
-        let Some(place) = Place::read(&run, generation)? else {
-            self.clear_lost(generation)?;
-            return Ok(Place::forget(&run, generation)?);
+        let bases = match RamLocation::read(&run, generation)? {
+            Some(RamLocation::Tmpfs { base, .. }) => vec![base],
+            Some(RamLocation::Disk { .. } | RamLocation::Vmm) => vec![],
+            // The record is lost, and the file may be on any tmpfs.
+            None => self.tmpfs.clone(),
         };
-        if let Some(folder) = self.folder(&place)? {
+        let remove = |folder: &Folder| {
             folder.remove_file(file_name(generation))?;
-            folder.remove_file(partial_name(generation))?;
+            folder.remove_file(partial_name(generation))
+        };
+        remove(&run)?;
+        for base in bases {
+            if let Some(folder) = backing::open_below(&base, self.workspace)? {
+                remove(&folder)?;
+            }
+            backing::remove_below(&base, self.workspace)?;
         }
-        if let Place::Tmpfs { base, .. } = &place {
-            backing::remove_below(base, self.workspace)?;
-        }
-        // Last: without it nobody would look for the file.
-        Ok(Place::forget(&run, generation)?)
+        // The record goes last: without it, a later run would not look for the file there.
+        RamLocation::forget(&run, generation)
     }
 }
 
+/// Compares the hash of RAM that was filled in with the manifest.
 async fn compare(
     from: SnapshotId,
     hashes: PieceHashes,
@@ -352,15 +182,39 @@ fn size_of(file: &std::fs::File, folder: &Folder, name: &str) -> Result<u64> {
 #[async_trait]
 impl Memory for RamFiles {
     async fn find(&self, generation: Generation) -> world::Result<Presence> {
-        Ok(self.look(generation)?)
+        if self.location(generation)?.is_none() {
+            let lost = self.generations()?.contains(&generation);
+            return Ok(if lost { Presence::Partial } else { Presence::Absent });
+        }
+        match self.file(generation) {
+            Ok(_) => Ok(Presence::Whole),
+            Err(MemoryError::NotWhole(_)) => Ok(Presence::Partial),
+            Err(error) => Err(error.into()),
+        }
     }
 
+    /// The pages that are there; all of RAM if the VMM writes it.
     async fn weight(&self, generation: Generation) -> world::Result<u64> {
-        Ok(self.capture_bytes(generation)?)
+        let Some(path) = self.file(generation)? else {
+            return Ok(self.size);
+        };
+        let file = std::fs::File::open(&path).map_err(FileError::system("open", &path))?;
+        Ok(copy::data_bytes(&file).map_err(FileError::system("examine", path))?)
     }
 
     async fn create(&self, generation: Generation) -> world::Result<()> {
-        Ok(self.make(generation)?)
+        let Some(folder) = self.settle(generation, self.size, self.backing)? else {
+            return Ok(());
+        };
+        let name = file_name(generation);
+        let file = match folder.file_to_write(&name)? {
+            Some(file) => file,
+            None => folder.new_file(&name)?,
+        };
+        if size_of(&file, &folder, &name)? != self.size {
+            file.set_len(self.size).map_err(FileError::system("grow", folder.path_of(&name)))?;
+        }
+        Ok(folder.sync()?)
     }
 
     async fn capture(
@@ -369,7 +223,28 @@ impl Memory for RamFiles {
         into: SnapshotId,
         interrupt: &Interrupt,
     ) -> world::Result<()> {
-        Ok(self.save(generation, into, interrupt).await?)
+        let not_whole = || MemoryError::NotWhole(generation);
+        let location = self.location(generation)?.ok_or_else(not_whole)?;
+        let Some(path) = self.file(generation)? else {
+            return Ok(());
+        };
+        let folder = self.folder(&location)?.ok_or_else(not_whole)?;
+        let file = folder.file(file_name(generation))?.ok_or_else(not_whole)?;
+        let staging = Folder::open(&self.snapshots)?
+            .folder(store::staging_name(into))?
+            .ok_or(MemoryError::NoSnapshot(into))?;
+        staging.remove_file(SNAPSHOT_FILE)?;
+        let target = staging.new_file(SNAPSHOT_FILE)?;
+        let copying = CopyRequest {
+            what: "memory".to_owned(),
+            source: NamedFile { file, path },
+            target: NamedFile { file: target, path: staging.path_of(SNAPSHOT_FILE) },
+            reflink: matches!(location, RamLocation::Disk { .. }),
+            // The VM is paused meanwhile. The copy is hashed when the VM runs again.
+            hash: false,
+        };
+        copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
+        Ok(())
     }
 
     async fn fill(
@@ -378,7 +253,47 @@ impl Memory for RamFiles {
         generation: Generation,
         interrupt: &Interrupt,
     ) -> world::Result<()> {
-        Ok(self.load(from, generation, interrupt).await?)
+        let snapshots = Folder::open(&self.snapshots)?;
+        let snapshot = store::open(&snapshots, from)?.ok_or(MemoryError::NoSnapshot(from))?;
+        let Some(file) = snapshot.file(SNAPSHOT_FILE)? else {
+            snapshot.file(VMM_FILE)?.ok_or(MemoryError::NoMemory(from))?;
+            self.settle(generation, 0, Backing::Vmm)?;
+            return Ok(());
+        };
+        let size = size_of(&file, &snapshot, SNAPSHOT_FILE)?;
+        let record = store::record_of(&snapshot, from, SNAPSHOT_FILE)?;
+        if record.as_ref().is_some_and(|record| record.size != size) {
+            return Err(MemoryError::Damaged(from).into());
+        }
+        // The VMM state names a file, so there has to be one, even if the configuration has changed since.
+        let backing = match self.backing {
+            Backing::Vmm | Backing::Auto if backing::fits(&self.tmpfs, size) => Backing::Tmpfs,
+            Backing::Vmm | Backing::Auto => Backing::Disk,
+            chosen => chosen,
+        };
+        let folder = self.settle(generation, size, backing)?.ok_or(MemoryError::NoMemory(from))?;
+        if self.find(generation).await? == Presence::Whole {
+            return Ok(());
+        }
+        let (name, partial) = (file_name(generation), partial_name(generation));
+        folder.remove_file(&partial)?;
+        folder.remove_file(&name)?;
+        let target = NamedFile { file: folder.new_file(&partial)?, path: folder.path_of(&partial) };
+        let kept = target.file.try_clone().map_err(FileError::system("open", &target.path))?;
+        let copying = CopyRequest {
+            what: "memory".to_owned(),
+            source: NamedFile { file, path: snapshot.path_of(SNAPSHOT_FILE) },
+            target,
+            reflink: true,
+            hash: self.check && record.is_some(),
+        };
+        let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
+        if let (Some(hashes), Some(record)) = (copied.hashes, record) {
+            compare(from, hashes, record, interrupt).await?;
+        }
+        copy::sync(NamedFile { file: kept, path: folder.path_of(&partial) }, interrupt).await?;
+        folder.rename(&partial, &name)?;
+        Ok(folder.sync()?)
     }
 
     async fn remove(&self, generation: Generation) -> world::Result<()> {

@@ -1,15 +1,17 @@
-//! This machine: what the seams of [`crate::world`] are made of on Linux. Knows nothing of operations.
+//! Implements seams of [`crate::world`] on Linux: processes, network, shares, disks, RAM files, slots, hooks.
+//!
+//! May use `world`, `files` and `store`, and knows nothing of operations.
 
 pub mod clock;
+pub mod cpu;
 pub mod disk;
-pub mod ground;
 pub mod hooks;
-pub mod identity;
 pub mod ioctl;
 pub mod leftovers;
 pub mod memory;
 pub mod network;
 pub mod process;
+pub mod program;
 pub mod shares;
 pub mod slots;
 pub mod socket;

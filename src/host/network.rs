@@ -1,28 +1,54 @@
 //! The network of a VM: TAP, firewall table, DHCP and DNS.
 //!
 //! Slot n has the TAP `vm{n}`, the gateway 172.16.{4n}.1/30 on it, the guest at .2 with MAC 02:00:00:00:00:{n+1}.
-//! [`Mode`] says what the guest may reach. Every part is marked as this workspace's ([`tap`], [`firewall`],
-//! [`daemon`] say how), is found by its mark, and is removed only with it. What is another's is no part of ours: it is
-//! never touched, and [`Network::build`] refuses to begin where it is in the way.
+//! A [`NetworkPolicy`] says what the guest may reach.
 //!
-//! What stays after [`Network::remove`]: IPv4 forwarding of the host, which is turned on where it is off and never off
-//! again, because nobody can tell who else came to need it.
+//! Every part carries a mark of its workspace: the TAP in its alias ([`tap`]), the table in its name ([`firewall`]),
+//! rules in Docker's chain in their comment ([`docker`]), dnsmasq and nft in their environment ([`processes`]). A part is
+//! found by its mark, and removed only with it. [`Network::build`] refuses to begin if a device of another workspace or
+//! program has the name of the TAP.
 //!
-//! Who may use this: root, or a user whose nixbox has CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. The
-//! capabilities are handed to nft and dnsmasq alone ([`program`]). Such a nixbox makes its users administrators of the
-//! host's network; it is for a group of trusted users.
+//! # What a crash leaves
+//!
+//! `build` makes the parts in this order, and each one can be told from a missing one at the next call of `find`:
+//!
+//! | killed while | left behind | the next `build` or `remove` |
+//! |---|---|---|
+//! | nft replaces the table | the old table or the new one, never half of one; perhaps an nft that still runs | ends nft before it touches the table |
+//! | `firewall.json` is written | a table without its record, or with a torn one | replaces the table, as the record does not fit |
+//! | the TAP is made | nothing: a TAP without its alias ends with the process that made it | makes the TAP |
+//! | the TAP gets its address and comes up | a marked TAP that is not whole | mends the TAP, or makes it anew |
+//! | dnsmasq starts | one or two dnsmasqs with the mark, or a configuration file alone | ends them, and starts dnsmasq |
+//!
+//! `remove` ends the processes first, so that none of them brings anything back, and removes the table after the TAP, so
+//! that a guest is never without its firewall. A `remove` that was killed is repeated, and succeeds for parts that are
+//! gone. What stays after it is IPv4 forwarding of the host, which `build` turns on: nixbox cannot know what else has
+//! come to need it.
+//!
+//! # Who may use this
+//!
+//! Root, or a user whose nixbox has CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. nixbox hands these to nft and
+//! dnsmasq only ([`tool`]). Such a nixbox makes its users administrators of the host's network, so it is for a group of
+//! trusted users.
+//!
+//! # A second firewall backend
+//!
+//! There is no seam for one: [`HostNetwork`] calls the functions of [`firewall`], and dnsmasq fills a set of nftables
+//! ([`firewall::ALLOWED_SET`]). A second backend would get a trait with the five functions that `firewall` exports
+//! (`tables` and `list` to find, `asked`, `apply`, `remove`), a line of dnsmasq's configuration from the backend, and a
+//! file beside `firewall.rs`.
 
-mod daemon;
 mod dhcp;
 mod docker;
 mod firewall;
-mod policy;
-mod program;
+mod nft;
+mod plan;
+mod processes;
 mod tap;
+mod tool;
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,79 +56,47 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::Value;
 
-pub use daemon::DaemonError;
-pub use firewall::FirewallError;
-pub use policy::{BadDomain, BadPort, Domain, Mode, Port};
-pub use program::ProgramError;
+pub use super::program::ProgramError;
 pub use tap::LinkError;
 
-use crate::world::{Failure, Generation, Network, Presence, Result, Slot, WorkspaceId};
-use daemon::{Mark, Role};
-use program::NetworkTool;
+use super::process::{ProcessError, ProcessMark};
+use crate::files::FileError;
+use crate::world::{
+    Failure, Generation, Network, NetworkMode, NetworkPolicy, Presence, Result, Slot, WorkspaceId,
+};
+use plan::NetworkPlan;
 use tap::{FoundTap, Link};
+use tool::NetworkTool;
 
-/// dnsmasq forks into the background once it serves; that takes milliseconds, and seconds in software emulation.
+/// dnsmasq forks into the background once it serves. That takes milliseconds, or seconds in software emulation.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// How the firewall looked right after it was made.
+/// The record of how nft listed the firewall right after it was made.
 const LISTING: &str = "firewall.json";
 
-/// What went wrong with a VM's network.
+/// Why the network of a slot cannot be found, built or removed.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The TAP.
     #[error("the network of slot {slot}: device")]
-    Link {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: LinkError,
-    },
-    /// The table.
+    Link { slot: Slot, source: LinkError },
     #[error("the network of slot {slot}: firewall")]
-    Firewall {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: FirewallError,
-    },
-    /// DHCP and DNS could not be started.
+    Firewall { slot: Slot, source: ProgramError },
     #[error("the network of slot {slot}: DHCP and DNS do not start")]
-    Start {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: ProgramError,
-    },
-    /// DHCP and DNS could not be found or ended.
-    #[error("the network of slot {slot}: DHCP and DNS daemon")]
-    Daemon {
-        /// The slot.
-        slot: Slot,
-        /// More about it.
-        source: DaemonError,
-    },
+    Start { slot: Slot, source: ProgramError },
+    #[error("the network of slot {slot}: DHCP and DNS daemon, or nft")]
+    Process { slot: Slot, source: ProcessError },
     /// A file in the runtime directory.
-    #[error("cannot {what} {path}")]
-    File {
-        /// The verb.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the kernel says.
-        source: io::Error,
-    },
-    /// Others could put files of theirs before privileged programs.
+    #[error(transparent)]
+    File(#[from] FileError),
     #[error(
-        "{0} must be a directory of this user's that nobody else may write to, as dnsmasq is configured from it"
+        "{0:?} must be a directory of this user that nobody else may write to, because dnsmasq reads its configuration there"
     )]
     UnsafeDirectory(PathBuf),
-    /// A name that dnsmasq would not read back from a configuration file.
     #[error(
         "{0:?} cannot be the runtime directory: a path without line breaks, `#`, quotes and backslashes is needed"
     )]
     OddDirectory(PathBuf),
-    /// Filtered mode cannot keep its promise then.
     #[error(
         "this dnsmasq cannot fill nftables sets, which filtered mode needs: install version 2.87 or later, \
          built with nftset"
@@ -116,19 +110,19 @@ impl From<NetworkError> for Failure {
     }
 }
 
-/// What of a workspace decides about its network.
+/// What the network of a workspace is built from.
 #[derive(Debug, Clone)]
 pub struct NetworkSettings {
-    /// Whose it is.
+    /// The workspace whose mark the parts get.
     pub workspace: WorkspaceId,
-    /// The user who may attach to the TAP: the one that the VMM runs as.
+    /// The user who may attach to the TAP: the VMM runs as this user.
     pub owner: u32,
-    /// Where dnsmasq's files go. It has to exist, belong to the user that nixbox runs as, be writable for nobody else,
-    /// and must not be in a directory that is shared with the guest.
+    /// An existing directory for dnsmasq's files. It has to belong to the user who runs nixbox, no other user may write
+    /// in it, and it must not be shared with the guest.
     pub runtime: PathBuf,
     /// What the guest may reach.
-    pub mode: Mode,
-    /// Normally /etc/resolv.conf.
+    pub policy: NetworkPolicy,
+    /// /etc/resolv.conf, except in tests.
     pub resolv_conf: PathBuf,
 }
 
@@ -136,30 +130,6 @@ pub struct NetworkSettings {
 #[derive(Debug, Clone)]
 pub struct HostNetwork {
     settings: NetworkSettings,
-}
-
-/// All that follows from a slot.
-struct NetworkPlan {
-    slot: Slot,
-    workspace: WorkspaceId,
-    owner: u32,
-    tap: String,
-    gateway: Ipv4Addr,
-    guest: Ipv4Addr,
-    mac: String,
-    table: String,
-}
-
-impl NetworkPlan {
-    fn mark(&self, role: Role) -> Mark {
-        Mark { workspace: self.workspace, slot: self.slot, role }
-    }
-
-    /// End what an earlier run left, and wait for that.
-    async fn end(&self, role: Role) -> Result<(), NetworkError> {
-        let slot = self.slot;
-        self.mark(role).stop().await.map_err(|source| NetworkError::Daemon { slot, source })
-    }
 }
 
 impl HostNetwork {
@@ -170,53 +140,40 @@ impl HostNetwork {
     }
 
     fn plan(&self, slot: Slot) -> NetworkPlan {
-        let NetworkSettings { workspace, owner, .. } = self.settings;
-        let (gateway, guest, tap) = tap::addresses(slot.number());
-        let mac = format!("02:00:00:00:00:{:02x}", slot.number() + 1);
-        NetworkPlan {
-            slot,
-            workspace,
-            owner,
-            gateway,
-            guest,
-            mac,
-            table: format!("nixbox_{tap}_{workspace}"),
-            tap,
-        }
+        NetworkPlan::new(slot, self.settings.workspace, self.settings.owner)
     }
 
     fn configuration(&self, plan: &NetworkPlan) -> String {
         let upstreams = dhcp::upstreams(&self.settings.resolv_conf, dhcp::RESOLVED.as_ref());
-        dhcp::configuration(plan, &self.settings.mode, &upstreams, &self.settings.runtime)
+        dhcp::configuration(plan, &self.settings.policy, &upstreams, &self.settings.runtime)
     }
 
     fn file(&self, name: &str) -> PathBuf {
         self.settings.runtime.join(name)
     }
 
-    /// Write a file of ours anew, whatever was there: a link is not followed.
+    /// Writes a file anew. Whatever has its name is removed first, so a link is not followed.
     fn write(&self, name: &str, content: &str) -> Result<(), NetworkError> {
         self.remove_file(name)?;
         let path = self.file(name);
         let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
         let written = opened.and_then(|mut file| file.write_all(content.as_bytes()));
-        written.map_err(|source| NetworkError::File { what: "write", path, source })
+        Ok(written.map_err(FileError::system("write", path))?)
     }
 
     fn remove_file(&self, name: &str) -> Result<(), NetworkError> {
         let path = self.file(name);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|source| NetworkError::File { what: "remove", path, source }),
+            other => Ok(other.map_err(FileError::system("remove", path))?),
         }
     }
 
     fn check_runtime(&self) -> Result<(), NetworkError> {
         let path = &self.settings.runtime;
-        let failed = |source| NetworkError::File { what: "look at", path: path.clone(), source };
-        let status = path.symlink_metadata().map_err(failed)?;
-        let ours = status.is_dir() && status.uid() == rustix::process::geteuid().as_raw();
-        if !ours || status.mode() & 0o022 != 0 {
+        let status = path.symlink_metadata().map_err(FileError::system("examine", path))?;
+        let own = status.is_dir() && status.uid() == rustix::process::geteuid().as_raw();
+        if !own || status.mode() & 0o022 != 0 {
             return Err(NetworkError::UnsafeDirectory(path.clone()));
         }
         let odd = |character: char| character.is_control() || "#\"\\".contains(character);
@@ -228,14 +185,14 @@ impl HostNetwork {
 
     /// Whether the firewall is as it was right after it was made for this mode.
     fn is_recorded(&self, plan: &NetworkPlan, listing: &Value) -> bool {
-        // One that cannot be read is none, and the firewall is made anew.
+        // An unreadable record counts as missing, and the firewall is made anew.
         let record = std::fs::read(self.file(LISTING)).ok();
         let record = record.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         record.is_some_and(|record| record == self.record(plan, listing))
     }
 
     fn record(&self, plan: &NetworkPlan, listing: &Value) -> Value {
-        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.mode), "listing": listing })
+        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.policy), "listing": listing })
     }
 
     async fn build_firewall(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
@@ -247,27 +204,27 @@ impl HostNetwork {
         {
             return Ok(());
         }
-        let listing = firewall::apply(plan, &self.settings.mode, tables).await.map_err(failed)?;
+        let listing = firewall::apply(plan, &self.settings.policy, tables).await.map_err(failed)?;
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
-    fn serves(&self, plan: &NetworkPlan, mark: &Mark) -> Result<bool, DaemonError> {
-        let one = mark.find()?.len() == 1;
-        // One that cannot be read is not that which is wanted, and is written anew.
+    fn serves(&self, plan: &NetworkPlan) -> Result<bool, NetworkError> {
+        let slot = plan.slot;
+        let running = processes::find(&plan.dhcp_mark(None));
+        let one = running.map_err(|source| NetworkError::Process { slot, source })?.len() == 1;
+        // A configuration that cannot be read does not count as the wanted one, and is written anew.
         let configured = std::fs::read_to_string(self.file(dhcp::CONFIGURATION)).ok();
         Ok(one && configured.is_some_and(|text| text == self.configuration(plan)))
     }
 
     async fn build_daemon(&self, plan: &NetworkPlan, generation: Generation) -> Result<(), NetworkError> {
-        let slot = plan.slot;
-        let mark = plan.mark(Role::Dhcp);
-        let failed = |source| NetworkError::Daemon { slot, source };
-        if self.serves(plan, &mark).map_err(failed)? {
+        if self.serves(plan)? {
             return Ok(());
         }
-        mark.stop().await.map_err(failed)?;
+        let slot = plan.slot;
+        end(slot, &plan.dhcp_mark(None)).await?;
         let start = |source| NetworkError::Start { slot, source };
-        if matches!(self.settings.mode, Mode::Filtered { .. }) && !fills_sets().await.map_err(start)? {
+        if self.settings.policy.mode == NetworkMode::Filtered && !fills_sets().await.map_err(start)? {
             return Err(NetworkError::NoSets);
         }
         for name in dhcp::FILES {
@@ -278,7 +235,7 @@ impl HostNetwork {
         let program = NetworkTool {
             name: "dnsmasq",
             arguments: &[&configuration],
-            environment: &mark.environment(Some(generation)),
+            mark: Some(&plan.dhcp_mark(Some(generation))),
             input: &[],
             limit: START_LIMIT,
         };
@@ -286,23 +243,28 @@ impl HostNetwork {
     }
 }
 
-/// Where a program is that gets privileges from nixbox: `nft` or `dnsmasq`.
-///
-/// # Errors
-/// [`ProgramError::Missing`], with where it was looked for.
-pub fn program_path(name: &'static str) -> Result<PathBuf, ProgramError> {
-    program::locate(name)
+/// Ends what an earlier run left running, and waits for its end.
+async fn end(slot: Slot, mark: &ProcessMark) -> Result<(), NetworkError> {
+    processes::end(mark).await.map_err(|source| NetworkError::Process { slot, source })
 }
 
-/// Whether the installed dnsmasq can do what filtered mode needs: fill nftables sets, which came with 2.87.
+/// Where `nft` or `dnsmasq` is: the programs that get privileges from nixbox.
 ///
 /// # Errors
-/// If it cannot be run.
+/// [`ProgramError::Missing`], with the directories that were searched.
+pub fn program_path(name: &'static str) -> Result<PathBuf, ProgramError> {
+    tool::locate(name)
+}
+
+/// Whether the installed dnsmasq can fill nftables sets, as filtered mode needs. Version 2.87 was the first that could.
+///
+/// # Errors
+/// If dnsmasq cannot be run.
 pub async fn fills_sets() -> Result<bool, ProgramError> {
     let program = NetworkTool {
         name: "dnsmasq",
         arguments: &["--version"],
-        environment: &[],
+        mark: None,
         input: &[],
         limit: START_LIMIT,
     };
@@ -311,7 +273,7 @@ pub async fn fills_sets() -> Result<bool, ProgramError> {
 
 #[async_trait]
 impl Network for HostNetwork {
-    /// A device of the TAP's name that is not ours is no part of ours, and so does not count.
+    /// A device with the name of the TAP and without the mark of this workspace does not count.
     async fn find(&self, slot: Slot) -> Result<Presence> {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
@@ -319,53 +281,52 @@ impl Network for HostNetwork {
         let unlisted = |source| NetworkError::Firewall { slot, source };
         let tables = firewall::tables(&plan).await.map_err(unlisted)?;
         let listing = firewall::list(&plan, tables).await.map_err(unlisted)?;
-        let mark = plan.mark(Role::Dhcp);
-        let failed = |source| NetworkError::Daemon { slot, source };
-        let whole = matches!(&found, FoundTap::Ours(device) if device.whole(&plan))
+        let whole = matches!(&found, FoundTap::Marked(device) if device.whole(&plan))
             && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
-            && self.serves(&plan, &mark).map_err(failed)?
-            && (self.settings.mode == Mode::Off || tap::forwards().map_err(device)?);
+            && self.serves(&plan)?
+            && (self.settings.policy.mode == NetworkMode::Off || tap::forwards().map_err(device)?);
         if whole {
             return Ok(Presence::Whole);
         }
         let files = dhcp::FILES.iter().chain([&LISTING]);
-        let none = !matches!(found, FoundTap::Ours(_))
+        let failed = |source| NetworkError::Process { slot, source };
+        let none = !matches!(found, FoundTap::Marked(_))
             && listing.is_none()
-            && mark.find().map_err(failed)?.is_empty()
+            && processes::find(&plan.dhcp_mark(None)).map_err(failed)?.is_empty()
             && files.map(|name| self.file(name)).all(|path| path.symlink_metadata().is_err());
         Ok(if none { Presence::Absent } else { Presence::Partial })
     }
 
-    /// The firewall is there before the first packet can be, and nothing is made where another's device is in the way.
-    /// What is in order is left as it is, with the addresses that dnsmasq has put into its set.
+    /// The firewall is made before the TAP, so that no packet passes without it. Parts that are whole stay as they are,
+    /// with the addresses that dnsmasq has put into its set.
     async fn build(&self, slot: Slot, generation: Generation) -> Result<()> {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
         self.check_runtime()?;
         let link = Link::new(&plan).map_err(device)?;
         match link.find().await.map_err(device)? {
-            FoundTap::Another(what) => return Err(device(link.another(what)).into()),
-            FoundTap::Ours(found) if found.whole(&plan) => {}
-            // A daemon of an earlier device would listen on that for ever.
-            FoundTap::Ours(_) | FoundTap::Nothing => {
-                plan.end(Role::Dhcp).await?;
+            FoundTap::Foreign(found) => return Err(device(link.foreign(found)).into()),
+            FoundTap::Marked(found) if found.whole(&plan) => {}
+            // A dnsmasq of an earlier device would go on listening on that device.
+            FoundTap::Marked(_) | FoundTap::Nothing => {
+                end(slot, &plan.dhcp_mark(None)).await?;
             }
         }
-        plan.end(Role::Firewall).await?;
+        end(slot, &plan.firewall_mark()).await?;
         self.build_firewall(&plan).await?;
         link.build(generation).await.map_err(device)?;
-        if self.settings.mode != Mode::Off {
+        if self.settings.policy.mode != NetworkMode::Off {
             tap::forward().map_err(device)?;
         }
         Ok(self.build_daemon(&plan, generation).await?)
     }
 
-    /// The firewall goes last. A device of the TAP's name that is not ours stays, and is no error: it was there before.
+    /// A device with the name of the TAP and without the mark of this workspace stays, and is not an error.
     async fn remove(&self, slot: Slot) -> Result<()> {
         let plan = self.plan(slot);
         let device = |source| NetworkError::Link { slot, source };
-        plan.end(Role::Firewall).await?;
-        plan.end(Role::Dhcp).await?;
+        end(slot, &plan.firewall_mark()).await?;
+        end(slot, &plan.dhcp_mark(None)).await?;
         Link::new(&plan).map_err(device)?.remove().await.map_err(device)?;
         firewall::remove(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
         for name in dhcp::FILES.iter().chain([&LISTING]) {

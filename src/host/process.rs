@@ -1,9 +1,12 @@
-//! Daemons that outlive the command that started them, and how a later command knows them again.
+//! Daemons that outlive the command that started them, and how a later command finds them again.
 //!
-//! A daemon is found by its record, `<runtime>/<role>-<generation>.pid`, and where that is missing, torn or stale
-//! (nixbox was killed between fork and record) by the mark in its environment. Both are verified against the live
-//! process before anything is done to it. Between fork and exec a child has no mark yet; nobody looks for it then,
-//! because until its exec it shares the lock of the workspace with the nixbox that forked it.
+//! A daemon is found by its record, `<runtime>/<role>-<generation>.pid`. If the record is missing, torn or stale, because
+//! nixbox was killed between the fork and the record, the daemon is found by the mark in its environment ([`mark`]). Both
+//! are compared with the live process before anything is done to it ([`identity`]). Between fork and exec a child has no
+//! mark yet. No other nixbox looks for it then, because until its exec the child shares the lock of the workspace with
+//! the nixbox that forked it.
+//!
+//! dnsmasq and nft have no record: the network finds and ends them by their marks alone ([`ProcessSearch`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -14,112 +17,30 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
 
-use super::identity::{self, host_boot};
-pub use super::identity::{BadRole, Daemon, DaemonRole, Identity, ProcessExit, ProcessMark};
 use super::spawn::Program;
+use crate::files::FileError;
 use crate::world::{Generation, WorkspaceId};
+use identity::host_boot;
 
-/// How long a killed process may take to be gone. Only one that hangs in the kernel takes any time at all.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// How long the environment of a process may stay invisible after its exec began: microseconds, on a host that runs.
+mod error;
+mod identity;
+mod mark;
+
+pub use error::{ProcessError, ProcessExit};
+pub(super) use identity::ProcessSearch;
+pub use identity::{Daemon, Identity};
+pub use mark::{DaemonRole, ProcessMark};
+
+/// How long the environment of a process may stay unreadable after its exec began. Normally that takes microseconds.
 const EXEC_LIMIT: Duration = Duration::from_secs(5);
-/// How often what carries a mark is looked for and killed, before it counts as breeding faster than that.
-const SWEEPS: usize = 8;
-/// Logs kept of earlier generations of a role.
+/// How many logs of earlier generations of a role are kept.
 const LOGS_KEPT: usize = 4;
 /// A record is some 200 bytes.
 const RECORD_LIMIT: u64 = 4096;
 
-/// Why a daemon cannot be started, found or ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ProcessError {
-    /// A file, of ours or of /proc.
-    #[error("cannot {action} {path:?}")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// It could not be started at all.
-    #[error("cannot start {program:?}")]
-    Spawn {
-        /// The program.
-        program: PathBuf,
-        /// Why not: of exec, or of what comes before it in the child.
-        source: io::Error,
-    },
-    /// There is one.
-    #[error("the {mark} runs already, as process {pid}")]
-    Runs {
-        /// Which.
-        mark: ProcessMark,
-        /// Its process id.
-        pid: u32,
-    },
-    /// It ended while it was being started.
-    #[error("the {mark} ended with {exit} while it was started; its log {log:?} ends with: {tail}")]
-    Ended {
-        /// Which.
-        mark: ProcessMark,
-        /// How.
-        exit: ProcessExit,
-        /// Its log.
-        log: PathBuf,
-        /// The last lines of it, printable.
-        tail: String,
-    },
-    /// It did not begin to serve.
-    #[error("the {mark} does not serve after {limit:?}; its log is {log:?}")]
-    Mute {
-        /// Which.
-        mark: ProcessMark,
-        /// How long it was given.
-        limit: Duration,
-        /// Its log.
-        log: PathBuf,
-    },
-    /// A process could not be acted on.
-    #[error("cannot {action} process {pid}")]
-    Process {
-        /// What was tried.
-        action: &'static str,
-        /// On which process.
-        pid: u32,
-        /// Why not.
-        source: io::Error,
-    },
-    /// /proc/PID/stat is not as proc(5) has it.
-    #[error("/proc/{pid}/stat is not in the form that Linux documents")]
-    Stat {
-        /// Which.
-        pid: u32,
-    },
-    /// It is still there after SIGKILL.
-    #[error(
-        "process {pid}, the {mark}, is still there {KILL_LIMIT:?} after SIGKILL; it hangs in the kernel, see /proc/{pid}/stack"
-    )]
-    Undying {
-        /// Which.
-        mark: ProcessMark,
-        /// Its process id.
-        pid: u32,
-    },
-    /// More processes with the mark come up than can be killed.
-    #[error("processes that carry the mark of the {mark} keep appearing")]
-    Breeding {
-        /// Which.
-        mark: ProcessMark,
-    },
-}
-
-/// What a record file holds. JSON, so that a person can read it too.
+/// What a record holds. It is JSON, so that people can read it.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PidRecord {
@@ -127,7 +48,7 @@ struct PidRecord {
     identity: Identity,
 }
 
-/// The daemons of one workspace. Calls that start or stop need the lock of the workspace; finding does not.
+/// The daemons of one workspace. Starting and stopping need the lock of the workspace, finding does not.
 #[derive(Debug, Clone)]
 pub struct Daemons {
     runtime: PathBuf,
@@ -135,7 +56,7 @@ pub struct Daemons {
 }
 
 impl Daemons {
-    /// The daemons whose records and logs are in `runtime`, an existing directory of this workspace alone (absolute).
+    /// The daemons whose records and logs are in `runtime`: an existing, absolute directory that only this workspace uses.
     #[must_use]
     pub fn new(runtime: PathBuf, workspace: WorkspaceId) -> Self {
         Self { runtime, workspace }
@@ -144,27 +65,26 @@ impl Daemons {
     /// The mark of a daemon.
     #[must_use]
     pub fn mark(&self, role: &DaemonRole, generation: Generation) -> ProcessMark {
-        ProcessMark { workspace: self.workspace, generation, role: role.clone() }
+        ProcessMark { workspace: self.workspace, generation: Some(generation), role: role.clone() }
     }
 
-    /// Where its record is.
+    /// The path of its record.
     #[must_use]
     pub fn record(&self, role: &DaemonRole, generation: Generation) -> PathBuf {
         self.runtime.join(format!("{role}-{generation}.pid"))
     }
 
-    /// Where its stdout and stderr go.
+    /// The path of the log of its stdout and stderr.
     #[must_use]
     pub fn log(&self, role: &DaemonRole, generation: Generation) -> PathBuf {
         self.runtime.join(format!("{role}-{generation}.log"))
     }
 
-    /// Starts `program` as a daemon, and returns once it has been exec'd and recorded. It is no child to be waited
-    /// for: it stays when this process ends.
+    /// Starts `program` as a daemon, and returns once it has been exec'd and recorded. The daemon outlives this process.
     ///
     /// # Errors
-    /// [`ProcessError::Runs`] if there is one; whatever keeps it from being started or recorded. There is no process
-    /// then.
+    /// [`ProcessError::Runs`] if there is one already, and others if it cannot be started or recorded. Then this call
+    /// leaves no process behind.
     pub fn spawn(
         &self,
         role: &DaemonRole,
@@ -184,16 +104,15 @@ impl Daemons {
             .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&log)
             .and_then(|file| Ok((file.try_clone()?, file)));
-        let (stdout, stderr) =
-            opened.map_err(|source| ProcessError::File { action: "open", path: log, source })?;
+        let (stdout, stderr) = opened.map_err(FileError::system("open", log))?;
         let mut command = program.command();
         command.envs(mark.environment()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let mut child = command
             .spawn()
             .map_err(|source| ProcessError::Spawn { program: program.path().to_owned(), source })?;
-        match self.adopt(child.id(), &mark) {
+        match self.adopt(child.id(), role, generation) {
             Ok(Some(daemon)) => Ok(daemon),
-            // Ended already, or not to be left running without a record.
+            // The process has ended already, or must not go on running without a record.
             other => {
                 let taken_back = child.kill().and_then(|()| child.wait());
                 let status = taken_back.map_err(|source| ProcessError::Process {
@@ -201,24 +120,29 @@ impl Daemons {
                     pid: child.id(),
                     source,
                 })?;
-                other.and(Err(self.ended(&mark, status.into())))
+                other.and(Err(self.ended(role, generation, status.into())))
             }
         }
     }
 
-    /// `pid` is a child not waited for, so nobody else can have it.
-    /// `None` if it has ended.
-    fn adopt(&self, pid: u32, mark: &ProcessMark) -> Result<Option<Daemon>, ProcessError> {
-        let boot = host_boot()?;
+    /// Records the child `pid`, once it has been exec'd; `None` if it has ended. Nobody has waited for the child, so no
+    /// other process can have its pid.
+    fn adopt(
+        &self,
+        pid: u32,
+        role: &DaemonRole,
+        generation: Generation,
+    ) -> Result<Option<Daemon>, ProcessError> {
+        let (boot, mark) = (host_boot()?, self.mark(role, generation));
         let deadline = Instant::now() + EXEC_LIMIT;
         while let Some(daemon) = Daemon::open_pid(pid, boot)? {
-            if daemon.shows(mark)? {
-                let record = PidRecord { mark: mark.clone(), identity: daemon.identity() };
-                write_atomically(&self.record(&mark.role, mark.generation), &record)?;
+            if daemon.has(&mark)? != Some(false) {
+                let record = PidRecord { mark, identity: daemon.identity() };
+                write_atomically(&self.record(role, generation), &record)?;
                 return Ok(Some(daemon));
             }
             if Instant::now() > deadline {
-                return Err(self.mute(mark, EXEC_LIMIT));
+                return Err(self.not_serving(role, generation, EXEC_LIMIT));
             }
             std::thread::sleep(Duration::from_micros(100));
         }
@@ -226,44 +150,52 @@ impl Daemons {
     }
 
     /// The error for a daemon that ended while it was started.
-    pub(crate) fn ended(&self, mark: &ProcessMark, exit: ProcessExit) -> ProcessError {
-        let log = self.log(&mark.role, mark.generation);
-        let tail = self.log_tail(&mark.role, mark.generation);
-        ProcessError::Ended { mark: mark.clone(), exit, log, tail }
+    pub(crate) fn ended(&self, role: &DaemonRole, generation: Generation, exit: ProcessExit) -> ProcessError {
+        let (log, tail) = (self.log(role, generation), self.log_tail(role, generation));
+        ProcessError::Ended { mark: self.mark(role, generation), exit, log, tail }
     }
 
     /// The error for a daemon that did not begin to serve.
-    pub(crate) fn mute(&self, mark: &ProcessMark, limit: Duration) -> ProcessError {
-        ProcessError::Mute { mark: mark.clone(), limit, log: self.log(&mark.role, mark.generation) }
+    pub(crate) fn not_serving(
+        &self,
+        role: &DaemonRole,
+        generation: Generation,
+        limit: Duration,
+    ) -> ProcessError {
+        ProcessError::NotServing { mark: self.mark(role, generation), limit, log: self.log(role, generation) }
     }
 
-    /// The live daemon of this role and generation. Changes nothing.
+    /// Finds the live daemon of this role and generation, and changes nothing.
     ///
     /// # Errors
-    /// [`ProcessError::File`], [`ProcessError::Process`], if /proc or the record cannot be read.
+    /// [`ProcessError::File`] or [`ProcessError::Process`] if /proc or the record cannot be read.
     pub fn find(&self, role: &DaemonRole, generation: Generation) -> Result<Option<Daemon>, ProcessError> {
         let mark = self.mark(role, generation);
-        if let Some(identity) = self.read_record(&mark)?
+        if let Some(identity) = self.read_record(role, generation)?
             && let Some(daemon) = Daemon::open(identity, &mark)?
         {
             return Ok(Some(daemon));
         }
-        Daemon::marked_leader(&mark)
+        Ok(search(&mark).find()?.into_iter().find(Daemon::leads))
     }
 
     /// Whether a daemon of this generation was started in this boot of the host, and not stopped since. It may have
     /// ended by itself.
     ///
     /// # Errors
-    /// [`ProcessError::File`] if its record cannot be read.
+    /// [`ProcessError::File`] if the record cannot be read.
     pub fn remembers(&self, role: &DaemonRole, generation: Generation) -> Result<bool, ProcessError> {
-        Ok(self.read_record(&self.mark(role, generation))?.is_some())
+        Ok(self.read_record(role, generation)?.is_some())
     }
 
-    /// The identity in the record, if that is one of `mark` and of this boot of the host. One that cannot be
-    /// understood counts as missing: a power cut leaves such.
-    fn read_record(&self, mark: &ProcessMark) -> Result<Option<Identity>, ProcessError> {
-        let path = self.record(&mark.role, mark.generation);
+    /// The identity in the record, if the record is of this role, generation and boot of the host. A record that cannot
+    /// be parsed counts as missing, since a power cut can leave one.
+    fn read_record(
+        &self,
+        role: &DaemonRole,
+        generation: Generation,
+    ) -> Result<Option<Identity>, ProcessError> {
+        let path = self.record(role, generation);
         let mut bytes = Vec::new();
         let read = OpenOptions::new()
             .read(true)
@@ -273,23 +205,21 @@ impl Daemons {
         match read {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(ProcessError::File { action: "read", path, source });
-            }
+            Err(error) => return Err(FileError::system("read", path)(error).into()),
         }
-        let boot = host_boot()?;
+        let (boot, mark) = (host_boot()?, self.mark(role, generation));
         Ok(serde_json::from_slice::<PidRecord>(&bytes)
             .ok()
-            .filter(|record| record.mark == *mark && record.identity.boot == boot)
+            .filter(|record| record.mark == mark && record.identity.boot == boot)
             .map(|record| record.identity))
     }
 
-    /// The generations that live daemons of the workspace, or records of daemons, bear.
+    /// The generations of the live daemons of the workspace, and of the records.
     ///
     /// # Errors
     /// [`ProcessError::File`] if /proc or the runtime directory cannot be read.
     pub fn generations(&self) -> Result<BTreeSet<Generation>, ProcessError> {
-        let failed = |source| ProcessError::File { action: "list", path: self.runtime.clone(), source };
+        let failed = |error| FileError::system("list", &self.runtime)(error);
         let mut found = identity::generations(self.workspace)?;
         for entry in fs::read_dir(&self.runtime).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
@@ -300,11 +230,12 @@ impl Daemons {
         Ok(found)
     }
 
-    /// Ends the daemon: TERM, `grace`, KILL; then whatever else carries its mark, and its record. Its log stays.
+    /// Ends the daemon with TERM, `grace`, and KILL, then all other processes with its mark, and removes its record. The
+    /// log stays.
     ///
     /// # Errors
-    /// [`ProcessError::Undying`], [`ProcessError::Breeding`], or what `find` and signalling give. Something may be
-    /// left then, and the record with it.
+    /// [`ProcessError::SurvivesKill`], [`ProcessError::KeepAppearing`], or those of [`Daemons::find`]. A process may be left then,
+    /// and the record with it.
     pub async fn stop(
         &self,
         role: &DaemonRole,
@@ -313,31 +244,19 @@ impl Daemons {
     ) -> Result<(), ProcessError> {
         let mark = self.mark(role, generation);
         if let Some(daemon) = self.find(role, generation)? {
-            // Its children, held before they begin to die: one that dies has no environment to be known by any more,
-            // and still has its sockets.
-            let family = Daemon::all_marked(&mark)?;
-            daemon.signal(Signal::TERM)?;
-            match timeout(grace, daemon.exited()).await {
-                Ok(exit) => drop(exit?),
-                Err(_elapsed) => kill(&daemon, &mark).await?,
-            }
+            // The daemon's children are opened before they begin to die: a process that dies has no environment to be
+            // recognized by any more, and still has its sockets.
+            let family = search(&mark).find()?;
+            daemon.end(&mark, grace).await?;
             for member in family {
-                kill(&member, &mark).await?;
+                member.end(&mark, Duration::ZERO).await?;
             }
         }
-        for _ in 0..SWEEPS {
-            let left = Daemon::all_marked(&mark)?;
-            if left.is_empty() {
-                let path = self.record(role, generation);
-                // What a nixbox left that was killed before it had given a record its name.
-                remove(&unnamed(&path))?;
-                return remove(&path);
-            }
-            for daemon in left {
-                kill(&daemon, &mark).await?;
-            }
-        }
-        Err(ProcessError::Breeding { mark })
+        search(&mark).end(Duration::ZERO).await?;
+        let path = self.record(role, generation);
+        // The first is what a nixbox left that was killed before it had given a record its name.
+        remove(&unnamed(&path))?;
+        remove(&path)
     }
 
     /// The last lines of a daemon's log, for an error message: printable, at most ten, at most 2000 bytes.
@@ -350,7 +269,7 @@ impl Daemons {
         }
     }
 
-    /// The newest log of that name, and its last lines as in [`Daemons::log_tail`]; `None` if there is none to be read.
+    /// The newest log of that name, and its last lines as in [`Daemons::log_tail`]; `None` if none can be read.
     #[must_use]
     pub fn newest_log(&self, name: &str) -> Option<(PathBuf, String)> {
         let newest = self.logs(name).ok()?.into_iter().max()?;
@@ -361,7 +280,7 @@ impl Daemons {
 
     /// The generations that have a log of that name.
     fn logs(&self, name: &str) -> Result<Vec<u64>, ProcessError> {
-        let failed = |source| ProcessError::File { action: "list", path: self.runtime.clone(), source };
+        let failed = |error| FileError::system("list", &self.runtime)(error);
         let mut generations = Vec::new();
         for entry in fs::read_dir(&self.runtime).map_err(failed)? {
             let file = entry.map_err(failed)?.file_name();
@@ -384,18 +303,15 @@ impl Daemons {
     }
 }
 
-async fn kill(daemon: &Daemon, mark: &ProcessMark) -> Result<(), ProcessError> {
-    daemon.signal(Signal::KILL)?;
-    match timeout(KILL_LIMIT, daemon.exited()).await {
-        Ok(exit) => exit.map(drop),
-        Err(_elapsed) => Err(ProcessError::Undying { mark: mark.clone(), pid: daemon.pid() }),
-    }
+/// All processes with the mark. The owner does not matter: nixbox may run as root, and its daemons as the invoking user.
+fn search(mark: &ProcessMark) -> ProcessSearch<'_> {
+    ProcessSearch { mark, owners: None }
 }
 
 fn remove(path: &Path) -> Result<(), ProcessError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => {
-            Err(ProcessError::File { action: "remove", path: path.to_owned(), source })
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(FileError::system("remove", path)(error).into())
         }
         _ => Ok(()),
     }
@@ -406,7 +322,7 @@ fn unnamed(record: &Path) -> PathBuf {
     record.with_extension("pid.new")
 }
 
-/// No sync: after a power cut there is no such process.
+/// Writes a record without a sync: after a power cut the process does not exist.
 fn write_atomically(path: &Path, record: &PidRecord) -> Result<(), ProcessError> {
     let new = unnamed(path);
     let write = || -> io::Result<()> {
@@ -420,7 +336,7 @@ fn write_atomically(path: &Path, record: &PidRecord) -> Result<(), ProcessError>
         file.write_all(&serde_json::to_vec(record)?)?;
         fs::rename(&new, path)
     };
-    write().map_err(|source| ProcessError::File { action: "write", path: path.to_owned(), source })
+    Ok(write().map_err(FileError::system("write", path))?)
 }
 
 fn tail(path: &Path) -> io::Result<String> {

@@ -1,7 +1,7 @@
-//! The seam [`Shares`] over virtiofsd: one daemon per mount and VMM generation.
+//! The seam [`Shares`] over virtiofsd: one daemon for each share and VMM generation.
 //!
-//! virtiofsd serves one connection and exits when its VMM disconnects; that is no error. It runs as the invoking user
-//! in namespaces of its own, and whoever acts in the guest, its root too, acts on the host as that user.
+//! virtiofsd serves one connection, and exits when its VMM disconnects; that is not an error. It runs as the invoking user
+//! in namespaces of its own. So every user of the guest, root included, acts on the host as the invoking user.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,37 +12,29 @@ use rustix::thread::CapabilitySet;
 use tokio::time::Instant;
 
 use super::process::{Daemon, DaemonRole, Daemons, ProcessError};
-use super::socket::{self, SocketError, SocketPath, Use};
+use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
-use crate::world::{Failure, Generation, Presence, Result, Shares, WorkspaceId};
+use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
 
-/// No configuration has more.
+/// The most shares that a configuration can have.
 const MOST: usize = 64;
 /// How long a daemon may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(20);
 /// How long it may take to end by itself after TERM.
 const GRACE: Duration = Duration::from_secs(3);
-/// As many files as a guest may hold open, where the host allows it: virtiofsd has one per inode that a guest knows.
+/// The most open files of a virtiofsd, if the host allows that many: it has one for each inode that the guest knows.
 const OPEN_FILES: u64 = 1_000_000;
 
 /// Why shares cannot be served.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
-    /// It is not there, or no directory, or cannot be searched.
-    #[error("the mount source {source_path:?} is no directory that can be shared")]
-    Source {
-        /// The directory.
-        source_path: PathBuf,
-        /// What the system says of it.
-        source: std::io::Error,
-    },
-    /// About its socket.
+    #[error("the mount source {source_path:?} is not a directory that can be shared")]
+    Source { source_path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// About its process.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// About the program.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
 }
@@ -57,7 +49,7 @@ impl From<ShareError> for Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// By what the guest mounts it.
-    pub tag: String,
+    pub tag: ShareTag,
     /// The directory, absolute.
     pub source: PathBuf,
     /// Whether the guest may not write.
@@ -67,13 +59,14 @@ pub struct Share {
 /// What the shares of a workspace are served with.
 #[derive(Debug, Clone)]
 pub struct ShareSettings {
-    /// Where sockets, records and logs are: an existing directory that the invoking user can write, absolute and short.
+    /// Where sockets, records and logs are: an existing directory in which the invoking user may write, with a short
+    /// absolute path.
     pub runtime: PathBuf,
-    /// Whose they are.
+    /// The workspace whose mark the daemons get.
     pub workspace: WorkspaceId,
-    /// As whom they are served.
+    /// The user as whom the daemons run.
     pub invoker: Invoker,
-    /// Who the invoking user is in the guest: the uid and gid that files of the invoking user have there.
+    /// The uid and gid that files of the invoking user have in the guest.
     pub guest: (u32, u32),
     /// The directories.
     pub shares: Vec<Share>,
@@ -100,38 +93,38 @@ pub struct Virtiofs {
 }
 
 impl Virtiofs {
-    /// Serves by these settings. Starts nothing yet.
+    /// Starts nothing yet.
     #[must_use]
     pub fn new(settings: ShareSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
         Self { settings, daemons, stand_in: None }
     }
 
-    /// The same by a program that stands in for virtiofsd.
+    /// The same, with a program that stands in for virtiofsd.
     #[must_use]
     pub fn by(self, stand_in: Option<StandIn>) -> Self {
         Self { stand_in, ..self }
     }
 
-    /// How far share `index` is: its daemon, and whether it listens or is connected.
-    fn look(
+    /// The daemon of share `index`, and how its socket is used.
+    fn state_of(
         &self,
         index: usize,
         generation: Generation,
-    ) -> std::result::Result<(Option<Daemon>, Use), ShareError> {
+    ) -> std::result::Result<(Option<Daemon>, SocketUse), ShareError> {
         let daemon = self.daemons.find(&DaemonRole::share(index), generation)?;
         Ok((daemon, socket::usage(&socket_of(&self.settings.runtime, index, generation)?)?))
     }
 
     async fn start_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
         let share = &self.settings.shares[index];
-        let (daemon, usage) = self.look(index, generation)?;
-        if daemon.is_some() && usage != Use::Unused {
+        let (daemon, usage) = self.state_of(index, generation)?;
+        if daemon.is_some() && usage != SocketUse::Unused {
             return Ok(());
         }
         let role = DaemonRole::share(index);
         let socket = socket_of(&self.settings.runtime, index, generation)?;
-        // One that lives and has no socket is past its use, or was killed by degrees.
+        // A daemon without a socket has served its connection, or only a part of its processes was killed.
         self.daemons.stop(&role, generation, GRACE).await?;
         remove_sockets(&socket).await?;
         let directory = std::fs::metadata(&share.source).and_then(|metadata| match metadata.is_dir() {
@@ -151,16 +144,16 @@ impl Virtiofs {
         generation: Generation,
         socket: &SocketPath,
     ) -> std::result::Result<(), ShareError> {
-        let mark = self.daemons.mark(role, generation);
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
-        while socket::usage(socket)? != Use::Listening {
+        while socket::usage(socket)? != SocketUse::Listening {
             if Instant::now() > deadline {
-                return Err(self.daemons.mute(&mark, START_LIMIT).into());
+                return Err(self.daemons.not_serving(role, generation, START_LIMIT).into());
             }
-            // No event tells of listen(2): looked for again with a growing pause, which the daemon's end cuts short.
+            // No event reports listen(2), so the socket is looked at again after a growing pause. The end of the daemon
+            // cuts the pause short.
             if let Ok(exit) = tokio::time::timeout(pause, daemon.exited()).await {
-                return Err(self.daemons.ended(&mark, exit?).into());
+                return Err(self.daemons.ended(role, generation, exit?).into());
             }
             pause = (pause * 2).min(Duration::from_millis(50));
         }
@@ -176,18 +169,19 @@ impl Virtiofs {
             spawn::program("virtiofsd", "NIXBOX_VIRTIOFSD", self.stand_in.as_ref(), privileges)?
                 .argument(format!("--socket-path={socket}"))
                 .argument(shared)
-                // As a user, that is a user namespace with the user's own ids alone.
+                // If virtiofsd runs as a user, this is a user namespace that has the ids of that user only.
                 .argument("--sandbox=namespace")
                 .argument("--cache=auto")
                 .argument(format!("--rlimit-nofile={open_files}"))
-                // A file that was removed on the host between snapshot and restore costs the guest that file, as on any
-                // network file system, and not the restore.
+                // If a file was removed on the host between snapshot and restore, the guest gets errors for that file,
+                // as on a network file system, and the restore succeeds.
                 .argument("--migration-on-error=guest-error")
                 .open_files(open_files);
         let (uid, gid) = (self.settings.invoker.uid(), self.settings.invoker.gid());
         for (kind, host, guest) in [("uid", uid, self.settings.guest.0), ("gid", gid, self.settings.guest.1)]
         {
-            // Whoever it is in the guest; and back, the user alone. Others keep their ids, unmapped ones are nobody.
+            // Every guest id is mapped to the invoking user, and back only that user's id. Files of other users keep
+            // their ids, and ids that the namespace does not map belong to nobody.
             program = program
                 .argument(format!("--translate-{kind}=squash-guest:0:{host}:{}", u32::MAX))
                 .argument(format!("--translate-{kind}=host:{host}:{guest}:1"));
@@ -201,7 +195,7 @@ impl Virtiofs {
     }
 }
 
-/// virtiofsd leaves both behind when it is killed, and the second always.
+/// Removes the socket, which a killed virtiofsd leaves behind, and its lock file, which every virtiofsd leaves behind.
 async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), ShareError> {
     socket::remove_stale(socket).await?;
     Ok(socket::remove_file(&socket.with_suffix(".pid"))?)
@@ -230,9 +224,9 @@ impl Shares for Virtiofs {
     async fn find(&self, generation: Generation) -> Result<Presence> {
         let (mut any, mut all) = (false, true);
         for index in 0..self.settings.shares.len() {
-            let (daemon, usage) = self.look(index, generation)?;
-            any |= daemon.is_some() || usage != Use::Unused;
-            all &= daemon.is_some() && usage != Use::Unused;
+            let (daemon, usage) = self.state_of(index, generation)?;
+            any |= daemon.is_some() || usage != SocketUse::Unused;
+            all &= daemon.is_some() && usage != SocketUse::Unused;
         }
         Ok(match (any, all) {
             (false, _) => Presence::Absent,
@@ -248,13 +242,13 @@ impl Shares for Virtiofs {
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
-        // Whatever the configuration says now: it may have had more shares when they were started.
+        // The configuration may have had more shares when the daemons were started.
         let begun = |index: &usize| {
             *index < self.settings.shares.len()
                 || self.daemons.record(&DaemonRole::share(*index), generation).exists()
         };
         let stops = (0..MOST).filter(begun).map(|index| self.stop_one(index, generation));
-        // All of them, whatever becomes of one.
+        // If one cannot be stopped, the others are stopped nevertheless.
         let ended = futures_util::future::join_all(stops).await;
         ended.into_iter().collect::<std::result::Result<(), _>>()?;
         Ok(())
@@ -264,14 +258,14 @@ impl Shares for Virtiofs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Need, have};
+    use crate::testing::{self, Need, USER, have};
     use std::os::unix::fs::chown;
     use std::os::unix::net::UnixStream;
 
     fn shares(directory: &tempfile::TempDir, invoker: Invoker, readonly: bool) -> Virtiofs {
         let workspace = WorkspaceId(uuid());
         let source = directory.path().join("src");
-        let share = |tag: &str| Share { tag: tag.into(), source: source.clone(), readonly };
+        let share = |tag: &str| Share { tag: tag.parse().unwrap(), source: source.clone(), readonly };
         let shares = vec![share("a"), share("b")];
         for path in [directory.path(), &source] {
             std::fs::create_dir_all(path).unwrap();
@@ -283,7 +277,7 @@ mod tests {
 
     fn uuid() -> [u8; 16] {
         let mut id = [0; 16];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom").unwrap(), &mut id).unwrap();
+        getrandom::fill(&mut id).unwrap();
         id
     }
 
@@ -303,12 +297,12 @@ mod tests {
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
         shares.start(GENERATION).await.unwrap();
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
-        let pid = |index| shares.look(index, GENERATION).unwrap().0.unwrap().pid();
+        let pid = |index| shares.state_of(index, GENERATION).unwrap().0.unwrap().pid();
         let first = pid(1);
         shares.start(GENERATION).await.unwrap();
         assert_eq!(pid(1), first);
-        // A VMM that connects and goes takes its daemon with it; the next start puts it back.
-        let daemon = shares.look(0, GENERATION).unwrap().0.unwrap();
+        // The daemon ends with the connection of its VMM. The next start starts another.
+        let daemon = shares.state_of(0, GENERATION).unwrap().0.unwrap();
         let socket = socket_of(directory.path(), 0, GENERATION).unwrap();
         drop(UnixStream::connect(socket.as_path()).unwrap());
         tokio::time::timeout(START_LIMIT, daemon.exited()).await.unwrap().unwrap();
@@ -327,14 +321,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_user_is_served_as_that_user() {
-        if !have(&[Need::Root, Need::Virtiofsd]) {
+        if !have(&[Need::Root, Need::VirtiofsdForUsers]) {
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
-        let invoker = Invoker::user(12345, 12346).unwrap();
+        let directory = testing::open_directory();
+        let invoker = Invoker::user(USER, 12346).unwrap();
         let shares = shares(&directory, invoker, true);
         shares.start(GENERATION).await.unwrap();
-        let pid = shares.look(0, GENERATION).unwrap().0.unwrap().pid();
+        let pid = shares.state_of(0, GENERATION).unwrap().0.unwrap().pid();
         let status = status(pid);
         assert!(status.contains("Uid:\t12345\t12345\t12345\t12345\n"), "{status}");
         assert!(status.contains("Gid:\t12346\t12346\t12346\t12346\n"), "{status}");
@@ -350,21 +344,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn left_overs_of_killed_daemons_are_in_nobodys_way() {
+    async fn left_overs_of_killed_daemons_do_not_prevent_a_start() {
         if !have(&[Need::Root, Need::Virtiofsd]) {
             return;
         }
         let directory = tempfile::tempdir().unwrap();
         let shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
         shares.start(GENERATION).await.unwrap();
-        let daemon = shares.look(0, GENERATION).unwrap().0.unwrap();
+        let daemon = shares.state_of(0, GENERATION).unwrap().0.unwrap();
         daemon.signal(rustix::process::Signal::KILL).unwrap();
         daemon.exited().await.unwrap();
         assert!(socket_of(directory.path(), 0, GENERATION).unwrap().as_path().exists());
         shares.start(GENERATION).await.unwrap();
         assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
         shares.stop(GENERATION).await.unwrap();
-        // A file where the socket belongs is not ours to remove.
+        // nixbox does not remove a file that has the name of the socket.
         let socket = socket_of(directory.path(), 1, GENERATION).unwrap();
         std::fs::write(socket.as_path(), "precious").unwrap();
         assert!(shares.start(GENERATION).await.unwrap_err().to_string().contains("nixbox did not make it"));
@@ -375,23 +369,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_missing_source_and_a_failing_daemon_are_errors_that_say_so() {
-        if !have(&[Need::Root, Need::Virtiofsd]) {
+        if !have(&[Need::Root, Need::VirtiofsdForUsers]) {
             return;
         }
-        let directory = tempfile::tempdir().unwrap();
+        let directory = testing::open_directory();
         let mut shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
         shares.settings.shares.truncate(1);
         let source = shares.settings.shares[0].source.clone();
         std::fs::remove_dir(&source).unwrap();
         let error = shares.start(GENERATION).await.unwrap_err().to_string();
-        assert!(error.contains("src\" is no directory that can be shared"), "{error}");
+        assert!(error.contains("src\" is not a directory that can be shared"), "{error}");
         // Its lock makes a second virtiofsd on the same socket fail.
         std::fs::create_dir(&source).unwrap();
         let socket = socket_of(directory.path(), 0, GENERATION).unwrap();
         std::fs::create_dir(socket.with_suffix(".pid")).unwrap();
         assert!(shares.start(GENERATION).await.is_err());
         std::fs::remove_dir(socket.with_suffix(".pid")).unwrap();
-        shares.settings.invoker = Invoker::user(12345, 12345).unwrap();
+        shares.settings.invoker = Invoker::user(USER, USER).unwrap();
         std::os::unix::fs::chown(directory.path(), Some(0), Some(0)).unwrap();
         let error = shares.start(GENERATION).await.unwrap_err().to_string();
         assert!(error.contains("ended with exit status 1") && error.contains("ermission denied"), "{error}");

@@ -1,15 +1,17 @@
-//! Unix sockets of our daemons: paths that fit, who listens on them, and removing what a dead daemon left.
+//! The Unix sockets of daemons: paths that fit, whether a socket is in use, and removing what a dead daemon left.
 //!
-//! Who listens is read from /proc/net/unix: connecting to find out would use up the one connection that virtiofsd
+//! Whether a process listens is read from /proc/net/unix. To connect would use up the one connection that virtiofsd
 //! serves.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::files::FileError;
 
 /// The longest path of a Unix socket in bytes: `sun_path` has 108 with its closing NUL (unix(7)).
 pub const LONGEST: usize = 107;
@@ -18,43 +20,22 @@ pub const LONGEST: usize = 107;
 const RELEASE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a socket cannot be used or removed.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Longer than the kernel allows.
     #[error("the socket path {path:?} has {length} bytes and Linux allows {LONGEST}; choose a shorter runtime directory", length = path.as_os_str().len())]
-    TooLong {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Not absolute, not UTF-8, or with control characters: the VMM's JSON or /proc/net/unix could not carry it.
+    TooLong { path: PathBuf },
+    /// The VMM's JSON or /proc/net/unix could not carry the path.
     #[error(
         "{path:?} cannot be the path of a socket: it must be absolute, UTF-8, and without control characters"
     )]
-    Unfit {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Somebody still uses what was to be removed.
+    Unfit { path: PathBuf },
     #[error("the socket {0} is in use by a process that nixbox did not start; see `ss -xlp`")]
     InUse(SocketPath),
-    /// Something else is where a file of ours should be.
     #[error("{path:?} is not a {wanted}, so nixbox did not make it and does not remove it")]
-    NotOurs {
-        /// The path.
-        path: PathBuf,
-        /// What ours would be.
-        wanted: &'static str,
-    },
-    /// The file system or /proc does not do as asked.
-    #[error("cannot {action} {path:?}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    NotOurs { path: PathBuf, wanted: &'static str },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// A path that a Unix socket can have, as text.
@@ -104,63 +85,59 @@ impl fmt::Display for SocketPath {
     }
 }
 
-/// Who is on a socket.
+/// How a socket is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    /// Nobody.
+pub enum SocketUse {
+    /// No process has it.
     Unused,
     /// A process listens.
     Listening,
-    /// Nobody listens any more, and a connection that was accepted there lives.
+    /// No process listens any more, and a connection that was accepted before lives.
     Connected,
 }
 
-/// Who is on `path`, in this network namespace.
+/// How the socket at `path` is used, in this network namespace.
 ///
 /// # Errors
-/// [`SocketError::Io`] if /proc cannot be read.
-pub fn usage(path: &SocketPath) -> Result<Use, SocketError> {
+/// [`SocketError::File`] if /proc cannot be read.
+pub fn usage(path: &SocketPath) -> Result<SocketUse, SocketError> {
     const TABLE: &str = "/proc/net/unix";
-    let table = std::fs::read(TABLE).map_err(|source| SocketError::Io {
-        action: "read",
-        path: TABLE.into(),
-        source,
-    })?;
+    let table = std::fs::read(TABLE).map_err(FileError::system("read", TABLE))?;
     Ok(usage_in(&table, path))
 }
 
 /// Lines are `Num RefCount Protocol Flags Type St Inode Path`; flag 0x10000 (`__SO_ACCEPTCON`) is set while listening.
-fn usage_in(table: &[u8], path: &SocketPath) -> Use {
+fn usage_in(table: &[u8], path: &SocketPath) -> SocketUse {
     const LISTENS: u32 = 0x1_0000;
-    let mut found = Use::Unused;
+    let mut found = SocketUse::Unused;
     for line in table.split(|byte| *byte == b'\n') {
         let Some(head) =
             line.strip_suffix(path.as_str().as_bytes()).and_then(|head| std::str::from_utf8(head).ok())
         else {
             continue;
         };
-        // Eight fields but the path itself: a path that merely ends like ours leaves a ninth.
+        // Seven fields stand before the path. Before a longer path with the same end, there are more.
         let fields: Vec<&str> = head.split_whitespace().collect();
         if fields.len() != 7 || !head.ends_with(' ') {
             continue;
         }
         match u32::from_str_radix(fields[3], 16) {
-            Ok(flags) if flags & LISTENS != 0 => return Use::Listening,
-            _ => found = Use::Connected,
+            Ok(flags) if flags & LISTENS != 0 => return SocketUse::Listening,
+            _ => found = SocketUse::Connected,
         }
     }
     found
 }
 
-/// Removes the socket file at `path`, if one is there and nobody is on it. Waits a little for the last one to go: a
-/// process that dies closes its sockets after it can be found by its environment no more.
+/// Removes the socket file at `path`, if there is one and no process has it. Waits a little for that: a process that
+/// dies loses its environment, by which it is found, before it closes its sockets.
 ///
 /// # Errors
-/// [`SocketError::InUse`], [`SocketError::NotOurs`], [`SocketError::Io`].
+/// [`SocketError::InUse`], [`SocketError::NotOurs`], [`SocketError::File`].
 pub async fn remove_stale(path: &SocketPath) -> Result<(), SocketError> {
     let deadline = Instant::now() + RELEASE_LIMIT;
     let mut pause = Duration::from_millis(1);
-    while usage(path)? != Use::Unused {
+    while usage(path)? != SocketUse::Unused {
         if Instant::now() > deadline {
             return Err(SocketError::InUse(path.clone()));
         }
@@ -170,10 +147,10 @@ pub async fn remove_stale(path: &SocketPath) -> Result<(), SocketError> {
     remove_if(path.as_path(), "socket", |kind| kind.is_socket())
 }
 
-/// Removes the plain file at `path`, if one is there.
+/// Removes the plain file at `path`, if there is one.
 ///
 /// # Errors
-/// [`SocketError::NotOurs`], [`SocketError::Io`].
+/// [`SocketError::NotOurs`], [`SocketError::File`].
 pub fn remove_file(path: &Path) -> Result<(), SocketError> {
     remove_if(path, "plain file", std::fs::FileType::is_file)
 }
@@ -183,15 +160,16 @@ fn remove_if(
     wanted: &'static str,
     is_wanted: impl Fn(&std::fs::FileType) -> bool,
 ) -> Result<(), SocketError> {
-    let failed = |action| move |source| SocketError::Io { action, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed("look at")(error)),
+        Err(error) => Err(FileError::system("examine", path)(error).into()),
         Ok(metadata) if !is_wanted(&metadata.file_type()) => {
             Err(SocketError::NotOurs { path: path.to_owned(), wanted })
         }
         Ok(_) => match std::fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("remove")(error)),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(FileError::system("remove", path)(error).into())
+            }
             _ => Ok(()),
         },
     }
@@ -207,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_and_we_agree_on_the_longest_path() {
+    fn the_longest_path_is_that_of_the_kernel() {
         let directory = tempfile::tempdir_in("/tmp").unwrap();
         let fill = LONGEST - directory.path().as_os_str().len() - 1;
         let longest = path(&directory, &"x".repeat(fill));
@@ -227,19 +205,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_listening_connected_unused_in_turn() {
+    async fn a_socket_is_listening_then_connected_then_unused() {
         let directory = tempfile::tempdir().unwrap();
         let socket = path(&directory, "a b");
-        assert_eq!(usage(&socket).unwrap(), Use::Unused);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Unused);
         let listener = UnixListener::bind(socket.as_path()).unwrap();
-        assert_eq!(usage(&socket).unwrap(), Use::Listening);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Listening);
         assert!(matches!(remove_stale(&socket).await, Err(SocketError::InUse(_))));
         let client = UnixStream::connect(socket.as_path()).unwrap();
         let (server, _) = listener.accept().unwrap();
         drop(listener);
-        assert_eq!(usage(&socket).unwrap(), Use::Connected);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Connected);
         drop((client, server));
-        assert_eq!(usage(&socket).unwrap(), Use::Unused);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Unused);
         assert!(socket.as_path().exists());
         remove_stale(&socket).await.unwrap();
         assert!(!socket.as_path().exists());
@@ -250,13 +228,13 @@ mod tests {
     fn a_longer_path_with_the_same_end_is_another_socket() {
         let table = b"Num\n0000000000000000: 00000002 00000000 00010000 0001 01 45345 /tmp/x /run/s\n";
         let of = |text: &str| usage_in(table, &SocketPath::new(text.into()).unwrap());
-        assert_eq!(of("/run/s"), Use::Unused);
-        assert_eq!(of("/tmp/x /run/s"), Use::Listening);
-        assert_eq!(of("/tmp/x"), Use::Unused);
+        assert_eq!(of("/run/s"), SocketUse::Unused);
+        assert_eq!(of("/tmp/x /run/s"), SocketUse::Listening);
+        assert_eq!(of("/tmp/x"), SocketUse::Unused);
     }
 
     #[tokio::test]
-    async fn what_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let socket = path(&directory, "s");
         std::fs::write(socket.as_path(), "precious").unwrap();

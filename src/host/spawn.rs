@@ -1,6 +1,6 @@
-//! Starting programs: where they are found, as whom they run, and what they inherit, which is next to nothing.
+//! Starts programs that outlive nixbox: where they are found, as which user they run, and what they inherit.
 //!
-//! The one place besides `host/ioctl.rs` with unsafe code: what a child does between fork and exec.
+//! What a child does between fork and exec is unsafe code. `host/ioctl.rs` is the only other file that has some.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -11,64 +11,97 @@ use std::{env, io};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Why a program cannot be started as wished.
+use super::program::{self, directories_in};
+
+/// Why a program cannot be started as the user asked for.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// It is nowhere on PATH.
-    #[error("{name} is not on PATH; install it, or name it in {variable}")]
-    NotFound {
-        /// The program.
-        name: &'static str,
-        /// The variable that overrides PATH.
-        variable: &'static str,
-    },
-    /// The variable names something that cannot be run.
-    #[error("{variable} names {path:?}, which is no file that can be executed")]
-    NotExecutable {
-        /// The variable.
-        variable: &'static str,
-        /// What it holds.
-        path: PathBuf,
-    },
-    /// `SUDO_UID` or `SUDO_GID` is no number.
+    /// `closed` are the directories of PATH that the user may not search. The program may be in one of them.
+    #[error("{name} is not on PATH{}; install it, or name it in {variable}", unseen(.closed))]
+    NotFound { name: &'static str, variable: &'static str, closed: Vec<PathBuf> },
+    #[error("{variable} names {path:?}, which is not a file that can be executed")]
+    NotExecutable { variable: &'static str, path: PathBuf },
     #[error(
-        "{variable} is {value:?}, which is no id; run nixbox through sudo, or as root without that variable"
+        "{variable} is {value:?}, which is not an id; run nixbox through sudo, or as root without that variable"
     )]
-    BadSudo {
-        /// The variable.
-        variable: &'static str,
-        /// What it holds.
-        value: OsString,
-    },
-    /// The user data base could not be asked.
+    BadSudo { variable: &'static str, value: OsString },
+    /// `obstacle` is a directory above the program, or the program itself.
+    #[error(
+        "user {uid} may not run {program:?}, because {obstacle:?} is closed to that user; \
+         install {name} in a directory that every user can reach, such as /usr/local/bin"
+    )]
+    Closed { name: &'static str, uid: u32, program: PathBuf, obstacle: PathBuf },
+    #[error("cannot look for programs as user {uid}")]
+    TakeOn { uid: u32, source: io::Error },
     #[error("the groups of user {uid} cannot be looked up")]
-    Groups {
-        /// The user.
-        uid: u32,
-        /// Why.
-        source: io::Error,
-    },
+    Groups { uid: u32, source: io::Error },
 }
 
-/// The program `name`: what the environment variable `variable` says, else the first one on PATH. Relative entries of
-/// PATH are passed over, since what they mean changes with the directory.
+/// The path of the program `name`: the one in the environment variable `variable`, or else the first one on PATH that the
+/// user of this process may run. Relative entries of PATH are passed over, since what they mean changes with the directory.
 ///
 /// # Errors
-/// [`SpawnError::NotFound`], [`SpawnError::NotExecutable`].
+/// [`SpawnError::NotFound`], [`SpawnError::NotExecutable`], [`SpawnError::Closed`].
 pub fn find_program(name: &'static str, variable: &'static str) -> Result<PathBuf, SpawnError> {
     locate(name, variable, env::var_os(variable), env::var_os("PATH"))
 }
 
-/// A program that stands in for another: it is called by these words, and then by the other's arguments.
+/// The program `name` as [`find_program`] finds it when `user` runs it.
+///
+/// # Errors
+/// Those of [`find_program`], and [`SpawnError::TakeOn`].
+pub fn find_program_for(
+    user: &Invoker,
+    name: &'static str,
+    variable: &'static str,
+) -> Result<PathBuf, SpawnError> {
+    locate_for(user, name, variable, env::var_os(variable), env::var_os("PATH"))
+}
+
+/// Checks that `user` may run `program`, and enter every directory on the way to it.
+///
+/// # Errors
+/// [`SpawnError::Closed`], which says what is in the way; [`SpawnError::TakeOn`].
+pub fn check_access(user: &Invoker, name: &'static str, program: &Path) -> Result<(), SpawnError> {
+    // A link may lead into a directory that is closed. That directory is the obstacle then, and not the link.
+    let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    match user.act(|| first_closed(&real).or_else(|| first_closed(program)))? {
+        None => Ok(()),
+        Some(obstacle) => {
+            Err(SpawnError::Closed { name, uid: user.uid, program: program.to_owned(), obstacle })
+        }
+    }
+}
+
+/// The outermost directory above `program`, or `program` itself, that the user of this thread may not enter or run.
+fn first_closed(program: &Path) -> Option<PathBuf> {
+    let mut way: Vec<&Path> = program.ancestors().collect();
+    way.reverse();
+    let closed = |path: &&Path| {
+        rustix::fs::access(*path, rustix::fs::Access::EXEC_OK) == Err(rustix::io::Errno::ACCESS)
+    };
+    way.into_iter().find(closed).map(Path::to_owned)
+}
+
+/// The part of a message that names directories that may not be searched.
+fn unseen(closed: &[PathBuf]) -> String {
+    let uid = rustix::process::getuid().as_raw();
+    match closed {
+        [] => String::new(),
+        closed => format!(", of which user {uid} may not search {closed:?}"),
+    }
+}
+
+/// A program that stands in for another. It gets `words` as its first arguments, followed by those of the other.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StandIn {
-    /// Where it is.
     pub path: PathBuf,
-    /// The words.
     pub words: Vec<String>,
 }
 
-/// The program `name`, as [`find_program`] finds it, or what stands in for it.
+/// The program `name` as [`find_program`] finds it, or the program that stands in for it.
 ///
 /// # Errors
 /// Those of [`find_program`].
@@ -79,8 +112,35 @@ pub fn program(
     privileges: Privileges,
 ) -> Result<Program, SpawnError> {
     Ok(match stand_in {
-        None => Program::new(find_program(name, variable)?, privileges),
-        Some(StandIn { path, words }) => words.iter().fold(Program::new(path, privileges), Program::argument),
+        None => {
+            let path = match &privileges {
+                Privileges::Invoker(user) => find_program_for(user, name, variable)?,
+                Privileges::Own(_) => find_program(name, variable)?,
+            };
+            Program::new(path, privileges)
+        }
+        Some(StandIn { path, words }) => {
+            if let Privileges::Invoker(user) = &privileges {
+                check_access(user, name, path)?;
+            }
+            words.iter().fold(Program::new(path, privileges), Program::argument)
+        }
+    })
+}
+
+fn locate_for(
+    user: &Invoker,
+    name: &'static str,
+    variable: &'static str,
+    named: Option<OsString>,
+    search: Option<OsString>,
+) -> Result<PathBuf, SpawnError> {
+    user.act(|| locate(name, variable, named.clone(), search.clone()))?.or_else(|error| {
+        if user.is_other() {
+            // What nixbox itself finds is the program that the user is kept from.
+            check_access(user, name, &locate(name, variable, named, search)?)?;
+        }
+        Err(error)
     })
 }
 
@@ -92,22 +152,28 @@ fn locate(
 ) -> Result<PathBuf, SpawnError> {
     if let Some(named) = named {
         return match std::path::absolute(&named) {
-            Ok(path) if executable(&path) => Ok(path),
-            Ok(_) | Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
+            Ok(path) if program::is_executable(&path) => Ok(path),
+            Ok(program) => Err(match first_closed(&program) {
+                Some(obstacle) if obstacle != program => {
+                    let uid = rustix::process::getuid().as_raw();
+                    SpawnError::Closed { name, uid, program, obstacle }
+                }
+                _ => SpawnError::NotExecutable { variable, path: named.into() },
+            }),
+            Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
         };
     }
-    env::split_paths(&search.unwrap_or_default())
-        .filter(|directory| directory.is_absolute())
-        .map(|directory| directory.join(name))
-        .find(|path| executable(path))
-        .ok_or(SpawnError::NotFound { name, variable })
+    let mut directories = directories_in(&search.unwrap_or_default());
+    program::search(name, &directories).ok_or_else(|| {
+        directories.retain(|directory| {
+            let found = std::fs::metadata(directory.join(name));
+            found.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        });
+        SpawnError::NotFound { name, variable, closed: directories }
+    })
 }
 
-fn executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-}
-
-/// The user who ran nixbox: the real user, or whoever called sudo.
+/// The user who ran nixbox: the real user of the process, or the user who called sudo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invoker {
     uid: u32,
@@ -116,7 +182,7 @@ pub struct Invoker {
 }
 
 impl Invoker {
-    /// Whoever runs this process.
+    /// The user who ran this process.
     ///
     /// # Errors
     /// [`SpawnError::BadSudo`], [`SpawnError::Groups`].
@@ -138,11 +204,11 @@ impl Invoker {
         Self::user(parse_id("SUDO_UID", uid)?, parse_id("SUDO_GID", gid)?)
     }
 
-    /// The user `uid` with primary group `gid` and the supplementary groups that the user data base knows: /dev/kvm is
-    /// often open to a group alone.
+    /// The user `uid` with primary group `gid` and the supplementary groups that the user data base knows. /dev/kvm is
+    /// often open to the members of a group only.
     ///
     /// # Errors
-    /// [`SpawnError::Groups`] if the user data base cannot be asked. A user whom it does not know has no further group.
+    /// [`SpawnError::Groups`] if the user data base cannot be asked. A user that it does not know has no further group.
     pub fn user(uid: u32, gid: u32) -> Result<Self, SpawnError> {
         let failed = |errno: nix::errno::Errno| SpawnError::Groups { uid, source: errno.into() };
         let groups = match nix::unistd::User::from_uid(uid.into()).map_err(failed)? {
@@ -177,6 +243,22 @@ impl Invoker {
         &self.groups
     }
 
+    /// Runs `act` as this user, on a thread that takes on the ids of the user and then ends. So the kernel itself decides
+    /// what the user may do.
+    fn act<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, SpawnError> {
+        if !self.is_other() {
+            return Ok(act());
+        }
+        let failed = |source| SpawnError::TakeOn { uid: self.uid, source };
+        let ids = Ids::of(self);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new()
+                .spawn_scoped(scope, || ids.take_on().map(|()| act()))
+                .map_err(failed)?;
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(failed)
+        })
+    }
+
     /// Whether a child has to change its ids to run as this user.
     #[must_use]
     pub fn is_other(&self) -> bool {
@@ -189,21 +271,21 @@ fn parse_id(variable: &'static str, value: &OsStr) -> Result<u32, SpawnError> {
         .to_str()
         .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|text| text.parse().ok())
-        // The largest one means "unchanged" to setresuid(2).
+        // To setresuid(2) the largest id means "unchanged".
         .filter(|id| *id != u32::MAX)
         .ok_or_else(|| SpawnError::BadSudo { variable, value: value.to_owned() })
 }
 
-/// What a program may do.
+/// The privileges with which a program runs.
 #[derive(Debug, Clone)]
 pub enum Privileges {
-    /// What the invoking user may: no capability of nixbox's own file reaches it, and sudo's root does not either.
+    /// Those of the invoking user. The program gets neither the capabilities of nixbox's file, nor root through sudo.
     Invoker(Invoker),
-    /// What nixbox may, and these capabilities where nixbox is not root.
+    /// Those of nixbox's user, with these capabilities if nixbox is not root.
     Own(CapabilitySet),
 }
 
-/// A program to run: absolute paths only, since its working directory is `/`.
+/// A program to run. Its arguments have to use absolute paths, because its working directory is `/`.
 #[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
@@ -219,29 +301,29 @@ impl Program {
         Self { path: path.into(), arguments: Vec::new(), privileges, open_files: None }
     }
 
-    /// Adds an argument. It can be read by everybody on this machine: never a secret.
+    /// Adds an argument, which must not be secret: every user of this machine can read it.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// Its limit of open files, soft and hard. Above the hard limit of nixbox itself this needs `CAP_SYS_RESOURCE`.
+    /// Sets its limit of open files, soft and hard. A limit above the hard limit of nixbox needs `CAP_SYS_RESOURCE`.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
         self.open_files = Some(limit);
         self
     }
 
-    /// Where it is.
+    /// The path of its file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// As a command that, when spawned, is a session of its own with no descriptor but the standard three, an
-    /// environment of `PATH` alone (nixbox's own may hold secrets, and /proc shows a daemon's for its whole life),
-    /// umask 077, and no way to more privileges than it starts with.
+    /// A command that runs the program in a session of its own, with the three standard descriptors only, umask 077, and
+    /// no way to gain privileges. Its environment has only `PATH`, because that of nixbox may hold secrets, and /proc
+    /// shows the environment of a daemon as long as it lives.
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
@@ -255,7 +337,7 @@ impl Program {
     }
 }
 
-/// What a child does between fork and exec, all of it allocated beforehand.
+/// What a child does between fork and exec. Everything in it is allocated beforehand.
 struct SpawnPlan {
     ids: Option<Ids>,
     ambient: CapabilitySet,
@@ -268,26 +350,40 @@ struct Ids {
     groups: Vec<rustix::process::Gid>,
 }
 
+impl Ids {
+    fn of(user: &Invoker) -> Self {
+        use rustix::process::{Gid, Uid};
+        Self {
+            uid: Uid::from_raw(user.uid),
+            gid: Gid::from_raw(user.gid),
+            groups: user.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
+        }
+    }
+
+    /// Makes these the ids of this thread. Makes system calls only, as [`SpawnPlan::carry_out`] does.
+    fn take_on(&self) -> io::Result<()> {
+        rustix::thread::set_thread_groups(&self.groups)?;
+        rustix::thread::set_thread_res_gid(self.gid, self.gid, self.gid)?;
+        rustix::thread::set_thread_res_uid(self.uid, self.uid, self.uid)?;
+        Ok(())
+    }
+}
+
 impl SpawnPlan {
     fn new(privileges: &Privileges, open_files: Option<u64>) -> Self {
-        use rustix::process::{Gid, Uid};
         match privileges {
             Privileges::Own(ambient) => Self { ids: None, ambient: *ambient, open_files },
             Privileges::Invoker(invoker) => Self {
-                ids: invoker.is_other().then(|| Ids {
-                    uid: Uid::from_raw(invoker.uid),
-                    gid: Gid::from_raw(invoker.gid),
-                    groups: invoker.groups.iter().map(|gid| Gid::from_raw(*gid)).collect(),
-                }),
+                ids: invoker.is_other().then(|| Ids::of(invoker)),
                 ambient: CapabilitySet::empty(),
                 open_files,
             },
         }
     }
 
-    /// Makes system calls only: another thread may have held the allocator's lock when the process forked.
+    /// Makes system calls only, because another thread may have held the lock of the allocator when the process forked.
     fn carry_out(&self) -> io::Result<()> {
-        // Without a session of its own the daemon dies with nixbox's process group.
+        // Without a session of its own, the daemon would die with the process group of nixbox.
         rustix::process::setsid()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         if let Some(limit) = self.open_files {
@@ -295,9 +391,7 @@ impl SpawnPlan {
             rustix::process::setrlimit(Resource::Nofile, both)?;
         }
         if let Some(ids) = &self.ids {
-            rustix::thread::set_thread_groups(&ids.groups)?;
-            rustix::thread::set_thread_res_gid(ids.gid, ids.gid, ids.gid)?;
-            rustix::thread::set_thread_res_uid(ids.uid, ids.uid, ids.uid)?;
+            ids.take_on()?;
         }
         rustix::thread::clear_ambient_capability_set()?;
         let now = rustix::thread::capabilities(None)?;
@@ -318,8 +412,8 @@ fn run_before_exec(command: &mut Command, plan: SpawnPlan) {
     unsafe { command.pre_exec(move || plan.carry_out()) };
 }
 
-/// Whatever nixbox had open without close-on-exec (pipes of its caller, above all) ends at exec. std's own pipe that
-/// reports a failing exec stays open until then.
+/// Closes at exec what nixbox has open without close-on-exec, such as pipes of its caller. The pipe by which std reports
+/// a failing exec stays open until then.
 #[allow(unsafe_code)]
 fn close_on_exec() -> io::Result<()> {
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing by itself and touches no memory.
@@ -328,97 +422,4 @@ fn close_on_exec() -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Need, have};
-    use std::os::fd::AsRawFd;
-    use std::process::Stdio;
-
-    fn status_of(program: Program) -> String {
-        let output = program.argument("/proc/self/status").command().stdin(Stdio::null()).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn line<'a>(status: &'a str, key: &str) -> Vec<&'a str> {
-        let line = status.lines().find(|line| line.starts_with(key)).unwrap();
-        line.split_whitespace().skip(1).collect()
-    }
-
-    #[test]
-    fn another_user_gets_its_ids_and_groups_and_no_capability() {
-        if !have(&[Need::Root]) {
-            return;
-        }
-        let other = Invoker { uid: 12345, gid: 12346, groups: vec![12346, 12347] };
-        let status = status_of(Program::new("/bin/cat", Privileges::Invoker(other)));
-        assert_eq!(line(&status, "Uid:"), ["12345"; 4]);
-        assert_eq!(line(&status, "Gid:"), ["12346"; 4]);
-        assert_eq!(line(&status, "Groups:"), ["12346", "12347"]);
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
-            assert_eq!(line(&status, set), ["0000000000000000"], "{set}");
-        }
-        assert_eq!(line(&status, "NoNewPrivs:"), ["1"]);
-    }
-
-    #[test]
-    fn asked_for_capabilities_survive_the_exec_and_others_do_not() {
-        if !have(&[Need::Root]) {
-            return;
-        }
-        let bind = CapabilitySet::NET_BIND_SERVICE;
-        let status = status_of(Program::new("/bin/cat", Privileges::Own(bind)));
-        assert_eq!(line(&status, "CapAmb:"), [format!("{:016x}", bind.bits())]);
-        assert_eq!(line(&status, "CapInh:"), [format!("{:016x}", bind.bits())]);
-        let status = status_of(Program::new("/bin/cat", Privileges::Invoker(Invoker::user(0, 0).unwrap())));
-        assert_eq!(line(&status, "CapAmb:"), ["0000000000000000"]);
-        assert_eq!(line(&status, "CapInh:"), ["0000000000000000"]);
-    }
-
-    #[test]
-    fn nothing_of_nixbox_is_inherited() {
-        // Without close-on-exec, as a pipe of nixbox's caller would be.
-        let leak = rustix::io::fcntl_dupfd_cloexec(std::fs::File::open("/dev/null").unwrap(), 300).unwrap();
-        rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
-        let own = Privileges::Own(CapabilitySet::empty());
-        let script = format!(
-            "test -e /proc/$$/fd/{} && echo leaked || echo closed; umask; ulimit -n; pwd; env | cut -d= -f1 | sort",
-            leak.as_raw_fd()
-        );
-        let program = Program::new("/bin/bash", own).argument("-c").argument(script).open_files(512);
-        let output = program.command().stdin(Stdio::null()).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let mut lines = text.lines();
-        assert_eq!(lines.next().unwrap(), "closed");
-        assert_eq!(lines.next().unwrap(), "0077");
-        assert_eq!(lines.next().unwrap(), "512");
-        assert_eq!(lines.next().unwrap(), "/");
-        assert_eq!(lines.collect::<Vec<_>>(), ["PATH", "PWD", "SHLVL", "_"]);
-    }
-
-    #[test]
-    fn the_variable_goes_before_path_and_has_to_be_right() {
-        let find = |named: Option<&str>, search: &str| {
-            locate("sh", "NIXBOX_SH", named.map(OsString::from), Some(search.into()))
-        };
-        assert_eq!(find(None, "/nowhere:/bin").unwrap(), Path::new("/bin/sh"));
-        assert_eq!(find(Some("/bin/cat"), "/bin").unwrap(), Path::new("/bin/cat"));
-        assert!(matches!(find(Some("/bin"), "/bin"), Err(SpawnError::NotExecutable { .. })));
-        assert!(matches!(find(Some(""), "/bin"), Err(SpawnError::NotExecutable { .. })));
-        assert!(matches!(find(Some("/etc/passwd"), "/bin"), Err(SpawnError::NotExecutable { .. })));
-        assert!(matches!(find(None, "bin::.:/nowhere"), Err(SpawnError::NotFound { .. })));
-    }
-
-    #[test]
-    fn sudo_ids_are_numbers_or_an_error() {
-        let sudo = |uid: &str, gid: &str| Invoker::from_sudo(uid.as_ref(), gid.as_ref());
-        let nobody = sudo("65534", "65534").unwrap();
-        assert_eq!((nobody.uid(), nobody.gid()), (65534, 65534));
-        assert_eq!(nobody.groups, [65534]);
-        assert_eq!(sudo("54321", "7").unwrap().groups, [7]);
-        for bad in ["", "-1", "+1", "1 ", "0x1", "4294967295", "4294967296"] {
-            assert!(matches!(sudo(bad, "0"), Err(SpawnError::BadSudo { variable: "SUDO_UID", .. })), "{bad}");
-            assert!(matches!(sudo("1", bad), Err(SpawnError::BadSudo { variable: "SUDO_GID", .. })), "{bad}");
-        }
-    }
-}
+mod tests;

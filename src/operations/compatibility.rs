@@ -7,47 +7,7 @@ use std::path::PathBuf;
 
 use super::limits::{LONG, LOOK, within};
 use crate::engine::transition::{Failure, Interrupt};
-use crate::world::{
-    BadSnapshotName, Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, SnapshotName, VmmVersion,
-    World,
-};
-
-/// How a person calls a snapshot: by its name, or by its number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reference(SnapshotName);
-
-impl std::str::FromStr for Reference {
-    type Err = BadSnapshotName;
-
-    fn from_str(text: &str) -> Result<Self, BadSnapshotName> {
-        SnapshotName::try_from(text.to_owned()).map(Self)
-    }
-}
-
-impl std::fmt::Display for Reference {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
-
-impl From<SnapshotId> for Reference {
-    fn from(id: SnapshotId) -> Self {
-        // The digits of a number are a name.
-        Self(SnapshotName::from_number(id.0.0))
-    }
-}
-
-impl Reference {
-    /// The one that is meant. A damaged snapshot has no name that could be known, and goes by its number.
-    #[must_use]
-    pub fn find<'a>(&self, listed: &'a [ListedSnapshot]) -> Option<&'a ListedSnapshot> {
-        let named = |one: &&ListedSnapshot| {
-            one.manifest.as_ref().is_ok_and(|manifest| manifest.name.as_ref() == Some(&self.0))
-        };
-        let numbered = |one: &&ListedSnapshot| one.id.to_string() == self.0.as_str();
-        listed.iter().find(named).or_else(|| listed.iter().find(numbered))
-    }
-}
+use crate::world::{Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, VmmVersion, World};
 
 /// One reason why a snapshot cannot be restored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,7 +73,7 @@ pub(super) struct HostConditions {
 
 /// What the manifest of a snapshot notes about the conditions that it is made under.
 pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> {
-    Ok(Origin { vmm, cpu: world.ground.cpu()?, shape: world.ground.shape() })
+    Ok(Origin { vmm, cpu: (world.cpu)()?, shape: world.shape.as_ref().clone() })
 }
 
 /// The conditions of this host now.
@@ -122,7 +82,7 @@ async fn here(world: &World) -> Result<HostConditions, Failure> {
     let free = within(LOOK, world.slots.free()).await?;
     Ok(HostConditions {
         origin: origin(world, within(LOOK, world.vmm.version(None)).await?)?,
-        absent: world.ground.absent(),
+        absent: world.missing_mounts.to_vec(),
         slots: held.into_iter().chain(free).collect(),
     })
 }
@@ -210,7 +170,7 @@ mod tests {
     fn manifest() -> Manifest {
         Manifest {
             id: SnapshotId(Generation(4)),
-            name: SnapshotName::try_from("warm".to_owned()).ok(),
+            name: "warm".parse().ok(),
             created_ms: 0,
             slot: Slot::try_from(3).unwrap(),
             boot: BootId([0; 16]),
@@ -252,27 +212,5 @@ mod tests {
              the mount's source /gone is not there; \
              slot 3, which the guest has its address from, is taken by another VM; bring that VM down first"
         );
-    }
-
-    #[test]
-    fn a_name_comes_before_a_number() {
-        let numbered = |id, name: Option<&str>| ListedSnapshot {
-            id: SnapshotId(Generation(id)),
-            manifest: Ok(Manifest {
-                id: SnapshotId(Generation(id)),
-                name: name.map(|name| SnapshotName::try_from(name.to_owned()).unwrap()),
-                ..manifest()
-            }),
-        };
-        let listed = [numbered(4, Some("warm")), numbered(7, None)];
-        let found = |text: &str| text.parse::<Reference>().unwrap().find(&listed).map(|one| one.id.0.0);
-        assert_eq!(
-            (found("warm"), found("4"), found("7"), found("07"), found("cold")),
-            (Some(4), Some(4), Some(7), None, None)
-        );
-        assert_eq!(Reference::from(SnapshotId(Generation(7))).to_string(), "7");
-        for bad in ["", "..", "a/b", "-x"] {
-            assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
-        }
     }
 }

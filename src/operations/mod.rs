@@ -46,7 +46,7 @@ mod state;
 mod sweep;
 mod tables;
 
-pub use compatibility::{Incompatibility, NotRestorable, Reference};
+pub use compatibility::{Incompatibility, NotRestorable};
 pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
 pub use outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,

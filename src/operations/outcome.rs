@@ -1,12 +1,12 @@
 //! The results of a session's commands, and the refusals of commands that were not begun.
 
-use super::compatibility::{NotRestorable, Reference};
+use super::compatibility::NotRestorable;
 use super::sweep::Swept;
 use super::tables::NoTable;
 use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
-use crate::world::{Manifest, SnapshotId, SnapshotName, VmmState, VmmVersion};
+use crate::world::{Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
 
 /// How an operation ended.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub enum Refusal {
     #[error("a snapshot named {0} exists")]
     NameTaken(SnapshotName),
     #[error("there is no snapshot {0}")]
-    NoSuchSnapshot(Reference),
+    NoSuchSnapshot(SnapshotReference),
     #[error("there is no snapshot")]
     NoSnapshot,
     #[error("snapshot {0} cannot be restored")]

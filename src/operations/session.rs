@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::compatibility::{self, NotRestorable, Reference, SnapshotChoice};
+use super::compatibility::{self, NotRestorable, SnapshotChoice};
 use super::delete::{self, DeletePlan};
 use super::down::{self, DownPlan};
 use super::limits::{LOOK, within};
@@ -55,7 +55,7 @@ use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{ListedSnapshot, Manifest, SnapshotId, VmmState, World};
+use crate::world::{ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World};
 
 /// After so long without an answer of the VMM a person is told what is waited for.
 const SOON: Duration = Duration::from_secs(3);
@@ -190,7 +190,7 @@ impl<S: Storage> Session<'_, S> {
     /// If the operation was not begun, or if the journal failed.
     pub async fn restore(
         &mut self,
-        wanted: Option<&Reference>,
+        wanted: Option<&SnapshotReference>,
         replace: bool,
     ) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
@@ -213,7 +213,7 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
-    pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<RestoreResult, Refusal> {
+    pub async fn warm_up(&mut self, wanted: Option<&SnapshotReference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
         if matches!(self.state()?, WorkspaceState::Up(_)) {
             let report = OperationResult::Already;
@@ -226,7 +226,7 @@ impl<S: Storage> Session<'_, S> {
         }
     }
 
-    async fn choose(&self, wanted: Option<&Reference>) -> Result<SnapshotChoice, Refusal> {
+    async fn choose(&self, wanted: Option<&SnapshotReference>) -> Result<SnapshotChoice, Refusal> {
         let mut listed = self.listed().await?;
         if let Some(reference) = wanted {
             let id = find(&listed, reference)?;
@@ -265,7 +265,10 @@ impl<S: Storage> Session<'_, S> {
     ///
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
-    pub async fn delete(&mut self, snapshot: &Reference) -> Result<(SnapshotId, OperationResult), Refusal> {
+    pub async fn delete(
+        &mut self,
+        snapshot: &SnapshotReference,
+    ) -> Result<(SnapshotId, OperationResult), Refusal> {
         self.recover_first().await?;
         let id = find(&self.listed().await?, snapshot)?;
         Ok((id, self.remove(id).await?))
@@ -356,7 +359,7 @@ impl<S: Storage> Session<'_, S> {
     }
 }
 
-fn find(listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Refusal> {
+fn find(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
     let found = wanted.find(listed).map(|one| one.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
 }

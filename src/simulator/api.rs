@@ -1,5 +1,5 @@
-//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains as v53.0 gives them, and
-//! where other versions differ, theirs. A conformance suite compares them with the real ones.
+//! The API of Cloud Hypervisor as far as nixbox uses it: states, status codes and error chains are those of the version
+//! that is simulated. A conformance suite compares them with the real versions.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,70 +7,25 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::SimulatedVersion;
+use super::refusal::ApiRefusal;
 use super::vm::{self, SimulatedVm, VmmContext};
-
-/// What the API says no with.
-#[derive(Debug)]
-pub(super) struct ApiRefusal {
-    pub(super) status: u16,
-    /// Outermost first.
-    chain: Vec<String>,
-}
-
-impl ApiRefusal {
-    pub(super) fn new(status: u16, chain: &[&str]) -> Self {
-        Self { status, chain: chain.iter().map(|text| (*text).to_owned()).collect() }
-    }
-
-    /// An error of the system, below what was being done.
-    pub(super) fn of(doing: &[&str], error: &dyn std::error::Error) -> Self {
-        let mut refusal = Self::new(500, doing);
-        refusal.chain.push(error.to_string());
-        refusal
-    }
-
-    /// The same, and with what it was being done. Before v53 only the rest is said.
-    pub(super) fn with(
-        version: SimulatedVersion,
-        doing: &[&str],
-        what: &str,
-        error: &dyn std::error::Error,
-    ) -> Self {
-        let mut refusal = Self::of(doing, error);
-        if version >= SimulatedVersion::V53 {
-            refusal.chain.insert(doing.len(), what.to_owned());
-        }
-        refusal
-    }
-
-    /// The same as the answer to a call.
-    fn to(mut self, call: &str) -> Self {
-        self.chain.splice(0..0, ["Error from API".to_owned(), call.to_owned()]);
-        self
-    }
-
-    pub(super) fn body(&self) -> String {
-        json!(self.chain).to_string()
-    }
-}
 
 fn not_running() -> ApiRefusal {
     ApiRefusal::new(500, &["VM is not running"])
 }
 
-/// The VMM: a configuration, and a VM once it was booted.
+/// The VMM: it has a configuration after `vm.create`, and a VM after `vm.boot` or `vm.restore`.
 pub(super) struct SimulatedVmm {
-    place: VmmContext,
+    context: VmmContext,
     config: Option<Value>,
     vm: Option<SimulatedVm>,
-    /// Whether its serial file was made, and emptied.
+    /// Whether the serial file of the configuration could be made.
     console: bool,
-    /// Shares that the guest was asked to let go of.
+    /// Ids of the devices that the guest was asked to let go of.
     leaving: BTreeSet<String>,
 }
 
-/// An answer: status and body.
+/// The answer to a call: status and body.
 pub(super) type ApiAnswer = Result<(u16, String), ApiRefusal>;
 
 fn nothing() -> ApiAnswer {
@@ -82,7 +37,7 @@ fn parse(body: &[u8]) -> Result<Value, ApiRefusal> {
         .map_err(|error| ApiRefusal::new(400, &["Failed to deserialize JSON", &error.to_string()]))
 }
 
-/// A field that a body must have.
+/// The body and the field `key`, which it must have.
 fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
     if body.is_empty() {
         return Err(ApiRefusal::new(400, &["Bad Request"]));
@@ -99,11 +54,11 @@ fn need(body: &[u8], key: &str) -> Result<(Value, String), ApiRefusal> {
 }
 
 impl SimulatedVmm {
-    pub(super) fn new(place: VmmContext) -> Self {
-        Self { place, config: None, vm: None, console: false, leaving: BTreeSet::new() }
+    pub(super) fn new(context: VmmContext) -> Self {
+        Self { context, config: None, vm: None, console: false, leaving: BTreeSet::new() }
     }
 
-    /// Answers one call. `vmm.shutdown` is not for it.
+    /// Answers one call. `vmm.shutdown` is answered by [`super::vmm`].
     pub(super) fn call(&mut self, method: &str, path: &str, body: &[u8]) -> ApiAnswer {
         let call = path.strip_prefix("/api/v1/").unwrap_or_default();
         match (method, call) {
@@ -133,18 +88,14 @@ impl SimulatedVmm {
         }
     }
 
-    /// Before v53 every error was of the server's making.
     fn not_created(&self) -> ApiRefusal {
-        let status = if self.place.version < SimulatedVersion::V53 { 500 } else { 404 };
-        ApiRefusal::new(status, &["VM is not created"])
+        ApiRefusal::new(self.context.version.missing_vm_status, &["VM is not created"])
     }
 
     fn ping(&self) -> String {
-        let build = self.place.version.text();
-        let version = build.trim_start_matches('v').trim_end_matches("-simulator");
         json!({
-            "build_version": build,
-            "version": format!("{version}.0"),
+            "build_version": self.context.version.simulator_version(),
+            "version": self.context.version.package_version(),
             "pid": std::process::id(),
             "features": ["simulator"],
         })
@@ -176,7 +127,7 @@ impl SimulatedVmm {
         if self.config.is_some() {
             return Err(ApiRefusal::new(500, &["VM is already created"]).to("The VM could not be created"));
         }
-        // One whose console cannot be made is there all the same.
+        // The VM counts as created even if its console cannot be made.
         let console = vm::console(&config);
         (self.config, self.console) = (Some(config), console.is_ok());
         console.map_err(|refusal| refusal.to("The VM could not be created"))?;
@@ -184,10 +135,9 @@ impl SimulatedVmm {
     }
 
     fn boot(&mut self) -> ApiAnswer {
-        let older = self.place.version < SimulatedVersion::V53;
-        let missing = if older { 500 } else { 404 };
-        let config =
-            self.config.clone().ok_or_else(|| ApiRefusal::new(missing, &["VM config is missing"]))?;
+        let version = self.context.version;
+        let missing = || ApiRefusal::new(version.missing_vm_status, &["VM config is missing"]);
+        let config = self.config.clone().ok_or_else(missing)?;
         if config.pointer("/payload/kernel").is_none() {
             return Err(ApiRefusal::new(
                 500,
@@ -199,8 +149,8 @@ impl SimulatedVmm {
             ));
         }
         match &mut self.vm {
-            Some(vm) if older && vm.paused => self.resume(),
-            Some(_) if older => {
+            Some(vm) if version.boot_resumes_paused_vm && vm.paused => self.resume(),
+            Some(_) if version.boot_resumes_paused_vm => {
                 Err(ApiRefusal::new(500, &["invalid VM state transition: Running to Running"]))
             }
             Some(_) => Err(ApiRefusal::new(500, &["VM is already created"])),
@@ -208,14 +158,14 @@ impl SimulatedVmm {
                 if !self.console {
                     vm::console(&config)?;
                 }
-                *vm = Some(SimulatedVm::boot(&config, &self.place)?);
+                *vm = Some(SimulatedVm::boot(&config, &self.context)?);
                 nothing()
             }
         }
     }
 
-    /// The guest asked for it: the same machine, from its kernel on.
-    pub(super) fn boot_again(&mut self) -> ApiAnswer {
+    /// Boots the same configuration again, as a reboot of the guest does.
+    pub(super) fn reboot(&mut self) -> ApiAnswer {
         self.vm = None;
         self.boot()
     }
@@ -246,7 +196,7 @@ impl SimulatedVmm {
                     "Invalid transition: InvalidStateTransition(Running, Running)",
                 ],
             )),
-            Some(vm) => vm.resume(self.place.version).and_then(|()| nothing()),
+            Some(vm) => vm.resume(self.context.version).and_then(|()| nothing()),
         }
     }
 
@@ -265,7 +215,7 @@ impl SimulatedVmm {
             return Err(ApiRefusal::new(500, &words).to(CALL));
         }
         let saved = directory(&url, "Cannot send VM snapshot")
-            .and_then(|directory| vm.save(config, &directory, self.place.version));
+            .and_then(|directory| vm.save(config, &directory, self.context.version));
         saved.map_err(|refusal| refusal.to(CALL))?;
         nothing()
     }
@@ -278,36 +228,40 @@ impl SimulatedVmm {
         let restored =
             directory(&url, "Cannot restore VM").and_then(|directory| self.restore_from(&directory));
         restored.map_err(|refusal| refusal.to("The VM could not be restored"))?;
-        // v51.1 ignores the field.
         let resume = value.get("resume").and_then(Value::as_bool).unwrap_or_default();
-        if resume && self.place.version > SimulatedVersion::V51 { self.resume() } else { nothing() }
+        if resume && self.context.version.restore_takes_resume_field { self.resume() } else { nothing() }
     }
 
     fn restore_from(&mut self, directory: &Path) -> Result<(), ApiRefusal> {
         const CANNOT: &str = "Cannot restore VM";
         const RECEIVE: &str = "Failed to receive migratable component snapshot";
-        let version = self.place.version;
+        let version = self.context.version;
         let path = directory.join("config.json");
         let bytes = std::fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM config snapshot file {path:?}");
-            ApiRefusal::with(version, &[CANNOT, RECEIVE], &opening, &error)
+            ApiRefusal::with_file(version, &[CANNOT, RECEIVE], &opening, &error)
         })?;
         let config: Value = serde_json::from_slice(&bytes).map_err(|error| {
-            ApiRefusal::with(version, &[CANNOT, RECEIVE], "Error deserialising VM config snapshot", &error)
+            ApiRefusal::with_file(
+                version,
+                &[CANNOT, RECEIVE],
+                "Error deserialising VM config snapshot",
+                &error,
+            )
         })?;
-        self.vm = Some(SimulatedVm::restore(&config, directory, &self.place)?);
+        self.vm = Some(SimulatedVm::restore(&config, directory, &self.context)?);
         self.config = Some(config);
         Ok(())
     }
 
     fn power_button(&mut self) -> ApiAnswer {
         let vm = self.vm.as_ref().ok_or_else(not_running)?;
-        // A guest that stands still hears it when it goes on.
+        // A guest that is paused notices the button when it is resumed.
         let guest = std::sync::Arc::clone(&vm.guest);
         tokio::spawn(async move {
-            if guest.gate.passed().await.is_ok() {
+            if guest.pause_control.until_running().await.is_ok() {
                 guest.settle();
-                guest.power(super::guest::Power::Off);
+                guest.power(super::guest::PowerRequest::Off);
             }
         });
         nothing()
@@ -320,7 +274,7 @@ impl SimulatedVmm {
         let config = self.config.as_ref().ok_or_else(|| self.not_created().to(CALL))?;
         let invalid = |words: &[&str]| {
             let mut refusal = ApiRefusal::new(500, &["Failed to validate config"]);
-            refusal.chain.extend(words.iter().map(|word| (*word).to_owned()));
+            refusal.extend(words);
             refusal.to(CALL)
         };
         if config.pointer("/payload/kernel").is_none() {
@@ -330,11 +284,11 @@ impl SimulatedVmm {
             ]));
         }
         let id = fs.get("id").cloned().unwrap_or(Value::Null);
-        let taken = |config: &Value| {
+        let is_taken = |config: &Value| {
             let listed = config.get("fs").and_then(Value::as_array).into_iter().flatten();
-            listed.filter_map(|fs| fs.get("id")).any(|there| *there == id)
+            listed.filter_map(|fs| fs.get("id")).any(|listed| *listed == id)
         };
-        if taken(config) {
+        if is_taken(config) {
             return Err(invalid(&[&format!("Identifier {} is not unique", id.as_str().unwrap_or_default())]));
         }
         if let Some(vm) = &mut self.vm {
@@ -369,12 +323,11 @@ impl SimulatedVmm {
                 found |= list.len() != before;
             }
         }
-        // Before v53 one that is about to leave may be removed again.
-        let older = self.place.version < SimulatedVersion::V53;
-        found |= older && self.vm.is_some() && self.leaving.contains(&id);
+        let version = self.context.version;
+        found |= version.removal_can_be_repeated && self.vm.is_some() && self.leaving.contains(&id);
         if !found {
             let refusal = if self.vm.is_some() {
-                let of = if older { String::new() } else { format!(": {id}") };
+                let of = if version.removal_errors_name_the_id { format!(": {id}") } else { String::new() };
                 let words = format!("Failed to find device corresponding to the given identifier{of}");
                 ApiRefusal::new(500, &["Error from device manager", &words])
             } else {
@@ -386,9 +339,9 @@ impl SimulatedVmm {
         nothing()
     }
 
-    /// What happens by itself while nobody calls.
-    pub(super) fn notice(&mut self) -> io::Result<()> {
-        self.vm.as_ref().map_or(Ok(()), SimulatedVm::notice_lost_daemons)
+    /// Makes shares hang whose daemons have gone. To be called from time to time.
+    pub(super) fn hang_shares_of_lost_daemons(&mut self) -> io::Result<()> {
+        self.vm.as_ref().map_or(Ok(()), SimulatedVm::hang_shares_of_lost_daemons)
     }
 }
 
@@ -408,7 +361,7 @@ const KNOWN: [&str; 13] = [
     "vm.remove-device",
 ];
 
-/// The directory of a `file://` URL, for what cannot be done without it.
+/// The directory that a `file://` URL names. `what` is the outermost message of the refusal.
 fn directory(url: &str, what: &str) -> Result<PathBuf, ApiRefusal> {
     let refuse =
         |why: String| ApiRefusal::new(500, &[what, "Failed to send migratable component snapshot", &why]);

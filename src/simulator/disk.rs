@@ -1,7 +1,7 @@
-//! The root disk of a simulated machine: an image with real bytes in blocks, and a table of files that is replaced whole.
+//! The root disk of a simulated guest: an image file with blocks of 4 KiB, and a table that says which file has which.
 //!
-//! The table is in one of two places in turn, with a number and a checksum, so that a machine that ends while it writes
-//! finds the one before. A block that is freed keeps its bytes until it is used again or trimmed, as on any disk.
+//! A new table is written to the two places for it in turn, with a sequence number and a checksum: if the guest ends while
+//! it writes, the table before is still whole. A block that is freed keeps its bytes until it is used again or trimmed.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -12,17 +12,17 @@ use std::path::Path;
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 
-use super::ram::{self, Map, PAGE};
+use super::ram::{self, AllocationMap, PAGE};
 
 const MAGIC: &[u8; 16] = b"nixbox-sim-disk1";
-/// Each of the two tables, in bytes.
+/// The size of the place for a table, in bytes. The image begins with two of them.
 const TABLE: u64 = 1 << 20;
 const HEAD: u64 = 16 + 8 + 8 + 4;
 
-/// By path without the leading slash.
-pub(super) type Files = BTreeMap<String, DiskInode>;
+/// Files by path, without the leading slash.
+pub(super) type FileTable = BTreeMap<String, DiskInode>;
 
-/// What a file, directory or link is.
+/// The kind of an inode.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum InodeKind {
     Directory,
@@ -30,60 +30,60 @@ pub(super) enum InodeKind {
     Link(String),
 }
 
-/// One of them.
+/// A file, directory or link.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct DiskInode {
     pub(super) kind: InodeKind,
     pub(super) mode: u32,
     pub(super) size: u64,
-    /// Of the disk.
+    /// Its blocks on the disk.
     pub(super) blocks: Vec<u64>,
-    /// Of RAM, if it is in the page cache.
+    /// Its pages in RAM, if it is in the page cache.
     #[serde(default)]
     pub(super) pages: Vec<u64>,
-    /// Whether the page cache knows more than the disk.
+    /// Whether the page cache holds a change that the disk lacks.
     #[serde(default)]
     pub(super) dirty: bool,
-    /// By what a change on the host is noticed.
+    /// What the file in the view looked like when it was last read: a change is noticed by a difference.
     #[serde(skip)]
-    pub(super) stamp: Stamp,
+    pub(super) stamp: FileStamp,
 }
 
-/// Inode, size, and times of change.
-pub(super) type Stamp = (u64, u64, i64, i64, i64, i64);
+/// Inode number, size, and times of modification and status change of a file in the view.
+pub(super) type FileStamp = (u64, u64, i64, i64, i64, i64);
 
 impl DiskInode {
     pub(super) fn new(kind: InodeKind, mode: u32) -> Self {
-        let stamp = Stamp::default();
+        let stamp = FileStamp::default();
         Self { kind, mode, size: 0, blocks: Vec::new(), pages: Vec::new(), dirty: true, stamp }
     }
 }
 
-/// A disk that is open, and locked as the VMM locks it.
+/// A disk image that is open and locked, as a VMM locks it.
 pub(super) struct SimulatedDisk {
     file: File,
     sequence: u64,
-    map: Map,
-    /// What the table on the disk uses: not to be written over before there is another.
-    committed: Map,
+    map: AllocationMap,
+    /// The blocks that the table on the disk refers to. They are not overwritten before there is another table.
+    committed: AllocationMap,
     count: u64,
-    /// Without the right image type a VMM refuses writes to sector 0.
+    /// Whether sector 0 can be written: a VMM refuses that for a disk without the right image type.
     sector_0: bool,
 }
 
 impl SimulatedDisk {
-    /// Opens an image, and reads its table.
+    /// Opens and locks an image, and reads its newest table.
     ///
     /// # Errors
-    /// `InvalidData` if no simulated guest's files are in it.
-    pub(super) fn open(path: &Path, sector_0: bool) -> io::Result<(Self, Files)> {
+    /// `InvalidData` if it is not the disk of a simulated guest.
+    pub(super) fn open(path: &Path, sector_0: bool) -> io::Result<(Self, FileTable)> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         file.try_lock().map_err(|_| io::Error::other("The file is already locked"))?;
         let count = file.metadata()?.len() / PAGE;
         let tables = [read_table(&file, 0)?, read_table(&file, 1)?];
         let newest = tables.into_iter().flatten().max_by_key(|(sequence, _)| *sequence);
         let (sequence, mut files) = newest.ok_or(ErrorKind::InvalidData)?;
-        let map = || Map::new(count, 2 * TABLE / PAGE);
+        let map = || AllocationMap::new(count, 2 * TABLE / PAGE);
         let mut disk = Self { file, sequence, map: map(), committed: map(), count, sector_0 };
         for inode in files.values_mut() {
             (inode.dirty, inode.pages) = (false, Vec::new());
@@ -93,14 +93,14 @@ impl SimulatedDisk {
         Ok((disk, files))
     }
 
-    /// Makes an image of a size, with files in it.
+    /// Makes an image of `size` bytes with files in it: path, permissions and content of each.
     pub(super) fn make(path: &Path, size: u64, contents: &[(&str, u32, &[u8])]) -> io::Result<()> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         file.set_len(size)?;
-        let map = || Map::new(size / PAGE, 2 * TABLE / PAGE);
+        let map = || AllocationMap::new(size / PAGE, 2 * TABLE / PAGE);
         let (map, committed) = (map(), map());
         let mut disk = Self { file, sequence: 0, map, committed, count: size / PAGE, sector_0: true };
-        let mut files = Files::new();
+        let mut files = FileTable::new();
         for (path, mode, bytes) in contents {
             for (at, _) in path.match_indices('/') {
                 files
@@ -115,18 +115,18 @@ impl SimulatedDisk {
         disk.commit(&files)
     }
 
-    /// Another may have it now, and this one does not write to it any more.
+    /// Gives up the lock.
     pub(super) fn release(&self) {
-        // The lock ends with the file in any case.
+        // If this fails the lock ends when the file is closed.
         self.file.unlock().ok();
     }
 
-    /// Which table is the one that counts.
+    /// The sequence number of the newest table.
     pub(super) fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// Puts bytes into blocks: into `old` as far as they go.
+    /// Writes bytes into blocks, first into those of `old`. Returns the blocks.
     pub(super) fn store(&mut self, mut old: Vec<u64>, bytes: &[u8]) -> io::Result<Vec<u64>> {
         let chunks: Vec<_> = bytes.chunks(PAGE as usize).collect();
         let surplus = old.split_off(old.len().min(chunks.len()));
@@ -146,8 +146,8 @@ impl SimulatedDisk {
         ram::load(&self.file, &inode.blocks, inode.size)
     }
 
-    /// Makes `files` what the disk holds.
-    pub(super) fn commit(&mut self, files: &Files) -> io::Result<()> {
+    /// Writes a table that holds `files`.
+    pub(super) fn commit(&mut self, files: &FileTable) -> io::Result<()> {
         let bytes = serde_json::to_vec(files)?;
         if bytes.len() as u64 > TABLE - HEAD {
             return Err(ErrorKind::StorageFull.into());
@@ -163,19 +163,19 @@ impl SimulatedDisk {
         table.extend(bytes);
         self.file.write_all_at(&table, (sequence % 2) * TABLE)?;
         self.sequence = sequence;
-        self.committed = Map::new(self.count, 2 * TABLE / PAGE);
+        self.committed = AllocationMap::new(self.count, 2 * TABLE / PAGE);
         for inode in files.values() {
             self.committed.mark(&inode.blocks, true);
         }
         Ok(())
     }
 
-    /// What a removed file was in. Its bytes stay.
+    /// Frees the blocks of a removed file. Their bytes stay.
     pub(super) fn free(&mut self, blocks: &[u64]) {
         self.map.mark(blocks, false);
     }
 
-    /// Gives free blocks back to the host: their bytes are gone.
+    /// Punches holes into the image where blocks are free: their bytes are gone.
     pub(super) fn trim(&mut self) -> io::Result<()> {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         for (first, count) in self.map.holes() {
@@ -185,7 +185,7 @@ impl SimulatedDisk {
     }
 }
 
-fn read_table(file: &File, which: u64) -> io::Result<Option<(u64, Files)>> {
+fn read_table(file: &File, which: u64) -> io::Result<Option<(u64, FileTable)>> {
     let mut head = [0; HEAD as usize];
     match file.read_exact_at(&mut head, which * TABLE) {
         Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(None),

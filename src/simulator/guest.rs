@@ -1,4 +1,4 @@
-//! The simulated guest: a kernel, what its programs ask of it, and the machine's hold on it.
+//! The simulated guest: its kernel, its processes, its shares, and how its machine pauses and ends it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,41 +12,38 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::kernel::{Kernel, MountedShare};
-use super::pausable_stream::Gate;
-use super::programs;
-use super::sshd;
-use super::syscalls;
+use super::pausable_stream::PauseControl;
 
-/// How often the counter in RAM goes up.
+/// How often the counter in RAM grows by one.
 const TICK: Duration = Duration::from_millis(10);
-/// How much of a share is told apart when nothing in it can be reached any more.
+/// How many entries of a share are imitated once the share cannot be reached any more.
 const MOST_ENTRIES: usize = 1000;
 
 /// What a guest asks of its machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Power {
+pub(super) enum PowerRequest {
     Off,
-    Again,
+    Reboot,
 }
 
 /// A share as the guest sees the device.
 #[derive(Debug, Clone)]
 pub(super) struct AttachedShare {
     pub(super) source: PathBuf,
-    /// Its daemon cannot be reached any more: whoever touches it waits for ever.
+    /// Whether its daemon cannot be reached any more: every access hangs.
     pub(super) hung: bool,
 }
 
 /// A guest.
 pub(super) struct SimulatedGuest {
     kernel: Mutex<Kernel>,
-    pub(super) gate: Arc<Gate>,
-    /// Process groups of what runs in it.
+    pub(super) pause_control: Arc<PauseControl>,
+    /// The process groups of the commands that run in it.
     groups: Mutex<BTreeSet<i32>>,
-    /// By tag.
+    /// The attached shares, by tag.
     shares: Mutex<BTreeMap<String, AttachedShare>>,
-    power: UnboundedSender<Power>,
-    /// Where programs reach the kernel.
+    power: UnboundedSender<PowerRequest>,
+    /// The socket for system calls.
     calls: PathBuf,
 }
 
@@ -55,30 +52,23 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl SimulatedGuest {
-    /// A guest that stands still. It is served at `ssh` once it runs.
+    /// A guest that does not run yet.
     pub(super) fn new(
         kernel: Kernel,
         shares: BTreeMap<String, AttachedShare>,
         runtime: &Path,
-        ssh: Option<std::net::TcpListener>,
-        power: UnboundedSender<Power>,
-    ) -> io::Result<Arc<Self>> {
-        programs::install(kernel.view())?;
-        let calls = runtime.join("guest.sock");
+        power: UnboundedSender<PowerRequest>,
+    ) -> Arc<Self> {
         let guest = Arc::new(Self {
             kernel: Mutex::new(kernel),
-            gate: Arc::new(Gate::closed()),
+            pause_control: Arc::new(PauseControl::paused()),
             groups: Mutex::default(),
             shares: Mutex::new(shares),
             power,
-            calls,
+            calls: runtime.join("guest.sock"),
         });
-        syscalls::listen(&guest)?;
-        if let Some(ssh) = ssh {
-            sshd::listen(&guest, ssh)?;
-        }
         tokio::spawn(tick(Arc::clone(&guest)));
-        Ok(guest)
+        guest
     }
 
     pub(super) fn kernel(&self) -> MutexGuard<'_, Kernel> {
@@ -89,12 +79,12 @@ impl SimulatedGuest {
         &self.calls
     }
 
-    pub(super) fn power(&self, power: Power) {
-        // Nobody listens in a machine that ends already.
+    pub(super) fn power(&self, power: PowerRequest) {
+        // Without a receiver the machine is ending already.
         self.power.send(power).ok();
     }
 
-    /// A command was started as the leader of a group. Programs of the guest see it in `/proc`.
+    /// Notes that a command was started as the leader of a process group. The guest's programs see it in `/proc`.
     pub(super) fn started(&self, group: i32, command: &str) -> io::Result<()> {
         lock(&self.groups).insert(group);
         let place = self.kernel().process(group);
@@ -103,62 +93,62 @@ impl SimulatedGuest {
         fs::write(place.join("cmdline"), format!("sh\0-c\0{command}\0"))
     }
 
-    /// It has ended. If it was killed, so is what it started: a guest's program that kills one kills each, and sees but
-    /// this one here.
+    /// Notes that the leader of a group has ended. If it was killed, the rest of its group is killed as well: the program of
+    /// the guest that killed it would kill each process, but sees only the leader in this `/proc`.
     pub(super) fn ended(&self, group: i32, killed: bool) {
         let group_id = Pid::from_raw(group).filter(|_| killed);
-        // A group without a process is no group, and a view that is made anew has nothing of the one before it.
+        // Both fail harmlessly: the group may have no process left, and a view that was made again does not contain it.
         group_id.map(|group| kill_process_group(group, Signal::KILL).ok());
         fs::remove_dir_all(self.kernel().process(group)).ok();
     }
 
     fn signal(&self, signal: Signal) {
-        // A group without a process is no group.
+        // A group to which no signal can be sent has no process any more.
         let alive =
             |group: &i32| Pid::from_raw(*group).is_some_and(|pid| kill_process_group(pid, signal).is_ok());
         lock(&self.groups).retain(alive);
     }
 
-    /// Something ran: what it changed is in RAM and on the disk now.
+    /// Takes what a program has changed into RAM and onto the disk. To be called after a program has run.
     pub(super) fn settle(&self) {
         let mut kernel = self.kernel();
-        if self.gate.is_gone() {
+        if self.pause_control.is_gone() {
             return;
         }
         if let Err(error) = kernel.absorb().and_then(|()| kernel.write_back()) {
-            kernel.say(&format!("simulator: I/O error: {error}"));
+            kernel.print(&format!("simulator: I/O error: {error}"));
         }
     }
 
-    /// Stands still from now on, at this instant.
+    /// Pauses the guest, and notes in RAM at which instant.
     pub(super) fn pause(&self, instant: [u8; 16]) -> io::Result<()> {
-        self.gate.close();
+        self.pause_control.pause();
         self.signal(Signal::STOP);
         let mut kernel = self.kernel();
         kernel.absorb()?;
         kernel.ram.set_instant(instant)
     }
 
-    /// Runs from now on. If its RAM is not of the instant of its devices it does not get far.
+    /// Runs the guest. If its RAM is of another instant than its devices, which were paused at `instant`, the kernel panics.
     pub(super) fn run(&self, instant: [u8; 16]) -> io::Result<()> {
         {
             let mut kernel = self.kernel();
             if kernel.ram.instant()? != instant {
-                kernel.say("Kernel panic - not syncing: RAM and devices are not of one instant");
-                self.gate.end();
+                kernel.print("Kernel panic - not syncing: RAM and devices are not of one instant");
+                self.pause_control.end();
                 return Ok(());
             }
             kernel.ram.set_instant([0; 16])?;
         }
         self.signal(Signal::CONT);
-        self.gate.open();
+        self.pause_control.resume();
         Ok(())
     }
 
-    /// Is no more. What was not on the disk is lost.
+    /// Ends the guest, as a power cut does: what was not on the disk is lost.
     pub(super) fn end(&self) {
         let kernel = self.kernel();
-        self.gate.end();
+        self.pause_control.end();
         kernel.disk.release();
         self.signal(Signal::KILL);
     }
@@ -167,12 +157,12 @@ impl SimulatedGuest {
         lock(&self.shares).insert(tag.to_owned(), share);
     }
 
-    /// The directories of this machine that the guest has as shares.
+    /// The directories of this machine that are the guest's shares.
     pub(super) fn sources(&self) -> Vec<PathBuf> {
         lock(&self.shares).values().map(|share| share.source.clone()).collect()
     }
 
-    /// Lets go of a share, unless it is mounted.
+    /// Lets go of a share unless it is mounted. Returns whether the share is gone.
     pub(super) fn let_go(&self, tag: &str) -> bool {
         let mounted = self.kernel().state.mounts.iter().any(|mounted| mounted.tag == tag);
         if !mounted {
@@ -181,28 +171,28 @@ impl SimulatedGuest {
         !mounted
     }
 
-    /// From now on nobody gets anything out of these shares, whoever asks waits for ever.
+    /// Makes every access to these shares hang.
     pub(super) fn hang(&self, tags: &BTreeSet<String>) -> io::Result<()> {
         for (_, share) in lock(&self.shares).iter_mut().filter(|(tag, _)| tags.contains(*tag)) {
             share.hung = true;
         }
-        self.spoil(tags, FileType::Fifo)
+        self.replace_files(tags, FileType::Fifo)
     }
 
-    /// All that was known of what is mounted is of no use any more.
+    /// Makes every access to what is mounted of these shares fail.
     pub(super) fn lose_inodes(&self, tags: &BTreeSet<String>) -> io::Result<()> {
-        self.spoil(tags, FileType::Socket)
+        self.replace_files(tags, FileType::Socket)
     }
 
-    /// Shows files of another kind in the place of those of a share: opening a FIFO waits, opening a socket fails.
-    fn spoil(&self, tags: &BTreeSet<String>, kind: FileType) -> io::Result<()> {
+    /// Replaces the files of mounted shares by files of another kind: opening a FIFO hangs, opening a socket fails.
+    fn replace_files(&self, tags: &BTreeSet<String>, kind: FileType) -> io::Result<()> {
         let mut kernel = self.kernel();
         let view = kernel.view().to_owned();
         for mounted in kernel.state.mounts.iter_mut().filter(|mounted| tags.contains(&mounted.tag)) {
             let place = view.join("sys").join(&mounted.tag);
             if mounted.shown != place && !place.exists() {
                 let mut left = MOST_ENTRIES;
-                mirror(&mounted.shown, &place, kind, &mut left)?;
+                imitate(&mounted.shown, &place, kind, &mut left)?;
             }
             mounted.shown = place;
         }
@@ -210,7 +200,7 @@ impl SimulatedGuest {
         kernel.keep_state()
     }
 
-    /// Whether to answer at all: what hangs, hangs.
+    /// Whether accesses to a share hang.
     pub(super) fn is_hung(&self, tag: &str) -> bool {
         lock(&self.shares).get(tag).is_some_and(|share| share.hung)
     }
@@ -218,7 +208,7 @@ impl SimulatedGuest {
     /// Mounts a share.
     ///
     /// # Errors
-    /// What `mount` says then.
+    /// The message of `mount`.
     pub(super) fn mount(&self, tag: &str, target: &Path, readonly: bool) -> Result<(), String> {
         let share = lock(&self.shares).get(tag).cloned();
         let share =
@@ -229,12 +219,13 @@ impl SimulatedGuest {
             fs::canonicalize(target).map_err(|error| format!("mount: {}: {error}", target.display()))?;
         let point =
             real.strip_prefix(kernel.view()).ok().and_then(Path::to_str).filter(|point| !point.is_empty());
-        let point = point.ok_or_else(|| format!("mount: {}: not a place for a share", target.display()))?;
+        let point =
+            point.ok_or_else(|| format!("mount: {}: a share cannot be mounted there", target.display()))?;
         let point = point.to_owned();
         if fs::read_dir(&real).is_ok_and(|mut entries| entries.next().is_some()) {
-            // A link can take the place of an empty directory alone.
+            // A mounted share is shown by a link, which can only take the place of an empty directory.
             return Err(format!(
-                "mount: {}: the simulator mounts on empty directories alone",
+                "mount: {}: the simulator can only mount on an empty directory",
                 target.display()
             ));
         }
@@ -242,10 +233,10 @@ impl SimulatedGuest {
         kernel.show_mounts().and_then(|()| kernel.keep_state()).map_err(|error| error.to_string())
     }
 
-    /// Unmounts what is seen at `target`, or mounted there.
+    /// Unmounts the share that is mounted at `target`, or whose files are shown from `target`.
     ///
     /// # Errors
-    /// What `umount` says then.
+    /// The message of `umount`.
     pub(super) fn unmount(&self, target: &Path) -> Result<(), String> {
         let mut kernel = self.kernel();
         kernel.absorb().map_err(|error| error.to_string())?;
@@ -262,7 +253,7 @@ impl SimulatedGuest {
         shown.map_err(|error| format!("umount: {}: {error}", target.display()))
     }
 
-    /// The tag of what is mounted there.
+    /// The tag of the share that is mounted at `target`.
     pub(super) fn tag_at(&self, target: &Path) -> Option<String> {
         let kernel = self.kernel();
         let is =
@@ -271,7 +262,7 @@ impl SimulatedGuest {
     }
 }
 
-fn mirror(from: &Path, to: &Path, kind: FileType, left: &mut usize) -> io::Result<()> {
+fn imitate(from: &Path, to: &Path, kind: FileType, left: &mut usize) -> io::Result<()> {
     fs::create_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -280,10 +271,10 @@ fn mirror(from: &Path, to: &Path, kind: FileType, left: &mut usize) -> io::Resul
             break;
         }
         let place = to.join(entry.file_name());
-        // Whatever hangs in a workspace's own directory of state is nothing that a guest's program looks for.
+        // No program of the guest looks into the workspace's own directory.
         if entry.file_type()?.is_dir() {
             if entry.file_name() != ".nixbox" {
-                mirror(&entry.path(), &place, kind, left)?;
+                imitate(&entry.path(), &place, kind, left)?;
             }
         } else {
             rustix::fs::mknodat(CWD, &place, kind, Mode::from_raw_mode(0o600), 0)?;
@@ -295,9 +286,9 @@ fn mirror(from: &Path, to: &Path, kind: FileType, left: &mut usize) -> io::Resul
 async fn tick(guest: Arc<SimulatedGuest>) {
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    while guest.gate.passed().await.is_ok() {
+    while guest.pause_control.until_running().await.is_ok() {
         interval.tick().await;
-        // It may have been paused meanwhile: one tick too many would be one of a guest that runs.
+        // The guest may have been paused meanwhile. The counter of a paused guest must not grow.
         let kernel = guest.kernel();
         if kernel.ram.instant().is_ok_and(|instant| instant == [0; 16]) && kernel.ram.tick().is_err() {
             return;

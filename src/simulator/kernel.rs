@@ -1,9 +1,9 @@
-//! What the simulated guest's kernel does with files: a page cache in RAM, blocks on the disk, and a view of both.
+//! The kernel of the simulated guest: it keeps files in a page cache in RAM and in blocks on the disk.
 //!
-//! Programs of the guest are programs of this machine, and see the guest's files in a directory that stands for its
-//! root: the *view*. The view is made from RAM and disk and is nothing by itself: whenever a program has done something
-//! ([`Kernel::absorb`]) its changes go to the page cache, from there to the disk ([`Kernel::write_back`]), and the next
-//! guest's view is made from these two alone.
+//! The guest's programs are programs of this machine. They see the guest's files in a directory of this machine, the
+//! *view*, which stands for the root of the guest. The view is made from RAM and disk. After a program has run, its
+//! changes go from the view to the page cache ([`Kernel::absorb`]) and from there to the disk ([`Kernel::write_back`]).
+//! Nothing else survives: the view of a guest that boots or is restored is made from RAM and disk alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,30 +13,30 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::disk::{DiskInode, Files, InodeKind, SimulatedDisk, Stamp};
+use super::disk::{DiskInode, FileStamp, FileTable, InodeKind, SimulatedDisk};
 use super::ram::SimulatedRam;
 
-/// What the kernel alone makes, at the top of the view.
+/// Directories at the top of the view that the kernel makes; programs' changes in them are not kept.
 const OWN: [&str; 3] = ["proc", "sys", "bin"];
-/// What is in RAM alone.
+/// Directories whose files are in RAM and never on the disk.
 const VOLATILE: [&str; 4] = ["dev", "run", "tmp", "var/run"];
 
-/// What of a running system is in RAM and nowhere else.
+/// The part of a running system that is only in RAM.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct KernelState {
-    /// As `/proc/sys/kernel/random/boot_id` has it.
+    /// The boot id, as in `/proc/sys/kernel/random/boot_id`.
     pub(super) boot: String,
-    /// Nanoseconds that its clock is ahead of the host's.
+    /// By how many nanoseconds the guest's clock is ahead of the host's.
     pub(super) clock: i64,
-    /// `init_on_free=1`.
+    /// Whether freed pages are filled with zeros (`init_on_free=1`).
     pub(super) zero_freed: bool,
     /// How often the random pool was reseeded.
     pub(super) reseeded: u64,
-    pub(super) files: Files,
+    pub(super) files: FileTable,
     pub(super) mounts: Vec<MountedShare>,
-    /// Programs that keep something in memory, by process id.
-    pub(super) kept: BTreeMap<u32, KeptProgram>,
-    /// Which table of the disk this is the page cache of.
+    /// Programs that keep bytes in memory, by process id.
+    pub(super) kept: BTreeMap<u32, KeepProcess>,
+    /// The sequence number of the disk's table that the page cache belongs to.
     disk: u64,
 }
 
@@ -44,16 +44,16 @@ pub(super) struct KernelState {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct MountedShare {
     pub(super) tag: String,
-    /// Below the root.
+    /// The mount point, relative to the root.
     pub(super) point: String,
     pub(super) readonly: bool,
-    /// Where the host has what one sees there.
+    /// The directory of the host that is shown at the mount point.
     pub(super) shown: PathBuf,
 }
 
-/// A program's memory.
+/// The memory of a `keep` program.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct KeptProgram {
+pub(super) struct KeepProcess {
     pages: Vec<u64>,
     size: u64,
 }
@@ -63,18 +63,18 @@ pub(super) struct Kernel {
     pub(super) state: KernelState,
     pub(super) ram: SimulatedRam,
     pub(super) disk: SimulatedDisk,
-    /// The directory that stands for the root.
+    /// The directory of this machine that stands for the root.
     view: PathBuf,
     serial: File,
-    /// Whether the disk's table is behind.
+    /// Whether there are changes that the disk's table lacks.
     altered: bool,
 }
 
 impl Kernel {
-    /// A fresh boot from the disk.
+    /// Boots from the disk.
     pub(super) fn boot(
         mut ram: SimulatedRam,
-        (disk, files): (SimulatedDisk, Files),
+        (disk, files): (SimulatedDisk, FileTable),
         view: &Path,
         serial: File,
         zero_freed: bool,
@@ -83,21 +83,22 @@ impl Kernel {
         let boot = fs::read_to_string("/proc/sys/kernel/random/uuid")?.trim().to_owned();
         let state = KernelState { boot, zero_freed, files, disk: disk.sequence(), ..KernelState::default() };
         let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
-        kernel.say(&format!("simulator: no kernel runs here; boot {}", kernel.state.boot));
+        kernel.print(&format!("simulator: no kernel runs here; boot {}", kernel.state.boot));
         for directory in ["dev/shm", "run", "tmp", "home", "root", "etc", "var", "mnt", "srv", "opt"] {
             for path in [directory.split('/').next().unwrap_or(directory), directory] {
                 let made = || DiskInode::new(InodeKind::Directory, 0o755);
                 kernel.state.files.entry(path.to_owned()).or_insert_with(made);
             }
         }
-        kernel.show()?;
+        kernel.make_view()?;
         Ok(kernel)
     }
 
-    /// Goes on with what is in RAM. `None` if nothing is that could: RAM of another guest, or of another age than the disk.
-    pub(super) fn go_on(
+    /// Continues the system that is in RAM. `None` if RAM holds no simulated guest, or one that belongs to another state of
+    /// the disk.
+    pub(super) fn restore(
         mut ram: SimulatedRam,
-        (disk, _): (SimulatedDisk, Files),
+        (disk, _): (SimulatedDisk, FileTable),
         view: &Path,
         serial: File,
     ) -> io::Result<Option<Self>> {
@@ -110,13 +111,13 @@ impl Kernel {
             pages.chain(state.kept.values().flat_map(|kept| &kept.pages)).copied().collect();
         ram.adopt(&pages, state.zero_freed);
         let mut kernel = Self { state, ram, disk, view: view.to_owned(), serial, altered: false };
-        kernel.say("simulator: goes on from RAM");
-        kernel.show()?;
+        kernel.print("simulator: continues from RAM");
+        kernel.make_view()?;
         Ok(Some(kernel))
     }
 
-    /// Writes a line to the serial console. Whoever took it away does not want to know.
-    pub(super) fn say(&mut self, line: &str) {
+    /// Writes a line to the serial console. An error is ignored: the file may have been removed.
+    pub(super) fn print(&mut self, line: &str) {
         writeln!(self.serial, "{line}").ok();
     }
 
@@ -124,13 +125,13 @@ impl Kernel {
         &self.view
     }
 
-    /// Where programs of the guest see a process.
+    /// The directory of a process in the guest's `/proc`.
     pub(super) fn process(&self, id: i32) -> PathBuf {
         self.view.join("proc").join(id.to_string())
     }
 
-    /// Makes the view anew.
-    fn show(&mut self) -> io::Result<()> {
+    /// Makes the view from RAM and disk.
+    fn make_view(&mut self) -> io::Result<()> {
         remove_view(&self.view)?;
         let make = |path: &Path, mode: u32| fs::DirBuilder::new().recursive(true).mode(mode).create(path);
         make(&self.view, 0o700)?;
@@ -151,7 +152,7 @@ impl Kernel {
                 InodeKind::File => fs::write(&place, self.content(inode)?)?,
             }
         }
-        // Deepest first: a directory that may not be written to is made before what is in it.
+        // Permissions come last and deepest first: nothing could be made in a directory that is made read-only before.
         let modes: Vec<_> =
             self.state.files.iter().rev().map(|(path, inode)| (path.clone(), inode.mode)).collect();
         for (path, mode) in modes {
@@ -172,7 +173,7 @@ impl Kernel {
         if inode.pages.is_empty() { self.disk.load(inode) } else { self.ram.load(&inode.pages, inode.size) }
     }
 
-    /// Links each mount point to what one sees there, and writes `/proc/mounts`.
+    /// Replaces each mount point by a link to the directory that is shown there, and writes `/proc/mounts`.
     pub(super) fn show_mounts(&self) -> io::Result<()> {
         let escaped = |path: &Path| path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
         let mut table = format!("/dev/vda {} ext4 rw,relatime 0 0\n", escaped(&self.view));
@@ -193,7 +194,7 @@ impl Kernel {
         fs::write(self.view.join("proc/mounts"), table)
     }
 
-    /// Takes what programs have changed into the page cache.
+    /// Takes what programs have changed in the view into the page cache.
     pub(super) fn absorb(&mut self) -> io::Result<()> {
         let mut seen = BTreeMap::new();
         let points: BTreeSet<String> =
@@ -219,7 +220,7 @@ impl Kernel {
         self.keep_state()
     }
 
-    /// A file that is gone, or has another name now.
+    /// Removes a file from the page cache that is gone from the view, or gives it its new name if it was renamed.
     fn forget(&mut self, path: &str, seen: &BTreeMap<String, fs::Metadata>) -> io::Result<()> {
         let Some(inode) = self.state.files.remove(path) else {
             return Ok(());
@@ -238,6 +239,7 @@ impl Kernel {
         Ok(())
     }
 
+    /// Puts a file that is new or changed into the page cache.
     fn take(&mut self, path: &str, status: &fs::Metadata) -> io::Result<()> {
         let place = self.view.join(path);
         let kind = match status.file_type() {
@@ -272,13 +274,13 @@ impl Kernel {
         Ok(())
     }
 
-    /// Writes down in RAM what the kernel knows.
+    /// Writes the kernel's state to RAM.
     pub(super) fn keep_state(&mut self) -> io::Result<()> {
         self.state.disk = self.disk.sequence();
         self.ram.write_state(&serde_json::to_vec(&self.state)?)
     }
 
-    /// Brings the disk up to the page cache.
+    /// Writes what is only in the page cache to the disk.
     pub(super) fn write_back(&mut self) -> io::Result<()> {
         for (path, inode) in self.state.files.iter_mut().filter(|(path, _)| !is_volatile(path)) {
             if !inode.dirty {
@@ -300,22 +302,23 @@ impl Kernel {
         self.keep_state()
     }
 
-    /// Bytes that pass through the kernel, as those of a connection do: they are in RAM, and then free memory.
+    /// Does with bytes what a kernel does with those of a connection: they are in RAM for a moment, and then in pages that
+    /// are free.
     pub(super) fn pass(&mut self, bytes: &[u8]) -> io::Result<()> {
         let pages = self.ram.store(Vec::new(), bytes)?;
         self.ram.free(&pages)
     }
 
-    /// A program that keeps bytes in its memory until it is ended. Its number is its process id.
+    /// Starts a program that keeps `bytes` in its memory. Returns its process id.
     pub(super) fn keep(&mut self, bytes: &[u8]) -> io::Result<u32> {
         let process = self.state.kept.keys().next_back().map_or(1000, |last| last + 1);
-        let kept = KeptProgram { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
+        let kept = KeepProcess { pages: self.ram.store(Vec::new(), bytes)?, size: bytes.len() as u64 };
         self.state.kept.insert(process, kept);
         self.keep_state()?;
         Ok(process)
     }
 
-    /// Ends it, and gives what it kept.
+    /// Ends such a program. Returns the bytes that it kept.
     pub(super) fn end(&mut self, process: u32) -> io::Result<Vec<u8>> {
         let kept = self.state.kept.remove(&process).ok_or(ErrorKind::NotFound)?;
         let bytes = self.ram.load(&kept.pages, kept.size)?;
@@ -325,7 +328,7 @@ impl Kernel {
     }
 }
 
-/// Removes a view. Links in it are not followed, so that what is shared with the host stays.
+/// Removes a view. Links in it are not followed, so that the host's directories that are shared stay.
 pub(super) fn remove_view(view: &Path) -> io::Result<()> {
     match fs::remove_dir_all(view) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -339,11 +342,11 @@ fn is_volatile(path: &str) -> bool {
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-fn stamp(status: &fs::Metadata) -> Stamp {
+fn stamp(status: &fs::Metadata) -> FileStamp {
     (status.ino(), status.size(), status.mtime(), status.mtime_nsec(), status.ctime(), status.ctime_nsec())
 }
 
-/// A program may be faster, and have removed it.
+/// The content of a file; nothing if a program has removed the file meanwhile.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     match fs::read(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
@@ -351,7 +354,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// All that is below a directory, mount points as they are, what the kernel makes left out.
+/// Collects all that is below a directory, without what is at mount points and what the kernel makes.
 fn scan(
     root: &Path,
     below: &str,

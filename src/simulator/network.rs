@@ -1,7 +1,7 @@
-//! A network that needs no privileges: the guest's SSH server is on this machine's loopback.
+//! A network that needs no privileges: the guest's SSH server listens on the loopback address of this machine.
 //!
-//! In place of a TAP there is a file of its name in the runtime directory. The VMM locks it, and writes the address into
-//! it where the guest is to be reached. Nothing is filtered, and the guest's programs have the host's network: this is no
+//! A file in the runtime directory, named like the TAP, stands for the TAP. The VMM locks it and writes into it at which
+//! address the guest can be reached. Nothing is filtered, and the guest's programs use the host's network: this is no
 //! sandbox.
 
 use std::fs::{self, File, OpenOptions};
@@ -15,9 +15,9 @@ use async_trait::async_trait;
 use super::kernel::remove_view;
 use crate::world::{Failure, Generation, Network, Presence, Result, Slot};
 
-/// Why there is no network for a simulated guest.
+/// Why the network of a simulated guest could not be made or removed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what} {path}, which is the simulated VM's")]
+#[error("cannot {what} {path}, which belongs to the simulated VM")]
 pub struct LoopbackError {
     what: &'static str,
     path: PathBuf,
@@ -39,17 +39,17 @@ pub(super) fn view_path(runtime: &Path) -> PathBuf {
     runtime.join("guest")
 }
 
-/// Where the guest in a slot is to be reached; a port that nobody has while it is not.
+/// The address at which the guest in a slot can be reached; port 0, on which nobody listens, while it cannot.
 #[must_use]
 pub fn address(runtime: &Path, slot: Slot) -> SocketAddr {
-    let text = fs::read_to_string(tap_path(runtime, &format!("vm{slot}"))).unwrap_or_default();
+    let text = fs::read_to_string(tap_path(runtime, &slot.tap())).unwrap_or_default();
     text.trim().parse().unwrap_or((Ipv4Addr::LOCALHOST, 0).into())
 }
 
-/// Attaches to a TAP as the only one, and listens for the guest.
+/// Takes a TAP, which no other VMM may use then, and listens for connections to the guest.
 ///
 /// # Errors
-/// As a TAP would have it: if it is not there, or another VMM's.
+/// The error of a TAP: `ENOENT` if it is missing, `EBUSY` if another VMM uses it.
 pub(super) fn attach(runtime: &Path, tap: &str) -> io::Result<(File, TcpListener)> {
     let file = OpenOptions::new().read(true).write(true).open(tap_path(runtime, tap))?;
     file.try_lock().map_err(|_| rustix::io::Errno::BUSY)?;
@@ -60,14 +60,14 @@ pub(super) fn attach(runtime: &Path, tap: &str) -> io::Result<(File, TcpListener
 }
 
 impl Loopback {
-    /// For the workspace whose sockets are in `runtime`.
+    /// The network of the workspace whose runtime directory is `runtime`.
     #[must_use]
     pub fn new(runtime: PathBuf) -> Self {
         Self { runtime }
     }
 
     fn tap(&self, slot: Slot) -> PathBuf {
-        tap_path(&self.runtime, &format!("vm{slot}"))
+        tap_path(&self.runtime, &slot.tap())
     }
 }
 
@@ -95,7 +95,7 @@ impl Network for Loopback {
             let path = path.to_owned();
             move |source| Failure::world(LoopbackError { what: "remove", path, source })
         };
-        // What a VMM that was killed has left of its guest, too.
+        // A VMM that was killed has left the directory and the socket of its guest.
         let (view, calls) = (view_path(&self.runtime), self.runtime.join("guest.sock"));
         remove_view(&view).map_err(failed(&view))?;
         gone(fs::remove_file(&calls)).map_err(failed(&calls))?;

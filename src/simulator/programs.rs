@@ -1,14 +1,15 @@
-//! Programs of the simulated guest that cannot be those of this machine: they would act upon its kernel.
+//! Programs of the simulated guest that cannot be those of this machine, because they would act upon its kernel.
 //!
-//! Each is a script in the guest's `/bin`, before this machine's own on PATH, that calls the simulated kernel.
+//! Each is a script in the guest's `/bin`, which comes before this machine's directories on PATH. The script calls the
+//! simulated kernel.
 //!
 //! | program | what it does |
 //! |---|---|
-//! | `mount` `umount` `sync` `fstrim` `poweroff` `shutdown` `halt` `reboot` | what they do anywhere, in the guest |
-//! | `dd` | this machine's, and `conv=fsync` reaches the guest's disk |
-//! | `sudo` | runs the command: the guest's user is root in everything but its name |
-//! | `setsid` | runs the command, without a session of its own, which would pass for a daemon of nixbox's |
-//! | `counter` | prints a number in the guest's RAM that goes up 100 times a second |
+//! | `mount` `umount` `sync` `fstrim` `poweroff` `shutdown` `halt` `reboot` | the same as everywhere, in the guest |
+//! | `dd` | runs this machine's `dd`, and writes to the guest's disk after `conv=fsync` |
+//! | `sudo` | runs the command, without a change of user |
+//! | `setsid` | runs the command without a new session, because the leader of a session would be taken for a daemon of nixbox |
+//! | `counter` | prints a number in the guest's RAM that grows by one 100 times a second |
 //! | `keep` | keeps its input in memory, and prints a process id; `keep --end ID` gives the input back |
 
 use std::fs;
@@ -18,7 +19,7 @@ use std::path::Path;
 
 use super::syscalls;
 
-/// Those that do nothing but call the kernel, by the name of the call.
+/// Programs that only make a system call: name of the program, name of the call.
 const CALLS: [(&str, &str); 11] = [
     ("mount", "mount"),
     ("umount", "umount"),
@@ -38,14 +39,14 @@ const DD: &str =
 const SUDO: &str = "[ \"$1\" != -n ] || shift\nexec \"$@\"";
 const SETSID: &str = "exec \"$@\"";
 
-/// What runs a call as a program: the words before its arguments.
+/// The shell words that make a call, before its arguments.
 pub(super) fn caller(name: &str) -> io::Result<String> {
     let program = std::env::current_exe()?;
     let program = program.to_str().ok_or(io::ErrorKind::InvalidData)?;
     Ok(format!("exec '{}' simulator call {name}", program.replace('\'', r"'\''")))
 }
 
-/// Puts them into the guest whose root stands at `view`.
+/// Writes the programs into the guest whose root directory is `view`.
 pub(super) fn install(view: &Path) -> io::Result<()> {
     for (name, call) in CALLS {
         write(view, name, &format!("{} \"$@\"", caller(call)?))?;
@@ -62,10 +63,10 @@ fn write(view: &Path, name: &str, text: &str) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
-/// Runs one of them, in the guest. Gives what to exit with.
+/// Runs the program `name` in the guest. Returns its exit status.
 ///
 /// # Errors
-/// If it is not run in a guest, or that is gone.
+/// If this process does not run in a simulated guest, or the guest is gone.
 pub fn run(name: &str, arguments: Vec<String>) -> io::Result<u8> {
     if name == "settle" {
         return settle();
@@ -80,8 +81,9 @@ pub fn run(name: &str, arguments: Vec<String>) -> io::Result<u8> {
     Ok(answer.status)
 }
 
-/// What `guest/clock_helper.s` does on a machine of its own: reads a `struct rand_pool_info` for the random pool and tells the
-/// time, then reads `struct timex` for the clock and tells the time after each. Its numbers of what went wrong are the same.
+/// Does in the simulated guest what `guest/clock_helper.s` does in a real one: reads a `struct rand_pool_info` for the random
+/// pool and writes the time, then reads one `struct timex` after another for the clock and writes the time after each. The
+/// exit statuses for failures are the same.
 fn settle() -> io::Result<u8> {
     const POOL_INFO: usize = 520;
     const TIMEX: usize = 208;
@@ -96,8 +98,8 @@ fn settle() -> io::Result<u8> {
     }
     let mut shift = 0;
     loop {
-        let told = syscalls::call("clock", vec![shift.to_string()], &[])?;
-        let Ok(time) = told.out.parse::<i64>() else {
+        let answer = syscalls::call("clock", vec![shift.to_string()], &[])?;
+        let Ok(time) = answer.out.parse::<i64>() else {
             return Ok(16);
         };
         let second = 1_000_000_000;
@@ -118,7 +120,7 @@ fn settle() -> io::Result<u8> {
     }
 }
 
-/// As many bytes as there are, up to the length of the buffer.
+/// Reads until the buffer is full or the input ends. Returns the number of bytes.
 fn fill(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

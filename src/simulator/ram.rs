@@ -1,16 +1,16 @@
-//! The RAM of a simulated machine: a file of real bytes, in pages.
+//! The RAM of a simulated guest: a file in pages of 4 KiB.
 //!
-//! Page 0 holds the counter that ticks while the guest runs, and the instant at which it was paused. What the guest's
-//! kernel knows follows as JSON; all other pages hold what programs and the page cache put there. A page that is freed
-//! keeps its bytes until it is used again, unless the guest was booted with `init_on_free=1`, as with Linux.
+//! Page 0 holds a counter that grows while the guest runs, and the instant at which the guest was paused. The state of the
+//! kernel follows as JSON. All other pages hold the page cache and the memory of programs. A page that is freed keeps its
+//! bytes until it is used again, unless the guest was booted with `init_on_free=1`, as under Linux.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-/// In bytes, as for the disk's blocks.
+/// The size of a page, and of a block of the disk, in bytes.
 pub(super) const PAGE: u64 = 4096;
-/// Where what the kernel knows begins, and how much of that there may be, in pages.
+/// The page at which the state of the kernel begins, and how many pages it may have.
 const STATE: u64 = 1;
 const STATE_PAGES: u64 = 1024;
 const MAGIC: &[u8; 16] = b"nixbox-sim-ram-1";
@@ -20,13 +20,13 @@ const STATE_LENGTH: u64 = 40;
 
 /// Which pages or blocks are in use.
 #[derive(Default)]
-pub(super) struct Map {
+pub(super) struct AllocationMap {
     used: Vec<bool>,
-    /// Where the next one is looked for: what was freed last is used again last.
+    /// Where the search for a free one begins, so that what was freed last is used again last.
     cursor: usize,
 }
 
-impl Map {
+impl AllocationMap {
     pub(super) fn new(count: u64, reserved: u64) -> Self {
         let bound = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Self { used: (0..bound(count)).map(|at| at < bound(reserved)).collect(), cursor: bound(reserved) }
@@ -40,6 +40,7 @@ impl Map {
         }
     }
 
+    /// Takes one that is free, and for which `also_free` holds.
     pub(super) fn take(&mut self, also_free: impl Fn(u64) -> bool) -> io::Result<u64> {
         let count = self.used.len();
         let at =
@@ -54,7 +55,7 @@ impl Map {
         usize::try_from(number).ok().and_then(|at| self.used.get(at)).is_some_and(|used| *used)
     }
 
-    /// Runs of unused ones: first and count.
+    /// Runs of free ones: the first, and how many.
     pub(super) fn holes(&self) -> Vec<(u64, u64)> {
         let mut holes: Vec<(u64, u64)> = Vec::new();
         for (at, _) in self.used.iter().enumerate().filter(|(_, used)| !**used) {
@@ -67,27 +68,27 @@ impl Map {
     }
 }
 
-/// The RAM of one machine.
+/// The RAM of one guest.
 pub(super) struct SimulatedRam {
     file: File,
-    map: Map,
+    map: AllocationMap,
     zero_freed: bool,
 }
 
 impl SimulatedRam {
-    /// Of a file that is as large as the machine's RAM.
+    /// The RAM that is a file of `size` bytes.
     pub(super) fn new(file: File, size: u64) -> Self {
-        Self { file, map: Map::new(size / PAGE, STATE + STATE_PAGES), zero_freed: false }
+        Self { file, map: AllocationMap::new(size / PAGE, STATE + STATE_PAGES), zero_freed: false }
     }
 
-    /// What a kernel does first. What was in RAM before stays there.
+    /// Prepares RAM for a kernel that boots. Other pages keep what was in them before.
     pub(super) fn start(&mut self, zero_freed: bool) -> io::Result<()> {
         self.zero_freed = zero_freed;
         self.file.write_all_at(MAGIC, 0)?;
         self.file.write_all_at(&[0; 24], COUNTER)
     }
 
-    /// Goes on with what is there: what the kernel knew, if a guest of ours is in it.
+    /// The state of the kernel; `None` if RAM holds no simulated guest.
     pub(super) fn state(&self) -> io::Result<Option<Vec<u8>>> {
         let mut magic = [0; 16];
         self.file.read_exact_at(&mut magic, 0)?;
@@ -100,7 +101,7 @@ impl SimulatedRam {
         Ok(Some(bytes))
     }
 
-    /// After [`SimulatedRam::state`]: which pages are in use by it.
+    /// Says which pages are in use by the kernel whose state was read.
     pub(super) fn adopt(&mut self, pages: &[u64], zero_freed: bool) {
         self.zero_freed = zero_freed;
         self.map.mark(pages, true);
@@ -134,7 +135,7 @@ impl SimulatedRam {
         self.file.write_all_at(&(self.counter()? + 1).to_le_bytes(), COUNTER)
     }
 
-    /// At which instant the guest stands still; zero while it runs.
+    /// The instant at which the guest was paused; all zero while it runs.
     pub(super) fn instant(&self) -> io::Result<[u8; 16]> {
         let mut instant = [0; 16];
         self.file.read_exact_at(&mut instant, INSTANT)?;
@@ -145,7 +146,7 @@ impl SimulatedRam {
         self.file.write_all_at(&instant, INSTANT)
     }
 
-    /// Puts bytes into pages: into `old` as far as they go, and no more of them than are needed.
+    /// Writes bytes into pages, first into those of `old`; surplus ones are freed. Returns the pages.
     pub(super) fn store(&mut self, mut old: Vec<u64>, bytes: &[u8]) -> io::Result<Vec<u64>> {
         let chunks: Vec<_> = bytes.chunks(PAGE as usize).collect();
         let surplus = old.split_off(old.len().min(chunks.len()));
@@ -179,13 +180,13 @@ impl SimulatedRam {
         Ok(())
     }
 
-    /// The file, for those who copy it.
+    /// The file, to be copied.
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 }
 
-/// `size` bytes out of the pages or blocks of a file.
+/// Reads `size` bytes from pages or blocks of a file.
 pub(super) fn load(file: &File, numbers: &[u64], size: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
     for (chunk, number) in bytes.chunks_mut(PAGE as usize).zip(numbers) {

@@ -1,7 +1,7 @@
-//! A stand-in for virtiofsd: it listens on the share's socket, serves one VMM, and ends with it.
+//! A stand-in for virtiofsd: it listens on the socket of a share, serves one VMM, and ends when the VMM disconnects.
 //!
-//! It takes virtiofsd's arguments as far as they say where the socket and the directory are. What it tells the VMM is a
-//! line of JSON, for the simulated guest reaches the directory by itself.
+//! Of virtiofsd's arguments it reads those that name the socket and the directory. It sends the VMM one line of JSON that
+//! names the directory; the simulated guest then uses the directory itself.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,20 +10,20 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How long a daemon may take until it says what it serves.
-const HELLO: Duration = Duration::from_secs(5);
-/// A path, escaped.
-const LONGEST: u64 = 64 << 10;
+/// How long a daemon may take until it has named its directory.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// The longest line that is read from a daemon, in bytes. A path may be escaped.
+const LONGEST_ANSWER: u64 = 64 << 10;
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Hello {
+struct ServedDirectory {
     source: PathBuf,
 }
 
-/// Serves by virtiofsd's arguments, until the VMM disconnects.
+/// Serves one VMM, as virtiofsd's `arguments` say, until it disconnects.
 ///
 /// # Errors
-/// If the socket cannot be had, or the arguments do not name one.
+/// If the arguments name no socket or directory, or the socket cannot be bound.
 pub fn serve(arguments: &[String]) -> io::Result<()> {
     let value = |name: &str| {
         arguments
@@ -35,12 +35,12 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
     std::fs::write(format!("{socket}.pid"), std::process::id().to_string())?;
     let listener = UnixListener::bind(socket)?;
     let (mut connection, _) = listener.accept()?;
-    // As virtiofsd does: nobody can connect a second time.
+    // Nobody can connect a second time, as with virtiofsd.
     drop(listener);
-    let mut hello = serde_json::to_vec(&Hello { source: std::fs::canonicalize(source)? })?;
-    hello.push(b'\n');
-    connection.write_all(&hello)?;
-    // A VMM that is killed resets what it has not read.
+    let mut answer = serde_json::to_vec(&ServedDirectory { source: std::fs::canonicalize(source)? })?;
+    answer.push(b'\n');
+    connection.write_all(&answer)?;
+    // The connection of a VMM that was killed is reset if something was unread.
     let ended = connection.read(&mut [0]);
     std::fs::remove_file(socket)?;
     match ended {
@@ -49,20 +49,20 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
     }
 }
 
-/// Connects to a share's daemon, and hears which directory it serves.
+/// Connects to the daemon of a share. Returns the connection and the directory that the daemon serves.
 ///
 /// # Errors
-/// If nobody listens, or does not answer.
+/// If nobody listens, or the daemon does not answer in time.
 pub(super) fn connect(socket: &Path) -> io::Result<(UnixStream, PathBuf)> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(HELLO))?;
+    stream.set_read_timeout(Some(ANSWER_LIMIT))?;
     let mut text = Vec::new();
-    let mut reader = (&stream).take(LONGEST);
+    let mut reader = (&stream).take(LONGEST_ANSWER);
     let mut byte = [0];
     while reader.read(&mut byte)? == 1 && byte[0] != b'\n' {
         text.push(byte[0]);
     }
-    let hello: Hello = serde_json::from_slice(&text)?;
+    let answer: ServedDirectory = serde_json::from_slice(&text)?;
     stream.set_read_timeout(None)?;
-    Ok((stream, hello.source))
+    Ok((stream, answer.source))
 }

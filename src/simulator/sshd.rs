@@ -1,6 +1,7 @@
-//! The simulated guest's SSH server: real SSH on the loopback, commands run by this machine's shell in the guest's view.
+//! The SSH server of the simulated guest: SSH on a loopback address. Commands are run by this machine's shell, in the
+//! directory that stands for the guest's root.
 //!
-//! Who is let in, and the key that the server shows, is in files on the guest's disk, as in any guest. No terminals.
+//! The authorized keys and the host key are files on the guest's disk, as in a real guest. There are no terminals.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,15 +20,15 @@ use tokio::process::Command;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::guest::SimulatedGuest;
-use super::pausable_stream::Gated;
+use super::pausable_stream::PausableStream;
 use super::syscalls;
-use super::translate::{Input, Translator};
+use super::translate::{CommandInput, Translator};
 use crate::guest::key;
 
-/// Where the server's key is, below the root.
+/// The file of the host key, relative to the root.
 const HOST_KEY: &str = "etc/ssh/host_key";
 
-/// Serves the guest for as long as it lives, once it runs.
+/// Accepts connections while the guest runs, until it ends.
 pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListener) -> io::Result<()> {
     let key = host_key(guest)?;
     let config = Arc::new(server::Config {
@@ -39,21 +40,22 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListene
     let listener = TcpListener::from_std(listener)?;
     let guest = Arc::clone(guest);
     tokio::spawn(async move {
-        while guest.gate.passed().await.is_ok() {
+        while guest.pause_control.until_running().await.is_ok() {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = guest.gate.gone() => return,
+                () = guest.pause_control.until_gone() => return,
             };
             let Ok((stream, _)) = accepted else {
                 return;
             };
-            // A delay is all that is lost if it cannot be set.
+            // If this fails, answers are only slower.
             stream.set_nodelay(true).ok();
-            let stream = Gated { stream, gate: Arc::clone(&guest.gate) };
-            let connection = Connection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
+            let stream = PausableStream { stream, pause_control: Arc::clone(&guest.pause_control) };
+            let connection =
+                ClientConnection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
             let config = Arc::clone(&config);
             tokio::spawn(async move {
-                // How a connection ends is the client's to say.
+                // The client may end the connection in any way.
                 if let Ok(session) = server::run_stream(config, stream, connection).await {
                     session.await.ok();
                 }
@@ -63,7 +65,7 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListene
     Ok(())
 }
 
-/// The server's key: on the disk, or made now and put there.
+/// The host key on the disk, which is made if it is missing.
 fn host_key(guest: &SimulatedGuest) -> io::Result<PrivateKey> {
     let path = guest.kernel().view().join(HOST_KEY);
     match std::fs::read_to_string(&path) {
@@ -80,28 +82,29 @@ fn host_key(guest: &SimulatedGuest) -> io::Result<PrivateKey> {
     }
 }
 
-struct Connection {
+struct ClientConnection {
     guest: Arc<SimulatedGuest>,
-    /// Whose session it is: the home, once logged in.
+    /// The home directory of the user, once logged in.
     home: Option<PathBuf>,
-    /// What is sent to the commands that run.
-    channels: HashMap<ChannelId, UnboundedSender<ToCommand>>,
+    /// The commands that run, by channel: what the client sends goes there.
+    channels: HashMap<ChannelId, UnboundedSender<CommandMessage>>,
 }
 
-enum ToCommand {
+/// What a client sends to a command.
+enum CommandMessage {
     Bytes(Vec<u8>),
-    NoMore,
+    EndOfInput,
     Signal(rustix::process::Signal),
 }
 
-impl Connection {
+impl ClientConnection {
     fn home_of(&self, user: &str) -> PathBuf {
         let view = self.guest.kernel().view().to_owned();
         if user == "root" { view.join("root") } else { view.join("home").join(user) }
     }
 
-    fn is_let_in(&self, user: &str, key: &PublicKey) -> bool {
-        // Names are paths here.
+    fn may_log_in(&self, user: &str, key: &PublicKey) -> bool {
+        // The name becomes part of a path.
         let plain = user.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter));
         let list =
             std::fs::read_to_string(self.home_of(user).join(".ssh/authorized_keys")).unwrap_or_default();
@@ -115,18 +118,18 @@ impl Connection {
                 let (sender, receiver) = unbounded_channel();
                 self.channels.insert(id, sender);
                 session.channel_success(id)?;
-                let running = Running {
+                let running = RunningCommand {
                     guest: Arc::clone(&self.guest),
                     handle: session.handle(),
                     id,
-                    input: Input::of(command),
+                    input: CommandInput::of(command),
                     translator,
                 };
-                tokio::spawn(running.through(child, receiver));
+                tokio::spawn(running.run(child, receiver));
                 Ok(())
             }
             Err(error) => {
-                self.guest.kernel().say(&format!("sshd: {command}: {error}"));
+                self.guest.kernel().print(&format!("sshd: {command}: {error}"));
                 session.channel_failure(id)
             }
         }
@@ -161,11 +164,11 @@ impl Connection {
     }
 }
 
-impl server::Handler for Connection {
+impl server::Handler for ClientConnection {
     type Error = russh::Error;
 
     async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, russh::Error> {
-        if self.is_let_in(user, key.public_key) {
+        if self.may_log_in(user, key.public_key) {
             self.home = Some(self.home_of(user));
             Ok(Auth::Accept)
         } else {
@@ -199,8 +202,8 @@ impl server::Handler for Connection {
 
     async fn data(&mut self, id: ChannelId, bytes: &[u8], _: &mut Session) -> Result<(), russh::Error> {
         if let Some(command) = self.channels.get(&id) {
-            // One that has ended takes nothing any more.
-            command.send(ToCommand::Bytes(bytes.to_vec())).ok();
+            // Without a receiver the command has ended.
+            command.send(CommandMessage::Bytes(bytes.to_vec())).ok();
         }
         Ok(())
     }
@@ -208,7 +211,7 @@ impl server::Handler for Connection {
     async fn channel_eof(&mut self, id: ChannelId, _: &mut Session) -> Result<(), russh::Error> {
         if let Some(command) = self.channels.get(&id) {
             // As above.
-            command.send(ToCommand::NoMore).ok();
+            command.send(CommandMessage::EndOfInput).ok();
         }
         Ok(())
     }
@@ -223,35 +226,36 @@ impl server::Handler for Connection {
         };
         if let Some(command) = self.channels.get(&id) {
             // As above.
-            command.send(ToCommand::Signal(signal)).ok();
+            command.send(CommandMessage::Signal(signal)).ok();
         }
         Ok(())
     }
 }
 
-/// The process group that a command leads.
+/// The process group of a command, which is its leader.
 fn group(child: &tokio::process::Child) -> Option<rustix::process::Pid> {
     child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
 }
 
-/// A command that runs, and the channel it runs for.
-struct Running {
+/// A command that runs for a channel.
+struct RunningCommand {
     guest: Arc<SimulatedGuest>,
     handle: Handle,
     id: ChannelId,
-    input: Input,
+    input: CommandInput,
     translator: Translator,
 }
 
-impl Running {
-    /// To its end. A client that is gone hears nothing of it, and it runs on.
-    async fn through(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<ToCommand>) {
+impl RunningCommand {
+    /// Transfers input and output until the command ends, and reports how it ended. If the client is gone the command runs
+    /// on.
+    async fn run(mut self, mut child: tokio::process::Child, receiver: UnboundedReceiver<CommandMessage>) {
         let group = group(&child);
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (handle, id) = (self.handle.clone(), self.id);
         let guest = Arc::clone(&self.guest);
         let feeding = tokio::spawn(async move {
-            // A command that does not read its input to the end is none that failed.
+            // A command need not read its input to the end.
             self.feed(receiver, stdin, group).await.ok();
         });
         let wait = async {
@@ -262,11 +266,14 @@ impl Running {
             }
             ended
         };
-        let (ended, (), ()) =
-            tokio::join!(wait, pass_on(stdout, &handle, id, None), pass_on(stderr, &handle, id, Some(1)));
+        let (ended, (), ()) = tokio::join!(
+            wait,
+            send_output(stdout, &handle, id, None),
+            send_output(stderr, &handle, id, Some(1))
+        );
         feeding.abort();
         guest.settle();
-        // A client that has gone does not hear how it ended, nor that it did.
+        // Sending fails if the client has gone.
         match ended.map(|status| (status.code(), status.signal())) {
             Ok((Some(code), _)) => {
                 handle.exit_status_request(id, u32::try_from(code).unwrap_or(255)).await.ok();
@@ -279,10 +286,10 @@ impl Running {
                     Some(15) => Sig::TERM,
                     other => Sig::Custom(format!("{}", other.unwrap_or_default())),
                 };
-                let said = handle.exit_signal_request(id, signal, false, String::new(), String::new());
-                said.await.ok();
+                let sent = handle.exit_signal_request(id, signal, false, String::new(), String::new());
+                sent.await.ok();
             }
-            Err(error) => guest.kernel().say(&format!("sshd: {error}")),
+            Err(error) => guest.kernel().print(&format!("sshd: {error}")),
         }
         handle.eof(id).await.ok();
         handle.close(id).await.ok();
@@ -290,20 +297,20 @@ impl Running {
 
     async fn feed(
         &mut self,
-        mut receiver: UnboundedReceiver<ToCommand>,
+        mut receiver: UnboundedReceiver<CommandMessage>,
         mut stdin: Option<tokio::process::ChildStdin>,
         group: Option<rustix::process::Pid>,
     ) -> io::Result<()> {
         while let Some(next) = receiver.recv().await {
             match (next, &mut stdin) {
-                (ToCommand::Bytes(bytes), Some(stdin)) => {
+                (CommandMessage::Bytes(bytes), Some(stdin)) => {
                     self.guest.kernel().pass(&bytes)?;
                     let bytes = self.input.take(&self.translator, bytes)?;
                     stdin.write_all(&bytes).await?;
                 }
-                (ToCommand::Bytes(_), None) => {}
-                (ToCommand::NoMore, _) => stdin = None,
-                (ToCommand::Signal(signal), _) => {
+                (CommandMessage::Bytes(_), None) => {}
+                (CommandMessage::EndOfInput, _) => stdin = None,
+                (CommandMessage::Signal(signal), _) => {
                     if let Some(group) = group {
                         rustix::process::kill_process_group(group, signal)?;
                     }
@@ -314,8 +321,13 @@ impl Running {
     }
 }
 
-/// What a command writes, until it has nothing more to say.
-async fn pass_on(from: Option<impl AsyncRead + Unpin>, to: &Handle, id: ChannelId, extended: Option<u32>) {
+/// Sends the output of a command to the client until there is no more.
+async fn send_output(
+    from: Option<impl AsyncRead + Unpin>,
+    to: &Handle,
+    id: ChannelId,
+    extended: Option<u32>,
+) {
     let Some(mut from) = from else {
         return;
     };

@@ -1,7 +1,6 @@
-//! What programs of the simulated guest ask of its kernel: system calls, over a Unix socket.
+//! The system calls by which programs of the simulated guest ([`super::programs`]) ask its kernel, over a Unix socket.
 //!
-//! A call is a line of JSON and then the program's input, an answer is a line of JSON. The programs are those of
-//! [`super::programs`].
+//! A call is a line of JSON followed by the program's input. An answer is a line of JSON.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
@@ -14,12 +13,12 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use super::guest::{Power, SimulatedGuest};
+use super::guest::{PowerRequest, SimulatedGuest};
 
-/// Names the socket in the environment of the guest's programs.
+/// The environment variable of the guest's programs that names the socket.
 pub(super) const VARIABLE: &str = "NIXBOX_SIMULATED_KERNEL";
-/// More than any program here has to say, in bytes.
-const MOST: u64 = 64 << 20;
+/// The longest call or answer, in bytes.
+const LONGEST_MESSAGE: u64 = 64 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Syscall {
@@ -28,7 +27,7 @@ struct Syscall {
     directory: PathBuf,
 }
 
-/// What a program prints, and what it exits with.
+/// What the program that made a call prints, and its exit status.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct SyscallAnswer {
     pub(super) status: u8,
@@ -50,13 +49,13 @@ impl SyscallAnswer {
     }
 }
 
-/// Makes a call from a program's side.
+/// Makes a call, as a program of the guest.
 ///
 /// # Errors
-/// If this is no program of a simulated guest, or the guest is gone.
+/// If this process does not run in a simulated guest, or the guest is gone.
 pub(super) fn call(name: &str, arguments: Vec<String>, input: &[u8]) -> io::Result<SyscallAnswer> {
     let socket = std::env::var_os(VARIABLE)
-        .ok_or_else(|| io::Error::other("this is a program of a simulated guest, and runs in one alone"))?;
+        .ok_or_else(|| io::Error::other("this program runs only in a simulated guest"))?;
     let mut stream = UnixStream::connect(Path::new(&socket))?;
     let call = Syscall { name: name.to_owned(), arguments, directory: std::env::current_dir()? };
     stream.write_all(&serde_json::to_vec(&call)?)?;
@@ -64,11 +63,11 @@ pub(super) fn call(name: &str, arguments: Vec<String>, input: &[u8]) -> io::Resu
     stream.write_all(input)?;
     stream.shutdown(Shutdown::Write)?;
     let mut line = String::new();
-    BufReader::new(stream.take(MOST)).read_line(&mut line)?;
+    BufReader::new(stream.take(LONGEST_MESSAGE)).read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)
 }
 
-/// Answers calls for as long as the guest lives.
+/// Answers calls until the guest ends.
 pub(super) fn listen(guest: &Arc<SimulatedGuest>) -> io::Result<()> {
     let path = guest.calls();
     match std::fs::remove_file(path) {
@@ -78,17 +77,17 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let guest = Arc::clone(guest);
     tokio::spawn(async move {
-        while guest.gate.passed().await.is_ok() {
+        while guest.pause_control.until_running().await.is_ok() {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = guest.gate.gone() => return,
+                () = guest.pause_control.until_gone() => return,
             };
             let Ok((stream, _)) = accepted else {
                 return;
             };
             let guest = Arc::clone(&guest);
             tokio::spawn(async move {
-                // A program that ended hears no answer.
+                // This fails if the program has ended before it got the answer.
                 answer(&guest, stream).await.ok();
             });
         }
@@ -98,14 +97,14 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>) -> io::Result<()> {
 
 async fn answer(guest: &SimulatedGuest, stream: tokio::net::UnixStream) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
-    let mut read = tokio::io::BufReader::new(read.take(MOST));
+    let mut read = tokio::io::BufReader::new(read.take(LONGEST_MESSAGE));
     let (mut line, mut input) = (String::new(), Vec::new());
     read.read_line(&mut line).await?;
     read.read_to_end(&mut input).await?;
     let call: Syscall = serde_json::from_str(&line)?;
-    guest.gate.passed().await?;
+    guest.pause_control.until_running().await?;
     let answer = perform(guest, &call, &input).await;
-    guest.gate.passed().await?;
+    guest.pause_control.until_running().await?;
     let mut text = serde_json::to_vec(&answer)?;
     text.push(b'\n');
     write.write_all(&text).await
@@ -133,9 +132,9 @@ async fn perform(guest: &SimulatedGuest, call: &Syscall, input: &[u8]) -> Syscal
             wait_if_hung(guest, Some((*tag).to_owned())).await;
             SyscallAnswer::of(guest.mount(tag, &call.directory.join(target), readonly))
         }
-        ("mount", _) => {
-            SyscallAnswer::error("mount: the simulator mounts shares alone: mount -t virtiofs TAG PLACE")
-        }
+        ("mount", _) => SyscallAnswer::error(
+            "mount: the simulator can only mount shares: mount -t virtiofs TAG DIRECTORY",
+        ),
         ("umount", [target]) => {
             let target = call.directory.join(target);
             wait_if_hung(guest, guest.tag_at(&target)).await;
@@ -143,12 +142,12 @@ async fn perform(guest: &SimulatedGuest, call: &Syscall, input: &[u8]) -> Syscal
         }
         ("poweroff", _) => {
             guest.settle();
-            guest.power(Power::Off);
+            guest.power(PowerRequest::Off);
             SyscallAnswer::default()
         }
         ("reboot", _) => {
             guest.settle();
-            guest.power(Power::Again);
+            guest.power(PowerRequest::Reboot);
             SyscallAnswer::default()
         }
         ("counter", _) => match guest.kernel().ram.counter() {

@@ -1,31 +1,27 @@
-//! Scripts that were written for a guest, made to run beside it: paths of the guest lead into its view.
+//! Translates scripts that were written for a guest, so that they run on this machine: paths of the guest become paths in
+//! the directory that stands for its root.
 //!
-//! The text is changed, not what it does. Left alone are programs (`/bin`, `/usr`, `/lib`), which are this machine's, and
-//! the devices that are the same everywhere. One program is replaced: the machine code that nixbox brings to give a guest
-//! entropy and the time would act upon the kernel of this machine.
+//! Paths of programs (`/bin`, `/usr`, `/lib`) and of devices such as `/dev/null` stay, because the programs and devices are
+//! those of this machine. The machine code by which nixbox gives a guest entropy and the time is replaced by a script,
+//! because it would act upon the kernel of this machine; other machine code is refused.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::programs;
-use crate::guest::settle;
+use crate::guest::{settle, shell};
 
-/// Directories of the guest.
+/// The directories of the guest that are translated.
 const PATHS: [&str; 13] = [
     "/dev/shm", "/etc", "/home", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/srv", "/sys", "/tmp",
     "/var",
 ];
 
-/// Ends a script of nixbox's; what follows on stdin is not the script's text.
-const END: &[u8] = b"\nnixbox:end\n";
-/// How machine code begins, as nixbox's scripts write it down.
-const MACHINE_CODE: &str = r"\177\105\114\106";
-
-/// For the guest whose root stands at `root`.
+/// Translates scripts for one guest.
 pub(super) struct Translator {
     root: String,
-    /// Directories of this machine that the guest sees as they are: the root's, and those of its shares.
-    seen: Vec<String>,
+    /// Directories of this machine whose paths stay as they are: the root's, and those of the shares.
+    kept: Vec<String>,
     settle: String,
 }
 
@@ -34,24 +30,26 @@ impl Translator {
         let text = |path: &Path| Ok(path.to_str().ok_or(io::ErrorKind::InvalidData)?.to_owned());
         let root: String = text(root)?;
         let shares = shares.iter().map(|path| text(path)).collect::<io::Result<Vec<_>>>()?;
-        let seen = std::iter::once(root.clone()).chain(shares).collect();
+        let kept = std::iter::once(root.clone()).chain(shares).collect();
         let settle = format!("#!/bin/sh\n{}\n", programs::caller("settle")?);
-        Ok(Self { root, seen, settle: settle.bytes().map(|byte| format!("\\{byte:03o}")).collect() })
+        Ok(Self { root, kept, settle: settle::octal(settle.as_bytes()) })
     }
 
-    /// A script.
+    /// Translates a script.
     ///
     /// # Errors
-    /// If it brings machine code that has no stand-in.
+    /// If it contains machine code for which there is no replacement.
     pub(super) fn script(&self, text: &str) -> io::Result<String> {
         let text = text.replace(&settle::program(), &self.settle);
-        if text.contains(MACHINE_CODE) {
-            return Err(io::Error::other("a script brings machine code, which would run on this machine"));
+        if text.contains(&settle::octal(settle::ELF_MAGIC)) {
+            return Err(io::Error::other(
+                "the script contains machine code, which would run on this machine",
+            ));
         }
         Ok(self.paths(&text))
     }
 
-    /// Paths of the guest become those of its view. One that leads there already is left alone.
+    /// Translates the paths in a text. Those that lie below a directory that is kept stay.
     fn paths(&self, text: &str) -> String {
         let mut done = String::with_capacity(text.len());
         let mut rest = text;
@@ -62,8 +60,8 @@ impl Translator {
             let inside =
                 inside.is_some_and(|letter| letter.is_alphanumeric() || "_.-~/}*\\".contains(letter));
             let is_there = |name: &str| path.strip_prefix(name).is_some_and(ends);
-            let length = if let Some(seen) = self.seen.iter().find(|seen| !inside && is_there(seen)) {
-                seen.len()
+            let length = if let Some(kept) = self.kept.iter().find(|kept| !inside && is_there(kept)) {
+                kept.len()
             } else if let Some(name) = PATHS.iter().find(|name| !inside && is_there(name)) {
                 done.push_str(&self.root);
                 name.len()
@@ -78,25 +76,25 @@ impl Translator {
     }
 }
 
-/// Whether a name ends before this.
+/// Whether a file name ends where `rest` begins.
 fn ends(rest: &str) -> bool {
     rest.chars().next().is_none_or(|letter| !(letter.is_alphanumeric() || "_-".contains(letter)))
 }
 
-/// What comes on the stdin of a command: a script of nixbox's first, if the command asks for one.
-pub(super) enum Input {
-    /// Bytes that are passed on.
+/// The stdin of a command: it begins with a script if the command is one that reads a script.
+pub(super) enum CommandInput {
+    /// All that follows is passed on as it is.
     Plain,
-    /// The script so far.
+    /// The script, as far as it has arrived.
     Script(Vec<u8>),
 }
 
-impl Input {
+impl CommandInput {
     pub(super) fn of(command: &str) -> Self {
-        if command.contains("nixbox:end") { Self::Script(Vec::new()) } else { Self::Plain }
+        if command.contains(shell::END) { Self::Script(Vec::new()) } else { Self::Plain }
     }
 
-    /// What the command is given of these bytes.
+    /// The bytes that the command gets when these arrive.
     ///
     /// # Errors
     /// As for [`Translator::script`].
@@ -105,7 +103,8 @@ impl Input {
             return Ok(bytes);
         };
         script.extend(bytes);
-        let Some(at) = script.windows(END.len()).position(|window| window == END) else {
+        let end = format!("\n{}\n", shell::END);
+        let Some(at) = script.windows(end.len()).position(|window| window == end.as_bytes()) else {
             return Ok(Vec::new());
         };
         let input = script.split_off(at);
@@ -122,12 +121,12 @@ mod tests {
     use super::*;
 
     fn translator() -> Translator {
-        let seen = vec!["/run/x/guest".into(), "/tmp/ws/src".into()];
-        Translator { root: "/run/x/guest".into(), seen, settle: "S".into() }
+        let kept = vec!["/run/x/guest".into(), "/tmp/ws/src".into()];
+        Translator { root: "/run/x/guest".into(), kept, settle: "S".into() }
     }
 
     #[test]
-    fn paths_of_the_guest_lead_into_its_view_and_others_stay() {
+    fn paths_of_the_guest_are_translated_and_others_stay() {
         for (script, wanted) in [
             ("cat /proc/mounts", "cat /run/x/guest/proc/mounts"),
             ("echo 3 > /proc/sys/vm/drop_caches", "echo 3 > /run/x/guest/proc/sys/vm/drop_caches"),
@@ -148,15 +147,15 @@ mod tests {
     }
 
     #[test]
-    fn no_machine_code_gets_through_but_the_one_that_has_a_stand_in() {
+    fn machine_code_without_a_replacement_is_refused() {
         let script = format!("printf '{}' > f", settle::program());
         assert_eq!(translator().script(&script).unwrap(), "printf 'S' > f");
         assert!(translator().script(&script.replace("\\220", "\\221").replacen("000", "001", 1)).is_err());
     }
 
     #[test]
-    fn what_follows_a_script_is_passed_on_as_it_is() {
-        let mut input = Input::of("sh -c '… nixbox:end …'");
+    fn input_after_the_script_is_passed_on_as_it_is() {
+        let mut input = CommandInput::of("sh -c '… nixbox:end …'");
         let mut given = Vec::new();
         for piece in [&b"cat /tmp/x\nnix"[..], b"box:end\n/tmp", b"\xff"] {
             given.extend(input.take(&translator(), piece.to_vec()).unwrap());

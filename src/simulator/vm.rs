@@ -1,4 +1,5 @@
-//! The simulated VM: what Cloud Hypervisor knows of one, and what becomes of it.
+//! The simulated VM: opens and locks the files and sockets that its configuration names, boots or restores a guest in
+//! them, and pauses, saves and resumes it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -13,15 +14,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::SimulatedVersion;
-use super::api::ApiRefusal;
-use super::disk::SimulatedDisk;
-use super::guest::{AttachedShare, Power, SimulatedGuest};
+use super::disk::{FileTable, SimulatedDisk};
+use super::guest::{AttachedShare, PowerRequest, SimulatedGuest};
 use super::kernel::Kernel;
 use super::network;
+use super::programs;
 use super::ram::SimulatedRam;
+use super::refusal::ApiRefusal;
 use super::share;
-use super::syscalls::now;
+use super::sshd;
+use super::syscalls::{self, now};
+use crate::world::capability::Capability;
 
 type Result<T, E = ApiRefusal> = std::result::Result<T, E>;
 
@@ -29,20 +32,21 @@ type Result<T, E = ApiRefusal> = std::result::Result<T, E>;
 pub(super) struct SimulatedVm {
     pub(super) guest: Arc<SimulatedGuest>,
     pub(super) paused: bool,
-    /// At which instant it stands still.
+    /// Names the instant at which the VM was paused; all zero before. RAM holds the same bytes, so that RAM of another
+    /// instant is recognised.
     instant: [u8; 16],
-    /// The shares that are devices: id, and tag and connection of each.
+    /// The shares that are devices, by id: tag, and connection to the daemon.
     shares: BTreeMap<String, (String, UnixStream)>,
-    /// Shares whose daemons were left behind by `vm.snapshot`.
+    /// Whether there were shares at the last `vm.snapshot`: some versions do not resume their daemons.
     left_behind: bool,
-    /// What it holds for as long as it lives: its TAP, and disks that are not its root.
-    _held: Vec<File>,
+    /// Files that are locked for as long as the VM lives: its TAP, and the disks other than the first.
+    _locked_files: Vec<File>,
 }
 
-/// What `vm.snapshot` writes besides the configuration.
+/// The content of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
-struct Saved {
-    /// As Cloud Hypervisor's has; devices of a simulator have nothing to say.
+struct StateFile {
+    /// Where Cloud Hypervisor has the state of devices. Empty here.
     snapshots: Value,
     simulator: String,
     instant: [u8; 16],
@@ -50,23 +54,26 @@ struct Saved {
     time: i64,
 }
 
-/// Where a VM's surroundings are, and what it is to behave like.
+/// What a VM needs of its VMM.
 #[derive(Clone)]
 pub(super) struct VmmContext {
+    /// The directory of the API socket, in which the simulated network lies as well.
     pub(super) runtime: PathBuf,
-    pub(super) version: SimulatedVersion,
-    pub(super) power: UnboundedSender<Power>,
+    /// The version that is simulated.
+    pub(super) version: &'static Capability,
+    /// Takes what the guest asks of its machine.
+    pub(super) power: UnboundedSender<PowerRequest>,
 }
 
-/// Parts of a machine, before there is a guest in it.
-struct Parts {
+/// What a configuration names, opened and locked, before there is a guest.
+struct ConnectedDevices {
     ram: SimulatedRam,
-    disk: (SimulatedDisk, super::disk::Files),
+    disk: (SimulatedDisk, FileTable),
     serial: File,
     ssh: Option<TcpListener>,
-    held: Vec<File>,
+    locked_files: Vec<File>,
     shares: BTreeMap<String, (String, UnixStream)>,
-    seen: BTreeMap<String, AttachedShare>,
+    attached: BTreeMap<String, AttachedShare>,
     zero_freed: bool,
 }
 
@@ -78,8 +85,8 @@ fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     value.get(key).and_then(Value::as_array).into_iter().flatten()
 }
 
-/// RAM: the file of the zone, or memory of the VMM's own, filled from `saved` if there is some.
-fn ram(config: &Value, saved: Option<&Path>, version: SimulatedVersion) -> Result<SimulatedRam> {
+/// RAM: the file of the zone, or memory of the VMM, filled from the directory `saved` in a restore.
+fn ram(config: &Value, saved: Option<&Path>, version: &Capability) -> Result<SimulatedRam> {
     let failed =
         |what: &'static str| move |error: io::Error| ApiRefusal::of(&["Memory manager error", what], &error);
     let memory = config.get("memory").unwrap_or(&Value::Null);
@@ -97,25 +104,21 @@ fn ram(config: &Value, saved: Option<&Path>, version: SimulatedVersion) -> Resul
         return Ok(SimulatedRam::new(own, size(memory)));
     };
     let path = Path::new(text(zone, "file"));
-    // In a restore, v51 opens the file before it asks what it is.
-    if saved.is_none() || version > SimulatedVersion::V51 {
+    if saved.is_none() || version.restore_stats_ram_file {
         fs::metadata(path).map_err(failed("Failed to stat filesystem"))?;
     }
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.map_err(failed("Failed to create shared file"))?;
-    let there = file.metadata().map_err(failed("Failed to stat filesystem"))?.len();
-    if there < size(zone) {
+    let length = file.metadata().map_err(failed("Failed to stat filesystem"))?.len();
+    if length < size(zone) {
         file.set_len(size(zone)).map_err(failed("Failed to create shared file"))?;
     }
     Ok(SimulatedRam::new(file, size(zone)))
 }
 
-/// Connects to everything that a configuration names. Nothing is changed if something of it is not there.
-fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Parts> {
-    let device = |what: &'static str| {
-        move |error: io::Error| ApiRefusal::of(&["Error from device manager", what], &error)
-    };
-    let ram = ram(config, saved, place.version)?;
+/// Opens everything that a configuration names. If something is missing nothing has been changed.
+fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -> Result<ConnectedDevices> {
+    let ram = ram(config, saved, context.version)?;
     let payload = config.get("payload").unwrap_or(&Value::Null);
     if saved.is_none() {
         File::open(text(payload, "kernel"))
@@ -123,69 +126,73 @@ fn parts(config: &Value, place: &VmmContext, saved: Option<&Path>) -> Result<Par
     }
     let serial = if saved.is_some() { console(config)? } else { console_again(config).map_err(io_error)? };
     let mut disks = items(config, "disks");
-    let Some(root) = disks.next() else {
-        return Err(ApiRefusal::new(
-            500,
-            &["Simulator", "a simulated guest boots from a disk, and there is none"],
-        ));
-    };
-    let raw = place.version < SimulatedVersion::V52 || text(root, "image_type") == "Raw";
-    let disk = SimulatedDisk::open(Path::new(text(root, "path")), raw).map_err(|error| match error.kind() {
+    let root = disks.next().ok_or_else(|| {
+        ApiRefusal::new(500, &["Simulator", "a simulated guest boots from a disk, and there is none"])
+    })?;
+    let disk = root_disk(root, context.version)?;
+    let mut locked_files = disks.map(lock_disk).collect::<Result<Vec<_>>>()?;
+    let mut ssh = None;
+    for net in items(config, "net") {
+        let (tap, listener) = attach_tap(net, context)?;
+        locked_files.push(tap);
+        ssh = Some(listener);
+    }
+    let (mut shares, mut attached) = (BTreeMap::new(), BTreeMap::new());
+    for fs in items(config, "fs") {
+        let (stream, source) = connect(fs)?;
+        shares.insert(text(fs, "id").to_owned(), (text(fs, "tag").to_owned(), stream));
+        attached.insert(text(fs, "tag").to_owned(), AttachedShare { source, hung: false });
+    }
+    let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
+    Ok(ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed })
+}
+
+fn device_error(what: &'static str) -> impl Fn(io::Error) -> ApiRefusal {
+    move |error| ApiRefusal::of(&["Error from device manager", what], &error)
+}
+
+/// Opens the first disk, which the guest boots from.
+fn root_disk(disk: &Value, version: &Capability) -> Result<(SimulatedDisk, FileTable)> {
+    let path = text(disk, "path");
+    let raw = !version.knows_image_type || text(disk, "image_type") == "Raw";
+    SimulatedDisk::open(Path::new(path), raw).map_err(|error| match error.kind() {
         io::ErrorKind::InvalidData => ApiRefusal::new(
             500,
             &[
                 "Simulator",
-                "the first disk is none of a simulated guest: `nixbox simulator disk` makes such an image",
+                "the first disk is not the disk of a simulated guest: `nixbox simulator disk` makes such an image",
             ],
         ),
-        _ => {
-            let words = ["Error from device manager", "Cannot open disk path"];
-            let opening = format!("I/O error (path={} op=open)", text(root, "path"));
-            // v51 does not say which.
-            if place.version < SimulatedVersion::V52 {
-                ApiRefusal::of(&words, &error)
-            } else {
-                ApiRefusal::of(&[words[0], words[1], &opening], &error)
-            }
+        _ if version.disk_errors_name_the_path => {
+            let opening = format!("I/O error (path={path} op=open)");
+            ApiRefusal::of(&["Error from device manager", "Cannot open disk path", &opening], &error)
         }
-    })?;
-    let mut held = Vec::new();
-    for disk in disks {
-        let file = OpenOptions::new().read(true).write(true).open(text(disk, "path"));
-        let file = file.map_err(device("Cannot open disk path"))?;
-        file.try_lock().map_err(|_| {
-            device("Cannot lock images of all block devices")(io::ErrorKind::ResourceBusy.into())
-        })?;
-        held.push(file);
-    }
-    let mut ssh = None;
-    for net in items(config, "net") {
-        let (tap, listener) = network::attach(&place.runtime, text(net, "tap")).map_err(|error| {
-            ApiRefusal::of(
-                &[
-                    "Error from device manager",
-                    "Cannot create virtio-net device",
-                    "Failed to open taps",
-                    "Open tap device failed",
-                    "Unable to configure tap interface",
-                ],
-                &error,
-            )
-        })?;
-        held.push(tap);
-        ssh = Some(listener);
-    }
-    let (mut shares, mut seen) = (BTreeMap::new(), BTreeMap::new());
-    for fs in items(config, "fs") {
-        let (stream, source) = connect(fs)?;
-        shares.insert(text(fs, "id").to_owned(), (text(fs, "tag").to_owned(), stream));
-        seen.insert(text(fs, "tag").to_owned(), AttachedShare { source, hung: false });
-    }
-    let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
-    Ok(Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed })
+        _ => device_error("Cannot open disk path")(error),
+    })
 }
 
-/// The serial console, emptied: by `vm.create` and by `vm.restore`.
+/// Opens and locks a disk other than the first. The guest does not use it.
+fn lock_disk(disk: &Value) -> Result<File> {
+    let file = OpenOptions::new().read(true).write(true).open(text(disk, "path"));
+    let file = file.map_err(device_error("Cannot open disk path"))?;
+    file.try_lock().map_err(|_| {
+        device_error("Cannot lock images of all block devices")(io::ErrorKind::ResourceBusy.into())
+    })?;
+    Ok(file)
+}
+
+fn attach_tap(net: &Value, context: &VmmContext) -> Result<(File, TcpListener)> {
+    let words = [
+        "Error from device manager",
+        "Cannot create virtio-net device",
+        "Failed to open taps",
+        "Open tap device failed",
+        "Unable to configure tap interface",
+    ];
+    network::attach(&context.runtime, text(net, "tap")).map_err(|error| ApiRefusal::of(&words, &error))
+}
+
+/// Makes or truncates the file of the serial console, as `vm.create` and `vm.restore` do.
 pub(super) fn console(config: &Value) -> Result<File> {
     File::create(console_path(config)).map_err(|error| {
         ApiRefusal::of(&["Error creating console devices", "Error creating console device"], &error)
@@ -209,11 +216,27 @@ fn connect(fs: &Value) -> Result<(UnixStream, PathBuf)> {
         let words = [
             "Error from device manager",
             "Cannot create virtio-fs device",
-            "Connection to socket failed",
+            "ClientConnection to socket failed",
             &peer,
         ];
         ApiRefusal::new(500, &words)
     })
+}
+
+/// The guest that belongs to a kernel, with its programs, its system calls and its SSH server. It does not run yet.
+fn guest(
+    kernel: Kernel,
+    shares: BTreeMap<String, AttachedShare>,
+    ssh: Option<TcpListener>,
+    context: &VmmContext,
+) -> io::Result<Arc<SimulatedGuest>> {
+    programs::install(kernel.view())?;
+    let guest = SimulatedGuest::new(kernel, shares, &context.runtime, context.power.clone());
+    syscalls::listen(&guest)?;
+    if let Some(ssh) = ssh {
+        sshd::listen(&guest, ssh)?;
+    }
+    Ok(guest)
 }
 
 fn io_error(error: io::Error) -> ApiRefusal {
@@ -221,57 +244,71 @@ fn io_error(error: io::Error) -> ApiRefusal {
 }
 
 impl SimulatedVm {
-    /// A fresh boot.
-    pub(super) fn boot(config: &Value, place: &VmmContext) -> Result<Self> {
-        let Parts { ram, disk, serial, ssh, held, shares, seen, zero_freed } = parts(config, place, None)?;
-        let view = network::view_path(&place.runtime);
+    /// Boots a guest from the first disk.
+    pub(super) fn boot(config: &Value, context: &VmmContext) -> Result<Self> {
+        let ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed } =
+            connect_devices(config, context, None)?;
+        let view = network::view_path(&context.runtime);
         let kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
-        let guest =
-            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let guest = guest(kernel, attached, ssh, context).map_err(io_error)?;
         guest.settle();
         guest.run([0; 16]).map_err(io_error)?;
-        Ok(Self { guest, paused: false, instant: [0; 16], shares, left_behind: false, _held: held })
+        Ok(Self {
+            guest,
+            paused: false,
+            instant: [0; 16],
+            shares,
+            left_behind: false,
+            _locked_files: locked_files,
+        })
     }
 
-    /// What was saved in a directory, paused.
-    pub(super) fn restore(config: &Value, directory: &Path, place: &VmmContext) -> Result<Self> {
+    /// Restores the guest that was saved in a directory. It is paused.
+    pub(super) fn restore(config: &Value, directory: &Path, context: &VmmContext) -> Result<Self> {
         const RECEIVE: [&str; 2] = ["Cannot restore VM", "Failed to receive migratable component snapshot"];
         let path = directory.join("state.json");
         let opened = fs::read(&path).map_err(|error| {
             let opening = format!("Error opening VM state snapshot file {path:?}");
-            ApiRefusal::with(place.version, &RECEIVE, &opening, &error)
+            ApiRefusal::with_file(context.version, &RECEIVE, &opening, &error)
         })?;
-        let saved: Saved = serde_json::from_slice(&opened).map_err(|error| {
-            ApiRefusal::with(place.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
+        let saved: StateFile = serde_json::from_slice(&opened).map_err(|error| {
+            ApiRefusal::with_file(context.version, &RECEIVE, "Error deserialising VM state snapshot", &error)
         })?;
-        let Parts { ram, disk, serial, ssh, held, shares, seen, .. } = parts(config, place, Some(directory))?;
-        let view = network::view_path(&place.runtime);
-        let kernel = Kernel::go_on(ram, disk, &view, serial).map_err(io_error)?;
+        let ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, .. } =
+            connect_devices(config, context, Some(directory))?;
+        let view = network::view_path(&context.runtime);
+        let kernel = Kernel::restore(ram, disk, &view, serial).map_err(io_error)?;
         let Some(mut kernel) = kernel else {
             return Err(ApiRefusal::new(
                 500,
-                &["Simulator", "RAM and disk are not of one simulated guest and one instant"],
+                &["Simulator", "RAM and disk do not belong to the same simulated guest at the same instant"],
             ));
         };
-        if place.version < SimulatedVersion::V53 {
-            // Its clock stood still as long as it was away.
+        if !context.version.clock_runs_while_saved {
             kernel.state.clock = kernel.state.clock.saturating_sub(now() - saved.time);
         }
         for mounted in &mut kernel.state.mounts {
-            if let Some(share) = seen.get(&mounted.tag) {
+            if let Some(share) = attached.get(&mounted.tag) {
                 mounted.shown.clone_from(&share.source);
             }
         }
         kernel.show_mounts().map_err(io_error)?;
         let tags: BTreeSet<String> = kernel.state.mounts.iter().map(|mounted| mounted.tag.clone()).collect();
-        let without: BTreeSet<String> = tags.iter().filter(|tag| !seen.contains_key(*tag)).cloned().collect();
-        let guest =
-            SimulatedGuest::new(kernel, seen, &place.runtime, ssh, place.power.clone()).map_err(io_error)?;
+        let without: BTreeSet<String> =
+            tags.iter().filter(|tag| !attached.contains_key(*tag)).cloned().collect();
+        let guest = guest(kernel, attached, ssh, context).map_err(io_error)?;
         guest.hang(&without).map_err(io_error)?;
-        if place.version < SimulatedVersion::V52 {
+        if !context.version.ability.shares_survive_restore {
             guest.lose_inodes(&tags).map_err(io_error)?;
         }
-        Ok(Self { guest, paused: true, instant: saved.instant, shares, left_behind: false, _held: held })
+        Ok(Self {
+            guest,
+            paused: true,
+            instant: saved.instant,
+            shares,
+            left_behind: false,
+            _locked_files: locked_files,
+        })
     }
 
     pub(super) fn pause(&mut self) -> Result<()> {
@@ -283,8 +320,8 @@ impl SimulatedVm {
         Ok(())
     }
 
-    pub(super) fn resume(&mut self, version: SimulatedVersion) -> Result<()> {
-        if self.left_behind && matches!(version, SimulatedVersion::V52 | SimulatedVersion::V53) {
+    pub(super) fn resume(&mut self, version: &Capability) -> Result<()> {
+        if self.left_behind && !version.ability.shares_survive_resume {
             let tags = self.shares.values().map(|(tag, _)| tag.clone()).collect();
             self.guest.hang(&tags).map_err(io_error)?;
         }
@@ -294,11 +331,11 @@ impl SimulatedVm {
         Ok(())
     }
 
-    /// Into an existing directory without files of an earlier one.
-    pub(super) fn save(&mut self, config: &Value, directory: &Path, version: SimulatedVersion) -> Result<()> {
+    /// Saves the VM in an existing directory without files of an earlier snapshot.
+    pub(super) fn save(&mut self, config: &Value, directory: &Path, version: &Capability) -> Result<()> {
         let creating = |what: &'static str| {
             let words = ["Cannot send VM snapshot", "Failed to send migratable component snapshot"];
-            move |error: io::Error| ApiRefusal::with(version, &words, what, &error)
+            move |error: io::Error| ApiRefusal::with_file(version, &words, what, &error)
         };
         let write = |name: &str, what: &'static str, bytes: serde_json::Result<Vec<u8>>| {
             let written = bytes
@@ -306,9 +343,9 @@ impl SimulatedVm {
                 .and_then(|bytes| create_new(&directory.join(name))?.write_all(&bytes));
             written.map_err(creating(what))
         };
-        let saved = Saved {
+        let saved = StateFile {
             snapshots: json!({}),
-            simulator: version.text().to_owned(),
+            simulator: version.simulator_version(),
             instant: self.instant,
             time: now(),
         };
@@ -336,8 +373,8 @@ impl SimulatedVm {
         Ok(())
     }
 
-    /// Shares whose daemons have gone are of no use to anybody.
-    pub(super) fn notice_lost_daemons(&self) -> io::Result<()> {
+    /// Makes shares hang whose daemons have gone.
+    pub(super) fn hang_shares_of_lost_daemons(&self) -> io::Result<()> {
         let mut lost = BTreeSet::new();
         for (tag, stream) in self.shares.values() {
             stream.set_nonblocking(true)?;
@@ -348,7 +385,7 @@ impl SimulatedVm {
         if lost.is_empty() { Ok(()) } else { self.guest.hang(&lost) }
     }
 
-    /// The guest lets go of what it was asked to, unless it is in use. Says whether all of it is gone.
+    /// The guest lets go of the devices that it was asked to let go of, except shares that are mounted.
     pub(super) fn let_go(&mut self, asked: &BTreeSet<String>) {
         if !self.paused {
             let guest = &self.guest;
@@ -356,7 +393,7 @@ impl SimulatedVm {
         }
     }
 
-    /// Ids of all devices.
+    /// The ids of the shares that are devices.
     pub(super) fn devices(&self) -> Vec<&str> {
         self.shares.keys().map(String::as_str).collect()
     }

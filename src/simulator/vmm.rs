@@ -1,4 +1,4 @@
-//! The VMM's process: its socket and its end.
+//! The process of the simulated VMM: it serves the API on its socket until a call, a signal or its guest ends it.
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
@@ -18,35 +18,35 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-use super::SimulatedVersion;
-use super::api::{ApiRefusal, SimulatedVmm};
-use super::guest::Power;
+use super::api::SimulatedVmm;
+use super::guest::PowerRequest;
+use super::refusal::ApiRefusal;
 use super::vm::VmmContext;
+use crate::world::capability::Capability;
 
-/// No body of a request is longer, in bytes.
+/// The longest body of a request, in bytes.
 const BODY_LIMIT: usize = 1 << 20;
-/// How often it is looked whether a share's daemon has gone.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often to look for share daemons that have gone.
+const DAEMON_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Serves the API on `socket` until it is told to end, by a call, by a signal, or by its guest.
+/// Serves the API on `socket`, as `version` does, until a call, a signal or the guest ends the VMM.
 ///
 /// # Errors
-/// If the socket cannot be had.
-pub fn serve(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
+/// If the socket cannot be bound, or another VMM uses it.
+pub fn serve(socket: &Path, version: &'static Capability) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(run(socket, version));
-    // Programs of the guest that are waited for wait for nothing any more.
+    // Threads that wait for programs of the guest are not waited for.
     runtime.shutdown_background();
     done
 }
 
-async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
+async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let _lock = if version < SimulatedVersion::V53 { None } else { Some(lock(socket)?) };
+    let _lock = if version.cleans_up_stale_socket { Some(lock(socket)?) } else { None };
     let listener = UnixListener::bind(socket).or_else(|error| {
-        // v52 takes the name of a socket away that it could not have.
-        if version == SimulatedVersion::V52 {
+        if version.removes_socket_it_cannot_bind {
             std::fs::remove_file(socket)?
         }
         Err(error)
@@ -54,11 +54,11 @@ async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
     rustix::fs::chmod(socket, rustix::fs::Mode::RWXU)?;
     let directory = socket.parent().map_or_else(|| PathBuf::from("."), Path::to_owned);
     let (power, mut asked) = unbounded_channel();
-    let place = VmmContext { runtime: directory, version, power: power.clone() };
-    // As the real one, which has one thread for its API: every call waits for the one before it.
-    let vmm = Arc::new(Mutex::new(SimulatedVmm::new(place)));
-    let mut look = tokio::time::interval(LOOK);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let context = VmmContext { runtime: directory, version, power: power.clone() };
+    // Every call waits for the one before it, as in Cloud Hypervisor, which has one thread for its API.
+    let vmm = Arc::new(Mutex::new(SimulatedVmm::new(context)));
+    let mut daemon_check = tokio::time::interval(DAEMON_CHECK_INTERVAL);
+    daemon_check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             accepted = listener.accept() => {
@@ -66,23 +66,23 @@ async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
                 let (vmm, power) = (Arc::clone(&vmm), power.clone());
                 tokio::spawn(async move {
                     let service = service_fn(|request| answer(Arc::clone(&vmm), power.clone(), request));
-                    // A client that goes away in the middle is no concern of anybody's.
+                    // The client has gone away, and there is nobody to tell.
                     hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
                 });
             }
             asked = asked.recv() => match asked {
-                Some(Power::Again) => {
-                    // A guest that cannot boot again is as one that does not.
-                    vmm.lock().await.boot_again().ok();
+                Some(PowerRequest::Reboot) => {
+                    // If the guest cannot boot again, there is no VM from then on, and calls say so.
+                    vmm.lock().await.reboot().ok();
                 }
-                Some(Power::Off) | None => break,
+                Some(PowerRequest::Off) | None => break,
             },
             _ = terminated.recv() => break,
             _ = interrupted.recv() => break,
-            _ = look.tick() => vmm.lock().await.notice()?,
+            _ = daemon_check.tick() => vmm.lock().await.hang_shares_of_lost_daemons()?,
         }
     }
-    // Whatever runs in the guest ends with it.
+    // Dropping the VM ends what runs in its guest.
     drop(std::mem::replace(
         &mut *vmm.lock().await,
         SimulatedVmm::new(VmmContext { runtime: PathBuf::new(), version, power }),
@@ -90,7 +90,8 @@ async fn run(socket: &Path, version: SimulatedVersion) -> io::Result<()> {
     std::fs::remove_file(socket)
 }
 
-/// v53 and later: the lock says whether a socket that is there is anybody's.
+/// Locks the file beside the socket, as versions that clean up a stale socket do: while another VMM has the lock, the
+/// socket is in use; else it is stale and is removed.
 fn lock(socket: &Path) -> io::Result<File> {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
@@ -107,7 +108,7 @@ fn lock(socket: &Path) -> io::Result<File> {
 
 async fn answer(
     vmm: Arc<Mutex<SimulatedVmm>>,
-    power: UnboundedSender<Power>,
+    power: UnboundedSender<PowerRequest>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (method, path) = (request.method().as_str().to_owned(), request.uri().path().to_owned());
@@ -116,8 +117,8 @@ async fn answer(
         Err(_) => return Ok(response(400, ApiRefusal::new(400, &["Bad Request"]).body())),
     };
     if (method.as_str(), path.as_str()) == ("PUT", "/api/v1/vmm.shutdown") {
-        // Nobody listens in a machine that ends already.
-        power.send(Power::Off).ok();
+        // Without a receiver the VMM is ending already.
+        power.send(PowerRequest::Off).ok();
         return Ok(response(200, String::new()));
     }
     Ok(match vmm.lock().await.call(&method, &path, &body) {

@@ -1,11 +1,11 @@
 //! The journal's files in a directory: [`Storage`] on a real file system.
 //!
-//! Opened relative to the directory, which is held open, and never through a symbolic link: who can write to the
-//! directory cannot make us write elsewhere. May use: the engine's storage seam.
+//! Files are opened relative to the directory, which stays open, and never through a symbolic link. So a user who can
+//! write to the directory cannot make nixbox write elsewhere. May use: the engine's storage seam.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -23,10 +23,10 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
-    /// Opens the directory. Makes nothing.
+    /// Opens the directory, and makes nothing.
     ///
     /// # Errors
-    /// If it is not there, not a directory, or a symbolic link.
+    /// If the directory is missing, not a directory, or a symbolic link.
     pub fn new(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let directory = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -37,18 +37,18 @@ impl FileStorage {
         self.file_with(name, OFlags::empty())
     }
 
-    /// The file, opened once. A name that was given to another file in between is forgotten by those who gave it.
+    /// The file, opened once. The methods that give its name to another file drop it from `open`.
     fn file_with(&mut self, name: Name, more: OFlags) -> io::Result<&File> {
         if !self.open.contains_key(&name) {
             let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::APPEND | more;
             let file = match self.open_at(name, OFlags::RDWR | flags) {
-                // Those who may only look can still read.
+                // A user without the permission to write can still read.
                 Err(Errno::ACCESS | Errno::ROFS) if more.is_empty() => {
                     self.open_at(name, OFlags::RDONLY | flags)?
                 }
                 opened => opened?,
             };
-            // A pipe or device in its place would block, or do worse.
+            // A pipe in its place would block, and a device might do anything.
             if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
                 return Err(io::Error::other("it is not a regular file"));
             }
@@ -84,7 +84,7 @@ impl Storage for FileStorage {
         let file = self.file(name)?;
         let size = file.metadata()?.len();
         match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, size, bytes) {
-            // A file system that cannot promise room gives none of it away either.
+            // Without a reservation, `append` reports a full file system.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             reserved => Ok(reserved?),
         }
@@ -129,7 +129,7 @@ impl Storage for FileStorage {
 
     fn salt(&mut self) -> io::Result<u64> {
         let mut bytes = [0; 8];
-        File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+        getrandom::fill(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }

@@ -1,18 +1,17 @@
 //! The bytes of `manifest.json`.
 //!
-//! JSON for people and their tools, and yet exact: `check` is the BLAKE3 of the same text with `check` empty, and a text
-//! is taken only if it is byte for byte what this module writes for what it says. So a changed byte is noticed anywhere,
-//! in a name, a hash or a blank. All this guards against accidents; it is no signature.
+//! The manifest is JSON for people and their tools, and yet exact. Its field `check` is the BLAKE3 of the same text with
+//! an empty `check`. A text is accepted only if it is, byte for byte, what this module writes for the values in it. So a
+//! changed byte is noticed wherever it is: in a name, in a hash, or in a blank. This guards against accidents. It is not
+//! a signature.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Result, StoreError};
-use crate::files::Folder;
 use crate::world::{
-    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Origin, Slot, SnapshotId,
-    SnapshotName, VmmVersion,
+    BootId, FileRecord, Generation, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
+    VmmVersion,
 };
 
 /// Its name in a snapshot's directory.
@@ -22,48 +21,37 @@ pub const LIMIT: u64 = 1 << 20;
 /// The version that this program writes, and the only one that it reads.
 pub const FORMAT: u32 = 1;
 
-/// Why a text is no manifest, or a manifest cannot be written as one.
+/// Why a text is not a manifest, or a manifest cannot be written as one.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// Not JSON, or not the JSON of a manifest.
     #[error("it is not the JSON of a manifest")]
     Json(#[from] serde_json::Error),
-    /// Written by a newer nixbox.
-    #[error("it is of format {0}, and this nixbox reads format {FORMAT}")]
+    #[error("it has format {0}, and this nixbox reads format {FORMAT}")]
     Format(u32),
-    /// Changed since it was written.
     #[error("it was changed after nixbox wrote it: its check does not fit")]
     Check,
-    /// Says what its `check` covers, but not in our bytes.
     #[error("it was changed after nixbox wrote it: it says the same in other bytes")]
     Rewritten,
-    /// Another snapshot's.
     #[error("it is the manifest of snapshot {0}")]
     OtherSnapshot(SnapshotId),
-    /// Not a slot.
+    /// A number that is not a slot's, or a text that cannot name a snapshot.
     #[error(transparent)]
-    Slot(#[from] NoSuchSlot),
-    /// Not a name.
-    #[error(transparent)]
-    Name(#[from] BadSnapshotName),
-    /// Not as many hexadecimal digits as it should have.
-    #[error("{0:?} is not a number of {1} bytes in lower-case hexadecimal digits")]
+    Value(#[from] InvalidValue),
+    #[error("{0:?} is not a number of {1} bytes in hexadecimal digits")]
     Hex(String, usize),
-    /// Not the name of a file that a snapshot could have.
     #[error("{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot")]
     FileName(String),
-    /// Twice the same.
     #[error("it names {0} twice")]
     Twice(String),
-    /// More than is ever read.
-    #[error("it would have {0} bytes, and {LIMIT} are read")]
+    #[error("it would have {0} bytes, and nixbox reads at most {LIMIT}")]
     TooLarge(usize),
 }
 
 /// The order of these fields is that of the text.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+struct ManifestText {
     format: u32,
     id: u64,
     name: Option<String>,
@@ -75,19 +63,19 @@ struct Text {
     vmm_major: u32,
     cpu: Vec<String>,
     shape: BTreeMap<String, String>,
-    files: Vec<FileText>,
+    files: Vec<ManifestFileText>,
     check: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileText {
+struct ManifestFileText {
     name: String,
     size: u64,
     blake3: String,
 }
 
-/// Read before the rest, which another format may have otherwise.
+/// Read first, because the rest may differ in another format.
 #[derive(Deserialize)]
 struct FormatOnly {
     format: u32,
@@ -99,18 +87,18 @@ struct FormatOnly {
 /// If it names a file that cannot be one, or is larger than [`LIMIT`].
 pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
     check_files(&manifest.files)?;
-    let files = manifest.files.iter().map(|file| FileText {
+    let files = manifest.files.iter().map(|file| ManifestFileText {
         name: file.name.clone(),
         size: file.size,
-        blake3: hex(&file.hash),
+        blake3: hex::encode(file.hash),
     });
-    let mut text = Text {
+    let mut text = ManifestText {
         format: FORMAT,
         id: manifest.id.0.0,
         name: manifest.name.as_ref().map(|name| name.as_str().to_owned()),
         created_ms: manifest.created_ms,
         slot: manifest.slot.number(),
-        boot: hex(&manifest.boot.0),
+        boot: hex::encode(manifest.boot.0),
         shares: manifest.shares,
         vmm: manifest.origin.vmm.text.clone(),
         vmm_major: manifest.origin.vmm.major,
@@ -119,7 +107,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         files: files.collect(),
         check: String::new(),
     };
-    text.check = hex(blake3::hash(&bytes(&text)?).as_bytes());
+    text.check = check(&text)?;
     let encoded = bytes(&text)?;
     if encoded.len() as u64 > LIMIT { Err(ManifestError::TooLarge(encoded.len())) } else { Ok(encoded) }
 }
@@ -133,13 +121,14 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
     if format != FORMAT {
         return Err(ManifestError::Format(format));
     }
-    let mut text: Text = serde_json::from_slice(encoded)?;
-    let check = std::mem::take(&mut text.check);
-    if hex(blake3::hash(&bytes(&text)?).as_bytes()) != check {
+    let mut text: ManifestText = serde_json::from_slice(encoded)?;
+    let written = std::mem::take(&mut text.check);
+    if check(&text)? != written {
         return Err(ManifestError::Check);
     }
-    let file =
-        |file: FileText| Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? });
+    let file = |file: ManifestFileText| {
+        Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? })
+    };
     let manifest = Manifest {
         id: SnapshotId(Generation(text.id)),
         name: text.name.map(SnapshotName::try_from).transpose()?,
@@ -155,20 +144,6 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
         files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
     };
     if encode(&manifest)? == encoded { Ok(manifest) } else { Err(ManifestError::Rewritten) }
-}
-
-/// The manifest in an open snapshot; `None` if there is none.
-///
-/// # Errors
-/// If it is damaged, or another snapshot's.
-pub fn read(snapshot: &Folder, id: SnapshotId) -> Result<Option<Manifest>> {
-    let Some(encoded) = snapshot.read(FILE, LIMIT)? else {
-        return Ok(None);
-    };
-    let checked = decode(&encoded).and_then(|manifest| {
-        if manifest.id == id { Ok(manifest) } else { Err(ManifestError::OtherSnapshot(manifest.id)) }
-    });
-    checked.map(Some).map_err(|source| StoreError::Manifest { id, path: snapshot.path_of(FILE), source })
 }
 
 /// Whether a snapshot may have a file of this name besides its manifest.
@@ -193,27 +168,20 @@ fn check_files(files: &[FileRecord]) -> Result<(), ManifestError> {
     Ok(())
 }
 
-fn bytes(text: &Text) -> Result<Vec<u8>, ManifestError> {
+fn bytes(text: &ManifestText) -> Result<Vec<u8>, ManifestError> {
     let mut bytes = serde_json::to_vec_pretty(text)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// The BLAKE3 of a text whose `check` is empty.
+fn check(text: &ManifestText) -> Result<String, ManifestError> {
+    Ok(blake3::hash(&bytes(text)?).to_hex().to_string())
 }
 
 fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
-    let bad = || ManifestError::Hex(text.to_owned(), N);
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N || !digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err(bad());
-    }
     let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let pair = std::str::from_utf8(pair).map_err(|_| bad())?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| bad())?;
-    }
+    hex::decode_to_slice(text, &mut bytes).map_err(|_| ManifestError::Hex(text.to_owned(), N))?;
     Ok(bytes)
 }
 
@@ -250,6 +218,20 @@ mod tests {
     }
 
     #[test]
+    fn digits_in_upper_case_are_a_change() {
+        let encoded = encode(&Manifest { files: vec![], ..manifest() }).unwrap();
+        let text = String::from_utf8(encoded).unwrap();
+        let changed = text.replace(&"ab".repeat(16), &"AB".repeat(16));
+        assert_ne!(changed, text);
+        assert!(decode(changed.as_bytes()).is_err());
+        // Even with a check of its own.
+        let mut text: ManifestText = serde_json::from_str(&changed).unwrap();
+        text.check.clear();
+        text.check = check(&text).unwrap();
+        assert!(matches!(decode(&bytes(&text).unwrap()), Err(ManifestError::Rewritten)));
+    }
+
+    #[test]
     fn what_is_written_is_read() {
         for manifest in [manifest(), Manifest { name: None, files: vec![], ..manifest() }] {
             assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
@@ -257,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn every_changed_bit_is_noticed_and_every_cut() {
+    fn every_changed_bit_and_every_cut_is_noticed() {
         let encoded = encode(&manifest()).unwrap();
         for bit in 0..encoded.len() * 8 {
             let mut changed = encoded.clone();

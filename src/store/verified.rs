@@ -1,24 +1,24 @@
-//! Which files of a snapshot have not been touched since all of their bytes were read: `snapshots/.seen-<id>.json`.
+//! Which files of a snapshot have not changed since all of their bytes were read: `snapshots/.seen-<id>.json`.
 //!
-//! A restore that had to read all of a disk image first would not be a warm start. So each file's inode, size and change
-//! time are kept from when its hash was taken, beside the snapshot and not in it. The kernel sets the change time at
-//! every write and lets nobody choose it, so a file that looks the same is the same, but for a medium that forgets: that
-//! is for `nixbox snapshot verify` to find, which reads everything. A hint: without it, or where it does not fit, files
-//! are read.
+//! A restore that had to read a whole disk image first would not be a warm start. So the inode, size and change time of
+//! each file are kept from when its hash was taken, beside the snapshot and not in it. The kernel sets the change time
+//! at every write, and no program can choose it. So a file that looks as it did has the same bytes, unless the medium
+//! lost some; `nixbox snapshot verify` reads everything and finds that. The record is a hint: if it is missing or does
+//! not fit, files are read.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::Result;
+use super::error::{Result, StoreError};
 use crate::files::{FileError, Folder};
 use crate::world::{FileRecord, SnapshotId};
 
-/// More than 18 files take.
+/// More than the record of 18 files takes.
 const LIMIT: u64 = 64 << 10;
 
-/// As `stat` gives them. No device: a btrfs has another number after each mount.
+/// As `stat` gives them. There is no device number, because a btrfs gets another one at each mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileStatus {
@@ -50,43 +50,31 @@ fn file_status(snapshot: &Folder, name: &str) -> Result<Option<FileStatus>> {
 }
 
 impl VerifiedFiles {
-    /// How these files look now. To be taken before they are read.
-    ///
-    /// # Errors
-    /// If one cannot be examined.
+    /// How these files look now. To be taken before the files are read.
     pub(super) fn now(snapshot: &Folder, files: &[FileRecord]) -> Result<Self> {
-        let mut seen = Self::default();
+        let mut now = Self::default();
         for record in files {
-            if let Some(look) = file_status(snapshot, &record.name)? {
-                seen.0.insert(record.name.clone(), look);
+            if let Some(status) = file_status(snapshot, &record.name)? {
+                now.0.insert(record.name.clone(), status);
             }
         }
-        Ok(seen)
+        Ok(now)
     }
 
-    /// What was kept of a snapshot; nothing if that is not there, or cannot be understood.
-    ///
-    /// # Errors
-    /// If it cannot be read.
+    /// The record of a snapshot; an empty one if there is none, or none that can be parsed.
     pub(super) fn read(root: &Folder, id: SnapshotId) -> Result<Self> {
         let bytes = root.read(file_name(id), LIMIT)?;
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default())
     }
 
-    /// Keeps it.
-    ///
-    /// # Errors
-    /// If it cannot be written.
+    /// Writes the record of a snapshot.
     pub(super) fn write(&self, root: &Folder, id: SnapshotId) -> Result<()> {
         let text = serde_json::to_vec(self)
-            .map_err(|source| super::StoreError::Unwritable { id, source: source.into() })?;
+            .map_err(|source| StoreError::Unwritable { id, source: source.into() })?;
         Ok(root.replace(file_name(id), &text)?)
     }
 
-    /// Forgets a snapshot, and what a killed [`VerifiedFiles::write`] left.
-    ///
-    /// # Errors
-    /// If something cannot be removed.
+    /// Removes the record of a snapshot, and what a killed [`VerifiedFiles::write`] left.
     pub(super) fn forget(root: &Folder, id: SnapshotId) -> Result<()> {
         root.remove_file(format!(".{}.unfinished", file_name(id)))?;
         Ok(root.remove_file(file_name(id))?)

@@ -1,7 +1,11 @@
-//! Cloud Hypervisor's HTTP API on its Unix socket: every call that nixbox makes, typed, each with its own time limit.
+//! The client for Cloud Hypervisor's HTTP API on its Unix socket: each call that nixbox makes is a method, with a time
+//! limit of its own.
 //!
-//! One connection per call: a kept one fails after the VMM on the same path was replaced. What the VMM answers is
-//! limited in size, and its error chain is part of the error message here.
+//! Every call opens a new connection. A connection that is kept would fail once another VMM listens on the same path.
+//! Answers are limited to 4 MiB. When a call is refused, the body of the answer is a JSON array of strings, the error
+//! chain from the outside in (all versions from v51 on); it becomes part of the error message. Without a VM, `vm.info`
+//! and `vm.boot` are refused with status 500 before v53 and 404 since, so the words of the chain decide and the status
+//! does not ([`ApiError::is_missing_vm`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,101 +22,67 @@ use serde::{Deserialize, Serialize};
 use super::config::{FsConfig, VmConfig};
 use crate::host::socket::SocketPath;
 
-/// An answer is at most this long in bytes. `vm.info` of a VM of ours has some 3 KiB.
+/// The longest answer that is read, in bytes. `vm.info` of a VM that nixbox makes has about 3 KiB.
 const BODY_LIMIT: usize = 4 << 20;
 
-/// The VMM has one thread for its API: even a trivial answer waits for the call before it.
+/// For calls that take no time by themselves. The VMM has one thread for its API, so that they wait for the call before.
 const SHORT: Duration = Duration::from_secs(10);
-/// Calls that change devices or wait for vCPUs.
+/// For calls that change devices or wait for vCPUs.
 const MEDIUM: Duration = Duration::from_secs(60);
-/// Calls that may read or write the whole of the RAM, where that is the VMM's own.
+/// For calls that read or write all RAM, where the VMM allocated it itself.
 const LONG: Duration = Duration::from_secs(30 * 60);
 
 /// Why a call failed.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// It was not sent, or not answered in full. Whether the VMM acted on it is not known.
+    /// The request was not sent, or not answered in full. Whether the VMM acted on it is not known.
     #[error("{call} got no answer on {socket}")]
-    Connection {
-        /// The call.
-        call: &'static str,
-        /// The socket.
-        socket: SocketPath,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The VMM did not answer in time. Whether it acts on it is not known.
+    Connection { call: &'static str, socket: SocketPath, source: Box<dyn std::error::Error + Send + Sync> },
+    /// Whether the VMM acted, or still acts, on the request is not known.
     #[error("{call} was not answered within {limit:?}")]
-    TimedOut {
-        /// The call.
-        call: &'static str,
-        /// Its limit.
-        limit: Duration,
-    },
-    /// The VMM says no.
+    TimedOut { call: &'static str, limit: Duration },
+    /// The VMM answered with an error status; `chain` is its error chain, outermost first.
     #[error("{call} was refused with {status}: {}", chain.join(": "))]
-    Refused {
-        /// The call.
-        call: &'static str,
-        /// The HTTP status.
-        status: u16,
-        /// The VMM's own words, outermost first.
-        chain: Vec<String>,
-    },
-    /// The answer is longer than any that nixbox expects.
+    Refused { call: &'static str, status: u16, chain: Vec<String> },
     #[error("the answer to {call} has more than {BODY_LIMIT} bytes")]
-    TooLong {
-        /// The call.
-        call: &'static str,
-    },
-    /// The answer is not what the API describes.
+    TooLong { call: &'static str },
     #[error("the answer to {call} cannot be understood")]
-    Unreadable {
-        /// The call.
-        call: &'static str,
-        /// Why.
-        source: serde_json::Error,
-    },
-    /// The request cannot be formed.
+    Unreadable { call: &'static str, source: serde_json::Error },
     #[error("the request {call} cannot be formed")]
-    Request {
-        /// The call.
-        call: &'static str,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+    Request { call: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
 impl ApiError {
-    /// Whether this is how a VMM speaks that is ending: it closes its sockets a little before it is dead.
+    /// Whether this error is one that a VMM causes while it ends: it closes its sockets a little before the process exits.
     #[must_use]
-    pub fn is_of_the_dying(&self) -> bool {
+    pub fn is_vmm_ending(&self) -> bool {
         match self {
             Self::Connection { .. } => true,
             Self::Refused { chain, .. } => {
-                chain.iter().any(|said| NOBODY_WORKS.iter().any(|words| said.contains(words)))
+                chain.iter().any(|message| ENDING_WORDS.iter().any(|words| message.contains(words)))
             }
             _ => false,
         }
     }
 
-    /// Whether the VMM says that it has no VM: 404 from v53 on, 500 before, with the same words.
+    /// Whether the VMM answers that it has no VM: status 404 from v53 on, 500 before, with the same words.
     #[must_use]
-    pub fn is_no_vm(&self) -> bool {
+    pub fn is_missing_vm(&self) -> bool {
         matches!(self, Self::Refused { chain, .. } if chain.last().is_some_and(|last| last == "VM is not created"))
     }
 }
 
-/// What the VMM's thread for the API says when the thread that does the work has ended (v53.0, `ApiError`): it is about to
-/// end as a whole. "Error from API: API request send error: sending on a closed channel".
-const NOBODY_WORKS: [&str; 2] = ["API request send error", "API response receive error"];
+/// What the API thread of a VMM answers when the thread that does the work has ended and the process is about to exit, as
+/// in "Error from API: API request send error: sending on a closed channel" (v53.0, `ApiError`).
+const ENDING_WORDS: [&str; 2] = ["API request send error", "API response receive error"];
 
 /// The answer to `vmm.ping`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Ping {
-    /// The version, with what git said when it was built.
+pub struct VmmPing {
+    /// The version as `git describe` gave it at build time.
     pub build_version: String,
-    /// Its process.
+    /// The process id of the VMM.
     pub pid: u32,
 }
 
@@ -121,40 +91,40 @@ pub struct Ping {
 pub enum ApiVmState {
     /// Configured, never booted.
     Created,
-    /// It runs.
+    /// Its vCPUs run.
     Running,
-    /// It has been shut down.
+    /// Shut down; its configuration is still there.
     Shutdown,
-    /// It is paused.
+    /// Paused by `vm.pause`, or restored and not resumed.
     Paused,
-    /// It stands at a break point of a debugger.
+    /// Stopped at a break point of a debugger.
     BreakPoint,
 }
 
 /// What nixbox reads of the answer to `vm.info`.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Info {
+pub struct VmInfo {
     /// The VM's state.
     pub state: ApiVmState,
     /// Its configuration.
-    pub config: InfoConfig,
-    /// Its devices by id, once booted. One that was asked to go is here until the guest has let go of it.
+    pub config: VmInfoConfig,
+    /// Its devices by id, once booted. A device that is being removed is listed until the guest has let go of it.
     #[serde(default)]
     pub device_tree: Option<BTreeMap<String, serde::de::IgnoredAny>>,
 }
 
 /// What nixbox reads of a VM's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct InfoConfig {
-    /// Its shares.
+pub struct VmInfoConfig {
+    /// The virtio-fs devices.
     #[serde(default)]
-    pub fs: Option<Vec<InfoFs>>,
+    pub fs: Option<Vec<VmInfoShare>>,
 }
 
 /// A share in `vm.info`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct InfoFs {
-    /// Its id; one without was not attached by nixbox.
+pub struct VmInfoShare {
+    /// The device id. nixbox gives every share one.
     #[serde(default)]
     pub id: Option<String>,
 }
@@ -174,7 +144,7 @@ struct RemoveDevice<'a> {
     id: &'a str,
 }
 
-/// Speaks to the VMM on one socket.
+/// The API of the VMM that listens on one socket.
 #[derive(Debug, Clone)]
 pub struct ApiClient {
     socket: SocketPath,
@@ -182,7 +152,7 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    /// For the VMM on `socket`. Connects with each call, not before.
+    /// The client for the VMM on `socket`. It connects with each call, not before.
     #[must_use]
     pub fn new(socket: SocketPath) -> Self {
         let mut builder = HttpClient::builder(TokioExecutor::new());
@@ -197,20 +167,20 @@ impl ApiClient {
     /// `vmm.ping`: version and process id.
     ///
     /// # Errors
-    /// [`ApiError`], as with every call here.
-    pub async fn ping(&self) -> Result<Ping, ApiError> {
+    /// [`ApiError`], as of every call here.
+    pub async fn ping(&self) -> Result<VmmPing, ApiError> {
         self.get("vmm.ping").await
     }
 
-    /// `vm.info`. Without a VM it is refused: see [`ApiError::is_no_vm`].
+    /// `vm.info`. It is refused where there is no VM: see [`ApiError::is_missing_vm`].
     ///
     /// # Errors
     /// [`ApiError`].
-    pub async fn info(&self) -> Result<Info, ApiError> {
+    pub async fn info(&self) -> Result<VmInfo, ApiError> {
         self.get("vm.info").await
     }
 
-    /// `vm.create`. The VMM looks at little of it before `vm.boot`.
+    /// `vm.create`. Under all versions it opens the serial file; everything else is opened by `vm.boot`.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -242,8 +212,8 @@ impl ApiClient {
         self.put("vm.resume", MEDIUM, NO_BODY).await
     }
 
-    /// `vm.snapshot` into an existing directory without files of an earlier one. Blocks until all is written; nothing
-    /// is synced.
+    /// `vm.snapshot` into an existing directory without files of an earlier snapshot. It returns when all is written, and
+    /// syncs nothing.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -252,7 +222,8 @@ impl ApiClient {
         self.put("vm.snapshot", LONG, Some(&Destination { destination_url })).await
     }
 
-    /// `vm.restore`, RAM copied eagerly where it is the VMM's own; the VM is paused then. A failed one leaves no VM.
+    /// `vm.restore`. The VM is paused afterwards. RAM that the VMM allocates itself has been read by then. A failed restore
+    /// leaves no VM.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -261,7 +232,7 @@ impl ApiClient {
         self.put("vm.restore", LONG, Some(&RestoreSource { source_url })).await
     }
 
-    /// `vm.power-button`: what becomes of it is the guest's choice.
+    /// `vm.power-button`. The guest decides what it does then.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -301,7 +272,7 @@ impl ApiClient {
         self.put("vm.add-fs", MEDIUM, Some(share)).await
     }
 
-    /// `vm.remove-device`. Returns when the guest has been asked; [`Info::device_tree`] tells when it has let go.
+    /// `vm.remove-device`. Returns when the guest has been asked; [`VmInfo::device_tree`] tells when it has let go.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -314,7 +285,7 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|source| ApiError::Unreadable { call, source })
     }
 
-    /// An answer to PUT has no body, or one that nixbox does not need (`vm.add-fs` says where the device is).
+    /// The answer to a PUT has no body, or one that nixbox does not need (`vm.add-fs` gives the PCI address).
     async fn put<B: Serialize>(
         &self,
         call: &'static str,
@@ -376,8 +347,8 @@ impl ApiClient {
 
 const NO_BODY: Option<&()> = None;
 
-/// The error chain in an answer's body, outermost first: a JSON array of strings; anything else is taken as text.
-/// Printable, and no longer than a person reads.
+/// The error chain in the body of an answer, outermost first: a JSON array of strings. A body of any other form is one
+/// message. Control characters become spaces; more than 20 messages, or 1000 characters of one, are cut off.
 fn error_chain(body: &[u8]) -> Vec<String> {
     let chain = serde_json::from_slice(body)
         .unwrap_or_else(|_not_an_array| vec![String::from_utf8_lossy(body).trim().to_owned()]);

@@ -1,6 +1,16 @@
-//! The seam [`Vmm`] over Cloud Hypervisor: one process per generation, spoken to through its API socket.
+//! [`Vmm`] for Cloud Hypervisor: one process for each generation, with an API socket of its own in the runtime directory.
 //!
-//! Every call finds the process first, so that a VM that is gone is [`Failure::Lost`] and nothing else.
+//! Every call first finds the process by what `host` recorded when it started it. If there is none, or if it ends during
+//! the call, the VM is lost ([`Failure::Lost`]); any other failure is an error of a VMM that lives. Because calls are
+//! repeated after a crash, each asks for the state of the VM and does only what is missing.
+//!
+//! What of the VMM is relied on, besides what [`super`] lists:
+//! - The API socket appears some milliseconds before the VMM listens on it.
+//! - Versions before v53 refuse to start where a socket is; v53 leaves a lock file beside it. Both are removed once the
+//!   process is known to be dead.
+//! - When a guest reboots, the VMM connects to the share daemons again. They ended with the last boot, so that it waits a
+//!   minute without answering, and then ends (v53.0, `connect_vhost_user`).
+//! - After `vm.create` or `vm.boot` has failed the configuration stays; it is deleted before the next attempt.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -13,81 +23,69 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::capability;
 use super::client::{ApiClient, ApiError};
-use super::config::{Description, FsConfig, VmConfig};
+use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::error::VmmError;
-use super::live::Live;
+use super::live_vmm::LiveVmm;
 use super::state::{self, StateError};
 use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, VmmVersion,
-    WorkspaceId,
+    Ability, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm, VmmState,
+    VmmVersion, WorkspaceId, capability,
 };
 
 /// How long a VMM may take until its API answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long it may take to end by itself after TERM.
+/// How long a VMM may take to end after SIGTERM; then it is killed.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a guest may take to shut down after its power button was pressed.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
-/// How long a VMM that speaks like one that is ending is watched for its death.
+/// How long to wait for the exit of a VMM whose answer says that it is ending.
 const DYING_LIMIT: Duration = Duration::from_secs(10);
-/// How long a VMM may live without an answer until it counts as lost. One whose guest rebooted answers nothing for a
-/// minute, in which it waits for share daemons that ended with the last boot, and then ends itself (v53.0,
-/// `connect_vhost_user`).
-const PATIENCE: Duration = Duration::from_secs(90);
-/// The same for a stand-in, which has no such reason.
-const PATIENCE_WITH_STAND_IN: Duration = Duration::from_secs(10);
-/// How long `--version` may take.
+/// How long a VMM may live without answering until it counts as lost: longer than the minute without answers in which a
+/// VMM whose guest rebooted waits for the share daemons.
+const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+/// The same for a stand-in, which never waits like that.
+const SILENCE_LIMIT_WITH_STAND_IN: Duration = Duration::from_secs(10);
+/// How long the program may take to print its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where the other seams keep what the VMM is to use. All paths absolute and UTF-8.
-pub trait Places: Send + Sync {
-    /// The disk images of a generation, in the order in which the guest sees them.
-    ///
-    /// # Errors
-    /// If they are not all there: a VM without one of its disks is none of ours.
-    fn disks(&self, generation: Generation) -> Result<Vec<PathBuf>>;
-    /// The RAM file of a generation; `None` for memory of the VMM's own.
-    ///
-    /// # Errors
-    /// If it is not there, whole.
-    fn memory(&self, generation: Generation) -> Result<Option<PathBuf>>;
-    /// The directory for the VMM state of a snapshot that is staged: it exists, or its parent does.
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf;
-    /// The directory of the VMM state in a snapshot, staged or listed.
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf;
-}
+/// Tells where another seam keeps something, or why it is not there. Paths are absolute and UTF-8.
+pub type Find<Key, Found> = Arc<dyn Fn(Key) -> Result<Found> + Send + Sync>;
 
-/// The machine of a workspace, as far as no generation decides it.
+/// What all generations of a workspace's VM have in common.
 #[derive(Clone)]
 pub struct VmmSettings {
-    /// Where sockets, records and logs are: an existing directory that the invoking user can write, absolute and short.
+    /// The existing directory for sockets, records and logs: absolute, short, and writable by the invoking user.
     pub runtime: PathBuf,
-    /// Whose it is.
+    /// The workspace that the VM belongs to.
     pub workspace: WorkspaceId,
-    /// As whom the VMM runs.
+    /// The user as whom the VMM runs.
     pub invoker: Invoker,
-    /// Virtual CPUs.
+    /// The number of virtual CPUs.
     pub vcpus: NonZeroU32,
     /// RAM in bytes.
     pub memory: u64,
-    /// Kernel, bzImage or vmlinux.
+    /// The kernel, a bzImage or vmlinux.
     pub kernel: PathBuf,
-    /// Its initramfs.
+    /// The initramfs.
     pub initramfs: Option<PathBuf>,
-    /// Its command line.
+    /// The kernel's command line.
     pub cmdline: String,
     /// Whether the VM has a network device.
     pub network: bool,
     /// The tags of the shares, in the order of `ShareSettings::shares`.
-    pub shares: Vec<String>,
-    /// Where the rest is.
-    pub places: Arc<dyn Places>,
+    pub shares: Vec<ShareTag>,
+    /// The disk images of a generation, in the order in which the guest sees them. An error if one of them is missing.
+    pub disks: Find<Generation, Vec<PathBuf>>,
+    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing or
+    /// not whole.
+    pub memory_file: Find<Generation, Option<PathBuf>>,
+    /// The directory of a snapshot, staged or listed, for its VMM state: it exists, or its parent does.
+    pub snapshot: Find<SnapshotId, PathBuf>,
 }
 
 /// [`Vmm`] over Cloud Hypervisor (`NIXBOX_CLOUD_HYPERVISOR`, or on PATH).
@@ -101,26 +99,27 @@ pub struct CloudHypervisor {
 }
 
 impl CloudHypervisor {
-    /// By these settings. Starts nothing yet.
+    /// The VMMs of a workspace. Starts no process.
     #[must_use]
     pub fn new(settings: VmmSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
         Self { settings, daemons, role: DaemonRole::vmm(), installed: OnceCell::new(), stand_in: None }
     }
 
-    /// The same by a program that stands in for Cloud Hypervisor.
+    /// The same, run by a program that stands in for Cloud Hypervisor if there is one.
     #[must_use]
     pub fn by(self, stand_in: Option<StandIn>) -> Self {
         Self { stand_in, ..self }
     }
 
-    /// Where the serial console of a generation's VM is written.
+    /// The file that the output of a generation's serial console is written to.
     #[must_use]
     pub fn serial_log(&self, generation: Generation) -> PathBuf {
         self.settings.runtime.join(format!("serial-{generation}.log"))
     }
 
-    /// What the newest VMM and its serial console said last: a line each, for people. Their logs outlive them.
+    /// The end of the newest VMM's log and of the newest serial log, a line each, to be shown to a person. Logs are kept after
+    /// a VMM has ended.
     #[must_use]
     pub fn last_words(&self) -> Vec<String> {
         let of = |whose: &str, name: &str| {
@@ -143,25 +142,25 @@ impl CloudHypervisor {
         Ok(spawn::program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR", stand_in, privileges)?)
     }
 
-    fn live(&self, generation: Generation) -> std::result::Result<Option<Live>, VmmError> {
+    fn find_live(&self, generation: Generation) -> std::result::Result<Option<LiveVmm>, VmmError> {
         let Some(daemon) = self.daemons.find(&self.role, generation)? else {
             return Ok(None);
         };
-        Ok(Some(Live { daemon, client: ApiClient::new(self.socket(generation)?) }))
+        Ok(Some(LiveVmm { daemon, client: ApiClient::new(self.socket(generation)?) }))
     }
 
-    /// Does something to the VMM of a generation. If there is none, or it ended meanwhile, the VM is lost.
+    /// Runs `act` on the VMM of a generation. [`Failure::Lost`] if there is no such process, or if it ended meanwhile.
     async fn with<T>(
         &self,
         generation: Generation,
-        act: impl AsyncFnOnce(&Live) -> std::result::Result<T, VmmError>,
+        act: impl AsyncFnOnce(&LiveVmm) -> std::result::Result<T, VmmError>,
     ) -> Result<T> {
-        let live = self.live(generation)?.ok_or(Failure::Lost)?;
+        let live = self.find_live(generation)?.ok_or(Failure::Lost)?;
         let error = match act(&live).await {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
-        if matches!(&error, VmmError::Client(error) if error.is_of_the_dying())
+        if matches!(&error, VmmError::Client(error) if error.is_vmm_ending())
             && let Ok(exit) = tokio::time::timeout(DYING_LIMIT, live.daemon.exited()).await
         {
             exit.map_err(VmmError::from)?;
@@ -184,7 +183,7 @@ impl CloudHypervisor {
         Ok(capability::of_program(&String::from_utf8_lossy(&output.stdout))?.to_owned())
     }
 
-    /// The version of a VMM that lives, or of the installed program.
+    /// The version of a generation's VMM, or of the installed program.
     async fn version_text(&self, of: Option<Generation>) -> Result<String> {
         match of {
             Some(generation) => {
@@ -194,9 +193,12 @@ impl CloudHypervisor {
         }
     }
 
-    /// Waits until the API answers, and is that of the process that was started.
-    async fn answering(&self, live: &Live, generation: Generation) -> std::result::Result<(), VmmError> {
-        let mark = self.daemons.mark(&self.role, generation);
+    /// Waits until the API answers. It must be the process that was started that answers, in a version that is supported.
+    async fn wait_until_answering(
+        &self,
+        live: &LiveVmm,
+        generation: Generation,
+    ) -> std::result::Result<(), VmmError> {
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
         loop {
@@ -206,48 +208,51 @@ impl CloudHypervisor {
                 }
                 Ok(ping) => {
                     let socket = self.socket(generation)?;
-                    return Err(VmmError::Stranger { socket, found: ping.pid, wanted: live.daemon.pid() });
+                    return Err(VmmError::ForeignProcess {
+                        socket,
+                        found: ping.pid,
+                        wanted: live.daemon.pid(),
+                    });
                 }
                 Err(ApiError::Connection { .. }) if Instant::now() < deadline => {}
                 Err(ApiError::Connection { .. }) => {
-                    return Err(self.daemons.mute(&mark, START_LIMIT).into());
+                    return Err(self.daemons.not_serving(&self.role, generation, START_LIMIT).into());
                 }
                 Err(error) => return Err(error.into()),
             }
-            // The socket appears before it listens, with no event: tried with a growing pause, cut short by its end.
+            // No event says when the VMM listens on its socket: tried with a growing pause, which the exit of the process ends.
             if let Ok(exit) = tokio::time::timeout(pause, live.daemon.exited()).await {
-                return Err(self.daemons.ended(&mark, exit?).into());
+                return Err(self.daemons.ended(&self.role, generation, exit?).into());
             }
             pause = (pause * 2).min(Duration::from_millis(50));
         }
     }
 
     fn shares(&self, generation: Generation) -> std::result::Result<Vec<FsConfig>, VmmError> {
-        let share = |(index, tag): (usize, &String)| {
-            Ok(FsConfig::new(tag, shares::socket_of(&self.settings.runtime, index, generation)?.as_str()))
+        let share = |(index, tag): (usize, &ShareTag)| {
+            Ok(FsConfig::new(
+                tag.as_str(),
+                shares::socket_of(&self.settings.runtime, index, generation)?.as_str(),
+            ))
         };
         self.settings.shares.iter().enumerate().map(share).collect()
     }
 
-    fn describe(&self, machine: &Machine) -> std::result::Result<Description, VmmError> {
+    fn describe(&self, machine: &Machine) -> std::result::Result<MachineDescription, VmmError> {
         let settings = &self.settings;
         let slot: Option<Slot> = settings.network.then_some(machine.slot);
-        Ok(Description {
+        Ok(MachineDescription {
             vcpus: settings.vcpus,
             memory: settings.memory,
-            memory_file: settings
-                .places
-                .memory(machine.memory)
-                .map_err(VmmError::Place)?
+            memory_file: (settings.memory_file)(machine.memory)
+                .map_err(VmmError::Parts)?
                 .map(text)
                 .transpose()?,
             kernel: text(settings.kernel.clone())?,
             initramfs: settings.initramfs.clone().map(text).transpose()?,
             cmdline: settings.cmdline.clone(),
-            disks: settings
-                .places
-                .disks(machine.disk)
-                .map_err(VmmError::Place)?
+            disks: (settings.disks)(machine.disk)
+                .map_err(VmmError::Parts)?
                 .into_iter()
                 .map(text)
                 .collect::<std::result::Result<_, _>>()?,
@@ -257,27 +262,27 @@ impl CloudHypervisor {
         })
     }
 
-    /// The directory that `vm.restore` reads.
+    /// The directory that `vm.restore` of a generation reads.
     fn restore_directory(&self, generation: Generation) -> PathBuf {
         self.settings.runtime.join(format!("restore-{generation}"))
     }
 
     async fn load_into(
         &self,
-        live: &Live,
+        live: &LiveVmm,
         machine: &Machine,
         from: SnapshotId,
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
             state @ (VmmState::Running | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
-                return Err(VmmError::Unfit { what: "restored", state });
+                return Err(VmmError::WrongState { what: "restored", state });
             }
             VmmState::Stopped => live.client.delete().await?,
             VmmState::Empty => {}
         }
         let directory = self.restore_directory(machine.vmm);
-        let source = self.settings.places.stored_state(from);
+        let source = (self.settings.snapshot)(from).map_err(VmmError::Parts)?;
         state::prepare_restore(&source, &directory, &self.describe(machine)?, &self.settings.invoker)?;
         let restored = live.client.restore(&text(directory.clone())?).await;
         let removed = state::remove(&directory);
@@ -298,8 +303,8 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {
-        let patience = if self.stand_in.is_some() { PATIENCE_WITH_STAND_IN } else { PATIENCE };
-        match self.with(generation, async |live| live.state_or_silence(patience).await).await {
+        let silence_limit = if self.stand_in.is_some() { SILENCE_LIMIT_WITH_STAND_IN } else { SILENCE_LIMIT };
+        match self.with(generation, async |live| live.state_or_silence(silence_limit).await).await {
             Err(Failure::Lost) => {
                 let remembered = self.daemons.remembers(&self.role, generation);
                 Ok(if remembered.map_err(VmmError::from)? { VmmState::Gone } else { VmmState::Never })
@@ -309,16 +314,16 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn start(&self, generation: Generation) -> Result<()> {
-        if let Some(live) = self.live(generation)? {
-            return Ok(self.answering(&live, generation).await?);
+        if let Some(live) = self.find_live(generation)? {
+            return Ok(self.wait_until_answering(&live, generation).await?);
         }
         let socket = self.socket(generation)?;
         remove_sockets(&socket).await?;
         self.daemons.forget_old_logs("serial", generation).map_err(VmmError::from)?;
         let program = self.program()?.argument("--api-socket").argument(format!("path={socket}"));
         let daemon = self.daemons.spawn(&self.role, generation, &program).map_err(VmmError::from)?;
-        let live = Live { daemon, client: ApiClient::new(socket) };
-        Ok(self.answering(&live, generation).await?)
+        let live = LiveVmm { daemon, client: ApiClient::new(socket) };
+        Ok(self.wait_until_answering(&live, generation).await?)
     }
 
     async fn boot(&self, machine: &Machine) -> Result<()> {
@@ -326,7 +331,7 @@ impl Vmm for CloudHypervisor {
             match live.state().await? {
                 VmmState::Running => return Ok(()),
                 state @ (VmmState::Paused | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
-                    return Err(VmmError::Unfit { what: "booted", state });
+                    return Err(VmmError::WrongState { what: "booted", state });
                 }
                 VmmState::Stopped => live.client.delete().await?,
                 VmmState::Empty => {}
@@ -342,7 +347,7 @@ impl Vmm for CloudHypervisor {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Paused => Ok(()),
             VmmState::Running => Ok(live.client.pause().await?),
-            state => Err(VmmError::Unfit { what: "paused", state }),
+            state => Err(VmmError::WrongState { what: "paused", state }),
         })
         .await
     }
@@ -351,10 +356,10 @@ impl Vmm for CloudHypervisor {
         self.with(generation, async |live| match live.state().await? {
             VmmState::Running => Ok(()),
             VmmState::Paused => Ok(live.client.resume().await?),
-            state => Err(VmmError::Unfit { what: "resumed", state }),
+            state => Err(VmmError::WrongState { what: "resumed", state }),
         })
         .await?;
-        // Left by a nixbox that was killed after the VMM had read it.
+        // A nixbox that was killed during `load` has left it. The VMM has read all of it by now.
         Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
     }
 
@@ -363,11 +368,11 @@ impl Vmm for CloudHypervisor {
             match live.state().await? {
                 VmmState::Paused => {}
                 state => {
-                    return Err(VmmError::Unfit { what: "saved", state });
+                    return Err(VmmError::WrongState { what: "saved", state });
                 }
             }
-            let directory = self.settings.places.staged_state(into);
-            state::make_fresh(&directory, &self.settings.invoker)?;
+            let directory = (self.settings.snapshot)(into).map_err(VmmError::Parts)?;
+            state::make_directory(&directory, &self.settings.invoker)?;
             live.client.snapshot(&text(directory.clone())?).await?;
             let synced = tokio::task::spawn_blocking(move || state::sync(&directory)).await;
             Ok(synced.map_err(|error| StateError::Died(error.into()))??)
@@ -380,7 +385,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
-        let Some(live) = self.live(generation)? else {
+        let Some(live) = self.find_live(generation)? else {
             return Ok(());
         };
         let pressed = live.client.power_button().await;
@@ -393,9 +398,9 @@ impl Vmm for CloudHypervisor {
             }
             Ok(VmmState::Running | VmmState::Paused | VmmState::Silent) => pressed.map_err(VmmError::from)?,
             Err(error) if live.daemon.alive().map_err(VmmError::from)? => return Err(error.into()),
-            Err(_of_a_vmm_that_is_gone) => return Ok(()),
+            Err(_the_vmm_has_ended) => return Ok(()),
         }
-        // The VMM ends with its guest.
+        // The VMM process ends when its guest powers off.
         match tokio::time::timeout(POWER_OFF_LIMIT, live.daemon.exited()).await {
             Ok(exit) => Ok(exit.map(drop).map_err(VmmError::from)?),
             Err(_elapsed) => Err(Failure::TimedOut(POWER_OFF_LIMIT)),
@@ -403,7 +408,7 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn ends(&self, generation: Generation, within: Duration) -> Result<bool> {
-        let Some(live) = self.live(generation)? else {
+        let Some(live) = self.find_live(generation)? else {
             return Ok(true);
         };
         match tokio::time::timeout(within, live.daemon.exited()).await {
@@ -420,8 +425,8 @@ impl Vmm for CloudHypervisor {
 
     async fn attach_shares(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| {
-            let there = live.share_ids().await?;
-            for share in self.shares(generation)?.iter().filter(|share| !there.contains(share.id())) {
+            let attached = live.share_ids().await?;
+            for share in self.shares(generation)?.iter().filter(|share| !attached.contains(share.id())) {
                 live.client.add_fs(share).await?;
             }
             Ok(())
@@ -432,27 +437,26 @@ impl Vmm for CloudHypervisor {
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| {
             let ours: BTreeSet<String> =
-                self.settings.shares.iter().map(|tag| FsConfig::id_of(tag)).collect();
+                self.settings.shares.iter().map(|tag| FsConfig::id_of(tag.as_str())).collect();
             for id in live.share_ids().await?.intersection(&ours) {
                 match live.client.remove_device(id).await {
                     Ok(()) => {}
-                    // Asked before: the VMM has forgotten it, and the guest has not let go of it yet.
-                    Err(ApiError::Refused { .. }) if !live.configured(id).await? => {}
+                    // It was asked for before: the VMM no longer lists the device, and the guest has not let go of it yet.
+                    Err(ApiError::Refused { .. }) if !live.is_configured(id).await? => {}
                     Err(error) => return Err(error.into()),
                 }
             }
-            live.let_go_of(&ours).await?;
-            live.disconnected(&self.shares(generation)?).await
+            live.wait_until_unplugged(&ours).await?;
+            live.wait_until_disconnected(&self.shares(generation)?).await
         })
         .await
     }
 
     async fn shares_attached(&self, generation: Generation) -> Result<Presence> {
         self.with(generation, async |live| {
-            let there = live.share_ids().await?;
-            let wanted = self.settings.shares.iter().map(|tag| FsConfig::id_of(tag));
-            let attached = wanted.filter(|id| there.contains(id)).count();
-            Ok(match attached {
+            let attached = live.share_ids().await?;
+            let wanted = self.settings.shares.iter().map(|tag| FsConfig::id_of(tag.as_str()));
+            Ok(match wanted.filter(|id| attached.contains(id)).count() {
                 0 => Presence::Absent,
                 some if some == self.settings.shares.len() => Presence::Whole,
                 _ => Presence::Partial,
@@ -469,7 +473,7 @@ fn text(path: PathBuf) -> std::result::Result<String, VmmError> {
     }
 }
 
-/// After the process is proven dead: versions before v53 refuse to start on a socket that is there, v53 leaves a lock.
+/// Removes the API socket and the lock file of v53 and later. Only to be called once the process is known to be dead.
 async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), VmmError> {
     socket::remove_stale(socket).await?;
     Ok(socket::remove_file(&socket.with_suffix(".lock"))?)

@@ -1,50 +1,38 @@
-//! The machine that nixbox asks for, as the body of `vm.create`.
+//! The body of `vm.create`: the machine that nixbox asks for.
 //!
 //! Ids of devices are chosen here, so that a device is known again in `vm.info` and in a snapshot. Keys that not every
-//! version has are set by [`super::capability`].
+//! version has are set by a row of [`crate::world::capability`].
 
 use std::num::NonZeroU32;
 
 use serde::Serialize;
 
-use super::capability::Capability;
 use crate::world::Slot;
+use crate::world::capability::Capability;
 
-/// What a VM is made of, with paths as the VMM is to use them: absolute, and UTF-8 since they travel as JSON.
+/// What a VM is made of. Paths are as the VMM uses them: absolute, and UTF-8 because they are sent as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Description {
-    /// Virtual CPUs.
+pub struct MachineDescription {
+    /// The number of virtual CPUs.
     pub vcpus: NonZeroU32,
     /// RAM in bytes.
     pub memory: u64,
-    /// The file that RAM is, shared with it; `None` for memory of the VMM's own.
+    /// The file that the guest's RAM is, mapped shared; `None` for memory that the VMM allocates itself.
     pub memory_file: Option<String>,
-    /// Kernel, bzImage or vmlinux.
+    /// The kernel, a bzImage or vmlinux.
     pub kernel: String,
-    /// Its initramfs.
+    /// The initramfs.
     pub initramfs: Option<String>,
-    /// Its command line.
+    /// The kernel's command line.
     pub cmdline: String,
     /// Raw disk images, in the order in which the guest sees them.
     pub disks: Vec<String>,
-    /// The place of the VM, which decides TAP and MAC; `None` for no network.
+    /// The VM's slot, which decides TAP and MAC; `None` for no network device.
     pub slot: Option<Slot>,
-    /// The shares that are devices from the start.
+    /// The shares that are devices when the VM boots.
     pub shares: Vec<FsConfig>,
-    /// Where the serial console is written. The VMM truncates it: a name of its own for every incarnation.
+    /// The file for the output of the serial console. The VMM truncates it, so every generation has a file of its own.
     pub serial: String,
-}
-
-/// The TAP of a slot.
-#[must_use]
-pub fn tap(slot: Slot) -> String {
-    format!("vm{slot}")
-}
-
-/// The MAC of the guest in a slot.
-#[must_use]
-pub fn mac(slot: Slot) -> String {
-    format!("02:00:00:00:00:{:02x}", slot.number() + 1)
 }
 
 /// The body of `vm.create`, as far as nixbox sets it.
@@ -64,7 +52,7 @@ pub struct VmConfig {
     console: ConsoleConfig,
 }
 
-/// A share as a device: the body of `vm.add-fs` too.
+/// A share as a virtio-fs device; also the body of `vm.add-fs`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FsConfig {
     id: String,
@@ -75,7 +63,7 @@ pub struct FsConfig {
 }
 
 impl FsConfig {
-    /// The share that the guest mounts by `tag`, whose daemon listens on `socket`.
+    /// The device of the share that the guest mounts by `tag` and whose daemon listens on `socket`.
     #[must_use]
     pub fn new(tag: &str, socket: &str) -> Self {
         Self {
@@ -87,19 +75,19 @@ impl FsConfig {
         }
     }
 
-    /// Its tag.
+    /// The tag by which the guest mounts it.
     #[must_use]
     pub fn tag(&self) -> &str {
         &self.tag
     }
 
-    /// Its device id.
+    /// The device id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// Where its daemon listens.
+    /// The socket on which its daemon listens.
     #[must_use]
     pub fn socket(&self) -> &str {
         &self.socket
@@ -121,7 +109,7 @@ struct CpusConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct MemoryConfig {
     size: u64,
-    /// A daemon of a share maps the guest's RAM.
+    /// Needed by virtio-fs: the daemon of a share maps the guest's RAM.
     shared: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     zones: Vec<MemoryZoneConfig>,
@@ -132,7 +120,7 @@ struct MemoryZoneConfig {
     id: &'static str,
     size: u64,
     file: String,
-    /// Only a shared zone with a file is left to the owner of the file by `vm.snapshot`.
+    /// `vm.snapshot` leaves out the RAM of a zone only if it is a shared file.
     shared: bool,
 }
 
@@ -168,7 +156,7 @@ struct RngConfig {
 struct BalloonConfig {
     size: u64,
     deflate_on_oom: bool,
-    /// Pages that the guest freed leave the RAM file: snapshots get smaller.
+    /// Pages that the guest frees become holes in the RAM file, so that snapshots are smaller.
     free_page_reporting: bool,
 }
 
@@ -180,14 +168,14 @@ struct ConsoleConfig {
 }
 
 impl VmConfig {
-    /// What `vm.create` is to be told for this machine by a VMM that can do this.
+    /// The body for this machine, for a VMM of this version.
     #[must_use]
-    pub fn new(machine: &Description, capability: Capability) -> Self {
+    pub fn new(machine: &MachineDescription, capability: &Capability) -> Self {
         let vcpus = machine.vcpus.get();
         let disk = |(index, path): (usize, &String)| DiskConfig {
             id: format!("disk-{index}"),
             path: path.clone(),
-            image_type: capability.image_type.then_some("Raw"),
+            image_type: capability.knows_image_type.then_some("Raw"),
         };
         Self {
             cpus: CpusConfig { boot_vcpus: vcpus, max_vcpus: vcpus },
@@ -201,7 +189,7 @@ impl VmConfig {
             net: machine
                 .slot
                 .iter()
-                .map(|slot| NetConfig { id: "net", tap: tap(*slot), mac: mac(*slot) })
+                .map(|slot| NetConfig { id: "net", tap: slot.tap(), mac: slot.mac() })
                 .collect(),
             fs: machine.shares.clone(),
             rng: RngConfig { src: "/dev/urandom" },
@@ -212,8 +200,8 @@ impl VmConfig {
     }
 }
 
-/// With zones the size beside them has to be 0: the zones are all the memory there is.
-fn memory(machine: &Description) -> MemoryConfig {
+/// Where there are zones they are all the memory, and the size beside them has to be 0.
+fn memory(machine: &MachineDescription) -> MemoryConfig {
     match &machine.memory_file {
         None => MemoryConfig { size: machine.memory, shared: true, zones: Vec::new() },
         Some(file) => MemoryConfig {
@@ -232,10 +220,10 @@ fn memory(machine: &Description) -> MemoryConfig {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::vmm::capability;
+    use crate::world::capability;
 
-    pub(in crate::vmm) fn description() -> Description {
-        Description {
+    pub(in crate::vmm) fn description() -> MachineDescription {
+        MachineDescription {
             vcpus: NonZeroU32::new(2).unwrap(),
             memory: 256 << 20,
             memory_file: Some("/run/m/ram-3".into()),
@@ -249,12 +237,12 @@ pub(super) mod tests {
         }
     }
 
-    fn json(machine: &Description, version: &str) -> serde_json::Value {
+    fn json(machine: &MachineDescription, version: &str) -> serde_json::Value {
         serde_json::to_value(VmConfig::new(machine, capability::of(version).unwrap())).unwrap()
     }
 
     #[test]
-    fn the_machine_is_what_was_described() {
+    fn the_body_holds_the_whole_description() {
         let expected = serde_json::json!({
             "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
             "memory": {"size": 0, "shared": false,
@@ -274,13 +262,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn v51_is_not_told_an_image_type() {
+    fn the_image_type_is_left_out_for_v51() {
         assert!(json(&description(), "v51.1")["disks"][0].get("image_type").is_none());
     }
 
     #[test]
-    fn memory_of_the_vmm_itself_is_shared_and_has_no_zone() {
-        let machine = Description { memory_file: None, slot: None, shares: Vec::new(), ..description() };
+    fn memory_without_a_file_is_shared_and_has_no_zone() {
+        let machine =
+            MachineDescription { memory_file: None, slot: None, shares: Vec::new(), ..description() };
         let json = json(&machine, "v53.0");
         assert_eq!(json["memory"], serde_json::json!({"size": 268_435_456, "shared": true}));
         assert!(json.get("net").is_none() && json.get("fs").is_none());

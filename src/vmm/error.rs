@@ -1,86 +1,46 @@
-//! What can go wrong with the VMM, seen from its seam.
+//! The errors of [`super::cloud_hypervisor`].
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::capability::VersionError;
 use super::client::ApiError;
-use super::restore::RewriteError;
 use super::state::StateError;
 use crate::host::process::ProcessError;
 use crate::host::socket::{SocketError, SocketPath};
 use crate::host::spawn::SpawnError;
+use crate::world::capability::VersionError;
 use crate::world::{Failure, VmmState};
 
 /// Why the VMM did not do what it was asked.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {
-    /// Over its API.
     #[error(transparent)]
     Client(#[from] ApiError),
-    /// About its process.
     #[error(transparent)]
     Process(#[from] ProcessError),
-    /// About its socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// About the program.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// About its version.
     #[error(transparent)]
     Version(#[from] VersionError),
-    /// The state on disk.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The snapshot and the machine do not fit.
-    #[error(transparent)]
-    Rewrite(#[from] RewriteError),
-    /// What the VM is made of is not there.
-    #[error("the VM's disks or RAM cannot be given to the VMM")]
-    Place(#[source] Failure),
-    /// `--version` failed.
+    #[error("the VM's disks, RAM or saved state cannot be given to the VMM")]
+    Parts(#[source] Failure),
     #[error("cannot ask {program:?} for its version")]
-    NoVersion {
-        /// The program.
-        program: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// Another process answers on the socket.
-    #[error("process {found} answers on {socket}, where process {wanted} should")]
-    Stranger {
-        /// The socket.
-        socket: SocketPath,
-        /// Who answers.
-        found: u32,
-        /// Whom nixbox started.
-        wanted: u32,
-    },
-    /// The VM is not in a state in which that can be done.
+    NoVersion { program: PathBuf, source: std::io::Error },
+    #[error("process {found} answers on {socket}, but nixbox started process {wanted} there")]
+    ForeignProcess { socket: SocketPath, found: u32, wanted: u32 },
     #[error("the VM cannot be {what}: it is {state:?}")]
-    Unfit {
-        /// What was to be done.
-        what: &'static str,
-        /// Its state.
-        state: VmmState,
-    },
-    /// The guest does not let go of a share.
+    WrongState { what: &'static str, state: VmmState },
     #[error(
-        "the guest still holds {devices:?} {limit:?} after it was asked to let go; a process in it may use the mount"
+        "the guest still uses the shares {devices:?} {limit:?} after it was asked to let go of them: a process in the guest may use the mount"
     )]
-    Held {
-        /// Their device ids.
-        devices: Vec<String>,
-        /// How long it was given.
-        limit: Duration,
-    },
-    /// A path that cannot be sent to the VMM.
+    ShareInUse { devices: Vec<String>, limit: Duration },
     #[error("{path:?} cannot be given to the VMM: it must be absolute and UTF-8")]
-    Path {
-        /// The path.
-        path: PathBuf,
-    },
+    Path { path: PathBuf },
 }
 
 impl From<VmmError> for Failure {

@@ -1,35 +1,30 @@
-//! Rewriting a copy of a snapshot's `config.json`, so that the VM comes up with the things of another generation.
+//! Rewrites a copy of a snapshot's `config.json`, so that `vm.restore` makes a VM with the disks, RAM file, TAP, share
+//! sockets and serial log of another generation.
 //!
-//! The file holds absolute paths of everything that the VM had. All of them are replaced; a device that nixbox never
-//! gives a VM is refused, because its path would be restored as it is.
+//! `vm.snapshot` writes absolute host paths of everything that the VM had into `config.json` (form of v51 to v53), and
+//! `vm.restore` opens what stands there. All paths are replaced. A device that nixbox never gives a VM is an error,
+//! because its path would be opened as it is. Number, size and kind of the devices cannot change in a restore: a
+//! difference from the wanted machine is an error, and the copy is not written.
 
 use serde_json::{Map, Value};
 
-use super::config::{Description, FsConfig, mac, tap};
+use super::config::{FsConfig, MachineDescription};
 
 /// Why a snapshot's configuration cannot be restored as this machine.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
-    /// Not JSON.
     #[error("config.json of the snapshot is not JSON")]
     NotJson(#[source] serde_json::Error),
-    /// Not of the form that Cloud Hypervisor writes.
-    #[error("config.json of the snapshot has no fitting {0}")]
+    #[error("config.json of the snapshot has no {0} of the form that Cloud Hypervisor writes")]
     Form(&'static str),
-    /// Something that nixbox does not make.
     #[error("the snapshot's VM has {0}, which nixbox never gives one")]
     Foreign(String),
-    /// The VM had another number, size or kind of things than the machine has.
     #[error("the snapshot's VM has {found} and this machine has {wanted}; a restore cannot change that")]
-    Mismatch {
-        /// The snapshot's.
-        found: String,
-        /// The machine's.
-        wanted: String,
-    },
+    Mismatch { found: String, wanted: String },
 }
 
-/// What nixbox sets, or what decides nothing outside of the VM. Everything else has to be off.
+/// The keys that nixbox sets, or that have no effect on the host. All other keys have to be off.
 const KNOWN: [&str; 17] = [
     "balloon",
     "console",
@@ -50,11 +45,11 @@ const KNOWN: [&str; 17] = [
     "watchdog",
 ];
 
-/// The snapshot's `config` as that of `machine`.
+/// The snapshot's `config`, rewritten to be that of `machine`.
 ///
 /// # Errors
 /// [`RewriteError`].
-pub fn rewrite(config: &[u8], machine: &Description) -> Result<Vec<u8>, RewriteError> {
+pub fn rewrite(config: &[u8], machine: &MachineDescription) -> Result<Vec<u8>, RewriteError> {
     let mut config: Value = serde_json::from_slice(config).map_err(RewriteError::NotJson)?;
     let top = config.as_object_mut().ok_or(RewriteError::Form("object"))?;
     if let Some((key, _)) = top.iter().find(|(key, value)| !KNOWN.contains(&key.as_str()) && is_on(value)) {
@@ -79,7 +74,7 @@ fn is_on(value: &Value) -> bool {
     }
 }
 
-/// What is under `key`, none if it is off.
+/// The list of objects under `key`; an empty one if the key is missing or null.
 fn list<'a>(
     map: &'a mut Map<String, Value>,
     key: &'static str,
@@ -118,13 +113,13 @@ fn set(map: &mut Map<String, Value>, key: &str, text: &str) {
     map.insert(key.to_owned(), Value::from(text));
 }
 
-fn rewrite_cpus(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_cpus(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let vcpus =
         object(top, "cpus")?.get("boot_vcpus").and_then(Value::as_u64).ok_or(RewriteError::Form("cpus"))?;
     same("vCPUs", vcpus, u64::from(machine.vcpus.get()))
 }
 
-fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_memory(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let memory = object(top, "memory")?;
     let own = memory.get("size").and_then(Value::as_u64).ok_or(RewriteError::Form("memory"))?;
     let mut zones = list(memory, "zones")?;
@@ -138,7 +133,7 @@ fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result
         }
         (zones, file) => {
             let kind = |of_file| {
-                if of_file { "RAM in a file" } else { "RAM of the VMM's own" }
+                if of_file { "RAM in a file" } else { "RAM that the VMM allocates" }
             };
             Err(RewriteError::Mismatch {
                 found: kind(!zones.is_empty()).to_owned(),
@@ -148,10 +143,10 @@ fn rewrite_memory(top: &mut Map<String, Value>, machine: &Description) -> Result
     }
 }
 
-fn rewrite_payload(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_payload(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let payload = object(top, "payload")?;
     refuse_paths("a payload", payload, &["firmware", "igvm", "fw_cfg_config"])?;
-    // The paths alone: the command line stays what the guest was booted with.
+    // Only the paths are replaced: the command line remains the one that the guest was booted with.
     set(payload, "kernel", &machine.kernel);
     match &machine.initramfs {
         Some(initramfs) => set(payload, "initramfs", initramfs),
@@ -160,7 +155,7 @@ fn rewrite_payload(top: &mut Map<String, Value>, machine: &Description) -> Resul
     Ok(())
 }
 
-fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_disks(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let disks = list(top, "disks")?;
     same("disks", disks.len(), machine.disks.len())?;
     for (disk, path) in disks.into_iter().zip(&machine.disks) {
@@ -170,22 +165,22 @@ fn rewrite_disks(top: &mut Map<String, Value>, machine: &Description) -> Result<
     Ok(())
 }
 
-fn rewrite_net(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_net(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let nets = list(top, "net")?;
     same("network devices", nets.len(), usize::from(machine.slot.is_some()))?;
     for (net, slot) in nets.into_iter().zip(machine.slot) {
         refuse_paths("a network device", net, &["vhost_user", "vhost_socket", "fds"])?;
-        // The guest keeps the address and MAC that it has: they belong to a slot.
+        // The guest keeps its address and MAC, which belong to a slot.
         let found = net.get("mac").and_then(Value::as_str).ok_or(RewriteError::Form("net"))?;
-        same("as its MAC", found, mac(slot).as_str())?;
-        set(net, "tap", &tap(slot));
-        // The MAC that the old TAP had on the host. The VMM would give it to the new one, and may not as a user.
+        same("as its MAC", found, slot.mac().as_str())?;
+        set(net, "tap", &slot.tap());
+        // The MAC of the old TAP on the host. The VMM would set it on the new TAP, which it may not do as a user.
         net.remove("host_mac");
     }
     Ok(())
 }
 
-fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_shares(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     let mut shares = list(top, "fs")?;
     let tag =
         |share: &Map<String, Value>| share.get("tag").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -197,7 +192,7 @@ fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result
     for share in &mut shares {
         let tag = tag(share);
         let ours = machine.shares.iter().find(|ours| ours.tag() == tag).ok_or(RewriteError::Form("fs"))?;
-        // Without the id it could not be removed again.
+        // Without its id the share could not be removed again.
         let id = share.get("id").and_then(Value::as_str).unwrap_or_default();
         same("as the id of a share", id, FsConfig::id_of(&tag).as_str())?;
         set(share, "socket", ours.socket());
@@ -205,7 +200,7 @@ fn rewrite_shares(top: &mut Map<String, Value>, machine: &Description) -> Result
     Ok(())
 }
 
-fn rewrite_consoles(top: &mut Map<String, Value>, machine: &Description) -> Result<(), RewriteError> {
+fn rewrite_consoles(top: &mut Map<String, Value>, machine: &MachineDescription) -> Result<(), RewriteError> {
     for key in ["console", "debug_console"] {
         if let Some(console) = top.get_mut(key).filter(|value| is_on(value)).and_then(Value::as_object_mut) {
             refuse_paths("a console", console, &["file", "socket"])?;
@@ -225,11 +220,11 @@ mod tests {
     use super::*;
     use crate::vmm::config::tests::description;
 
-    /// As v53.0 wrote it on `vm.snapshot` of a VM that this crate's [`super::super::config`] describes.
+    /// Written by the `vm.snapshot` of v53.0, for a VM that [`super::super::config`] describes.
     const REAL: &str = include_str!("restore/config-v53.0.json");
 
-    fn machine() -> Description {
-        Description { disks: vec!["/d/root-4".into()], ..description() }
+    fn machine() -> MachineDescription {
+        MachineDescription { disks: vec!["/d/root-4".into()], ..description() }
     }
 
     fn with(change: impl FnOnce(&mut Value)) -> Vec<u8> {
@@ -239,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn every_path_of_a_real_one_is_replaced_and_nothing_else() {
+    fn every_path_of_a_real_configuration_is_replaced_and_nothing_else() {
         let rewritten: Value =
             serde_json::from_slice(&rewrite(REAL.as_bytes(), &machine()).unwrap()).unwrap();
         let expected = with(|config| {
@@ -257,9 +252,9 @@ mod tests {
     }
 
     #[test]
-    fn what_nixbox_makes_is_known_by_what_it_rewrites() {
+    fn rewriting_the_body_of_vm_create_for_the_same_machine_changes_nothing() {
         let ours =
-            super::super::config::VmConfig::new(&machine(), super::super::capability::of("v51.1").unwrap());
+            super::super::config::VmConfig::new(&machine(), crate::world::capability::of("v51.1").unwrap());
         let ours = serde_json::to_vec(&ours).unwrap();
         let again: Value = serde_json::from_slice(&rewrite(&ours, &machine()).unwrap()).unwrap();
         assert_eq!(again, serde_json::from_slice::<Value>(&ours).unwrap());
@@ -268,14 +263,14 @@ mod tests {
     #[test]
     fn a_machine_that_differs_is_a_mismatch() {
         let differing = [
-            Description { disks: Vec::new(), ..machine() },
-            Description { memory: 1 << 30, ..machine() },
-            Description { memory_file: None, ..machine() },
-            Description { vcpus: std::num::NonZeroU32::new(1).unwrap(), ..machine() },
-            Description { slot: None, ..machine() },
-            Description { slot: Some(crate::world::Slot::try_from(8).unwrap()), ..machine() },
-            Description { shares: Vec::new(), ..machine() },
-            Description { shares: vec![FsConfig::new("other", "/s")], ..machine() },
+            MachineDescription { disks: Vec::new(), ..machine() },
+            MachineDescription { memory: 1 << 30, ..machine() },
+            MachineDescription { memory_file: None, ..machine() },
+            MachineDescription { vcpus: std::num::NonZeroU32::new(1).unwrap(), ..machine() },
+            MachineDescription { slot: None, ..machine() },
+            MachineDescription { slot: Some(crate::world::Slot::try_from(8).unwrap()), ..machine() },
+            MachineDescription { shares: Vec::new(), ..machine() },
+            MachineDescription { shares: vec![FsConfig::new("other", "/s")], ..machine() },
         ];
         for machine in differing {
             let result = rewrite(REAL.as_bytes(), &machine);
@@ -304,12 +299,12 @@ mod tests {
     }
 
     #[test]
-    fn any_other_shape_is_an_error_and_no_panic() {
+    fn a_configuration_of_any_other_form_is_an_error() {
         let keys = ["cpus", "memory", "payload", "disks", "net", "fs", "serial"];
         for key in keys {
             for value in [json!(7), json!("x"), json!([1]), json!({"a": 1}), Value::Null] {
                 if ["payload", "serial"].contains(&key) && value.is_object() {
-                    // All that nixbox needs of these, it sets.
+                    // nixbox sets all that it needs of these.
                     continue;
                 }
                 let config = with(|config| config[key] = value.clone());

@@ -1,4 +1,5 @@
-//! The VMM state of a snapshot on disk: `config.json` and `state.json`, and `memory-ranges` where RAM is the VMM's own.
+//! The files that `vm.snapshot` writes and `vm.restore` reads (v51 to v53): `config.json`, `state.json`, and
+//! `memory-ranges` where the VMM allocated the RAM itself. All functions here block.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
@@ -7,47 +8,32 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::config::Description;
+use super::config::MachineDescription;
 use super::restore::{self, RewriteError};
 use crate::host::spawn::Invoker;
 
-/// What Cloud Hypervisor writes: the VM's configuration, its devices and vCPUs, its RAM unless that is a file.
+/// The VM's configuration.
 const CONFIG: &str = "config.json";
+/// The state of its devices and vCPUs.
 const STATE: &str = "state.json";
+/// Its RAM, unless that is a file.
 const MEMORY: &str = "memory-ranges";
 
-/// A `config.json` has some 3 KiB.
+/// The longest `config.json` that is read, in bytes. One of a VM that nixbox makes has about 3 KiB.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
 /// Why VMM state cannot be kept or used.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
-    /// A file or directory.
     #[error("cannot {action} {path:?}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The VMM said that it was done, and a file is missing or empty.
-    #[error("the VMM wrote no {path:?}")]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Longer than any that a VMM writes.
-    #[error("{path:?} has more than {CONFIG_LIMIT} bytes")]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It does not fit.
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the VMM reported a finished snapshot, but {path:?} is missing or empty")]
+    Missing { path: PathBuf },
+    #[error("{path:?} has more than {CONFIG_LIMIT} bytes, which no configuration of a VM has")]
+    TooLong { path: PathBuf },
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
-    /// The thread that synced it panicked.
     #[error("syncing the VMM state ended early")]
     Died(#[source] io::Error),
 }
@@ -56,12 +42,13 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
     move |source| StateError::Io { action, path: path.to_owned(), source }
 }
 
-/// A directory at `directory` that the invoking user can write and that no VMM has written to: `vm.snapshot` does not
-/// overwrite what an earlier attempt left. What else is in it stays, for a snapshot has its disks and RAM there too.
+/// Makes `directory`, which the invoking user can write, unless it is there, and removes files of VMM state from it:
+/// `vm.snapshot` does not overwrite those of an earlier attempt. Other files stay, because disks and RAM of a snapshot lie
+/// in the same directory.
 ///
 /// # Errors
 /// [`StateError::Io`].
-pub fn make_fresh(directory: &Path, invoker: &Invoker) -> Result<(), StateError> {
+pub fn make_directory(directory: &Path, invoker: &Invoker) -> Result<(), StateError> {
     remove_files(directory)?;
     match fs::DirBuilder::new().mode(0o700).create(directory) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -69,7 +56,7 @@ pub fn make_fresh(directory: &Path, invoker: &Invoker) -> Result<(), StateError>
         }
         _ => {}
     }
-    give(directory, invoker)
+    give_to_invoker(directory, invoker)
 }
 
 fn gone(result: io::Result<()>) -> io::Result<()> {
@@ -90,13 +77,13 @@ fn remove_files(directory: &Path) -> Result<(), StateError> {
 /// Removes a directory of VMM state, if it is there.
 ///
 /// # Errors
-/// [`StateError::Io`], also if anything else is in it.
+/// [`StateError::Io`], also if the directory contains anything else.
 pub fn remove(directory: &Path) -> Result<(), StateError> {
     remove_files(directory)?;
     gone(fs::remove_dir(directory)).map_err(io_error("remove", directory))
 }
 
-/// Makes a saved VMM state durable; the VMM does not. Blocks.
+/// Makes saved VMM state durable, which the VMM does not do.
 ///
 /// # Errors
 /// [`StateError::Missing`], [`StateError::Io`].
@@ -110,7 +97,7 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
     }
     for name in [CONFIG, STATE, MEMORY] {
         let path = directory.join(name);
-        // Disks and RAM of the snapshot are copied there meanwhile, by those who sync them.
+        // Only these files: disks and RAM may be being copied to the same directory, and the copy syncs them.
         gone(File::open(&path).and_then(|file| file.sync_all())).map_err(io_error("sync", &path))?;
     }
     let parent = directory.parent().unwrap_or(directory);
@@ -120,30 +107,30 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Makes `directory` one that `vm.restore` makes `machine` of: the state of `source` with its configuration rewritten.
-/// `source` is only read.
+/// Fills `directory` so that `vm.restore` of it makes `machine`: with the state of `source` and a rewritten copy of its
+/// configuration. Nothing in `source` is changed.
 ///
 /// # Errors
 /// [`StateError`].
 pub fn prepare_restore(
     source: &Path,
     directory: &Path,
-    machine: &Description,
+    machine: &MachineDescription,
     invoker: &Invoker,
 ) -> Result<(), StateError> {
-    make_fresh(directory, invoker)?;
+    make_directory(directory, invoker)?;
     let config = restore::rewrite(&read_config(&source.join(CONFIG))?, machine)?;
     let path = directory.join(CONFIG);
     let mut file = create(&path)?;
     file.write_all(&config).map_err(io_error("write", &path))?;
-    give(&path, invoker)?;
+    give_to_invoker(&path, invoker)?;
     let (from, to) = (source.join(STATE), directory.join(STATE));
     let mut original = File::open(&from).map_err(io_error("open", &from))?;
     io::copy(&mut original, &mut create(&to)?).map_err(io_error("copy", &from))?;
-    give(&to, invoker)?;
+    give_to_invoker(&to, invoker)?;
     let memory = source.join(MEMORY);
     if memory.try_exists().map_err(io_error("look at", &memory))? {
-        // As large as RAM, and read only.
+        // A link, because the file is as large as RAM and the VMM only reads it.
         let link = directory.join(MEMORY);
         symlink(&memory, &link).map_err(io_error("link", &link))?;
     }
@@ -175,8 +162,8 @@ fn create(path: &Path) -> Result<File, StateError> {
         .map_err(io_error("make", path))
 }
 
-/// Under sudo the VMM is another user than nixbox.
-fn give(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
+/// Gives a file to the user as whom the VMM runs: under sudo that is another user than nixbox.
+fn give_to_invoker(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
     if !invoker.is_other() {
         return Ok(());
     }

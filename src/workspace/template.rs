@@ -1,7 +1,7 @@
 //! What `init` writes.
 
 /// The configuration. What is commented out shows the default, or an example where there is none.
-pub(super) const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it with every default filled in.
+pub const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it with every default filled in.
 # Relative paths are relative to the directory that holds .nixbox; ~ is your home.
 
 # name = "dev"                      # default: the directory's name

@@ -29,7 +29,7 @@ fn init_makes_a_workspace_whose_configuration_is_read() {
 }
 
 #[test]
-fn every_commented_line_of_the_template_is_right_too() {
+fn every_commented_line_of_the_template_can_be_used() {
     let uncommented: String = template::CONFIG
         .lines()
         .skip_while(|line| !line.starts_with("# name"))
@@ -39,6 +39,11 @@ fn every_commented_line_of_the_template_is_right_too() {
     let config = config::Config::parse(&uncommented, Path::new("c"), Path::new("/w"), &facts).unwrap();
     assert_eq!(config.snapshot.keep.unwrap().get(), 5);
     assert_eq!(config.env.len(), 4);
+    let tree: toml::Table = uncommented.parse().unwrap();
+    let mut keys = std::collections::BTreeSet::new();
+    config::keys_of(&serde_json::to_value(tree).unwrap(), "", &mut keys);
+    assert!(keys.remove("env.*"));
+    assert_eq!(keys, config::all_keys());
 }
 
 #[test]
@@ -71,7 +76,7 @@ fn init_overwrites_nothing_and_makes_what_is_missing() {
 }
 
 #[test]
-fn it_is_found_from_any_directory_below() {
+fn a_workspace_is_found_from_any_directory_below() {
     let (directory, workspace) = workspace();
     let below = directory.path().join("a/b/c");
     std::fs::create_dir_all(&below).unwrap();
@@ -90,7 +95,7 @@ fn it_is_found_from_any_directory_below() {
 }
 
 #[test]
-fn a_directory_that_is_not_ours_alone_is_refused() {
+fn a_directory_that_others_own_or_write_is_refused() {
     let mode =
         |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     let (directory, _) = workspace();
@@ -112,7 +117,7 @@ fn a_directory_that_is_not_ours_alone_is_refused() {
 }
 
 #[test]
-fn links_and_other_files_in_its_place_are_refused() {
+fn links_and_other_files_in_the_place_of_directories_are_refused() {
     let (elsewhere, _) = workspace();
     let directory = tempfile::tempdir().unwrap();
     for target in [nixbox(&elsewhere), "dangling".into()] {
@@ -140,7 +145,7 @@ fn links_and_other_files_in_its_place_are_refused() {
 }
 
 #[test]
-fn an_id_that_is_none_is_refused() {
+fn a_malformed_id_is_refused() {
     let (directory, workspace) = workspace();
     let path = nixbox(&directory).join(ID_FILE);
     for text in [
@@ -179,7 +184,7 @@ fn the_lock_is_held_by_one_and_names_its_holder() {
 }
 
 #[test]
-fn a_killed_holder_holds_nothing() {
+fn the_lock_of_a_killed_process_is_free() {
     const ROLE: &str = "NIXBOX_TEST_LOCK_IN";
     if let Some(directory) = std::env::var_os(ROLE) {
         let _lock = Workspace::find(Path::new(&directory)).unwrap().lock("victim").unwrap();
@@ -190,7 +195,7 @@ fn a_killed_holder_holds_nothing() {
     }
     let (directory, workspace) = workspace();
     let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "workspace::tests::a_killed_holder_holds_nothing", "--nocapture"])
+        .args(["--exact", "workspace::tests::the_lock_of_a_killed_process_is_free", "--nocapture"])
         .env(ROLE, directory.path())
         .stdout(Stdio::piped())
         .spawn()
@@ -205,7 +210,7 @@ fn a_killed_holder_holds_nothing() {
 }
 
 #[test]
-fn sockets_have_a_short_private_place() {
+fn the_directory_for_sockets_is_short_and_private() {
     let (_directory, workspace) = workspace();
     let base = tempfile::tempdir().unwrap();
     let nowhere = base.path().join("absent");
@@ -215,7 +220,7 @@ fn sockets_have_a_short_private_place() {
     let again = workspace.runtime_in(&[base.path().to_owned()]).unwrap();
     assert_eq!(folder.path(), again.path());
     assert!(matches!(workspace.runtime_in(&[nowhere]), Err(WorkspaceError::NoRuntime { .. })));
-    // Somebody else's directory in our place.
+    // A directory that others can write is not used.
     let user = folder.path().parent().unwrap();
     std::fs::set_permissions(user, std::fs::Permissions::from_mode(0o777)).unwrap();
     assert!(matches!(workspace.runtime_in(&[base.path().to_owned()]), Err(WorkspaceError::NoRuntime { .. })));
@@ -226,9 +231,9 @@ fn sockets_have_a_short_private_place() {
     std::fs::remove_dir(real.path()).unwrap();
 }
 
-/// As a nixbox leaves it that is killed between the fork and the exec of a daemon: its lock is a child's for a moment.
+/// If nixbox is killed between the fork and the exec of a daemon, the child has its lock for a moment.
 #[test]
-fn a_lock_that_a_dead_holder_has_left_to_a_child_is_waited_for() {
+fn a_lock_that_a_dead_process_left_to_a_child_is_waited_for() {
     let (directory, workspace) = workspace();
     let mut dead = Command::new("true").spawn().unwrap();
     let pid = dead.id();

@@ -1,6 +1,6 @@
 //! Every crash point there is, and a second crash at every point of the recovery.
 
-use nixbox::fakes::{Crash, Fault, Host, Reach, Survival};
+use nixbox::fakes::{Crash, Fault, Host, Survival};
 
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
@@ -17,11 +17,15 @@ const CRASHES: [Crash; 6] = [
 ];
 const CRASHES_OF_RECOVERY: [Crash; 3] = [Crash::Death, Crash::VmmHangs, Crash::PowerCut(Survival::Some(2))];
 
-struct Scenario {
-    version: u32,
-    shares: bool,
-    before: &'static [Command],
-    command: Command,
+/// A command on a host on which others went well.
+pub(crate) struct Scenario {
+    /// The major version of the VMM.
+    pub(crate) version: u32,
+    /// Whether the workspace has shares.
+    pub(crate) shares: bool,
+    /// What went well before.
+    pub(crate) before: &'static [Command],
+    pub(crate) command: Command,
 }
 
 /// Runs `scenario` with every crash at every point, each recovery with every crash at every point, and then once more
@@ -78,7 +82,7 @@ fn every_crash_of_recovery(
 
 /// The run after the last crash: it must bring everything in order, whatever was left.
 fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &str) {
-    let ran = host.reach(WORKSPACE) == Reach::Ready;
+    let ran = host.is_ssh_ready(WORKSPACE);
     let said = run(host, Command::Recover);
     assert!(matches!(&said, Said::Recovered(_)) && !said.stuck(), "{context}: recovery said {said:?}");
     assert_eq!(host.violations(WORKSPACE), [], "{context}; recovery said {said:?}");
@@ -98,17 +102,17 @@ fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &s
 
     // Nothing but a power cut or a VMM that is dead or hangs takes a VM that was there away from a snapshot.
     if command == Snapshot && crash == Crash::Death {
-        assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the VM is gone");
+        assert!(host.is_ssh_ready(WORKSPACE), "{context}: the VM is gone");
     }
     // Whether it is written down or not: a guest that has begun to run is past the commit point.
     if matches!(command, Up | RestoreNewest) && crash == Crash::Death && ran {
-        assert_eq!(host.reach(WORKSPACE), Reach::Ready, "{context}: the commit point was taken back");
+        assert!(host.is_ssh_ready(WORKSPACE), "{context}: the commit point was taken back");
     }
 }
 
 /// What was recovered is as good as new.
 fn works_again(host: &Host, context: &str) {
-    let again = if host.reach(WORKSPACE) == Reach::Ready { Down } else { Up };
+    let again = if host.is_ssh_ready(WORKSPACE) { Down } else { Up };
     let said = run(host, again);
     assert!(said.done(), "{context}: {again:?} afterwards said {said:?}");
     assert_eq!(host.violations(WORKSPACE), [], "{context}, then {again:?}");

@@ -1,35 +1,37 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
-use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Violation, Wrong};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival, Violation};
 use nixbox::operations::{LossReason, OperationResult, Refusal};
 
+use crate::crashes::Scenario;
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop, Up, UpWarm};
 
 static SCHEDULES: Count = Count::new("fault schedules", 3);
 
-const WRONGS: [Wrong; 4] = [Wrong::ErrorBefore, Wrong::ErrorAfter, Wrong::SilentBefore, Wrong::SilentAfter];
+const WRONGS: [CallFault; 4] =
+    [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter];
 
-const SCENARIOS: [(u32, bool, &[Command], Command); 12] = [
-    (53, true, &[], Up),
-    (53, true, &[Up], Down),
-    (54, true, &[Up], Snapshot),
-    (51, true, &[Up], Snapshot),
-    (53, true, &[Up], Snapshot),
-    (52, true, &[Up], SnapshotStop),
-    (53, true, &[Up, SnapshotStop], RestoreNewest),
-    (51, true, &[Up, Snapshot, Down], RestoreNewest),
-    (53, true, &[Up, SnapshotStop], UpWarm),
-    (54, true, &[Up, Snapshot], Replace),
-    (53, true, &[Up, SnapshotStop, Up], Down),
-    (53, false, &[Up, SnapshotStop], DeleteNewest),
+const SCENARIOS: [Scenario; 12] = [
+    Scenario { version: 53, shares: true, before: &[], command: Up },
+    Scenario { version: 53, shares: true, before: &[Up], command: Down },
+    Scenario { version: 54, shares: true, before: &[Up], command: Snapshot },
+    Scenario { version: 51, shares: true, before: &[Up], command: Snapshot },
+    Scenario { version: 53, shares: true, before: &[Up], command: Snapshot },
+    Scenario { version: 52, shares: true, before: &[Up], command: SnapshotStop },
+    Scenario { version: 53, shares: true, before: &[Up, SnapshotStop], command: RestoreNewest },
+    Scenario { version: 51, shares: true, before: &[Up, Snapshot, Down], command: RestoreNewest },
+    Scenario { version: 53, shares: true, before: &[Up, SnapshotStop], command: UpWarm },
+    Scenario { version: 54, shares: true, before: &[Up, Snapshot], command: Replace },
+    Scenario { version: 53, shares: true, before: &[Up, SnapshotStop, Up], command: Down },
+    Scenario { version: 53, shares: false, before: &[Up, SnapshotStop], command: DeleteNewest },
 ];
 
 /// What is compared of a host before and after: how the VM stands, and which snapshots there are.
 fn essence(host: &Host) -> (bool, Vec<u64>) {
     let snapshots = host.snapshots(WORKSPACE).into_iter().map(|(_, hash)| hash).collect();
-    (host.reach(WORKSPACE) == Reach::Ready, snapshots)
+    (host.is_ssh_ready(WORKSPACE), snapshots)
 }
 
 /// What an operation said agrees with the world.
@@ -57,73 +59,70 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
     }
 }
 
-#[test]
-fn every_call_goes_wrong_once() {
+/// How often a call of a seam goes wrong: this one, or this one and all that come after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Once,
+    ForGood,
+}
+
+/// Lets each call of each scenario go wrong. Returns how many schedules that was.
+fn every_call_goes_wrong(extent: Extent) -> u64 {
     let mut schedules = 0;
-    for (version, shares, commands, command) in SCENARIOS {
-        let before = host_after(version, shares, commands);
+    for Scenario { version, shares, before, command } in SCENARIOS {
+        let before = host_after(version, shares, before);
         for wrong in WRONGS {
             for call in 0.. {
                 let host = before.fork();
-                let said = run_with(&host, command, Fault::CallGoesWrong(call, wrong));
+                let fault = match extent {
+                    Extent::Once => Fault::CallGoesWrong(call, wrong),
+                    Extent::ForGood => Fault::CallsGoWrong(call, wrong),
+                };
+                let said = run_with(&host, command, fault);
                 if host.counts().calls <= call {
                     assert!(said.done(), "{command:?} without a fault: {said:?}");
                     break;
                 }
                 schedules += 1;
-                let context = format!("v{version} {command:?}, {wrong:?} at call {call}: {said:?}");
-                if !said.stuck() {
-                    assert_eq!(host.violations(WORKSPACE), [], "{context}");
+                let context =
+                    format!("v{version} {command:?}, {wrong:?} at call {call}, {extent:?}: {said:?}");
+                let violations = host.violations(WORKSPACE);
+                assert!(!said.done() || violations.is_empty(), "{context}: done, and {violations:?}");
+                // Where every call goes wrong, what stands may not even be looked at: it refuses then, and repairs nothing.
+                let repairs = extent == Extent::Once || !matches!(said, Said::Refused(_));
+                if !said.stuck() && repairs {
+                    assert_eq!(violations, [], "{context}");
                     agree(&before, &host, command, &said, &context);
                 }
-                // Whoever is stuck gets through once the cause is gone.
+                // An operation that is stuck gets through once the cause is gone.
                 let recovered = run(&host, Command::Recover);
                 assert!(!recovered.stuck(), "{context}: recovery said {recovered:?}");
                 assert_eq!(host.violations(WORKSPACE), [], "{context}: recovery said {recovered:?}");
             }
         }
     }
+    schedules
+}
+
+#[test]
+fn a_call_that_goes_wrong_once_is_recovered() {
+    let schedules = every_call_goes_wrong(Extent::Once);
     SCHEDULES.ended("every call goes wrong once", schedules);
     assert!(schedules > 500);
 }
 
 #[test]
-fn every_call_goes_wrong_for_good() {
-    let mut schedules = 0;
-    for (version, shares, commands, command) in SCENARIOS {
-        let before = host_after(version, shares, commands);
-        for wrong in WRONGS {
-            for call in 0.. {
-                let host = before.fork();
-                let said = run_with(&host, command, Fault::CallsGoWrong(call, wrong));
-                if host.counts().calls <= call {
-                    break;
-                }
-                schedules += 1;
-                let context = format!("v{version} {command:?}, {wrong:?} from call {call} on: {said:?}");
-                assert!(
-                    !said.done() || host.violations(WORKSPACE).is_empty(),
-                    "{context}: done, and not in order"
-                );
-                if !said.stuck() && !matches!(said, Said::Refused(_)) {
-                    assert_eq!(host.violations(WORKSPACE), [], "{context}");
-                    agree(&before, &host, command, &said, &context);
-                }
-                let recovered = run(&host, Command::Recover);
-                assert!(!recovered.stuck(), "{context}: recovery said {recovered:?}");
-                assert_eq!(host.violations(WORKSPACE), [], "{context}: recovery said {recovered:?}");
-            }
-        }
-    }
+fn calls_that_go_wrong_for_good_are_recovered() {
+    let schedules = every_call_goes_wrong(Extent::ForGood);
     SCHEDULES.ended("every call goes wrong for good", schedules);
     assert!(schedules > 500);
 }
 
 #[test]
-fn shares_that_nobody_serves_are_not_called_mounted() {
+fn an_operation_whose_share_daemons_died_is_not_called_done() {
     let mut refused = 0;
-    for (version, shares, commands, command) in SCENARIOS.into_iter().filter(|scenario| scenario.1) {
-        let before = host_after(version, shares, commands);
+    for Scenario { version, shares, before, command } in SCENARIOS.into_iter().filter(|one| one.shares) {
+        let before = host_after(version, shares, before);
         for point in 0.. {
             let host = before.fork();
             let said = run_with(&host, command, Fault::CrashAt(point, Crash::SharesKilled));
@@ -145,8 +144,8 @@ fn shares_that_nobody_serves_are_not_called_mounted() {
 #[test]
 fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
     let (mut back, mut finished) = (0, 0);
-    for (version, shares, commands, command) in SCENARIOS {
-        let before = host_after(version, shares, commands);
+    for Scenario { version, shares, before, command } in SCENARIOS {
+        let before = host_after(version, shares, before);
         for point in 0.. {
             let host = before.fork();
             let said = run_with(&host, command, Fault::InterruptAt(point));
@@ -177,21 +176,21 @@ fn a_damaged_snapshot_is_refused_before_anything_is_touched() {
     let looks = host.fingerprint();
     let said = run(&host, RestoreNewest);
     assert!(matches!(said, Said::Refused(Refusal::Unfit(..))), "{said:?}");
-    assert_eq!(host.reach(WORKSPACE), Reach::None);
+    assert!(!host.is_ssh_ready(WORKSPACE));
     // Only the journal was opened.
     assert_eq!(host.snapshots(WORKSPACE).len(), 1);
     assert_eq!(host.fingerprint(), looks);
 }
 
 #[test]
-fn a_name_is_given_once() {
+fn a_snapshot_name_that_exists_is_refused() {
     let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
     let said = run(&host, Command::SnapshotNamed);
     assert!(matches!(said, Said::Refused(Refusal::NameTaken(_))), "{said:?}");
 }
 
 #[test]
-fn five_generations_deep_and_ten_times_from_one() {
+fn snapshots_of_restored_vms_and_repeated_restores_work() {
     let host = host_after(53, true, &[Up, SnapshotStop]);
     for generation in 0..5 {
         for command in [RestoreNewest, SnapshotStop] {

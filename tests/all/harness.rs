@@ -8,8 +8,8 @@ use nixbox::engine::executor::{EngineError, Unobserved};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{OperationResult, Recovered, Reference, Refusal, Session, SnapshotRequest};
-use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
+use nixbox::operations::{OperationResult, Recovered, Refusal, Session, SnapshotRequest};
+use nixbox::world::{Generation, SnapshotId, SnapshotName, SnapshotReference, WorkspaceId};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -188,7 +188,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         }
         Command::SnapshotStop => session.snapshot(request(None, true)).await.map(|result| result.report),
         Command::RestoreNewest => {
-            session.restore(Some(&Reference::from(newest())), false).await.map(|warm| warm.report)
+            session.restore(Some(&SnapshotReference::from(newest())), false).await.map(|warm| warm.report)
         }
         Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
@@ -196,7 +196,9 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
             let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
             session.snapshot(request).await.map(|result| result.report)
         }
-        Command::DeleteNewest => session.delete(&Reference::from(newest())).await.map(|(_, report)| report),
+        Command::DeleteNewest => {
+            session.delete(&SnapshotReference::from(newest())).await.map(|(_, report)| report)
+        }
         Command::Recover => {
             return match session.recover().await {
                 Ok(recovered) => Said::Recovered(recovered),

@@ -1,7 +1,7 @@
 //! Random commands with random faults, against a model without stages: a command that did not finish has either happened
 //! or not happened after recovery.
 
-use nixbox::fakes::{Crash, Fault, Host, Reach, Survival, Wrong};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
 use nixbox::operations::{Incompatibility, NotRestorable, OperationResult, Refusal};
 use nixbox::world::WorkspaceId;
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ impl Model {
     const NEW: Self = Self { up: false, snapshots: 0 };
 
     fn of(host: &Host, workspace: WorkspaceId) -> Self {
-        Self { up: host.reach(workspace) == Reach::Ready, snapshots: host.snapshots(workspace).len() }
+        Self { up: host.is_ssh_ready(workspace), snapshots: host.snapshots(workspace).len() }
     }
 
     /// The model after a command; `None` if the command is refused.
@@ -64,12 +64,12 @@ fn crash() -> impl Strategy<Value = Crash> {
     ]
 }
 
-fn wrong() -> impl Strategy<Value = Wrong> {
+fn wrong() -> impl Strategy<Value = CallFault> {
     prop_oneof![
-        Just(Wrong::ErrorBefore),
-        Just(Wrong::ErrorAfter),
-        Just(Wrong::SilentBefore),
-        Just(Wrong::SilentAfter),
+        Just(CallFault::ErrorBefore),
+        Just(CallFault::ErrorAfter),
+        Just(CallFault::SilentBefore),
+        Just(CallFault::SilentAfter),
     ]
 }
 

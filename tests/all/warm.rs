@@ -2,10 +2,9 @@
 
 use nixbox::fakes::Host;
 use nixbox::operations::{
-    Incompatibility, NotRestorable, OperationResult, Reference, Refusal, RestoreResult, SnapshotRequest,
-    Swept,
+    Incompatibility, NotRestorable, OperationResult, Refusal, RestoreResult, SnapshotRequest, Swept,
 };
-use nixbox::world::SnapshotName;
+use nixbox::world::{SnapshotName, SnapshotReference};
 
 use crate::harness::{Command, WORKSPACE, host_after, in_session, run};
 
@@ -55,7 +54,7 @@ fn incompatible_snapshots_are_named_and_a_boot_takes_their_place() {
     for (change, words) in changes {
         let host = host_after(53, true, &[Up, SnapshotStop]);
         change(&host);
-        let reference = Reference::from(host.snapshots(WORKSPACE)[0].0);
+        let reference = SnapshotReference::from(host.snapshots(WORKSPACE)[0].0);
         let before = host.fingerprint();
         let refused = in_session(&host, async |session| session.restore(Some(&reference), false).await);
         let Err(Refusal::Unfit(_, unfit)) = refused else { panic!("{refused:?}") };
@@ -81,7 +80,7 @@ fn a_running_vm_is_replaced_only_when_told_and_only_by_a_compatible_snapshot() {
     };
     assert!(misfits.contains("vm.memory"), "{misfits}");
     assert_eq!(host.fingerprint(), before, "the VM runs on as if nothing had been asked");
-    let none = "nothing".parse::<Reference>().unwrap();
+    let none = "nothing".parse::<SnapshotReference>().unwrap();
     let refused = in_session(&host, async |session| session.restore(Some(&none), true).await);
     assert!(matches!(refused, Err(Refusal::NoSuchSnapshot(_))), "{refused:?}");
 }
@@ -109,7 +108,7 @@ fn everything_that_can_be_checked_is_checked_before_the_guest_is_touched() {
 fn the_oldest_unnamed_snapshots_are_pruned_except_the_one_that_the_vm_came_from() {
     let host = host_after(54, true, &[Up, Snapshot, Command::SnapshotNamed, Snapshot, Down]);
     let [oldest, named, newer] = numbers(&host)[..] else { panic!() };
-    let reference = oldest.to_string().parse::<Reference>().unwrap();
+    let reference = oldest.to_string().parse::<SnapshotReference>().unwrap();
     let warm = in_session(&host, async |session| session.restore(Some(&reference), false).await).unwrap();
     assert!(matches!(warm.report, OperationResult::Done));
     let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };

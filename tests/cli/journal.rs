@@ -9,11 +9,11 @@ use nixbox::store::journal_files::FileStorage;
 use nixbox::workspace::Workspace;
 use nixbox::world::{Generation, WorkspaceId};
 
-use super::Room;
+use super::TestDirectory;
 
-/// A journal with a `down` that is done and an `up` that is not, and where it is.
-fn written(room: &Room, workspace: WorkspaceId) -> std::path::PathBuf {
-    let directory = room.nixbox().join("journal");
+/// Writes a journal with a `down` that is done and an `up` that is not. Returns its path.
+fn written(directory: &TestDirectory, workspace: WorkspaceId) -> std::path::PathBuf {
+    let directory = directory.nixbox().join("journal");
     let storage = FileStorage::new(&directory).unwrap();
     let mut journal = Journal::open(storage, workspace, Generation(6), 1_000).unwrap();
     journal.begin(OperationId(2), &[], 2_000).unwrap();
@@ -26,26 +26,26 @@ fn written(room: &Room, workspace: WorkspaceId) -> std::path::PathBuf {
     directory.join("journal")
 }
 
-fn id(room: &Room) -> WorkspaceId {
-    Workspace::find(room.path()).unwrap().id()
+fn id(directory: &TestDirectory) -> WorkspaceId {
+    Workspace::find(directory.path()).unwrap().id()
 }
 
 #[test]
-fn none_yet_is_no_fault() {
-    let room = Room::workspace();
-    let before = room.listing();
-    let listing = room.ok(&["journal", "--json"]).json();
+fn a_missing_journal_is_shown_as_absent() {
+    let directory = TestDirectory::workspace();
+    let before = directory.listing();
+    let listing = directory.ok(&["journal", "--json"]).json();
     assert_eq!(listing["verdict"]["kind"], "absent");
     assert_eq!(listing["operations"].as_array().unwrap().len(), 0);
-    assert_eq!(room.listing(), before);
+    assert_eq!(directory.listing(), before);
 }
 
 #[test]
 fn operations_are_shown_with_labels_statuses_and_durations() {
-    let room = Room::workspace();
-    written(&room, id(&room));
-    let before = room.listing();
-    let listing = room.ok(&["journal", "--json"]).json();
+    let directory = TestDirectory::workspace();
+    written(&directory, id(&directory));
+    let before = directory.listing();
+    let listing = directory.ok(&["journal", "--json"]).json();
     assert_eq!(listing["verdict"]["kind"], "clean");
     let operations = listing["operations"].as_array().unwrap();
     assert_eq!(operations.len(), 2);
@@ -60,57 +60,57 @@ fn operations_are_shown_with_labels_statuses_and_durations() {
     assert_eq!(up["ended"], "open");
     assert_eq!(up["transitions"][0]["label"], "pre-up scripts");
     assert_eq!(up["transitions"][0]["status"], "intent only");
-    let text = room.ok(&["journal"]).stdout;
+    let text = directory.ok(&["journal"]).stdout;
     for words in
         ["1970-01-01T00:00:02Z  down: done after 1.0 s", "up: open", "pre-up scripts: intent only", "clean"]
     {
         assert!(text.contains(words), "{text}");
     }
-    assert_eq!(room.listing(), before);
-    let status = room.ok(&["status"]).stdout;
+    assert_eq!(directory.listing(), before);
+    let status = directory.ok(&["status"]).stdout;
     assert!(status.contains("`up` was left half done"), "{status}");
 }
 
 #[test]
-fn a_torn_tail_is_named_and_left() {
-    let room = Room::workspace();
-    let path = written(&room, id(&room));
+fn a_torn_tail_is_named_and_not_cut_off() {
+    let directory = TestDirectory::workspace();
+    let path = written(&directory, id(&directory));
     let mut bytes = fs::read(&path).unwrap();
     let whole = bytes.len();
     bytes.extend_from_slice(&[7; 13]);
     fs::write(&path, &bytes).unwrap();
-    let before = room.listing();
-    let listing = room.ok(&["journal", "--json"]).json();
+    let before = directory.listing();
+    let listing = directory.ok(&["journal", "--json"]).json();
     assert_eq!(listing["verdict"]["kind"], "torn");
     assert_eq!(listing["verdict"]["bytes"], bytes.len() - whole);
-    assert_eq!(room.listing(), before);
+    assert_eq!(directory.listing(), before);
 }
 
 #[test]
-fn a_damaged_one_is_named_and_nothing_is_begun_upon_it() {
-    let room = Room::workspace();
-    let path = written(&room, id(&room));
+fn a_damaged_journal_is_named_and_no_operation_begins() {
+    let directory = TestDirectory::workspace();
+    let path = written(&directory, id(&directory));
     let mut bytes = fs::read(&path).unwrap();
     // In the record of the first Begin: behind the header of 64 bytes and the checkpoint.
     bytes[64 + 32 + 8 + 32 + 2] ^= 0x40;
     fs::write(&path, &bytes).unwrap();
-    let before = room.listing();
-    let said = room.run(&["journal", "--json"]);
+    let before = directory.listing();
+    let said = directory.run(&["journal", "--json"]);
     assert_eq!(said.code, Some(4), "{said:?}");
     let listing = said.json();
     assert_eq!(listing["verdict"]["kind"], "corrupt");
     assert!(listing["verdict"]["byte"].as_u64().unwrap() >= 64);
     for command in ["recover", "down"] {
-        room.run(&[command]).failed(4, &["corrupt at byte", "nixbox journal"]);
+        directory.run(&[command]).failed(4, &["corrupt at byte", "nixbox journal"]);
     }
-    assert_eq!(room.listing(), before);
+    assert_eq!(directory.listing(), before);
 }
 
 #[test]
-fn another_workspaces_and_a_newer_one_are_named() {
-    let room = Room::workspace();
-    let path = written(&room, WorkspaceId([9; 16]));
-    let said = room.run(&["journal", "--json"]);
+fn a_journal_of_another_workspace_or_a_newer_format_is_named() {
+    let directory = TestDirectory::workspace();
+    let path = written(&directory, WorkspaceId([9; 16]));
+    let said = directory.run(&["journal", "--json"]);
     assert_eq!(said.code, Some(4));
     assert_eq!(said.json()["verdict"]["kind"], "other-workspace");
     let mut bytes = fs::read(&path).unwrap();
@@ -118,7 +118,7 @@ fn another_workspaces_and_a_newer_one_are_named() {
     let check = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&check.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
-    let said = room.run(&["journal", "--json"]);
+    let said = directory.run(&["journal", "--json"]);
     assert_eq!(said.code, Some(4));
     assert_eq!(said.json()["verdict"]["kind"], "newer-version");
 }

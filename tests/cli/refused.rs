@@ -1,12 +1,12 @@
-//! Bad input: a clear error, its exit code, and nothing changed in the workspace or on the host.
+//! Bad input ends with a clear error and its exit code, and changes nothing in the workspace or on the host.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::Command;
 
-use super::{CONFIG, Room, Said};
+use super::{CONFIG, Said, TestDirectory};
 
-/// What the kernel has of network devices and firewall tables, as far as nixbox could have made them.
+/// The network devices and firewall tables of the kernel that nixbox could have made.
 fn network() -> String {
     let ask = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).args(arguments).output();
@@ -17,7 +17,7 @@ fn network() -> String {
     };
     let links = ask("ip", &["-br", "link"]);
     let tables = ask("nft", &["list", "tables"]);
-    // Tests of other crates make devices meanwhile: only the names that nixbox gives count.
+    // Other tests make devices at the same time: only names that nixbox gives count.
     links
         .lines()
         .filter(|line| line.starts_with("vm"))
@@ -26,21 +26,21 @@ fn network() -> String {
         .collect()
 }
 
-/// `up` refuses, and changes nothing.
-fn refused(room: &Room, code: i32, words: &[&str]) {
-    refused_with(room, &[], code, words);
+/// Asserts that `up` fails with these words, and changes nothing.
+fn refused(directory: &TestDirectory, code: i32, words: &[&str]) {
+    refused_with(directory, &[], code, words);
 }
 
-fn refused_with(room: &Room, environment: &[(&str, &str)], code: i32, words: &[&str]) {
-    let before = (room.listing(), network());
-    let output = room.command(&["up"]).envs(environment.iter().copied()).output().unwrap();
+fn refused_with(directory: &TestDirectory, environment: &[(&str, &str)], code: i32, words: &[&str]) {
+    let before = (directory.listing(), network());
+    let output = directory.command(&["up"]).envs(environment.iter().copied()).output().unwrap();
     Said::new(output).failed(code, words);
-    assert_eq!((room.listing(), network()), before);
+    assert_eq!((directory.listing(), network()), before);
 }
 
 #[test]
-fn a_configuration_is_wrong_at_a_line() {
-    let room = Room::workspace();
+fn an_error_in_the_configuration_names_its_line() {
+    let directory = TestDirectory::workspace();
     for (text, words) in [
         ("[vm]\nkernle = \"x\"\n", &["config.toml:2", "kernle", "kernel"][..]),
         ("[vm]\nkernel = 3\n", &["config.toml:2", "vm.kernel"]),
@@ -53,37 +53,37 @@ fn a_configuration_is_wrong_at_a_line() {
             &["config.toml:8", "mounts"],
         ),
     ] {
-        room.configure(text);
-        refused(&room, 2, words);
-        room.run(&["config"]).failed(2, words);
+        directory.configure(text);
+        refused(&directory, 2, words);
+        directory.run(&["config"]).failed(2, words);
     }
 }
 
 #[test]
-fn what_the_configuration_names_is_not_there() {
-    let room = Room::workspace();
-    room.configure(&CONFIG.replace("vmlinuz", "nowhere"));
-    refused(&room, 2, &["vm.kernel is", "nowhere"]);
-    room.configure(&format!(
+fn a_missing_file_of_the_configuration_is_named() {
+    let directory = TestDirectory::workspace();
+    directory.configure(&CONFIG.replace("vmlinuz", "nowhere"));
+    refused(&directory, 2, &["vm.kernel is", "nowhere"]);
+    directory.configure(&format!(
         "{}[[mounts]]\nsource = \"gone\"\ntarget = \"~/x\"\n",
         CONFIG.replace("mounts = []\n", "")
     ));
-    refused(&room, 2, &["mounts.source is", "gone"]);
+    refused(&directory, 2, &["mounts.source is", "gone"]);
 }
 
 #[test]
-fn the_guest_does_not_get_at_the_vms_sockets() {
-    let room = Room::workspace();
-    room.configure(&format!(
+fn a_mount_that_contains_the_vms_sockets_is_refused() {
+    let directory = TestDirectory::workspace();
+    directory.configure(&format!(
         "{}[[mounts]]\nsource = \"/\"\ntarget = \"~/host\"\n",
         CONFIG.replace("mounts = []\n", "")
     ));
     if kvm().is_ok() {
-        refused(&room, 2, &["mounts.source / contains"]);
+        refused(&directory, 2, &["mounts.source / contains"]);
     }
 }
 
-/// Whether this user can have VMs here, and what nixbox says if not.
+/// Whether this user can use KVM here, and what nixbox says if not.
 fn kvm() -> Result<(), &'static str> {
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => Ok(()),
@@ -92,66 +92,66 @@ fn kvm() -> Result<(), &'static str> {
     }
 }
 
-/// A program that says that it is this Cloud Hypervisor.
-fn vmm(room: &Room, version: &str) -> String {
-    let path = room.path().join("vmm");
+/// Makes a program that says that it is Cloud Hypervisor of this version.
+fn vmm(directory: &TestDirectory, version: &str) -> String {
+    let path = directory.path().join("vmm");
     fs::write(&path, format!("#!/bin/sh\necho cloud-hypervisor {version}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path.display().to_string()
 }
 
 #[test]
-fn no_vmm_and_one_that_is_too_old() {
-    let room = Room::workspace();
+fn a_missing_or_old_vmm_is_named() {
+    let directory = TestDirectory::workspace();
     if let Err(why) = kvm() {
-        refused(&room, 1, &[why]);
+        refused(&directory, 1, &[why]);
         return;
     }
     let nowhere = [("NIXBOX_CLOUD_HYPERVISOR", "/nowhere/vmm")];
-    refused_with(&room, &nowhere, 1, &["/nowhere/vmm", "NIXBOX_CLOUD_HYPERVISOR", "nixbox doctor"]);
-    let old = vmm(&room, "v38.0");
-    refused_with(&room, &[("NIXBOX_CLOUD_HYPERVISOR", &old)], 1, &["v38.0", "too old"]);
-    let empty = vmm(&room, "");
-    refused_with(&room, &[("NIXBOX_CLOUD_HYPERVISOR", &empty)], 1, &["no version"]);
+    refused_with(&directory, &nowhere, 1, &["/nowhere/vmm", "NIXBOX_CLOUD_HYPERVISOR", "nixbox doctor"]);
+    let old = vmm(&directory, "v38.0");
+    refused_with(&directory, &[("NIXBOX_CLOUD_HYPERVISOR", &old)], 1, &["v38.0", "too old"]);
+    let empty = vmm(&directory, "");
+    refused_with(&directory, &[("NIXBOX_CLOUD_HYPERVISOR", &empty)], 1, &["no version"]);
 }
 
 #[test]
-fn no_virtiofsd_where_there_are_mounts() {
-    let room = Room::workspace();
-    room.configure(&CONFIG.replace("mounts = []\n", ""));
+fn a_missing_virtiofsd_is_named_where_there_are_mounts() {
+    let directory = TestDirectory::workspace();
+    directory.configure(&CONFIG.replace("mounts = []\n", ""));
     if kvm().is_err() {
         return;
     }
-    let vmm = vmm(&room, "v53.0");
+    let vmm = vmm(&directory, "v53.0");
     let environment = [("NIXBOX_CLOUD_HYPERVISOR", vmm.as_str()), ("NIXBOX_VIRTIOFSD", "/nowhere/virtiofsd")];
-    refused_with(&room, &environment, 1, &["virtiofsd", "NIXBOX_VIRTIOFSD"]);
+    refused_with(&directory, &environment, 1, &["virtiofsd", "NIXBOX_VIRTIOFSD"]);
 }
 
 #[test]
-fn a_directory_that_is_not_ours_alone() {
-    let room = Room::workspace();
-    let nixbox = room.nixbox();
+fn a_nixbox_directory_that_others_can_write_is_refused() {
+    let directory = TestDirectory::workspace();
+    let nixbox = directory.nixbox();
     fs::set_permissions(&nixbox, fs::Permissions::from_mode(0o777)).unwrap();
-    refused(&room, 1, &["others may write", "chmod"]);
+    refused(&directory, 1, &["others may write", "chmod"]);
     fs::set_permissions(&nixbox, fs::Permissions::from_mode(0o700)).unwrap();
     if rustix::process::geteuid().is_root() {
         chown(&nixbox, Some(12345), None).unwrap();
-        refused(&room, 1, &["belongs to user 12345"]);
+        refused(&directory, 1, &["belongs to user 12345"]);
     }
 }
 
 #[test]
-fn links_where_files_of_ours_should_be() {
-    let room = Room::workspace();
+fn symbolic_links_in_place_of_nixbox_files_are_refused() {
+    let directory = TestDirectory::workspace();
     for name in ["config.toml", "workspace-id", "lock", "run", "journal"] {
-        let (path, aside) = (room.nixbox().join(name), room.path().join("aside"));
+        let (path, aside) = (directory.nixbox().join(name), directory.path().join("aside"));
         fs::rename(&path, &aside).unwrap();
         symlink(&aside, &path).unwrap();
-        let before = room.listing();
-        let said = room.run(&["up"]);
+        let before = directory.listing();
+        let said = directory.run(&["up"]);
         assert!(matches!(said.code, Some(1 | 2)), "{said:?}");
         assert!(said.stderr.contains("symbolic link"), "{name}: {said:?}");
-        assert_eq!(room.listing(), before);
+        assert_eq!(directory.listing(), before);
         fs::remove_file(&path).unwrap();
         fs::rename(&aside, &path).unwrap();
     }

@@ -1,4 +1,5 @@
-//! What the emulation crashed, and nixbox is not to blame for. The one place here that asks nixbox: for its journal.
+//! Recognizes crashes of the emulation, for which nixbox is not to blame. The one place of these tests that asks nixbox
+//! something: the journal says how a VM was started.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,18 +9,18 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::outside;
-use super::room;
+use super::workspace;
 
-/// What a VMM says of a guest whose processor gave up. The emulated one does so now and then, with no program's help: bare
-/// calls see it too (QEMU 10.0, nested SVM).
+/// What a VMM says of a guest whose processor triple-faulted. The emulated processor does so now and then with any program:
+/// bare calls of the VMM see it too (QEMU 10.0, nested SVM).
 const TRIPLE_FAULT: &str = "Guest likely triple-faulted";
 /// What begins a line about it in the log of a scenario.
 pub(super) const EXCUSE: &str = "excuse: ";
 /// Where scenarios without a workspace leave the logs of their VMMs when they fail.
 pub(super) const KEPT_LOGS: &str = "/run/nixbox-kept";
 
-/// The guests that were booted, by `up`, and then triple-faulted, in VMMs that wrote to their logs since then. One that was
-/// restored is none of them: its RAM may have been put together wrongly.
+/// The guests that were booted by `up` and triple-faulted since this time. A guest that was restored does not count: nixbox may
+/// have put its RAM together wrongly.
 pub(super) fn triple_faults(since: SystemTime) -> Vec<String> {
     let recent =
         |path: &PathBuf| path.metadata().and_then(|file| file.modified()).is_ok_and(|at| at >= since);
@@ -32,8 +33,8 @@ pub(super) fn triple_faults(since: SystemTime) -> Vec<String> {
         .collect()
 }
 
-/// Whether the VM with this log was booted, by the journal of its workspace. Of scenarios without a workspace that of
-/// generation 1 is, and no other.
+/// Whether the VM with this log was booted, as the journal of its workspace says. In a scenario without a workspace, the VM of
+/// generation 1 was booted and the others were not.
 fn was_booted(log: &Path) -> bool {
     let name = log.file_name().unwrap().to_str().unwrap();
     let generation = name.strip_prefix("vmm-").and_then(|name| name.strip_suffix(".log"));
@@ -45,11 +46,17 @@ fn was_booted(log: &Path) -> bool {
         return generation == 1;
     }
     let id = directory.file_name().unwrap().to_str().unwrap();
-    let own = |room: &PathBuf| {
-        fs::read_to_string(room.join(".nixbox/workspace-id")).is_ok_and(|text| text.starts_with(id))
+    let own = |workspace: &PathBuf| {
+        fs::read_to_string(workspace.join(".nixbox/workspace-id")).is_ok_and(|text| text.starts_with(id))
     };
-    let Some(room) = outside::names(Path::new(room::WORK)).into_iter().find(own) else { return false };
-    let output = Command::new(room::nixbox()).args(["journal", "--json"]).current_dir(room).output().unwrap();
+    let Some(workspace) = outside::names(Path::new(workspace::WORK)).into_iter().find(own) else {
+        return false;
+    };
+    let output = Command::new(workspace::nixbox())
+        .args(["journal", "--json"])
+        .current_dir(workspace)
+        .output()
+        .unwrap();
     let journal: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let operations = journal["operations"].as_array().cloned().unwrap_or_default();
     operations.iter().any(|one| one["generation"] == generation && one["operation"] == "up")

@@ -1,4 +1,4 @@
-//! The nested host as a process: what it needs, its boot, what it says, its end.
+//! A nested host as a process: what this machine must have for it, and one run of it from its boot to its end.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,20 +9,21 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use nixbox::host::spawn::{self, Invoker};
 use rustix::process::{Pid, Signal};
 
 use super::inside;
-use super::room;
 use super::scenarios::Scenario;
+use super::workspace;
 
-/// What one scenario may use, beside a campaign. A last resort: all that it does has limits of its own.
+/// The time limit of one scenario, outside of a campaign. A last resort: everything that a scenario does has its own limit.
 const LIMIT: Duration = Duration::from_secs(900);
-/// What one scenario may use in a campaign, beside the time that is asked for: it then kills at every event.
+/// What is added to the time of a campaign for the limit of one scenario, which then kills at every event.
 const CAMPAIGN_LIMIT: Duration = Duration::from_secs(7200);
-/// What a power cut loses is what has not reached this disk.
+/// The size of the disk that is there after a power cut.
 const DISK: u64 = 4 << 30;
 
-/// What a nested host may use to boot and to go down, beside that.
+/// What is added to that for a nested host to boot and to go down.
 const BOOT: Duration = Duration::from_secs(120);
 
 const RUNNER: &str = "runner";
@@ -31,13 +32,13 @@ const NIXBOX: &str = "nixbox";
 /// Programs, each with the Debian package that has it.
 const PROGRAMS: [(&str, &str); 19] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
-    ("virtiofsd", "virtiofsd, or from crates.io"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("dropbear", "dropbear-bin"),
     ("sudo", "sudo"),
     ("modprobe", "kmod"),
     ("ssh", "openssh-client"),
+    ("ssh-keygen", "openssh-client"),
     ("nft", "nftables"),
     ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
@@ -51,20 +52,26 @@ const PROGRAMS: [(&str, &str); 19] = [
     ("timeout", "coreutils"),
 ];
 
-/// What is missing for the nested host on this machine, for people.
+/// What this machine lacks for a nested host, in words for people.
 pub(super) fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("root's rights".to_owned());
+    }
     let mut search: Vec<PathBuf> =
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
-    search.extend(["/usr/sbin", "/sbin", "/usr/libexec"].map(PathBuf::from));
+    search.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
     let there = |program: &str| search.iter().any(|directory| directory.join(program).is_file());
-    if !there("cloud-hypervisor") {
-        return Some("a cloud-hypervisor on PATH".to_owned());
+    // Scenarios run these as a user, too, who may not enter every directory of root's PATH.
+    let user = Invoker::user(workspace::USER, workspace::USER).unwrap();
+    for (program, variable) in
+        [("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR"), ("virtiofsd", "NIXBOX_VIRTIOFSD")]
+    {
+        if let Err(error) = spawn::find_program_for(&user, program, variable) {
+            return Some(format!("a {program} that every user may run ({error})"));
+        }
     }
     if !cfg!(target_arch = "x86_64") {
         return Some("an x86-64 machine".to_owned());
-    }
-    if !rustix::process::geteuid().is_root() {
-        return Some("root's rights".to_owned());
     }
     let kernels: Vec<String> = fs::read_dir("/boot").map_or_else(
         |_| Vec::new(),
@@ -97,9 +104,9 @@ pub(super) enum Part {
 
 /// What a nested host is booted for.
 pub(super) trait Errand {
-    /// What it does next, together on one VM if they stand on one; nothing ends it.
+    /// The scenarios that the host does next, on one VM if they share one. With none it goes down.
     fn next(&mut self) -> Vec<&'static Scenario>;
-    /// How one ended.
+    /// Takes how a scenario ended.
     fn said(&mut self, said: Said);
 }
 
@@ -113,11 +120,11 @@ pub(super) struct Said {
 
 /// How a nested host ended.
 pub(super) enum Ended {
-    /// Its power was cut, as a scenario asked.
+    /// Its power was cut, as a scenario asked for.
     Cut,
-    /// It said what there was to say, and went down.
+    /// It did everything that it was asked for, and went down.
     Down,
-    /// Otherwise: the last lines that it and its kernel said.
+    /// It ended in any other way. With the last lines that it and its kernel wrote.
     Broken(String),
 }
 
@@ -139,21 +146,31 @@ impl Ended {
     }
 }
 
-/// Where it is built and runs; one test runner at a time.
+/// The directory in which nested hosts are built and run, held by one test runner at a time.
 pub(super) struct Emulation {
     directory: PathBuf,
     _lock: fs::File,
 }
 
 impl Emulation {
-    /// Builds the guest, and puts aside what runs in the host: somebody may build another meanwhile.
+    /// Builds the guest, and copies the programs that run in the host: another build may replace them meanwhile.
     pub(super) fn prepare() -> Self {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nested");
         fs::create_dir_all(&directory).unwrap();
         let lock = fs::File::create(directory.join("lock")).unwrap();
         lock.lock().unwrap();
-        let made = Command::new(source("make-guest")).arg(directory.join("guest")).output().unwrap();
-        assert!(made.status.success(), "make-guest: {made:?}");
+        let guest = directory.join("guest");
+        fs::create_dir_all(&guest).unwrap();
+        let key = guest.join("key");
+        if key.exists() {
+            fs::remove_file(&key).unwrap();
+        }
+        must(
+            Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "guest", "-f"]).arg(&key),
+        );
+        let public = guest.join("key.pub");
+        let mut make = Command::new(env!("CARGO_BIN_EXE_nixbox"));
+        must(make.args(["image", "make-minimal", "--key"]).arg(public).arg(&guest).env_remove("SUDO_UID"));
         for (program, name) in
             [(std::env::current_exe().unwrap(), RUNNER), (env!("CARGO_BIN_EXE_nixbox").into(), NIXBOX)]
         {
@@ -162,12 +179,11 @@ impl Emulation {
         Self { directory, _lock: lock }
     }
 
-    /// A new disk that lasts.
+    /// Makes a disk that keeps its content over a power cut.
     pub(super) fn disk(&self, name: &str) -> PathBuf {
         let path = self.directory.join(format!("{name}.disk"));
         fs::File::create(&path).unwrap().set_len(DISK).unwrap();
-        let made = Command::new("mkfs.btrfs").arg("-q").arg(&path).output().unwrap();
-        assert!(made.status.success(), "{made:?}");
+        must(Command::new("mkfs.btrfs").arg("-q").arg(&path));
         path
     }
 
@@ -183,7 +199,7 @@ impl Emulation {
         if out.exists() {
             fs::remove_dir_all(&out).unwrap();
         }
-        // Whatever becomes of this process, no host is left running.
+        // No host is left running when this process ends in any way.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL"]).arg(source("host")).arg("-o").arg(&out);
         if let Some(disk) = disk {
@@ -194,7 +210,7 @@ impl Emulation {
             command.args(std::env::var(variable).ok().map(|value| format!("{variable}={value}")));
         }
         let program = self.directory.join(NIXBOX);
-        command.arg(format!("{}={}", room::PROGRAM, program.display()));
+        command.arg(format!("{}={}", workspace::PROGRAM, program.display()));
         command.arg(self.directory.join(RUNNER)).args(inside::arguments(&self.directory.join("guest"), part));
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
@@ -261,12 +277,17 @@ impl Emulation {
     }
 }
 
-/// For one scenario, here and in the nested host.
+/// The time limit of one scenario, here and in the nested host.
 pub(super) fn limit() -> Duration {
     let campaign = std::env::var("NIXBOX_CAMPAIGN").ok();
     campaign.map_or(LIMIT, |text| {
         CAMPAIGN_LIMIT + Duration::from_secs(text.parse().expect("NIXBOX_CAMPAIGN: a number of seconds"))
     })
+}
+
+fn must(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
 fn source(name: &str) -> PathBuf {

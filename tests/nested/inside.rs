@@ -1,5 +1,5 @@
-//! The runner in the nested host. Each scenario is a process of its own, with its output in a file that the outer runner
-//! shows if it fails; and one that leaves anything behind has failed.
+//! The runner in the nested host. Each scenario is a process of its own, and its output goes to a file that the outer runner
+//! shows if the scenario fails. A scenario that leaves anything behind has failed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,16 +10,16 @@ use std::time::{Instant, SystemTime};
 use super::crashed;
 use super::emulation::{self, Part};
 use super::outside;
-use super::room;
 use super::scenarios::{self, Run, Scenario};
+use super::workspace::{self, Workspace};
 
-/// What lasts over a power cut is here.
+/// The disk that keeps its content over a power cut.
 const DISK: &str = "/dev/vda";
 
 const INSIDE: &str = "--nested-inside";
 const ONE: &str = "--nested-one";
 
-/// What the inner runner is called with. The names of scenarios it is given on stdin, a line at a time, when it asks.
+/// The arguments of the inner runner. It is given the names of scenarios on stdin, a line at a time, when it asks.
 pub(super) fn arguments(guest: &Path, part: Part) -> [String; 3] {
     let part = match part {
         Part::Whole => "whole",
@@ -36,7 +36,7 @@ pub(super) enum Line {
         end: End,
         seconds: f64,
     },
-    /// It has nothing to do.
+    /// It asks for scenarios.
     Next,
     Cut,
 }
@@ -68,7 +68,7 @@ pub(super) fn parse(line: &str) -> Option<Line> {
     }
 }
 
-/// Does what this process was started for, if that is something in the nested host.
+/// Does what this process was started for, if it was started in the nested host.
 pub(super) fn role(arguments: &[String]) -> Option<ExitCode> {
     match arguments {
         [role, guest, part] if role == INSIDE => {
@@ -93,14 +93,14 @@ fn all(guest: &Path, part: &str) {
         println!("@nested next");
         let mut line = String::new();
         let _bytes = std::io::stdin().read_line(&mut line).unwrap();
-        let (standing, own): (Vec<&Scenario>, Vec<&Scenario>) =
-            line.split_whitespace().map(find).partition(|scenario| matches!(scenario.run, Run::Standing(_)));
-        if standing.is_empty() && own.is_empty() {
+        let (sharing, own): (Vec<&Scenario>, Vec<&Scenario>) =
+            line.split_whitespace().map(find).partition(|scenario| matches!(scenario.run, Run::SharedVm(_)));
+        if sharing.is_empty() && own.is_empty() {
             return;
         }
         own.into_iter().for_each(|scenario| with_its_own(part, scenario));
-        if !standing.is_empty() {
-            on_one_vm(part, &standing);
+        if !sharing.is_empty() {
+            on_one_vm(part, &sharing);
         }
         outside::sweep();
     }
@@ -118,10 +118,10 @@ fn with_its_own(part: &str, scenario: &'static Scenario) {
     tell(scenario, end, seconds);
 }
 
-fn on_one_vm(part: &str, standing: &[&'static Scenario]) {
+fn on_one_vm(part: &str, sharing: &[&'static Scenario]) {
     let (since, at) = (Instant::now(), SystemTime::now());
-    let up = room::Room::standing_up();
-    for scenario in standing {
+    let up = Workspace::shared_up();
+    for scenario in sharing {
         if let Err(why) = &up {
             fs::write(log(scenario.name), format!("the VM that it needs did not come up:\n{why}")).unwrap();
             tell(scenario, failed(scenario, at), since.elapsed().as_secs_f64());
@@ -132,21 +132,21 @@ fn on_one_vm(part: &str, standing: &[&'static Scenario]) {
     }
 }
 
-/// What the machine's files have not, or not so.
+/// Makes what the nested host needs beyond the files of this machine.
 fn furnish(guest: &Path, part: &str) {
-    let work = Path::new(room::WORK);
+    let work = Path::new(workspace::WORK);
     fs::create_dir_all(work).unwrap();
     if part == "whole" {
         let image = "/run/work.img";
         fs::File::create(image).unwrap().set_len(8 << 30).unwrap();
         outside::must("mkfs.btrfs", &["-q", image]);
-        outside::must("mount", &["-o", "loop", image, room::WORK]);
+        outside::must("mount", &["-o", "loop", image, workspace::WORK]);
     } else {
-        outside::must("mount", &[DISK, room::WORK]);
+        outside::must("mount", &[DISK, workspace::WORK]);
     }
-    // Anybody may have a workspace there.
+    // Every user may have a workspace there.
     fs::set_permissions(work, fs::Permissions::from_mode(0o1777)).unwrap();
-    let target = Path::new(room::GUEST);
+    let target = Path::new(workspace::GUEST);
     fs::create_dir_all(target).unwrap();
     for name in ["vmlinuz", "initramfs.gz", "key"] {
         fs::copy(guest.join(name), target.join(name)).unwrap();
@@ -160,7 +160,7 @@ fn log(name: &str) -> String {
     format!("/out/{name}.log")
 }
 
-/// Runs a scenario to its end, or to that of its time.
+/// Runs a scenario until it ends, or its time limit is reached.
 fn run(part: &str, scenario: &Scenario) -> (End, f64) {
     let (since, at) = (Instant::now(), SystemTime::now());
     let log = fs::File::create(log(scenario.name)).unwrap();
@@ -177,7 +177,7 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
     (end, since.elapsed().as_secs_f64())
 }
 
-/// What there is to be known of a scenario that failed, and was begun then, goes to its log.
+/// Adds to the log of a failed scenario, which began then, what can be known of its failure.
 fn failed(scenario: &Scenario, begun: SystemTime) -> End {
     let crashed = crashed::triple_faults(begun);
     add(scenario, &outside::testimony());
@@ -193,7 +193,7 @@ fn nothing_left(scenario: &Scenario) -> bool {
     left.is_empty()
 }
 
-/// To the log of a scenario.
+/// Adds text to the log of a scenario.
 fn add(scenario: &Scenario, text: &str) {
     let mut all = fs::read_to_string(log(scenario.name)).unwrap_or_default();
     all.push_str(&format!("\n{text}\n"));
@@ -212,7 +212,7 @@ fn tell(scenario: &Scenario, end: End, seconds: f64) {
 fn one(part: &str, scenario: &Scenario) {
     match (&scenario.run, part) {
         (Run::Own(run), _) => run(),
-        (Run::Standing(run), _) => run(&room::Room::standing()),
+        (Run::SharedVm(run), _) => run(&Workspace::shared()),
         (Run::PowerCut { before, .. }, "before") => before(),
         (Run::PowerCut { after, .. }, _) => after(),
     }

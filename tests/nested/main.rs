@@ -1,24 +1,24 @@
 //! nixbox from end to end, against a real Cloud Hypervisor, a real virtiofsd and a real guest.
 //!
-//! They need a KVM that works. `host` makes one in software emulation, out of this machine's own Debian packages, and
-//! `make-guest` the guest; so the tests run as root on any x86-64 Debian that has a `cloud-hypervisor` on PATH, and touch
-//! nothing of it. Where something is missing they are skipped, in one line that says what.
+//! The tests need a KVM that works. `host` makes one in software emulation, out of this machine's own Debian packages, and
+//! `nixbox image make-minimal` makes the guest; so the tests run as root on any x86-64 Debian that has a `cloud-hypervisor`
+//! on PATH, and change nothing on it. Where something is missing they are skipped, in one line that says what.
 //!
 //! ```text
-//! main.rs       the test runner on this machine: what is to run, and what became of each scenario
-//! lanes.rs      hosts side by side, each taking the next scenario that nobody has
-//! emulation.rs  what has to be there for that; the host as a process
+//! main.rs       which scenarios are chosen; each is a test of libtest-mimic, which waits for its verdict
+//! scheduler.rs  runs the scenarios in nested hosts, two of them side by side, and gives the verdicts
+//! emulation.rs  what this machine must have for that; a nested host as a process
 //! inside.rs     the runner in the nested host: each scenario in a process of its own, and whether it left anything
-//! room.rs       a workspace of a scenario's own, and nixbox run in it
-//! crashed.rs    what the emulation crashed, so that a scenario is tried once more
-//! outside.rs    what there is of a workspace, asked of ip, nft, /proc and the file system; never of nixbox
+//! workspace.rs  a workspace of a scenario's own, and nixbox run in it
+//! crashed.rs    crashes of the emulation, after which a scenario is tried once more
+//! outside.rs    what exists of a workspace, asked of ip, nft, /proc and the file system; never of nixbox
 //! scenarios/    what is promised
 //! ```
 //!
 //! `cargo test --features failpoints --test nested -- NAME…` runs those scenarios whose names contain one of the words,
 //! `--list` lists them. Without names those run that are not long; with `NIXBOX_NESTED=all` the long ones too.
 //! `NIXBOX_CAMPAIGN=SECONDS` makes the random kills go on for that long, and kills at every event instead of at some.
-//! With `NIXBOX_NESTED=required` a machine on which they cannot run fails.
+//! With `NIXBOX_NESTED=required` or `NIXBOX_TESTS=all` the tests fail on a machine on which they cannot run.
 //!
 //! The emulated processor crashes a guest now and then, or the kernel of the host. A scenario that failed, and in which a
 //! guest triple-faulted that was booted and not restored, is run once more in another host, and so is one under which the
@@ -30,125 +30,97 @@
 mod crashed;
 mod emulation;
 mod inside;
-mod lanes;
 mod outside;
-mod room;
 mod scenarios;
+mod scheduler;
+mod workspace;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::sync::mpsc;
+
+use clap::Parser;
+use libtest_mimic::{Completion, FormatSetting, Trial};
 
 use scenarios::Scenario;
+use scheduler::{Verdict, Verdicts};
 
-/// What became of a scenario.
-#[derive(Debug)]
-enum Verdict {
-    Passed,
-    Failed,
-    Skipped(&'static str),
+/// What `cargo test` hands to each test program, and any number of names.
+#[derive(Debug, Parser)]
+struct CommandLine {
+    #[command(flatten)]
+    harness: libtest_mimic::Arguments,
+    /// Further names: the first one is the harness's filter.
+    more: Vec<String>,
 }
 
-struct Tally {
-    since: Instant,
-    passed: usize,
-    failed: Vec<(&'static str, String)>,
-    skipped: usize,
-    filtered: usize,
-}
-
-impl Tally {
-    fn note(
-        &mut self,
-        name: &'static str,
-        verdict: Verdict,
-        seconds: Option<f64>,
-        log: impl FnOnce() -> String,
-    ) {
-        let took = seconds.map(|seconds| format!(" ({seconds:.0} s)")).unwrap_or_default();
-        match verdict {
-            Verdict::Passed => {
-                self.passed += 1;
-                println!("test {name} ... ok{took}");
-                // What was measured is worth a line of its own, and no verdict.
-                log().lines().filter(|line| line.starts_with("FIGURE ")).for_each(|line| println!("{line}"));
-            }
-            Verdict::Failed => {
-                println!("test {name} ... FAILED{took}");
-                self.failed.push((name, log()));
-            }
-            Verdict::Skipped(why) => {
-                self.skipped += 1;
-                println!("test {name} ... ignored, {why}");
-            }
-        }
-    }
-
-    /// As the test harness of Rust puts it.
-    fn end(self) -> ExitCode {
-        if !self.failed.is_empty() {
-            println!("\nfailures:");
-            for (name, log) in &self.failed {
-                println!("\n---- {name} ----\n{log}");
-            }
-            let names: Vec<_> = self.failed.iter().map(|(name, _)| format!("    {name}\n")).collect();
-            println!("\nfailures:\n{}", names.concat());
-        }
-        println!(
-            "\ntest result: {}. {} passed; {} failed; {} ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
-            if self.failed.is_empty() { "ok" } else { "FAILED" },
-            self.passed,
-            self.failed.len(),
-            self.skipped,
-            self.filtered,
-            self.since.elapsed().as_secs_f64(),
-        );
-        if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(101) }
+impl CommandLine {
+    /// As libtest-mimic takes it, which knows one filter: scenarios that are not wanted are skipped by their names.
+    fn harness(self) -> libtest_mimic::Arguments {
+        let Self { mut harness, more } = self;
+        let names: Vec<String> = harness.filter.take().into_iter().chain(more).collect();
+        let all = set_to("NIXBOX_NESTED", "all");
+        let named = |name: &str| {
+            names.iter().any(|word| if harness.exact { name == word } else { name.contains(word.as_str()) })
+        };
+        let wanted = |scenario: &&Scenario| match names.is_empty() {
+            true => all || !scenario.long,
+            false => named(scenario.name),
+        };
+        let others = scenarios::ALL.iter().filter(|scenario| !wanted(scenario));
+        let others: Vec<String> = others.map(|scenario| scenario.name.to_owned()).collect();
+        harness.skip.extend(others);
+        harness
     }
 }
 
-/// The scenarios that the arguments choose: those whose names contain one of the words. Flags of Rust's own harness that
-/// change nothing here are let pass, because `cargo test -- FLAGS` hands them to every test program.
-fn chosen(words: &[String]) -> Vec<&'static Scenario> {
-    let all = std::env::var("NIXBOX_NESTED").is_ok_and(|text| text == "all");
-    let wanted = |scenario: &&Scenario| match words {
-        [] => all || !scenario.long,
-        words => words.iter().any(|word| scenario.name.contains(word)),
-    };
-    scenarios::ALL.iter().filter(wanted).collect()
+fn set_to(variable: &str, value: &str) -> bool {
+    std::env::var(variable).is_ok_and(|text| text == value)
+}
+
+/// Whether nothing may be skipped.
+fn all_promised() -> bool {
+    set_to("NIXBOX_TESTS", "all") || set_to("NIXBOX_NESTED", "required")
+}
+
+/// The test of a scenario: it waits for the verdict.
+fn trial(scenario: &Scenario, verdict: mpsc::Receiver<Verdict>) -> Trial {
+    Trial::ignorable_test(scenario.name, move || match verdict.recv() {
+        Ok(Verdict::Passed) => Ok(Completion::Completed),
+        Ok(Verdict::Failed(log)) => Err(log.into()),
+        Ok(Verdict::Skipped(reason)) => Ok(Completion::ignored_with(reason)),
+        Err(mpsc::RecvError) => Err("the scheduler ended before this scenario".into()),
+    })
 }
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(code) = inside::role(&arguments) {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(code) = inside::role(&words) {
         return code;
     }
-    let words: Vec<String> =
-        arguments.iter().filter(|argument| !argument.starts_with("--")).cloned().collect();
-    let chosen = chosen(&words);
-    if arguments.iter().any(|argument| argument == "--list") {
-        chosen.iter().for_each(|scenario| println!("{}: test", scenario.name));
-        return ExitCode::SUCCESS;
-    }
-    println!("\nrunning {} tests", chosen.len());
-    let mut tally = Tally {
-        since: Instant::now(),
-        passed: 0,
-        failed: Vec::new(),
-        skipped: 0,
-        filtered: scenarios::ALL.len() - chosen.len(),
-    };
-    if chosen.is_empty() {
-        return tally.end();
+    let mut harness = CommandLine::parse().harness();
+    let mut verdicts = Verdicts::default();
+    let mut trials: Vec<Trial> =
+        scenarios::ALL.iter().map(|scenario| trial(scenario, verdicts.expect(scenario))).collect();
+    let chosen = scenarios::ALL.iter().zip(&trials).filter(|(_, trial)| !harness.is_filtered_out(trial));
+    let chosen: Vec<&Scenario> = chosen.map(|(scenario, _)| scenario).collect();
+    if harness.list || chosen.is_empty() {
+        return libtest_mimic::run(&harness, trials).exit_code();
     }
     if let Some(missing) = emulation::missing() {
         println!(
             "nested: skipped, for want of {missing}; as root on Debian with a cloud-hypervisor on PATH, \
              `bash .ci/run` installs all else and runs them"
         );
-        tally.skipped = chosen.len();
-        let required = std::env::var("NIXBOX_NESTED").is_ok_and(|text| text == "required");
-        let code = tally.end();
-        return if required { ExitCode::from(101) } else { code };
+        trials = trials.into_iter().map(|trial| trial.with_ignored_flag(true)).collect();
+        harness.include_ignored = false;
+        harness.format = Some(FormatSetting::Terse);
+        let code = libtest_mimic::run(&harness, trials).exit_code();
+        return if all_promised() { ExitCode::from(101) } else { code };
     }
-    lanes::run(&chosen, tally).end()
+    // Each scenario has a thread that waits for its verdict; how many run at a time is for the scheduler to decide.
+    harness.test_threads = Some(chosen.len().max(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| scheduler::run(&chosen, verdicts));
+        libtest_mimic::run(&harness, trials).exit_code()
+    })
 }

@@ -1,5 +1,5 @@
-//! What there is of nixbox on this host, by ip, nft, /proc and the file system. Nothing here asks nixbox, or knows how it
-//! finds its own things but by the marks that it is documented to leave.
+//! What exists of nixbox on this host, as ip, nft, /proc and the file system show it. Nothing here asks nixbox. What belongs
+//! to nixbox is known by the marks that nixbox is documented to leave.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -50,7 +50,7 @@ impl Thing {
     }
 }
 
-/// All that is there of all workspaces.
+/// Everything that exists of all workspaces.
 pub(super) fn everything() -> Vec<Thing> {
     let mut things: Vec<Thing> = processes().into_iter().map(Thing::Process).collect();
     let links: Vec<Value> = serde_json::from_str(&must("ip", &["-j", "link"])).unwrap();
@@ -82,12 +82,12 @@ pub(super) fn everything() -> Vec<Thing> {
     things
 }
 
-/// All that is there of a workspace.
+/// Everything that exists of one workspace.
 pub(super) fn of(workspace: &str) -> Vec<Thing> {
     everything().into_iter().filter(|thing| thing.is_of(workspace)).collect()
 }
 
-/// What a workspace's processes are there for, with how many of each: a daemon may have children.
+/// The roles of a workspace's processes, with the number of processes of each: a daemon may have children.
 pub(super) fn roles(workspace: &str) -> BTreeMap<String, usize> {
     let mut roles = BTreeMap::new();
     for process in processes().into_iter().filter(|process| process.workspace == workspace) {
@@ -126,8 +126,8 @@ fn marked(pid: u32) -> Option<Process> {
     Some(Process { pid, workspace, role, uid: fs::metadata(&directory).ok()?.uid(), capabilities })
 }
 
-/// For whoever has to find out why a scenario failed: where each thread of each process stands, and the end of what each
-/// VMM, console and daemon wrote.
+/// Helps to find out why a scenario failed: where each thread of each process stands, and the end of what each VMM, console
+/// and daemon wrote.
 pub(super) fn testimony() -> String {
     let mut text = String::new();
     for process in processes() {
@@ -156,7 +156,7 @@ pub(super) fn testimony() -> String {
     text
 }
 
-/// Where nixbox keeps what does not last, of every user.
+/// The directories of every user in which nixbox keeps what does not outlive a boot of the host.
 pub(super) fn homes() -> Vec<PathBuf> {
     let common = ["/run", "/dev/shm", "/tmp"].map(PathBuf::from);
     let bases = common.into_iter().chain(names(Path::new("/run/user")));
@@ -196,7 +196,7 @@ pub(super) fn shell(script: &str) -> String {
     must("bash", &["-euo", "pipefail", "-c", script])
 }
 
-/// Removes all of nixbox's by force, so that one scenario's failure is its own.
+/// Removes everything of nixbox by force, so that the failure of one scenario does not make the next one fail.
 pub(super) fn sweep() {
     for thing in everything() {
         let removed = match thing {

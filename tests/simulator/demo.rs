@@ -1,4 +1,4 @@
-//! The demonstration comes out as it says, leaves nothing, and keeps what it is told to keep.
+//! `nixbox demo` does what it says, and leaves nothing behind unless it is told to.
 
 use std::process::Command;
 
@@ -15,7 +15,7 @@ fn demo(arguments: &[&str], directory: &std::path::Path) -> String {
 }
 
 #[test]
-fn it_shows_a_kill_and_what_recovery_made_of_it_and_leaves_nothing() {
+fn demo_shows_a_kill_and_its_recovery_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let said = demo(&[], directory.path());
     for word in [
@@ -32,7 +32,7 @@ fn it_shows_a_kill_and_what_recovery_made_of_it_and_leaves_nothing() {
 }
 
 #[test]
-fn kept_it_is_a_workspace_like_any_other() {
+fn demo_keep_leaves_a_workspace_with_a_running_vm() {
     let directory = tempfile::tempdir().unwrap();
     let said = demo(&["--keep"], directory.path());
     let workspace = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();

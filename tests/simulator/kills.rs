@@ -1,44 +1,46 @@
-//! nixbox killed at every event of every operation, and at random moments: after each, a recovery, and then all that must
-//! hold, seen from outside.
+//! nixbox is killed at every event of every operation, and at random moments. After each kill a recovery runs, and then
+//! everything that must hold is checked from outside.
 
 use std::process::Child;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::room::{Room, tell};
+use fastrand::Rng;
 
-/// So many workspaces share the work: much of it is waiting.
-const ROOMS: u64 = 5;
+use crate::workspace::{Workspace, tell};
 
-/// Runs an operation and has it killed at its first event, at its second, and so on, until it gets through. `prepare` makes
-/// a fresh workspace one that `ready` brings to where the operation begins.
-fn at_every_event(
+/// How many workspaces share the kills: most of the time of each is spent waiting.
+const WORKSPACES: u64 = 5;
+
+/// Runs an operation and kills it at its first event, at its second, and so on, until a run gets through. `prepare` is done
+/// once in each workspace; `ready` brings the workspace to where the operation begins, before each run.
+fn kill_at_every_event(
     vmm: &str,
     operation: &[&str],
-    prepare: impl Fn(&Room) + Sync,
-    ready: impl Fn(&Room) + Sync,
+    prepare: impl Fn(&Workspace) + Sync,
+    ready: impl Fn(&Workspace) + Sync,
 ) -> u64 {
     let since = Instant::now();
     let (kills, forward) = (AtomicU64::new(0), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        for first in 1..=ROOMS {
+        for first in 1..=WORKSPACES {
             let (kills, forward, prepare, ready) = (&kills, &forward, &prepare, &ready);
             scope.spawn(move || {
-                let room = Room::new(vmm, true);
-                prepare(&room);
+                let workspace = Workspace::new(vmm, true);
+                prepare(&workspace);
                 let mut at = first;
                 loop {
-                    ready(&room);
-                    let before = room.is_up();
-                    if !room.killed_at(operation, at) {
-                        room.check();
+                    ready(&workspace);
+                    let before = workspace.is_up();
+                    if !workspace.killed_at(operation, at) {
+                        workspace.check();
                         return;
                     }
-                    room.ok(&["recover"]);
-                    forward.fetch_add(u64::from(room.check() != before), Ordering::Relaxed);
-                    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
+                    workspace.ok(&["recover"]);
+                    forward.fetch_add(u64::from(workspace.check() != before), Ordering::Relaxed);
+                    assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "nothing");
                     kills.fetch_add(1, Ordering::Relaxed);
-                    at += ROOMS;
+                    at += WORKSPACES;
                 }
             });
         }
@@ -51,82 +53,82 @@ fn at_every_event(
     kills
 }
 
-fn nothing(_: &Room) {}
+fn nothing(_: &Workspace) {}
 
-fn up(room: &Room) {
-    room.ok(&["up", "--quiet"]);
+fn up(workspace: &Workspace) {
+    workspace.ok(&["up", "--quiet"]);
 }
 
-fn down(room: &Room) {
-    room.ok(&["down", "--quiet"]);
+fn down(workspace: &Workspace) {
+    workspace.ok(&["down", "--quiet"]);
 }
 
-/// Up, and no snapshot left of the round before.
-fn up_without_snapshots(room: &Room) {
-    up(room);
-    for id in room.snapshots() {
-        room.ok(&["snapshot", "delete", &id]);
+/// Brings the VM up, and deletes the snapshots of earlier runs.
+fn up_without_snapshots(workspace: &Workspace) {
+    up(workspace);
+    for id in workspace.snapshots() {
+        workspace.ok(&["snapshot", "delete", &id]);
     }
 }
 
 #[test]
-fn up_and_down_again() {
-    assert!(at_every_event("simulator", &["up"], nothing, down) > 20);
-    assert!(at_every_event("simulator", &["down"], nothing, up) > 10);
+fn kills_of_up_and_down_are_recovered() {
+    assert!(kill_at_every_event("simulator", &["up"], nothing, down) > 20);
+    assert!(kill_at_every_event("simulator", &["down"], nothing, up) > 10);
 }
 
 #[test]
-fn snapshot_rolled_over() {
-    assert!(at_every_event("simulator", &["snapshot"], nothing, up_without_snapshots) > 20);
+fn kills_of_a_snapshot_with_roll_over_are_recovered() {
+    assert!(kill_at_every_event("simulator", &["snapshot"], nothing, up_without_snapshots) > 20);
 }
 
 #[test]
-fn snapshot_in_place() {
-    assert!(at_every_event("simulator-v54", &["snapshot"], nothing, up_without_snapshots) > 20);
+fn kills_of_a_snapshot_in_place_are_recovered() {
+    assert!(kill_at_every_event("simulator-v54", &["snapshot"], nothing, up_without_snapshots) > 20);
 }
 
 #[test]
-fn snapshot_detached() {
-    assert!(at_every_event("simulator-v51", &["snapshot"], nothing, up_without_snapshots) > 25);
+fn kills_of_a_snapshot_with_detached_shares_are_recovered() {
+    assert!(kill_at_every_event("simulator-v51", &["snapshot"], nothing, up_without_snapshots) > 25);
 }
 
 #[test]
-fn snapshot_and_stop() {
-    assert!(at_every_event("simulator", &["snapshot", "--stop"], nothing, up_without_snapshots) > 20);
+fn kills_of_a_snapshot_that_stops_the_vm_are_recovered() {
+    assert!(kill_at_every_event("simulator", &["snapshot", "--stop"], nothing, up_without_snapshots) > 20);
 }
 
-fn warm(room: &Room) {
-    up(room);
-    room.guest("echo precious > ~/warm");
-    room.ok(&["snapshot", "--name", "warm"]);
-}
-
-#[test]
-fn restore_from_a_snapshot() {
-    assert!(at_every_event("simulator", &["restore", "warm"], warm, down) > 25);
+fn warm(workspace: &Workspace) {
+    up(workspace);
+    workspace.guest("echo precious > ~/warm");
+    workspace.ok(&["snapshot", "--name", "warm"]);
 }
 
 #[test]
-fn restore_in_the_place_of_a_vm() {
-    assert!(at_every_event("simulator", &["restore", "warm", "--replace"], warm, up) > 40);
+fn kills_of_a_restore_are_recovered() {
+    assert!(kill_at_every_event("simulator", &["restore", "warm"], warm, down) > 25);
 }
 
 #[test]
-fn delete_a_snapshot() {
-    let again = |room: &Room| {
-        if room.snapshots().is_empty() {
-            warm(room);
+fn kills_of_a_restore_over_a_running_vm_are_recovered() {
+    assert!(kill_at_every_event("simulator", &["restore", "warm", "--replace"], warm, up) > 40);
+}
+
+#[test]
+fn kills_of_a_snapshot_deletion_are_recovered() {
+    let again = |workspace: &Workspace| {
+        if workspace.snapshots().is_empty() {
+            warm(workspace);
         }
     };
-    assert!(at_every_event("simulator", &["snapshot", "delete", "warm"], nothing, again) > 3);
+    assert!(kill_at_every_event("simulator", &["snapshot", "delete", "warm"], nothing, again) > 3);
 }
 
 /// The recovery is killed at its first event, the recovery of that at its second, and so on.
 #[test]
-fn recoveries_are_killed_too() {
-    let room = Room::new("simulator", true);
-    up(&room);
-    room.ok(&["snapshot", "--name", "warm"]);
+fn kills_of_recoveries_are_recovered() {
+    let workspace = Workspace::new("simulator", true);
+    up(&workspace);
+    workspace.ok(&["snapshot", "--name", "warm"]);
     let mut kills = 0;
     for (operation, points) in [
         (&["up"][..], [12, 20]),
@@ -136,32 +138,22 @@ fn recoveries_are_killed_too() {
     ] {
         for point in points {
             match operation {
-                ["up"] | ["restore", _] => down(&room),
-                _ => up(&room),
+                ["up"] | ["restore", _] => down(&workspace),
+                _ => up(&workspace),
             }
-            if !room.killed_at(operation, point) {
+            if !workspace.killed_at(operation, point) {
                 continue;
             }
             let mut at = 1;
-            while room.killed_at(&["recover"], at) {
+            while workspace.killed_at(&["recover"], at) {
                 at += 1;
             }
-            room.check();
+            workspace.check();
             kills += at - 1;
         }
     }
     tell(&format!("{kills} recoveries killed"));
     assert!(kills > 10);
-}
-
-/// A generator of numbers that is the same for the same seed.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % limit
-    }
 }
 
 fn kill_after(mut nixbox: Child, delay: Duration) -> bool {
@@ -172,17 +164,17 @@ fn kill_after(mut nixbox: Child, delay: Duration) -> bool {
     std::os::unix::process::ExitStatusExt::signal(&status) == Some(9)
 }
 
-/// Whatever nixbox does just now, it is killed at a random moment of it.
-fn at_random(vmm: &str, seed: u64, rounds: u32) -> u32 {
-    let mut numbers = Numbers(seed);
-    let room = Room::new(vmm, true);
-    up(&room);
-    room.ok(&["snapshot", "--name", "warm"]);
+/// Runs random operations and kills each at a random moment. Returns how many were killed before they ended.
+fn kill_at_random_moments(vmm: &str, seed: u64, rounds: u32) -> u32 {
+    let mut random = Rng::with_seed(seed);
+    let workspace = Workspace::new(vmm, true);
+    up(&workspace);
+    workspace.ok(&["snapshot", "--name", "warm"]);
     let mut killed = 0;
     for round in 0..rounds {
-        let is_up = room.is_up();
-        let unnamed = room.snapshots().into_iter().find(|id| id != "2");
-        let operation: Vec<&str> = match (is_up, numbers.below(6), &unnamed) {
+        let is_up = workspace.is_up();
+        let unnamed = workspace.snapshots().into_iter().find(|id| id != "2");
+        let operation: Vec<&str> = match (is_up, random.u8(..6), &unnamed) {
             (true, 0 | 1, _) => vec!["down"],
             (true, 2, Some(id)) => vec!["snapshot", "delete", id],
             (true, 3, _) => vec!["snapshot", "--stop"],
@@ -191,13 +183,13 @@ fn at_random(vmm: &str, seed: u64, rounds: u32) -> u32 {
             (false, 2, Some(id)) => vec!["snapshot", "delete", id],
             (false, ..) => vec!["restore", "warm"],
         };
-        let delay = Duration::from_micros(numbers.below(350_000));
-        if kill_after(room.start(&operation), delay) {
+        let delay = Duration::from_micros(random.u64(..350_000));
+        if kill_after(workspace.start(&operation), delay) {
             killed += 1;
         }
-        room.ok(&["recover"]);
+        workspace.ok(&["recover"]);
         println!("seed {seed}, round {round}: {operation:?} killed after {delay:?}");
-        room.check();
+        workspace.check();
     }
     killed
 }
@@ -209,16 +201,25 @@ fn rounds() -> u32 {
 }
 
 #[test]
-fn at_random_moments_in_place() {
-    tell(&format!("killed at random moments: {} times", at_random("simulator-v54", 1, rounds())));
+fn random_kills_with_snapshots_in_place_are_recovered() {
+    tell(&format!(
+        "killed at random moments: {} times",
+        kill_at_random_moments("simulator-v54", 1, rounds())
+    ));
 }
 
 #[test]
-fn at_random_moments_rolled_over() {
-    tell(&format!("killed at random moments: {} times", at_random("simulator-v53", 2, rounds())));
+fn random_kills_with_roll_over_are_recovered() {
+    tell(&format!(
+        "killed at random moments: {} times",
+        kill_at_random_moments("simulator-v53", 2, rounds())
+    ));
 }
 
 #[test]
-fn at_random_moments_detached() {
-    tell(&format!("killed at random moments: {} times", at_random("simulator-v51", 3, rounds())));
+fn random_kills_with_detached_shares_are_recovered() {
+    tell(&format!(
+        "killed at random moments: {} times",
+        kill_at_random_moments("simulator-v51", 3, rounds())
+    ));
 }

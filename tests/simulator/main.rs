@@ -1,7 +1,8 @@
-//! The program itself on the simulator: real processes, files, sockets and SSH, and no VM. What it is killed at and by,
-//! and what must hold afterwards; what the simulator promises; and whether it is like the real thing.
+//! The built program on the simulator: real processes, files, sockets and SSH, but no VM.
 //!
-//! Needs no root and no KVM. Kills at chosen events need the feature `failpoints`.
+//! nixbox and its daemons are killed, interrupted and stopped, and everything that must hold afterwards is checked from
+//! outside (`workspace.rs`). `guest.rs` tests what the simulator promises, and `conformance.rs` compares its answers with those
+//! of Cloud Hypervisor. The tests need no root and no KVM. Kills at chosen events need the feature `failpoints`.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -11,5 +12,5 @@ mod demo;
 mod guest;
 #[cfg(feature = "failpoints")]
 mod kills;
-mod room;
 mod signals;
+mod workspace;

@@ -3,9 +3,9 @@
 use super::*;
 
 #[async_trait]
-impl Catalog for Seams {
+impl Catalog for WorkspaceSeams {
     async fn list(&self) -> Result<Vec<ListedSnapshot>> {
-        self.look("catalog.list", |state| {
+        self.query("catalog.list", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
             let listed: Vec<(SnapshotId, Ino)> = state
                 .files
@@ -29,7 +29,7 @@ impl Catalog for Seams {
     }
 
     async fn unlisted(&self) -> Result<Vec<SnapshotId>> {
-        self.look("catalog.unlisted", |state| {
+        self.query("catalog.unlisted", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
             let names = state.files.list(snapshots).map(|(name, _)| name);
             let number = |name: &str| {
@@ -42,13 +42,13 @@ impl Catalog for Seams {
     }
 
     async fn free(&self) -> Result<u64> {
-        self.look("catalog.free", |state| Ok(state.room)).await
+        self.query("catalog.free", |state| Ok(state.room)).await
     }
 
     async fn find(&self, id: SnapshotId) -> Result<SnapshotState> {
-        self.look("catalog.find", |state| {
+        self.query("catalog.find", |state| {
             let snapshots = state.snapshots_directory(self.workspace);
-            // What is reported is built upon, so that it has to be on the medium.
+            // The caller acts on the answer, so the names have to be durable.
             state.files.sync_names(snapshots);
             let is = |name: String| state.files.find(snapshots, &name).is_some();
             Ok(match (is(id.to_string()), is(trash_name(id)), is(staging_name(id))) {
@@ -69,11 +69,11 @@ impl Catalog for Seams {
             }
             Ok(())
         };
-        self.act("catalog.stage", vec![Box::new(make)]).await
+        self.change("catalog.stage", vec![Box::new(make)]).await
     }
 
     async fn holds_vmm_state(&self, id: SnapshotId) -> Result<bool> {
-        self.look("catalog.holds_vmm_state", |state| {
+        self.query("catalog.holds_vmm_state", |state| {
             let Ok(directory) = self.staged_or_listed(state, id) else {
                 return Ok(false);
             };
@@ -83,10 +83,10 @@ impl Catalog for Seams {
     }
 
     async fn verify(&self, id: SnapshotId, _: Depth, _: &Interrupt) -> Result<()> {
-        self.look("catalog.verify", |state| {
+        self.query("catalog.verify", |state| {
             let directory = self.staged_or_listed(state, id)?;
             match state.files.get(directory, MANIFEST) {
-                Some(Content::Manifest(manifest)) if manifest.0.files == records(state, directory) => Ok(()),
+                Some(Content::Manifest(manifest)) if manifest.0.files == state.records(directory) => Ok(()),
                 _ => refused("a file is not what the manifest says"),
             }
         })
@@ -127,9 +127,9 @@ impl Catalog for Seams {
             state.files.sync_names(snapshots);
             Ok(())
         };
-        let parts: Vec<Part<'_>> =
+        let parts: Vec<EffectPart<'_>> =
             vec![Box::new(write), Box::new(sync), Box::new(rename), Box::new(sync_list)];
-        self.act("catalog.commit", parts).await
+        self.change("catalog.commit", parts).await
     }
 
     async fn discard(&self, id: SnapshotId) -> Result<()> {
@@ -147,7 +147,7 @@ impl Catalog for Seams {
             state.files.sync_names(snapshots);
             Ok(())
         };
-        self.act("catalog.trash", vec![Box::new(rename), Box::new(sync)]).await
+        self.change("catalog.trash", vec![Box::new(rename), Box::new(sync)]).await
     }
 
     async fn purge(&self, id: SnapshotId) -> Result<()> {
@@ -155,15 +155,15 @@ impl Catalog for Seams {
     }
 
     async fn digest(&self, id: SnapshotId, _: &Interrupt) -> Result<Vec<FileRecord>> {
-        self.look("catalog.digest", |state| {
+        self.query("catalog.digest", |state| {
             let directory = self.staging(state, id)?;
-            Ok(records(state, directory))
+            Ok(state.records(directory))
         })
         .await
     }
 }
 
-impl Seams {
+impl WorkspaceSeams {
     async fn remove_directory(&self, kind: &'static str, name: String) -> Result<()> {
         let empty = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);
@@ -179,20 +179,6 @@ impl Seams {
             state.files.sync_names(snapshots);
             Ok(())
         };
-        self.act(kind, vec![Box::new(empty), Box::new(remove)]).await
+        self.change(kind, vec![Box::new(empty), Box::new(remove)]).await
     }
-}
-
-/// What a manifest says of the files of a directory, but for the manifest itself.
-pub(in crate::fakes) fn records(state: &FakeState, directory: Ino) -> Vec<FileRecord> {
-    let files = state.files.list(directory).filter(|(name, _)| *name != MANIFEST);
-    files
-        .map(|(name, ino)| {
-            let mut hasher = DefaultHasher::new();
-            state.files.content(ino).hash(&mut hasher);
-            let mut hash = [0; 32];
-            hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
-            FileRecord { name: name.to_owned(), size: 1, hash }
-        })
-        .collect()
 }

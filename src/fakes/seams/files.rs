@@ -3,9 +3,9 @@
 use super::*;
 
 #[async_trait]
-impl Disk for Seams {
+impl Disk for WorkspaceSeams {
     async fn find(&self, generation: Generation) -> Result<Presence> {
-        self.look("disk.find", |state| {
+        self.query("disk.find", |state| {
             let directory = self.directory(state);
             Ok(match state.files.get(directory, &disk_name(generation)) {
                 None => Presence::Absent,
@@ -17,7 +17,7 @@ impl Disk for Seams {
     }
 
     async fn weight(&self, _: Generation) -> Result<u64> {
-        self.look("disk.weight", |_| Ok(1)).await
+        self.query("disk.weight", |_| Ok(1)).await
     }
 
     async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
@@ -29,7 +29,7 @@ impl Disk for Seams {
             }
             Ok(())
         };
-        self.act("disk.flush", vec![Box::new(flush)]).await
+        self.change("disk.flush", vec![Box::new(flush)]).await
     }
 
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()> {
@@ -53,7 +53,7 @@ impl Disk for Seams {
             }
             Ok(())
         };
-        self.act("disk.capture", vec![Box::new(begin), Box::new(finish)]).await
+        self.change("disk.capture", vec![Box::new(begin), Box::new(finish)]).await
     }
 
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
@@ -78,12 +78,12 @@ impl Disk for Seams {
             state.files.sync_names(directory);
             Ok(())
         };
-        self.act("disk.remove", vec![Box::new(remove), Box::new(sync)]).await
+        self.change("disk.remove", vec![Box::new(remove), Box::new(sync)]).await
     }
 }
 
-impl Seams {
-    /// A disk image of our own: whole, or known not to be, and on the medium when it is reported.
+impl WorkspaceSeams {
+    /// Makes the disk image of a generation. It is torn until it is whole, and durable when this returns.
     async fn put_disk(
         &self,
         kind: &'static str,
@@ -109,22 +109,22 @@ impl Seams {
             state.files.sync_names(directory);
             Ok(())
         };
-        self.act(kind, vec![Box::new(begin), Box::new(finish)]).await
+        self.change(kind, vec![Box::new(begin), Box::new(finish)]).await
     }
 }
 
 #[async_trait]
-impl Memory for Seams {
+impl Memory for WorkspaceSeams {
     async fn find(&self, generation: Generation) -> Result<Presence> {
         let key = self.key(generation);
-        self.look("memory.find", move |state| {
+        self.query("memory.find", move |state| {
             Ok(state.memories.get(&key).map_or(Presence::Absent, |file| file.presence))
         })
         .await
     }
 
     async fn weight(&self, _: Generation) -> Result<u64> {
-        self.look("memory.weight", |_| Ok(1)).await
+        self.query("memory.weight", |_| Ok(1)).await
     }
 
     async fn create(&self, generation: Generation) -> Result<()> {
@@ -133,7 +133,7 @@ impl Memory for Seams {
             state.memories.entry(key).or_insert(RamFile { ram: None, presence: Presence::Whole });
             Ok(())
         };
-        self.act("memory.create", vec![Box::new(create)]).await
+        self.change("memory.create", vec![Box::new(create)]).await
     }
 
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
@@ -153,7 +153,7 @@ impl Memory for Seams {
             }
             Ok(())
         };
-        self.act("memory.capture", vec![Box::new(begin), Box::new(finish)]).await
+        self.change("memory.capture", vec![Box::new(begin), Box::new(finish)]).await
     }
 
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()> {
@@ -171,7 +171,7 @@ impl Memory for Seams {
             state.memories.insert(key, RamFile { ram: Some(ram), presence: Presence::Whole });
             Ok(())
         };
-        self.act("memory.fill", vec![Box::new(begin), Box::new(finish)]).await
+        self.change("memory.fill", vec![Box::new(begin), Box::new(finish)]).await
     }
 
     async fn remove(&self, generation: Generation) -> Result<()> {
@@ -180,6 +180,6 @@ impl Memory for Seams {
             state.memories.remove(&key);
             Ok(())
         };
-        self.act("memory.remove", vec![Box::new(remove)]).await
+        self.change("memory.remove", vec![Box::new(remove)]).await
     }
 }

@@ -3,9 +3,9 @@
 use super::*;
 
 #[async_trait]
-impl Guest for Seams {
+impl Guest for WorkspaceSeams {
     async fn ready(&self, machine: &Machine) -> Result<BootId> {
-        self.look("guest.ready", |state| Ok(BootId(self.guest(state, machine)?.boot))).await
+        self.query("guest.ready", |state| Ok(BootId(self.guest(state, machine)?.boot))).await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
@@ -24,7 +24,7 @@ impl Guest for Seams {
             self.guest(state, machine)?.secrets.insert(secret);
             Ok(())
         };
-        self.act("guest.inject", vec![Box::new(to_disk), Box::new(to_ram)]).await
+        self.change("guest.inject", vec![Box::new(to_disk), Box::new(to_ram)]).await
     }
 
     async fn wipe(&self, machine: &Machine) -> Result<()> {
@@ -41,7 +41,7 @@ impl Guest for Seams {
             state.change_disk(self.workspace, machine.disk, |disk| disk.residue.clear());
             Ok(())
         };
-        self.act("guest.wipe", vec![Box::new(files), Box::new(caches)]).await
+        self.change("guest.wipe", vec![Box::new(files), Box::new(caches)]).await
     }
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
@@ -55,18 +55,18 @@ impl Guest for Seams {
                 _ if !wanted => Ok(()),
                 FakeMount::Works => Ok(()),
                 FakeMount::No if attached => {
-                    // The guest's kernel mounts what nobody serves, and hangs when it is used (measured: v53.0).
+                    // The guest's kernel mounts a share without a daemon; accesses hang (measured on v53.0).
                     ram.mount = if serving { FakeMount::Works } else { FakeMount::Dead };
                     Ok(())
                 }
                 FakeMount::No | FakeMount::Dead => refused("the share cannot be mounted"),
             }
         };
-        self.act("guest.mount", vec![Box::new(mount)]).await
+        self.change("guest.mount", vec![Box::new(mount)]).await
     }
 
     async fn share_users(&self, machine: &Machine) -> Result<Vec<String>> {
-        self.look("guest.share_users", |state| {
+        self.query("guest.share_users", |state| {
             let users = state.share_users.clone();
             self.guest(state, machine).map(|_| users)
         })
@@ -84,11 +84,11 @@ impl Guest for Seams {
                 }
             }
         };
-        self.act("guest.unmount", vec![Box::new(unmount)]).await
+        self.change("guest.unmount", vec![Box::new(unmount)]).await
     }
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
-        self.look("guest.equipped", |state| {
+        self.query("guest.equipped", |state| {
             let (secret, wanted) = (state.secret, state.shares_wanted);
             let disk = state.disk(self.workspace, machine.disk).cloned().ok_or(Failure::Lost)?;
             let ram = self.guest(state, machine)?;
@@ -101,7 +101,7 @@ impl Guest for Seams {
             };
             let mounts = match ram.mount {
                 _ if !wanted => Presence::Whole,
-                // The guest's table of mounts does not say that one hangs.
+                // The table of mounts in the guest does not show that a mount hangs.
                 FakeMount::Works | FakeMount::Dead => Presence::Whole,
                 FakeMount::No => Presence::Absent,
             };
@@ -119,7 +119,7 @@ impl Guest for Seams {
             self.guest(state, machine)?.clock = true;
             Ok(())
         };
-        self.act("guest.settle", vec![Box::new(entropy), Box::new(clock)]).await
+        self.change("guest.settle", vec![Box::new(entropy), Box::new(clock)]).await
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
@@ -134,6 +134,6 @@ impl Guest for Seams {
             state.end_vmm(key);
             Ok(())
         };
-        self.act("guest.shut_down", vec![Box::new(shut_down), Box::new(gone)]).await
+        self.change("guest.shut_down", vec![Box::new(shut_down), Box::new(gone)]).await
     }
 }

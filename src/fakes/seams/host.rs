@@ -3,16 +3,16 @@
 use super::*;
 
 #[async_trait]
-impl Slots for Seams {
+impl Slots for WorkspaceSeams {
     async fn held(&self) -> Result<Option<Slot>> {
-        self.look("slots.held", |state| {
+        self.query("slots.held", |state| {
             Ok(state.slots.iter().find(|(_, holder)| **holder == self.workspace).map(|(slot, _)| *slot))
         })
         .await
     }
 
     async fn free(&self) -> Result<Vec<Slot>> {
-        self.look("slots.free", |state| {
+        self.query("slots.free", |state| {
             Ok(Slot::all().filter(|slot| !state.slots.contains_key(slot)).collect())
         })
         .await
@@ -28,7 +28,7 @@ impl Slots for Seams {
             }
             Ok(())
         };
-        self.act("slots.claim", vec![Box::new(claim)]).await?;
+        self.change("slots.claim", vec![Box::new(claim)]).await?;
         claimed.map_or_else(|| refused("every slot is taken"), Ok)
     }
 
@@ -39,14 +39,14 @@ impl Slots for Seams {
             }
             Ok(())
         };
-        self.act("slots.release", vec![Box::new(release)]).await
+        self.change("slots.release", vec![Box::new(release)]).await
     }
 }
 
 #[async_trait]
-impl Network for Seams {
+impl Network for WorkspaceSeams {
     async fn find(&self, slot: Slot) -> Result<Presence> {
-        self.look("network.find", |state| {
+        self.query("network.find", |state| {
             let mine = state.networks.get(&slot).filter(|network| network.owner == self.workspace);
             Ok(mine.map_or(Presence::Absent, NetworkParts::presence))
         })
@@ -71,7 +71,7 @@ impl Network for Seams {
             }
             Ok(())
         };
-        self.act("network.build", vec![Box::new(tap), Box::new(rest)]).await
+        self.change("network.build", vec![Box::new(tap), Box::new(rest)]).await
     }
 
     async fn remove(&self, slot: Slot) -> Result<()> {
@@ -90,19 +90,19 @@ impl Network for Seams {
             }
             Ok(())
         };
-        self.act("network.remove", vec![Box::new(begin), Box::new(finish)]).await
+        self.change("network.remove", vec![Box::new(begin), Box::new(finish)]).await
     }
 }
 
 #[async_trait]
-impl Shares for Seams {
+impl Shares for WorkspaceSeams {
     fn wanted(&self) -> bool {
         self.host.lock().shares_wanted
     }
 
     async fn find(&self, generation: Generation) -> Result<Presence> {
         let key = self.key(generation);
-        self.look("shares.find", move |state| {
+        self.query("shares.find", move |state| {
             Ok(match state.daemons.get(&key) {
                 _ if !state.shares_wanted => Presence::Whole,
                 None => Presence::Absent,
@@ -130,7 +130,7 @@ impl Shares for Seams {
             }
             Ok(())
         };
-        self.act("shares.start", vec![Box::new(spawn), Box::new(listen)]).await
+        self.change("shares.start", vec![Box::new(spawn), Box::new(listen)]).await
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
@@ -146,28 +146,14 @@ impl Shares for Seams {
             state.daemons.remove(&key);
             Ok(())
         };
-        self.act("shares.stop", vec![Box::new(end), Box::new(forget)]).await
-    }
-}
-
-impl Ground for Seams {
-    fn cpu(&self) -> Result<BTreeSet<String>> {
-        Ok(self.host.lock().cpu.clone())
-    }
-
-    fn shape(&self) -> BTreeMap<String, String> {
-        self.host.lock().shape.clone()
-    }
-
-    fn absent(&self) -> Vec<PathBuf> {
-        Vec::new()
+        self.change("shares.stop", vec![Box::new(end), Box::new(forget)]).await
     }
 }
 
 #[async_trait]
-impl Leftovers for Seams {
+impl Leftovers for WorkspaceSeams {
     async fn generations(&self) -> Result<BTreeSet<Generation>> {
-        self.look("leftovers.generations", |state| {
+        self.query("leftovers.generations", |state| {
             let directory = self.directory(state);
             let disks: Vec<Generation> = state
                 .files

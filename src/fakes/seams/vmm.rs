@@ -3,15 +3,15 @@
 use super::*;
 
 #[async_trait]
-impl Vmm for Seams {
+impl Vmm for WorkspaceSeams {
     async fn ability(&self, of: Option<Generation>) -> Result<Ability> {
         let key = of.map(|of| self.key(of));
-        self.look("vmm.ability", |state| Ok(FakeState::ability(state.version_of(key)?))).await
+        self.query("vmm.ability", |state| Ok(FakeState::ability(state.version_of(key)?))).await
     }
 
     async fn version(&self, of: Option<Generation>) -> Result<VmmVersion> {
         let key = of.map(|of| self.key(of));
-        self.look("vmm.version", |state| {
+        self.query("vmm.version", |state| {
             let major = state.version_of(key)?;
             Ok(VmmVersion { major, text: format!("v{major}.0") })
         })
@@ -20,11 +20,11 @@ impl Vmm for Seams {
 
     async fn find(&self, generation: Generation) -> Result<VmmState> {
         let key = self.key(generation);
-        self.look("vmm.find", |state| {
+        self.query("vmm.find", |state| {
             if state.answers(key).is_err() {
                 return Ok(VmmState::Silent);
             }
-            // A call that a nixbox made which died is carried on by the VMM, and this one waits for it.
+            // The VMM completes the call of a nixbox that has died, and this call waits for that one.
             if let Some(id) = state.vmms.get_mut(&key).and_then(|vmm| vmm.saving.take()) {
                 self.finish_save(state, key, id)?;
             }
@@ -43,7 +43,7 @@ impl Vmm for Seams {
             }
             Ok(())
         };
-        self.act("vmm.start", vec![Box::new(start), nothing()]).await
+        self.change("vmm.start", vec![Box::new(start), nothing()]).await
     }
 
     async fn boot(&self, machine: &Machine) -> Result<()> {
@@ -61,7 +61,7 @@ impl Vmm for Seams {
             }
         };
         let boot = |state: &mut FakeState| self.boot_now(state, machine);
-        self.act("vmm.boot", vec![Box::new(create), Box::new(boot)]).await
+        self.change("vmm.boot", vec![Box::new(create), Box::new(boot)]).await
     }
 
     async fn pause(&self, generation: Generation) -> Result<()> {
@@ -77,12 +77,13 @@ impl Vmm for Seams {
                 _ => refused("there is no VM to pause"),
             }
         };
-        self.act("vmm.pause", vec![Box::new(pause)]).await
+        self.change("vmm.pause", vec![Box::new(pause)]).await
     }
 
     async fn resume(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        self.act("vmm.resume", vec![Box::new(move |state: &mut FakeState| self.resume_now(state, key))]).await
+        self.change("vmm.resume", vec![Box::new(move |state: &mut FakeState| self.resume_now(state, key))])
+            .await
     }
 
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()> {
@@ -108,12 +109,12 @@ impl Vmm for Seams {
                 None => Err(Failure::Lost),
             }
         };
-        self.act("vmm.save", vec![Box::new(begin), Box::new(finish)]).await
+        self.change("vmm.save", vec![Box::new(begin), Box::new(finish)]).await
     }
 
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
         let load = |state: &mut FakeState| self.load_now(state, machine, from);
-        self.act("vmm.load", vec![nothing(), Box::new(load)]).await
+        self.change("vmm.load", vec![nothing(), Box::new(load)]).await
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
@@ -128,12 +129,12 @@ impl Vmm for Seams {
             state.end_vmm(key);
             Ok(())
         };
-        self.act("vmm.power_button", vec![Box::new(press), Box::new(gone)]).await
+        self.change("vmm.power_button", vec![Box::new(press), Box::new(gone)]).await
     }
 
     async fn ends(&self, generation: Generation, _: Duration) -> Result<bool> {
         let key = self.key(generation);
-        self.look("vmm.ends", |state| {
+        self.query("vmm.ends", |state| {
             state.pass_time();
             Ok(state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone))
         })
@@ -150,7 +151,7 @@ impl Vmm for Seams {
             state.vmms.remove(&key);
             Ok(())
         };
-        self.act("vmm.stop", vec![Box::new(end), Box::new(forget)]).await
+        self.change("vmm.stop", vec![Box::new(end), Box::new(forget)]).await
     }
 
     async fn attach_shares(&self, generation: Generation) -> Result<()> {
@@ -171,7 +172,7 @@ impl Vmm for Seams {
                 _ => refused("no share daemon listens"),
             }
         };
-        self.act("vmm.attach_shares", vec![Box::new(attach)]).await
+        self.change("vmm.attach_shares", vec![Box::new(attach)]).await
     }
 
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
@@ -191,12 +192,12 @@ impl Vmm for Seams {
             state.end_daemons(key);
             Ok(())
         };
-        self.act("vmm.detach_shares", vec![Box::new(detach)]).await
+        self.change("vmm.detach_shares", vec![Box::new(detach)]).await
     }
 
     async fn shares_attached(&self, generation: Generation) -> Result<Presence> {
         let key = self.key(generation);
-        self.look("vmm.shares_attached", move |state| {
+        self.query("vmm.shares_attached", move |state| {
             state.answers(key)?;
             Ok(match state.vmms.get(&key) {
                 Some(_) if !state.shares_wanted => Presence::Whole,
@@ -208,7 +209,7 @@ impl Vmm for Seams {
     }
 }
 
-impl Seams {
+impl WorkspaceSeams {
     fn boot_now(&self, state: &mut FakeState, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
         state.answers(key)?;
@@ -235,7 +236,7 @@ impl Seams {
         Ok(())
     }
 
-    /// What a VMM connects to or opens when a VM is created in it.
+    /// Fails unless there is everything that a VMM opens or connects to when it makes a VM.
     fn check_parts(&self, state: &FakeState, machine: &Machine, shares: bool) -> Result<()> {
         if shares && !state.daemons.get(&self.key(machine.vmm)).is_some_and(ShareDaemons::serve) {
             return refused("no share daemon listens");
@@ -263,7 +264,7 @@ impl Seams {
             Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
             _ => return refused("there is no VM to resume"),
         };
-        // A transmit error on a TAP that is down has killed a VM (their issue 8722).
+        // A transmit error on a TAP that is down has killed a VM (Cloud Hypervisor issue 8722).
         let mangled = !tap(state, machine);
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Running;
@@ -329,21 +330,5 @@ impl Seams {
             vmm.shares = if saved.shares { Presence::Whole } else { Presence::Absent };
         }
         Ok(())
-    }
-}
-
-impl VmmProcess {
-    fn empty(version: u32) -> Self {
-        Self {
-            state: VmmState::Empty,
-            version,
-            machine: None,
-            shares: Presence::Absent,
-            shares_spoilt: false,
-            mangled: false,
-            saving: None,
-            going: false,
-            hangs: false,
-        }
     }
 }

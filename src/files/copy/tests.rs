@@ -6,10 +6,10 @@ use super::*;
 use crate::testing::{Need, have};
 use crate::world::Interrupt;
 
-/// A directory with one file system of each kind mounted below it, in a mount namespace of this process's own.
+/// A directory with one file system of each kind mounted below it, in a mount namespace of its own.
 ///
-/// Called at the head of a test: runs the same test again in such a namespace and gives `None`; there it gives the
-/// directory. The mounts go with the namespace.
+/// A test calls this first. The call runs the same test again in such a namespace, and returns `None`. In the namespace
+/// it returns the directory. The mounts end with the namespace.
 pub(crate) fn mounted(test: &str) -> Option<PathBuf> {
     const MOUNTS: &str = "NIXBOX_TEST_MOUNTS";
     if let Some(directory) = std::env::var_os(MOUNTS) {
@@ -59,7 +59,7 @@ pub(crate) fn kill_when_ready(test: &str, role: &str, directory: &Path) {
     victim.wait().unwrap();
 }
 
-/// Says that it is ready at the first bytes, and never returns: for processes that are killed in mid-copy.
+/// Prints `ready` at the first bytes, and never returns: for processes that are killed in the middle of a copy.
 pub(crate) struct Stuck;
 
 impl Progress for Stuck {
@@ -71,7 +71,7 @@ impl Progress for Stuck {
     }
 }
 
-/// Asks to stop at the first bytes.
+/// Interrupts at the first bytes.
 pub(crate) struct Stopping(pub(crate) Interrupt);
 
 impl Progress for Stopping {
@@ -103,13 +103,13 @@ pub(crate) fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
 }
 
-fn copying(from: &Path, to: &Path, reflink: bool) -> Copying {
-    let source = Named { file: File::open(from).unwrap(), path: from.to_owned() };
+fn copying(from: &Path, to: &Path, reflink: bool) -> CopyRequest {
+    let source = NamedFile { file: File::open(from).unwrap(), path: from.to_owned() };
     let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
-    Copying {
+    CopyRequest {
         what: "it".to_owned(),
         source,
-        target: Named { file, path: to.to_owned() },
+        target: NamedFile { file, path: to.to_owned() },
         reflink,
         hash: true,
     }
@@ -133,9 +133,9 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
                 for reflink in [false, true] {
                     let target = mounts.join(to).join(format!("{from}-{size}-{reflink}"));
                     let copied =
-                        copy(copying(&source, &target, reflink), Arc::new(Silent), &never).await.unwrap();
+                        copy(copying(&source, &target, reflink), Arc::new(NoProgress), &never).await.unwrap();
                     let shares = reflink && from == to && matches!(from, "btrfs" | "xfs");
-                    assert_eq!(copied.method == Method::Reflink, shares, "{target:?}");
+                    assert_eq!(copied.method == CopyMethod::Reflink, shares, "{target:?}");
                     assert!(same(&source, &target), "{target:?}");
                     let Some(hashes) = copied.hashes else {
                         continue;
@@ -148,8 +148,8 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
                     std::fs::remove_file(&target).unwrap();
                 }
             }
-            let named = Named { file: File::open(&source).unwrap(), path: source.clone() };
-            let read = hash("it".to_owned(), named, Arc::new(Silent), &never).await.unwrap();
+            let named = NamedFile { file: File::open(&source).unwrap(), path: source.clone() };
+            let read = hash("it".to_owned(), named, Arc::new(NoProgress), &never).await.unwrap();
             assert_eq!(
                 read.finish(&never).unwrap(),
                 *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes()
@@ -160,14 +160,16 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
 }
 
 #[tokio::test]
-async fn a_full_file_system_is_said_with_what_is_missing() {
-    let Some(mounts) = mounted("files::copy::tests::a_full_file_system_is_said_with_what_is_missing") else {
+async fn a_full_file_system_is_reported_with_what_is_missing() {
+    let Some(mounts) = mounted("files::copy::tests::a_full_file_system_is_reported_with_what_is_missing")
+    else {
         return;
     };
     let source = mounts.join("tmpfs/source");
     std::fs::write(&source, vec![1; 32 << 20]).unwrap();
     let target = mounts.join("small/target");
-    let error = copy(copying(&source, &target, true), Arc::new(Silent), &Interrupt::new()).await.unwrap_err();
+    let error =
+        copy(copying(&source, &target, true), Arc::new(NoProgress), &Interrupt::new()).await.unwrap_err();
     let CopyError::Full { missing, .. } = error else { panic!("{error:?}") };
     // 8 of the 32 MiB fit.
     assert!((20 << 20..=25 << 20).contains(&missing), "{missing}");
@@ -184,12 +186,12 @@ async fn an_interrupt_ends_a_copy_in_its_middle() {
     assert!(matches!(Failure::from(error), Failure::Interrupted));
     // Each thread finishes the piece of a megabyte that it is at.
     assert!(allocated(&target) <= (MAX_THREADS * 2 * CHUNK) as u64, "{}", allocated(&target));
-    let named = Named { file: File::open(&source).unwrap(), path: source };
+    let named = NamedFile { file: File::open(&source).unwrap(), path: source };
     assert!(matches!(sync(named, &interrupt).await, Err(CopyError::Interrupted)));
 }
 
 #[tokio::test]
-async fn a_copy_that_nobody_waits_for_ends() {
+async fn a_copy_whose_future_is_dropped_ends() {
     struct Count(Mutex<u64>, tokio::sync::Notify);
     impl Progress for Count {
         fn progress(&self, _what: &str, done: u64, _total: u64) {
@@ -250,7 +252,7 @@ async fn progress_ends_with_everything_done() {
 }
 
 #[test]
-fn runs_of_data_are_whole_pages_but_for_the_last() {
+fn runs_of_data_are_whole_pages_except_the_last() {
     let mut chunk = vec![0; 5 * PAGE + 10];
     assert_eq!(runs_of_data(&chunk).count(), 0);
     chunk[PAGE] = 1;

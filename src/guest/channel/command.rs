@@ -1,4 +1,4 @@
-//! A command in the guest, once it is started: what goes in, what comes out, how it ends.
+//! A running command in the guest: its input, its output, and how it ends.
 
 use std::future::Future;
 
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{ChannelError, CommandExit};
 
-/// A command that runs.
+/// A running command.
 pub struct GuestCommand {
     pub(super) reader: Reader,
     pub(super) writer: ChannelWriteHalf<Msg>,
@@ -20,7 +20,7 @@ pub struct GuestCommand {
 /// The receiving side of a channel.
 pub(super) struct Reader {
     pub(super) half: ChannelReadHalf,
-    /// Received already.
+    /// A message that arrived before the command's start was confirmed.
     pub(super) early: Option<ChannelMsg>,
 }
 
@@ -34,7 +34,7 @@ impl Reader {
 }
 
 impl GuestCommand {
-    /// Send to its stdin.
+    /// Sends bytes to its stdin.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] when the connection has ended.
@@ -43,7 +43,7 @@ impl GuestCommand {
         sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
-    /// End its stdin.
+    /// Closes its stdin.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] when the connection has ended.
@@ -52,7 +52,7 @@ impl GuestCommand {
         sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
-    /// What it says next.
+    /// Waits for the next message of the command.
     ///
     /// # Errors
     /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
@@ -65,16 +65,16 @@ impl GuestCommand {
     }
 }
 
-/// What a command says.
+/// A message of a command.
 #[derive(Debug)]
 pub enum Said {
-    /// On stdout.
+    /// Bytes on stdout.
     Out(Bytes),
-    /// On stderr.
+    /// Bytes on stderr.
     Err(Bytes),
-    /// By ending.
+    /// The command has ended.
     Ended(CommandExit),
-    /// That no more output follows.
+    /// No more output follows.
     NoMore,
 }
 
@@ -101,7 +101,7 @@ fn signal_text(signal: &Sig) -> String {
     }
 }
 
-/// Let both sides run, until the receiving one is through. Waiting for the sending one as well would be for ever where a
+/// Runs both sides until the receiving side is done. It does not wait for the sending side, which never finishes if a
 /// command ends without reading its stdin.
 pub(super) async fn converse(
     feed: impl Future<Output = Result<(), ChannelError>>,
@@ -120,8 +120,9 @@ pub(super) async fn converse(
     }
 }
 
-/// Hand everything to the sink until the command has ended and there is no more. A server may send the end before the last
-/// output, and a process left behind in the guest may keep the output open: then the closing of the channel decides.
+/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end before
+/// the last output. A process that the command left behind may keep the output open; then the closing of the channel ends
+/// the wait.
 pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
@@ -140,7 +141,7 @@ pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<C
     }
 }
 
-/// Send what stdin gives until it ends.
+/// Sends everything that can be read from stdin until stdin ends.
 pub(super) async fn pump(
     mut stdin: impl AsyncRead + Unpin,
     writer: &ChannelWriteHalf<Msg>,
@@ -152,7 +153,7 @@ pub(super) async fn pump(
         let chunk = Zeroizing::new(buffer[..read].to_vec());
         let sent =
             if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
-        // Closed on the other side: the receiving side says how the command ended.
+        // Sending fails if the command has ended; the receiving side then learns how.
         if read == 0 || sent.is_err() {
             return Ok(());
         }
@@ -168,7 +169,7 @@ pub(super) struct Kept<'a> {
     pub(super) most: usize,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
-    /// What stdout is to say, and who waits for that.
+    /// The text that is waited for on stdout, and the waiter to notify.
     pub(super) prompt: Option<(&'static [u8], &'a Notify)>,
 }
 

@@ -2,10 +2,10 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use super::*;
-use crate::files::copy::Silent;
+use crate::files::copy::NoProgress;
 use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::store::Snapshots;
-use crate::world::{BootId, Catalog, Depth, Manifest, Origin, Slot, VmmVersion};
+use crate::world::{BootId, Catalog, Depth, Failure, Manifest, Origin, Slot, VmmVersion};
 
 const GENERATION: Generation = Generation(7);
 const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
@@ -28,14 +28,11 @@ fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progr
 }
 
 fn catalog(ram: &RamFiles) -> Snapshots {
-    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(Silent) }
+    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(NoProgress) }
 }
 
 fn path(ram: &RamFiles, generation: Generation) -> PathBuf {
-    match ram.location(generation).unwrap() {
-        Location::File(path) => path,
-        Location::Vmm => panic!("in the VMM"),
-    }
+    ram.file(generation).unwrap().expect("a file")
 }
 
 fn entries(directory: &Path) -> usize {
@@ -72,7 +69,7 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         [("ext4", Backing::Auto), ("xfs", Backing::Tmpfs), ("btrfs", Backing::Disk), ("ext4", Backing::Disk)]
     {
         let directory = mounts.join(name).join(format!("{backing:?}"));
-        let ram = ram(&directory, &tmpfs, backing, Arc::new(Silent));
+        let ram = ram(&directory, &tmpfs, backing, Arc::new(NoProgress));
         let catalog = catalog(&ram);
         assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
         ram.create(GENERATION).await.unwrap();
@@ -119,7 +116,7 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
     let small = mounts.join("small");
     let never = Interrupt::new();
     let of = |name: &str, tmpfs: &Path, backing| {
-        ram(&mounts.join(name).join("w"), tmpfs, backing, Arc::new(Silent))
+        ram(&mounts.join(name).join("w"), tmpfs, backing, Arc::new(NoProgress))
     };
     let failure = of("ext4", &small, Backing::Tmpfs).create(GENERATION).await.unwrap_err();
     assert!(failure.to_string().contains("64MiB of guest RAM fit on no tmpfs"), "{failure}");
@@ -130,7 +127,7 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
     let ram = of("ext4", &small, Backing::Auto);
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
     ram.create(GENERATION).await.unwrap();
-    assert_eq!(ram.location(GENERATION).unwrap(), Location::Vmm);
+    assert_eq!(ram.file(GENERATION).unwrap(), None);
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Whole);
 
     // The VMM's own RAM comes back to the VMM.
@@ -140,8 +137,8 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
     assert!(ram.fill(SNAPSHOT, Generation(9), &never).await.is_err());
     std::fs::write(ram.snapshots.join(".staging-8/memory-ranges"), "RAM").unwrap();
     ram.fill(SNAPSHOT, Generation(9), &never).await.unwrap();
-    assert_eq!(ram.location(Generation(9)).unwrap(), Location::Vmm);
-    // And a file's RAM to a file, though the configuration has changed since.
+    assert_eq!(ram.file(Generation(9)).unwrap(), None);
+    // RAM from a file goes to a file, even if the configuration has changed since.
     patchy(&ram.snapshots.join(".staging-8/memory.img"), SIZE);
     let vmm = of("ext4", &small, Backing::Vmm);
     vmm.fill(SNAPSHOT, Generation(10), &never).await.unwrap();
@@ -153,9 +150,9 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
 }
 
 #[tokio::test]
-async fn damaged_ram_is_not_filled_in() {
+async fn damaged_ram_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Disk, Arc::new(Silent));
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Disk, Arc::new(NoProgress));
     let (catalog, never) = (catalog(&ram), Interrupt::new());
     ram.create(GENERATION).await.unwrap();
     patchy(&path(&ram, GENERATION), SIZE);
@@ -175,7 +172,7 @@ async fn damaged_ram_is_not_filled_in() {
 }
 
 #[tokio::test]
-async fn a_process_killed_in_mid_fill_leaves_partial_ram() {
+async fn a_process_killed_during_a_fill_leaves_partial_ram() {
     const ROLE: &str = "NIXBOX_TEST_RAM_IN";
     let never = Interrupt::new();
     let of = |directory: &Path, progress| ram(directory, Path::new("/nowhere"), Backing::Disk, progress);
@@ -183,13 +180,13 @@ async fn a_process_killed_in_mid_fill_leaves_partial_ram() {
         of(Path::new(&directory), Arc::new(Stuck)).fill(SNAPSHOT, GENERATION, &never).await.unwrap();
     }
     let directory = tempfile::tempdir().unwrap();
-    let ram = of(directory.path(), Arc::new(Silent));
+    let ram = of(directory.path(), Arc::new(NoProgress));
     std::fs::create_dir(ram.snapshots.join(".staging-8")).unwrap();
     patchy(&ram.snapshots.join(".staging-8/memory.img"), SIZE);
-    let test = "host::memory::tests::a_process_killed_in_mid_fill_leaves_partial_ram";
+    let test = "host::memory::tests::a_process_killed_during_a_fill_leaves_partial_ram";
     kill_when_ready(test, ROLE, directory.path());
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Partial);
-    assert!(ram.location(GENERATION).is_err());
+    assert!(ram.file(GENERATION).is_err());
     ram.remove(GENERATION).await.unwrap();
     assert_eq!(entries(&ram.run), 0);
     kill_when_ready(test, ROLE, directory.path());
@@ -213,12 +210,12 @@ async fn an_interrupt_ends_capturing_and_filling() {
 }
 
 #[tokio::test]
-async fn a_directory_that_somebody_else_made_is_not_used() {
-    let Some(mounts) = mounted("host::memory::tests::a_directory_that_somebody_else_made_is_not_used") else {
+async fn a_directory_of_another_user_is_not_used() {
+    let Some(mounts) = mounted("host::memory::tests::a_directory_of_another_user_is_not_used") else {
         return;
     };
     let tmpfs = mounts.join("tmpfs");
-    let ram = ram(&mounts.join("ext4"), &tmpfs, Backing::Tmpfs, Arc::new(Silent));
+    let ram = ram(&mounts.join("ext4"), &tmpfs, Backing::Tmpfs, Arc::new(NoProgress));
     let user = tmpfs.join(format!("nixbox-{}", rustix::process::geteuid().as_raw()));
     std::fs::create_dir(&user).unwrap();
     chown(&user, Some(12345), None).unwrap();
@@ -231,9 +228,9 @@ async fn a_directory_that_somebody_else_made_is_not_used() {
 }
 
 #[tokio::test]
-async fn what_a_reboot_or_a_stranger_leaves_is_told() {
+async fn ram_lost_in_a_reboot_is_partial_and_a_damaged_record_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(NoProgress));
     let ram = RamFiles { workspace: WorkspaceId([std::process::id() as u8; 16]), ..ram };
     ram.create(GENERATION).await.unwrap();
     std::fs::remove_file(path(&ram, GENERATION)).unwrap();
@@ -249,9 +246,9 @@ async fn what_a_reboot_or_a_stranger_leaves_is_told() {
 }
 
 #[tokio::test]
-async fn a_place_that_was_half_written_down_is_cleared_away() {
+async fn a_record_that_was_half_written_is_removed() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(NoProgress));
     std::fs::write(ram.run.join(".memory-7.json.unfinished"), "{").unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
     ram.remove(GENERATION).await.unwrap();

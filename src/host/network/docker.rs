@@ -1,9 +1,9 @@
-//! Docker drops all that is forwarded but its own, and leaves one chain for others: DOCKER-USER. Where there is one,
-//! the TAP's traffic is let through in it; what may pass is then the business of our own table.
+//! Docker drops everything that is forwarded except its own traffic, and offers one chain to others: DOCKER-USER. If the
+//! chain exists, rules in it let the traffic of the TAP through. What may pass is then decided by the table of the slot.
 //!
-//! The rules carry a comment by which they are found again. They are of the kind that iptables-nft can print, as
-//! Docker would fail on a chain that it cannot. A Docker on the legacy iptables has no such chain in nftables: nothing
-//! is done for it here.
+//! The rules carry a comment, by which they are found again. They are of the kind that iptables-nft can print, because
+//! Docker fails on a chain that iptables-nft cannot print. A Docker on the legacy iptables has no such chain in nftables,
+//! and nixbox does nothing for it.
 
 use std::borrow::Cow;
 
@@ -14,22 +14,24 @@ use nftables::stmt::Statement;
 use nftables::types::NfFamily;
 use serde_json::Value;
 
-use super::firewall::{FirewallError, ask, is, meta, nft, objects, text};
-use super::{Mode, NetworkPlan};
+use super::nft::{ask, change, is, meta, objects, text};
+use super::plan::NetworkPlan;
+use crate::host::program::ProgramError;
+use crate::world::{NetworkMode, NetworkPolicy};
 
 pub(super) const TABLE: &str = "filter";
 const CHAIN: &str = "DOCKER-USER";
 
-/// Docker may change the chain between our look and our change; the next look sees it.
+/// Docker may change the chain after nixbox has listed it. Then the chain is listed again.
 const ATTEMPTS: usize = 3;
 
 fn comment(plan: &NetworkPlan) -> String {
     format!("nixbox {} {}", plan.workspace, plan.tap)
 }
 
-/// Our rules that are in the chain, without their handles; `None` without a chain.
-pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, FirewallError> {
-    let Some(mut rules) = ours(plan).await? else {
+/// The rules of this slot and workspace in the chain, without their handles; `None` if there is no chain.
+pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, ProgramError> {
+    let Some(mut rules) = own_rules(plan).await? else {
         return Ok(None);
     };
     for rule in rules.iter_mut().filter_map(Value::as_object_mut) {
@@ -38,17 +40,17 @@ pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, Firew
     Ok(Some(rules))
 }
 
-/// Put our rules first in the chain, in place of any that are there.
-pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode) -> Result<(), FirewallError> {
-    replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
+/// Puts the rules at the beginning of the chain, in place of earlier ones.
+pub(super) async fn apply(plan: &NetworkPlan, policy: &NetworkPolicy) -> Result<(), ProgramError> {
+    replace(plan, if policy.mode == NetworkMode::Off { vec![] } else { wanted(plan) }).await
 }
 
-/// Remove our rules from the chain.
-pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
+/// Removes the rules from the chain.
+pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), ProgramError> {
     replace(plan, vec![]).await
 }
 
-/// In order. Containers stay behind Docker's own rules: they are no part of the outside.
+/// The rules, in order. Traffic to containers goes on to Docker's own rules, because containers are not the outside.
 fn wanted(plan: &NetworkPlan) -> Vec<Vec<Statement<'static>>> {
     let from = || is(meta(MetaKey::Iifname), text(&plan.tap));
     let towards = |name: &str| is(meta(MetaKey::Oifname), text(name));
@@ -60,10 +62,10 @@ fn wanted(plan: &NetworkPlan) -> Vec<Vec<Statement<'static>>> {
     ]
 }
 
-async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), FirewallError> {
+async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), ProgramError> {
     let mut attempt = 1;
     loop {
-        let Some(there) = ours(plan).await? else {
+        let Some(there) = own_rules(plan).await? else {
             return Ok(());
         };
         let mut batch = Batch::new();
@@ -78,8 +80,8 @@ async fn replace(plan: &NetworkPlan, wanted: Vec<Vec<Statement<'static>>>) -> Re
         if there.is_empty() && wanted.is_empty() {
             return Ok(());
         }
-        match nft(plan, &batch).await {
-            Err(FirewallError::Nft(_)) if attempt < ATTEMPTS => attempt += 1,
+        match change(plan, &batch).await {
+            Err(ProgramError::Failed { .. }) if attempt < ATTEMPTS => attempt += 1,
             other => return other,
         }
     }
@@ -96,9 +98,9 @@ fn rule(statements: Vec<Statement<'static>>, comment: Option<String>) -> Rule<'s
     }
 }
 
-/// Our rules as nft lists them. Other rules of the chain are read no further than to their comment: they are
-/// iptables' and may hold what nft cannot say.
-async fn ours(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, FirewallError> {
+/// The rules of this slot and workspace as nft lists them. Only the comment is read of other rules in the chain, because
+/// iptables made them, and nft may not be able to express them.
+async fn own_rules(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, ProgramError> {
     let chains = ask("list chains ip").await?;
     if !objects(&chains, "chain").any(|chain| chain["table"] == TABLE && chain["name"] == CHAIN) {
         return Ok(None);

@@ -1,103 +1,88 @@
-//! The nftables table of a slot, and what Docker's firewall needs to be told of it.
+//! The nftables table of a slot, and the rules that Docker's firewall needs for its TAP.
 //!
-//! One table per VM, named after slot and workspace, so that a table is ours by its name. It is replaced as a whole,
-//! in one batch, and never touches packets that are not of its TAP. An `accept` here does not overrule a table of
-//! somebody else's: a host firewall that drops DHCP or forwarding has to be told itself. For Docker, which drops all
-//! forwarding, that is done here.
+//! There is one table for each VM. Its name holds the slot and the workspace, and is its mark. The table is replaced as a
+//! whole, in one batch, and does not touch packets of other devices than its TAP. An `accept` in it does not overrule the
+//! table of another program: if the firewall of the host drops DHCP or forwarded packets, its administrator has to allow
+//! them. Docker drops everything that is forwarded; for Docker, nixbox adds the rules itself.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use nftables::batch::Batch;
 use nftables::expr::{
-    CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload, PayloadField, Prefix,
-    SetItem,
+    CT, Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
 };
 use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue, Table};
 use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value;
 
-use super::daemon::Role;
-use super::program::{NetworkTool, ProgramError};
-use super::{Mode, NetworkPlan, docker};
+use super::docker;
+use super::nft::{ask, change, is, meta, objects, text};
+use super::plan::NetworkPlan;
+use crate::host::program::ProgramError;
+use crate::world::{NetworkMode, NetworkPolicy};
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
 pub(super) const ALLOWED_SET: &str = "allowed";
 
-/// Replacing a table takes 15 ms; on a host with large rulesets nft first reads all of them.
-const LIMIT: Duration = Duration::from_secs(20);
-
-/// What cannot be done about the firewall.
-#[derive(Debug, thiserror::Error)]
-pub enum FirewallError {
-    /// nft could not be run, or refused.
-    #[error("cannot change or list the firewall")]
-    Nft(#[from] ProgramError),
-    /// nft printed what is not JSON of its documented form, or a batch could not be written.
-    #[error("cannot exchange JSON with nft")]
-    Json(#[from] serde_json::Error),
-}
-
-/// How the rules look that are there: compared with how they looked right after they were made, which finds any
-/// change and does not depend on how a version of nft prints them.
-pub(super) type NftObjects = Value;
-
-/// Which tables there are, of those that matter: asked once, because each question is a process.
+/// Which tables exist. This is asked once, because nft is a process for each question.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tables {
-    ours: bool,
-    /// Docker's chain would be in one of this name.
+    /// The table of this slot and workspace.
+    own: bool,
+    /// The table that has Docker's chain, if there is one.
     filter: bool,
 }
 
-/// Which there are.
-pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, FirewallError> {
+pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, ProgramError> {
     let tables = ask("list tables").await?;
     let is_there = |family: &str, name: &str| {
         objects(&tables, "table").any(|table| table["family"] == family && table["name"] == name)
     };
-    Ok(Tables { ours: is_there("inet", &plan.table), filter: is_there("ip", docker::TABLE) })
+    Ok(Tables { own: is_there("inet", &plan.table), filter: is_there("ip", docker::TABLE) })
 }
 
-/// Build the table, or replace it, and put Docker's rules in order. Says how they look then. A Docker that comes up
-/// meanwhile is seen by the next look.
+/// Makes or replaces the table and the rules in Docker's chain, and lists them then. A Docker that starts meanwhile is
+/// noticed at the next call.
 pub(super) async fn apply(
     plan: &NetworkPlan,
-    mode: &Mode,
+    policy: &NetworkPolicy,
     tables: Tables,
-) -> Result<NftObjects, FirewallError> {
-    nft(plan, &table(plan, mode)).await?;
+) -> Result<Value, ProgramError> {
+    change(plan, &table(plan, policy)).await?;
     if tables.filter {
-        docker::apply(plan, mode).await?;
+        docker::apply(plan, policy).await?;
     }
-    Ok(list(plan, Tables { ours: true, ..tables }).await?.unwrap_or_default())
+    Ok(list(plan, Tables { own: true, ..tables }).await?.unwrap_or_default())
 }
 
-/// What nft is asked for: two plans or modes that ask for the same have the same firewall.
-pub(super) fn asked(plan: &NetworkPlan, mode: &Mode) -> String {
-    serde_json::to_string(&table(plan, mode).to_nftables()).unwrap_or_default()
+/// What nft is asked for, as text: two plans or modes with the same text have the same firewall.
+pub(super) fn asked(plan: &NetworkPlan, policy: &NetworkPolicy) -> String {
+    serde_json::to_string(&table(plan, policy).to_nftables()).unwrap_or_default()
 }
 
-/// Remove the table and Docker's rules.
-pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), FirewallError> {
+/// Removes the table and the rules in Docker's chain.
+pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), ProgramError> {
     let tables = tables(plan).await?;
     if tables.filter {
         docker::remove(plan).await?;
     }
     let mut batch = Batch::new();
-    // Adding what is there changes nothing, and makes deleting it right whether or not it was.
+    // Adding a table that exists changes nothing. It makes the deletion succeed if the table is gone by now.
     batch.add(NfListObject::Table(own_table(plan)));
     batch.delete(NfListObject::Table(own_table(plan)));
-    if tables.ours { nft(plan, &batch).await } else { Ok(()) }
+    if tables.own { change(plan, &batch).await } else { Ok(()) }
 }
 
-/// What is there of it: `None` for nothing at all.
-pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<NftObjects>, FirewallError> {
+/// The table and the rules in Docker's chain as nft lists them; `None` if there are neither.
+///
+/// The listing is compared with the listing right after the rules were made. This finds any change, and does not depend
+/// on how a version of nft prints rules.
+pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<Value>, ProgramError> {
     let docker = if tables.filter { docker::list(plan).await? } else { None };
-    let table = if tables.ours {
+    let table = if tables.own {
         let mut table = ask(&format!("list table inet {}", plan.table)).await?;
         forget_what_changes(&mut table);
         Some(table)
@@ -110,7 +95,7 @@ pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<Nf
     Ok(Some(serde_json::json!({ "table": table, "docker": docker })))
 }
 
-/// Handles are new each time, dnsmasq fills the set, and the version of nft is nobody's rule.
+/// Removes what changes by itself: the version of nft, the handles, and the elements that dnsmasq adds to the set.
 fn forget_what_changes(listing: &mut Value) {
     if let Some(all) = listing["nftables"].as_array_mut() {
         all.retain(|object| object.get("metainfo").is_none());
@@ -123,52 +108,23 @@ fn forget_what_changes(listing: &mut Value) {
     }
 }
 
-/// The objects of one kind in what nft lists.
-pub(super) fn objects<'a>(listing: &'a Value, kind: &'a str) -> impl Iterator<Item = &'a Value> {
-    let all = listing["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
-    all.iter().filter_map(move |object| object.get(kind))
-}
-
-/// Carry out a batch, all of it or nothing. nft is marked, so that one that goes on without us can be ended.
-pub(super) async fn nft(plan: &NetworkPlan, batch: &Batch<'_>) -> Result<(), FirewallError> {
-    let input = serde_json::to_vec(&batch.clone().to_nftables())?;
-    let environment = plan.mark(Role::Firewall).environment(None);
-    // What nft makes of `-` is /dev/stdin, which a bare devtmpfs does not have.
-    run(&["-j", "-f", "/proc/self/fd/0"], &environment, &input).await.map(drop)
-}
-
-/// Ask for a listing, in nft's own words.
-pub(super) async fn ask(question: &str) -> Result<Value, FirewallError> {
-    let arguments: Vec<&str> = std::iter::once("-j").chain(question.split(' ')).collect();
-    Ok(serde_json::from_slice(&run(&arguments, &[], &[]).await?)?)
-}
-
-async fn run(
-    arguments: &[&str],
-    environment: &[(&'static str, String)],
-    input: &[u8],
-) -> Result<Vec<u8>, FirewallError> {
-    let program = NetworkTool { name: "nft", arguments, environment, input, limit: LIMIT };
-    Ok(program.run().await?.stdout)
-}
-
 fn own_table(plan: &NetworkPlan) -> Table<'static> {
     Table { family: NfFamily::INet, name: Cow::Owned(plan.table.clone()), handle: None }
 }
 
 /// The batch that replaces the table.
-fn table(plan: &NetworkPlan, mode: &Mode) -> Batch<'static> {
+fn table(plan: &NetworkPlan, policy: &NetworkPolicy) -> Batch<'static> {
     let mut rules = Rules::new(plan);
-    // Between conntrack (-200), which tells answers from the rest, and destination NAT (-100), behind which an address
-    // of the host's might be a container's.
+    // After conntrack (-200), which recognizes answers, and before destination NAT (-100), which may replace an address
+    // of the host by that of a container.
     rules.chain("guard", NfChainType::Filter, NfHook::Prerouting, -150);
-    guard(&mut rules, plan, mode);
+    guard(&mut rules, plan, policy);
     rules.chain("input", NfChainType::Filter, NfHook::Input, 0);
-    to_host(&mut rules, plan, mode);
+    to_host(&mut rules, plan, policy);
     rules.rule_for_guest(vec![], reject());
     rules.chain("forward", NfChainType::Filter, NfHook::Forward, 0);
-    forward(&mut rules, plan, mode);
-    if *mode != Mode::Off {
+    forward(&mut rules, plan, policy);
+    if policy.mode != NetworkMode::Off {
         rules.chain("postrouting", NfChainType::NAT, NfHook::Postrouting, 100);
         let elsewhere = vec![
             is(payload("ip", "saddr"), text(plan.guest)),
@@ -180,8 +136,9 @@ fn table(plan: &NetworkPlan, mode: &Mode) -> Batch<'static> {
     rules.batch
 }
 
-/// Who sends, and whether it is for the host: before routing, so that nothing later can change either.
-fn guard(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
+/// Checks the sender of a packet, and whether the packet is for the host. This is done before routing, so that no later
+/// rule can change either.
+fn guard(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     rules.rule_for_guest(vec![is_not(payload("ether", "saddr"), text(&plan.mac))], Statement::Drop(None));
     rules.rule_for_guest(vec![is(meta(MetaKey::Nfproto), text("ipv6"))], Statement::Drop(None));
     let asks_for_address = vec![
@@ -192,20 +149,20 @@ fn guard(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
     ];
     rules.rule_for_guest(asks_for_address, Statement::Accept(None));
     rules.rule_for_guest(vec![is_not(payload("ip", "saddr"), text(plan.guest))], Statement::Drop(None));
-    to_host(rules, plan, mode);
+    to_host(rules, plan, policy);
     let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
     let of_host = any_of(["local", "broadcast", "multicast"].map(text));
     rules.rule_for_guest(vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)], reject());
 }
 
-/// What of the host the guest may reach: answers to the host's own connections, DHCP, DNS.
-fn to_host(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
+/// What the guest may reach on the host: answers to connections that the host began, DHCP, and DNS.
+fn to_host(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     let to_gateway = |destination: Ipv4Addr| is(payload("ip", "daddr"), text(destination));
     for destination in [plan.gateway, Ipv4Addr::BROADCAST] {
         let dhcp = vec![to_gateway(destination), is(payload("udp", "dport"), number(67))];
         rules.rule_for_guest(dhcp, Statement::Accept(None));
     }
-    if *mode != Mode::Off {
+    if policy.mode != NetworkMode::Off {
         for protocol in ["udp", "tcp"] {
             let dns = vec![to_gateway(plan.gateway), is(payload(protocol, "dport"), number(53))];
             rules.rule_for_guest(dns, Statement::Accept(None));
@@ -216,35 +173,35 @@ fn to_host(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
     rules.rule_for_guest(vec![local, is_answer()], Statement::Accept(None));
 }
 
-/// What passes through the host. What comes out of the guest's TAP is judged without conntrack in filtered mode: a
-/// connection that an earlier guest of this address had in open mode must not go on.
-fn forward(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
-    // Of no use beyond a link (RFC 3927), and in clouds the way to the host's credentials.
+/// What passes through the host. In filtered mode, packets from the guest are judged without conntrack: a connection
+/// that an earlier guest of this address began in open mode must not go on.
+fn forward(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
+    // Link-local addresses mean nothing beyond a link (RFC 3927), and in clouds they lead to the host's credentials.
     let link_local = Prefix { addr: Box::new(text("169.254.0.0")), len: 16 };
     let to_link_local = is(payload("ip", "daddr"), Expression::Named(NamedExpression::Prefix(link_local)));
     rules.rule_for_guest(vec![to_link_local], reject());
-    match mode {
-        Mode::Off => rules.rule_for_guest(vec![], reject()),
-        Mode::Open => rules.rule_for_guest(vec![], Statement::Accept(None)),
-        Mode::Filtered { ports, .. } => {
-            if !ports.is_empty() {
+    match policy.mode {
+        NetworkMode::Off => rules.rule_for_guest(vec![], reject()),
+        NetworkMode::Open => rules.rule_for_guest(vec![], Statement::Accept(None)),
+        NetworkMode::Filtered => {
+            if !policy.ports.is_empty() {
                 let allowed = vec![
                     is(payload("ip", "daddr"), text(format!("@{ALLOWED_SET}"))),
                     is(meta(MetaKey::L4proto), any_of(["tcp", "udp"].map(text))),
-                    is(payload("th", "dport"), any_of(ports.iter().map(|port| number(port.number())))),
+                    is(payload("th", "dport"), any_of(policy.ports.iter().map(|port| number(port.number())))),
                 ];
                 rules.rule_for_guest(allowed, Statement::Accept(None));
             }
             rules.rule_for_guest(vec![], reject());
         }
     }
-    // Nobody but the host begins a connection to the guest: not another guest, not the network outside.
+    // Only the host begins connections to the guest: neither another guest does, nor the network outside.
     let to_guest = || is(meta(MetaKey::Oifname), text(&plan.tap));
     rules.rule(vec![to_guest(), is_answer(), Statement::Accept(None)]);
     rules.rule(vec![to_guest(), reject()]);
 }
 
-/// A batch that replaces a table, in the making: rules go to the chain that was begun last.
+/// Builds a batch that replaces a table: rules go to the chain that was begun last.
 struct Rules {
     batch: Batch<'static>,
     table: String,
@@ -263,7 +220,7 @@ impl Rules {
             table: Cow::Owned(plan.table.clone()),
             name: Cow::Borrowed(ALLOWED_SET),
             set_type: SetTypeValue::Single(SetType::Ipv4Addr),
-            // Whoever answers for an allowed domain may give ever new addresses: not at the cost of the kernel's memory.
+            // The server of an allowed domain may answer with ever new addresses, and the set is kept in kernel memory.
             size: Some(65535),
             ..Set::default()
         })));
@@ -294,7 +251,7 @@ impl Rules {
         }));
     }
 
-    /// A rule about what comes from the guest.
+    /// A rule about packets from the guest.
     fn rule_for_guest(&mut self, matches: Vec<Statement<'static>>, verdict: Statement<'static>) {
         let mut statements = vec![is(meta(MetaKey::Iifname), text(&self.tap))];
         statements.extend(matches);
@@ -303,12 +260,12 @@ impl Rules {
     }
 }
 
-/// An answer, so that a program in the guest fails at once where silence would make it wait.
+/// Refuses with an answer, so that a program in the guest fails at once instead of waiting.
 fn reject() -> Statement<'static> {
     Statement::Reject(Some(Reject::new(Some(RejectType::ICMPX), Some(RejectCode::AdminProhibited))))
 }
 
-/// Belongs to a connection that was let through at its beginning.
+/// Matches packets of a connection that was accepted at its beginning.
 fn is_answer() -> Statement<'static> {
     let state = CT { key: Cow::Borrowed("state"), ..CT::default() };
     let state = Expression::Named(NamedExpression::CT(CT { family: None, dir: None, ..state }));
@@ -316,25 +273,13 @@ fn is_answer() -> Statement<'static> {
     Statement::Match(Match { left: state, right, op: Operator::IN })
 }
 
-pub(super) fn is(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
-    Statement::Match(Match { left, right, op: Operator::EQ })
-}
-
 fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
     Statement::Match(Match { left, right, op: Operator::NEQ })
-}
-
-pub(super) fn meta(key: MetaKey) -> Expression<'static> {
-    Expression::Named(NamedExpression::Meta(Meta { key }))
 }
 
 fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
     let field = PayloadField { protocol: Cow::Borrowed(protocol), field: Cow::Borrowed(field) };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
-}
-
-pub(super) fn text(value: impl ToString) -> Expression<'static> {
-    Expression::String(Cow::Owned(value.to_string()))
 }
 
 fn number(value: u16) -> Expression<'static> {

@@ -1,11 +1,11 @@
 //! The TAP of a slot: its device, mark, address and state.
 //!
-//! The mark is the device's alias (`ip link` shows it): `nixbox WORKSPACE GENERATION`. It is set before the device
-//! outlives the descriptor that made it, so that there is never a lasting TAP of ours without it, whatever is killed
-//! when. A device of that name without our mark is another's, and is left alone.
+//! The mark is the alias of the device, which `ip link` shows: `nixbox WORKSPACE GENERATION`. The alias is set before the
+//! device is made to outlive the descriptor that made it. So a TAP without its alias never lasts, whenever nixbox is
+//! killed. A device of that name with another alias or none belongs to somebody else, and is left alone.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -17,90 +17,67 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Handle, LinkUnspec};
 
-use super::NetworkPlan;
+use super::plan::NetworkPlan;
+use crate::files::FileError;
 use crate::host::ioctl::{Tap, TapError};
-use crate::world::Generation;
+use crate::world::{Generation, Slot};
 
 /// Nothing that is asked of the kernel here takes longer than some milliseconds.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// Length of the prefix that gateway and guest share.
-const PREFIX: u8 = 30;
-
-/// What cannot be done about the device.
+/// Why the device cannot be found, made or removed.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// No netlink socket.
     #[error("cannot talk to the kernel about network devices")]
     Connect(#[source] io::Error),
-    /// The kernel refuses. EPERM: CAP_NET_ADMIN is missing.
-    #[error("cannot {what} network device {name}")]
-    Netlink {
-        /// The verb.
-        what: &'static str,
-        /// The device.
-        name: String,
-        /// What the kernel says.
-        source: rtnetlink::Error,
-    },
-    /// The kernel does not answer.
+    /// EPERM: CAP_NET_ADMIN is missing.
+    #[error("cannot {action} network device {name}")]
+    Netlink { action: &'static str, name: String, source: rtnetlink::Error },
     #[error("the kernel did not answer within {LIMIT:?} about network device {0}")]
     TimedOut(String),
-    /// It could not be made.
     #[error(transparent)]
     Tap(#[from] TapError),
-    /// A device of that name is there and not marked as this workspace's. It is left untouched.
     #[error(
-        "network device {name} is not of this workspace ({what}); \
+        "network device {name} is not of this workspace ({found}), and was left as it is; \
          if nothing uses it, remove it with: ip link delete {name}"
     )]
-    Another {
-        /// The device.
-        name: String,
-        /// What was found.
-        what: String,
-    },
-    /// The device that was just made is gone.
+    Foreign { name: String, found: String },
     #[error("network device {0} vanished while it was set up")]
     Vanished(String),
-    /// A kernel setting for the device.
-    #[error("cannot write {path}")]
-    Setting {
-        /// Below /proc/sys.
-        path: String,
-        /// What the kernel says.
-        source: io::Error,
-    },
+    /// A kernel setting below /proc/sys.
+    #[error(transparent)]
+    Setting(#[from] FileError),
 }
 
-/// What has the name.
+/// The device that has the name of the TAP.
 pub(super) enum FoundTap {
     Nothing,
-    /// A device without our mark, described.
-    Another(String),
-    Ours(TapDevice),
+    /// A device without the mark of this workspace, described for people.
+    Foreign(String),
+    Marked(TapDevice),
 }
 
-/// A device that is marked as this workspace's.
+/// A device with the mark of this workspace.
 pub(super) struct TapDevice {
     index: u32,
-    /// A TAP as [`Link::build`] makes it; if not, it cannot be mended.
+    /// Whether it is a TAP as [`Link::build`] makes it. If it is not, the device has to be made anew.
     sound: bool,
     addresses: Vec<AddressMessage>,
     up: bool,
 }
 
 impl TapDevice {
-    /// Whether it is as [`Link::build`] leaves it.
+    /// Whether the device is as [`Link::build`] leaves it.
     pub(super) fn whole(&self, plan: &NetworkPlan) -> bool {
         self.sound
             && self.up
             && self.addresses.len() == 1
-            && self.addresses.iter().all(|one| is_ours(one, plan))
+            && self.addresses.iter().all(|one| is_gateway(one, plan))
     }
 }
 
-/// A conversation with the kernel, in the network namespace of the thread that began it.
+/// A netlink connection to the kernel, in the network namespace of the thread that made it.
 pub(super) struct Link<'a> {
     plan: &'a NetworkPlan,
     handle: Handle,
@@ -119,7 +96,7 @@ impl<'a> Link<'a> {
         Ok(Self { plan, handle, driver: tokio::spawn(connection) })
     }
 
-    /// What is there. Changes nothing.
+    /// Finds the device, and changes nothing.
     pub(super) async fn find(&self) -> Result<FoundTap, LinkError> {
         let Some(message) = self.get().await? else {
             return Ok(FoundTap::Nothing);
@@ -128,14 +105,14 @@ impl<'a> Link<'a> {
             LinkAttribute::IfAlias(alias) => Some(alias.as_str()),
             _ => None,
         });
-        let ours = format!("nixbox {} ", self.plan.workspace);
-        if !alias.is_some_and(|alias| alias.starts_with(&ours)) {
-            return Ok(FoundTap::Another(match alias {
+        let mark = format!("nixbox {} ", self.plan.workspace);
+        if !alias.is_some_and(|alias| alias.starts_with(&mark)) {
+            return Ok(FoundTap::Foreign(match alias {
                 Some(alias) => format!("its alias is {alias:?}"),
-                None => "it has no mark of nixbox's".to_owned(),
+                None => "it has no alias, which nixbox would have set".to_owned(),
             }));
         }
-        Ok(FoundTap::Ours(TapDevice {
+        Ok(FoundTap::Marked(TapDevice {
             index: message.header.index,
             sound: is_sound(&message, self.plan.owner),
             addresses: self.addresses(message.header.index).await?,
@@ -143,45 +120,45 @@ impl<'a> Link<'a> {
         }))
     }
 
-    /// Make it, or mend it, and mark it with this generation.
+    /// Makes or mends the device, and marks it with this generation.
     pub(super) async fn build(&self, generation: Generation) -> Result<(), LinkError> {
         let device = match self.find().await? {
-            FoundTap::Another(what) => return Err(self.another(what)),
-            FoundTap::Ours(device) if device.sound => device,
-            FoundTap::Ours(device) => {
+            FoundTap::Foreign(found) => return Err(self.foreign(found)),
+            FoundTap::Marked(device) if device.sound => device,
+            FoundTap::Marked(device) => {
                 self.delete(device.index).await?;
                 self.create(generation).await?
             }
             FoundTap::Nothing => self.create(generation).await?,
         };
         self.mark(device.index, generation).await?;
-        // Without link-local addresses and router solicitations of the host's on it.
+        // Keeps the host's link-local addresses and router solicitations off the device.
         setting(&format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.plan.tap), "1", true)?;
-        for address in device.addresses.iter().filter(|address| !is_ours(address, self.plan)) {
+        for address in device.addresses.iter().filter(|address| !is_gateway(address, self.plan)) {
             self.limited("remove an address of", self.handle.address().del(address.clone()).execute())
                 .await?;
         }
-        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), PREFIX);
+        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), Slot::PREFIX);
         self.limited("set the address of", address.replace().execute()).await?;
         let up = LinkUnspec::new_with_index(device.index).up().build();
         self.limited("bring up", self.handle.link().set(up).execute()).await
     }
 
-    /// Remove it, if it is ours.
+    /// Removes the device, if it has the mark of this workspace.
     pub(super) async fn remove(&self) -> Result<(), LinkError> {
         match self.find().await? {
-            FoundTap::Ours(device) => self.delete(device.index).await,
-            FoundTap::Nothing | FoundTap::Another(_) => Ok(()),
+            FoundTap::Marked(device) => self.delete(device.index).await,
+            FoundTap::Nothing | FoundTap::Foreign(_) => Ok(()),
         }
     }
 
-    pub(super) fn another(&self, what: String) -> LinkError {
-        LinkError::Another { name: self.plan.tap.clone(), what }
+    pub(super) fn foreign(&self, found: String) -> LinkError {
+        LinkError::Foreign { name: self.plan.tap.clone(), found }
     }
 
     async fn create(&self, generation: Generation) -> Result<TapDevice, LinkError> {
         let tap = Tap::create(&self.plan.tap).map_err(|error| match error {
-            TapError::Exists(_) => self.another("another process made it just now".to_owned()),
+            TapError::Exists(_) => self.foreign("another process made it just now".to_owned()),
             other => other.into(),
         })?;
         let message = self.get().await?.ok_or_else(|| LinkError::Vanished(self.plan.tap.clone()))?;
@@ -221,12 +198,12 @@ impl<'a> Link<'a> {
 
     async fn limited<T>(
         &self,
-        what: &'static str,
+        action: &'static str,
         call: impl Future<Output = Result<T, rtnetlink::Error>>,
     ) -> Result<T, LinkError> {
         let name = || self.plan.tap.clone();
         match tokio::time::timeout(LIMIT, call).await {
-            Ok(answer) => answer.map_err(|source| LinkError::Netlink { what, name: name(), source }),
+            Ok(answer) => answer.map_err(|source| LinkError::Netlink { action, name: name(), source }),
             Err(_elapsed) => Err(LinkError::TimedOut(name())),
         }
     }
@@ -237,9 +214,9 @@ fn is_missing(error: &rtnetlink::Error) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == missing)
 }
 
-fn is_ours(address: &AddressMessage, plan: &NetworkPlan) -> bool {
+fn is_gateway(address: &AddressMessage, plan: &NetworkPlan) -> bool {
     let gateway = AddressAttribute::Local(IpAddr::V4(plan.gateway));
-    address.header.prefix_len == PREFIX && address.attributes.contains(&gateway)
+    address.header.prefix_len == Slot::PREFIX && address.attributes.contains(&gateway)
 }
 
 /// Whether the device is a persistent single-queue TAP with virtio-net headers that the user may attach to.
@@ -277,28 +254,22 @@ fn is_sound(message: &LinkMessage, owner: u32) -> bool {
 /// Whether this host passes packets on between its devices.
 pub(super) fn forwards() -> Result<bool, LinkError> {
     let path = FORWARDING;
-    let value = std::fs::read_to_string(path)
-        .map_err(|source| LinkError::Setting { path: path.to_owned(), source })?;
+    let value = std::fs::read_to_string(path).map_err(FileError::system("read", path))?;
     Ok(value.trim() == "1")
 }
 
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// Make this host pass packets on. It is never turned off again: nobody can tell who else came to need it meanwhile.
+/// Makes this host pass packets on. This is never turned off again, because nixbox cannot know what else has come to
+/// need it.
 pub(super) fn forward() -> Result<(), LinkError> {
     if forwards()? { Ok(()) } else { setting(FORWARDING, "1", false) }
 }
 
 fn setting(path: &str, value: &str, optional: bool) -> Result<(), LinkError> {
     match std::fs::write(path, value) {
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(error) if optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|source| LinkError::Setting { path: path.to_owned(), source }),
+        other => Ok(other.map_err(FileError::system("write", path))?),
     }
-}
-
-/// Gateway, guest and name of a slot's TAP.
-pub(super) fn addresses(slot: u8) -> (Ipv4Addr, Ipv4Addr, String) {
-    let third = 4 * slot;
-    (Ipv4Addr::new(172, 16, third, 1), Ipv4Addr::new(172, 16, third, 2), format!("vm{slot}"))
 }

@@ -2,23 +2,23 @@
 
 mod arena;
 
-use std::net::Ipv4Addr;
-
 use super::*;
+use crate::world::Port;
 use arena::{Arena, Guest, PEER, PEER_OTHER, REFUSED, ip};
 
 fn slot(number: u8) -> Slot {
     Slot::try_from(number).unwrap()
 }
 
-fn filtered(domains: &[&str], ports: &[u16]) -> Mode {
-    Mode::Filtered {
-        domains: domains.iter().map(|domain| Domain::try_from(*domain).unwrap()).collect(),
+fn filtered(domains: &[&str], ports: &[u16]) -> NetworkPolicy {
+    NetworkPolicy {
+        mode: NetworkMode::Filtered,
+        domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
         ports: ports.iter().map(|port| Port::try_from(*port).unwrap()).collect(),
     }
 }
 
-/// What holds in every mode, with controls that show that it is the firewall's doing.
+/// What holds in every mode, with controls that show that the firewall is the reason.
 fn is_kept_in(arena: &Arena, guest: &Guest) {
     for port in [22, 80] {
         assert!(!guest.reaches(guest.gateway(), port), "the host by its gateway address");
@@ -31,9 +31,9 @@ fn is_kept_in(arena: &Arena, guest: &Guest) {
 }
 
 #[test]
-fn open_lets_everything_out_and_nothing_in() {
+fn open_mode_lets_everything_out_and_nothing_in() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(5))).unwrap();
     assert_eq!(arena.on_host(network.find(slot(3))).unwrap(), Presence::Whole);
 
@@ -51,7 +51,7 @@ fn open_lets_everything_out_and_nothing_in() {
 }
 
 #[test]
-fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
+fn filtered_mode_lets_out_only_allowed_ports_of_allowed_domains() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80, 443]));
     arena.on_host(network.build(slot(0), Generation(1))).unwrap();
@@ -79,21 +79,21 @@ fn filtered_lets_out_the_allowed_ports_of_allowed_domains_alone() {
     assert!(!guest.reaches_udp(PEER, 5353) && guest.reaches_udp(PEER, 443), "UDP by the same list");
     assert!(!guest.reaches_udp(ip("10.99.0.53"), 53), "DNS past the gateway");
 
-    // Whoever answers for an allowed domain cannot open the host, or the cloud that it is in, by it.
+    // The server of an allowed domain cannot open the host to the guest by its answers, nor the cloud of the host.
     assert_eq!(guest.resolve("host.allowed.test"), (0, vec![ip("10.99.0.1")]));
     assert_eq!(guest.resolve("cloud.allowed.test"), (0, vec![ip("169.254.169.254")]));
     is_kept_in(&arena, &guest);
 
-    // What is whole is left alone: the addresses stay allowed.
+    // A whole network is left as it is, so the addresses stay allowed.
     arena.on_host(network.build(slot(0), Generation(2))).unwrap();
     assert!(guest.reaches(PEER, 80));
     arena.on_host(network.remove(slot(0))).unwrap();
 }
 
 #[test]
-fn off_lets_nothing_out_and_the_host_in() {
+fn off_mode_lets_nothing_out_and_the_host_in() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Off);
+    let network = arena.network(NetworkMode::Off);
     arena.on_host(network.build(slot(63), Generation(1))).unwrap();
     assert_eq!(arena.on_host(network.find(slot(63))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(63));
@@ -106,9 +106,9 @@ fn off_lets_nothing_out_and_the_host_in() {
 }
 
 #[test]
-fn a_guest_cannot_pass_for_another_nor_use_ipv6() {
+fn a_guest_can_neither_use_another_address_nor_ipv6() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(1))).unwrap();
     let guest = Guest::join(&arena, slot(3));
     guest.lease();
@@ -139,8 +139,8 @@ fn a_guest_cannot_pass_for_another_nor_use_ipv6() {
 #[test]
 fn guests_do_not_reach_each_other() {
     let Some(arena) = Arena::new() else { return };
-    let one = arena.network(Mode::Open);
-    let other = arena.network_of(arena.neighbour, Mode::Open);
+    let one = arena.network(NetworkMode::Open);
+    let other = arena.network_of(arena.neighbour, NetworkMode::Open);
     arena.on_host(one.build(slot(1), Generation(1))).unwrap();
     arena.on_host(other.build(slot(2), Generation(1))).unwrap();
     let (first, second) = (Guest::join(&arena, slot(1)), Guest::join(&arena, slot(2)));
@@ -150,7 +150,7 @@ fn guests_do_not_reach_each_other() {
     assert!(!first.reaches(second.address(), 22) && !second.reaches(first.address(), 22));
     assert!(!first.reaches_udp(second.gateway(), 53), "nor each other's DNS");
 
-    // Of two that share a slot by mistake, neither takes the other's.
+    // If two workspaces use one slot by mistake, neither takes over the network of the other.
     let error = arena.on_host(other.build(slot(1), Generation(9))).unwrap_err();
     assert!(chain(&error).contains("not of this workspace"), "{}", chain(&error));
     arena.on_host(other.remove(slot(1))).unwrap();
@@ -161,9 +161,14 @@ fn guests_do_not_reach_each_other() {
 }
 
 #[test]
-fn nothing_is_left_when_it_is_removed() {
+fn a_removed_network_leaves_nothing() {
     let Some(arena) = Arena::new() else { return };
-    for mode in [Mode::Off, filtered(&["allowed.test"], &[443]), filtered(&[], &[]), Mode::Open] {
+    for mode in [
+        NetworkMode::Off.into(),
+        filtered(&["allowed.test"], &[443]),
+        filtered(&[], &[]),
+        NetworkMode::Open.into(),
+    ] {
         let network = arena.network(mode);
         let before = arena.state();
         assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
@@ -179,9 +184,9 @@ fn nothing_is_left_when_it_is_removed() {
     }
 }
 
-/// Each of these is a state that a crash or a meddler can leave.
+/// A crash, or another program, can leave each of these states.
 #[test]
-fn from_every_partial_state_it_is_found_rebuilt_and_removed() {
+fn every_partial_state_is_found_rebuilt_and_removed() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80]));
     let before = arena.state();
@@ -226,9 +231,9 @@ fn from_every_partial_state_it_is_found_rebuilt_and_removed() {
     }
 }
 
-/// A build that is cut off at any of the places where it waits leaves what can be taken away, or completed.
+/// A build is dropped at each place where it waits. What it leaves can be removed, and completed.
 #[test]
-fn a_build_that_is_cut_off_anywhere_can_be_taken_back_or_finished() {
+fn a_build_that_is_interrupted_anywhere_can_be_removed_or_finished() {
     let Some(arena) = Arena::new() else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80]));
     let before = arena.state();
@@ -254,7 +259,7 @@ fn a_build_that_is_cut_off_anywhere_can_be_taken_back_or_finished() {
     assert!(polls > 10, "it waits more often than that: {polls}");
 }
 
-/// Poll it so often, then drop it.
+/// Polls the future that many times, and then drops it.
 async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
     let (mut future, mut left) = (Box::pin(future), polls);
     std::future::poll_fn(|context| match future.as_mut().poll(context) {
@@ -268,13 +273,16 @@ async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
 }
 
 #[test]
-fn another_mode_or_user_is_not_in_order_until_it_is_built() {
+fn a_network_of_another_mode_or_user_is_partial_until_it_is_built() {
     let Some(arena) = Arena::new() else { return };
-    let open = arena.network(Mode::Open);
+    let open = arena.network(NetworkMode::Open);
     arena.on_host(open.build(slot(4), Generation(1))).unwrap();
-    for mode in
-        [filtered(&["allowed.test"], &[80]), filtered(&["allowed.test"], &[81]), Mode::Off, Mode::Open]
-    {
+    for mode in [
+        filtered(&["allowed.test"], &[80]),
+        filtered(&["allowed.test"], &[81]),
+        NetworkMode::Off.into(),
+        NetworkMode::Open.into(),
+    ] {
         let network = arena.network(mode);
         assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Partial);
         arena.on_host(network.build(slot(4), Generation(2))).unwrap();
@@ -294,9 +302,9 @@ fn another_mode_or_user_is_not_in_order_until_it_is_built() {
 }
 
 #[test]
-fn a_device_that_is_not_ours_is_refused_and_untouched() {
+fn a_device_without_the_mark_is_refused_and_untouched() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     let foreign = [
         "ip tuntap add dev vm6 mode tap",
         "ip link add vm6 type bridge",
@@ -315,7 +323,7 @@ fn a_device_that_is_not_ours_is_refused_and_untouched() {
 }
 
 #[test]
-fn docker_is_told_to_let_the_tap_through() {
+fn rules_in_dockers_chain_let_the_tap_through() {
     let Some(arena) = Arena::new() else { return };
     arena.host_run("nft add table ip filter");
     arena.host_run("nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'");
@@ -325,7 +333,7 @@ fn docker_is_told_to_let_the_tap_through() {
     arena.host_run("ip link add docker0 type bridge");
     arena.host_run("ip addr add 172.17.0.1/16 dev docker0");
     let before = arena.state();
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(2), Generation(1))).unwrap();
     assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(2));
@@ -342,7 +350,7 @@ fn docker_is_told_to_let_the_tap_through() {
     assert!(guest.reaches(PEER, 80));
     drop(guest);
 
-    // Left-overs of ours in Docker's chain alone are found and removed too.
+    // Rules in Docker's chain are found and removed, even if nothing else is left.
     arena.host_run(&format!("nft delete table inet nixbox_vm2_{}", arena.workspace));
     assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Partial);
     arena.on_host(network.remove(slot(2))).unwrap();
@@ -350,7 +358,7 @@ fn docker_is_told_to_let_the_tap_through() {
 }
 
 #[test]
-fn a_user_with_three_capabilities_can_do_all_of_it() {
+fn a_user_with_three_capabilities_can_build_and_remove() {
     let Some(arena) = Arena::new() else { return };
     let before = arena.state();
     std::os::unix::fs::chown(arena.runtime(), Some(4711), Some(4711)).unwrap();
@@ -374,7 +382,7 @@ fn a_user_with_three_capabilities_can_do_all_of_it() {
 fn a_runtime_directory_that_others_write_to_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let Some(arena) = Arena::new() else { return };
-    let (network, before) = (arena.network(Mode::Open), arena.state());
+    let (network, before) = (arena.network(NetworkMode::Open), arena.state());
     for mode in [0o775, 0o757] {
         std::fs::set_permissions(arena.runtime(), std::fs::Permissions::from_mode(mode)).unwrap();
         let error = arena.on_host(network.build(slot(1), Generation(1))).unwrap_err();
@@ -384,14 +392,14 @@ fn a_runtime_directory_that_others_write_to_is_refused() {
 }
 
 #[test]
-fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
+fn links_in_the_runtime_directory_are_not_followed() {
     let Some(arena) = Arena::new() else { return };
     let victim = arena.runtime().with_extension("victim");
     std::fs::write(&victim, "precious").unwrap();
     for name in dhcp::FILES.iter().chain([&LISTING]) {
         std::os::unix::fs::symlink(&victim, arena.runtime().join(name)).unwrap();
     }
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(1), Generation(1))).unwrap();
     arena.on_host(network.remove(slot(1))).unwrap();
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
@@ -399,9 +407,9 @@ fn a_link_where_a_file_of_ours_should_be_is_not_followed() {
 }
 
 #[test]
-fn what_a_failing_program_says_is_in_the_error() {
+fn the_stderr_of_a_failing_program_is_in_the_error() {
     let Some(arena) = Arena::new() else { return };
-    let failed = arena.on_host(firewall::ask("list nonsense")).unwrap_err();
+    let failed = arena.on_host(nft::ask("list nonsense")).unwrap_err();
     assert!(chain(&failed).contains("syntax error"), "{}", chain(&failed));
 }
 
@@ -414,12 +422,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// The slots' addresses are what the configuration promises to people.
-#[test]
-fn every_slot_has_its_own_addresses() {
-    let all: Vec<_> = (0..64).map(tap::addresses).collect();
-    assert_eq!(all[0], (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2), "vm0".to_owned()));
-    assert_eq!(all[63], (Ipv4Addr::new(172, 16, 252, 1), Ipv4Addr::new(172, 16, 252, 2), "vm63".to_owned()));
 }

@@ -4,11 +4,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::thread::CapabilitySet;
+use tokio::time::timeout;
 
 use super::*;
-use crate::host::spawn::Privileges;
+use crate::host::spawn::{Invoker, Privileges};
+use crate::testing::{Need, USER, have};
 
 const GENERATION: Generation = Generation(3);
 const GRACE: Duration = Duration::from_secs(20);
@@ -19,13 +21,13 @@ struct Fixture {
     directory: tempfile::TempDir,
 }
 
-/// A workspace of its own for every test: marks are looked for on the whole host.
+/// Every test has a workspace of its own, because marks are looked for on the whole host.
 fn fixture() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let mut id = [0; 16];
-    File::open("/dev/urandom").unwrap().read_exact(&mut id).unwrap();
+    getrandom::fill(&mut id).unwrap();
     let daemons = Daemons::new(directory.path().to_owned(), WorkspaceId(id));
-    Fixture { daemons, role: DaemonRole::try_from("sleeper".to_owned()).unwrap(), directory }
+    Fixture { daemons, role: DaemonRole::share(7), directory }
 }
 
 fn sleeper() -> Program {
@@ -39,13 +41,13 @@ fn shell(script: &str) -> Program {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let mark = self.daemons.mark(&self.role, GENERATION);
-        for daemon in Daemon::all_marked(&mark).unwrap() {
+        for daemon in search(&mark).find().unwrap() {
             daemon.signal(Signal::KILL).unwrap();
         }
     }
 }
 
-/// Somebody else's process.
+/// A process that nixbox did not start.
 struct Bystander(std::process::Child);
 
 impl Bystander {
@@ -90,7 +92,7 @@ impl Fixture {
         write_atomically(&self.record(), &record).unwrap();
     }
 
-    /// Waits for the script to say so: a trap is set only when the shell has got that far.
+    /// Waits until the script has written this, because a trap is set only when the shell has got that far.
     async fn logged(&self, wanted: &str) {
         let log = self.daemons.log(&self.role, GENERATION);
         let seen = async {
@@ -123,7 +125,26 @@ async fn a_daemon_is_started_found_and_stopped() {
 }
 
 #[tokio::test]
-async fn a_record_with_another_start_time_names_nobody() {
+async fn only_processes_of_the_wanted_owners_are_found_and_ended() {
+    if !have(&[Need::Root]) {
+        return;
+    }
+    let fixture = fixture();
+    let user = Privileges::Invoker(Invoker::user(USER, USER).unwrap());
+    let program = Program::new("/bin/sleep", user).argument("1000");
+    let daemon = fixture.daemons.spawn(&fixture.role, GENERATION, &program).unwrap();
+    // Without a generation, as the network looks for its processes.
+    let mark = ProcessMark { generation: None, ..fixture.daemons.mark(&fixture.role, GENERATION) };
+    let found = |owners| ProcessSearch { mark: &mark, owners }.find().unwrap().len();
+    assert_eq!([found(None), found(Some(&[USER])), found(Some(&[0]))], [1, 1, 0]);
+    ProcessSearch { mark: &mark, owners: Some(&[0]) }.end(GRACE).await.unwrap();
+    assert!(daemon.alive().unwrap());
+    ProcessSearch { mark: &mark, owners: Some(&[0, USER]) }.end(GRACE).await.unwrap();
+    assert!(!daemon.alive().unwrap());
+}
+
+#[tokio::test]
+async fn a_record_with_another_start_time_matches_no_process() {
     let fixture = fixture();
     let mut bystander = Bystander::start();
     let daemon = fixture.sleep();
@@ -156,7 +177,7 @@ async fn a_daemon_without_a_usable_record_is_found_by_its_mark() {
     }
     fixture.rewrite_whole(&whole, |record| record.identity.boot ^= 1);
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
-    fixture.rewrite_whole(&whole, |record| record.mark.generation = Generation(99));
+    fixture.rewrite_whole(&whole, |record| record.mark.generation = Some(Generation(99)));
     assert_eq!(fixture.find().unwrap().identity(), daemon.identity());
     fs::remove_file(fixture.record()).unwrap();
     fixture.stop(GRACE).await;
@@ -170,8 +191,8 @@ impl Fixture {
     }
 }
 
-/// Another process starts a daemon and is killed before it can write the record; both as nixbox would do it, but for
-/// the test binary taking the place of nixbox.
+/// Another process starts a daemon as nixbox does, and is killed before it writes the record. The test binary takes the
+/// place of nixbox.
 #[tokio::test]
 async fn a_daemon_outlives_a_nixbox_killed_between_spawn_and_record() {
     let fixture = fixture();
@@ -215,7 +236,7 @@ fn spawn_without_record() {
     };
     // What `spawn` does, up to where it would write the record.
     let mut command = sleeper().command();
-    for key in ["NIXBOX_WORKSPACE", "NIXBOX_GENERATION", "NIXBOX_ROLE"] {
+    for key in [mark::WORKSPACE, mark::GENERATION, mark::ROLE] {
         command.env(key, std::env::var_os(key).unwrap());
     }
     let log = File::create(Path::new(&runtime).join("log")).unwrap();
@@ -261,7 +282,7 @@ async fn children_of_a_daemon_end_with_it() {
     let family = timeout(GRACE, async {
         loop {
             // A mark cannot be seen while a process execs.
-            match Daemon::all_marked(&mark).unwrap() {
+            match search(&mark).find().unwrap() {
                 family if family.len() == 3 => return family,
                 _ => tokio::time::sleep(Duration::from_millis(2)).await,
             }
@@ -275,17 +296,17 @@ async fn children_of_a_daemon_end_with_it() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_recorded_does_not_run() {
+async fn a_daemon_that_cannot_be_recorded_does_not_run() {
     let fixture = fixture();
     fs::create_dir_all(fixture.record().join("occupied")).unwrap();
     let spawned = fixture.daemons.spawn(&fixture.role, GENERATION, &sleeper());
     assert!(matches!(spawned, Err(ProcessError::File { .. })), "{spawned:?}");
     let mark = fixture.daemons.mark(&fixture.role, GENERATION);
-    assert!(Daemon::all_marked(&mark).unwrap().is_empty());
+    assert!(search(&mark).find().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_missing_program_is_an_error_that_names_it() {
+async fn the_error_for_a_missing_program_names_it() {
     let fixture = fixture();
     let program = Program::new("/nowhere/vmm", Privileges::Own(CapabilitySet::empty()));
     let error = fixture.daemons.spawn(&fixture.role, GENERATION, &program).unwrap_err();
@@ -301,7 +322,7 @@ async fn logs_of_the_last_generations_are_kept() {
         fixture.daemons.spawn(&fixture.role, generation, &sleeper()).unwrap();
         fixture.daemons.stop(&fixture.role, generation, GRACE).await.unwrap();
     }
-    let other = fixture.directory.path().join("sleeper-x.log");
+    let other = fixture.directory.path().join("share-7-x.log");
     fs::write(&other, "").unwrap();
     let kept = |generation| fixture.daemons.log(&fixture.role, Generation(generation)).exists();
     assert_eq!((1..=7).map(kept).collect::<Vec<_>>(), [false, false, true, true, true, true, true]);
@@ -310,7 +331,7 @@ async fn logs_of_the_last_generations_are_kept() {
 
 /// What is left of a nixbox that was killed between making a record and giving it its name.
 #[tokio::test]
-async fn a_record_that_was_half_written_goes_with_its_daemon() {
+async fn a_record_that_was_half_written_is_removed_with_its_daemon() {
     let fixture = fixture();
     let half = unnamed(&fixture.record());
     // With a daemon and its record beside it, and alone.

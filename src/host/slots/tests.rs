@@ -1,5 +1,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 fn slot(number: u8) -> Slot {
@@ -10,7 +12,7 @@ struct Host(tempfile::TempDir);
 
 impl Host {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self(crate::testing::open_directory())
     }
 
     fn directory(&self) -> PathBuf {
@@ -23,7 +25,7 @@ impl Host {
 }
 
 #[tokio::test]
-async fn a_slot_is_claimed_kept_and_given_back() {
+async fn a_slot_is_claimed_kept_and_released() {
     let host = Host::new();
     let ours = host.workspace(1);
     assert_eq!(ours.held().await.unwrap(), None);
@@ -43,7 +45,7 @@ async fn a_slot_is_claimed_kept_and_given_back() {
 }
 
 #[tokio::test]
-async fn another_workspaces_slot_is_neither_taken_nor_given_back() {
+async fn the_slot_of_another_workspace_is_neither_claimed_nor_released() {
     let host = Host::new();
     host.workspace(1).claim(&[slot(0)]).await.unwrap();
     let other = host.workspace(2);
@@ -64,7 +66,7 @@ async fn a_workspace_has_one_slot_at_a_time() {
 }
 
 #[tokio::test]
-async fn all_taken_says_by_whom() {
+async fn an_error_says_who_holds_the_slots() {
     let host = Host::new();
     for id in 0..64 {
         host.workspace(id).claim(&Slot::all().collect::<Vec<_>>()).await.unwrap();
@@ -75,7 +77,7 @@ async fn all_taken_says_by_whom() {
 }
 
 #[tokio::test]
-async fn what_is_no_claim_holds_its_slot_and_is_left_alone() {
+async fn a_file_that_is_not_a_claim_holds_its_slot_and_is_left_alone() {
     let host = Host::new();
     let ours = host.workspace(1);
     ours.claim(&[slot(63)]).await.unwrap();
@@ -106,7 +108,7 @@ async fn what_is_no_claim_holds_its_slot_and_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_claim_in_our_name_by_another_user_is_not_ours() {
+async fn a_claim_by_another_user_does_not_count_for_the_workspace() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: giving a file away needs root");
         return;
@@ -128,23 +130,22 @@ fn users_claim_beside_root_and_cannot_take_from_each_other() {
         return;
     }
     let host = Host::new();
-    std::fs::set_permissions(host.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let (roots, users) = (host.workspace(1), host.workspace(2));
-    assert_eq!(roots.claim_now(&[slot(0)]).unwrap(), slot(0));
+    assert_eq!(roots.claim(&[slot(0)]).now_or_never().unwrap().unwrap(), slot(0));
     // These calls are this thread's alone.
     let as_user = std::thread::spawn(move || {
         rustix::thread::set_thread_res_gid(Gid::from_raw(4711), Gid::from_raw(4711), Gid::from_raw(4711))
             .unwrap();
         rustix::thread::set_thread_res_uid(Uid::from_raw(4711), Uid::from_raw(4711), Uid::from_raw(4711))
             .unwrap();
-        assert_eq!(users.claim_now(&[slot(0), slot(1)]).unwrap(), slot(1));
-        assert_eq!(users.held_now().unwrap(), Some(slot(1)));
+        assert_eq!(users.claim(&[slot(0), slot(1)]).now_or_never().unwrap().unwrap(), slot(1));
+        assert_eq!(users.held().now_or_never().unwrap().unwrap(), Some(slot(1)));
         let taken = std::fs::remove_file(users.path(slot(0))).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::PermissionDenied, "the sticky bit");
     });
     as_user.join().unwrap();
-    assert_eq!(roots.held_now().unwrap(), Some(slot(0)));
-    assert!(roots.release_now(slot(1)).is_err());
+    assert_eq!(roots.held().now_or_never().unwrap().unwrap(), Some(slot(0)));
+    assert!(roots.release(slot(1)).now_or_never().unwrap().is_err());
 }
 
 #[tokio::test]
@@ -159,15 +160,15 @@ async fn an_unsafe_directory_is_refused() {
 }
 
 #[test]
-fn of_many_that_race_for_slots_each_gets_its_own() {
+fn each_of_many_that_race_for_slots_gets_its_own() {
     let host = Host::new();
     let (all, start) = (Slot::all().collect::<Vec<_>>(), std::sync::Barrier::new(16));
     let mut got = std::thread::scope(|scope| {
         let claim = |id| {
-            let (ours, all, start) = (host.workspace(id), &all, &start);
+            let (slots, all, start) = (host.workspace(id), &all, &start);
             scope.spawn(move || {
                 start.wait();
-                ours.claim_now(all).unwrap()
+                slots.claim(all).now_or_never().unwrap().unwrap()
             })
         };
         (0..16)

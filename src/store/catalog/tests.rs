@@ -2,13 +2,13 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::files::FileError;
-use crate::files::copy::Silent;
+use crate::files::copy::NoProgress;
 use crate::world::{BootId, Failure, Generation, Origin, Slot, SnapshotName, VmmVersion};
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().to_owned();
-    (directory, Snapshots { root, progress: Arc::new(Silent) })
+    (directory, Snapshots { root, progress: Arc::new(NoProgress) })
 }
 
 fn id(number: u64) -> SnapshotId {
@@ -18,6 +18,14 @@ fn id(number: u64) -> SnapshotId {
 fn origin() -> Origin {
     let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
     Origin { vmm, cpu: ["sse2".to_owned()].into(), shape: [("vm.vcpus".to_owned(), "2".to_owned())].into() }
+}
+
+/// Why the store refuses.
+fn refusal<T: std::fmt::Debug>(result: world::Result<T>) -> StoreError {
+    match result.unwrap_err() {
+        Failure::World(error) => *error.downcast().unwrap(),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The manifests in the list, all of them whole.
@@ -61,7 +69,7 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
     assert_eq!(listed(&snapshots).await, [first, second.clone()]);
     assert_eq!(snapshots.manifest(id(12)).unwrap(), second);
     snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
-    assert!(matches!(snapshots.begin(id(12)), Err(StoreError::Exists(_))));
+    assert!(matches!(refusal(snapshots.stage(id(12)).await), StoreError::Exists(_)));
 
     for _ in 0..2 {
         snapshots.trash(id(12)).await.unwrap();
@@ -81,50 +89,50 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
 }
 
 #[tokio::test]
-async fn a_commit_is_finished_wherever_it_was_cut_off() {
+async fn a_commit_is_finished_wherever_it_was_interrupted() {
     let (_directory, snapshots) = snapshots();
     let manifest = staged(&snapshots, 12, Some("warm")).await;
     let staging = snapshots.root.join(".staging-12");
-    // Cut off while the manifest was written, and after it was.
+    // Interrupted while the manifest was written, and after that.
     std::fs::write(staging.join(".manifest.json.unfinished"), "half").unwrap();
     snapshots.commit(manifest.clone()).await.unwrap();
     std::fs::rename(snapshots.root.join("12"), &staging).unwrap();
-    assert_eq!(snapshots.hash_staged(id(12), &Interrupt::new()).await.unwrap(), manifest.files);
+    assert_eq!(snapshots.digest(id(12), &Interrupt::new()).await.unwrap(), manifest.files);
     snapshots.commit(manifest.clone()).await.unwrap();
     // Right after the rename.
     snapshots.commit(manifest.clone()).await.unwrap();
     snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
     let other = Manifest { created_ms: 6, ..manifest };
-    assert!(matches!(snapshots.bring_in(other).await, Err(StoreError::Exists(_))));
+    assert!(matches!(refusal(snapshots.commit(other).await), StoreError::Exists(_)));
     let nothing = Manifest { id: id(99), name: None, ..snapshots.manifest(id(12)).unwrap() };
-    assert!(matches!(snapshots.bring_in(nothing).await, Err(StoreError::NotStaged(_))));
+    assert!(matches!(refusal(snapshots.commit(nothing).await), StoreError::NotStaged(_)));
 }
 
 #[tokio::test]
-async fn a_commit_of_what_is_not_there_is_refused() {
+async fn a_commit_that_does_not_fit_the_staged_files_is_refused() {
     let (_directory, snapshots) = snapshots();
     let manifest = staged(&snapshots, 12, None).await;
     let staging = snapshots.root.join(".staging-12");
-    let refused = || snapshots.bring_in(manifest.clone());
+    let refused = || async { refusal(snapshots.commit(manifest.clone()).await) };
     std::fs::write(staging.join("extra"), "").unwrap();
-    assert!(matches!(refused().await, Err(StoreError::Extra { .. })));
+    assert!(matches!(refused().await, StoreError::Extra { .. }));
     std::fs::remove_file(staging.join("extra")).unwrap();
     std::fs::write(staging.join("config.json"), "{} ").unwrap();
-    assert!(matches!(refused().await, Err(StoreError::Size { found: 3, expected: 2, .. })));
+    assert!(matches!(refused().await, StoreError::Size { found: 3, expected: 2, .. }));
     std::fs::remove_file(staging.join("config.json")).unwrap();
-    assert!(matches!(refused().await, Err(StoreError::Missing { .. })));
+    assert!(matches!(refused().await, StoreError::Missing { .. }));
     symlink("state.json", staging.join("config.json")).unwrap();
-    assert!(matches!(refused().await, Err(StoreError::File(FileError::Symlink { .. }))));
+    assert!(matches!(refused().await, StoreError::File(FileError::Symlink { .. })));
     assert_eq!(snapshots.find(id(12)).await.unwrap(), SnapshotState::Staged);
 }
 
 #[tokio::test]
-async fn names_are_used_once() {
+async fn a_name_is_used_for_one_snapshot() {
     let (_directory, snapshots) = snapshots();
     snapshots.commit(staged(&snapshots, 1, Some("warm")).await).await.unwrap();
     let again = staged(&snapshots, 2, Some("warm")).await;
     assert!(
-        matches!(snapshots.bring_in(again.clone()).await, Err(StoreError::NameTaken { id: first, .. }) if first == id(1))
+        matches!(refusal(snapshots.commit(again.clone()).await), StoreError::NameTaken { id: first, .. } if first == id(1))
     );
     snapshots.trash(id(1)).await.unwrap();
     snapshots.commit(again).await.unwrap();
@@ -169,18 +177,18 @@ async fn every_kind_of_damage_is_found() {
         snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
         snapshots.commit(staged(&snapshots, 13, None).await).await.unwrap();
         damage(&snapshots.root.join("12"));
-        // What was touched is read, without being asked for all.
+        // A file that was touched is read, even if not all files are.
         let failure = snapshots.verify(id(12), Depth::Touched, &never).await.unwrap_err();
         assert!(failure.to_string().contains(expected), "{failure}");
         snapshots.verify(id(13), Depth::Touched, &never).await.unwrap();
-        // One that is damaged does not hide the others.
+        // A damaged snapshot does not hide the others.
         let found = snapshots.survey().unwrap();
         assert!(matches!(&found[1].manifest, Some(Ok(manifest)) if manifest.id == id(13)));
     }
 }
 
 #[tokio::test]
-async fn another_snapshots_manifest_is_refused() {
+async fn the_manifest_of_another_snapshot_is_refused() {
     let (_directory, snapshots) = snapshots();
     snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
     std::fs::rename(snapshots.root.join("12"), snapshots.root.join("14")).unwrap();
@@ -193,13 +201,13 @@ async fn another_snapshots_manifest_is_refused() {
 }
 
 #[tokio::test]
-async fn the_survey_has_left_overs_and_nothing_that_is_not_ours() {
+async fn the_survey_finds_left_overs_and_skips_other_entries() {
     let (_directory, snapshots) = snapshots();
     for name in [".staging-3", ".trash-2", "5", "notes", "007", "-1", ".staging-x", "18446744073709551616"] {
         std::fs::create_dir(snapshots.root.join(name)).unwrap();
     }
     let found: Vec<_> =
-        snapshots.survey().unwrap().into_iter().map(|found| (found.id, found.entry)).collect();
+        snapshots.survey().unwrap().into_iter().map(|found| (found.id, found.state)).collect();
     assert_eq!(
         found,
         [(id(2), SnapshotState::Trashed), (id(3), SnapshotState::Staged), (id(5), SnapshotState::Listed)]
@@ -218,7 +226,7 @@ async fn reading_can_be_interrupted() {
 }
 
 #[tokio::test]
-async fn half_a_vmm_state_is_none() {
+async fn half_a_vmm_state_does_not_count() {
     let (_directory, snapshots) = snapshots();
     assert!(!snapshots.holds_vmm_state(id(12)).await.unwrap());
     staged(&snapshots, 12, None).await;
@@ -232,7 +240,7 @@ async fn half_a_vmm_state_is_none() {
 }
 
 #[tokio::test]
-async fn only_what_was_touched_is_read_again() {
+async fn only_files_that_were_touched_are_read_again() {
     let never = Interrupt::new();
     let (_directory, snapshots) = snapshots();
     snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
@@ -250,12 +258,12 @@ async fn only_what_was_touched_is_read_again() {
     VerifiedFiles::now(&folder, &manifest.files).unwrap().write(&snapshots.root().unwrap(), id(12)).unwrap();
     snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
     assert!(snapshots.verify(id(12), Depth::All, &never).await.is_err());
-    // Put right, and read: how it looks is kept again.
+    // The file is repaired and read, and how it looks is kept again.
     bytes[5_000_000] ^= 1;
     std::fs::write(&image, &bytes).unwrap();
     snapshots.verify(id(12), Depth::Touched, &never).await.unwrap();
     assert_ne!(std::fs::read_to_string(&seen).unwrap(), before);
-    // Nothing of it is needed, and what a killed write of it leaves goes with it.
+    // The record is not needed, and what a killed write of it leaves is removed with it.
     std::fs::write(&seen, "{").unwrap();
     let unfinished = snapshots.root.join("..seen-12.json.unfinished");
     std::fs::write(&unfinished, "{").unwrap();

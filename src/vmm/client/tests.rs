@@ -1,4 +1,4 @@
-//! Against a real Cloud Hypervisor, which needs no KVM for these calls, and against servers that misbehave.
+//! Tests with a real Cloud Hypervisor, which needs no KVM for these calls, and with servers that misbehave.
 
 use std::io;
 
@@ -9,29 +9,28 @@ use super::*;
 use crate::host::process::{Daemon, DaemonRole, Daemons};
 use crate::host::spawn::{self, Invoker, Privileges, Program};
 use crate::testing::{Need, have};
-use crate::vmm::capability;
-use crate::vmm::config::Description;
+use crate::vmm::config::MachineDescription;
 use crate::vmm::config::tests::description;
-use crate::world::{Generation, WorkspaceId};
+use crate::world::{Generation, WorkspaceId, capability};
 
 fn path(directory: &tempfile::TempDir) -> SocketPath {
     SocketPath::new(directory.path().join("api.sock")).unwrap()
 }
 
-/// A real VMM, which ends with the test.
-struct Real {
+/// A real VMM, which is killed when the test ends.
+struct RealVmm {
     client: ApiClient,
     daemon: Daemon,
     directory: tempfile::TempDir,
 }
 
-impl Drop for Real {
+impl Drop for RealVmm {
     fn drop(&mut self) {
         self.daemon.signal(rustix::process::Signal::KILL).unwrap();
     }
 }
 
-async fn real() -> Real {
+async fn real() -> RealVmm {
     let directory = tempfile::tempdir().unwrap();
     let socket = path(&directory);
     let vmm = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
@@ -48,7 +47,7 @@ async fn real() -> Real {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap();
-    Real { client, daemon, directory }
+    RealVmm { client, daemon, directory }
 }
 
 fn rand() -> u32 {
@@ -65,7 +64,7 @@ fn chain(error: ApiError) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_real_vmm_is_asked_and_told() {
+async fn a_real_vmm_answers_every_call_of_a_vm_that_cannot_boot() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
     }
@@ -74,16 +73,16 @@ async fn a_real_vmm_is_asked_and_told() {
     let ping = client.ping().await.unwrap();
     assert_eq!(ping.pid, real.daemon.pid());
     let capability = capability::of(&ping.build_version).unwrap();
-    assert!(client.info().await.unwrap_err().is_no_vm());
-    // The serial log is opened by vm.create; of all else the VMM looks at nothing yet.
+    assert!(client.info().await.unwrap_err().is_missing_vm());
+    // vm.create opens the serial log, and nothing else of what the configuration names.
     let serial = real.directory.path().join("serial.log").to_str().unwrap().to_owned();
-    let machine = Description { disks: vec!["/nowhere/disk".into()], serial, ..description() };
+    let machine = MachineDescription { disks: vec!["/nowhere/disk".into()], serial, ..description() };
     let config = VmConfig::new(&machine, capability);
     client.create(&config).await.unwrap();
     let info = client.info().await.unwrap();
     assert_eq!(info.state, ApiVmState::Created);
     assert_eq!(info.config.fs.unwrap()[0].id.as_deref(), Some("share-work"));
-    // The whole chain of what it says, down to the operating system's own words.
+    // The message contains the whole error chain, down to the text of the operating system.
     let message = client.boot().await.unwrap_err().to_string();
     assert!(
         message.starts_with("vm.boot was refused with 500: Error from API: The VM could not boot: "),
@@ -93,14 +92,14 @@ async fn a_real_vmm_is_asked_and_told() {
     let again = chain(client.create(&config).await.unwrap_err());
     assert_eq!(again, ["Error from API", "The VM could not be created", "VM is already created"]);
     client.delete().await.unwrap();
-    assert!(client.info().await.unwrap_err().is_no_vm());
+    assert!(client.info().await.unwrap_err().is_missing_vm());
     client.shutdown_vmm().await.unwrap();
     tokio::time::timeout(Duration::from_secs(20), real.daemon.exited()).await.unwrap().unwrap();
     assert!(matches!(client.ping().await, Err(ApiError::Connection { call: "vmm.ping", .. })));
 }
 
 #[tokio::test]
-async fn a_real_vmm_without_a_vm_refuses_all_else() {
+async fn a_real_vmm_without_a_vm_refuses_calls_that_need_one() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
     }
@@ -125,11 +124,11 @@ async fn a_real_vmm_without_a_vm_refuses_all_else() {
     let chain = chain(client.restore("/nowhere").await.unwrap_err());
     assert_eq!(chain[1], "The VM could not be restored");
     assert!(chain.last().unwrap().contains("/nowhere"), "{chain:?}");
-    // It is as well as before.
+    // The VMM still answers.
     client.ping().await.unwrap();
 }
 
-/// Answers every connection by `behave`, after having read the head of a request.
+/// A server that reads the head of a request on each connection and then does what `behave` says.
 fn server<F: Future<Output = io::Result<()>> + Send>(
     behave: impl Fn(UnixStream) -> F + Send + 'static,
 ) -> (ApiClient, tempfile::TempDir) {
@@ -144,7 +143,7 @@ fn server<F: Future<Output = io::Result<()>> + Send>(
                 head.push(stream.read_u8().await?);
             }
             match behave(stream).await {
-                // Its client has hung up, as it should on such a server.
+                // The client closed the connection, as it should with such a server.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 other => other?,
             }
@@ -162,7 +161,7 @@ fn text(
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_never_answers_is_given_up() {
+async fn a_call_without_an_answer_times_out() {
     let (client, _directory) = server(|stream| async move {
         let _kept_open = stream;
         std::future::pending().await
@@ -171,7 +170,7 @@ async fn one_that_never_answers_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_stops_in_its_body_is_given_up() {
+async fn a_call_whose_answer_stops_halfway_times_out() {
     let (client, _directory) = server(|mut stream| async move {
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build").await?;
         std::future::pending().await
@@ -180,7 +179,7 @@ async fn one_that_stops_in_its_body_is_given_up() {
 }
 
 #[tokio::test]
-async fn one_that_never_stops_answering_is_cut_off() {
+async fn an_endless_answer_is_cut_off() {
     let (client, _directory) = server(|mut stream| async move {
         stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
         loop {
@@ -195,7 +194,7 @@ async fn one_that_never_stops_answering_is_cut_off() {
 }
 
 #[tokio::test]
-async fn one_that_closes_is_an_error_with_its_cause() {
+async fn a_connection_that_is_closed_is_an_error_with_its_cause() {
     for answer in
         ["", "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"build", "HTTP/1.1 20", "220 mail ESMTP\r\n"]
     {
@@ -207,7 +206,7 @@ async fn one_that_closes_is_an_error_with_its_cause() {
 }
 
 #[tokio::test]
-async fn one_that_answers_nonsense_is_not_believed() {
+async fn an_answer_of_another_form_is_an_error() {
     for body in ["", "{", "[]", "{\"pid\":1}", "{\"build_version\":\"v53.0\",\"pid\":-1}", "\u{0}"] {
         let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let (client, _directory) = server(text(answer.leak()));
@@ -217,7 +216,7 @@ async fn one_that_answers_nonsense_is_not_believed() {
 }
 
 #[tokio::test]
-async fn any_error_body_becomes_a_readable_message() {
+async fn every_error_body_becomes_a_readable_message() {
     let rows = [
         ("[\"a\",\"b\"]", "vm.boot was refused with 500: a: b"),
         ("plain\ttext\u{1b}[31m", "vm.boot was refused with 500: plain text [31m"),
@@ -232,7 +231,7 @@ async fn any_error_body_becomes_a_readable_message() {
 }
 
 #[tokio::test]
-async fn a_vmm_started_anew_on_the_same_path_is_spoken_to() {
+async fn a_client_reaches_the_next_vmm_on_the_same_path() {
     const PONG: &str =
         "HTTP/1.1 200 OK\r\nContent-Length: 35\r\n\r\n{\"build_version\":\"v53.0\",\"pid\": 17}\n";
     let directory = tempfile::tempdir().unwrap();
@@ -259,12 +258,12 @@ async fn a_vmm_started_anew_on_the_same_path_is_spoken_to() {
 }
 
 #[test]
-fn a_vmm_that_is_ending_is_known_by_its_words() {
+fn the_answer_of_a_vmm_that_is_ending_is_recognised() {
     let refused = |body: &[u8]| ApiError::Refused { call: "vm.info", status: 500, chain: error_chain(body) };
-    // Seen on v53.0, after its reboot of a guest had failed.
+    // Seen on v53.0, after the reboot of a guest had failed.
     let ending = br#"["Error from API","API request send error","sending on a closed channel"]"#;
-    assert!(refused(ending).is_of_the_dying());
-    assert!(!refused(br#"["Error from API","VM is not created"]"#).is_of_the_dying());
+    assert!(refused(ending).is_vmm_ending());
+    assert!(!refused(br#"["Error from API","VM is not created"]"#).is_vmm_ending());
     let timed_out = ApiError::TimedOut { call: "vm.info", limit: SHORT };
-    assert!(!timed_out.is_of_the_dying());
+    assert!(!timed_out.is_vmm_ending());
 }

@@ -1,4 +1,5 @@
-//! Against a real Cloud Hypervisor, as far as it goes without KVM. With KVM and a guest: `tests/seam.rs`.
+//! Tests with a real Cloud Hypervisor, as far as they need no KVM. Those with KVM and a guest are in
+//! `tests/nested/scenarios/seam.rs`.
 
 use std::os::unix::net::UnixListener;
 
@@ -9,34 +10,15 @@ use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(1);
 
-struct Nowhere;
-
-impl Places for Nowhere {
-    fn disks(&self, _: Generation) -> crate::world::Result<Vec<PathBuf>> {
-        Ok(vec!["/nowhere/disk".into()])
-    }
-
-    fn memory(&self, _: Generation) -> crate::world::Result<Option<PathBuf>> {
-        Ok(None)
-    }
-
-    fn staged_state(&self, _: SnapshotId) -> PathBuf {
-        "/nowhere/state".into()
-    }
-
-    fn stored_state(&self, _: SnapshotId) -> PathBuf {
-        "/nowhere/state".into()
-    }
-}
-
-struct Fixture {
+/// The VMMs of a workspace in a directory of its own. A VMM that lives is killed when the test ends.
+struct TestVmms {
     vmm: CloudHypervisor,
     directory: tempfile::TempDir,
 }
 
-impl Drop for Fixture {
+impl Drop for TestVmms {
     fn drop(&mut self) {
-        if let Some(live) = self.vmm.live(GENERATION).unwrap() {
+        if let Some(live) = self.vmm.find_live(GENERATION).unwrap() {
             live.daemon.signal(Signal::KILL).unwrap();
         }
     }
@@ -55,14 +37,16 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
         initramfs: None,
         cmdline: String::new(),
         network: false,
-        shares: vec!["work".into()],
-        places: Arc::new(Nowhere),
+        shares: vec!["work".parse().unwrap()],
+        disks: Arc::new(|_| Ok(vec!["/nowhere/disk".into()])),
+        memory_file: Arc::new(|_| Ok(None)),
+        snapshot: Arc::new(|_| Ok("/nowhere/state".into())),
     })
 }
 
-fn fixture() -> Fixture {
+fn fixture() -> TestVmms {
     let directory = tempfile::tempdir().unwrap();
-    Fixture { vmm: at(directory.path().to_owned()), directory }
+    TestVmms { vmm: at(directory.path().to_owned()), directory }
 }
 
 fn machine() -> Machine {
@@ -76,7 +60,7 @@ fn machine() -> Machine {
 }
 
 #[tokio::test]
-async fn a_vmm_comes_stays_and_goes_without_a_trace() {
+async fn start_and_stop_are_idempotent_and_leave_only_the_log() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
     }
@@ -85,9 +69,9 @@ async fn a_vmm_comes_stays_and_goes_without_a_trace() {
     vmm.ability(None).await.unwrap();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Never);
     vmm.start(GENERATION).await.unwrap();
-    let pid = vmm.live(GENERATION).unwrap().unwrap().daemon.pid();
+    let pid = vmm.find_live(GENERATION).unwrap().unwrap().daemon.pid();
     vmm.start(GENERATION).await.unwrap();
-    assert_eq!(vmm.live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
+    assert_eq!(vmm.find_live(GENERATION).unwrap().unwrap().daemon.pid(), pid);
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
     assert_eq!(vmm.shares_attached(GENERATION).await.unwrap(), Presence::Absent);
     vmm.stop(GENERATION).await.unwrap();
@@ -101,14 +85,14 @@ async fn a_vmm_comes_stays_and_goes_without_a_trace() {
 }
 
 #[tokio::test]
-async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
+async fn a_killed_vmm_is_lost_and_its_stale_sockets_are_replaced() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
     }
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.start(GENERATION).await.unwrap();
-    let daemon = vmm.live(GENERATION).unwrap().unwrap().daemon;
+    let daemon = vmm.find_live(GENERATION).unwrap().unwrap().daemon;
     daemon.signal(Signal::KILL).unwrap();
     daemon.exited().await.unwrap();
     let socket = vmm.socket(GENERATION).unwrap();
@@ -136,22 +120,22 @@ async fn a_killed_vmm_is_lost_and_its_sockets_are_in_nobodys_way() {
 }
 
 #[tokio::test]
-async fn a_vmm_that_does_not_answer_is_silent_and_can_be_ended() {
+async fn a_vmm_that_does_not_answer_is_silent_and_can_be_stopped() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
     }
     let fixture = fixture();
     let vmm = &fixture.vmm;
     vmm.start(GENERATION).await.unwrap();
-    let live = vmm.live(GENERATION).unwrap().unwrap();
+    let live = vmm.find_live(GENERATION).unwrap().unwrap();
     live.daemon.signal(Signal::STOP).unwrap();
-    // From here on time passes whenever nothing else does.
+    // From here on the clock jumps ahead whenever every future waits.
     tokio::time::pause();
     let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
     assert_eq!(error, "vm.info was not answered within 10s");
     let begun = Instant::now();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Silent);
-    assert!(begun.elapsed() >= PATIENCE);
+    assert!(begun.elapsed() >= SILENCE_LIMIT);
     live.daemon.signal(Signal::CONT).unwrap();
     tokio::time::resume();
     assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Empty);
@@ -161,7 +145,7 @@ async fn a_vmm_that_does_not_answer_is_silent_and_can_be_ended() {
 }
 
 #[tokio::test]
-async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
+async fn a_boot_that_failed_can_be_repeated_and_says_why_it_failed() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
         return;
     }
@@ -182,7 +166,7 @@ async fn a_boot_that_fails_can_be_tried_again_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_socket_of_somebody_else_is_left_alone() {
+async fn a_socket_of_a_foreign_process_is_not_removed() {
     let fixture = fixture();
     let socket = fixture.vmm.socket(GENERATION).unwrap();
     let _other = UnixListener::bind(socket.as_path()).unwrap();
@@ -194,7 +178,7 @@ async fn a_socket_of_somebody_else_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_runtime_directory_that_is_too_deep_is_an_error_before_anything_is_started() {
+async fn a_runtime_directory_with_too_long_a_path_is_an_error_before_anything_is_started() {
     let directory = tempfile::tempdir().unwrap();
     let deep = directory.path().join("d".repeat(100));
     std::fs::create_dir(&deep).unwrap();
@@ -204,7 +188,7 @@ async fn a_runtime_directory_that_is_too_deep_is_an_error_before_anything_is_sta
 }
 
 #[test]
-fn the_last_words_are_those_of_the_newest_and_printable() {
+fn the_last_words_are_the_newest_and_printable() {
     let fixture = fixture();
     let path = |name: &str| fixture.directory.path().join(name);
     assert!(fixture.vmm.last_words().is_empty());
@@ -213,4 +197,14 @@ fn the_last_words_are_those_of_the_newest_and_printable() {
     std::fs::write(path("serial-12.log"), "").unwrap();
     let said = format!("its VMM said last ({}): first | [31mpanic", path("vmm-12.log").display());
     assert_eq!(fixture.vmm.last_words(), [said]);
+}
+
+#[test]
+fn the_version_of_the_installed_program_is_understood() {
+    if !have(&[Need::CloudHypervisor]) {
+        return;
+    }
+    let program = spawn::find_program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR").unwrap();
+    let output = std::process::Command::new(program).arg("--version").output().unwrap();
+    capability::of(capability::of_program(&String::from_utf8(output.stdout).unwrap()).unwrap()).unwrap();
 }

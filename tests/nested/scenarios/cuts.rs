@@ -1,21 +1,21 @@
-//! nixbox, the daemons and the whole host killed while a guest is frozen or comes back, and what the next run makes of it.
+//! nixbox, its daemons or the power of the whole host are killed during a snapshot or a restore, and the next run recovers.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 use crate::outside;
-use crate::room::Room;
+use crate::workspace::Workspace;
 
 const MARK: &str = "od -An -N16 -tx1 /dev/urandom | tr -d ' \\n' > /tmp/nonce; cat /tmp/nonce";
 
-/// Every so many events one is chosen; a campaign takes them all.
+/// An ordinary run kills at every 13th event, a campaign at every event.
 fn stride() -> usize {
     if std::env::var_os("NIXBOX_CAMPAIGN").is_some() { 1 } else { 13 }
 }
 
-fn listed(room: &Room) -> Vec<String> {
-    let entries = fs::read_dir(room.path.join(".nixbox/snapshots")).unwrap();
+fn listed(workspace: &Workspace) -> Vec<String> {
+    let entries = fs::read_dir(workspace.path.join(".nixbox/snapshots")).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| !name.starts_with(".seen-"));
@@ -25,85 +25,85 @@ fn listed(room: &Room) -> Vec<String> {
     names
 }
 
-/// Recovers, killed once on the way.
-fn recover(room: &Room, kill_at: usize) {
-    room.killed_at(kill_at, &["recover"]);
-    room.ok(&["recover"]);
-    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
+/// Kills a recovery at this event, and then recovers.
+fn recover(workspace: &Workspace, kill_at: usize) {
+    workspace.killed_at(kill_at, &["recover"]);
+    workspace.ok(&["recover"]);
+    assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "nothing");
 }
 
 pub(super) fn kills_of_snapshot_restore_and_delete_are_recovered() {
-    let room = Room::new("cuts");
-    room.ok(&["up"]);
-    let nonce = room.guest(MARK);
+    let workspace = Workspace::new("cuts");
+    workspace.ok(&["up"]);
+    let nonce = workspace.guest(MARK);
     let (mut event, mut kills, mut ended) = (1, 0, 0);
-    while room.killed_at(event, &["snapshot"]) {
-        let foreseen = room.ok(&["recover", "--dry-run", "--json"]).json();
+    while workspace.killed_at(event, &["snapshot"]) {
+        let foreseen = workspace.ok(&["recover", "--dry-run", "--json"]).json();
         // Once its end is in the journal there is nothing to recover.
         if foreseen["operation"].is_null() {
-            assert_eq!(listed(&room).len(), 1, "{foreseen}");
+            assert_eq!(listed(&workspace).len(), 1, "{foreseen}");
             ended += 1;
         } else {
             assert_eq!(foreseen["operation"]["operation"], "snapshot", "{foreseen}");
             assert_eq!(ended, 0, "{foreseen}");
         }
-        recover(&room, 1 + event % 7);
-        // Whatever was killed, the VM is not: it runs, with all that it had, or what is done is done.
-        room.assert_up();
-        assert_eq!(room.guest("cat /tmp/nonce"), nonce, "killed at {event}");
-        for snapshot in listed(&room) {
-            room.ok(&["snapshot", "delete", &snapshot]);
+        recover(&workspace, 1 + event % 7);
+        // The VM runs on with everything that it had, wherever nixbox was killed.
+        workspace.assert_up();
+        assert_eq!(workspace.guest("cat /tmp/nonce"), nonce, "killed at {event}");
+        for snapshot in listed(&workspace) {
+            workspace.ok(&["snapshot", "delete", &snapshot]);
         }
         event += stride();
         kills += 1;
     }
     println!("{kills} kills of `snapshot`, the last at event {}", event.saturating_sub(stride()));
     assert!(event > 20, "{event}");
-    room.ok(&["snapshot", "--name", "warm"]);
-    room.ok(&["down"]);
+    workspace.ok(&["snapshot", "--name", "warm"]);
+    workspace.ok(&["down"]);
 
     let (mut event, mut kills) = (4, 0);
-    while room.killed_at(event, &["restore", "warm"]) {
-        recover(&room, 1 + event % 7);
-        if room.state() == "down" {
-            room.assert_down();
+    while workspace.killed_at(event, &["restore", "warm"]) {
+        recover(&workspace, 1 + event % 7);
+        if workspace.state() == "down" {
+            workspace.assert_down();
         } else {
-            room.assert_up();
-            assert_eq!(room.guest("cat /tmp/nonce"), nonce, "killed at {event}");
-            room.ok(&["down"]);
+            workspace.assert_up();
+            assert_eq!(workspace.guest("cat /tmp/nonce"), nonce, "killed at {event}");
+            workspace.ok(&["down"]);
         }
         event += stride();
         kills += 1;
     }
     println!("{kills} kills of `restore`, the last at event {}", event.saturating_sub(stride()));
     assert!(event > 20, "{event}");
-    room.assert_up();
-    room.ok(&["snapshot", "verify", "warm"]);
-    room.ok(&["down"]);
+    workspace.assert_up();
+    workspace.ok(&["snapshot", "verify", "warm"]);
+    workspace.ok(&["down"]);
 
     let (mut event, mut back, mut gone) = (1, 0, 0);
-    while room.killed_at(event, &["snapshot", "delete", "warm"]) {
-        recover(&room, event);
-        listed(&room);
-        if room.run(&["snapshot", "inspect", "warm"]).code == Some(0) {
-            room.ok(&["snapshot", "verify", "warm"]);
+    while workspace.killed_at(event, &["snapshot", "delete", "warm"]) {
+        recover(&workspace, event);
+        listed(&workspace);
+        if workspace.run(&["snapshot", "inspect", "warm"]).code == Some(0) {
+            workspace.ok(&["snapshot", "verify", "warm"]);
             back += 1;
         } else {
-            room.run(&["snapshot", "delete", "warm"]).failed(3, &["there is no snapshot warm"]);
+            workspace.run(&["snapshot", "delete", "warm"]).failed(3, &["there is no snapshot warm"]);
             gone += 1;
-            room.ok(&["up"]);
-            room.ok(&["snapshot", "--name", "warm", "--stop"]);
+            workspace.ok(&["up"]);
+            workspace.ok(&["snapshot", "--name", "warm", "--stop"]);
         }
         event += 1;
     }
     println!("`delete` killed at {event} events: {back} times the snapshot stayed, {gone} times it was gone");
     assert!(back > 0 && gone > 0);
-    room.assert_down();
+    workspace.assert_down();
 }
 
-/// Runs nixbox until it says that a stage is done, and then does something to the host.
-fn in_the_middle(room: &Room, command: &[&str], stage: &str, then: impl FnOnce()) -> Option<i32> {
-    let mut child = room.nixbox(command).stderr(Stdio::piped()).spawn().unwrap();
+/// Runs nixbox until it says that a stage is done, does something to the host then, and returns how nixbox ends.
+fn in_the_middle(workspace: &Workspace, command: &[&str], stage: &str, then: impl FnOnce()) -> Option<i32> {
+    let mut child = workspace.nixbox(command).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let reached = lines.by_ref().map(Result::unwrap).any(|line| line.contains(stage));
     assert!(reached, "{command:?} ended before {stage:?}");
@@ -114,10 +114,10 @@ fn in_the_middle(room: &Room, command: &[&str], stage: &str, then: impl FnOnce()
     child.wait().unwrap().code()
 }
 
-fn kill(room: &Room, role: &str) {
+fn kill(workspace: &Workspace, role: &str) {
     let ours: Vec<_> = outside::processes()
         .into_iter()
-        .filter(|process| process.workspace == room.id() && process.role.starts_with(role))
+        .filter(|process| process.workspace == workspace.id() && process.role.starts_with(role))
         .collect();
     assert!(!ours.is_empty(), "no {role} to kill");
     for process in ours {
@@ -127,85 +127,85 @@ fn kill(room: &Room, role: &str) {
 }
 
 pub(super) fn daemons_killed_under_way_are_recovered() {
-    let room = Room::new("daemons");
-    room.ok(&["up"]);
-    room.ok(&["snapshot", "--name", "warm"]);
+    let workspace = Workspace::new("daemons");
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot", "--name", "warm"]);
     // The VM is gone with its VMM: nothing is left of it, and nothing is listed that is not whole.
-    let code = in_the_middle(&room, &["snapshot"], "snapshot: pause", || kill(&room, "vmm"));
+    let code = in_the_middle(&workspace, &["snapshot"], "snapshot: pause", || kill(&workspace, "vmm"));
     assert_ne!(code, Some(0));
-    room.ok(&["recover"]);
-    room.assert_down();
-    assert_eq!(listed(&room).len(), 1);
+    workspace.ok(&["recover"]);
+    workspace.assert_down();
+    assert_eq!(listed(&workspace).len(), 1);
     for (command, stage, role) in [
         (["restore", "warm"], "restore: rebuild", "share-0"),
         (["restore", "warm"], "restore: claim slot", "vmm"),
         (["restore", "warm"], "restore: resume", "vmm"),
     ] {
-        let code = in_the_middle(&room, &command, stage, || {
-            // At the head of a stage it may not have been started yet: whoever comes later is hit.
+        let code = in_the_middle(&workspace, &command, stage, || {
+            // When the stage before is done, the daemon may not have been started yet.
             let there =
-                || outside::processes().iter().any(|one| one.workspace == room.id() && one.role == role);
+                || outside::processes().iter().any(|one| one.workspace == workspace.id() && one.role == role);
             while !there() {
                 std::thread::yield_now();
             }
-            kill(&room, role);
+            kill(&workspace, role);
         });
         println!("{role} killed at {stage:?}: {code:?}");
-        room.ok(&["recover"]);
-        if room.state() != "down" {
-            room.ok(&["down"]);
+        workspace.ok(&["recover"]);
+        if workspace.state() != "down" {
+            workspace.ok(&["down"]);
         }
-        room.assert_down();
-        assert_eq!(listed(&room).len(), 1);
+        workspace.assert_down();
+        assert_eq!(listed(&workspace).len(), 1);
     }
-    room.ok(&["restore", "warm"]);
-    room.assert_up();
+    workspace.ok(&["restore", "warm"]);
+    workspace.assert_up();
     // Without its DHCP server a guest that runs goes on; the next VM has one again.
-    kill(&room, "dhcp-");
-    room.ok(&["snapshot", "--name", "later", "--stop"]);
-    room.ok(&["restore", "later"]);
-    room.assert_up();
-    room.ok(&["down"]);
-    room.assert_down();
+    kill(&workspace, "dhcp-");
+    workspace.ok(&["snapshot", "--name", "later", "--stop"]);
+    workspace.ok(&["restore", "later"]);
+    workspace.assert_up();
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 }
 
-/// A VM, a snapshot of it, and what tells its guest from another, on the disk.
-fn warm(name: &str) -> Room {
-    let room = Room::new(name);
-    room.ok(&["up"]);
-    fs::write(room.path.join("nonce"), room.guest(MARK)).unwrap();
-    room.ok(&["snapshot", "--name", "warm"]);
+/// A VM with a snapshot, and a file on the disk that tells its guest from others.
+fn warm(name: &str) -> Workspace {
+    let workspace = Workspace::new(name);
+    workspace.ok(&["up"]);
+    fs::write(workspace.path.join("nonce"), workspace.guest(MARK)).unwrap();
+    workspace.ok(&["snapshot", "--name", "warm"]);
     outside::must("sync", &[]);
-    room
+    workspace
 }
 
-/// The host has booted again.
+/// Checks a workspace after the host has booted again.
 fn after_the_cut(name: &str) {
-    let room = Room::existing(name);
-    room.ok(&["recover"]);
-    room.assert_down();
-    assert_eq!(listed(&room).len(), 1, "the committed snapshot, and nothing else");
-    room.ok(&["snapshot", "verify", "warm"]);
-    room.ok(&["up", "--snapshot"]);
-    let nonce = fs::read_to_string(room.path.join("nonce")).unwrap();
-    assert_eq!(room.guest("cat /tmp/nonce"), nonce);
-    room.assert_up();
-    room.ok(&["down"]);
-    room.assert_down();
+    let workspace = Workspace::existing(name);
+    workspace.ok(&["recover"]);
+    workspace.assert_down();
+    assert_eq!(listed(&workspace).len(), 1, "the committed snapshot, and nothing else");
+    workspace.ok(&["snapshot", "verify", "warm"]);
+    workspace.ok(&["up", "--snapshot"]);
+    let nonce = fs::read_to_string(workspace.path.join("nonce")).unwrap();
+    assert_eq!(workspace.guest("cat /tmp/nonce"), nonce);
+    workspace.assert_up();
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 }
 
-/// Ends at a point of an operation, for the power to be cut there.
-#[expect(clippy::zombie_processes, reason = "whoever works on it works on, until there is no power")]
-fn cut(room: &Room, command: &[&str], stage: &str) {
-    let mut child = room.nixbox(command).stderr(Stdio::piped()).spawn().unwrap();
+/// Returns when an operation has done a stage, so that the power is cut there.
+#[expect(clippy::zombie_processes, reason = "nixbox goes on until the power is cut")]
+fn cut(workspace: &Workspace, command: &[&str], stage: &str) {
+    let mut child = workspace.nixbox(command).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(lines.by_ref().map(Result::unwrap).any(|line| line.contains(stage)), "never {stage:?}");
 }
 
 pub(super) mod power_cut_in_a_capture {
     pub(in super::super) fn before() {
-        let room = super::warm("cut-capture");
-        super::cut(&room, &["snapshot"], "snapshot: pause");
+        let workspace = super::warm("cut-capture");
+        super::cut(&workspace, &["snapshot"], "snapshot: pause");
     }
 
     pub(in super::super) fn after() {
@@ -215,9 +215,9 @@ pub(super) mod power_cut_in_a_capture {
 
 pub(super) mod power_cut_in_a_restore {
     pub(in super::super) fn before() {
-        let room = super::warm("cut-restore");
-        room.ok(&["down"]);
-        super::cut(&room, &["restore", "warm"], "restore: load");
+        let workspace = super::warm("cut-restore");
+        workspace.ok(&["down"]);
+        super::cut(&workspace, &["restore", "warm"], "restore: load");
     }
 
     pub(in super::super) fn after() {

@@ -1,4 +1,4 @@
-//! From nothing to a VM and back, alone and beside others, and what happens when parts of it die.
+//! VMs come up and go down, alone and beside others, and parts of them die.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use crate::outside::{self, must, shell};
-use crate::room::{self, Room, Said, WORK};
+use crate::workspace::{self, Said, WORK, Workspace};
 
-/// The commands of the README, but for the one that installs nixbox.
-pub(super) fn the_readme_leads_from_init_to_a_shell() {
+/// Runs the commands of the README, without the one that installs nixbox.
+pub(super) fn the_commands_of_the_readme_lead_to_a_shell() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).unwrap();
     let (_, section) =
@@ -22,13 +22,8 @@ pub(super) fn the_readme_leads_from_init_to_a_shell() {
     let place = Path::new(WORK).join("readme");
     let bin = place.join("bin");
     fs::create_dir_all(&bin).unwrap();
-    std::os::unix::fs::symlink(room::nixbox(), bin.join("nixbox")).unwrap();
-    let head = format!(
-        "set -eu; cd {}; PATH={}:$PATH; NIXBOX_SOURCE={}\n",
-        place.display(),
-        bin.display(),
-        root.display()
-    );
+    std::os::unix::fs::symlink(workspace::nixbox(), bin.join("nixbox")).unwrap();
+    let head = format!("set -eu; cd {}; PATH={}:$PATH\n", place.display(), bin.display());
     let before = format!("{head}{}\n", commands[..shell_line].join("\n"));
     println!("{}", shell(&before));
     let workspace = shell(&format!("{head}find . -maxdepth 2 -name .nixbox -printf %h"));
@@ -41,34 +36,34 @@ pub(super) fn the_readme_leads_from_init_to_a_shell() {
     assert_eq!(outside::everything(), []);
 }
 
-pub(super) fn down_leaves_nothing_and_the_disk_stays() {
-    let room = Room::new("disk");
-    assert_eq!(room.ok(&["up", "--json"]).json()["result"], "done");
-    room.assert_up();
-    room.guest("echo kept > ~/kept");
-    let nonce = room.guest("cat /run/nonce");
-    assert_eq!(room.ok(&["down", "--json"]).json()["result"], "done");
-    room.assert_down();
-    assert_eq!(room.ok(&["down", "--json"]).json()["result"], "already");
-    room.ok(&["up"]);
-    room.assert_up();
-    assert_eq!(room.guest("cat ~/kept"), "kept\n");
-    assert_ne!(room.guest("cat /run/nonce"), nonce, "it is not a fresh boot");
-    room.ok(&["down"]);
-    room.assert_down();
-    interrupted(&room);
+pub(super) fn down_leaves_only_the_disk() {
+    let workspace = Workspace::new("disk");
+    assert_eq!(workspace.ok(&["up", "--json"]).json()["result"], "done");
+    workspace.assert_up();
+    workspace.guest("echo kept > ~/kept");
+    let nonce = workspace.guest("cat /run/nonce");
+    assert_eq!(workspace.ok(&["down", "--json"]).json()["result"], "done");
+    workspace.assert_down();
+    assert_eq!(workspace.ok(&["down", "--json"]).json()["result"], "already");
+    workspace.ok(&["up"]);
+    workspace.assert_up();
+    assert_eq!(workspace.guest("cat ~/kept"), "kept\n");
+    assert_ne!(workspace.guest("cat /run/nonce"), nonce, "it is not a fresh boot");
+    workspace.ok(&["down"]);
+    workspace.assert_down();
+    interrupted(&workspace);
 }
 
-/// Ctrl-C before the commit point.
-fn interrupted(room: &Room) {
-    let mut up = Up::begin(room);
+/// Interrupts `up` before its commit point.
+fn interrupted(workspace: &Workspace) {
+    let mut up = Up::begin(workspace);
     up.until("claim slot");
     must("kill", &["-INT", &up.child.id().to_string()]);
     up.end().failed(130, &["all is as it was before"]);
-    room.assert_down();
+    workspace.assert_down();
 }
 
-/// An `up` that is under way.
+/// An `up` that runs.
 struct Up {
     child: Child,
     lines: std::io::Lines<BufReader<std::process::ChildStderr>>,
@@ -76,8 +71,9 @@ struct Up {
 }
 
 impl Up {
-    fn begin(room: &Room) -> Self {
-        let mut child = room.nixbox(&["up"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    fn begin(workspace: &Workspace) -> Self {
+        let mut child =
+            workspace.nixbox(&["up"]).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         Self { child, lines, heard: String::new() }
     }
@@ -104,15 +100,16 @@ impl Up {
     }
 }
 
-pub(super) fn two_vms_at_once_do_not_touch_each_other() {
-    let rooms = [Room::new("one"), Room::new("two")];
-    fs::write(rooms[1].path.join("share/greeting"), "hello\n").unwrap();
-    let mut ups: Vec<Child> = rooms.iter().map(|room| room.nixbox(&["up"]).spawn().unwrap()).collect();
+pub(super) fn two_running_vms_are_independent() {
+    let workspaces = [Workspace::new("one"), Workspace::new("two")];
+    fs::write(workspaces[1].path.join("share/greeting"), "hello\n").unwrap();
+    let mut ups: Vec<Child> =
+        workspaces.iter().map(|workspace| workspace.nixbox(&["up"]).spawn().unwrap()).collect();
     for up in &mut ups {
         assert!(up.wait().unwrap().success());
     }
-    rooms.iter().for_each(Room::assert_up);
-    let [one, two] = rooms;
+    workspaces.iter().for_each(Workspace::assert_up);
+    let [one, two] = workspaces;
     assert_ne!(one.guest("cat /run/nonce"), two.guest("cat /run/nonce"));
     assert_ne!(one.status()["vm"]["slot"], two.status()["vm"]["slot"]);
     one.guest("echo one > ~/share/mine");
@@ -120,7 +117,7 @@ pub(super) fn two_vms_at_once_do_not_touch_each_other() {
     one.ok(&["down"]);
     one.assert_down();
     two.assert_up();
-    // The free slot is the first's again.
+    // The first workspace gets the slot that it freed.
     one.ok(&["up"]);
     one.assert_up();
     two.ok(&["down"]);
@@ -130,98 +127,98 @@ pub(super) fn two_vms_at_once_do_not_touch_each_other() {
     one.assert_down();
 }
 
-fn kill(room: &Room, role: &str) {
-    signal(room, role, "-KILL");
+fn kill(workspace: &Workspace, role: &str) {
+    signal(workspace, role, "-KILL");
 }
 
-fn signal(room: &Room, role: &str, signal: &str) {
-    let (id, all) = (room.id(), outside::processes());
+fn signal(workspace: &Workspace, role: &str, signal: &str) {
+    let (id, all) = (workspace.id(), outside::processes());
     let victims: Vec<String> = all
         .into_iter()
         .filter(|process| process.workspace == id && process.role == role)
         .map(|process| process.pid.to_string())
         .collect();
     assert!(!victims.is_empty(), "there is no {role}");
-    // With the first of them the others may be gone.
+    // When the first of them ends, the others may end too.
     std::process::Command::new("kill").arg(signal).args(victims).output().unwrap();
 }
 
 pub(super) fn a_vmm_that_does_not_answer_is_ended() {
-    let room = Room::new("silent");
-    room.ok(&["up"]);
-    room.guest("echo kept > ~/kept; sync");
-    // The VMM waits for the share daemons of the boot before, and for a minute answers nobody.
-    room.guest("sudo -n sh -c '(sleep 1; reboot -f) > /dev/null 2>&1 &'");
-    while room.state() == "running" {}
-    assert_eq!(room.state(), "silent");
-    room.ok(&["down"]);
-    room.assert_down();
+    let workspace = Workspace::new("silent");
+    workspace.ok(&["up"]);
+    workspace.guest("echo kept > ~/kept; sync");
+    // After a reboot the VMM waits for the share daemons of the boot before, and does not answer for a minute.
+    workspace.guest("sudo -n sh -c '(sleep 1; reboot -f) > /dev/null 2>&1 &'");
+    while workspace.state() == "running" {}
+    assert_eq!(workspace.state(), "silent");
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 
-    room.ok(&["up"]);
-    assert_eq!(room.guest("cat ~/kept"), "kept\n");
-    signal(&room, "vmm", "-STOP");
-    assert_eq!(room.state(), "silent");
-    let recovered = room.ok(&["recover"]);
+    workspace.ok(&["up"]);
+    assert_eq!(workspace.guest("cat ~/kept"), "kept\n");
+    signal(&workspace, "vmm", "-STOP");
+    assert_eq!(workspace.state(), "silent");
+    let recovered = workspace.ok(&["recover"]);
     assert!(recovered.stderr.contains("did not answer any more"), "{recovered:?}");
-    room.assert_down();
-    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
+    workspace.assert_down();
+    assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "nothing");
 }
 
-pub(super) fn a_killed_vmm_or_share_daemon_is_noticed_and_cleared_away() {
-    let room = Room::new("killed");
-    // Under the hands of `up`.
-    let mut up = Up::begin(&room);
+pub(super) fn a_killed_vmm_or_share_daemon_is_cleared_away() {
+    let workspace = Workspace::new("killed");
+    // While `up` runs.
+    let mut up = Up::begin(&workspace);
     up.until("boot");
-    kill(&room, "vmm");
+    kill(&workspace, "vmm");
     up.end().failed(1, &["cleared away"]);
-    room.assert_down();
-    let mut up = Up::begin(&room);
+    workspace.assert_down();
+    let mut up = Up::begin(&workspace);
     up.until("boot");
-    kill(&room, "share-0");
+    kill(&workspace, "share-0");
     up.end().failed(1, &["mount", "cleared away"]);
-    room.assert_down();
-    // In peace.
-    room.ok(&["up"]);
-    room.assert_up();
-    kill(&room, "vmm");
-    assert_eq!(room.state(), "lost");
-    room.run(&["run", "--", "true"]).failed(3, &["nixbox up"]);
-    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "recovered");
-    room.assert_down();
-    assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
-    room.ok(&["up"]);
-    kill(&room, "vmm");
-    room.ok(&["up"]);
-    room.assert_up();
-    room.ok(&["down"]);
-    room.assert_down();
+    workspace.assert_down();
+    // While no command runs.
+    workspace.ok(&["up"]);
+    workspace.assert_up();
+    kill(&workspace, "vmm");
+    assert_eq!(workspace.state(), "lost");
+    workspace.run(&["run", "--", "true"]).failed(3, &["nixbox up"]);
+    assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "recovered");
+    workspace.assert_down();
+    assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "nothing");
+    workspace.ok(&["up"]);
+    kill(&workspace, "vmm");
+    workspace.ok(&["up"]);
+    workspace.assert_up();
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 }
 
 pub(super) mod a_reboot_of_the_host_is_recovered {
-    use super::{Room, Up, must};
+    use super::{Up, Workspace, must};
 
     pub(in crate::scenarios) fn before() {
-        let room = Room::new("running");
-        room.ok(&["up"]);
-        room.guest("echo kept > ~/kept; sync");
-        let other = Room::new("starting");
+        let workspace = Workspace::new("running");
+        workspace.ok(&["up"]);
+        workspace.guest("echo kept > ~/kept; sync");
+        let other = Workspace::new("starting");
         Up::begin(&other).until("boot");
         // What was written so far is on the medium; what nixbox did not sync afterwards is lost.
         must("sync", &[]);
     }
 
     pub(in crate::scenarios) fn after() {
-        let (room, other) = (Room::existing("running"), Room::existing("starting"));
-        assert_eq!(room.state(), "lost");
-        for room in [&room, &other] {
-            assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "recovered");
-            room.assert_down();
-            assert_eq!(room.ok(&["recover", "--json"]).json()["result"], "nothing");
+        let (workspace, other) = (Workspace::existing("running"), Workspace::existing("starting"));
+        assert_eq!(workspace.state(), "lost");
+        for workspace in [&workspace, &other] {
+            assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "recovered");
+            workspace.assert_down();
+            assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "nothing");
         }
-        room.ok(&["up"]);
-        room.assert_up();
-        assert_eq!(room.guest("cat ~/kept"), "kept\n");
-        room.ok(&["down"]);
-        room.assert_down();
+        workspace.ok(&["up"]);
+        workspace.assert_up();
+        assert_eq!(workspace.guest("cat ~/kept"), "kept\n");
+        workspace.ok(&["down"]);
+        workspace.assert_down();
     }
 }

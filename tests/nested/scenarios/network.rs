@@ -1,10 +1,10 @@
-//! What a guest reaches, with a peer in a network namespace that is the world.
+//! What a guest can reach. A network namespace stands for the internet.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use crate::outside::{must, shell};
-use crate::room::Room;
+use crate::workspace::Workspace;
 
 /// A host behind this host: DNS, and web servers on two addresses and two ports.
 struct Peer {
@@ -46,7 +46,7 @@ impl Peer {
             let listen = format!("{address}:{port}");
             servers.push(inside(&["busybox", "httpd", "-f", "-p", &listen, "-h", "/run/world"]));
         }
-        // On the host itself: what no guest is to see.
+        // A server on the host itself, which no guest may reach.
         let mut own = Command::new("busybox");
         own.args(["httpd", "-f", "-p", "80", "-h", "/run/world"]).stdin(Stdio::null());
         servers.push(own.spawn().unwrap());
@@ -65,20 +65,20 @@ impl Drop for Peer {
     }
 }
 
-pub(super) fn filtered_lets_through_what_is_allowed_alone() {
+pub(super) fn filtered_mode_lets_only_allowed_domains_and_ports_through() {
     let peer = Peer::new();
     assert!(fs::read_to_string(RESOLV).unwrap().contains("198.51.100.2"));
-    let room = Room::new("filtered");
+    let workspace = Workspace::new("filtered");
     let network = "[network]\nmode = \"filtered\"\ndomains = [\"allowed.test\"]\nports = [80]\n";
-    room.configure(&Room::configuration(network));
-    room.ok(&["up"]);
-    room.assert_up();
-    // What is at a name or address, for the guest. bash asks by itself, and has the resolver of every program.
+    workspace.configure(&Workspace::configuration(network));
+    workspace.ok(&["up"]);
+    workspace.assert_up();
+    // What the guest gets from a name or address. bash opens the connection, with the resolver that every program uses.
     let fetch = |host: &str, port: u16| {
         let script =
             r#"exec 3<> "/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && sed '1,/^.$/d' <&3"#;
         let port = port.to_string();
-        let said = room.run(&["run", "--", "timeout", "10", "bash", "-c", script, host, &port]);
+        let said = workspace.run(&["run", "--", "timeout", "10", "bash", "-c", script, host, &port]);
         (said.code == Some(0)).then_some(said.stdout)
     };
     let hello = Some("hello from the world\n".to_owned());
@@ -89,19 +89,19 @@ pub(super) fn filtered_lets_through_what_is_allowed_alone() {
     assert_eq!(fetch("198.51.100.3", 80), None, "an address that no allowed name has");
     assert_eq!(fetch("172.16.0.1", 80), None, "the host itself");
     assert_eq!(fetch("198.51.100.1", 80), None, "the host itself, by another address");
-    let asked = room.run(&["run", "--", "nslookup", "allowed.test", "198.51.100.2"]);
+    let asked = workspace.run(&["run", "--", "nslookup", "allowed.test", "198.51.100.2"]);
     assert_ne!(asked.code, Some(0), "DNS past the host's: {asked:?}");
-    assert_ne!(room.run(&["run", "--", "ping", "-c", "1", "-W", "3", "198.51.100.2"]).code, Some(0));
-    room.ok(&["down"]);
-    room.assert_down();
+    assert_ne!(workspace.run(&["run", "--", "ping", "-c", "1", "-W", "3", "198.51.100.2"]).code, Some(0));
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 
-    // The same guest with an open network: what did not answer was there.
-    room.configure(&Room::configuration(""));
-    room.ok(&["up"]);
+    // With an open network the same servers answer: only the filter kept them away.
+    workspace.configure(&Workspace::configuration(""));
+    workspace.ok(&["up"]);
     for (host, port) in [("allowed.test", 8080), ("other.test", 80), ("198.51.100.3", 80)] {
         assert_eq!(fetch(host, port), hello, "{host}:{port}");
     }
-    room.ok(&["down"]);
-    room.assert_down();
+    workspace.ok(&["down"]);
+    workspace.assert_down();
     drop(peer);
 }

@@ -1,4 +1,4 @@
-//! The seams of VMM and shares the whole way round: boot, pause, save, stop, load, resume, with a share in it.
+//! The seams of VMM, shares and network in one sequence: boot, pause, save, stop, load, resume, with a share in use.
 
 use std::fs;
 use std::num::NonZeroU32;
@@ -6,50 +6,37 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixbox::host::network::{HostNetwork, Mode, NetworkSettings};
+use nixbox::host::network::{HostNetwork, NetworkSettings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
-use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Places, VmmSettings};
+use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Find, VmmSettings};
 use nixbox::world::{
-    Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
+    Failure, Generation, Machine, Network, NetworkMode, Presence, Shares, Slot, SnapshotId, Vmm, VmmState,
+    WorkspaceId,
 };
 
 use crate::crashed::KEPT_LOGS;
 use crate::outside::must;
-use crate::room::{GUEST, WORK};
+use crate::workspace::{GUEST, USER, WORK};
 
-/// Much more than a guest takes, in software emulation too.
+/// A limit that no guest reaches, in software emulation either.
 const LIMIT: Duration = Duration::from_secs(120);
 const MEMORY: u64 = 256 << 20;
-
-struct Directory {
-    path: PathBuf,
-    memory_file: bool,
-}
-
-impl Places for Directory {
-    fn disks(&self, generation: Generation) -> Result<Vec<PathBuf>, Failure> {
-        Ok(vec![self.path.join(format!("root-{generation}.img"))])
-    }
-
-    fn memory(&self, generation: Generation) -> Result<Option<PathBuf>, Failure> {
-        Ok(self.memory_file.then(|| self.path.join(format!("ram-{generation}"))))
-    }
-
-    fn staged_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.path.join(format!("state-{snapshot}"))
-    }
-
-    fn stored_state(&self, snapshot: SnapshotId) -> PathBuf {
-        self.staged_state(snapshot)
-    }
-}
 
 struct House {
     path: PathBuf,
     vmm: CloudHypervisor,
     shares: Virtiofs,
     network: HostNetwork,
+}
+
+/// Says where below a directory the parts of a VM are.
+fn parts<Key: 'static, Found: 'static>(
+    path: &Path,
+    find: impl Fn(&Path, Key) -> Found + Send + Sync + 'static,
+) -> Find<Key, Found> {
+    let path = path.to_owned();
+    Arc::new(move |key| Ok(find(&path, key)))
 }
 
 fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
@@ -60,7 +47,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
     }
     let workspace = WorkspaceId([u8::from(memory_file); 16]);
-    let share = Share { tag: "work".into(), source, readonly: false };
+    let share = Share { tag: "work".parse().unwrap(), source, readonly: false };
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
@@ -78,8 +65,12 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         initramfs: Some(guest.join("initramfs.gz")),
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         network: true,
-        shares: vec!["work".into()],
-        places: Arc::new(Directory { path: path.into(), memory_file }),
+        shares: vec!["work".parse().unwrap()],
+        disks: parts(path, |path, generation| vec![path.join(format!("root-{generation}.img"))]),
+        memory_file: parts(path, move |path, generation| {
+            memory_file.then(|| path.join(format!("ram-{generation}")))
+        }),
+        snapshot: parts(path, |path, snapshot| path.join(format!("state-{snapshot}"))),
     });
     let network = path.join("network");
     fs::create_dir(&network).unwrap();
@@ -87,7 +78,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         workspace,
         owner: invoker.uid(),
         runtime: network,
-        mode: Mode::Off,
+        policy: NetworkMode::Off.into(),
         resolv_conf: "/etc/resolv.conf".into(),
     });
     House { path: path.into(), vmm, shares, network }
@@ -160,7 +151,7 @@ fn machine(generation: u64, memory: u64) -> Machine {
     }
 }
 
-/// As the user who has nothing but /dev/kvm and a TAP, or as root.
+/// The whole sequence, as root or as a user who has only /dev/kvm and a TAP.
 async fn round(invoker: Invoker, memory_file: bool) {
     let directory = tempfile::tempdir_in(WORK).unwrap();
     let house = house(directory.path(), invoker.clone(), memory_file);
@@ -256,13 +247,13 @@ fn wait(future: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future);
 }
 
-pub(super) fn a_guest_goes_round_as_root_with_memory_of_ours() {
+pub(super) fn a_guest_is_saved_and_loaded_as_root_with_a_memory_file() {
     wait(round(Invoker::user(0, 0).unwrap(), true));
 }
 
-pub(super) fn a_guest_goes_round_as_a_user_with_memory_of_the_vmm() {
-    // Nobody whom this host knows: with /dev/kvm and a TAP, and nothing else.
-    must("chown", &["12345:12345", "/dev/kvm"]);
-    wait(round(Invoker::user(12345, 12345).unwrap(), false));
+pub(super) fn a_guest_is_saved_and_loaded_as_a_user_with_memory_of_the_vmm() {
+    // A user whom this host does not know: with /dev/kvm and a TAP, and nothing else.
+    must("chown", &[&format!("{USER}:{USER}"), "/dev/kvm"]);
+    wait(round(Invoker::user(USER, USER).unwrap(), false));
     must("chown", &["0:0", "/dev/kvm"]);
 }

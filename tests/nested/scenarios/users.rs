@@ -1,14 +1,11 @@
-//! nixbox as somebody who is not root.
+//! nixbox run by a user who is not root.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::outside::{self, shell};
-use crate::room::{self, Room, WORK};
-
-/// Nobody's on any machine that this runs on.
-const USER: u32 = 31_000;
+use crate::workspace::{self, USER, WORK, Workspace};
 
 pub(super) fn a_user_with_capabilities_needs_no_root() {
     // As after a boot in which root has run no nixbox.
@@ -20,14 +17,14 @@ pub(super) fn a_user_with_capabilities_needs_no_root() {
          install -d -o {USER} -g {USER} {WORK}/home {WORK}/home/bin",
     ));
     let program: PathBuf = Path::new(WORK).join("home/bin/nixbox");
-    fs::copy(room::nixbox(), &program).unwrap();
+    fs::copy(workspace::nixbox(), &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     chown(&program, Some(USER), Some(USER)).unwrap();
-    let room = Room::of("user", program, Some(USER));
+    let workspace = Workspace::of("user", program, Some(USER));
 
-    room.run(&["up"]).failed(1, &["may not make the VM's network", "nixbox doctor"]);
+    workspace.run(&["up"]).failed(1, &["may not make the VM's network", "nixbox doctor"]);
     // What `doctor` says to do is what helps.
-    let diagnosis = room.run(&["doctor", "--json"]).json();
+    let diagnosis = workspace.run(&["doctor", "--json"]).json();
     let advised: Vec<&str> = diagnosis["needs"]
         .as_array()
         .unwrap()
@@ -40,10 +37,10 @@ pub(super) fn a_user_with_capabilities_needs_no_root() {
         let advice = advice.unwrap_or_else(|| panic!("no {mark:?} in {advised:?}"));
         shell(&format!("sudo() {{ \"$@\"; }}; {}", &advice[advice.find(mark).unwrap()..]));
     }
-    assert_eq!(room.ok(&["doctor", "--json"]).json()["ready"], true);
+    assert_eq!(workspace.ok(&["doctor", "--json"]).json()["ready"], true);
 
-    room.ok(&["up"]);
-    room.assert_up();
+    workspace.ok(&["up"]);
+    workspace.assert_up();
     let own = fs::read_link("/proc/1/ns/user").unwrap();
     for process in outside::processes() {
         if process.role.starts_with("dhcp") {
@@ -54,10 +51,10 @@ pub(super) fn a_user_with_capabilities_needs_no_root() {
         let namespace = fs::read_link(format!("/proc/{}/ns/user", process.pid)).unwrap();
         assert!(namespace != own || process.capabilities == 0, "{process:?}");
     }
-    room.guest("echo mine > ~/share/mine");
-    let status = fs::metadata(room.path.join("share/mine")).unwrap();
+    workspace.guest("echo mine > ~/share/mine");
+    let status = fs::metadata(workspace.path.join("share/mine")).unwrap();
     assert_eq!((status.uid(), status.gid()), (USER, USER));
-    assert_eq!(room.guest("stat -c %u ~/share/mine"), "1000\n");
-    room.ok(&["down"]);
-    room.assert_down();
+    assert_eq!(workspace.guest("stat -c %u ~/share/mine"), "1000\n");
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 }

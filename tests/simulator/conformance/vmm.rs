@@ -10,7 +10,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::Written;
-use crate::room::LIMIT;
+use crate::workspace::LIMIT;
 
 /// Who is asked: the program on PATH, or the simulator as the version of this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +205,7 @@ impl Vmm {
         // The one before may listen still, on a socket that has no name any more.
         until("a share's daemon listens", || {
             socket.exists()
-                && nixbox::host::socket::usage(&path).unwrap() == nixbox::host::socket::Use::Listening
+                && nixbox::host::socket::usage(&path).unwrap() == nixbox::host::socket::SocketUse::Listening
         });
     }
 }

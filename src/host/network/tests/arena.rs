@@ -23,10 +23,11 @@ use rustix::thread::{
     set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use super::super::daemon::{Mark, Role};
-use super::super::{HostNetwork, Mode, NetworkSettings};
-use crate::testing::{Need, have};
-use crate::world::{Slot, WorkspaceId};
+use super::super::plan::NetworkPlan;
+use super::super::{HostNetwork, NetworkSettings, processes};
+use crate::host::process::ProcessMark;
+use crate::testing::{Need, have, open_directory};
+use crate::world::{NetworkMode, NetworkPolicy, Slot, WorkspaceId};
 
 pub(super) use guest::{Guest, REFUSED};
 
@@ -40,7 +41,7 @@ pub(super) fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
 }
 
-/// A network namespace, which lives as long as this, a thread or a device's other end holds it.
+/// A network namespace. It lives as long as this value, a thread in it, or a device whose other end is in it.
 pub(super) struct Namespace(File);
 
 impl Namespace {
@@ -52,7 +53,7 @@ impl Namespace {
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         let namespace = Self(made.join().unwrap());
-        // So that what does not arrive was dropped by the firewall, and what is refused is refused at once.
+        // With these, a packet that does not arrive was dropped by the firewall, and a refusal arrives at once.
         for setting in ["all.rp_filter=0", "default.rp_filter=0"] {
             namespace.run(&format!("sysctl -qw net.ipv4.conf.{setting}"));
         }
@@ -60,7 +61,7 @@ impl Namespace {
         namespace
     }
 
-    /// Do it there, on a thread of its own.
+    /// Runs this in the namespace, on a thread of its own.
     fn within<T: Send>(&self, act: impl FnOnce() -> T + Send) -> T {
         let thread = || {
             move_into_link_name_space(self.0.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
@@ -72,7 +73,7 @@ impl Namespace {
         })
     }
 
-    /// Begin what goes on by itself: until the test program ends, unless it ends of itself.
+    /// Begins an activity that goes on until it ends by itself, or the test program ends.
     fn begin(&self, act: impl FnOnce() + Send + 'static) {
         self.within(|| std::thread::spawn(act));
     }
@@ -111,7 +112,7 @@ impl Namespace {
         })
     }
 
-    /// Greet whoever connects, and note who it was.
+    /// Greets every client, and notes its address.
     fn greet(&self, port: u16, seen: &Arc<Mutex<Vec<String>>>) {
         let listener = self.within(|| TcpListener::bind(("::", port)).unwrap());
         let seen = Arc::clone(seen);
@@ -123,7 +124,7 @@ impl Namespace {
                         .unwrap()
                         .push(SocketAddr::new(peer.ip().to_canonical(), peer.port()).to_string());
                 }
-                // Whoever is gone already needs no greeting.
+                // The client may be gone already.
                 drop(stream.write_all(b"hello"));
             }
         });
@@ -157,30 +158,30 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// `None`, and a word about it, where it cannot be had.
+    /// `None` if the machine lacks something; a line on stderr says what.
     pub(super) fn new() -> Option<Self> {
         let programs = ["nft", "dnsmasq", "ip", "sysctl"].map(Need::Program);
         if !have(&[&[Need::Root], &programs[..]].concat()) {
             return None;
         }
         let mut id = [0; 16];
-        std::io::Read::read_exact(&mut File::open("/dev/urandom").unwrap(), &mut id).unwrap();
+        getrandom::fill(&mut id).unwrap();
         let arena = Self {
             workspace: WorkspaceId(id),
             neighbour: WorkspaceId(id.map(|byte| !byte)),
             host: Namespace::new(),
             outside: Namespace::new(),
-            directory: tempfile::tempdir().unwrap(),
+            directory: open_directory(),
             connected: Arc::default(),
             datagrams: Arc::default(),
             asked: Arc::default(),
         };
         arena.connect_namespaces();
         arena.serve();
-        // dnsmasq reads resolv.conf as nobody.
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(arena.directory.path(), open).unwrap();
         std::fs::write(arena.resolv_conf(), "nameserver 10.99.0.53\n").unwrap();
+        // dnsmasq reads it as nobody.
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(arena.resolv_conf(), readable).unwrap();
         std::fs::create_dir(arena.runtime()).unwrap();
         Some(arena)
     }
@@ -190,7 +191,7 @@ impl Arena {
         host.run("ip link set lo up");
         host.run("ip link add up0 type veth peer name up1");
         host.run(&format!("ip link set up1 netns {}", outside.path()));
-        // Without addresses that come and go by themselves while states are compared.
+        // Keeps away addresses that come and go by themselves while states are compared.
         host.run("ip link set up0 addrgenmode none up");
         host.run("ip addr add 10.99.0.1/24 dev up0");
         host.run("ip route add 169.254.169.254 via 10.99.0.2");
@@ -218,18 +219,18 @@ impl Arena {
         self.outside.begin(move || guest::answer_names(&socket, &asked));
     }
 
-    pub(super) fn network(&self, mode: Mode) -> HostNetwork {
+    pub(super) fn network(&self, policy: impl Into<NetworkPolicy>) -> HostNetwork {
         HostNetwork::new(NetworkSettings {
             workspace: self.workspace,
             owner: 0,
             runtime: self.runtime(),
-            mode,
+            policy: policy.into(),
             resolv_conf: self.resolv_conf(),
         })
     }
 
     /// Another workspace's, with a runtime directory of its own.
-    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: Mode) -> HostNetwork {
+    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: NetworkMode) -> HostNetwork {
         let runtime = self.directory.path().join(workspace.to_string());
         std::fs::create_dir(&runtime).unwrap();
         HostNetwork::new(NetworkSettings { workspace, runtime, ..self.network(mode).settings })
@@ -304,12 +305,13 @@ impl Arena {
         self.outside.run("ip -6 route add fd00:3::/64 via fd00:99::1");
     }
 
-    /// All that could be left behind: devices, addresses, rules, files, daemons.
+    /// Everything that could be left behind: devices, addresses, rules, files, daemons.
     pub(super) fn state(&self) -> String {
         let mut files: Vec<_> =
             std::fs::read_dir(self.runtime()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        let daemons: usize = Slot::all().map(|slot| self.mark(slot).find().unwrap().len()).sum();
+        let daemons: usize =
+            Slot::all().map(|slot| processes::find(&dhcp_mark(self.workspace, slot)).unwrap().len()).sum();
         let shown =
             ["ip -d -o link", "ip -o addr", "nft -s list ruleset"].map(|command| self.host.output(command));
         format!("{}\n{files:?}\n{daemons} daemons", shown.join("\n"))
@@ -317,24 +319,24 @@ impl Arena {
 
     pub(super) fn kill_daemons(&self) {
         for slot in Slot::all() {
-            block_on(self.mark(slot).stop()).unwrap();
+            block_on(processes::end(&dhcp_mark(self.workspace, slot))).unwrap();
         }
-    }
-
-    fn mark(&self, slot: Slot) -> Mark {
-        Mark { workspace: self.workspace, slot, role: Role::Dhcp }
     }
 }
 
 impl Drop for Arena {
-    /// A test that fails leaves no daemon either; all else goes with the namespaces.
+    /// A test that fails leaves no daemon. Everything else ends with the namespaces.
     fn drop(&mut self) {
         for workspace in [self.workspace, self.neighbour] {
             for slot in Slot::all().take(if std::thread::panicking() { 64 } else { 0 }) {
-                drop(block_on(Mark { workspace, slot, role: Role::Dhcp }.stop()));
+                drop(block_on(processes::end(&dhcp_mark(workspace, slot))));
             }
         }
     }
+}
+
+fn dhcp_mark(workspace: WorkspaceId, slot: Slot) -> ProcessMark {
+    NetworkPlan::new(slot, workspace, 0).dhcp_mark(None)
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -9,31 +9,33 @@ use serde_json::Value;
 
 use super::outside::{self, Thing};
 
-/// On btrfs; after a power cut what reached the disk is there again.
+/// The directory of all workspaces, on btrfs. After a power cut it has again what had reached the disk.
 pub(super) const WORK: &str = "/run/work";
 /// `vmlinuz`, `initramfs.gz` and the key that they let in.
 pub(super) const GUEST: &str = "/run/guest";
 /// The variable that says what is run as nixbox.
 pub(super) const PROGRAM: &str = "NESTED_NIXBOX";
-/// Of the room that all scenarios share that need nothing but a VM that runs.
-const STANDING: &str = "standing";
+/// A user that no machine has on which these tests run.
+pub(super) const USER: u32 = 31_000;
+/// The name of the workspace whose VM several scenarios share.
+const SHARED: &str = "shared";
 
-/// The credentials of every room, in the order of [`Room::configuration`].
+/// The credentials of every workspace, in the order of [`Workspace::configuration`].
 pub(super) const TOKEN: &str = "quite-secret-token";
 pub(super) const PLAIN: &str = "it's \"plain\" $HOME";
 pub(super) const FILE: &str = "[default]\nkey = file-secret\n";
 
-/// What is run as nixbox, but where a room has its own.
+/// The program that is run as nixbox, where a workspace has none of its own.
 pub(super) fn nixbox() -> PathBuf {
     std::env::var_os(PROGRAM).expect(PROGRAM).into()
 }
 
 /// A workspace.
-pub(super) struct Room {
+pub(super) struct Workspace {
     pub(super) path: PathBuf,
     /// What is run as nixbox.
     program: PathBuf,
-    /// As whom, by uid; root otherwise.
+    /// The uid that runs it, where that is not root.
     user: Option<u32>,
 }
 
@@ -73,13 +75,13 @@ impl Said {
     }
 }
 
-impl Room {
-    /// A workspace with a share, a read-only one, a disk and every kind of credential; root's.
+impl Workspace {
+    /// A workspace of root's with a share, a read-only share, a disk and every kind of credential.
     pub(super) fn new(name: &str) -> Self {
         Self::of(name, nixbox(), None)
     }
 
-    /// The same for somebody with a nixbox of his own.
+    /// The same for a user who has a nixbox of their own.
     pub(super) fn of(name: &str, program: PathBuf, user: Option<u32>) -> Self {
         let path = Path::new(WORK).join(name);
         for directory in ["share", "data"] {
@@ -92,26 +94,26 @@ impl Room {
         let owner = user.unwrap_or(0).to_string();
         outside::must("chown", &["-R", &format!("{owner}:{owner}"), path.to_str().unwrap()]);
         outside::must("chmod", &["600", path.join("key").to_str().unwrap()]);
-        let room = Self { path, program, user };
-        room.ok(&["init"]);
-        room.configure(&Self::configuration(""));
-        room
+        let workspace = Self { path, program, user };
+        workspace.ok(&["init"]);
+        workspace.configure(&Self::configuration(""));
+        workspace
     }
 
-    /// One that is there already.
+    /// A workspace that exists already.
     pub(super) fn existing(name: &str) -> Self {
         Self { path: Path::new(WORK).join(name), program: nixbox(), user: None }
     }
 
-    /// The room of all scenarios that need nothing but a VM, with its VM up.
-    pub(super) fn standing_up() -> Result<Self, String> {
-        let made = std::panic::catch_unwind(|| Self::new(STANDING)).map_err(|_| "no workspace".to_owned())?;
+    /// Makes the workspace whose VM several scenarios share, and brings the VM up.
+    pub(super) fn shared_up() -> Result<Self, String> {
+        let made = std::panic::catch_unwind(|| Self::new(SHARED)).map_err(|_| "no workspace".to_owned())?;
         let said = made.run(&["up"]);
         if said.code == Some(0) { Ok(made) } else { Err(format!("{said:?}")) }
     }
 
-    pub(super) fn standing() -> Self {
-        Self::existing(STANDING)
+    pub(super) fn shared() -> Self {
+        Self::existing(SHARED)
     }
 
     /// A configuration with `more` tables at its end.
@@ -150,12 +152,12 @@ impl Room {
         fs::write(self.path.join(".nixbox/config.toml"), text).unwrap();
     }
 
-    /// What nixbox calls this workspace.
+    /// The id of this workspace.
     pub(super) fn id(&self) -> String {
         fs::read_to_string(self.path.join(".nixbox/workspace-id")).unwrap().trim().to_owned()
     }
 
-    /// A program as this room's user, in this room.
+    /// A program as this workspace's user, in this workspace.
     pub(super) fn program(&self, program: &Path) -> Command {
         let mut command = match self.user {
             None => Command::new(program),
@@ -179,7 +181,7 @@ impl Room {
 
     pub(super) fn run(&self, arguments: &[&str]) -> Said {
         let said = self.nixbox(arguments).output().unwrap().into();
-        // For whoever has to find out why a scenario failed.
+        // Shown if the scenario fails.
         println!("nixbox {arguments:?}: {said:#?}");
         said
     }
@@ -191,7 +193,7 @@ impl Room {
         said
     }
 
-    /// nixbox, killed at an event of its operations. Whether it was, rather than ended before.
+    /// Runs nixbox until it is killed at this event, or ends before. Returns whether it was killed.
     pub(super) fn killed_at(&self, event: usize, arguments: &[&str]) -> bool {
         let output = self.nixbox(arguments).env("NIXBOX_KILL_AT", event.to_string()).output().unwrap();
         let said = Said::from(output);
@@ -200,7 +202,7 @@ impl Room {
         said.signal == Some(9)
     }
 
-    /// What a script in the guest prints; it has to succeed.
+    /// Runs a script in the guest, which has to succeed, and returns what it prints.
     #[track_caller]
     pub(super) fn guest(&self, script: &str) -> String {
         self.ok(&["run", "--", "sh", "-ec", script]).stdout
@@ -238,7 +240,7 @@ impl Room {
         outside::of(&self.id())
     }
 
-    /// Nothing is on this host but what a workspace without a VM has: at most one disk.
+    /// Asserts that nothing exists on this host but what a workspace without a VM has: at most one disk.
     #[track_caller]
     pub(super) fn assert_down(&self) {
         assert_eq!(self.state(), "down");
@@ -253,7 +255,7 @@ impl Room {
         assert!(disks <= 1, "{disks} disks are left");
     }
 
-    /// A VM runs, with all that belongs to it, once each, and its guest has its credentials and shares.
+    /// Asserts that a VM runs with each thing that belongs to it, once, and that its guest has its credentials and shares.
     #[track_caller]
     pub(super) fn assert_up(&self) {
         assert_eq!(self.state(), "running");

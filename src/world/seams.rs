@@ -1,17 +1,6 @@
-//! The seams between what nixbox does and what it does it with, and the values that cross them.
-//!
-//! `operations` sees the world through these traits alone. `host`, `vmm`, `guest` and `store` implement them on a real
-//! machine, `fakes` in memory. A [`World`] belongs to one workspace; whatever a seam makes carries a generation, so
-//! that things of this operation are told from things of another.
-//!
-//! What all seams promise:
-//! - every call is idempotent: its work may be done, half done or not begun when it is called;
-//! - `find`-like calls change nothing, and report what is there rather than what should be;
-//! - removing what is not there succeeds; removing what is another's is an error and removes nothing;
-//! - a call that takes long looks at its [`Interrupt`] at least every 100 ms, and leaves what it began to its remover.
+//! The seams: one trait for each thing that nixbox acts upon, and [`World`], which holds one of each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,185 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-mod names;
-
-pub use self::names::{BadSnapshotName, NoSuchSlot, Slot, SnapshotId, SnapshotName};
-pub use crate::engine::record::WorkspaceId;
-pub use crate::engine::transition::{Failure, Generation, Interrupt};
-
-/// The result of a call to a seam.
-pub type Result<T, E = Failure> = std::result::Result<T, E>;
-
-/// What the guest's kernel calls this boot: `/proc/sys/kernel/random/boot_id`, which lives in RAM alone. A restored
-/// guest still has it, a rebooted one has not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BootId(pub [u8; 16]);
-
-/// What of a VM is decided when it is booted or loaded, and by which generation its parts are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Machine {
-    /// The VMM process and the share daemons.
-    pub vmm: Generation,
-    /// The disk images.
-    pub disk: Generation,
-    /// The RAM file.
-    pub memory: Generation,
-    /// TAP, addresses, firewall table, DHCP.
-    pub slot: Slot,
-    /// Whether the shares are devices of the VM from the start; if not, they are attached later.
-    pub shares: bool,
-}
-
-/// What is known of the VMM of a generation, and of the VM in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum VmmState {
-    /// No VMM of this generation was ever started, as far as can be told; after a reboot of the host nothing can.
-    Never,
-    /// One was started, and lives no more.
-    Gone,
-    /// It answers and has no VM.
-    Empty,
-    /// Its VM has not been booted, or has shut down.
-    Stopped,
-    /// Its VM runs.
-    Running,
-    /// Its VM is paused.
-    Paused,
-    /// It lives, does nothing that can be seen, and has not answered for as long as it was waited for: it counts as lost.
-    Silent,
-}
-
-impl fmt::Display for VmmState {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::Never => "not started",
-            Self::Gone => "gone",
-            Self::Empty => "not created",
-            Self::Stopped => "stopped",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Silent => "not answering",
-        })
-    }
-}
-
-impl VmmState {
-    /// Whether there is a VM that holds a running system, paused or not.
-    #[must_use]
-    pub fn has_system(self) -> bool {
-        matches!(self, Self::Running | Self::Paused)
-    }
-}
-
-/// What the VMM's version can do. `vmm/capability.rs` holds the table; nothing else asks for a version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ability {
-    /// A share mounted in the guest still works, open files too, after `vm.restore`.
-    pub shares_survive_restore: bool,
-    /// A share mounted in the guest still works after `vm.snapshot` and an in-place `vm.resume`.
-    pub shares_survive_resume: bool,
-}
-
-/// A version of the VMM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VmmVersion {
-    /// VMM state is not promised to load under another one (Cloud Hypervisor's docs/releases.md).
-    pub major: u32,
-    /// As the VMM calls itself.
-    pub text: String,
-}
-
-impl fmt::Display for VmmVersion {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.text)
-    }
-}
-
-/// What a snapshot was made under, and has to be restored under.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The VMM that saved it.
-    pub vmm: VmmVersion,
-    /// What the host's processor could do.
-    pub cpu: BTreeSet<String>,
-    /// What of the configuration shapes a VM: values by key.
-    pub shape: BTreeMap<String, String>,
-}
-
-/// Where a snapshot stands on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SnapshotState {
-    /// Nowhere.
-    Absent,
-    /// In its staging directory: not listed, of no use to anybody but the operation that makes it.
-    Staged,
-    /// Committed.
-    Listed,
-    /// Renamed out of the list, not yet removed.
-    Trashed,
-}
-
-/// Whether something that has several parts is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Presence {
-    /// No part of it.
-    Absent,
-    /// Some of it, or all of it but not in order.
-    Partial,
-    /// All of it.
-    Whole,
-}
-
-/// What a snapshot says of itself: enough to restore it, and to tell whether it fits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Manifest {
-    /// The snapshot.
-    pub id: SnapshotId,
-    /// A name given by a person, or none.
-    pub name: Option<SnapshotName>,
-    /// When it was committed: milliseconds since 1970, UTC.
-    pub created_ms: u64,
-    /// The slot that the guest's address belongs to.
-    pub slot: Slot,
-    /// The boot that it was taken of.
-    pub boot: BootId,
-    /// Whether the shares are attached in the VMM state.
-    pub shares: bool,
-    /// What it was made under.
-    pub origin: Origin,
-    /// Every file with its size in bytes and its hash, by name.
-    pub files: Vec<FileRecord>,
-}
-
-/// A snapshot in the list, whole or not.
-#[derive(Debug)]
-pub struct ListedSnapshot {
-    /// The snapshot.
-    pub id: SnapshotId,
-    /// What it says of itself, or why that cannot be known.
-    pub manifest: Result<Manifest>,
-}
-
-/// How much of a snapshot is read to find out whether it is whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
-    /// What was touched since it was last read: any file that has not the inode, the size and the change time that it
-    /// had then. Sizes and the manifest are always looked at.
-    Touched,
-    /// Every byte.
-    All,
-}
-
-/// One file of a snapshot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FileRecord {
-    /// Its name within the snapshot's directory.
-    pub name: String,
-    /// Its size in bytes.
-    pub size: u64,
-    /// BLAKE3 of its content.
-    pub hash: [u8; 32],
-}
+use super::{
+    Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, ListedSnapshot, Machine, Manifest,
+    Presence, Result, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+};
 
 /// One VMM process per generation, spoken to through its API socket.
 #[async_trait]
@@ -337,15 +151,6 @@ pub trait Guest: Send + Sync {
     async fn shut_down(&self, machine: &Machine) -> Result<()>;
 }
 
-/// What the guest has of what it should have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Equipment {
-    /// Its credentials.
-    pub credentials: Presence,
-    /// Its mounted shares.
-    pub mounts: Presence,
-}
-
 /// The workspace's snapshots on disk.
 #[async_trait]
 pub trait Catalog: Send + Sync {
@@ -375,15 +180,8 @@ pub trait Catalog: Send + Sync {
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
 }
 
-/// What a VM stands on beside its VMM: the host's processor, and the configuration.
-pub trait Ground: Send + Sync {
-    /// What the host's processor can do: `flags` of /proc/cpuinfo.
-    fn cpu(&self) -> Result<BTreeSet<String>>;
-    /// What of the configuration shapes a VM: values by key. A snapshot is of use only where they are the same.
-    fn shape(&self) -> BTreeMap<String, String>;
-    /// The sources of shares that are not there.
-    fn absent(&self) -> Vec<PathBuf>;
-}
+/// Says what the host's processor can do: `flags` of /proc/cpuinfo.
+pub type CpuFeatures = dyn Fn() -> Result<BTreeSet<String>> + Send + Sync;
 
 /// What bears the mark of this workspace, wherever it is: for finding what belongs to no VM.
 #[async_trait]
@@ -393,7 +191,7 @@ pub trait Leftovers: Send + Sync {
 }
 
 /// When the user's own scripts run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum HookPoint {
     /// Before anything of `up`.
     PreUp,
@@ -440,8 +238,12 @@ pub struct World {
     pub catalog: Arc<dyn Catalog>,
     /// The user's scripts.
     pub hooks: Arc<dyn Hooks>,
-    /// Processor and configuration.
-    pub ground: Arc<dyn Ground>,
+    /// The host's processor.
+    pub cpu: Arc<CpuFeatures>,
+    /// What of the configuration shapes a VM, by key. A snapshot can be restored only where these are the same.
+    pub shape: Arc<BTreeMap<String, String>>,
+    /// The sources of shares that were not there when the configuration was read.
+    pub missing_mounts: Arc<[PathBuf]>,
     /// What belongs to nobody, perhaps.
     pub leftovers: Arc<dyn Leftovers>,
     /// Time of day.

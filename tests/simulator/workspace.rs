@@ -1,5 +1,5 @@
-//! A workspace on the simulator, nixbox run in it, and what must hold of it, seen from outside: files, processes,
-//! sockets. nixbox is not asked for anything that it could be wrong about.
+//! A workspace on the simulator, nixbox run in it, and checks of what must hold, made from outside on files, processes and
+//! sockets. The checks do not rely on anything that nixbox could be wrong about.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,17 +9,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// What must never be in a snapshot, a journal or a log.
+/// A credential. It must never be in a snapshot, a journal or a log.
 pub(crate) const SECRET: &str = "s3cret-4711-of-the-host";
-/// What the host shares.
+/// The content of the shared file.
 pub(crate) const GREETING: &str = "hello from the host";
-/// More than anything here takes on a busy machine.
+/// A limit that nothing here reaches, on a busy machine either.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) struct Room {
+pub(crate) struct Workspace {
     pub(crate) directory: tempfile::TempDir,
     id: String,
-    /// Files of snapshots that were read whole, as they were then.
+    /// The files of snapshots that were read whole, with their times and inodes when that was.
     read: RefCell<BTreeSet<(PathBuf, i64, i64, u64)>>,
 }
 
@@ -53,26 +53,26 @@ pub(crate) struct Marked {
     command: String,
 }
 
-impl Room {
-    /// A fresh one, on this `vmm` of the configuration, with a share or without.
+impl Workspace {
+    /// A new workspace, with this `vmm` in its configuration, with a share or without one.
     pub(crate) fn new(vmm: &str, share: bool) -> Self {
         Self::in_directory(tempfile::tempdir().unwrap(), vmm, share)
     }
 
     pub(crate) fn in_directory(directory: tempfile::TempDir, vmm: &str, share: bool) -> Self {
-        let mut room = Self { directory, id: String::new(), read: RefCell::default() };
-        room.ok(&["init", "--simulator"]);
-        fs::create_dir(room.path().join("shared")).unwrap();
-        fs::write(room.path().join("shared/greeting"), GREETING).unwrap();
-        let config = room.nixbox().join("config.toml");
+        let mut workspace = Self { directory, id: String::new(), read: RefCell::default() };
+        workspace.ok(&["init", "--simulator"]);
+        fs::create_dir(workspace.path().join("shared")).unwrap();
+        fs::write(workspace.path().join("shared/greeting"), GREETING).unwrap();
+        let config = workspace.nixbox().join("config.toml");
         let text = fs::read_to_string(&config).unwrap();
         let mounts = if share { "[[mounts]]\nsource = \"shared\"\ntarget = \"~/shared\"\n" } else { "" };
         let head = if share { "" } else { "mounts = []\n" };
         let text = text.replace("vmm = \"simulator\"", &format!("{head}vmm = \"{vmm}\""));
         let text = text.replace("a-secret-of-the-demonstration", SECRET);
         fs::write(&config, format!("{text}{mounts}")).unwrap();
-        room.id = fs::read_to_string(room.nixbox().join("workspace-id")).unwrap().trim().to_owned();
-        room
+        workspace.id = fs::read_to_string(workspace.nixbox().join("workspace-id")).unwrap().trim().to_owned();
+        workspace
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -109,7 +109,7 @@ impl Room {
         command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     }
 
-    /// Runs until nixbox is killed at the event, or through. Says whether it was killed.
+    /// Runs nixbox until it is killed at this event, or ends before. Returns whether it was killed.
     pub(crate) fn killed_at(&self, arguments: &[&str], at: u64) -> bool {
         let mut command = self.command(arguments);
         let output = command.env("NIXBOX_KILL_AT", at.to_string()).output().unwrap();
@@ -182,7 +182,7 @@ impl Room {
         names(&self.runtime().join("slots")).len()
     }
 
-    /// The snapshots, by what is in the directory. Which of them were read whole is written down beside them.
+    /// The snapshots, by the names in their directory. Beside them are the notes of which were read whole.
     pub(crate) fn snapshots(&self) -> Vec<String> {
         let all: Vec<String> =
             names(&self.nixbox().join("snapshots")).iter().map(|path| name(path)).collect();
@@ -197,7 +197,7 @@ impl Room {
         listed
     }
 
-    /// All that must hold after a recovery. Says whether the VM is up.
+    /// Checks everything that must hold after a recovery. Returns whether the VM is up.
     pub(crate) fn check(&self) -> bool {
         let status = self.status();
         assert_eq!(status["operation"], serde_json::Value::Null, "{status}");
@@ -256,7 +256,7 @@ impl Room {
     }
 
     fn check_down(&self) {
-        // A program that was killed is gone a moment later than the one that asked for it.
+        // A killed process is gone a moment after the command that killed it has ended.
         let since = Instant::now();
         while !self.marked().is_empty() {
             assert!(since.elapsed() < LIMIT, "{:?}", self.marked());
@@ -301,7 +301,7 @@ impl Room {
         }
     }
 
-    /// Whether a file was written since it was read last: the kernel notes the time of every change.
+    /// Whether a file was written since it was read last. The kernel notes the time of every change.
     fn is_new(&self, path: &Path) -> bool {
         let status = fs::metadata(path).unwrap();
         self.read.borrow_mut().insert((path.to_owned(), status.ctime(), status.ctime_nsec(), status.ino()))
@@ -325,17 +325,17 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for Workspace {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("left as it was: {}", self.path().display());
+            println!("the workspace is kept: {}", self.path().display());
             for process in self.marked() {
                 println!("{process:?}");
             }
         }
         self.run(&["down", "--quiet"]);
         for process in self.marked() {
-            // What a failed test leaves. It may have ended by itself.
+            // Left by a failed test. It may have ended by itself.
             rustix::process::Pid::from_raw(process.pid)
                 .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
         }
@@ -370,13 +370,13 @@ pub(crate) fn count(path: &Path, text: &str) -> usize {
     found
 }
 
-/// Says a line past the harness, which keeps what a test that passes prints.
+/// Writes a line past the harness, which hides what a passing test prints.
 pub(crate) fn tell(line: &str) {
     use std::io::Write;
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// A test that cannot run here says so; where `NIXBOX_TESTS=all` promises that nothing is missing, it fails.
+/// Says that a test cannot run here. Panics where `NIXBOX_TESTS=all` promises that nothing is missing.
 pub(crate) fn skipped(test: &str, want: &str) {
     let promised = std::env::var("NIXBOX_TESTS").is_ok_and(|text| text == "all");
     assert!(!promised, "{test} needs {want}, and all was promised to be there");

@@ -1,4 +1,11 @@
-//! A world of switches, which transitions turn on and undoing turns off, and which do oddly when told.
+//! A world of six switches. A transition turns its switch on, and its undo turns it off; a test says which call misbehaves.
+//!
+//! ```text
+//! stage    both          alone    (commit point)   rest
+//! switch   FIRST SECOND  THIRD    COMMIT           FIFTH SIXTH
+//! id       0     1       2        10               11    12
+//! place    0     1       2        3                4     5
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +28,16 @@ use crate::harness::WORKSPACE;
 /// How long a switch may take.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 pub(super) const ID: OperationId = OperationId(77);
+
+/// The switches, by the ids of their transitions: see the table above.
+pub(super) const FIRST: u16 = 0;
+pub(super) const SECOND: u16 = 1;
+pub(super) const THIRD: u16 = 2;
+pub(super) const COMMIT: u16 = 10;
+pub(super) const FIFTH: u16 = 11;
+pub(super) const SIXTH: u16 = 12;
+/// All of them, by place.
+pub(super) const ALL: [u16; 6] = [FIRST, SECOND, THIRD, COMMIT, FIFTH, SIXTH];
 
 /// What the engine asks of a switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +79,7 @@ pub(super) enum Odd {
     BreaksJournal,
 }
 
-pub(super) struct Panel {
+pub(super) struct Switches {
     pub(super) host: Host,
     pub(super) interrupt: Interrupt,
     pub(super) on: Mutex<BTreeSet<u16>>,
@@ -73,7 +90,7 @@ pub(super) struct Panel {
     pub(super) syncs: Arc<AtomicU64>,
 }
 
-impl Panel {
+impl Switches {
     pub(super) fn new(odd: &[(Call, u16, Odd)]) -> Self {
         Self {
             host: Host::new(53, false),
@@ -156,80 +173,80 @@ impl Panel {
     }
 }
 
-/// Turns a switch on. Those below 10 come before the commit point, 10 is it, and those above come after it.
+/// Turns a switch on. Those before [`COMMIT`], the commit point, can be undone.
 struct Switch<const N: u16>;
 
-impl<const N: u16> Transition<Panel> for Switch<N> {
+impl<const N: u16> Transition<Switches> for Switch<N> {
     type Intent = u16;
     type Outcome = Vec<u8>;
 
     fn spec(&self) -> TransitionSpec {
         let (id, label) = (TransitionId(N), label(N));
-        if N < 10 {
+        if N < COMMIT {
             TransitionSpec::undoable(id, label, LIMIT)
         } else {
             TransitionSpec::never_undone(id, label, "for a test, that is reason enough", LIMIT)
         }
     }
 
-    async fn prepare(&self, scene: &Context<'_, Panel>) -> Result<u16, Failure> {
-        scene.world.call(Call::Prepare, N).await?;
+    async fn prepare(&self, context: &Context<'_, Switches>) -> Result<u16, Failure> {
+        context.world.call(Call::Prepare, N).await?;
         Ok(N)
     }
 
-    async fn probe(&self, scene: &Context<'_, Panel>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
+    async fn probe(&self, context: &Context<'_, Switches>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
         assert_eq!(*intent, N);
-        let on = match scene.world.call(Call::Probe, N).await? {
+        let on = match context.world.call(Call::Probe, N).await? {
             Some(Odd::Finds(on)) => on,
             Some(Odd::Lost) => return Ok(Probe::Lost),
             Some(Odd::CannotTell) => return Ok(Probe::CannotTell("it cannot be told".to_owned())),
-            _ => scene.world.on.lock().unwrap().contains(&N),
+            _ => context.world.on.lock().unwrap().contains(&N),
         };
         Ok(if on { Probe::Done(vec![1]) } else { Probe::NotDone })
     }
 
-    async fn apply(&self, scene: &Context<'_, Panel>, intent: &u16) -> Result<Vec<u8>, Failure> {
+    async fn apply(&self, context: &Context<'_, Switches>, intent: &u16) -> Result<Vec<u8>, Failure> {
         assert_eq!(*intent, N);
-        if N > 0 && scene.world.on.lock().unwrap().contains(&0) {
+        if N != FIRST && context.world.on.lock().unwrap().contains(&FIRST) {
             // Those of the same stage see nothing of each other.
             assert_eq!(
-                scene.outcome::<Vec<u8>>(TransitionId(0)).is_ok(),
-                N != 1,
-                "{N} asks for the outcome of 0"
+                context.outcome::<Vec<u8>>(TransitionId(FIRST)).is_ok(),
+                N != SECOND,
+                "{N} asks for the outcome of FIRST"
             );
         }
         // One that is not in the table, and one that is about to be done, perhaps for the second time.
         assert!(matches!(
-            scene.outcome::<Vec<u8>>(TransitionId(99)),
+            context.outcome::<Vec<u8>>(TransitionId(99)),
             Err(Failure::NoOutcome(TransitionId(99)))
         ));
         assert!(
-            matches!(scene.outcome::<Vec<u8>>(TransitionId(N)), Err(Failure::NoOutcome(TransitionId(id))) if id == N)
+            matches!(context.outcome::<Vec<u8>>(TransitionId(N)), Err(Failure::NoOutcome(TransitionId(id))) if id == N)
         );
-        on_the_medium(scene.world, N);
-        let odd = scene.world.call(Call::Apply, N).await?;
-        assert_eq!(scene.interrupt.requested(), N <= 10 && scene.world.interrupt.requested());
-        scene.world.on.lock().unwrap().insert(N);
+        on_the_medium(context.world, N);
+        let odd = context.world.call(Call::Apply, N).await?;
+        assert_eq!(context.interrupt.requested(), N <= COMMIT && context.world.interrupt.requested());
+        context.world.on.lock().unwrap().insert(N);
         Ok(if odd == Some(Odd::Large) { vec![7; MAX_PAYLOAD - 20] } else { vec![1] })
     }
 
-    async fn undo(&self, scene: &Context<'_, Panel>, intent: &u16) -> Result<(), Failure> {
+    async fn undo(&self, context: &Context<'_, Switches>, intent: &u16) -> Result<(), Failure> {
         assert_eq!(*intent, N);
-        assert!(!scene.interrupt.requested());
-        scene.world.call(Call::Undo, N).await?;
-        scene.world.on.lock().unwrap().remove(&N);
+        assert!(!context.interrupt.requested());
+        context.world.call(Call::Undo, N).await?;
+        context.world.on.lock().unwrap().remove(&N);
         Ok(())
     }
 }
 
 /// What acts has its intent on the medium, and that of its stage-mates; and the commit point is done there before
 /// anything after it acts.
-fn on_the_medium(panel: &Panel, switch: u16) {
-    let durable = panel.written(Some(Survival::Nothing));
+fn on_the_medium(switches: &Switches, switch: u16) {
+    let durable = switches.written(Some(Survival::Nothing));
     let stage = match switch {
-        0 | 1 => 0..2,
-        2 => 2..3,
-        10 => 3..4,
+        FIRST | SECOND => 0..2,
+        THIRD => 2..3,
+        COMMIT => 3..4,
         _ => 4..6,
     };
     for place in stage {
@@ -239,35 +256,35 @@ fn on_the_medium(panel: &Panel, switch: u16) {
         );
     }
     assert!(
-        switch <= 10 || durable[3] == TransitionStatus::Done,
+        switch <= COMMIT || durable[3] == TransitionStatus::Done,
         "{switch} acts, and on the medium is {durable:?}"
     );
 }
 
 const fn label(switch: u16) -> &'static str {
     match switch {
-        0 => "first",
-        1 => "second",
-        2 => "third",
-        10 => "commit",
-        11 => "fifth",
-        12 => "sixth",
+        FIRST => "first",
+        SECOND => "second",
+        THIRD => "third",
+        COMMIT => "commit",
+        FIFTH => "fifth",
+        SIXTH => "sixth",
         _ => "none",
     }
 }
 
-/// Two, one, the commit point, two.
-pub(super) fn table(forward: AfterCommit) -> Operation<Panel> {
-    Operation::new(ID, "switches", forward, |scene: Context<'_, Panel>, ended| {
+/// The operation of the table above.
+pub(super) fn table(forward: AfterCommit) -> Operation<Switches> {
+    Operation::new(ID, "switches", forward, |context: Context<'_, Switches>, ended| {
         Box::pin(async move {
-            scene.world.call(Call::Conclude, 0).await?;
+            context.world.call(Call::Conclude, FIRST).await?;
             Ok(format!("{ended:?}").into_bytes())
         })
     })
-    .stage("both", vec![Box::new(Switch::<0>), Box::new(Switch::<1>)])
-    .stage("alone", vec![Box::new(Switch::<2>)])
-    .commit(Box::new(Switch::<10>))
-    .stage("rest", vec![Box::new(Switch::<11>), Box::new(Switch::<12>)])
+    .stage("both", vec![Box::new(Switch::<FIRST>), Box::new(Switch::<SECOND>)])
+    .stage("alone", vec![Box::new(Switch::<THIRD>)])
+    .commit(Box::new(Switch::<COMMIT>))
+    .stage("rest", vec![Box::new(Switch::<FIFTH>), Box::new(Switch::<SIXTH>)])
 }
 
 /// The journal's files, with the syncs counted.
@@ -316,9 +333,9 @@ impl Storage for Counted {
     }
 }
 
-pub(super) fn open(panel: &Panel) -> Result<Journal<Counted>, JournalError> {
-    panel.host.set_fault(Fault::None, None);
-    let storage = Counted { inner: panel.host.storage(WORKSPACE), syncs: Arc::clone(&panel.syncs) };
+pub(super) fn open(switches: &Switches) -> Result<Journal<Counted>, JournalError> {
+    switches.host.set_fault(Fault::None, None);
+    let storage = Counted { inner: switches.host.storage(WORKSPACE), syncs: Arc::clone(&switches.syncs) };
     Journal::open(storage, WORKSPACE, Generation(0), 1)
 }
 
@@ -341,16 +358,16 @@ pub(super) enum Start {
 
 /// Lets the executor run a table in a time that passes only when everybody waits.
 pub(super) fn execute(
-    panel: &Panel,
-    operation: &Operation<Panel>,
+    switches: &Switches,
+    operation: &Operation<Switches>,
     start: Start,
     listener: &Listener,
 ) -> Result<Ending, EngineError> {
-    let mut journal = open(panel).unwrap();
+    let mut journal = open(switches).unwrap();
     let mut executor = Executor {
-        world: panel,
+        world: switches,
         journal: &mut journal,
-        interrupt: panel.interrupt.clone(),
+        interrupt: switches.interrupt.clone(),
         unix_ms: Box::new(|| 2),
         observer: listener,
     };
@@ -364,10 +381,10 @@ pub(super) fn execute(
     })
 }
 
-pub(super) fn run(panel: &Panel) -> Result<Ending, EngineError> {
-    execute(panel, &table(AfterCommit::ClearAway), Start::Fresh, &Listener::default())
+pub(super) fn run(switches: &Switches) -> Result<Ending, EngineError> {
+    execute(switches, &table(AfterCommit::ClearAway), Start::Fresh, &Listener::default())
 }
 
-pub(super) fn recover(panel: &Panel, forward: AfterCommit) -> Result<Ending, EngineError> {
-    execute(panel, &table(forward), Start::Recovery, &Listener::default())
+pub(super) fn recover(switches: &Switches, forward: AfterCommit) -> Result<Ending, EngineError> {
+    execute(switches, &table(forward), Start::Recovery, &Listener::default())
 }

@@ -1,19 +1,27 @@
-#!/bin/bash
-# make-guest: builds a small Linux for a VM out of this machine's Debian packages.
+# Builds a small Linux for a VM out of this machine's Debian packages. `nixbox image make-minimal` runs it, with bash:
 #
-#   make-guest DIR [PUBLIC-KEY]      writes DIR/vmlinuz and DIR/initramfs.gz
+#   minimal-guest.sh DIRECTORY PUBLIC-KEY      writes DIRECTORY/vmlinuz and DIRECTORY/initramfs.gz
 #
-# It lets in PUBLIC-KEY, a file, as `root` and as `user` (uid 1000, `sudo` without a password); without one a key is made
-# as DIR/key. It gets its address by DHCP. What it has on a disk, /dev/vda with an ext4 on it, is there at the next boot:
-# its SSH host key and /home. Without a disk its host key is one that is made here.
-#
-# Debian packages: linux-image-cloud-amd64 busybox-static dropbear-bin bash sudo libpam-modules openssh-client cpio kmod
+# The guest lets in PUBLIC-KEY, a file, as `root` and as `user` (uid 1000, `sudo` without a password). It gets its address by
+# DHCP. With an ext4 on its disk, /dev/vda, its SSH host key and /home are kept there for the next boot. Without a disk its
+# host key is one that is made here. Needs no root.
 set -euo pipefail
-target=${1:?usage: make-guest DIR [PUBLIC-KEY]}
-mkdir -p "$target"
+umask 022
+PATH=$PATH:/usr/sbin:/sbin
+target=$1 key=$2
+
+need() { [ -e "$1" ] || { echo "$1 is missing: install the Debian package $2" >&2; exit 1; }; }
+need /bin/busybox busybox-static
+need /bin/bash bash
+need /usr/sbin/dropbear dropbear-bin
+need /usr/bin/sudo sudo
+need /usr/bin/cpio cpio
+need /sbin/modprobe kmod
+need /lib/x86_64-linux-gnu/security/pam_permit.so libpam-modules
 kernel=$(find /boot -name 'vmlinuz-*-cloud-amd64' | sort -V | tail -n 1)
-[ -n "$kernel" ] || { echo "make-guest: no kernel in /boot: install linux-image-cloud-amd64" >&2; exit 1; }
+need "${kernel:-/boot/vmlinuz-*-cloud-amd64}" linux-image-cloud-amd64
 release=${kernel#/boot/vmlinuz-}
+mkdir -p "$target"
 tree=$(mktemp -d)
 trap 'rm -rf "$tree"' EXIT
 
@@ -55,21 +63,12 @@ printf 'root:x:0:\nuser:x:1000:\n' > "$tree/etc/group"
 echo /bin/sh > "$tree/etc/shells"
 printf 'passwd: files\nhosts: files dns\n' > "$tree/etc/nsswitch.conf"
 echo '127.0.0.1 localhost guest' > "$tree/etc/hosts"
-key=${2:-$target/key.pub}
-if [ $# -lt 2 ]; then
-    rm -f "$target/key" "$target/key.pub"
-    ssh-keygen -q -t ed25519 -N '' -C guest -f "$target/key"
-fi
 for home in root home/user; do
     mkdir -p "$tree/$home/.ssh"
     cp "$key" "$tree/$home/.ssh/authorized_keys"
     chmod 700 "$tree/$home" "$tree/$home/.ssh"
     chmod 600 "$tree/$home/.ssh/authorized_keys"
 done
-chown -R 0:0 "$tree"
-chown -R 1000:1000 "$tree/home/user"
-# After the change of owner, which takes it away.
-chmod 4755 "$tree/usr/bin/sudo"
 dropbearkey -t ed25519 -f "$tree/etc/dropbear/hostkey" > /dev/null 2>&1
 
 cat > "$tree/etc/udhcpc/script" <<'SCRIPT'
@@ -131,5 +130,10 @@ INIT
 chmod +x "$tree"/{init,etc/start,etc/udhcpc/script}
 
 cp "$kernel" "$target/vmlinuz"
-(cd "$tree" && find . | cpio -o -H newc --quiet | gzip -1) > "$target/initramfs.gz.new"
+# Two archives in one file: all is root's but the user's home.
+cd "$tree"
+{
+    find . -path ./home/user -prune -o -print | cpio -o -H newc -R 0:0 --quiet
+    find ./home/user | cpio -o -H newc -R 1000:1000 --quiet
+} | gzip -1 > "$target/initramfs.gz.new"
 mv "$target/initramfs.gz.new" "$target/initramfs.gz"

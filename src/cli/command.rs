@@ -1,0 +1,175 @@
+//! What commands share: how they open a workspace, run operations on it, and report the result.
+//!
+//! A command that changes something opens a [`LockedWorkspace`], which takes the lock, makes the preflight checks and wires
+//! the real world, and then lets an `operations::Session` run. A command that only reads opens an [`OpenWorkspace`] and
+//! leaves the lock to others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::error::{self, CliError, Problem};
+use super::preflight::{self, Preflight};
+use super::progress::ProgressDisplay;
+use super::wiring::{self, Wiring};
+use super::{WorkspaceLocation, journal_state, signals};
+use crate::config::Config;
+use crate::engine::executor::Observer;
+use crate::engine::journal::Journal;
+use crate::engine::transition::Interrupt;
+use crate::files::copy::NoProgress;
+use crate::host::hooks::Complain;
+use crate::operations::{RunningVm, Session};
+use crate::store::journal_files::FileStorage;
+use crate::workspace::{Lock, Workspace};
+use crate::world::{Failure, Generation, VmmState};
+
+/// How long a copy on another thread may take to notice that its result is no longer awaited.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a command that only reads waits for an answer of the VMM.
+const VMM_WAIT: Duration = Duration::from_secs(5);
+
+/// What a changing command prints.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct OutputOptions {
+    /// Print nothing but errors
+    #[arg(short, long)]
+    quiet: bool,
+    /// Print the result as JSON, and nothing else but errors
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl OutputOptions {
+    /// Whether progress is not printed.
+    pub(super) fn silent(self) -> bool {
+        self.quiet || self.json
+    }
+
+    /// Prints a result: a sentence on stderr for people, or a value on stdout for programs.
+    pub(super) fn report(self, json: &serde_json::Value, sentence: &str) -> Result<(), Problem> {
+        if self.json {
+            error::print_json(json)
+        } else {
+            if !self.silent() {
+                error::print_stderr(&format!("nixbox: {sentence}\n"));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The runtime of one command. The layers below do their long work on threads of their own.
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(CliError::Runtime)?)
+}
+
+/// Waits for a future, and then at most [`LAST_WAIT`] for what it left running on other threads.
+pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(future);
+    runtime.shutdown_timeout(LAST_WAIT);
+    result
+}
+
+/// Prints why a script of the user failed where the operation goes on without it.
+fn report_failed_script() -> Arc<Complain> {
+    Arc::new(|error| {
+        error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
+    })
+}
+
+/// The state of a VM for commands that only read: [`VmmState::Silent`] if its VMM does not answer within [`VMM_WAIT`].
+pub(super) async fn vm_state(wiring: &Wiring, vmm: Generation) -> Result<VmmState, Failure> {
+    tokio::time::timeout(VMM_WAIT, wiring.world.vmm.find(vmm)).await.unwrap_or(Ok(VmmState::Silent))
+}
+
+/// A workspace whose lock is not taken, for commands that change nothing.
+pub(super) struct OpenWorkspace {
+    pub(super) workspace: Workspace,
+    pub(super) config: Config,
+}
+
+impl OpenWorkspace {
+    pub(super) fn open(location: &WorkspaceLocation) -> Result<Self, Problem> {
+        let workspace = location.workspace()?;
+        let config = WorkspaceLocation::config(&workspace)?;
+        Ok(Self { workspace, config })
+    }
+
+    /// The workspace of a running VM, and the VM. That none runs is reported before the configuration is read.
+    pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
+        let workspace = location.workspace()?;
+        let vm = journal_state::running_vm(&workspace)?;
+        let config = WorkspaceLocation::config(&workspace)?;
+        Ok((Self { workspace, config }, vm))
+    }
+
+    /// Wires the real world. Copies report no progress.
+    pub(super) fn wire(&self) -> Result<Wiring, Problem> {
+        Ok(wiring::assemble(&self.workspace, &self.config, Arc::new(NoProgress), report_failed_script())?)
+    }
+}
+
+/// A workspace whose lock this command holds, wired to the real world, for commands that change something.
+pub(super) struct LockedWorkspace {
+    pub(super) config: Config,
+    pub(super) progress: Arc<ProgressDisplay>,
+    pub(super) wiring: Wiring,
+    workspace: Workspace,
+    /// Released last.
+    _lock: Lock,
+}
+
+impl LockedWorkspace {
+    /// Does what every changing command does before its operation: takes the lock in the name of `command`, reads the
+    /// configuration, reads from the journal whether a VM runs, makes the checks that need only the configuration, wires the
+    /// real world, and makes the checks that ask the host.
+    pub(super) fn open(
+        location: &WorkspaceLocation,
+        command: &str,
+        preflight: Preflight,
+        output: OutputOptions,
+    ) -> Result<Self, Problem> {
+        let progress = Arc::new(ProgressDisplay::new(output.silent()));
+        let workspace = location.workspace()?;
+        let lock = workspace.lock(command)?;
+        let config = WorkspaceLocation::config(&workspace)?;
+        let starts_vm = preflight != Preflight::None && journal_state::read(&workspace)?.is_down();
+        preflight.check_config(&config, starts_vm)?;
+        let wiring = wiring::assemble(&workspace, &config, progress.clone(), report_failed_script())?;
+        if starts_vm {
+            block_on(preflight::check_host(&wiring))?;
+        }
+        Ok(Self { config, progress, wiring, workspace, _lock: lock })
+    }
+
+    /// Opens the journal and lets `act` run operations on the world.
+    pub(super) fn run<T>(
+        &self,
+        act: impl AsyncFnOnce(&mut Session<'_, FileStorage>) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let storage = journal_state::storage(&self.workspace)?;
+        let floor = journal_state::highest_generation(&self.workspace)?;
+        let observer: &dyn Observer = &*self.progress;
+        #[cfg(feature = "failpoints")]
+        let observer: &dyn Observer = &super::failpoints::Failpoints::around(observer);
+        self.interruptible(async |interrupt| {
+            let world = &self.wiring.world;
+            let journal = Journal::open(storage, self.workspace.id(), floor, world.clock.unix_ms())?;
+            act(&mut Session { world, journal, interrupt: interrupt.clone(), observer }).await
+        })
+        .map_err(|problem| problem.with_last_words(|| self.wiring.vmm.last_words()))
+    }
+
+    /// Lets `act` work, and asks it to stop at the first signal that interrupts nixbox.
+    pub(super) fn interruptible<T>(
+        &self,
+        act: impl AsyncFnOnce(&Interrupt) -> Result<T, Problem>,
+    ) -> Result<T, Problem> {
+        let interrupt = Interrupt::new();
+        signals::listen(&interrupt, &self.progress)?;
+        block_on(act(&interrupt))
+    }
+}

@@ -1,0 +1,177 @@
+//! The host as a test holds it: the test sets faults, cuts the power, kills VMMs, and compares what is there.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::fault::{Counts, Fault};
+use super::files::{Content, Survival};
+use super::state::{FakeState, NEIGHBOUR, RAM};
+use crate::engine::journal::Name;
+use crate::world::{Failure, Interrupt, Slot, SnapshotId, WorkspaceId};
+
+/// A host. Clones are handles to the same host.
+#[derive(Clone)]
+pub struct Host(Arc<Mutex<FakeState>>);
+
+impl Host {
+    /// A host with a VMM of this major version, with shares or without. A VM of another workspace runs on it.
+    #[must_use]
+    pub fn new(vmm_version: u32, shares: bool) -> Self {
+        Self(Arc::new(Mutex::new(FakeState::new(vmm_version, shares))))
+    }
+
+    /// A copy of the host, as it is now.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self(Arc::new(Mutex::new(self.lock().clone())))
+    }
+
+    /// Sets what is to happen, and starts counting anew. If the program has died this starts it again.
+    pub fn set_fault(&self, fault: Fault, interrupt: Option<Interrupt>) {
+        let mut state = self.lock();
+        state.fault = fault;
+        state.counts = Counts::default();
+        state.dead = false;
+        state.locks.clear();
+        state.failing_kind = None;
+        state.interrupt = interrupt;
+    }
+
+    /// Takes the lock of a workspace, unless it is taken. A program that dies loses it.
+    #[must_use]
+    pub fn try_lock(&self, workspace: WorkspaceId) -> Option<WorkspaceLock> {
+        let fresh = self.lock().locks.insert(workspace);
+        fresh.then(|| WorkspaceLock { host: self.clone(), workspace })
+    }
+
+    /// What the program did since the fault was set.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    /// Whether the program died.
+    #[must_use]
+    pub fn died(&self) -> bool {
+        self.lock().dead
+    }
+
+    /// Cuts the power.
+    pub fn power_cut(&self, survival: Survival) {
+        self.lock().power_cut(survival);
+    }
+
+    /// Kills the VMM of a workspace.
+    pub fn kill_vmm(&self, workspace: WorkspaceId) {
+        self.lock().kill_vmm(workspace);
+    }
+
+    /// A hash over all that can be seen of the host, except how far guests have run.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        self.lock().fingerprint()
+    }
+
+    /// The listed snapshots of a workspace, each with a hash over all its files.
+    #[must_use]
+    pub fn snapshots(&self, workspace: WorkspaceId) -> Vec<(SnapshotId, u64)> {
+        self.lock().snapshots(workspace)
+    }
+
+    /// Lets guests write to their disk and RAM, this many times.
+    pub fn guest_works(&self, ticks: u64) {
+        let mut state = self.lock();
+        for _ in 0..ticks {
+            state.tick();
+        }
+    }
+
+    /// Flips one bit in a file of a listed snapshot, as a failing disk does.
+    pub fn damage_snapshot(&self, workspace: WorkspaceId, snapshot: SnapshotId) {
+        let mut state = self.lock();
+        let directory = state.snapshots_directory(workspace);
+        let ino = state
+            .files
+            .find(directory, &snapshot.to_string())
+            .and_then(|snapshot| state.files.find(snapshot, RAM));
+        if let Some(ino) = ino {
+            state.files.write_whole(ino, Content::Torn);
+        }
+    }
+
+    /// Whether an authenticated command can run in the workspace's guest.
+    #[must_use]
+    pub fn is_ssh_ready(&self, workspace: WorkspaceId) -> bool {
+        self.lock().is_ssh_ready(workspace)
+    }
+
+    /// Changes a value of the configuration that shapes a VM.
+    pub fn set_shape(&self, key: &str, value: &str) {
+        self.lock().shape.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Takes a feature from the host's processor, as if the host were another one.
+    pub fn lose_cpu_feature(&self, feature: &str) {
+        self.lock().cpu.remove(feature);
+    }
+
+    /// Installs another major version of the VMM. A VM that runs keeps its own.
+    pub fn install_vmm(&self, version: u32) {
+        self.lock().version = version;
+    }
+
+    /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.
+    pub fn set_room(&self, bytes: u64) {
+        self.lock().room = bytes;
+    }
+
+    /// Adds a process that uses a share in a guest.
+    pub fn use_share(&self, user: &str) {
+        self.lock().share_users.push(user.to_owned());
+    }
+
+    /// Gives a free slot to the other workspace on this host, whose VM always runs.
+    pub fn take_slot(&self, slot: Slot) {
+        self.lock().slots.entry(slot).or_insert(NEIGHBOUR);
+    }
+
+    /// Removes the journal of a workspace, as a person might do.
+    pub fn lose_journal(&self, workspace: WorkspaceId) {
+        let mut state = self.lock();
+        if let Some(directory) = state.workspace_directory(workspace) {
+            state.files.remove(directory, Name::Current.file_name());
+        }
+    }
+
+    /// The bytes of a workspace's journal.
+    #[must_use]
+    pub fn journal_bytes(&self, workspace: WorkspaceId) -> Option<Vec<u8>> {
+        let state = self.lock();
+        let directory = state.workspace_directory(workspace)?;
+        match state.files.get(directory, Name::Current.file_name()) {
+            Some(Content::Bytes(bytes)) => Some(bytes.clone()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, FakeState> {
+        // A test that has panicked while it held the lock has failed already.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes a point. An error means that the program has died at this point or before.
+    pub(super) fn point(&self) -> Result<(), Failure> {
+        self.lock().point()
+    }
+}
+
+/// The lock of a workspace, until it is dropped.
+pub struct WorkspaceLock {
+    host: Host,
+    workspace: WorkspaceId,
+}
+
+impl Drop for WorkspaceLock {
+    fn drop(&mut self) {
+        self.host.lock().locks.remove(&self.workspace);
+    }
+}

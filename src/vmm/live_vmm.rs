@@ -1,0 +1,161 @@
+//! A VMM process that is alive, and the questions to it that take more than one call of the API.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::client::{ApiClient, ApiError, ApiVmState, VmInfo};
+use super::config::FsConfig;
+use super::error::VmmError;
+use crate::host::process::Daemon;
+use crate::host::socket::{self, SocketPath, SocketUse};
+use crate::world::VmmState;
+
+/// How long a guest may take to let go of a device, and the daemon of a share to notice.
+const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
+
+/// A VMM that writes this many bytes within the ten seconds of one unanswered call is busy with `vm.snapshot` of RAM that it
+/// allocated itself. It answers no other call until that is done (seen on v53.0).
+const BUSY: u64 = 1 << 20;
+
+/// How much longer a VMM that does not answer is waited for.
+struct SilenceTimer {
+    silence_limit: Duration,
+    until: Instant,
+    written: u64,
+}
+
+impl SilenceTimer {
+    fn begun(silence_limit: Duration, now: Instant, written: u64) -> Self {
+        Self { silence_limit, until: now + silence_limit, written }
+    }
+
+    /// To be called after each call without an answer, with the number of bytes that the process has written in its life. A
+    /// VMM that writes is busy: the time begins anew. Returns whether the time is over.
+    fn is_over(&mut self, now: Instant, written: u64) -> bool {
+        let more = written.saturating_sub(self.written);
+        self.written = written;
+        if more >= BUSY {
+            self.until = now + self.silence_limit;
+        }
+        now >= self.until
+    }
+}
+
+/// A VMM process that was alive when it was found.
+pub(super) struct LiveVmm {
+    pub(super) daemon: Daemon,
+    pub(super) client: ApiClient,
+}
+
+impl LiveVmm {
+    async fn info(&self) -> Result<Option<VmInfo>, VmmError> {
+        match self.client.info().await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.is_missing_vm() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) async fn state(&self) -> Result<VmmState, VmmError> {
+        Ok(match self.info().await?.map(|info| info.state) {
+            None => VmmState::Empty,
+            Some(ApiVmState::Created | ApiVmState::Shutdown) => VmmState::Stopped,
+            Some(ApiVmState::Running) => VmmState::Running,
+            // At a break point no vCPU runs.
+            Some(ApiVmState::Paused | ApiVmState::BreakPoint) => VmmState::Paused,
+        })
+    }
+
+    /// As [`LiveVmm::state`], for a VMM that may be busy or hang: [`VmmState::Silent`] if it neither answers nor writes for
+    /// this long.
+    pub(super) async fn state_or_silence(&self, silence_limit: Duration) -> Result<VmmState, VmmError> {
+        let begun = Instant::now();
+        let mut timer: Option<SilenceTimer> = None;
+        loop {
+            match self.state().await {
+                Err(VmmError::Client(ApiError::TimedOut { .. })) => {}
+                answered => return answered,
+            }
+            let written = self.daemon.written()?;
+            let Some(timer) = &mut timer else {
+                timer = Some(SilenceTimer::begun(silence_limit, begun, written));
+                continue;
+            };
+            if timer.is_over(Instant::now(), written) {
+                return Ok(VmmState::Silent);
+            }
+        }
+    }
+
+    /// The ids of all devices that may be shares: those in the VM's configuration, and those that the guest has not yet let
+    /// go of.
+    pub(super) async fn share_ids(&self) -> Result<BTreeSet<String>, VmmError> {
+        let Some(info) = self.info().await? else {
+            return Ok(BTreeSet::new());
+        };
+        let configured = info.config.fs.into_iter().flatten().filter_map(|share| share.id);
+        Ok(configured.chain(info.device_tree.into_iter().flat_map(BTreeMap::into_keys)).collect())
+    }
+
+    pub(super) async fn is_configured(&self, id: &str) -> Result<bool, VmmError> {
+        let shares = self.info().await?.and_then(|info| info.config.fs).unwrap_or_default();
+        Ok(shares.iter().any(|share| share.id.as_deref() == Some(id)))
+    }
+
+    /// Waits until the guest has let go of all of `devices`. A snapshot that is taken earlier would contain them.
+    pub(super) async fn wait_until_unplugged(&self, devices: &BTreeSet<String>) -> Result<(), VmmError> {
+        let deadline = Instant::now() + UNPLUG_LIMIT;
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let left: Vec<String> = self.share_ids().await?.intersection(devices).cloned().collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(VmmError::ShareInUse { devices: left, limit: UNPLUG_LIMIT });
+            }
+            // Polled with a growing pause: the API has no call that waits for this.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(200));
+        }
+    }
+
+    /// Waits until each daemon of `shares`, which were unplugged, has ended or listens again. A daemon that still has its old
+    /// connection would be taken for one that serves.
+    pub(super) async fn wait_until_disconnected(&self, shares: &[FsConfig]) -> Result<(), VmmError> {
+        let deadline = Instant::now() + UNPLUG_LIMIT;
+        for share in shares {
+            let socket = SocketPath::new(share.socket().into())?;
+            // Polled: the kernel reports no event for the state of another process's socket.
+            while socket::usage(&socket)? == SocketUse::Connected {
+                if Instant::now() > deadline {
+                    let devices = vec![share.id().to_owned()];
+                    return Err(VmmError::ShareInUse { devices, limit: UNPLUG_LIMIT });
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmm_that_writes_is_given_more_time() {
+        let begun = Instant::now();
+        let after = |seconds| begun + Duration::from_secs(seconds);
+        let mut timer = SilenceTimer::begun(Duration::from_secs(90), begun, 5000);
+        assert!(!timer.is_over(after(89), 5000));
+        assert!(!timer.is_over(after(90), 5000 + BUSY));
+        assert!(!timer.is_over(after(179), 5000 + BUSY));
+        // A VMM that hangs may still write a little.
+        assert!(timer.is_over(after(180), 4999 + 2 * BUSY));
+        let mut idle = SilenceTimer::begun(Duration::from_secs(90), begun, 0);
+        assert!(idle.is_over(after(90), BUSY - 1));
+    }
+}

@@ -1,0 +1,67 @@
+//! Programs that root may run, and the user who called sudo may not.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{Said, TestDirectory, skipped};
+
+fn mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A directory below `parent` that root alone may enter.
+fn closed(parent: &Path) -> PathBuf {
+    let path = parent.canonicalize().unwrap().join("closed");
+    fs::create_dir(&path).unwrap();
+    mode(&path, 0o700);
+    path
+}
+
+fn is_root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        skipped(test, "root's rights");
+    }
+    root
+}
+
+#[test]
+fn sudo_names_a_nixbox_that_the_user_may_not_run() {
+    if !is_root("sudo_names_a_nixbox_that_the_user_may_not_run") {
+        return;
+    }
+    let (directory, programs) = (TestDirectory::workspace(), TestDirectory::empty());
+    let program = closed(programs.path()).join("nixbox");
+    fs::hard_link(env!("CARGO_BIN_EXE_nixbox"), &program)
+        .or_else(|_| fs::copy(env!("CARGO_BIN_EXE_nixbox"), &program).map(drop))
+        .unwrap();
+    let before = directory.listing();
+    let mut command = std::process::Command::new(&program);
+    let command = command.arg("status").current_dir(directory.path());
+    let said = Said::new(command.env("SUDO_UID", "31000").env("SUDO_GID", "31000").output().unwrap());
+    said.failed(1, &["user 31000 may not run", &format!("{program:?}"), "such as /usr/local/bin"]);
+    assert_eq!(directory.listing(), before);
+}
+
+#[test]
+fn doctor_names_a_program_that_root_alone_may_run() {
+    if !is_root("doctor_names_a_program_that_root_alone_may_run") {
+        return;
+    }
+    let directory = TestDirectory::empty();
+    mode(directory.path(), 0o755);
+    let closed = closed(directory.path());
+    let program = closed.join("virtiofsd");
+    fs::write(&program, "#!/bin/sh\necho virtiofsd 1.14.0\n").unwrap();
+    mode(&program, 0o755);
+    let mut command = directory.command(&["doctor", "--json"]);
+    let diagnosis = Said::new(command.env("NIXBOX_VIRTIOFSD", &program).output().unwrap()).json();
+    let needs = diagnosis["needs"].as_array().unwrap();
+    let need = needs.iter().find(|need| need["name"] == "virtiofsd").unwrap();
+    assert_eq!(need["state"], "found");
+    let advice = need["advice"].as_str().unwrap();
+    for words in ["root alone may use it", &format!("{program:?}"), "is closed to that user"] {
+        assert!(advice.contains(words), "no {words:?} in {advice}");
+    }
+}

@@ -1,0 +1,128 @@
+//! What holds of a VM that runs: its credentials, its shares, and how commands run in it. All of these share one VM.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::outside;
+use crate::workspace::{self, FILE, PLAIN, TOKEN, Workspace};
+
+pub(super) fn up_of_a_running_vm_changes_nothing(workspace: &Workspace) {
+    let nonce = workspace.guest("cat /run/nonce");
+    let below = workspace.path.join("share");
+    let again = workspace.nixbox(&["up", "--json"]).current_dir(below).output().unwrap();
+    assert_eq!(again.status.code(), Some(0));
+    let said: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!(said["result"], "already");
+    assert_eq!(workspace.guest("cat /run/nonce"), nonce, "it is another guest");
+    workspace.assert_up();
+}
+
+pub(super) fn credentials_have_their_owner_and_mode(workspace: &Workspace) {
+    let stat = workspace.guest("cd; stat -c '%n %a %u' .env .aws .aws/credentials .ssh .ssh/id_ed25519");
+    assert_eq!(
+        stat,
+        ".env 600 1000\n.aws 700 1000\n.aws/credentials 600 1000\n.ssh 700 1000\n.ssh/id_ed25519 600 1000\n"
+    );
+    assert_eq!(workspace.guest("cat ~/.aws/credentials"), FILE);
+    let own = fs::read_to_string(workspace.path.join(".nixbox/ssh/vm_key.pub")).unwrap();
+    let told = workspace.guest("cat ~/.ssh/id_ed25519.pub");
+    let key = |text: &str| text.split(' ').take(2).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(key(&told), key(&own));
+    let environment = workspace.guest("printf '%s\\n' \"$TOKEN\" \"$PLAIN\" \"$COMMAND\"");
+    assert_eq!(environment, format!("{TOKEN}\n{PLAIN}\nfrom a command\n"));
+    // A login shell that nixbox did not start has it too.
+    assert_eq!(workspace.guest("env -i HOME=/home/user sh -lc 'echo $TOKEN'"), format!("{TOKEN}\n"));
+}
+
+/// Credentials are in the guest, and in the files that the person wrote; in no argument list, environment, log or journal.
+pub(super) fn credentials_are_in_no_process_log_or_journal(workspace: &Workspace) {
+    let secrets = [TOKEN, "file-secret", "from a command"];
+    let clean = |text: &[u8], of: &str| {
+        for secret in secrets {
+            let found = text.windows(secret.len()).any(|window| window == secret.as_bytes());
+            assert!(!found, "{secret:?} is in {of}");
+        }
+    };
+    for process in outside::processes() {
+        for name in ["cmdline", "environ"] {
+            let path = format!("/proc/{}/{name}", process.pid);
+            clean(&fs::read(&path).unwrap(), &path);
+        }
+    }
+    // The configuration names the sources of two of them, and the guest's disk may hold what the guest has.
+    let listing = outside::shell(&format!(
+        "find {}/.nixbox /run/nixbox-0 -type f ! -name config.toml ! -path '*/run/disk-*/0.img'",
+        workspace.path.display()
+    ));
+    assert!(listing.contains("/journal/"), "{listing}");
+    assert!(listing.contains("/serial-"), "{listing}");
+    for path in listing.lines() {
+        clean(&fs::read(path).unwrap(), path);
+    }
+    for command in [&["config"][..], &["config", "--json"], &["status"], &["journal"]] {
+        clean(workspace.ok(command).stdout.as_bytes(), command[0]);
+    }
+}
+
+pub(super) fn shares_are_writable_or_read_only_as_configured(workspace: &Workspace) {
+    assert_eq!(workspace.guest("cat ~/share/greeting /data/table"), "hello\n1 2 3\n");
+    // What any user of the guest writes belongs to the invoking user on the host, and to the guest's user in the guest.
+    workspace.guest("echo from guest > ~/share/new; sudo -n sh -c 'echo of root > /home/user/share/root'; mkdir -p ~/share/d");
+    for (name, content) in [("new", "from guest\n"), ("root", "of root\n")] {
+        let path = workspace.path.join("share").join(name);
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        let status = fs::metadata(&path).unwrap();
+        assert_eq!((status.uid(), status.gid()), (0, 0), "{name}");
+    }
+    assert_eq!(workspace.guest("stat -c %u ~/share/new ~/share/root ~/share/greeting"), "1000\n1000\n1000\n");
+    fs::write(workspace.path.join("share/later"), "from host\n").unwrap();
+    assert_eq!(workspace.guest("cat ~/share/later"), "from host\n");
+    let refused = workspace.run(&["run", "--", "sudo", "-n", "sh", "-c", "echo x > /data/x"]);
+    assert_ne!(refused.code, Some(0), "{refused:?}");
+    assert!(refused.stderr.contains("Read-only"), "{refused:?}");
+    // The host enforces it: the guest's root may mount the share with other options.
+    let again = "mkdir -p /tmp/again && mount -t virtiofs share1 /tmp/again && ! touch /tmp/again/x; umount /tmp/again";
+    workspace.guest(&format!("sudo -n sh -c '{again}'"));
+    assert!(!workspace.path.join("data/x").exists());
+}
+
+pub(super) fn run_passes_stdin_stdout_and_status(workspace: &Workspace) {
+    // Every byte, more of them than fit into any window, and the end of them.
+    let bytes: Vec<u8> =
+        (0..1_000_003_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let echoed = workspace.run_with(&bytes, &["cat"]);
+    assert_eq!(echoed.status.code(), Some(0), "{:?}", String::from_utf8_lossy(&echoed.stderr));
+    assert!(echoed.stdout == bytes, "{} bytes came back, or others", echoed.stdout.len());
+    for code in [0, 1, 7, 255] {
+        let said = workspace.run(&["run", "--", "sh", "-c", &format!("exit {code}")]);
+        assert_eq!(said.code, Some(code));
+    }
+    assert_eq!(workspace.run(&["run", "--", "sh", "-c", "kill -TERM $$"]).code, Some(128 + 15));
+    assert_eq!(workspace.run(&["run", "--", "no-such-program"]).code, Some(127));
+    let said =
+        workspace.ok(&["run", "--", "sh", "-c", "echo out; echo err >&2; test -t 0 || echo no terminal"]);
+    assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\nno terminal\n", "err\n"));
+    // The words of the command arrive unchanged.
+    assert_eq!(
+        workspace.ok(&["run", "printf", "%s|", "a b", "", "it's", "$HOME", "-n"]).stdout,
+        "a b||it's|$HOME|-n|"
+    );
+    // A command that does not read its input ends too.
+    assert_eq!(workspace.run_with(&bytes, &["true"]).status.code(), Some(0));
+}
+
+pub(super) fn shell_gives_a_terminal(workspace: &Workspace) {
+    let nixbox = workspace::nixbox();
+    let script = format!(
+        "printf '%s\\n' 'stty size' 'test -t 0 && echo a-\"term\"inal' 'echo \"<$TOKEN>\"' 'pwd' 'exit 5' \
+         | script --quiet --return --command 'stty rows 33 cols 77; {} shell' /dev/null",
+        nixbox.display()
+    );
+    let said = workspace.program(Path::new("bash")).args(["-c", &script]).output().unwrap();
+    let text = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert_eq!(said.status.code(), Some(5), "{said:?}");
+    for words in ["33 77", "a-terminal", &format!("<{TOKEN}>"), "/home/user"] {
+        assert!(text.contains(words), "no {words:?} in {text}");
+    }
+}
