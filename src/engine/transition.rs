@@ -259,26 +259,17 @@ pub trait Transition<W: ?Sized + Sync>: Send + Sync + 'static {
     }
 }
 
+/// The future of a call of an [`ErasedTransition`].
+pub type Called<'a, T> = BoxFuture<'a, Result<T, Failure>>;
+
 /// A [`Transition`] whose intent and outcome are bytes, so that a table can hold transitions of any types.
 #[allow(missing_docs, reason = "the methods are those of Transition")]
 pub trait ErasedTransition<W: ?Sized>: Send + Sync {
     fn spec(&self) -> TransitionSpec;
-    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
-    fn probe<'a>(
-        &'a self,
-        context: &'a Context<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>>;
-    fn apply<'a>(
-        &'a self,
-        context: &'a Context<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
-    fn undo<'a>(
-        &'a self,
-        context: &'a Context<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<(), Failure>>;
+    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> Called<'a, Vec<u8>>;
+    fn probe<'a>(&'a self, context: &'a Context<'_, W>, intent: &'a [u8]) -> Called<'a, Probe<Vec<u8>>>;
+    fn apply<'a>(&'a self, context: &'a Context<'_, W>, intent: &'a [u8]) -> Called<'a, Vec<u8>>;
+    fn undo<'a>(&'a self, context: &'a Context<'_, W>, intent: &'a [u8]) -> Called<'a, ()>;
 }
 
 impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
@@ -286,15 +277,11 @@ impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
         Transition::spec(self)
     }
 
-    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> Called<'a, Vec<u8>> {
         async move { Ok(record::encode_payload(&Transition::prepare(self, context).await?)?) }.boxed()
     }
 
-    fn probe<'a>(
-        &'a self,
-        context: &'a Context<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>> {
+    fn probe<'a>(&'a self, context: &'a Context<'_, W>, intent: &'a [u8]) -> Called<'a, Probe<Vec<u8>>> {
         async move {
             let intent = record::decode_payload(intent)?;
             Ok(match Transition::probe(self, context, &intent).await? {
@@ -307,11 +294,7 @@ impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
         .boxed()
     }
 
-    fn apply<'a>(
-        &'a self,
-        context: &'a Context<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+    fn apply<'a>(&'a self, context: &'a Context<'_, W>, intent: &'a [u8]) -> Called<'a, Vec<u8>> {
         async move {
             let intent = record::decode_payload(intent)?;
             Ok(record::encode_payload(&Transition::apply(self, context, &intent).await?)?)
@@ -319,11 +302,7 @@ impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
         .boxed()
     }
 
-    fn undo<'a>(
-        &'a self,
-        context: &'a Context<'_, W>,
-        intent: &'a [u8],
-    ) -> BoxFuture<'a, Result<(), Failure>> {
+    fn undo<'a>(&'a self, context: &'a Context<'_, W>, intent: &'a [u8]) -> Called<'a, ()> {
         async move {
             let intent = record::decode_payload(intent)?;
             Transition::undo(self, context, &intent).await
@@ -349,8 +328,7 @@ pub enum AfterCommit {
     Stuck,
 }
 
-type Conclude<W> =
-    dyn for<'a> Fn(Context<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>> + Send + Sync;
+type Conclude<W> = dyn for<'a> Fn(Context<'a, W>, Ended) -> Called<'a, Vec<u8>> + Send + Sync;
 
 /// A table of stages with one commit point.
 pub struct Operation<W: ?Sized> {
@@ -373,10 +351,7 @@ impl<W: ?Sized + Sync> Operation<W> {
         id: OperationId,
         label: &'static str,
         after_commit: AfterCommit,
-        conclude: impl for<'a> Fn(Context<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>>
-        + Send
-        + Sync
-        + 'static,
+        conclude: impl for<'a> Fn(Context<'a, W>, Ended) -> Called<'a, Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
         Self { id, label, after_commit, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
     }
@@ -430,11 +405,7 @@ impl<W: ?Sized + Sync> Operation<W> {
         Some((stage, self.stages.get(stage)?.transitions.first()?.as_ref()))
     }
 
-    pub(super) fn conclude<'a>(
-        &self,
-        context: Context<'a, W>,
-        ended: Ended,
-    ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+    pub(super) fn conclude<'a>(&self, context: Context<'a, W>, ended: Ended) -> Called<'a, Vec<u8>> {
         (self.conclude)(context, ended)
     }
 }

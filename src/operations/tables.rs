@@ -57,7 +57,7 @@ pub fn label(id: OperationId) -> &'static str {
 /// For tests and documentation: nothing runs these.
 ///
 /// # Panics
-/// If this host has no slots, which no host is.
+/// If there were no slots; there always are.
 #[must_use]
 pub fn tables() -> Vec<(&'static str, Operation<World>)> {
     let generation = Generation(3);

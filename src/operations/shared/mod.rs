@@ -11,18 +11,17 @@ pub(super) mod hooks;
 pub(super) mod machine;
 pub(super) mod slot;
 
-use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::engine::transition::{self, Failure, Probe, Transition, TransitionSpec};
+use crate::engine::transition::{self, Called, Failure, Probe, Transition, TransitionSpec};
 use crate::world::{Generation, Presence, Result, World};
 
 /// What a transition of nixbox is given.
 pub(super) type Context<'a> = transition::Context<'a, World>;
 
 /// A call of a seam for an intent.
-pub(super) type SeamCall<I, T> = for<'a> fn(&'a Context<'a>, &'a I) -> BoxFuture<'a, Result<T>>;
+pub(super) type SeamCall<I, T> = for<'a> fn(&'a Context<'a>, &'a I) -> Called<'a, T>;
 
 /// A part of a VM that bears the generation of this operation. A seam finds it, makes it and removes it.
 pub(super) struct Part<I> {
