@@ -16,7 +16,7 @@
 //!   transition.rs   Transition, Stage, Operation, Probe, undo policy, failures
 //!   executor.rs     the only loop that runs anything, for fresh runs and for recovery alike, and what it says
 //! operations/   up, down, snapshot, restore, delete: the stage table first, then one struct per transition
-//! world.rs      the seams (VMM, network, shares, disk, memory, guest, catalog, clock) and the values that cross them
+//! world/        the seams (VMM, network, shares, disk, memory, guest, catalog, clock) and the values that cross them
 //! files/        directories opened without following links, copies of large files, their hashes
 //! host/         this machine: processes, network, shares, disks, RAM files
 //! vmm/          Cloud Hypervisor: its API, its configuration, what each of its versions can do

@@ -1,4 +1,4 @@
-//! What a test needs of this machine, and how it says that this is not there.
+//! What a test needs of this machine, and how the test reports that the machine lacks it.
 
 use std::io::Write as _;
 
@@ -8,13 +8,13 @@ use crate::host::spawn::{self, Invoker};
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// To be root, with all of a root's capabilities.
+    /// The test runs as root, with all capabilities of root.
     Root,
-    /// A program, on PATH or where the system has its own.
+    /// A program is on PATH or in a directory of the system.
     Program(&'static str),
-    /// Cloud Hypervisor, where nixbox looks for it.
+    /// nixbox finds Cloud Hypervisor.
     CloudHypervisor,
-    /// virtiofsd, where nixbox looks for it.
+    /// nixbox finds virtiofsd.
     Virtiofsd,
     /// A virtiofsd that a user who is not root may run.
     VirtiofsdForUsers,
@@ -38,7 +38,7 @@ pub(crate) fn open_directory() -> tempfile::TempDir {
 }
 
 impl Need {
-    /// Whether it is there.
+    /// Whether this machine has it.
     pub(crate) fn is_there(self) -> bool {
         match self {
             Self::Root => rustix::process::geteuid().is_root(),
@@ -59,8 +59,9 @@ impl Need {
     }
 }
 
-/// Whether all of it is there. If not, the test is to return, and one line says so, past the harness that would keep it
-/// for itself; where `NIXBOX_TESTS=all` promises that nothing is missing, it panics.
+/// Whether this machine has all of these. If it does not, the test should return, and a line on stderr says what is
+/// missing; the line bypasses the harness, which would hide it. If `NIXBOX_TESTS=all` promises that nothing is missing,
+/// this panics instead.
 pub(crate) fn have(needs: &[Need]) -> bool {
     let Some(missing) = needs.iter().find(|need| !need.is_there()) else {
         return true;

@@ -56,8 +56,8 @@ pub enum WorkspaceError {
     Incomplete { path: PathBuf },
     #[error("{} does not hold 32 hexadecimal digits: it is not what `nixbox init` wrote", path.display())]
     BadId { path: PathBuf },
-    #[error("the system gives no random bytes: {0}")]
-    Random(String),
+    #[error("the system gives no random bytes")]
+    Random(#[source] getrandom::Error),
     /// Each directory that was tried for sockets, and why none can be there.
     #[error("no directory for sockets can be made: {}", tried.join("; "))]
     NoRuntime { tried: Vec<String> },
@@ -363,7 +363,7 @@ pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathB
         nixbox.make_folder(name)?.0.check_private()?;
     }
     let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(|error| WorkspaceError::Random(error.to_string()))?;
+    getrandom::fill(&mut random).map_err(WorkspaceError::Random)?;
     let id = format!("{}\n", WorkspaceId(random));
     let mut made = Vec::new();
     for (name, content) in

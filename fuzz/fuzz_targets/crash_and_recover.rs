@@ -9,8 +9,8 @@ use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
-use nixbox::operations::{Reference, Refusal, Session, SnapshotRequest};
-use nixbox::world::{Generation, SnapshotId, WorkspaceId};
+use nixbox::operations::{Refusal, Session, SnapshotRequest};
+use nixbox::world::{Generation, SnapshotId, SnapshotReference, WorkspaceId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
 
@@ -82,7 +82,7 @@ async fn run(host: &Host, command: Command, fault: Fault) {
     let snapshots = host.snapshots(WORKSPACE);
     let pick = |which: u8| {
         let at = usize::from(which) % snapshots.len().max(1);
-        Reference::from(snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id))
+        SnapshotReference::from(snapshots.get(at).map_or(SnapshotId(Generation(0)), |(id, _)| *id))
     };
     let said: Result<(), Refusal> = match command {
         Command::Up => session.up().await.map(drop),

@@ -32,7 +32,7 @@ impl Push {
     fn record(&self, current: u64) -> (u64, Record<'static>) {
         let place = |index: &u8| u16::from(*index % 12);
         match self {
-            Self::Checkpoint => (current, Record::Checkpoint { standing: b"s", at_ms: 0 }),
+            Self::Checkpoint => (current, Record::Checkpoint { final_state: b"s", at_ms: 0 }),
             Self::Begin => {
                 (current.wrapping_add(1), Record::Begin { operation: 1, parameters: b"p", at_ms: 0 })
             }
@@ -47,7 +47,7 @@ impl Push {
             Self::Undone(index) => (current, Record::Undone { index: place(index), micros: 1 }),
             Self::End(ended) => {
                 let ended = [Ended::Done, Ended::RolledBack, Ended::Lost][usize::from(*ended % 3)];
-                (current, Record::End { ended, standing: b"e", at_ms: 0 })
+                (current, Record::End { ended, final_state: b"e", at_ms: 0 })
             }
             Self::Other(generation, index) => {
                 (*generation, Record::Intent { index: *index, transition: *index, payload: b"" })
@@ -111,7 +111,7 @@ fuzz_target!(|input: Input| {
     for push in &input.pushes {
         let (generation, record) = push.record(history.generation.0);
         let mut next = history.clone();
-        // One that is refused is as if it had not come: the fuzzer gets further that way.
+        // A refused record changes nothing, so the fuzzer goes on with the history before it.
         if next.push(Generation(generation), &record).is_ok() {
             history = next;
             look(&shape, &history);

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
-use crate::files::copy::Silent;
+use crate::files::copy::NoProgress;
 use crate::host::hooks::Complain;
 use crate::operations::{RunningVm, Session};
 use crate::store::journal_files::FileStorage;
@@ -108,7 +108,7 @@ impl OpenWorkspace {
 
     /// Wires the real world. Copies report no progress.
     pub(super) fn wire(&self) -> Result<Wiring, Problem> {
-        Ok(wiring::assemble(&self.workspace, &self.config, Arc::new(Silent), report_failed_script())?)
+        Ok(wiring::assemble(&self.workspace, &self.config, Arc::new(NoProgress), report_failed_script())?)
     }
 }
 

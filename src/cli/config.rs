@@ -3,11 +3,11 @@
 use super::error::{self, CliError, Outcome};
 use super::{WorkspaceLocation, success};
 
-/// Show the configuration with every default filled in and every secret masked
+/// Show the configuration, with defaults filled in and secrets masked
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox config --json | jq .vm.memory")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -25,7 +25,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
     success()
 }
 
-/// One line `key = value` for every value, with the tables it is in.
+/// Adds a line `key = value` for every value. The key names the tables that contain the value.
 fn flatten(lines: &mut Vec<String>, key: &str, value: &serde_json::Value) {
     use serde_json::Value;
     match value {

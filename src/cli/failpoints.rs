@@ -50,8 +50,8 @@ impl Observer for Failpoints<'_> {
         self.inner.event(event);
     }
 
-    fn setback(&self, failure: &TransitionFailure) {
-        self.inner.setback(failure);
+    fn failure(&self, failure: &TransitionFailure) {
+        self.inner.failure(failure);
     }
 
     fn waits(&self, why: &str) {

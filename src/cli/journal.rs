@@ -1,4 +1,4 @@
-//! `nixbox journal`: every operation in the journal, and whether the file can be relied on. Reads only, without the lock.
+//! `nixbox journal`: every operation in the journal, and whether the file is intact. Reads without the lock.
 
 use std::time::Duration;
 
@@ -14,11 +14,14 @@ use crate::engine::transition::{Generation, OperationId};
 use crate::host::clock::utc;
 use crate::operations;
 
-/// Show what was done in this workspace, and what was left half done
+/// Show the operations of this workspace, and how far each got
+///
+/// Also says whether the journal is clean, torn or damaged. A torn tail is harmless: the next changing command cuts it off.
+/// A damaged journal gives the exit status 4. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox journal --json | jq '.operations[-1]'")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -30,11 +33,11 @@ struct JournalListing {
     operations: Vec<OperationSummary>,
 }
 
-/// Whether the file can be relied on.
+/// Whether the file is intact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum Verdict {
-    /// There is none yet.
+    /// There is no journal yet.
     Absent,
     Clean,
     /// The last record is incomplete; the next changing command cuts it off.
@@ -51,7 +54,7 @@ enum Verdict {
     OtherWorkspace {
         message: String,
     },
-    /// Whole records that make no sense one after the other.
+    /// Every record is whole, but their sequence is illegal.
     Illegal {
         byte: u64,
         message: String,
@@ -64,7 +67,7 @@ struct OperationSummary {
     operation: &'static str,
     begun_ms: u64,
     ended_ms: Option<u64>,
-    /// `open` until it has ended.
+    /// `open` until the operation has ended.
     ended: &'static str,
     transitions: Vec<TransitionSummary>,
     #[serde(skip)]
@@ -77,12 +80,12 @@ struct TransitionSummary {
     id: u16,
     label: String,
     status: &'static str,
-    /// How long it took; none where a probe found it done.
+    /// How long the transition took; `None` if a probe found it done.
     micros: Option<u64>,
     undo_micros: Option<u64>,
 }
 
-/// Folds the records that a scan shows into what people read.
+/// Folds the records of a scan into summaries of operations.
 #[derive(Default)]
 struct Fold(Vec<OperationSummary>);
 
@@ -127,9 +130,9 @@ impl Fold {
 
 fn begun(generation: Generation, id: u16, parameters: &[u8], begun_ms: u64) -> OperationSummary {
     let id = OperationId(id);
-    // An operation of another version has no table here; its transitions are shown by number then.
+    // This nixbox has no table for an operation of another version, and shows its transitions by number.
     let labels = operations::table(id, parameters)
-        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.label()).collect());
+        .map_or_else(|_| Vec::new(), |table| table.transitions().map(|one| one.spec().label).collect());
     OperationSummary {
         generation: generation.0,
         operation: operations::label(id),
@@ -236,10 +239,10 @@ fn text(listing: &JournalListing) -> String {
 
 fn sentence(verdict: &Verdict) -> String {
     match verdict {
-        Verdict::Absent => "there is none yet".to_owned(),
+        Verdict::Absent => "there is no journal yet".to_owned(),
         Verdict::Clean => "clean".to_owned(),
         Verdict::Torn { bytes } => {
-            format!("a torn tail of {bytes} bytes, which the next command that changes something cuts off")
+            format!("a torn tail of {bytes} bytes, which the next changing command cuts off")
         }
         Verdict::Corrupt { byte, message } => format!("corrupt at byte {byte}: {message}"),
         Verdict::Illegal { byte, message } => format!("illegal at byte {byte}: {message}"),

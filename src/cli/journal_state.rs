@@ -46,7 +46,7 @@ pub(super) fn read(workspace: &Workspace) -> Result<JournalState, Problem> {
     let Some((_, history)) = journal::inspect(&mut storage, Some(workspace.id()), |_| {})? else {
         return Ok(JournalState { state: WorkspaceState::Down { disk: None }, history: None });
     };
-    let state = WorkspaceState::of(&history.standing)
+    let state = WorkspaceState::of(&history.final_state)
         .map_err(|source| CliError::JournalState { path: storage.path(Name::Current), source })?;
     Ok(JournalState { state, history: Some(history) })
 }

@@ -44,11 +44,11 @@ use error::{ExitKind, Outcome, Problem};
 #[derive(Debug, Parser)]
 #[command(name = "nixbox", version, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 usage, 3 not found, 4 a person is needed, \
-5 another nixbox is at work, 130 interrupted and rolled back."
+    after_help = "Exit status: 0 done, 1 failed and rolled back, 2 wrong command line or configuration, 3 not found, \
+4 stuck (a person is needed), 5 another nixbox works in the workspace, 130 interrupted and rolled back."
 )]
 struct Arguments {
-    /// Work in the workspace that this directory belongs to, not the current one
+    /// Use the workspace of this directory instead of that of the current directory
     #[arg(short = 'C', long, global = true, value_name = "DIRECTORY", default_value = ".")]
     directory: PathBuf,
     #[command(subcommand)]

@@ -80,7 +80,7 @@ pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
             *free.first().ok_or(CliError::NoSlot)?
         }
     };
-    let tap = format!("vm{slot}");
+    let tap = slot.tap();
     let exists = Path::new("/sys/class/net").join(&tap).exists();
     if exists && world.network.find(slot).await.map_err(CliError::Network)? == Presence::Absent {
         return Err(CliError::ForeignTap(tap).into());

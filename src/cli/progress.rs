@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::error;
 use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
-use crate::files::copy::{Method, Progress};
+use crate::files::copy::{CopyMethod, Progress};
 
 /// Fits 80 columns with the names that nixbox gives to its copies.
 const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
@@ -153,10 +153,10 @@ impl Progress for ProgressDisplay {
         }
     }
 
-    fn copied(&self, what: &str, method: Method) {
+    fn copied(&self, what: &str, method: CopyMethod) {
         let how = match method {
-            Method::Reflink => "its blocks are shared, nothing was copied".to_owned(),
-            Method::Sparse { written, .. } => format!("{} copied", HumanBytes(written)),
+            CopyMethod::Reflink => "its blocks are shared, nothing was copied".to_owned(),
+            CopyMethod::Sparse { written, .. } => format!("{} copied", HumanBytes(written)),
         };
         self.print_progress(&format!("  {what}: {how}"));
     }
@@ -212,7 +212,7 @@ impl Observer for ProgressDisplay {
         self.print_progress(why);
     }
 
-    fn setback(&self, failure: &TransitionFailure) {
+    fn failure(&self, failure: &TransitionFailure) {
         self.end_copies();
         let operation = self.current().operation;
         self.print_progress(&format!("{operation}: {}", error::chain(failure)));

@@ -1,4 +1,4 @@
-//! `nixbox recover`: what every changing command does first, by itself.
+//! `nixbox recover`: the recovery that every changing command also makes first.
 
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
@@ -8,11 +8,14 @@ use crate::engine::executor::Ending;
 use crate::operations::{self, DryRun, LossReason, Recovered, Refusal, WorkspaceState};
 use crate::world::VmmState;
 
-/// Finish or take back what an earlier run left half done, and sweep up what belongs to no VM
+/// Complete or roll back what an earlier run left half done, and remove what belongs to no VM
+///
+/// Every command that changes something does this first. Running it twice changes nothing. If the operation can be neither
+/// completed nor rolled back, it stays open in the journal, the cause is printed, and the exit status is 4.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox recover --dry-run && nixbox recover")]
 pub(super) struct Arguments {
-    /// Say what would be done and why, and do nothing
+    /// Print what would be done and why, and do nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -127,17 +130,17 @@ fn text(planned: Option<&DryRun>, lost: bool, silent: bool) -> String {
         return match (lost, silent) {
             (true, _) => "the VM of this workspace is gone: what is left of it would be cleared away",
             (_, true) => {
-                "the VMM of this workspace does not answer: it would be waited for, and unless it answers be ended and \
-                 cleared away"
+                "the VMM of this workspace does not answer: a recovery would wait for it, and end it and clear it away if it \
+                 still does not answer"
             }
-            _ => "there is no operation to recover; what belongs to no VM would be swept up",
+            _ => "there is no operation to recover; what belongs to no VM would be removed",
         }
         .to_owned();
     };
     let mut lines = vec![
         format!("`{}` of generation {} was left half done", planned.operation, planned.generation),
         match planned.direction {
-            "probe decides" => format!("its direction is open: {}", planned.why),
+            "probe decides" => format!("its direction is not known: {}", planned.why),
             direction => format!("it would go {direction}: {}", planned.why),
         },
     ];

@@ -1,22 +1,24 @@
-//! `nixbox restore`, and what it has in common with `nixbox up --snapshot`.
+//! `nixbox restore`, and the report that it shares with `nixbox up --snapshot`.
 
 use super::command::{LockedWorkspace, OutputOptions};
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::snapshot::{SnapshotSummary, snapshot_label};
 use super::{WorkspaceLocation, success};
-use crate::operations::{OperationResult, PassedOver, Reference, RestoreResult};
+use crate::operations::{OperationResult, PassedOver, RestoreResult};
+use crate::world::SnapshotReference;
 
-/// Bring a snapshot back to life, on clones of its files
+/// Start a VM from a snapshot, on copies of its files
 ///
-/// Without a name: the newest snapshot that fits this host and this configuration. The disk of the VM that ran before is
-/// given up for the snapshot's.
+/// Without an argument, the newest snapshot that fits this host and this configuration is restored. The snapshot itself is
+/// never changed. The disk that the workspace had before is removed when the restored VM goes down. A restore that is refused
+/// changes nothing. A restore that fails leaves the workspace down, with its former disk.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox restore warm --replace")]
 pub(super) struct Arguments {
-    /// Its name or number
-    snapshot: Option<Reference>,
-    /// Bring a VM that runs down first, once it is known that the snapshot fits
+    /// The snapshot's name or number
+    snapshot: Option<SnapshotReference>,
+    /// Bring a running VM down first, once it is known that the snapshot fits
     #[arg(long)]
     replace: bool,
     #[command(flatten)]
@@ -35,7 +37,7 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
     let RestoreResult { report, restored, passed_over } = result;
     let why: Vec<_> = passed_over
         .iter()
-        .map(|(id, unfit)| serde_json::json!({ "id": id.0.0, "why": error::chain(unfit) }))
+        .map(|(id, reason)| serde_json::json!({ "id": id.0.0, "why": error::chain(reason) }))
         .collect();
     let already = matches!(report, OperationResult::Already);
     let passed = (!passed_over.is_empty()).then(|| PassedOver(passed_over).to_string());
@@ -54,11 +56,13 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
     let ready = times.ready_ms.map_or_else(String::new, |ms| format!(" after {ms} ms"));
     let (word, sentence) = match &restored {
         _ if already => ("already", "the VM is running already".to_owned()),
-        Some(manifest) => ("restored", format!("{} is back, and SSH-ready{ready}", snapshot_label(manifest))),
-        None if passed.is_some() => {
-            ("booted", format!("no snapshot fits: the VM was booted, and is SSH-ready{ready}"))
+        Some(manifest) => {
+            ("restored", format!("{} was restored, and its VM is SSH-ready{ready}", snapshot_label(manifest)))
         }
-        None => ("booted", format!("there is no snapshot: the VM was booted, and is SSH-ready{ready}")),
+        None if passed.is_some() => {
+            ("booted", format!("no snapshot fits: the VM was booted and is SSH-ready{ready}"))
+        }
+        None => ("booted", format!("there is no snapshot: the VM was booted and is SSH-ready{ready}")),
     };
     let json = serde_json::json!({
         "result": word,

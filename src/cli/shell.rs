@@ -1,4 +1,4 @@
-//! `nixbox shell`: the system's own ssh, for its terminal, held to the host key that nixbox learned.
+//! `nixbox shell`: the ssh program of this host, which may accept no other host key than the one that nixbox has learned.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -12,7 +12,10 @@ use crate::guest::ssh_guest;
 use crate::host::spawn;
 use crate::simulator;
 
-/// Log in to the VM
+/// Log in to the VM with a terminal
+///
+/// nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and ends
+/// with its exit status.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox shell")]
 pub(super) struct Arguments {}

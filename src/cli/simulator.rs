@@ -6,9 +6,9 @@ use std::path::PathBuf;
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success};
-use crate::config::{ByteSize, UserName};
 use crate::simulator::{self, programs, share, vmm};
 use crate::world::capability::{self, Capability};
+use crate::world::{ByteSize, UserName};
 
 /// Stand in for Cloud Hypervisor where there is no KVM
 #[derive(Debug, clap::Args)]

@@ -1,4 +1,4 @@
-//! `nixbox snapshot`, and the snapshots that there are: `list`, `inspect`, `verify`, `delete`.
+//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `verify`, `delete`.
 
 use serde::Serialize;
 
@@ -9,22 +9,26 @@ use super::wiring::Wiring;
 use super::{WorkspaceLocation, success};
 use crate::engine::transition::Failure;
 use crate::host::clock::utc;
-use crate::operations::{Reference, Refusal, SnapshotRequest, SnapshotResult};
-use crate::world::{Depth, ListedSnapshot, Manifest, SnapshotId, SnapshotName};
+use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
+use crate::world::{
+    Depth, FileRecord, ListedSnapshot, Manifest, SnapshotId, SnapshotName, SnapshotReference,
+};
 
-/// Freeze this workspace's VM: disk, RAM and devices of one instant, without a credential
+/// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
-/// The VM runs on afterwards, with its shares and credentials, unless --stop is given.
+/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and credentials
+/// back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and
+/// the VM runs as before.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Option<SnapshotCommand>,
-    /// Give it a name: 1 to 64 of a-z A-Z 0-9 . _ -, not a mere number
-    #[arg(long, value_parser = name)]
+    /// Name the snapshot: 1 to 64 characters of a-z A-Z 0-9 . _ -, not only digits
+    #[arg(long, value_parser = parse_name)]
     name: Option<SnapshotName>,
-    /// Bring the VM down with it
+    /// Leave the VM down instead of resuming it
     #[arg(long)]
     stop: bool,
     /// The same as `nixbox snapshot list`
@@ -32,7 +36,7 @@ pub(super) struct Arguments {
     list: bool,
     /// The same as `nixbox snapshot delete`
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
-    delete: Option<Reference>,
+    delete: Option<SnapshotReference>,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -42,41 +46,41 @@ enum SnapshotCommand {
     /// List the snapshots, oldest first
     #[command(after_help = "Example: nixbox snapshot list --json | jq -r '.[].id'")]
     List {
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Remove a snapshot, damaged ones too
+    /// Delete a snapshot, also a damaged one
     #[command(after_help = "Example: nixbox snapshot delete warm")]
     Delete {
-        /// Its name or number
-        snapshot: Reference,
+        /// The snapshot's name or number
+        snapshot: SnapshotReference,
         #[command(flatten)]
         output: OutputOptions,
     },
-    /// Show what a snapshot says of itself
+    /// Show a snapshot's manifest: its origin, the shape of its VM, and its files
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
     Inspect {
-        /// Its name or number
-        snapshot: Reference,
-        /// As JSON
+        /// The snapshot's name or number
+        snapshot: SnapshotReference,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Read every byte of a snapshot, and compare it with what was written
+    /// Read every byte of a snapshot and compare its files with the hashes in its manifest
     #[command(after_help = "Example: nixbox snapshot verify warm")]
     Verify {
-        /// Its name or number
-        snapshot: Reference,
+        /// The snapshot's name or number
+        snapshot: SnapshotReference,
         #[command(flatten)]
         output: OutputOptions,
     },
 }
 
-fn name(text: &str) -> Result<SnapshotName, String> {
+fn parse_name(text: &str) -> Result<SnapshotName, String> {
     let name = SnapshotName::try_from(text.to_owned()).map_err(|error| error.to_string())?;
     if name.is_number() {
-        Err("a mere number would be taken for a snapshot's own".to_owned())
+        Err("a name of digits only would be taken for a snapshot's number".to_owned())
     } else {
         Ok(name)
     }
@@ -92,12 +96,12 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome
         None if list_flag => list(location, output.json),
         None => match delete_flag {
             Some(snapshot) => delete(location, &snapshot, output),
-            None => freeze(location, name, stop, output),
+            None => create(location, name, stop, output),
         },
     }
 }
 
-/// A snapshot, as programs read of it.
+/// A snapshot as JSON shows it.
 #[derive(Debug, Serialize)]
 pub(super) struct SnapshotSummary {
     id: u64,
@@ -123,7 +127,7 @@ impl From<&Manifest> for SnapshotSummary {
     }
 }
 
-/// A snapshot, as people call it.
+/// The number and the name of a snapshot.
 pub(super) fn snapshot_label(manifest: &Manifest) -> String {
     match &manifest.name {
         Some(name) => format!("snapshot {} ({name})", manifest.id),
@@ -131,7 +135,7 @@ pub(super) fn snapshot_label(manifest: &Manifest) -> String {
     }
 }
 
-fn freeze(
+fn create(
     location: &WorkspaceLocation,
     name: Option<SnapshotName>,
     stop: bool,
@@ -145,8 +149,8 @@ fn freeze(
     error::check_result(report)?;
     let times = workspace.progress.times();
     let mut sentence = match &snapshot {
-        Some(manifest) => format!("{} is there", snapshot_label(manifest)),
-        None => "the snapshot was made, and its manifest cannot be read back".to_owned(),
+        Some(manifest) => format!("{} was made", snapshot_label(manifest)),
+        None => "the snapshot was made, but its manifest cannot be read back".to_owned(),
     };
     sentence += match times.paused_ms {
         Some(ms) => format!("; the VM was paused for {ms} ms and runs on"),
@@ -168,7 +172,7 @@ fn freeze(
     let Some(refusal) = afterwards else {
         return success();
     };
-    // The snapshot is there, so that a look or a pruning that failed is no failure of the command.
+    // The snapshot exists, so the command succeeds even if listing or pruning snapshots failed afterwards.
     let problem = Problem::from(refusal).or_hint("the snapshot was made; older ones were not pruned");
     if problem.exit() == ExitKind::Stuck {
         return Err(problem);
@@ -185,7 +189,7 @@ fn list_snapshots(wiring: &Wiring) -> Result<Vec<ListedSnapshot>, Problem> {
     block_on(async { wiring.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into()) })
 }
 
-fn find_snapshot(listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Problem> {
+fn find_snapshot(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Problem> {
     let found = wanted.find(listed).map(|listing| listing.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
@@ -201,22 +205,20 @@ fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
         return success();
     }
     if listed.is_empty() {
-        error::print_stderr(
-            "nixbox: there is no snapshot; `nixbox snapshot` makes one of the VM that runs\n",
-        );
+        error::print_stderr("nixbox: there is no snapshot; `nixbox snapshot` makes one of a running VM\n");
         return success();
     }
     let mut lines = vec![format!("{:>6}  {:20}  {:>10}  NAME", "ID", "CREATED", "SIZE")];
     for listing in &listed {
         lines.push(match &listing.manifest {
             Ok(manifest) => {
-                let shown = SnapshotSummary::from(manifest);
+                let summary = SnapshotSummary::from(manifest);
                 format!(
                     "{:>6}  {:20}  {:>10}  {}",
-                    shown.id,
-                    shown.created,
-                    indicatif::HumanBytes(shown.bytes).to_string(),
-                    shown.name.unwrap_or_default()
+                    summary.id,
+                    summary.created,
+                    indicatif::HumanBytes(summary.bytes).to_string(),
+                    summary.name.unwrap_or_default()
                 )
                 .trim_end()
                 .to_owned()
@@ -228,7 +230,7 @@ fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
     success()
 }
 
-fn inspect(location: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outcome {
+fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {
     let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     let id = find_snapshot(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
@@ -237,37 +239,36 @@ fn inspect(location: &WorkspaceLocation, wanted: &Reference, json: bool) -> Outc
         Some(Err(failure)) => return Err(damaged(id, failure)),
         None => return Err(Refusal::NoSuchSnapshot(wanted.clone()).into()),
     };
-    let (shown, origin) = (SnapshotSummary::from(&manifest), &manifest.origin);
+    let (summary, origin) = (SnapshotSummary::from(&manifest), &manifest.origin);
     if json {
         error::print_json(&serde_json::json!({
-            "snapshot": shown,
+            "snapshot": summary,
             "shape": origin.shape,
             "cpu": origin.cpu,
             "files": manifest.files.iter().map(|file| serde_json::json!({
-                "name": file.name, "bytes": file.size, "blake3": hex(&file.hash),
+                "name": file.name, "bytes": file.size, "blake3": hex(file),
             })).collect::<Vec<_>>(),
         }))?;
         return success();
     }
     let mut lines = vec![
         snapshot_label(&manifest),
-        format!("  created   {}", shown.created),
-        format!("  VMM       {}", shown.vmm),
-        format!("  slot      {}", shown.slot),
-        format!("  shares    {}", if shown.shares { "attached" } else { "attached after the restore" }),
+        format!("  created   {}", summary.created),
+        format!("  VMM       {}", summary.vmm),
+        format!("  slot      {}", summary.slot),
+        format!("  shares    {}", if summary.shares { "attached" } else { "attached after the restore" }),
         format!("  processor {} features", origin.cpu.len()),
     ];
     lines.extend(origin.shape.iter().map(|(key, value)| format!("  {key} = {value}")));
-    let file = |file: &crate::world::FileRecord| {
-        format!("  {:>14} bytes  {}  {}", file.size, hex(&file.hash), file.name)
-    };
-    lines.extend(manifest.files.iter().map(file));
+    let line = |file: &FileRecord| format!("  {:>14} bytes  {}  {}", file.size, hex(file), file.name);
+    lines.extend(manifest.files.iter().map(line));
     error::print(&lines.join("\n"))?;
     success()
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// The hash of a file as hexadecimal digits.
+fn hex(file: &FileRecord) -> String {
+    blake3::Hash::from_bytes(file.hash).to_string()
 }
 
 fn damaged(id: SnapshotId, failure: Failure) -> Problem {
@@ -278,7 +279,7 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     }
 }
 
-fn verify(location: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
+fn verify(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
     // Holds the lock so that nobody deletes the snapshot meanwhile.
     let workspace = LockedWorkspace::open(location, "snapshot verify", Preflight::None, output)?;
     let id = find_snapshot(&list_snapshots(&workspace.wiring)?, wanted)?;
@@ -287,15 +288,15 @@ fn verify(location: &WorkspaceLocation, wanted: &Reference, output: OutputOption
         verified.map_err(|failure| damaged(id, failure))
     })?;
     let json = serde_json::json!({ "result": "whole", "id": id.0.0 });
-    output.report(&json, &format!("snapshot {id} is whole: every byte is as it was written"))?;
+    output.report(&json, &format!("snapshot {id} is whole: every file has the hash in its manifest"))?;
     success()
 }
 
-fn delete(location: &WorkspaceLocation, wanted: &Reference, output: OutputOptions) -> Outcome {
+fn delete(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
     let workspace = LockedWorkspace::open(location, "delete", Preflight::None, output)?;
     let (id, result) = workspace.run(async |session| Ok(session.delete(wanted).await?))?;
     error::check_result(result)?;
     let json = serde_json::json!({ "result": "done", "id": id.0.0 });
-    output.report(&json, &format!("snapshot {id} is gone"))?;
+    output.report(&json, &format!("snapshot {id} was deleted"))?;
     success()
 }

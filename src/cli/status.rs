@@ -5,18 +5,20 @@ use serde::Serialize;
 use super::command::{OpenWorkspace, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, journal_state, success, wiring};
-use crate::guest::ssh_guest;
 use crate::host::clock::utc;
 use crate::operations::WorkspaceState;
 use crate::simulator;
 use crate::workspace::LockHolder;
 use crate::world::VmmState;
 
-/// Show whether this workspace's VM runs
+/// Show whether this workspace's VM runs, and which operation is unfinished
+///
+/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should run, but
+/// is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox status --json | jq -r .state")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
@@ -26,13 +28,12 @@ struct StatusReport {
     name: String,
     workspace: String,
     id: String,
-    /// What runs it: `cloud-hypervisor`, or `simulator`, and then no VM is one.
+    /// `cloud-hypervisor` or `simulator`. The simulator runs no VM.
     vmm: &'static str,
-    /// `down`, `running`, `paused`, `stopped`, `silent`: its VMM does not answer right now, or `lost`: a VM that should be
-    /// there and is not.
+    /// One of the states that the help text of the command explains.
     state: &'static str,
     vm: Option<VmReport>,
-    /// The operation that has not ended: under way if there is a `holder`, left half done otherwise.
+    /// The operation that has not ended. It is under way if there is a `holder`, and was left half done otherwise.
     operation: Option<OpenSummary>,
     holder: Option<LockHolder>,
 }
@@ -76,9 +77,9 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
             address: if simulated {
                 simulator::network::address(&wiring.runtime, machine.slot).to_string()
             } else {
-                ssh_guest::address(machine.slot).ip().to_string()
+                machine.slot.guest().to_string()
             },
-            tap: format!("vm{}", machine.slot),
+            tap: machine.slot.tap(),
             serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         });
     }
@@ -99,7 +100,7 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
 fn text(status: &StatusReport) -> String {
     let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
     if status.vmm == "simulator" {
-        lines.push("  simulated: no VM runs here, and this is no sandbox".to_owned());
+        lines.push("  simulated: no VM runs, and this is no sandbox".to_owned());
     }
     if let Some(vm) = &status.vm {
         lines.push(format!(
@@ -108,7 +109,8 @@ fn text(status: &StatusReport) -> String {
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
         if status.state != "running" {
-            lines.push("  hint: `nixbox recover` puts right or clears away what is left".to_owned());
+            lines
+                .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());
         }
     }
     match (&status.operation, &status.holder) {
@@ -119,7 +121,7 @@ fn text(status: &StatusReport) -> String {
             utc(holder.since_ms)
         )),
         (Some(open), None) => lines.push(format!(
-            "  `{}` was left half done: `nixbox recover` finishes it or takes it back",
+            "  `{}` was left half done: `nixbox recover` completes it or rolls it back",
             open.operation
         )),
         (None, None) => {}

@@ -4,15 +4,18 @@ use super::command::{LockedWorkspace, OutputOptions};
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, restore, success};
-use crate::operations::Reference;
+use crate::world::SnapshotReference;
 
-/// Bring this workspace's VM up, and wait until it is SSH-ready
+/// Start this workspace's VM and wait until it is SSH-ready
+///
+/// The VM boots from the disk of its last session. A VM that runs already is left as it is. If the boot fails or is
+/// interrupted, all that was set up for the VM is removed again, and the disk is kept.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox up --snapshot && nixbox shell")]
 pub(super) struct Arguments {
-    /// Restore this snapshot, by name or number, or the newest that fits; boot if none fits
+    /// Restore this snapshot (a name or number), or the newest that fits; boot if none fits
     #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
-    snapshot: Option<Option<Reference>>,
+    snapshot: Option<Option<SnapshotReference>>,
     #[command(flatten)]
     output: OutputOptions,
 }

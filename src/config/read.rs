@@ -1,37 +1,21 @@
-//! Reading TOML strictly: every key is known, every value has its type, and every complaint has its place.
+//! Reads TOML strictly: every key is known, every value has its type, and every error has its place.
 //!
-//! On the parsed tree with its spans rather than on serde's, which knows neither the nearest key nor, for a wrong type
-//! in a nested table, the full path of it; and so that no complaint ever quotes a value of `[env]`.
+//! This works on the tree that `toml` parses, whose values have spans, and not through serde's `Deserialize`. serde's
+//! errors do not know the nearest key or the full path of a key in a nested table, and they quote the value, which may
+//! be a secret of `[env]`.
 
-use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::value::ValueError;
-use super::{ConfigError, Result};
+use super::error::{ConfigError, Position, Result};
+use super::keys;
+use crate::world::InvalidValue;
 
-/// Where in a file something stands. Lines and columns begin with 1; columns count characters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Position {
-    /// The file.
-    pub path: PathBuf,
-    /// The line.
-    pub line: usize,
-    /// The column.
-    pub column: usize,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}:{}", self.path.display(), self.line, self.column)
-    }
-}
-
-/// A text and the file that it is the content of.
+/// The text of a file.
 #[derive(Clone, Copy)]
 pub(super) struct SourceText<'a> {
     pub(super) path: &'a Path,
@@ -53,13 +37,13 @@ impl<'a> SourceText<'a> {
     pub(super) fn parse(self) -> Result<Spanned<DeTable<'a>>> {
         DeTable::parse(self.text).map_err(|error| ConfigError::Syntax {
             at: self.position(&error.span().unwrap_or(0..0)),
-            // Only the message: the error itself shows the line, which may be one of `[env]`.
+            // Only the message, because the error's own text quotes the line, which may be one of `[env]`.
             message: error.message().to_owned(),
         })
     }
 }
 
-/// One value with its place.
+/// A value with its full key and its place.
 pub(super) struct TomlValue<'a> {
     text: SourceText<'a>,
     key: String,
@@ -68,9 +52,14 @@ pub(super) struct TomlValue<'a> {
 }
 
 impl<'a> TomlValue<'a> {
-    /// A complaint about it.
-    pub(super) fn refuse(&self, source: ValueError) -> ConfigError {
+    /// An error that says that it breaks the rule of its type.
+    pub(super) fn refuse(&self, source: InvalidValue) -> ConfigError {
         ConfigError::Value { at: self.position(), key: self.key.clone(), source }
+    }
+
+    /// An error that says that it does not go together with another value, or with this host.
+    pub(super) fn conflict(&self, problem: String) -> ConfigError {
+        ConfigError::Conflict { at: self.position(), key: self.key.clone(), problem }
     }
 
     pub(super) fn position(&self) -> Position {
@@ -90,7 +79,7 @@ impl<'a> TomlValue<'a> {
         self.value.as_str().ok_or_else(|| self.wrong_type("string"))
     }
 
-    pub(super) fn parse<T: FromStr<Err = ValueError>>(&self) -> Result<T> {
+    pub(super) fn parse<T: FromStr<Err = InvalidValue>>(&self) -> Result<T> {
         self.text()?.parse().map_err(|error| self.refuse(error))
     }
 
@@ -98,16 +87,16 @@ impl<'a> TomlValue<'a> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("boolean"))
     }
 
-    /// A whole number within limits.
+    /// A whole number between two limits, which are included.
     pub(super) fn number(&self, least: u32, most: u32) -> Result<u32> {
         let number = self.value.as_integer().ok_or_else(|| self.wrong_type("integer"))?;
-        // One that does not even fit is out of any range; its exact value does not matter.
+        // A number that does not fit into 64 bits is out of every range, so its exact value does not matter.
         let number =
             i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).unwrap_or(i64::MAX);
         u32::try_from(number)
             .ok()
             .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| self.refuse(ValueError::Range(number, least.into(), most.into())))
+            .ok_or_else(|| self.conflict(format!("{number} is not from {least} to {most}")))
     }
 
     pub(super) fn list(&self) -> Result<Vec<Self>> {
@@ -126,7 +115,7 @@ impl<'a> TomlValue<'a> {
         Ok(section)
     }
 
-    /// A table with whatever keys.
+    /// A table with any keys.
     pub(super) fn open_table(&self) -> Result<TomlTable<'a>> {
         let table = self.value.as_table().ok_or_else(|| self.wrong_type("table"))?;
         Ok(TomlTable { text: self.text, key: self.key.clone(), span: self.span.clone(), table })
@@ -137,7 +126,7 @@ impl<'a> TomlValue<'a> {
     }
 }
 
-/// One table with its place.
+/// A table with its full key and its place.
 pub(super) struct TomlTable<'a> {
     text: SourceText<'a>,
     key: String,
@@ -162,7 +151,7 @@ impl<'a> TomlTable<'a> {
     }
 
     fn check_keys(&self, known: &'static [&'static str]) -> Result<()> {
-        // The first by place, not by name.
+        // The first in the file, not by name.
         let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
         let Some(key) = unknown.min_by_key(|key| key.span().start) else {
             return Ok(());
@@ -170,7 +159,7 @@ impl<'a> TomlTable<'a> {
         Err(ConfigError::UnknownKey {
             at: self.text.position(&key.span()),
             key: self.path_of(key.get_ref()),
-            nearest: super::tables::elsewhere(key.get_ref()).or_else(|| nearest(key.get_ref(), known)),
+            nearest: keys::nearest(key.get_ref(), known),
             known,
         })
     }
@@ -185,7 +174,7 @@ impl<'a> TomlTable<'a> {
         })
     }
 
-    /// A value that has to be there.
+    /// A value that must be there.
     pub(super) fn need(&self, key: &'static str) -> Result<TomlValue<'a>> {
         self.get(key).ok_or_else(|| ConfigError::Missing { at: self.position(), key: self.path_of(key) })
     }
@@ -194,12 +183,12 @@ impl<'a> TomlTable<'a> {
         self.text.position(&self.span)
     }
 
-    /// A list; empty if it is not there.
+    /// A list, which is empty if the key is not there.
     pub(super) fn list(&self, key: &str) -> Result<Vec<TomlValue<'a>>> {
         self.get(key).map_or(Ok(Vec::new()), |value| value.list())
     }
 
-    /// All entries in the order of their keys, with the place of each key.
+    /// All entries in the order of their names, with the place of each name.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&'a str, Position, TomlValue<'a>)> {
         self.table.iter().map(|(key, value)| {
             let name: &str = key.get_ref();
@@ -208,15 +197,4 @@ impl<'a> TomlTable<'a> {
             (name, self.text.position(&key.span()), value)
         })
     }
-}
-
-/// The known key that a misspelt one is most like; none if it is like none.
-fn nearest(key: &str, known: &'static [&'static str]) -> Option<&'static str> {
-    let key = key.to_lowercase().replace('_', "-");
-    let likeness = |known: &str| strsim::jaro_winkler(&key, known);
-    known
-        .iter()
-        .copied()
-        .filter(|known| likeness(known) > 0.75)
-        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
 }

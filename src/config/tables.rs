@@ -1,47 +1,45 @@
-//! The tables of the configuration, one function each: which keys there are, what they become, and their defaults.
+//! The tables of the configuration, one function each: what values become, their limits, and their defaults.
 
 use std::collections::BTreeMap;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::{NonZeroU8, NonZeroU32};
 use std::path::Path;
 
-use secrecy::SecretString;
 use toml::de::DeTable;
 
+use super::error::{ConfigError, Position, Result};
+use super::keys;
 use super::read::{SourceText, TomlTable, TomlValue};
-use super::*;
+use super::types::{
+    Config, CredentialFile, CredentialsTable, GuestTable, HooksTable, HostFacts, MountTable, SnapshotTable,
+    VmTable,
+};
+use crate::world::{
+    Backing, ByteSize, DiskSpec, Domain, GuestHome, GuestPath, HostPath, InvalidValue, NetworkMode,
+    NetworkPolicy, Port, Secret, SecretCommand, SecretSource, UserName, VariableName, VmmChoice,
+    WorkspaceName, is_within,
+};
 
-const TOP: &[&str] =
-    &["name", "vmm", "vm", "disks", "mounts", "network", "guest", "env", "credentials", "hooks", "snapshot"];
-const VM: &[&str] = &["vcpus", "memory", "kernel", "initramfs", "cmdline", "backing"];
-const DISK: &[&str] = &["image", "size"];
-const MOUNT: &[&str] = &["source", "target", "readonly"];
-const NETWORK: &[&str] = &["mode", "domains", "ports"];
-const GUEST: &[&str] = &["user", "ssh-key"];
-const SOURCE: &[&str] = &["from-env", "file", "command"];
-const CREDENTIALS: &[&str] = &["files", "wipe"];
-const CREDENTIAL_FILE: &[&str] = &["source", "target"];
-const HOOKS: &[&str] = &["pre-up", "post-up", "pre-down", "post-down"];
-const SNAPSHOT: &[&str] = &["keep"];
-
-/// What Cloud Hypervisor and the guest's kernel can do with; 255 is the broadcast APIC id.
+/// The most that Cloud Hypervisor and the guest's kernel support: 255 is the broadcast APIC id.
 const MAX_VCPUS: u32 = 254;
-/// Less does not boot a Linux with an initramfs.
+/// Less is not enough to boot a Linux with an initramfs.
 const MIN_MEMORY: u64 = 64 << 20;
 /// Huge pages of the VMM and of tmpfs are of this size.
 const MEMORY_UNIT: u64 = 2 << 20;
-/// The default is at least this where the host has it.
+/// The default is at least this much on hosts that have it.
 const COMFORTABLE_MEMORY: u64 = 4 << 30;
-/// The size of a sector that every guest accepts.
+/// A size of sectors that every guest accepts.
 const DISK_UNIT: u64 = 4096;
-/// Less is no useful ext4.
+/// Less is not enough for a useful ext4.
 const MIN_EMPTY_DISK: u64 = 16 << 20;
-/// There are 31 places on the VM's PCI bus, and other devices.
+/// The VM's PCI bus has 31 places, some of which other devices take.
 const MAX_DISKS: usize = 16;
 const MAX_MOUNTS: usize = 8;
 /// `COMMAND_LINE_SIZE` of x86 without the NUL.
 const MAX_CMDLINE: usize = 2047;
 
-/// What relative values are relative to.
+const NOT_A_COMMAND: &str = "it is empty, or has a NUL in it";
+
+/// Reads a configuration for a workspace on a host.
 pub(super) struct ConfigReader<'a> {
     pub(super) root: &'a Path,
     pub(super) host: &'a HostFacts,
@@ -49,20 +47,22 @@ pub(super) struct ConfigReader<'a> {
 
 impl ConfigReader<'_> {
     pub(super) fn config<'a>(&self, text: SourceText<'a>, table: &'a DeTable<'a>) -> Result<Config> {
-        let top = TomlTable::whole(text, table, TOP)?;
+        let top = TomlTable::whole(text, table, keys::TOP)?;
         let guest = self.guest(&top)?;
+        let home = GuestHome::usual(&guest.user);
+        let mounts = self.mounts(&top, &home)?;
         Ok(Config {
             name: match top.get("name") {
                 Some(name) => name.parse()?,
-                None => Name::of_directory(self.root),
+                None => WorkspaceName::of_directory(self.root),
             },
             vmm: top.get("vmm").map_or(Ok(VmmChoice::CloudHypervisor), |value| value.parse())?,
             vm: self.vm(&top)?,
             disks: self.disks(&top)?,
-            mounts: self.mounts(&top, &guest.user)?,
             network: network(&top)?,
             env: self.env(&top)?,
-            credentials: self.credentials(&top, &guest.user)?,
+            credentials: self.credentials(&top, &mounts, &home)?,
+            mounts,
             guest,
             hooks: hooks(&top)?,
             snapshot: snapshot(&top)?,
@@ -75,12 +75,12 @@ impl ConfigReader<'_> {
     }
 
     fn vm(&self, top: &TomlTable<'_>) -> Result<VmTable> {
-        let vm = top.get("vm").ok_or_else(|| missing(top, "vm.kernel"))?.table(VM)?;
+        let vm = top.get("vm").ok_or_else(|| missing(top, "vm.kernel"))?.table(keys::VM.keys)?;
         let vcpus = vm.get("vcpus").map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
-        let vcpus = if vcpus == 0 { (self.host.vcpus / 2).clamp(1, MAX_VCPUS) } else { vcpus };
+        let vcpus = if vcpus == 0 { (self.host.vcpus / 2).min(MAX_VCPUS) } else { vcpus };
         Ok(VmTable {
-            // Bounded by MAX_VCPUS.
-            vcpus: u8::try_from(vcpus).unwrap_or(u8::MAX),
+            // At most MAX_VCPUS, which fits; half of one processor is none.
+            vcpus: u8::try_from(vcpus).ok().and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN),
             memory: match vm.get("memory") {
                 Some(value) => self.memory(&value)?,
                 None => self.default_memory(),
@@ -106,58 +106,60 @@ impl ConfigReader<'_> {
         let memory: ByteSize = value.parse()?;
         if memory.bytes() > self.host.memory {
             let host = ByteSize::from_bytes(self.host.memory >> 20 << 20);
-            return Err(conflict(value, format!("{memory} is more than this host has, which is {host}")));
+            return Err(value.conflict(format!("{memory} is more than this host has, which is {host}")));
         }
         if memory.bytes() < MIN_MEMORY || !memory.bytes().is_multiple_of(MEMORY_UNIT) {
             let (least, unit) = (ByteSize::from_bytes(MIN_MEMORY), ByteSize::from_bytes(MEMORY_UNIT));
-            return Err(conflict(
-                value,
-                format!("{memory} is not at least {least} and a multiple of {unit}"),
-            ));
+            return Err(value.conflict(format!("{memory} is not at least {least} and a multiple of {unit}")));
         }
         Ok(memory)
     }
 
-    fn disks(&self, top: &TomlTable<'_>) -> Result<Vec<DiskTable>> {
+    fn disks(&self, top: &TomlTable<'_>) -> Result<Vec<DiskSpec>> {
         let disks = top.list("disks")?;
         check_count(&disks, MAX_DISKS)?;
         disks.iter().map(|value| self.disk(value)).collect()
     }
 
-    fn disk(&self, value: &TomlValue<'_>) -> Result<DiskTable> {
-        let disk = value.table(DISK)?;
+    fn disk(&self, value: &TomlValue<'_>) -> Result<DiskSpec> {
+        let disk = value.table(keys::DISK.keys)?;
         let image = disk.get("image").map(|value| self.path(&value)).transpose()?;
         let Some(size_value) = disk.get("size") else {
             return match image {
-                Some(_) => Ok(DiskTable { image, size: None }),
-                None => Err(conflict(value, "a disk needs an image, a size, or both".to_owned())),
+                Some(_) => Ok(DiskSpec { image, size: None }),
+                None => Err(value.conflict("a disk needs an image, a size, or both".to_owned())),
             };
         };
         let size: ByteSize = size_value.parse()?;
         let least = ByteSize::from_bytes(if image.is_some() { DISK_UNIT } else { MIN_EMPTY_DISK });
         if size < least || !size.bytes().is_multiple_of(DISK_UNIT) {
             let problem = format!("{size} is not at least {least} and a multiple of {DISK_UNIT} bytes");
-            return Err(conflict(&size_value, problem));
+            return Err(size_value.conflict(problem));
         }
-        Ok(DiskTable { image, size: Some(size) })
+        Ok(DiskSpec { image, size: Some(size) })
     }
 
-    fn mounts(&self, top: &TomlTable<'_>, user: &UserName) -> Result<Vec<MountTable>> {
+    fn mounts(&self, top: &TomlTable<'_>, home: &GuestHome) -> Result<Vec<MountTable>> {
         let Some(value) = top.get("mounts") else {
-            let resolved = HostPath::resolve(".", self.root, None).and_then(|source| {
-                Ok(MountTable { source, target: "~/workspace".parse()?, readonly: false })
-            });
-            let refuse = |source| ConfigError::Value { at: top.position(), key: "mounts".to_owned(), source };
-            return Ok(vec![resolved.map_err(refuse)?]);
+            let source = HostPath::below(self.root, ".");
+            return Ok(vec![MountTable { source, target: GuestPath::WORKSPACE, readonly: false }]);
         };
-        let mut targets = Targets::new(user);
+        let written = written_by_nixbox(top)?;
+        let mut targets = Targets::new(home);
         let list = value.list()?;
         check_count(&list, MAX_MOUNTS)?;
         list.iter()
             .map(|value| {
-                let mount = value.table(MOUNT)?;
+                let mount = value.table(keys::MOUNT.keys)?;
                 let source = self.path(&mount.need("source")?)?;
-                let target = targets.add(&mount.need("target")?)?;
+                let target_value = mount.need("target")?;
+                let target = targets.add(&target_value)?;
+                let place = target.expand(home);
+                if let Some(path) = written.iter().find(|path| is_within(&path.expand(home), &place)) {
+                    return Err(target_value.conflict(format!(
+                        "nixbox writes {path} in the guest, and on this share it would write to the host"
+                    )));
+                }
                 let readonly = mount.get("readonly").map_or(Ok(false), |value| value.truth())?;
                 Ok(MountTable { source, target, readonly })
             })
@@ -165,27 +167,18 @@ impl ConfigReader<'_> {
     }
 
     fn guest(&self, top: &TomlTable<'_>) -> Result<GuestTable> {
-        let guest = top.get("guest").map(|value| value.table(GUEST)).transpose()?;
+        let guest = top.get("guest").map(|value| value.table(keys::GUEST.keys)).transpose()?;
         let value = |key| guest.as_ref().and_then(|guest| guest.get(key));
         Ok(GuestTable {
-            user: match value("user") {
-                Some(value) => value.parse()?,
-                None => "user".parse().map_err(|source| ConfigError::Value {
-                    at: top.position(),
-                    key: "guest.user".to_owned(),
-                    source,
-                })?,
-            },
+            user: value("user").map_or(Ok(UserName::DEFAULT), |value| value.parse())?,
             ssh_key: match value("ssh-key") {
                 Some(value) => self.path(&value)?,
-                None => HostPath::resolve(".nixbox/ssh/vm_key", self.root, None).map_err(|source| {
-                    ConfigError::Value { at: top.position(), key: "guest.ssh-key".to_owned(), source }
-                })?,
+                None => HostPath::below(self.root, ".nixbox/ssh/vm_key"),
             },
         })
     }
 
-    fn env(&self, top: &TomlTable<'_>) -> Result<BTreeMap<VariableName, Source>> {
+    fn env(&self, top: &TomlTable<'_>) -> Result<BTreeMap<VariableName, SecretSource>> {
         let Some(env) = top.get("env") else {
             return Ok(BTreeMap::new());
         };
@@ -197,77 +190,118 @@ impl ConfigReader<'_> {
         env.open_table()?.entries().map(read).collect()
     }
 
-    /// No complaint in here quotes the value.
-    fn source(&self, value: &TomlValue<'_>) -> Result<Source> {
+    /// The source of a value of `[env]`. No error of this function quotes the value.
+    fn source(&self, value: &TomlValue<'_>) -> Result<SecretSource> {
         if value.is_text() {
-            let text = value.text()?;
-            return if text.contains('\0') {
-                Err(value.refuse(ValueError::Command))
-            } else {
-                Ok(plain(text))
-            };
+            return secret(value).map(SecretSource::Plain);
         }
         let table = value.open_table().map_err(|_| value.wrong_type("string or table"))?;
-        let table = if table.entries().count() == 1 { value.table(SOURCE)? } else { table };
+        let table = if table.entries().count() == 1 { value.table(keys::SOURCE.keys)? } else { table };
         let given: Vec<_> = table.entries().collect();
         let [(kind, _, value)] = given.as_slice() else {
-            return Err(conflict(
-                value,
-                format!("exactly one of {} says where a value comes from", SOURCE.join(", ")),
-            ));
+            let kinds = keys::SOURCE.keys.join(", ");
+            return Err(value.conflict(format!("exactly one of {kinds} says where a value comes from")));
         };
         match *kind {
-            "from-env" => Ok(Source::FromEnv(value.parse()?)),
-            "file" => Ok(Source::File(self.path(value)?)),
+            "from-env" => Ok(SecretSource::FromEnv(value.parse()?)),
+            "file" => Ok(SecretSource::File(self.path(value)?)),
             _ => command(value),
         }
     }
 
-    fn credentials(&self, top: &TomlTable<'_>, user: &UserName) -> Result<CredentialsTable> {
+    fn credentials(
+        &self,
+        top: &TomlTable<'_>,
+        mounts: &[MountTable],
+        home: &GuestHome,
+    ) -> Result<CredentialsTable> {
         let Some(value) = top.get("credentials") else {
             return Ok(CredentialsTable::default());
         };
-        let credentials = value.table(CREDENTIALS)?;
-        let mut targets = Targets::new(user);
+        let credentials = value.table(keys::CREDENTIALS.keys)?;
+        let written = written_by_nixbox(top)?;
+        let mut targets = Targets::new(home);
         let file = |value: &TomlValue<'_>| {
-            let file = value.table(CREDENTIAL_FILE)?;
+            let file = value.table(keys::CREDENTIAL_FILE.keys)?;
             let source = self.path(&file.need("source")?)?;
-            Ok(CredentialFile { source, target: targets.add(&file.need("target")?)? })
+            let value = file.need("target")?;
+            let target = targets.add(&value)?;
+            off_shares(&value, &target, mounts, home)?;
+            if written.iter().any(|path| path.expand(home) == target.expand(home)) {
+                return Err(value.conflict(format!("{target} is a file that nixbox writes itself")));
+            }
+            Ok(CredentialFile { source, target })
         };
         let files = credentials.list("files")?.iter().map(file).collect::<Result<_>>()?;
-        let mut wipe = Targets::new(user);
-        let wipe = credentials.list("wipe")?.iter().map(|value| wipe.add(value)).collect::<Result<_>>()?;
+        let mut wiped = Targets::new(home);
+        let wipe = |value: &TomlValue<'_>| {
+            let path = wiped.add(value)?;
+            off_shares(value, &path, mounts, home)?;
+            let inside = |mount: &&MountTable| is_within(&mount.target.expand(home), &path.expand(home));
+            match mounts.iter().find(inside) {
+                Some(mount) => Err(value.conflict(format!("the share {} is mounted in it", mount.target))),
+                None => Ok(path),
+            }
+        };
+        let wipe = credentials.list("wipe")?.iter().map(wipe).collect::<Result<_>>()?;
         Ok(CredentialsTable { files, wipe })
     }
 }
 
-/// Paths in the guest, none of them twice and none of them a root: written differently they may be one.
+/// The files that nixbox itself puts into the guest.
+fn written_by_nixbox(top: &TomlTable<'_>) -> Result<Vec<GuestPath>> {
+    let mut written = vec![GuestPath::PRIVATE_KEY, GuestPath::PUBLIC_KEY];
+    if let Some(env) = top.get("env")
+        && env.open_table()?.entries().next().is_some()
+    {
+        written.push(GuestPath::ENVIRONMENT);
+    }
+    Ok(written)
+}
+
+/// Refuses a path on a share: nixbox would write to it or remove it on the host.
+fn off_shares(
+    value: &TomlValue<'_>,
+    path: &GuestPath,
+    mounts: &[MountTable],
+    home: &GuestHome,
+) -> Result<()> {
+    let path = path.expand(home);
+    match mounts.iter().find(|mount| is_within(&path, &mount.target.expand(home))) {
+        Some(mount) => {
+            let share = &mount.target;
+            Err(value
+                .conflict(format!("{path} is on the share mounted at {share}: what is there is the host's")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Paths in the guest, none of them twice. They are compared as they are in a guest whose user has the usual home, so
+/// that `~/a` and `/home/user/a` are one.
 struct Targets<'a> {
-    user: &'a UserName,
+    home: &'a GuestHome,
     seen: BTreeMap<String, Position>,
 }
 
 impl<'a> Targets<'a> {
-    fn new(user: &'a UserName) -> Self {
-        Self { user, seen: BTreeMap::new() }
+    fn new(home: &'a GuestHome) -> Self {
+        Self { home, seen: BTreeMap::new() }
     }
 
     fn add(&mut self, value: &TomlValue<'_>) -> Result<GuestPath> {
         let path: GuestPath = value.parse()?;
-        let absolute = path.absolute(self.user);
-        if absolute == "/" {
-            return Err(conflict(value, "this is the whole guest".to_owned()));
-        }
+        let absolute = path.expand(self.home);
         if let Some(first) = self.seen.get(&absolute) {
-            return Err(conflict(value, format!("{absolute} is used in line {} already", first.line)));
+            return Err(value.conflict(format!("{absolute} is used in line {} already", first.line)));
         }
         self.seen.insert(absolute, value.position());
         Ok(path)
     }
 }
 
-fn network(top: &TomlTable<'_>) -> Result<NetworkTable> {
-    let network = top.get("network").map(|value| value.table(NETWORK)).transpose()?;
+fn network(top: &TomlTable<'_>) -> Result<NetworkPolicy> {
+    let network = top.get("network").map(|value| value.table(keys::NETWORK.keys)).transpose()?;
     let value = |key| network.as_ref().and_then(|network| network.get(key));
     let mode = value("mode").map_or(Ok(NetworkMode::Open), |value| value.parse())?;
     let domains = value("domains").map_or(Ok(Vec::new()), |value| value.list())?;
@@ -276,26 +310,24 @@ fn network(top: &TomlTable<'_>) -> Result<NetworkTable> {
     domains.dedup();
     let mut ports = match value("ports") {
         Some(value) => value.list()?.iter().map(port).collect::<Result<Vec<_>>>()?,
-        None => [80, 443].into_iter().filter_map(NonZeroU16::new).collect(),
+        None => vec![Port::HTTP, Port::HTTPS],
     };
     ports.sort();
     ports.dedup();
-    Ok(NetworkTable { mode, domains, ports })
+    Ok(NetworkPolicy { mode, domains, ports })
 }
 
-fn port(value: &TomlValue<'_>) -> Result<NonZeroU16> {
-    let number = value.number(1, u32::from(u16::MAX))?;
-    u16::try_from(number)
-        .ok()
-        .and_then(NonZeroU16::new)
-        .ok_or_else(|| value.refuse(ValueError::Range(number.into(), 1, u16::MAX.into())))
+fn port(value: &TomlValue<'_>) -> Result<Port> {
+    let most = u16::MAX;
+    let number = u16::try_from(value.number(1, most.into())?).unwrap_or(most);
+    Port::try_from(number).map_err(|error| value.refuse(error))
 }
 
 fn hooks(top: &TomlTable<'_>) -> Result<HooksTable> {
     let Some(value) = top.get("hooks") else {
         return Ok(HooksTable::default());
     };
-    let hooks = value.table(HOOKS)?;
+    let hooks = value.table(keys::HOOKS.keys)?;
     let commands =
         |key| hooks.list(key)?.iter().map(|value| words(value).map(str::to_owned)).collect::<Result<_>>();
     Ok(HooksTable {
@@ -310,8 +342,9 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
         return Ok(SnapshotTable::default());
     };
-    // Zero would remove the snapshot that was just made.
-    let keep = value.table(SNAPSHOT)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
+    // With zero, every snapshot would be removed as soon as it is made.
+    let keep =
+        value.table(keys::SNAPSHOT.keys)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
     Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })
 }
 
@@ -319,35 +352,38 @@ fn command_line(value: &TomlValue<'_>) -> Result<String> {
     let text = value.text()?;
     let good = text.len() <= MAX_CMDLINE
         && text.chars().all(|letter| letter.is_ascii() && !letter.is_ascii_control());
-    if good { Ok(text.to_owned()) } else { Err(value.refuse(ValueError::CommandLine)) }
+    let rule = "a kernel command line is one line of at most 2047 printable characters";
+    if good { Ok(text.to_owned()) } else { Err(value.refuse(InvalidValue::unquoted(rule))) }
 }
 
-/// A text that can be a command or a part of one.
+/// A text that can be a command line or a program.
 fn words<'a>(value: &TomlValue<'a>) -> Result<&'a str> {
     let text = value.text()?;
-    if text.is_empty() || text.contains('\0') { Err(value.refuse(ValueError::Command)) } else { Ok(text) }
+    if text.is_empty() || text.contains('\0') {
+        Err(value.refuse(InvalidValue::unquoted(NOT_A_COMMAND)))
+    } else {
+        Ok(text)
+    }
 }
 
-fn command(value: &TomlValue<'_>) -> Result<Source> {
+/// A text that may be secret.
+fn secret(value: &TomlValue<'_>) -> Result<Secret> {
+    let text = value.text()?;
+    if text.contains('\0') {
+        Err(value.refuse(InvalidValue::unquoted("it has a NUL in it")))
+    } else {
+        Ok(Secret::new(text.as_bytes().to_vec()))
+    }
+}
+
+fn command(value: &TomlValue<'_>) -> Result<SecretSource> {
     let list = value.list()?;
     let Some((program, arguments)) = list.split_first() else {
-        return Err(value.refuse(ValueError::Command));
+        return Err(value.refuse(InvalidValue::unquoted(NOT_A_COMMAND)));
     };
     let program = words(program)?.to_owned();
-    let argument = |value: &TomlValue<'_>| {
-        let text = value.text()?;
-        if text.contains('\0') {
-            Err(value.refuse(ValueError::Command))
-        } else {
-            Ok(SecretString::from(text))
-        }
-    };
-    let arguments = arguments.iter().map(argument).collect::<Result<_>>()?;
-    Ok(Source::Command(SecretCommand::new(program, arguments)))
-}
-
-fn conflict(value: &TomlValue<'_>, problem: String) -> ConfigError {
-    ConfigError::Conflict { at: value.position(), key: value.key().to_owned(), problem }
+    let arguments = arguments.iter().map(secret).collect::<Result<_>>()?;
+    Ok(SecretSource::Command(SecretCommand { program, arguments }))
 }
 
 fn missing(top: &TomlTable<'_>, key: &str) -> ConfigError {
@@ -356,26 +392,7 @@ fn missing(top: &TomlTable<'_>, key: &str) -> ConfigError {
 
 fn check_count(list: &[TomlValue<'_>], most: usize) -> Result<()> {
     match list.get(most) {
-        Some(value) => Err(conflict(value, format!("there can be {most} at most"))),
+        Some(value) => Err(value.conflict(format!("there can be {most} at most"))),
         None => Ok(()),
     }
-}
-
-/// The table that has a key of exactly this name: for somebody who left out its heading.
-pub(super) fn elsewhere(key: &str) -> Option<&'static str> {
-    let full = [
-        ("vcpus", "vm.vcpus"),
-        ("memory", "vm.memory"),
-        ("kernel", "vm.kernel"),
-        ("initramfs", "vm.initramfs"),
-        ("cmdline", "vm.cmdline"),
-        ("backing", "vm.backing"),
-        ("domains", "network.domains"),
-        ("ports", "network.ports"),
-        ("user", "guest.user"),
-        ("ssh-key", "guest.ssh-key"),
-        ("wipe", "credentials.wipe"),
-        ("keep", "snapshot.keep"),
-    ];
-    full.iter().find(|(name, _)| *name == key).map(|(_, full)| *full)
 }

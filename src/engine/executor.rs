@@ -1,16 +1,40 @@
 //! The only loop that runs anything, for fresh runs and for recovery alike.
 //!
 //! ```text
-//!  run ──► forward ──────────────────────────────► conclude: done
-//!             │ setback                                ▲
-//!             ▼                                        │
-//!  recover ► plan ──► commit point done ──► forward ───┤ (a second setback: conclude: lost, or stuck)
+//!  run ──► forward ────────────────────────────────► conclude: done
+//!             │ failure                                  ▲
+//!             ▼                                          │
+//!  recover ► plan ──► commit point done ────► forward ───┤ (a second failure: conclude: lost, or stuck)
 //!             │
-//!             └─────► commit point not done ► back ───► conclude: rolled back (a failed undo: stuck)
+//!             └─────► commit point not done ► back ─────► conclude: rolled back (a failed undo: stuck)
 //! ```
 //!
-//! A stage: prepare all, write all intents, sync once, then run them at the same time and write each outcome as it
-//! comes. A transition that fails lets its stage-mates end. Every call of a transition has its time limit.
+//! **Forward** runs the stages in order. In each stage all transitions prepare their intents, the intents are written
+//! and synced at once, and then the transitions run at the same time. Each outcome is written as it comes. A transition
+//! whose intent is in the journal already, from an earlier run, is probed first, and applied only if its work is not
+//! done. When a transition fails, the others of its stage run to completion, and forward ends with the failure.
+//!
+//! **Plan** reads the status of every transition from the journal and asks the decision table what is to be done
+//! ([`planner`]). The commit point decides the direction. If its outcome is not in the journal, it is probed: work that
+//! was done leads forward, and anything else leads back. A probe that fails or cannot tell ends the run as stuck,
+//! because either direction could be wrong.
+//!
+//! **Back** undoes transitions one by one, in reverse order. A transition with an intent and no outcome is probed first:
+//! an undo works either way, but a probe that cannot tell what happened means that undoing could destroy something. An
+//! undo that fails ends the run as stuck. The next run tries again, beginning with the undo that failed.
+//!
+//! **A failure after the commit point** leads to a second forward, because the world may have done what it did not
+//! report. If that fails too, the operation ends as lost and its VM is cleared away; or it is stuck, if the operation
+//! is itself one that clears away ([`AfterCommit`]).
+//!
+//! **Conclude** determines the final state of the workspace and writes the end of the operation. If the state cannot be
+//! determined, the run is stuck and the operation stays open.
+//!
+//! **A person's interrupt** is a failure like any other up to the commit point, and is ignored after it and on the way
+//! back. **A crash** needs nothing here: what was synced is in the journal, and [`Executor::recover`] goes on from it.
+//! **An error of the journal** ends the run at once with an [`EngineError`], because nothing may act whose intent is not
+//! on the medium; it is treated like a crash. Every call of a transition has the time limit that its
+//! [`TransitionSpec`](super::transition::TransitionSpec) gives, and a call that exceeds it has failed.
 
 mod event;
 
@@ -22,7 +46,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::history::{OpenOperation, TransitionStatus};
 use super::journal::{Journal, Storage};
@@ -30,9 +54,10 @@ use super::planner::{self, Decision, Direction, RecoveryPlan, TableShape};
 use super::record::Ended;
 use super::transition::{
     AfterCommit, Context, ErasedTransition, Failure, Interrupt, Operation, Probe, TransitionId, UndoPolicy,
+    within,
 };
 
-/// How long it may take to look how a workspace stands at the end of an operation.
+/// How long it may take to determine the final state of a workspace.
 const CONCLUDE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Runs operations on a world, and writes a journal of it.
@@ -41,24 +66,25 @@ pub struct Executor<'a, W: ?Sized, S> {
     pub world: &'a W,
     /// Where it is written down first.
     pub journal: &'a mut Journal<S>,
-    /// A person's wish to stop. Heeded before the commit point.
+    /// A person's request to stop. It is ignored after the commit point.
     pub interrupt: Interrupt,
     /// Milliseconds since 1970, UTC, for the journal's readers. Nothing is decided by it.
     pub unix_ms: Box<dyn Fn() -> u64 + Send + Sync + 'a>,
-    /// Who sees what happens.
+    /// Sees what happens.
     pub observer: &'a dyn Observer,
 }
 
+/// Why forward or back did not get to its end.
 enum Halt {
     /// A transition failed.
     Failed(TransitionFailure),
-    /// It cannot be told whether something was done.
+    /// Whether a transition was done cannot be determined.
     CannotTell(TransitionFailure),
     Engine(EngineError),
 }
 
 impl Halt {
-    fn gravity(&self) -> u8 {
+    fn severity(&self) -> u8 {
         match self {
             Self::Failed(_) => 0,
             Self::CannotTell(_) => 1,
@@ -73,8 +99,8 @@ impl<E: Into<EngineError>> From<E> for Halt {
     }
 }
 
-/// A transition that is to run in a stage, and whether it is looked at first.
-struct Call<'o, W: ?Sized> {
+/// A transition that is to run in a stage, and whether it is probed first.
+struct Pending<'o, W: ?Sized> {
     index: u16,
     transition: &'o dyn ErasedTransition<W>,
     intent: Vec<u8>,
@@ -91,17 +117,16 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let generation = self.journal.begin(operation.id, parameters, (self.unix_ms)())?;
         self.observer.event(Event::Begun {
             operation: operation.label,
-            commit: commit.label(),
+            commit: commit.spec().label,
             generation,
             recovery: false,
         });
         let fresh = vec![Decision::Apply; shape.transitions().count()];
-        match self.forward(operation, &shape, &fresh).await {
+        ending(match self.forward(operation, &shape, &fresh).await {
             Ok(()) => self.conclude(operation, Ended::Done, None).await,
-            Err(Halt::Failed(setback)) => self.resolve(operation, &shape, commit, Some(setback)).await,
-            Err(Halt::CannotTell(setback)) => Ok(Ending::Stuck(setback)),
-            Err(Halt::Engine(stopped)) => Err(stopped),
-        }
+            Err(Halt::Failed(failure)) => self.resolve(operation, &shape, commit, Some(failure)).await,
+            Err(halt) => Err(halt),
+        })
     }
 
     /// Takes up the operation that is open in the journal, and brings it to an end.
@@ -113,59 +138,44 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         let generation = self.journal.open_operation().ok_or(EngineError::NothingOpen)?.generation;
         self.observer.event(Event::Begun {
             operation: operation.label,
-            commit: commit.label(),
+            commit: commit.spec().label,
             generation,
             recovery: true,
         });
-        self.resolve(operation, &shape, commit, None).await
+        ending(self.resolve(operation, &shape, commit, None).await)
     }
 
-    /// The decision table, carried out.
+    /// Does what the decision table says, until the operation has ended.
     async fn resolve(
         &mut self,
         operation: &Operation<W>,
         shape: &TableShape,
         commit: &dyn ErasedTransition<W>,
-        mut setback: Option<TransitionFailure>,
-    ) -> Result<Ending, EngineError> {
-        // A run whose commit point is done comes here to look again; a recovery has not looked yet.
-        let mut again = setback.is_none() || self.status(shape.commit()) != TransitionStatus::Done;
+        mut failure: Option<TransitionFailure>,
+    ) -> Result<Ending, Halt> {
+        // A run that failed after its commit point is here for its second forward. A recovery has not tried any yet.
+        let mut again = failure.is_none() || self.status(shape.commit()) != TransitionStatus::Done;
         loop {
             let RecoveryPlan { decisions, mut direction } = planner::plan(shape, &self.found())?;
             if direction == Direction::ProbeDecides {
-                direction = match self.probe_commit_point(commit, shape.commit()).await {
-                    Ok(direction) => direction,
-                    Err(Halt::Failed(blind) | Halt::CannotTell(blind)) => {
-                        return Ok(Ending::Stuck(blind));
-                    }
-                    Err(Halt::Engine(stopped)) => return Err(stopped),
-                };
+                direction = self.probe_commit_point(commit, shape.commit()).await?;
             }
             self.observer.event(Event::Turned(direction));
             if direction != Direction::Forward {
-                return match self.back(operation, &decisions).await {
-                    Ok(()) => self.conclude(operation, Ended::RolledBack, setback).await,
-                    Err(Halt::Failed(stuck) | Halt::CannotTell(stuck)) => Ok(Ending::Stuck(stuck)),
-                    Err(Halt::Engine(stopped)) => Err(stopped),
-                };
+                self.back(operation, &decisions).await?;
+                return self.conclude(operation, Ended::RolledBack, failure).await;
             }
-            match self.forward(operation, shape, &decisions).await {
+            let failed = match self.forward(operation, shape, &decisions).await {
                 Ok(()) => return self.conclude(operation, Ended::Done, None).await,
-                Err(Halt::Engine(stopped)) => return Err(stopped),
-                Err(Halt::CannotTell(stuck)) => return Ok(Ending::Stuck(stuck)),
-                Err(Halt::Failed(failed)) => {
-                    let lost = matches!(failed.failure, Failure::Lost);
-                    match operation.forward {
-                        // The world may have done what it did not say.
-                        _ if again && !lost => again = false,
-                        AfterCommit::ClearAway => {
-                            return self.conclude(operation, Ended::Lost, Some(failed)).await;
-                        }
-                        AfterCommit::Stuck => return Ok(Ending::Stuck(failed)),
-                    }
-                    setback = Some(failed);
-                }
+                Err(Halt::Failed(failed)) => failed,
+                Err(halt) => return Err(halt),
+            };
+            match operation.after_commit {
+                _ if again && !matches!(failed.failure, Failure::Lost) => again = false,
+                AfterCommit::ClearAway => return self.conclude(operation, Ended::Lost, Some(failed)).await,
+                AfterCommit::Stuck => return Ok(Ending::Stuck(failed)),
             }
+            failure = Some(failed);
         }
     }
 
@@ -181,20 +191,14 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<Direction, Halt> {
-        let scene = self.scene(Interrupt::new());
-        let intent = self.intent(index);
-        match bounded(transition.limit(), transition.probe(&scene, &intent)).await {
-            Ok(Probe::Done(outcome)) => {
-                self.journal.outcome(place(index), &outcome, 0)?;
-                self.journal.sync()?;
-                self.observer.event(Event::Done { label: transition.label(), took: None });
-                Ok(Direction::Forward)
-            }
-            // Gone with its VM before it was known to be done: there is nothing to go forward to.
-            Ok(Probe::NotDone | Probe::Lost) => Ok(Direction::Back),
-            Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
-            Err(failure) => Err(Halt::CannotTell(TransitionFailure { label: transition.label(), failure })),
-        }
+        let context = self.context(Interrupt::new());
+        let Some(outcome) = must_tell(&context, transition, &self.intent(index)).await? else {
+            return Ok(Direction::Back);
+        };
+        self.journal.outcome(place(index), &outcome, 0)?;
+        self.journal.sync()?;
+        self.observer.event(Event::Done { label: transition.spec().label, took: None });
+        Ok(Direction::Forward)
     }
 
     /// Runs every stage, in order, as far as `decisions` ask for it.
@@ -224,19 +228,19 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 }));
             }
             self.observer.event(Event::Stage(stage.label));
-            let scene = self.scene(interrupt);
-            let calls = self.prepare(&scene, wanted).await?;
-            self.apply(&scene, calls, shape.commit()).await?;
+            let context = self.context(interrupt);
+            let calls = self.prepare(&context, wanted).await?;
+            self.apply(&context, calls, shape.commit()).await?;
         }
         Ok(())
     }
 
-    /// Decides on every intent of a stage, writes those that are new, and syncs once.
+    /// Prepares every intent of a stage, writes those that are new, and syncs once.
     async fn prepare<'o>(
         &mut self,
-        scene: &Context<'_, W>,
+        context: &Context<'_, W>,
         wanted: Vec<(usize, &'o dyn ErasedTransition<W>)>,
-    ) -> Result<Vec<Call<'o, W>>, Halt> {
+    ) -> Result<Vec<Pending<'o, W>>, Halt> {
         let mut calls = Vec::with_capacity(wanted.len());
         let mut intents = Vec::with_capacity(wanted.len());
         for (index, transition) in wanted {
@@ -244,13 +248,13 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             let intent = if probe_first {
                 self.intent(index)
             } else {
-                let intent = bounded(transition.limit(), transition.prepare(scene))
+                let intent = within(transition.spec().limit, transition.prepare(context))
                     .await
-                    .map_err(|failure| self.setback(transition, failure))?;
-                intents.push((place(index), transition.id(), intent.clone()));
+                    .map_err(|failure| self.failed(transition, failure))?;
+                intents.push((place(index), transition.spec().id, intent.clone()));
                 intent
             };
-            calls.push(Call { index: place(index), transition, intent, probe_first });
+            calls.push(Pending { index: place(index), transition, intent, probe_first });
         }
         if !intents.is_empty() {
             self.journal.intents(&intents)?;
@@ -261,23 +265,24 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
     /// Runs a stage's transitions at the same time, and writes each outcome as it comes.
     async fn apply(
         &mut self,
-        scene: &Context<'_, W>,
-        calls: Vec<Call<'_, W>>,
+        context: &Context<'_, W>,
+        calls: Vec<Pending<'_, W>>,
         commit: usize,
     ) -> Result<(), Halt> {
-        let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(scene, call)).collect();
-        calls.iter().for_each(|call| self.observer.event(Event::Acts(call.transition.label())));
+        let mut running: FuturesUnordered<_> = calls.iter().map(|call| carry_out(context, call)).collect();
+        calls.iter().for_each(|call| self.observer.event(Event::Acts(call.transition.spec().label)));
         let mut halt = None;
         while let Some((call, result)) = running.next().await {
             let recorded = match result {
                 Ok((outcome, took)) => self.record(call, &outcome, took, usize::from(call.index) == commit),
-                Err(Halt::Failed(setback)) => Err(self.setback_of(setback)),
+                Err(Halt::Failed(failure)) => Err(self.report(failure)),
                 Err(halt) => Err(halt),
             };
-            // The gravest failure is the one to tell, and of equals the first; its stage-mates end all the same.
+            // The most severe failure is reported, and the first of equals. The stage's other transitions still run to
+            // completion.
             if let Err(new) = recorded {
                 halt = match halt {
-                    Some(old) if Halt::gravity(&old) >= Halt::gravity(&new) => Some(old),
+                    Some(old) if Halt::severity(&old) >= Halt::severity(&new) => Some(old),
                     _ => Some(new),
                 };
             }
@@ -287,55 +292,39 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
 
     fn record(
         &mut self,
-        call: &Call<'_, W>,
+        call: &Pending<'_, W>,
         outcome: &[u8],
         took: Option<Duration>,
         commit: bool,
     ) -> Result<(), Halt> {
-        let micros = took.map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        self.journal.outcome(call.index, outcome, micros)?;
+        self.journal.outcome(call.index, outcome, took.map_or(0, micros))?;
         if commit {
             self.journal.sync()?;
         }
-        self.observer.event(Event::Done { label: call.transition.label(), took });
+        self.observer.event(Event::Done { label: call.transition.spec().label, took });
         Ok(())
     }
 
-    /// Takes back, in reverse order, all that `decisions` ask for.
+    /// Undoes, in reverse order, all that `decisions` ask for.
     async fn back(&mut self, operation: &Operation<W>, decisions: &[Decision]) -> Result<(), Halt> {
         let transitions: Vec<_> = operation.transitions().collect();
-        let scene = self.scene(Interrupt::new());
+        let context = self.context(Interrupt::new());
         for (index, (transition, decision)) in transitions.into_iter().zip(decisions).enumerate().rev() {
             match decision {
-                Decision::ProbeThenUndo => self.look_before_undo(&scene, transition, index).await?,
-                Decision::Undo => {}
+                Decision::ProbeThenUndo if transition.spec().undo == UndoPolicy::Undoable => {
+                    must_tell(&context, transition, &self.intent(index)).await?;
+                }
+                Decision::ProbeThenUndo | Decision::Undo => {}
                 _ => continue,
             }
-            self.undo(&scene, transition, index).await?;
+            self.undo(&context, transition, index).await?;
         }
         Ok(())
-    }
-
-    async fn look_before_undo(
-        &mut self,
-        scene: &Context<'_, W>,
-        transition: &dyn ErasedTransition<W>,
-        index: usize,
-    ) -> Result<(), Halt> {
-        if transition.policy() != UndoPolicy::Undoable {
-            return Ok(());
-        }
-        let intent = self.intent(index);
-        match bounded(transition.limit(), transition.probe(scene, &intent)).await {
-            Ok(Probe::Done(_) | Probe::NotDone | Probe::Lost) => Ok(()),
-            Ok(Probe::CannotTell(why)) => Err(blind(transition, why)),
-            Err(failure) => Err(Halt::CannotTell(TransitionFailure { label: transition.label(), failure })),
-        }
     }
 
     async fn undo(
         &mut self,
-        scene: &Context<'_, W>,
+        context: &Context<'_, W>,
         transition: &dyn ErasedTransition<W>,
         index: usize,
     ) -> Result<(), Halt> {
@@ -343,18 +332,18 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
             self.journal.undo_begun(place(index))?;
         }
         let begun = Instant::now();
-        if transition.policy() == UndoPolicy::Undoable {
-            self.observer.event(Event::Undoes(transition.label()));
+        let undoable = transition.spec().undo == UndoPolicy::Undoable;
+        if undoable {
+            self.observer.event(Event::Undoes(transition.spec().label));
             let intent = self.intent(index);
-            match bounded(transition.limit(), transition.undo(scene, &intent)).await {
+            match within(transition.spec().limit, transition.undo(context, &intent)).await {
                 Ok(()) | Err(Failure::Lost) => {}
-                Err(failure) => return Err(self.setback(transition, failure)),
+                Err(failure) => return Err(self.failed(transition, failure)),
             }
         }
-        let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.journal.undone(place(index), micros)?;
-        if transition.policy() == UndoPolicy::Undoable {
-            self.observer.event(Event::Undone(transition.label()));
+        self.journal.undone(place(index), micros(begun.elapsed()))?;
+        if undoable {
+            self.observer.event(Event::Undone(transition.spec().label));
         }
         Ok(())
     }
@@ -363,28 +352,31 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         &mut self,
         operation: &Operation<W>,
         ended: Ended,
-        setback: Option<TransitionFailure>,
-    ) -> Result<Ending, EngineError> {
-        let scene = self.scene(Interrupt::new());
-        let standing = match bounded(CONCLUDE_LIMIT, operation.conclude(scene, ended)).await {
-            Ok(standing) => standing,
+        failure: Option<TransitionFailure>,
+    ) -> Result<Ending, Halt> {
+        let context = self.context(Interrupt::new());
+        let final_state = match within(CONCLUDE_LIMIT, operation.conclude(context, ended)).await {
+            Ok(final_state) => final_state,
             Err(failure) => {
-                return Ok(Ending::Stuck(TransitionFailure { label: "look how it stands", failure }));
+                return Ok(Ending::Stuck(TransitionFailure {
+                    label: "determining the final state",
+                    failure,
+                }));
             }
         };
-        self.journal.end(ended, &standing, (self.unix_ms)())?;
+        self.journal.end(ended, &final_state, (self.unix_ms)())?;
         self.observer.event(Event::Ended(ended));
-        Ok(match (ended, setback) {
+        Ok(match (ended, failure) {
             (Ended::Done, _) => Ending::Done,
-            (Ended::RolledBack, setback) => Ending::RolledBack(setback),
-            (Ended::Lost, Some(setback)) => Ending::Lost(setback),
+            (Ended::RolledBack, failure) => Ending::RolledBack(failure),
+            (Ended::Lost, Some(failure)) => Ending::Lost(failure),
             (Ended::Lost, None) => {
                 Ending::Lost(TransitionFailure { label: operation.label, failure: Failure::Lost })
             }
         })
     }
 
-    fn scene(&self, interrupt: Interrupt) -> Context<'w, W> {
+    fn context(&self, interrupt: Interrupt) -> Context<'w, W> {
         let open = self.journal.open_operation();
         let done = |open: &OpenOperation| -> BTreeMap<TransitionId, Vec<u8>> {
             let done = open.entries().iter().filter(|entry| entry.status == TransitionStatus::Done);
@@ -402,46 +394,70 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         self.journal.open_operation().map(|open| open.entry(index).intent.clone()).unwrap_or_default()
     }
 
-    fn setback(&self, transition: &dyn ErasedTransition<W>, failure: Failure) -> Halt {
-        self.setback_of(TransitionFailure { label: transition.label(), failure })
+    fn failed(&self, transition: &dyn ErasedTransition<W>, failure: Failure) -> Halt {
+        self.report(TransitionFailure { label: transition.spec().label, failure })
     }
 
-    fn setback_of(&self, setback: TransitionFailure) -> Halt {
-        self.observer.setback(&setback);
-        self.observer.event(Event::Failed(setback.label));
-        Halt::Failed(setback)
+    fn report(&self, failure: TransitionFailure) -> Halt {
+        self.observer.failure(&failure);
+        self.observer.event(Event::Failed(failure.label));
+        Halt::Failed(failure)
     }
 }
 
 async fn carry_out<'c, 'o, W: ?Sized + Sync>(
-    scene: &Context<'_, W>,
-    call: &'c Call<'o, W>,
-) -> (&'c Call<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
+    context: &Context<'_, W>,
+    call: &'c Pending<'o, W>,
+) -> (&'c Pending<'o, W>, Result<(Vec<u8>, Option<Duration>), Halt>) {
     let transition = call.transition;
-    let setback = |failure| Halt::Failed(TransitionFailure { label: transition.label(), failure });
+    let failed = |failure| Halt::Failed(TransitionFailure { label: transition.spec().label, failure });
     if call.probe_first {
-        match bounded(transition.limit(), transition.probe(scene, &call.intent)).await {
+        match within(transition.spec().limit, transition.probe(context, &call.intent)).await {
             Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
             Ok(Probe::NotDone) => {}
-            Ok(Probe::Lost) => return (call, Err(setback(Failure::Lost))),
-            Ok(Probe::CannotTell(why)) => return (call, Err(blind(transition, why))),
-            Err(failure) => return (call, Err(setback(failure))),
+            Ok(Probe::Lost) => return (call, Err(failed(Failure::Lost))),
+            Ok(Probe::CannotTell(why)) => return (call, Err(cannot_tell(transition, Failure::world(why)))),
+            Err(failure) => return (call, Err(failed(failure))),
         }
     }
     let begun = Instant::now();
-    let result = bounded(transition.limit(), transition.apply(scene, &call.intent)).await;
-    (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(setback))
+    let result = within(transition.spec().limit, transition.apply(context, &call.intent)).await;
+    (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(failed))
 }
 
-async fn bounded<T>(limit: Duration, call: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
+/// The outcome that a probe finds, or `None` if there is none to be found. A probe that fails is as bad as one that
+/// cannot tell: the direction depends on it.
+async fn must_tell<W: ?Sized + Sync>(
+    context: &Context<'_, W>,
+    transition: &dyn ErasedTransition<W>,
+    intent: &[u8],
+) -> Result<Option<Vec<u8>>, Halt> {
+    match within(transition.spec().limit, transition.probe(context, intent)).await {
+        Ok(Probe::Done(outcome)) => Ok(Some(outcome)),
+        Ok(Probe::NotDone | Probe::Lost) => Ok(None),
+        Ok(Probe::CannotTell(why)) => Err(cannot_tell(transition, Failure::world(why))),
+        Err(failure) => Err(cannot_tell(transition, failure)),
+    }
 }
 
-fn blind<W: ?Sized>(transition: &dyn ErasedTransition<W>, why: String) -> Halt {
-    Halt::CannotTell(TransitionFailure { label: transition.label(), failure: Failure::world(why) })
+fn cannot_tell<W: ?Sized>(transition: &dyn ErasedTransition<W>, failure: Failure) -> Halt {
+    Halt::CannotTell(TransitionFailure { label: transition.spec().label, failure })
 }
 
-/// What the planner has to know of a table, and its commit point.
+/// A run that did not get to its end is stuck, unless the journal failed.
+fn ending(result: Result<Ending, Halt>) -> Result<Ending, EngineError> {
+    match result {
+        Ok(ending) => Ok(ending),
+        Err(Halt::Failed(failure) | Halt::CannotTell(failure)) => Ok(Ending::Stuck(failure)),
+        Err(Halt::Engine(error)) => Err(error),
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The shape of a table, for the planner, and its commit point.
 fn shape<W: ?Sized + Sync>(
     operation: &Operation<W>,
 ) -> Result<(TableShape, &dyn ErasedTransition<W>), EngineError> {
@@ -450,7 +466,7 @@ fn shape<W: ?Sized + Sync>(
     Ok((shape, commit))
 }
 
-/// A place as it stands in a record. Tables are short: a test holds every one of them below `MAX_TRANSITIONS`.
+/// An index as a record holds it. A test holds every table below `MAX_TRANSITIONS`, which is far below the limit.
 fn place(index: usize) -> u16 {
     u16::try_from(index).unwrap_or(u16::MAX)
 }

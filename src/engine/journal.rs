@@ -1,7 +1,7 @@
-//! Append, sync, rotate, poison, over a [`Storage`] of a handful of methods.
+//! The journal: it appends records, syncs and rotates, on a [`Storage`] of a few methods.
 //!
-//! What is written, when, and what a crash leaves of it, is in `journal-format.md`. After any error of the storage the
-//! journal is poisoned: what the file then holds is not known, and only opening it again will tell.
+//! `journal-format.md` says what is written, when, and what a crash leaves of it. After any error of the storage the
+//! journal is poisoned: it accepts no more records, because what the file holds is not known until it is opened again.
 
 use std::io;
 
@@ -10,20 +10,20 @@ use super::reader::{self, JournalBytes, ReadError, Scan, Tail};
 use super::record::{Ended, FileHeader, PayloadError, Record, VERSION, WorkspaceId, encode_frame};
 use super::transition::{Generation, OperationId, TransitionId};
 
-/// A journal at least this long is rotated before the next operation begins, in bytes.
+/// A journal of at least this size in bytes is rotated before the next operation begins.
 pub const ROTATE_AT: u64 = 1024 * 1024;
 
-/// How much room an operation has for sure, in bytes, so that a full disk does not stop it half-way.
+/// The space that is reserved before an operation begins, in bytes, so that a full disk does not stop it half-way.
 pub const RESERVE: u64 = 256 * 1024;
 
 /// The files of a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Name {
-    /// The one that counts.
+    /// The journal.
     Current,
-    /// The one that is about to take its place. Of no meaning to anybody when found.
+    /// The file that is about to take its place. It is ignored and removed when it is found.
     Next,
-    /// The one before. For people; no decision reads it.
+    /// The journal before the last rotation. It is kept for people, and nixbox never reads it.
     Previous,
 }
 
@@ -39,20 +39,20 @@ impl Name {
     }
 }
 
-/// A directory that holds a journal's files. All I/O of the engine.
+/// A directory that holds a journal's files. The engine does all of its I/O through it.
 pub trait Storage: Send {
     /// The size of a file in bytes; `None` if there is none.
     ///
     /// # Errors
-    /// Those of the medium, for this and all methods.
+    /// The errors of the medium, for this method and all others.
     fn size(&mut self, name: Name) -> io::Result<Option<u64>>;
     /// Fills as much of `buffer` as there is at `offset`.
     fn read_at(&mut self, name: Name, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
-    /// Writes all of `bytes` behind what is there; makes the file if there is none.
+    /// Appends all of `bytes` to a file, which is created if there is none.
     fn append(&mut self, name: Name, bytes: &[u8]) -> io::Result<()>;
-    /// Makes sure that this many bytes can be appended even if the disk is full by then. Changes no size.
+    /// Makes sure that this many bytes can be appended even if the disk is full by then. The file keeps its size.
     fn reserve(&mut self, name: Name, bytes: u64) -> io::Result<()>;
-    /// Returns when all that was appended, and the size, is on the medium.
+    /// Returns when everything that was appended, and the file's size, is on the medium.
     fn sync(&mut self, name: Name) -> io::Result<()>;
     /// Cuts the file to `size` bytes.
     fn truncate(&mut self, name: Name, size: u64) -> io::Result<()>;
@@ -60,60 +60,44 @@ pub trait Storage: Send {
     fn remove(&mut self, name: Name) -> io::Result<()>;
     /// Gives a file a second name, which must be free.
     fn link(&mut self, from: Name, to: Name) -> io::Result<()>;
-    /// Renames a file over another, at once.
+    /// Renames a file over another, atomically.
     fn rename(&mut self, from: Name, to: Name) -> io::Result<()>;
-    /// Returns when all names are on the medium as they are now.
+    /// Returns when the names of all files are on the medium as they are now.
     fn sync_names(&mut self) -> io::Result<()>;
     /// The path of a file, for messages.
     fn path(&self, name: Name) -> String;
-    /// 64 bits that no other file was given.
+    /// 64 random bits.
     fn salt(&mut self) -> io::Result<u64>;
 }
 
 /// A journal that cannot be opened or written.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum JournalError {
-    /// The storage failed.
     #[error("cannot {what} {path}")]
     Io {
-        /// Of the file or directory.
         path: String,
-        /// A verb.
         what: &'static str,
-        /// What the storage says.
         #[source]
         source: io::Error,
     },
-    /// The file is not one to rely on.
     #[error("the journal {path} cannot be used; nothing was changed")]
     Unusable {
-        /// Of the file.
         path: String,
-        /// What is wrong.
         #[source]
         source: Box<ReadError<IllegalHistory>>,
     },
-    /// An earlier error left it unknown what the file holds.
     #[error("the journal {path} takes nothing more after an earlier error; the next run reads it anew")]
-    Poisoned {
-        /// Of the file.
-        path: String,
-    },
-    /// A record that is too large: an error of the program, found before it was written.
+    Poisoned { path: String },
     #[error("a record was not written to the journal {path}")]
     Payload {
-        /// Of the file.
         path: String,
-        /// What is wrong.
         #[source]
         source: PayloadError,
     },
-    /// A record that cannot follow those before it: an error of the program, found before it was written.
     #[error("a record was not written to the journal {path}")]
     Illegal {
-        /// Of the file.
         path: String,
-        /// What is wrong.
         #[source]
         source: IllegalHistory,
     },
@@ -140,10 +124,10 @@ impl<S: Storage> JournalBytes for CurrentFile<'_, S> {
     }
 }
 
-/// Reads a journal without changing it. `visit` sees every record that would be acted upon.
+/// Reads a journal without changing it. `visit` is called for every record that counts: none of a torn tail.
 ///
 /// # Errors
-/// If there is none (`Ok(None)` says that), or if it is not one to rely on.
+/// If the storage fails, or the file cannot be used. If there is no file, it returns `Ok(None)`.
 pub fn inspect<S: Storage>(
     storage: &mut S,
     workspace: Option<WorkspaceId>,
@@ -165,11 +149,12 @@ pub fn inspect<S: Storage>(
 }
 
 impl<S: Storage> Journal<S> {
-    /// Opens the journal, or makes one whose first operation will be of a generation above `floor`. A torn tail is cut
-    /// off, and all that is left is on the medium when this returns: nothing is built upon what a power cut could take.
+    /// Opens the journal, or creates one whose first operation will have a generation above `floor`. A torn tail is cut
+    /// off. What is left is on the medium when this returns, because nothing must depend on records that a power cut
+    /// could take.
     ///
     /// # Errors
-    /// If the storage fails, or the file is not one to rely on; the file is then as it was.
+    /// If the storage fails, or the file cannot be used. The file is then as it was.
     pub fn open(
         mut storage: S,
         workspace: WorkspaceId,
@@ -195,7 +180,7 @@ impl<S: Storage> Journal<S> {
                 .guard("truncate", Name::Current, |storage| storage.truncate(Name::Current, scan.valid))?;
         }
         journal.sync()?;
-        // A file that was renamed into place may still have its old name on the medium.
+        // The file may have been renamed into place shortly before a crash, and its name may not be on the medium yet.
         journal.guard("sync the directory of", Name::Current, Storage::sync_names)?;
         Ok(journal)
     }
@@ -205,7 +190,7 @@ impl<S: Storage> Journal<S> {
         Self { storage, header, history, size, next_sequence, durable, poisoned: false, buffer: Vec::new() }
     }
 
-    /// What the records so far come to.
+    /// What the records so far lead to.
     #[must_use]
     pub fn history(&self) -> &History {
         &self.history
@@ -217,11 +202,11 @@ impl<S: Storage> Journal<S> {
         self.history.open()
     }
 
-    /// Begins an operation of a new generation; rotates first, if the file has grown. Synced by the first stage's
-    /// intents, before which nothing acts.
+    /// Begins an operation of a new generation. If the file has grown, it is rotated first. The record is not synced here:
+    /// the sync of the first stage's intents covers it, and nothing acts before that.
     ///
     /// # Errors
-    /// If the storage fails, the journal is poisoned, or an operation is open; nothing is written then.
+    /// If the storage fails, the journal is poisoned, or an operation is open. Nothing is written then.
     pub fn begin(
         &mut self,
         operation: OperationId,
@@ -229,7 +214,7 @@ impl<S: Storage> Journal<S> {
         at_ms: u64,
     ) -> Result<Generation, JournalError> {
         self.usable()?;
-        // A rotation would forget it.
+        // A rotation would forget the open operation.
         if let Some(open) = self.history.open() {
             return Err(JournalError::Illegal {
                 path: self.storage.path(Name::Current),
@@ -258,7 +243,7 @@ impl<S: Storage> Journal<S> {
         self.sync()
     }
 
-    /// Writes an outcome. Not synced: a lost outcome costs a probe.
+    /// Writes an outcome. It is not synced: an outcome that is lost costs a probe.
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
@@ -266,7 +251,7 @@ impl<S: Storage> Journal<S> {
         self.append(self.history.generation, &[Record::Outcome { index, payload, micros }])
     }
 
-    /// Writes that a transition is about to be taken back. Not synced: undoing is idempotent.
+    /// Writes that a transition is about to be undone. It is not synced, because undoing is idempotent.
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
@@ -274,7 +259,7 @@ impl<S: Storage> Journal<S> {
         self.append(self.history.generation, &[Record::UndoBegun { index }])
     }
 
-    /// Writes that a transition has been taken back. Not synced.
+    /// Writes that a transition has been undone. It is not synced.
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
@@ -286,12 +271,12 @@ impl<S: Storage> Journal<S> {
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
-    pub fn end(&mut self, ended: Ended, standing: &[u8], at_ms: u64) -> Result<(), JournalError> {
-        self.append(self.history.generation, &[Record::End { ended, standing, at_ms }])?;
+    pub fn end(&mut self, ended: Ended, final_state: &[u8], at_ms: u64) -> Result<(), JournalError> {
+        self.append(self.history.generation, &[Record::End { ended, final_state, at_ms }])?;
         self.sync()
     }
 
-    /// Returns when all that was written is on the medium.
+    /// Returns when everything that was written is on the medium.
     ///
     /// # Errors
     /// If the storage fails or the journal is poisoned.
@@ -323,7 +308,7 @@ impl<S: Storage> Journal<S> {
             sequence += 1;
         }
         for record in records {
-            // The fold is ours alone: once it has refused a record it does not say any more what the file holds.
+            // The history is in memory alone: once it has refused a record, it may not match the file any more.
             self.history.push(generation, record).map_err(|source| {
                 self.poisoned = true;
                 JournalError::Illegal { path: self.storage.path(Name::Current), source }
@@ -335,7 +320,7 @@ impl<S: Storage> Journal<S> {
         Ok(())
     }
 
-    /// Puts a file with nothing but a checkpoint in the place of the current one. The one before stays for people.
+    /// Replaces the journal by a file that holds a checkpoint alone. The file before is kept for people.
     fn rotate(&mut self, at_ms: u64) -> Result<(), JournalError> {
         self.guard("remove", Name::Previous, |storage| storage.remove(Name::Previous))?;
         self.guard("link", Name::Previous, |storage| storage.link(Name::Current, Name::Previous))?;
@@ -344,11 +329,11 @@ impl<S: Storage> Journal<S> {
         self.replace(at_ms)
     }
 
-    /// Writes `header` and a checkpoint aside, and renames them over the current file. Whenever it is interrupted, the
-    /// current file is the old one or the new one, whole.
+    /// Writes `header` and a checkpoint to a new file, and renames it over the current one. If this is interrupted at any
+    /// point, the current file is either the old one or the new one, complete.
     fn replace(&mut self, at_ms: u64) -> Result<(), JournalError> {
         let mut bytes = self.header.encode().to_vec();
-        let record = Record::Checkpoint { standing: &self.history.standing, at_ms };
+        let record = Record::Checkpoint { final_state: &self.history.final_state, at_ms };
         let sequence = self.header.first_sequence;
         encode_frame(&mut bytes, self.header.salt, sequence, self.history.generation, sequence - 1, &record)
             .map_err(|source| JournalError::Payload { path: self.storage.path(Name::Next), source })?;

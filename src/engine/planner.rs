@@ -3,19 +3,20 @@
 //! | status of a transition | before the commit point | the commit point itself | after it |
 //! |---|---|---|---|
 //! | never started | skip | roll back | apply |
-//! | intent only | probe, undo | probe decides the direction; cannot tell → stuck | probe: done → record, not done → apply, lost → clear away |
+//! | intent only | probe, undo | probe decides the direction; cannot tell: stuck | probe: done → record, not done → apply, lost → clear away |
 //! | done | undo, in reverse order | roll forward | nothing |
-//! | undo begun | undo again | illegal history | illegal history |
+//! | undo begun | undo, in reverse order | illegal history | illegal history |
 //! | undone | nothing | illegal history | illegal history |
 //!
-//! [`decide`] is the table. [`plan`] asks it for every transition of an operation, reads the direction off the
-//! commit point, and refuses a history that no run can have written: one that goes forward past a gap, or back past
-//! its commit point. A direction once taken back holds: undoing is never begun before the commit point was probed.
+//! [`decide`] is the table. [`plan`] asks it for every transition of an operation, reads the direction off the commit
+//! point, and refuses a history that no run can have written: a stage that began before the stage before it was done, or
+//! an undo from the commit point on. Once undoing has begun, the direction is back, because the commit point was probed
+//! before that.
 
 use super::history::TransitionStatus;
 use super::transition::{Operation, Stage, TransitionId};
 
-/// Where a transition stands in its operation.
+/// On which side of the commit point a transition is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CommitSide {
     /// Before the commit point.
@@ -27,7 +28,7 @@ pub enum CommitSide {
 }
 
 impl CommitSide {
-    /// The place of transition `index` of an operation whose commit point is `commit`.
+    /// The side of transition `index` in an operation whose commit point is `commit`.
     #[must_use]
     pub fn of(index: usize, commit: usize) -> Self {
         match index.cmp(&commit) {
@@ -41,25 +42,25 @@ impl CommitSide {
 /// One cell of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
-    /// It never acted, and does not have to.
+    /// It never acted, and it does not have to.
     Skip,
-    /// Look, then make sure that it is as before.
+    /// It is probed and then undone.
     ProbeThenUndo,
-    /// Make sure that it is as before.
+    /// It is undone.
     Undo,
-    /// All is done that there was to do.
+    /// There is nothing left to do.
     Nothing,
     /// The operation goes back.
     RollBack,
     /// The operation goes forward.
     RollForward,
-    /// Look; what is found says which way the operation goes.
+    /// It is probed, and the finding decides the direction.
     ProbeDecides,
-    /// It has to act.
+    /// It is applied.
     Apply,
-    /// Look; done is recorded, not done is applied, lost ends the operation.
+    /// It is probed: done is recorded, not done is applied, lost ends the operation.
     ProbeThenApply,
-    /// No run can have left this.
+    /// No run can have left this status.
     Illegal,
 }
 
@@ -84,19 +85,20 @@ pub fn decide(place: CommitSide, status: TransitionStatus) -> Decision {
     }
 }
 
-/// Which way an operation goes.
+/// The direction of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// To its end.
     Forward,
     /// To its beginning.
     Back,
-    /// As the commit point's probe says.
+    /// The direction that the commit point's probe decides.
     ProbeDecides,
 }
 
-/// What an operation's table looks like to the planner: stages of transitions, and among them the commit point, which
-/// is a stage by itself. Were it not, it could be done while a stage-mate is not, and no direction would be right.
+/// The part of an operation's table that the planner needs: stages of transitions, and among them the commit point, which
+/// is a stage of its own. If it shared a stage, it could be done while another transition of the stage is not, and no
+/// direction would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableShape {
     stages: Vec<Vec<TransitionId>>,
@@ -104,7 +106,7 @@ pub struct TableShape {
 }
 
 impl TableShape {
-    /// The table of these stages, in order.
+    /// The shape of these stages, in order.
     #[must_use]
     pub fn new(before: Vec<Vec<TransitionId>>, commit: TransitionId, after: Vec<Vec<TransitionId>>) -> Self {
         let place = before.iter().map(Vec::len).sum();
@@ -112,16 +114,17 @@ impl TableShape {
         Self { stages, commit: place }
     }
 
-    /// That of an operation; `None` if it has no commit point.
+    /// The shape of an operation; `None` if it has no commit point.
     #[must_use]
     pub fn of<W: ?Sized + Sync>(operation: &Operation<W>) -> Option<Self> {
         let (stage, commit) = operation.commit_stage()?;
-        let ids = |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.id()).collect();
+        let ids =
+            |stage: &Stage<W>| stage.transitions.iter().map(|transition| transition.spec().id).collect();
         let stages: Vec<_> = operation.stages().iter().map(ids).collect();
-        Some(Self::new(stages[..stage].to_vec(), commit.id(), stages[stage + 1..].to_vec()))
+        Some(Self::new(stages[..stage].to_vec(), commit.spec().id, stages[stage + 1..].to_vec()))
     }
 
-    /// The place of the commit point among all transitions.
+    /// The index of the commit point among all transitions.
     #[must_use]
     pub fn commit(&self) -> usize {
         self.commit
@@ -135,43 +138,26 @@ impl TableShape {
 
 /// A history that the operation's table cannot have led to.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum NoPlan {
-    /// Written by a nixbox with another table, or not by one at all.
     #[error("the journal has transition {found:?} in place {index}, and this nixbox has {expected:?} there")]
-    OtherTable {
-        /// The place.
-        index: usize,
-        /// What the table has there; `None` behind its end.
-        expected: Option<TransitionId>,
-        /// What the journal has there.
-        found: TransitionId,
-    },
-    /// The commit point, or one after it, was taken back.
+    OtherTable { index: usize, expected: Option<TransitionId>, found: TransitionId },
     #[error("transition {index} was taken back, and nothing from the commit point on ever is")]
-    BackPastCommit {
-        /// Its place.
-        index: usize,
-    },
-    /// It began before the stage before it was done.
+    BackPastCommit { index: usize },
     #[error("transition {index} began before transition {unfinished} of an earlier stage was done")]
-    ForwardPastGap {
-        /// Its place.
-        index: usize,
-        /// The place of the one that was not done.
-        unfinished: usize,
-    },
+    ForwardPastGap { index: usize, unfinished: usize },
 }
 
-/// What is to be done with an operation that did not end.
+/// What is to be done about an operation that did not end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RecoveryPlan {
-    /// One decision for each transition, by place.
+    /// One decision for each transition, in order.
     pub decisions: Vec<Decision>,
-    /// Which way.
+    /// The direction.
     pub direction: Direction,
 }
 
-/// The plan for statuses, by place, as a journal gives them.
+/// The plan for the statuses that a journal gives, in order.
 ///
 /// # Errors
 /// If no run of this table can have left them.
@@ -196,13 +182,13 @@ pub fn plan(shape: &TableShape, found: &[(TransitionId, TransitionStatus)]) -> R
         (Some(Decision::RollForward), Some(index)) => return Err(NoPlan::BackPastCommit { index }),
         (Some(Decision::RollForward), None) => Direction::Forward,
         (Some(Decision::ProbeDecides), None) => Direction::ProbeDecides,
-        // Undoing has begun, so the commit point was probed by then, and found not done.
+        // Undoing has begun, so the commit point was probed before that, and found not done.
         _ => Direction::Back,
     };
     Ok(RecoveryPlan { decisions, direction })
 }
 
-/// A transition begins only when all of the stages before have been done, even if some were taken back since.
+/// A transition begins only when all stages before it are done, even if some of them have been undone since.
 fn refuse_gaps(shape: &TableShape, status: impl Fn(usize) -> TransitionStatus) -> Result<(), NoPlan> {
     let mut unfinished = None;
     let mut first = 0;
@@ -231,7 +217,7 @@ mod tests {
 
     const STATUSES: [TransitionStatus; 5] = [NeverStarted, IntentOnly, Done, UndoBegun, Undone];
 
-    /// The table of the design, once more and in its own order.
+    /// The table of the module head, row by row.
     #[test]
     fn every_row_and_every_status() {
         use Decision::*;
@@ -346,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_run_can_leave_has_a_plan_that_goes_the_right_way() {
+    fn every_history_that_a_run_can_leave_has_a_plan_in_the_right_direction() {
         let mut vectors = 0;
         for (stages, commit) in TABLES {
             let shape = shape(stages, commit);
@@ -375,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vector_has_a_plan_or_an_error_that_names_a_transition() {
+    fn every_history_has_a_plan_or_an_error_that_names_a_transition() {
         let (mut plans, mut errors) = (0, 0);
         for (stages, commit) in TABLES {
             let shape = shape(stages, commit);
@@ -414,8 +400,8 @@ mod tests {
         assert!(plans > 300 && errors > 10_000, "{plans} plans, {errors} errors");
     }
 
-    /// A fuzzer's input: in a table that let the commit point share a stage, it was done while its mate before it had
-    /// not begun, and the plan went forward over that.
+    /// A fuzzer found this input: in a table in which the commit point shared a stage, the commit point was done while
+    /// the other transition had not begun, and the plan went forward past it.
     #[test]
     fn the_commit_point_is_a_stage_by_itself() {
         let [beside, commit, last] = [100, 101, 102].map(TransitionId);

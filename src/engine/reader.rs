@@ -1,14 +1,16 @@
-//! Bytes → records, the valid length, and a verdict on the tail. Total: any bytes at all give an answer, in memory
-//! bounded by [`WINDOW`], without a panic.
+//! Reads a journal: from bytes to records, the length up to which they are valid, and whether the rest is torn or corrupt.
+//!
+//! Any bytes at all give a result or an error, never a panic, in memory bounded by [`WINDOW`].
 //!
 //! # Torn or corrupt
 //!
 //! Outcomes are not synced one by one, so a power cut may lose any part of what was appended since the last sync and
-//! keep any other part. Behind a frame that is bad, good ones may therefore stand although nothing was damaged. Each
-//! frame says in `durable` which frame was known to be on the medium when it was written; that decides:
+//! keep any other part. Good frames may therefore follow a bad one although nothing was damaged. Each frame says in
+//! `durable` which frame was known to be on the medium when it was written, and that decides:
 //!
-//! - a good frame behind the bad one says that the bad one was on the medium: it was damaged there. Corruption.
-//! - none says so: the bad frame and all behind it were never synced. A torn tail, to be cut off.
+//! - A good frame after the bad one says that the bad frame was on the medium: it was damaged there. This is corruption.
+//! - No good frame says so: the bad frame and everything after it were never synced. This is a torn tail, which is cut
+//!   off.
 
 use std::io;
 
@@ -18,20 +20,20 @@ use super::record::{
 };
 use super::transition::Generation;
 
-/// How much of a file is in memory at once, in bytes.
+/// The most bytes of a file that are in memory at once.
 pub const WINDOW: usize = 256 * 1024;
-/// What an unsynced tail can hold at most, in bytes: what one stage appends is far below it. More than this behind a
-/// bad frame was not left by a crash.
+/// The size of the largest torn tail in bytes. One stage appends far less between two syncs, so that more bytes than
+/// this after a bad frame were not left by a crash.
 pub const MAX_TORN: u64 = 8 * 1024 * 1024;
 
 const LARGEST_FRAME: usize = FRAME_HEADER + MAX_PAYLOAD;
 
-/// Something to read at offsets.
+/// A source of bytes that is read at offsets.
 pub trait JournalBytes {
     /// Fills as much of `buffer` as there is at `offset`; less only at the end.
     ///
     /// # Errors
-    /// Those of the medium.
+    /// The errors of the medium.
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
@@ -47,128 +49,87 @@ impl JournalBytes for &[u8] {
 /// A record and where it was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Located<'a> {
-    /// Of its frame, in bytes from the beginning of the file.
+    /// The offset of its frame in the file, in bytes.
     pub offset: u64,
-    /// Of its frame.
+    /// The sequence number of its frame.
     pub sequence: u64,
-    /// Of the operation that wrote it.
+    /// The generation of the operation that wrote it.
     pub generation: Generation,
     /// The record.
     pub record: Record<'a>,
 }
 
-/// What stands behind the last good record.
+/// What follows the last good record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
     /// Nothing.
     Clean,
-    /// This many bytes that never were a whole record on the medium.
+    /// So many bytes that were never synced.
     Torn(u64),
 }
 
-/// What a journal came to.
+/// The result of reading a journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scan {
     /// Its header.
     pub header: FileHeader,
-    /// Up to where it is good, in bytes.
+    /// The length up to which it is good, in bytes.
     pub valid: u64,
-    /// How many records it has.
+    /// The number of records.
     pub records: u64,
     /// The sequence number that the next record takes.
     pub next_sequence: u64,
-    /// What comes behind.
+    /// What follows.
     pub tail: Tail,
 }
 
-/// A journal that cannot be relied on, or whose records the visitor refused.
+/// A journal that cannot be used, or whose records the visitor refused.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum ReadError<E> {
-    /// The medium.
     #[error("reading it at byte {offset} failed")]
     Io {
-        /// Where, in bytes from the beginning.
         offset: u64,
-        /// What the medium says.
         #[source]
         source: io::Error,
     },
-    /// It does not begin as it should.
     #[error(transparent)]
     Header(#[from] HeaderError),
-    /// The first record is damaged or missing. It was on the medium before the file had its name.
     #[error("it is corrupt: its first record is damaged or missing")]
     NoCheckpoint,
-    /// A frame that was on the medium is damaged.
     #[error(
         "it is corrupt at byte {offset}: record {sequence} is damaged, and record {witness} was written after it"
     )]
-    Corrupt {
-        /// Where, in bytes from the beginning.
-        offset: u64,
-        /// The damaged record.
-        sequence: u64,
-        /// A good record behind it, which says that the damaged one was on the medium.
-        witness: u64,
-    },
-    /// A good frame that does not belong where it stands.
+    Corrupt { offset: u64, sequence: u64, witness: u64 },
     #[error("it is corrupt at byte {offset}: record {found} stands where record {expected} should be")]
-    OutOfPlace {
-        /// Where, in bytes from the beginning.
-        offset: u64,
-        /// The number that belongs there.
-        expected: u64,
-        /// The number that stands there.
-        found: u64,
-    },
-    /// A good frame with a number that no journal gets to.
+    OutOfPlace { offset: u64, expected: u64, found: u64 },
     #[error(
         "it is corrupt at byte {offset}: sequence number {sequence} or generation {generation} is too large"
     )]
-    NumberTooLarge {
-        /// Where, in bytes from the beginning.
-        offset: u64,
-        /// The frame's number.
-        sequence: u64,
-        /// The frame's generation.
-        generation: Generation,
-    },
-    /// More behind a bad frame than a crash can leave.
+    NumberTooLarge { offset: u64, sequence: u64, generation: Generation },
     #[error("it is corrupt at byte {offset}: at least {size} bytes follow that are no records")]
-    TailTooLong {
-        /// Where, in bytes from the beginning.
-        offset: u64,
-        /// How many bytes follow, as far as it was looked.
-        size: u64,
-    },
-    /// A good frame whose payload is no record.
+    TailTooLong { offset: u64, size: u64 },
     #[error("record {sequence} at byte {offset} is not one that this nixbox knows")]
     Unknown {
-        /// Where, in bytes from the beginning.
         offset: u64,
-        /// Its number.
         sequence: u64,
-        /// What the decoder says.
         #[source]
         source: PayloadError,
     },
-    /// The visitor refused a record.
     #[error("record {sequence} at byte {offset} cannot follow what comes before it")]
     Refused {
-        /// Where, in bytes from the beginning.
         offset: u64,
-        /// Its number.
         sequence: u64,
-        /// What the visitor says.
         #[source]
         source: E,
     },
 }
 
-/// Reads a journal from its beginning and shows each record to `visit`. Of a torn tail nothing is shown.
+/// Reads a journal from its beginning and calls `visit` for each record. Records in a torn tail are not visited.
 ///
-/// It is compiled where it is used, once for each visitor. What it does for each record is marked `#[inline(always)]`, so
-/// as to be compiled with it: out of line, records and errors go through memory, which takes half as long again.
+/// The function is generic, and so compiled once for each visitor. What runs for each record is marked
+/// `#[inline(always)]` and compiled into it: out of line, records and errors are passed through memory, and opening a
+/// journal takes half as long again.
 ///
 /// # Errors
 /// If it is not a journal of `workspace`, if a record that was on the medium is damaged, or if `visit` refuses one.
@@ -227,7 +188,7 @@ fn good_frame<'b>(checks: &Checks, bytes: &'b [u8]) -> Option<(FrameHeader, &'b 
     frame.matches(checks, bytes).then(|| (frame, &bytes[FRAME_HEADER..FRAME_HEADER + frame.length as usize]))
 }
 
-/// The size of the torn tail that begins at `offset`, unless a frame behind it says that it is none.
+/// The size of the torn tail that begins at `offset`. A frame after it that says otherwise makes it an error.
 fn torn_tail<S: JournalBytes, E>(
     window: &mut Window<'_, S>,
     checks: &Checks,
@@ -243,7 +204,7 @@ fn torn_tail<S: JournalBytes, E>(
         if at - offset > MAX_TORN {
             return Err(ReadError::TailTooLong { offset, size: window.end() - offset });
         }
-        // What it promises is looked at first: that saves taking the check over what is no witness.
+        // The header's numbers are compared first, because that is cheaper than the check.
         let witness = FrameHeader::decode(bytes)
             .filter(|frame| (expected..frame.sequence).contains(&frame.durable))
             .filter(|frame| frame.matches(checks, bytes));
@@ -254,10 +215,10 @@ fn torn_tail<S: JournalBytes, E>(
     }
 }
 
-/// A view of a [`JournalBytes`] that moves forward.
+/// A window on a [`JournalBytes`] that only moves forward.
 struct Window<'s, S> {
     source: &'s mut S,
-    /// [`WINDOW`] bytes, of which the first `filled` are those of the source from `start` on.
+    /// [`WINDOW`] bytes. The first `filled` of them are the source's bytes from `start` on.
     bytes: Vec<u8>,
     filled: usize,
     start: u64,
@@ -265,7 +226,7 @@ struct Window<'s, S> {
 }
 
 impl<S: JournalBytes> Window<'_, S> {
-    /// At least `size` bytes at `offset`, which never goes back; fewer only at the end of the file.
+    /// At least `size` bytes at `offset`, which never decreases; fewer only at the end of the file.
     fn at<E>(&mut self, offset: u64, size: usize) -> Result<&[u8], ReadError<E>> {
         let mut from = (offset - self.start) as usize;
         if from + size > self.filled && !self.ended {

@@ -1,4 +1,4 @@
-//! Record types and their bytes. Sole owner of what `journal-format.md` says, and of bincode.
+//! Record types and their bytes, as `journal-format.md` specifies them. The only module that uses bincode.
 //!
 //! A journal is a [`FileHeader`] and frames; a frame is a [`FrameHeader`], a payload that is one [`Record`], and zeros up
 //! to the next multiple of 8. This module turns values into bytes and bytes into values; it reads no file.
@@ -7,22 +7,23 @@ use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use serde::de::{DeserializeOwned, DeserializeSeed};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::transition::Generation;
+use super::ids::Generation;
+pub use super::ids::WorkspaceId;
 
 /// The first bytes of every journal.
 pub const MAGIC: [u8; 8] = *b"nixbox\x00\x0a";
 /// The version that this program writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
-/// The bytes before the first frame.
+/// The size of the file header in bytes.
 pub const FILE_HEADER: usize = 64;
-/// The bytes before a frame's payload.
+/// The size of a frame's header in bytes.
 pub const FRAME_HEADER: usize = 32;
-/// The largest payload of a frame in bytes; checked before it is written, and before it is decoded.
+/// The largest payload of a frame in bytes. It is checked before a payload is written, and before one is decoded.
 pub const MAX_PAYLOAD: usize = 65_536;
-/// The most that a record holds of bytes that are not its own, so that what [`encode_payload`] gives fits into any: an
-/// end takes 24 bytes for itself, and the others less.
+/// The largest byte string in a record. What [`encode_payload`] returns is never larger, so that it fits into any record:
+/// the fields of an end take 24 bytes, and those of the others less.
 pub const MAX_VALUE: usize = MAX_PAYLOAD - 24;
-/// No sequence number and no generation is larger, so that both can be counted on without care.
+/// The largest sequence number and generation. Both can be incremented without a check for overflow.
 pub const MAX_NUMBER: u64 = i64::MAX as u64;
 /// Frames begin at multiples of this.
 pub const ALIGNMENT: usize = 8;
@@ -30,116 +31,97 @@ pub const ALIGNMENT: usize = 8;
 const CONFIGURATION: Configuration<LittleEndian, Fixint, Limit<MAX_PAYLOAD>> =
     bincode::config::standard().with_fixed_int_encoding().with_limit::<MAX_PAYLOAD>();
 
-/// Names a workspace: 16 random bytes, made by `nixbox init`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct WorkspaceId(pub [u8; 16]);
-
-impl std::fmt::Display for WorkspaceId {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
-    }
-}
-
 /// How an operation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Ended {
     /// All of it was done.
     Done,
-    /// All of it was taken back.
+    /// All of it was undone.
     RolledBack,
-    /// It passed its commit point, and then its VM was gone or of no use: what is left is to be cleared away.
+    /// It failed after its commit point: its VM is gone or cannot be used, and what is left is to be cleared away.
     Lost,
 }
 
 /// One record. The order of the variants and of their fields is part of the format.
+///
+/// Byte strings are written and read by the operations and their transitions; times are in milliseconds since 1970, UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Record<'a> {
-    /// First record of a file: what the files before it came to.
+    /// The first record of a file: the state that the files before it lead to.
     Checkpoint {
-        /// How the workspace stands; written and read by the operations.
-        standing: &'a [u8],
-        /// Milliseconds since 1970, UTC.
+        /// The state of the workspace.
+        final_state: &'a [u8],
+        /// When.
         at_ms: u64,
     },
     /// An operation begins. Its generation is the frame's.
     Begin {
         /// Which one.
         operation: u16,
-        /// What it was asked to do; written and read by the operations.
+        /// Its parameters.
         parameters: &'a [u8],
-        /// Milliseconds since 1970, UTC.
+        /// When.
         at_ms: u64,
     },
     /// A transition is about to act.
     Intent {
-        /// Its place in the operation's table.
+        /// Its index in the operation's table.
         index: u16,
         /// Its name on disk.
         transition: u16,
-        /// What it is about to do; written and read by the transition.
+        /// What it is about to do.
         payload: &'a [u8],
     },
     /// A transition has acted.
     Outcome {
-        /// Its place in the operation's table.
+        /// Its index in the operation's table.
         index: u16,
-        /// What it did; written and read by the transition.
+        /// What it did.
         payload: &'a [u8],
-        /// How long it took, in microseconds; 0 if a probe found it done.
+        /// How long it took; 0 if a probe found it done.
         micros: u64,
     },
-    /// A transition is about to be taken back.
+    /// A transition is about to be undone.
     UndoBegun {
-        /// Its place in the operation's table.
+        /// Its index in the operation's table.
         index: u16,
     },
-    /// A transition has been taken back.
+    /// A transition has been undone.
     Undone {
-        /// Its place in the operation's table.
+        /// Its index in the operation's table.
         index: u16,
-        /// How long it took, in microseconds.
+        /// How long it took.
         micros: u64,
     },
     /// The operation has ended.
     End {
-        /// How.
+        /// How it ended.
         ended: Ended,
-        /// How the workspace stands now; written and read by the operations.
-        standing: &'a [u8],
-        /// Milliseconds since 1970, UTC.
+        /// The state of the workspace now.
+        final_state: &'a [u8],
+        /// When.
         at_ms: u64,
     },
 }
 
 /// A payload that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum PayloadError {
-    /// More than [`MAX_PAYLOAD`], or than [`MAX_VALUE`] for a part of it.
     #[error("{size} bytes are too many for a record: at most {most} fit")]
-    TooLarge {
-        /// Its size in bytes.
-        size: usize,
-        /// How many there may be.
-        most: usize,
-    },
-    /// Not a value of that type.
+    TooLarge { size: usize, most: usize },
     #[error("the payload does not decode")]
     Undecodable(#[source] Box<bincode::error::DecodeError>),
-    /// A value of that type, and bytes after it.
     #[error("{excess} bytes follow the payload's value")]
-    Excess {
-        /// How many.
-        excess: usize,
-    },
-    /// A value that the encoding has no bytes for.
+    Excess { excess: usize },
     #[error("the payload does not encode")]
     Unencodable(#[source] Box<bincode::error::EncodeError>),
 }
 
-/// The bytes of an intent, an outcome, an operation's parameters or a standing.
+/// The bytes of an intent, an outcome, an operation's parameters or a final state.
 ///
 /// # Errors
-/// If it takes more than [`MAX_VALUE`] bytes.
+/// If they are more than [`MAX_VALUE`].
 pub fn encode_payload<T: Serialize>(value: &T) -> Result<Vec<u8>, PayloadError> {
     let bytes = bincode::serde::encode_to_vec(value, CONFIGURATION)
         .map_err(|error| PayloadError::Unencodable(Box::new(error)))?;
@@ -149,10 +131,10 @@ pub fn encode_payload<T: Serialize>(value: &T) -> Result<Vec<u8>, PayloadError> 
     Ok(bytes)
 }
 
-/// The value of bytes that [`encode_payload`] made.
+/// The value whose bytes [`encode_payload`] made.
 ///
 /// # Errors
-/// If they are not those of such a value and nothing else.
+/// If the bytes are not those of one such value.
 pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, PayloadError> {
     let (value, used) = bincode::serde::decode_from_slice(bytes, CONFIGURATION)
         .map_err(|error| PayloadError::Undecodable(Box::new(error)))?;
@@ -165,11 +147,11 @@ pub fn decode_payload<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, PayloadErr
 /// The first 64 bytes of a journal. Their layout is the same in every version of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileHeader {
-    /// Version of all that follows the header.
+    /// The version of everything after the header.
     pub version: u32,
-    /// Whose journal it is.
+    /// The workspace that the journal belongs to.
     pub workspace: WorkspaceId,
-    /// Mixed into the check of every frame, so that a frame of another file is none of this one's.
+    /// Part of the check of every frame, so that a frame copied from another file fails its check.
     pub salt: u64,
     /// The sequence number of the first frame.
     pub first_sequence: u64,
@@ -177,36 +159,20 @@ pub struct FileHeader {
 
 /// Bytes that do not begin a journal of this workspace that this program can read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum HeaderError {
-    /// Too short, or without the magic.
     #[error("it does not begin like a nixbox journal")]
     NotAJournal,
-    /// The check over the header fails.
     #[error("its header is corrupt: CRC-32C is {found:#010x}, should be {expected:#010x}")]
-    Corrupt {
-        /// Over the bytes that are there.
-        found: u32,
-        /// As written.
-        expected: u32,
-    },
-    /// Written by a newer nixbox.
+    Corrupt { found: u32, expected: u32 },
     #[error("it is of format version {version}, and this nixbox reads version {VERSION}")]
-    Version {
-        /// The file's.
-        version: u32,
-    },
-    /// Of another workspace.
+    Version { version: u32 },
     #[error("it belongs to workspace {found}, not to {expected}")]
-    OtherWorkspace {
-        /// The file's.
-        found: WorkspaceId,
-        /// The one at hand.
-        expected: WorkspaceId,
-    },
+    OtherWorkspace { found: WorkspaceId, expected: WorkspaceId },
 }
 
 impl FileHeader {
-    /// Its bytes.
+    /// The header's bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; FILE_HEADER] {
         let mut bytes = [0; FILE_HEADER];
@@ -223,8 +189,8 @@ impl FileHeader {
     /// The header in these bytes.
     ///
     /// # Errors
-    /// If they are not that of a journal of `workspace` in a version that this program reads. `workspace` may be
-    /// `None` for a reader that takes any.
+    /// If the bytes are not the header of a journal of `workspace` in a version that this program reads. A reader that
+    /// takes the journal of any workspace passes `None`.
     pub fn decode(bytes: &[u8], workspace: Option<WorkspaceId>) -> Result<Self, HeaderError> {
         let bytes: &[u8; FILE_HEADER] =
             bytes.first_chunk().filter(|bytes| bytes[..8] == MAGIC).ok_or(HeaderError::NotAJournal)?;
@@ -253,23 +219,24 @@ impl FileHeader {
     }
 }
 
-/// What stands before a payload.
+/// The header of a frame, which is followed by the payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
     /// The payload's size in bytes: 1 to [`MAX_PAYLOAD`].
     pub length: u32,
-    /// CRC-32C over the file's salt, this header but for the check itself, and the payload.
+    /// CRC-32C over the file's salt, this header without the check itself, and the payload.
     pub check: u32,
-    /// One more than the frame before.
+    /// One more than that of the frame before.
     pub sequence: u64,
     /// The operation that wrote it.
     pub generation: Generation,
-    /// The last frame that was known to be on the medium when this one was written; 0 if none was.
+    /// The sequence number of the last frame that was known to be on the medium when this frame was written; 0 if none
+    /// was.
     pub durable: u64,
 }
 
 impl FrameHeader {
-    /// The header in these bytes, if its length can be one.
+    /// The header in these bytes, if its length is one that a payload can have.
     #[must_use]
     #[inline(always)]
     pub fn decode(bytes: &[u8]) -> Option<Self> {
@@ -290,7 +257,7 @@ impl FrameHeader {
         frame_size(self.length as usize)
     }
 
-    /// Whether this is the check of a frame of these bytes (header, payload, padding) in the file of these checks.
+    /// Whether the check is that of these bytes (header, payload, padding).
     #[must_use]
     #[inline(always)]
     pub fn matches(&self, checks: &Checks, frame: &[u8]) -> bool {
@@ -303,11 +270,11 @@ fn frame_size(payload: usize) -> usize {
     (FRAME_HEADER + payload).next_multiple_of(ALIGNMENT)
 }
 
-/// The length and the check itself stand before what a check goes on with.
+/// A check covers the salt and the length, and then the frame from this offset on: behind the length and the check.
 const CHECKED_FROM: usize = 8;
 
-/// The checks of one file's frames. What they begin with, the salt and the length, it knows for short frames beforehand:
-/// for those a CRC costs more by the call than by the byte.
+/// Computes the checks of one file's frames. It keeps the CRC of salt and length for every length of a short frame,
+/// because for short frames the call of the CRC takes longer than its bytes.
 #[derive(Debug, Clone)]
 pub struct Checks {
     salt: u64,
@@ -315,7 +282,7 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// Those of a file of this salt.
+    /// For a file with this salt.
     #[must_use]
     pub fn new(salt: u64) -> Self {
         let mut short = [0; 256];
@@ -330,7 +297,7 @@ impl Checks {
     }
 }
 
-/// What a check begins with.
+/// The CRC of salt and length, which every check begins with.
 #[cold]
 fn begun(salt: u64, length: u32) -> u32 {
     let mut first = [0; 12];
@@ -342,7 +309,7 @@ fn begun(salt: u64, length: u32) -> u32 {
 /// Appends the frame of a record to `bytes`.
 ///
 /// # Errors
-/// If the record takes more than [`MAX_PAYLOAD`] bytes; `bytes` is then as it was.
+/// If the record takes more than [`MAX_PAYLOAD`] bytes. `bytes` is then unchanged.
 pub fn encode_frame(
     bytes: &mut Vec<u8>,
     salt: u64,
@@ -378,7 +345,7 @@ pub fn encode_frame(
 /// The record in a payload. Byte strings are borrowed, not copied.
 ///
 /// # Errors
-/// If the payload is not a record and nothing else.
+/// If the payload is not exactly one record.
 #[inline(always)]
 pub fn decode_record(payload: &[u8]) -> Result<Record<'_>, PayloadError> {
     let mut record = Record::UndoBegun { index: 0 };
@@ -390,8 +357,9 @@ pub fn decode_record(payload: &[u8]) -> Result<Record<'_>, PayloadError> {
     Ok(record)
 }
 
-/// Where a record is decoded to. By value it would come out of two `Result`s of bincode's, by loads wider than the stores
-/// that have just made it, for which a processor has to wait: a seventh of the time that opening a journal takes.
+/// The place that a record is decoded into. Returned by value, a record would be moved out of two `Result`s of bincode by
+/// loads that are wider than the stores before them, and the processor would have to wait for the stores: that was a
+/// seventh of the time that opening a journal takes.
 struct RecordSlot<'p, 'a>(&'p mut Record<'a>);
 
 impl<'a> DeserializeSeed<'a> for RecordSlot<'_, 'a> {

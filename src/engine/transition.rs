@@ -1,7 +1,7 @@
-//! What the engine runs: transitions, the stages they stand in, and the operation that is a table of stages.
+//! What the engine runs: transitions, the stages that they are in, and operations, which are tables of stages.
 //!
 //! A [`Transition`] is written once, with types of its own; [`Operation`] holds it behind [`ErasedTransition`], where intents and
-//! outcomes are bytes. Nothing here acts and nothing here does I/O.
+//! outcomes are bytes. Nothing here acts or does I/O.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,37 +14,61 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio_util::sync::CancellationToken;
 
+pub use super::ids::{Generation, OperationId, TransitionId};
 use super::record::{self, Ended};
 
-/// Names a transition on disk. Never reused for another meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TransitionId(pub u16);
-
-/// Names a kind of operation on disk. Never reused for another meaning.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OperationId(pub u16);
-
-/// A number that grows with every operation of a workspace. What an operation makes carries its generation.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
-)]
-pub struct Generation(pub u64);
-
-impl std::fmt::Display for Generation {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
-
-/// How a transition is taken back.
+/// How a transition is undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UndoPolicy {
     /// By its `undo`.
     Undoable,
-    /// There is nothing to take back, for the reason given.
+    /// There is nothing to undo, for this reason.
     Nothing(&'static str),
-    /// It must never be taken back, for the reason given: the commit point, and all that comes after it.
+    /// It must never be undone, for this reason: the commit point, and everything after it.
     Forbidden(&'static str),
+}
+
+/// The facts of a transition, which its table, the journal and a person know it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransitionSpec {
+    /// Its id on disk.
+    pub id: TransitionId,
+    /// Its name for people.
+    pub label: &'static str,
+    /// How it is undone.
+    pub undo: UndoPolicy,
+    /// How long `prepare`, `probe`, `apply` and `undo` may each take.
+    pub limit: Duration,
+}
+
+impl TransitionSpec {
+    /// A transition with an undo.
+    #[must_use]
+    pub const fn undoable(id: TransitionId, label: &'static str, limit: Duration) -> Self {
+        Self { id, label, undo: UndoPolicy::Undoable, limit }
+    }
+
+    /// A transition with nothing to undo, for this reason.
+    #[must_use]
+    pub const fn nothing_to_undo(
+        id: TransitionId,
+        label: &'static str,
+        why: &'static str,
+        limit: Duration,
+    ) -> Self {
+        Self { id, label, undo: UndoPolicy::Nothing(why), limit }
+    }
+
+    /// A transition that must not be undone, for this reason.
+    #[must_use]
+    pub const fn never_undone(
+        id: TransitionId,
+        label: &'static str,
+        why: &'static str,
+        limit: Duration,
+    ) -> Self {
+        Self { id, label, undo: UndoPolicy::Forbidden(why), limit }
+    }
 }
 
 /// What a probe found of an intent whose outcome is not in the journal.
@@ -52,79 +76,78 @@ pub enum UndoPolicy {
 pub enum Probe<O> {
     /// It was done, with this outcome.
     Done(O),
-    /// It was not done, or not wholly: `apply` has to run, or to run again.
+    /// It was not done, or not completely: `apply` has to run, or to run again.
     NotDone,
-    /// The VM that it was about is gone.
+    /// The VM that it acts on is gone.
     Lost,
-    /// It cannot be told. A person is needed; the text says what was seen.
+    /// Whether it was done cannot be determined, and a person is needed. The text says what was seen.
     CannotTell(String),
 }
 
-impl<O> Probe<O> {
-    /// The same finding with another outcome in it.
-    pub fn map<P>(self, outcome: impl FnOnce(O) -> P) -> Probe<P> {
-        match self {
-            Self::Done(found) => Probe::Done(outcome(found)),
-            Self::NotDone => Probe::NotDone,
-            Self::Lost => Probe::Lost,
-            Self::CannotTell(why) => Probe::CannotTell(why),
-        }
-    }
-}
-
-/// Why a transition did not do what it was asked.
+/// Why a transition failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Somebody asked to stop, and it stopped.
+    /// A person asked to stop, and it stopped.
     #[error("interrupted")]
     Interrupted,
     /// No answer within the transition's time limit.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// The VM that it was about is gone.
+    /// The VM that it acts on is gone.
     #[error("the VM is gone")]
     Lost,
-    /// An intent or outcome does not fit into a record, or does not decode as what the transition wrote.
+    /// An intent or outcome does not fit into a record, or does not decode as the transition's type.
     #[error(transparent)]
     Payload(#[from] record::PayloadError),
-    /// A transition asked for the outcome of one that has none in this operation.
+    /// A transition asked for the outcome of a transition that has none in this operation.
     #[error("the outcome of transition {0:?} is not known at this place")]
     NoOutcome(TransitionId),
-    /// What the layer below says.
+    /// The layer below failed.
     #[error(transparent)]
     World(Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl Failure {
-    /// A failure of the layer below.
+    /// The failure for an error of the layer below.
     pub fn world(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::World(error.into())
     }
 }
 
-/// A person's wish to stop, seen by everything that takes long. Clones share the wish.
+/// The answer of `call`, or [`Failure::TimedOut`] if there is none within `limit`.
+///
+/// # Errors
+/// Those of `call`, and [`Failure::TimedOut`].
+pub async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
+}
+
+/// A person's request to stop, seen by everything that takes long. Clones share the request.
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt(CancellationToken);
 
 impl Interrupt {
-    /// Nobody has asked yet.
+    /// An interrupt that nobody has requested.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ask. Asking twice is asking once.
+    /// Requests the stop. A second request changes nothing.
     pub fn request(&self) {
         self.0.cancel();
     }
 
-    /// Whether somebody asked.
+    /// Whether the stop was requested.
     #[must_use]
     pub fn requested(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    /// Resolves when somebody asks.
+    /// Resolves when the stop is requested.
     pub async fn wait(&self) {
         self.0.cancelled().await;
     }
@@ -132,7 +155,7 @@ impl Interrupt {
     /// For loops that copy: call it at least every 100 ms.
     ///
     /// # Errors
-    /// [`Failure::Interrupted`] once somebody asked.
+    /// [`Failure::Interrupted`] once the stop was requested.
     pub fn check(&self) -> Result<(), Failure> {
         if self.requested() { Err(Failure::Interrupted) } else { Ok(()) }
     }
@@ -150,13 +173,13 @@ impl Interrupt {
     }
 }
 
-/// Where a transition stands: the world, the operation's generation, what went before it, and the wish to stop.
+/// What a transition is given: the world, the operation's generation, earlier outcomes, and the request to stop.
 pub struct Context<'a, W: ?Sized> {
     /// The world to act on.
     pub world: &'a W,
     /// The generation of this operation.
     pub generation: Generation,
-    /// To be looked at by whatever takes long. Never requested while an undo runs or after the commit point.
+    /// To be checked by everything that takes long. Never requested while an undo runs or after the commit point.
     pub interrupt: Interrupt,
     outcomes: Arc<BTreeMap<TransitionId, Vec<u8>>>,
 }
@@ -174,9 +197,9 @@ impl<'a, W: ?Sized> Context<'a, W> {
     /// The outcome of a transition of an earlier stage.
     ///
     /// # Errors
-    /// [`Failure::NoOutcome`] if it has none, [`Failure::Payload`] if it does not decode.
-    pub fn outcome<T: Transition<World = W>>(&self) -> Result<T::Outcome, Failure> {
-        let bytes = self.outcomes.get(&T::ID).ok_or(Failure::NoOutcome(T::ID))?;
+    /// [`Failure::NoOutcome`] if it has none, [`Failure::Payload`] if it is not a `T`.
+    pub fn outcome<T: DeserializeOwned>(&self, id: TransitionId) -> Result<T, Failure> {
+        let bytes = self.outcomes.get(&id).ok_or(Failure::NoOutcome(id))?;
         Ok(record::decode_payload(bytes)?)
     }
 }
@@ -192,116 +215,89 @@ impl<W: ?Sized> Clone for Context<'_, W> {
     }
 }
 
-/// One journaled change of the world.
+/// One journaled change of the world `W`.
 ///
 /// `apply` and `undo` are idempotent: either may find its work done, half done, or not begun. `undo` makes sure that
 /// the world is as it was before, whether or not `apply` ever ran. `prepare` and `probe` change nothing.
-pub trait Transition: Send + Sync + 'static {
-    /// What it acts on.
-    type World: ?Sized + Sync;
-    /// What it is about to do; enough to probe and to undo without the outcome.
+pub trait Transition<W: ?Sized + Sync>: Send + Sync + 'static {
+    /// What it is about to do: enough to probe and to undo it without the outcome.
     type Intent: Serialize + DeserializeOwned + Send + Sync;
     /// What it did.
     type Outcome: Serialize + DeserializeOwned + Send + Sync;
 
-    /// Its name on disk.
-    const ID: TransitionId;
-    /// Its name for people.
-    const LABEL: &'static str;
-    /// How it is taken back.
-    const UNDO: UndoPolicy;
-    /// How long `apply`, `probe` and `undo` may each take.
-    const LIMIT: Duration;
+    /// Its id, label, undo policy and time limit. A method, and no constant, so that one struct can declare several
+    /// transitions that differ in data alone.
+    fn spec(&self) -> TransitionSpec;
 
-    /// Decide what to do, without doing it.
-    fn prepare(
-        &self,
-        scene: &Context<'_, Self::World>,
-    ) -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
+    /// Decides what to do, without doing it.
+    fn prepare(&self, context: &Context<'_, W>)
+    -> impl Future<Output = Result<Self::Intent, Failure>> + Send;
 
-    /// Look whether the intent was carried out.
+    /// Determines whether the intent was carried out.
     fn probe(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Probe<Self::Outcome>, Failure>> + Send;
 
-    /// Carry the intent out.
+    /// Carries the intent out.
     fn apply(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<Self::Outcome, Failure>> + Send;
 
-    /// Make sure that it is as it was before. [`Failure::Lost`] means that there is nothing left to put right because
+    /// Makes sure that the world is as it was before. [`Failure::Lost`] means that there is nothing left to undo because
     /// the VM is gone; it counts as undone. Never called unless the policy is [`UndoPolicy::Undoable`].
     fn undo(
         &self,
-        scene: &Context<'_, Self::World>,
+        context: &Context<'_, W>,
         intent: &Self::Intent,
     ) -> impl Future<Output = Result<(), Failure>> + Send {
-        let _ = (scene, intent);
+        let _ = (context, intent);
         std::future::ready(Ok(()))
     }
 }
 
-/// A [`Transition`] with bytes for its intent and outcome.
+/// A [`Transition`] whose intent and outcome are bytes, so that a table can hold transitions of any types.
+#[allow(missing_docs, reason = "the methods are those of Transition")]
 pub trait ErasedTransition<W: ?Sized>: Send + Sync {
-    /// [`Transition::ID`].
-    fn id(&self) -> TransitionId;
-    /// [`Transition::LABEL`].
-    fn label(&self) -> &'static str;
-    /// [`Transition::UNDO`].
-    fn policy(&self) -> UndoPolicy;
-    /// [`Transition::LIMIT`].
-    fn limit(&self) -> Duration;
-    /// [`Transition::prepare`].
-    fn prepare<'a>(&'a self, scene: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
-    /// [`Transition::probe`].
+    fn spec(&self) -> TransitionSpec;
+    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
     fn probe<'a>(
         &'a self,
-        scene: &'a Context<'_, W>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>>;
-    /// [`Transition::apply`].
     fn apply<'a>(
         &'a self,
-        scene: &'a Context<'_, W>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>>;
-    /// [`Transition::undo`].
-    fn undo<'a>(&'a self, scene: &'a Context<'_, W>, intent: &'a [u8]) -> BoxFuture<'a, Result<(), Failure>>;
+    fn undo<'a>(
+        &'a self,
+        context: &'a Context<'_, W>,
+        intent: &'a [u8],
+    ) -> BoxFuture<'a, Result<(), Failure>>;
 }
 
-impl<T: Transition> ErasedTransition<T::World> for T {
-    fn id(&self) -> TransitionId {
-        T::ID
+impl<W: ?Sized + Sync, T: Transition<W>> ErasedTransition<W> for T {
+    fn spec(&self) -> TransitionSpec {
+        Transition::spec(self)
     }
 
-    fn label(&self) -> &'static str {
-        T::LABEL
-    }
-
-    fn policy(&self) -> UndoPolicy {
-        T::UNDO
-    }
-
-    fn limit(&self) -> Duration {
-        T::LIMIT
-    }
-
-    fn prepare<'a>(&'a self, scene: &'a Context<'_, T::World>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        async move { Ok(record::encode_payload(&Transition::prepare(self, scene).await?)?) }.boxed()
+    fn prepare<'a>(&'a self, context: &'a Context<'_, W>) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
+        async move { Ok(record::encode_payload(&Transition::prepare(self, context).await?)?) }.boxed()
     }
 
     fn probe<'a>(
         &'a self,
-        scene: &'a Context<'_, T::World>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Probe<Vec<u8>>, Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Ok(match Transition::probe(self, scene, &intent).await? {
+            Ok(match Transition::probe(self, context, &intent).await? {
                 Probe::Done(outcome) => Probe::Done(record::encode_payload(&outcome)?),
                 Probe::NotDone => Probe::NotDone,
                 Probe::Lost => Probe::Lost,
@@ -313,24 +309,24 @@ impl<T: Transition> ErasedTransition<T::World> for T {
 
     fn apply<'a>(
         &'a self,
-        scene: &'a Context<'_, T::World>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Ok(record::encode_payload(&Transition::apply(self, scene, &intent).await?)?)
+            Ok(record::encode_payload(&Transition::apply(self, context, &intent).await?)?)
         }
         .boxed()
     }
 
     fn undo<'a>(
         &'a self,
-        scene: &'a Context<'_, T::World>,
+        context: &'a Context<'_, W>,
         intent: &'a [u8],
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let intent = record::decode_payload(intent)?;
-            Transition::undo(self, scene, &intent).await
+            Transition::undo(self, context, &intent).await
         }
         .boxed()
     }
@@ -340,16 +336,16 @@ impl<T: Transition> ErasedTransition<T::World> for T {
 pub struct Stage<W: ?Sized> {
     /// Its name for people.
     pub label: &'static str,
-    /// What runs in it.
+    /// The transitions.
     pub transitions: Vec<Box<dyn ErasedTransition<W>>>,
 }
 
-/// What becomes of an operation whose transition after the commit point fails for good.
+/// What happens to an operation if a transition after its commit point fails twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AfterCommit {
-    /// The VM is of no use without it: end as lost, and let what is left be cleared away.
+    /// The VM cannot be used without it: the operation ends as lost, and what is left is cleared away.
     ClearAway,
-    /// It is itself a clearing away: stuck, until a later run gets through.
+    /// The operation itself clears something away: it is stuck, and the next run tries again.
     Stuck,
 }
 
@@ -358,51 +354,47 @@ type Conclude<W> =
 
 /// A table of stages with one commit point.
 pub struct Operation<W: ?Sized> {
-    /// Its name on disk.
+    /// Its id on disk.
     pub id: OperationId,
     /// Its name for people.
     pub label: &'static str,
-    /// What a failure after the commit point leads to.
-    pub forward: AfterCommit,
+    /// What happens if a transition after the commit point fails twice.
+    pub after_commit: AfterCommit,
     stages: Vec<Stage<W>>,
-    /// Among the stages.
+    /// The index of the commit point among the stages.
     commit: Option<usize>,
     conclude: Box<Conclude<W>>,
 }
 
 impl<W: ?Sized + Sync> Operation<W> {
-    /// An operation without stages. `conclude` says how the workspace stands when it has ended; the bytes go into the
+    /// An operation without stages. `conclude` determines the final state of the workspace, whose bytes go into the
     /// journal's end record. It may look at the world, and changes nothing.
     pub fn new(
         id: OperationId,
         label: &'static str,
-        forward: AfterCommit,
+        after_commit: AfterCommit,
         conclude: impl for<'a> Fn(Context<'a, W>, Ended) -> BoxFuture<'a, Result<Vec<u8>, Failure>>
         + Send
         + Sync
         + 'static,
     ) -> Self {
-        Self { id, label, forward, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
+        Self { id, label, after_commit, stages: Vec::new(), commit: None, conclude: Box::new(conclude) }
     }
 
     /// Adds a stage.
     #[must_use]
-    pub fn stage<const N: usize>(
-        mut self,
-        label: &'static str,
-        transitions: [Box<dyn ErasedTransition<W>>; N],
-    ) -> Self {
-        self.stages.push(Stage { label, transitions: transitions.into() });
+    pub fn stage(mut self, label: &'static str, transitions: Vec<Box<dyn ErasedTransition<W>>>) -> Self {
+        self.stages.push(Stage { label, transitions });
         self
     }
 
     /// Adds a stage if `wanted`.
     #[must_use]
-    pub fn stage_if<const N: usize>(
+    pub fn stage_if(
         self,
         wanted: bool,
         label: &'static str,
-        transitions: [Box<dyn ErasedTransition<W>>; N],
+        transitions: Vec<Box<dyn ErasedTransition<W>>>,
     ) -> Self {
         if wanted { self.stage(label, transitions) } else { self }
     }
@@ -411,7 +403,7 @@ impl<W: ?Sized + Sync> Operation<W> {
     #[must_use]
     pub fn commit(mut self, transition: Box<dyn ErasedTransition<W>>) -> Self {
         self.commit = Some(self.stages.len());
-        self.stages.push(Stage { label: transition.label(), transitions: vec![transition] });
+        self.stages.push(Stage { label: transition.spec().label, transitions: vec![transition] });
         self
     }
 
@@ -426,7 +418,7 @@ impl<W: ?Sized + Sync> Operation<W> {
         self.stages.iter().flat_map(|stage| stage.transitions.iter().map(AsRef::as_ref))
     }
 
-    /// The place of the commit point among the transitions.
+    /// The index of the commit point among the transitions.
     #[must_use]
     pub fn commit_point(&self) -> Option<usize> {
         self.commit.map(|stage| self.stages[..stage].iter().map(|stage| stage.transitions.len()).sum())
@@ -440,9 +432,9 @@ impl<W: ?Sized + Sync> Operation<W> {
 
     pub(super) fn conclude<'a>(
         &self,
-        scene: Context<'a, W>,
+        context: Context<'a, W>,
         ended: Ended,
     ) -> BoxFuture<'a, Result<Vec<u8>, Failure>> {
-        (self.conclude)(scene, ended)
+        (self.conclude)(context, ended)
     }
 }

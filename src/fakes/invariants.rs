@@ -65,7 +65,7 @@ fn journal(state: &FakeState, workspace: WorkspaceId) -> Result<(WorkspaceState,
         history.push(located.generation, &located.record)
     })
     .map_err(|error| format!("the journal cannot be read: {error}"))?;
-    let workspace_state = WorkspaceState::of(&history.standing).map_err(|error| error.to_string())?;
+    let workspace_state = WorkspaceState::of(&history.final_state).map_err(|error| error.to_string())?;
     Ok((workspace_state, history.open().is_some()))
 }
 

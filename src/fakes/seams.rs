@@ -1,7 +1,6 @@
 //! The traits of `world`, implemented on the fake host for one workspace.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
 };
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Ground, Guest,
+    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Guest,
     HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network, Presence,
     Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId, World,
 };
@@ -49,7 +48,12 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
         guest: seams.clone(),
         catalog: seams.clone(),
         hooks: seams.clone(),
-        ground: seams.clone(),
+        cpu: Arc::new({
+            let host = host.clone();
+            move || Ok(host.lock().cpu.clone())
+        }),
+        shape: Arc::new(host.lock().shape.clone()),
+        missing_mounts: Arc::new([]),
         leftovers: seams.clone(),
         clock: seams,
     }

@@ -33,20 +33,20 @@ pub trait Progress: Send + Sync {
     /// `done` of about `total` bytes of `what`. The last call of a copy has both equal.
     fn progress(&self, what: &str, done: u64, total: u64);
     /// The copy of `what` is made.
-    fn copied(&self, _what: &str, _method: Method) {}
+    fn copied(&self, _what: &str, _method: CopyMethod) {}
 }
 
 /// Ignores progress.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Silent;
+pub struct NoProgress;
 
-impl Progress for Silent {
+impl Progress for NoProgress {
     fn progress(&self, _what: &str, _done: u64, _total: u64) {}
 }
 
 /// How a copy was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
+pub enum CopyMethod {
     /// The file system shares the blocks, and no data was copied.
     Reflink,
     /// The data was copied, the holes kept.
@@ -61,20 +61,20 @@ pub enum Method {
 /// An open file, with its path for messages.
 #[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug)]
-pub struct Named {
+pub struct NamedFile {
     pub file: File,
     pub path: PathBuf,
 }
 
 /// A copy to be made.
 #[derive(Debug)]
-pub struct Copying {
+pub struct CopyRequest {
     /// For people: "disk 0", "memory".
     pub what: String,
     /// Opened for reading.
-    pub source: Named,
+    pub source: NamedFile,
     /// Empty, opened for reading and writing.
-    pub target: Named,
+    pub target: NamedFile,
     /// Whether to share blocks where the file system can. A reflink is not hashed.
     pub reflink: bool,
     /// Whether to hash on the way.
@@ -85,7 +85,7 @@ pub struct Copying {
 #[derive(Debug)]
 pub struct Copied {
     /// How it was made.
-    pub method: Method,
+    pub method: CopyMethod,
     /// The hashes of its pieces, if that was asked for and data was copied.
     pub hashes: Option<PieceHashes>,
 }
@@ -122,14 +122,18 @@ type Result<T, E = CopyError> = std::result::Result<T, E>;
 ///
 /// # Errors
 /// See [`CopyError`]. The target then has some of the content.
-pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Interrupt) -> Result<Copied> {
-    let Copying { what, source, target, reflink, hash } = copying;
+pub async fn copy(
+    copying: CopyRequest,
+    progress: Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<Copied> {
+    let CopyRequest { what, source, target, reflink, hash } = copying;
     let (size, total) = extent(&source)?;
     let (source, target) = (Arc::new(source), Arc::new(target));
     if reflink && share(&source, &target, interrupt).await? {
         progress.progress(&what, total, total);
-        progress.copied(&what, Method::Reflink);
-        return Ok(Copied { method: Method::Reflink, hashes: None });
+        progress.copied(&what, CopyMethod::Reflink);
+        return Ok(Copied { method: CopyMethod::Reflink, hashes: None });
     }
     target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
     let stop = interrupt.child();
@@ -137,7 +141,7 @@ pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Int
     let reading =
         Reading::new(what.clone(), source, Some(target), size, total, hash, Arc::clone(&progress), stop);
     let (read, written, hashes) = reading.run().await?;
-    let method = Method::Sparse { read, written };
+    let method = CopyMethod::Sparse { read, written };
     progress.copied(&what, method);
     Ok(Copied { method, hashes })
 }
@@ -148,7 +152,7 @@ pub async fn copy(copying: Copying, progress: Arc<dyn Progress>, interrupt: &Int
 /// [`CopyError::Interrupted`], or if it cannot be read.
 pub async fn hash(
     what: String,
-    source: Named,
+    source: NamedFile,
     progress: Arc<dyn Progress>,
     interrupt: &Interrupt,
 ) -> Result<PieceHashes> {
@@ -161,7 +165,7 @@ pub async fn hash(
 }
 
 /// A file's size in bytes, and about how much of it is data.
-fn extent(source: &Named) -> Result<(u64, u64)> {
+fn extent(source: &NamedFile) -> Result<(u64, u64)> {
     let status = rustix::fs::fstat(&source.file).map_err(FileError::system("examine", &source.path))?;
     let size = status.st_size.unsigned_abs();
     // 512: the unit of st_blocks, whatever the file system's own is.
@@ -194,12 +198,12 @@ pub(crate) async fn answering<T: Send + 'static>(
 ///
 /// # Errors
 /// [`CopyError::Interrupted`] at once, or if the medium fails.
-pub async fn sync(named: Named, interrupt: &Interrupt) -> Result<()> {
+pub async fn sync(named: NamedFile, interrupt: &Interrupt) -> Result<()> {
     answering(interrupt, move || named.file.sync_all().map_err(|error| write_error(&named, error, 0))).await?
 }
 
 /// Whether the file systems share the source's blocks with the target now.
-async fn share(source: &Arc<Named>, target: &Arc<Named>, interrupt: &Interrupt) -> Result<bool> {
+async fn share(source: &Arc<NamedFile>, target: &Arc<NamedFile>, interrupt: &Interrupt) -> Result<bool> {
     let (from, to) = (Arc::clone(source), Arc::clone(target));
     // The call first writes the pages of the source that are not written yet, which may take long.
     let shared = answering(interrupt, move || rustix::fs::ioctl_ficlone(&to.file, &from.file)).await?;
@@ -234,7 +238,7 @@ pub fn can_share(from: &Path, to: &Path) -> bool {
     from.write_all_at(&[1; PAGE], 0).is_ok() && rustix::fs::ioctl_ficlone(&to, &from).is_ok()
 }
 
-fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {
+fn write_error(target: &NamedFile, source: io::Error, remaining: u64) -> CopyError {
     let full = matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
     if !full {
         return FileError::system("write", &target.path)(source).into();
@@ -247,8 +251,8 @@ fn write_error(target: &Named, source: io::Error, remaining: u64) -> CopyError {
 /// One file that several threads read, to hash it, to write it elsewhere, or both.
 struct Reading {
     what: String,
-    source: Arc<Named>,
-    target: Option<Arc<Named>>,
+    source: Arc<NamedFile>,
+    target: Option<Arc<NamedFile>>,
     size: u64,
     total: u64,
     hashes: Option<Mutex<PieceHashes>>,
@@ -263,8 +267,8 @@ impl Reading {
     #[expect(clippy::too_many_arguments, reason = "it is called twice, with all of them different")]
     fn new(
         what: String,
-        source: Arc<Named>,
-        target: Option<Arc<Named>>,
+        source: Arc<NamedFile>,
+        target: Option<Arc<NamedFile>>,
         size: u64,
         total: u64,
         hash: bool,

@@ -1,11 +1,10 @@
 //! One SSH connection to the guest, made in this process.
 //!
-//! A connection belongs to one VMM generation: after a pause the guest's end of it is stale, so nothing here is kept open
-//! for longer than one call to a seam or one `nixbox run`. Dropping a [`SshSession`] cuts its connection at once, whatever was
-//! going on in it.
+//! A connection belongs to one VMM generation, because after a pause the guest's end of it is stale. Dropping a
+//! [`SshSession`] cuts its connection at once, even while a command runs.
 //!
-//! Everything that the other side sends is bounded: its greeting by russh (21 lines of 255 bytes), what commands write by
-//! [`Capture`], its silence by [`Limits`].
+//! Everything that the guest sends has a limit: russh limits its greeting (21 lines of 255 bytes), [`Capture`] limits
+//! what a command writes, and [`Limits`] limits how long the guest may be silent.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -23,35 +22,35 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
-use super::names::UserName;
-use command::{Kept, Passed, Reader, converse, drain, pump};
+use crate::world::UserName;
+use command::{CaptureSink, Reader, StreamSink, converse, drain, pump};
 
 mod command;
 
-pub use command::{GuestCommand, Said};
+pub use command::{CommandEvent, GuestCommand};
 
-/// Where a guest's SSH server is, and as whom and to whom one talks there.
+/// A guest's SSH server, and how nixbox and the server prove to each other who they are.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// Its address.
+    /// The server's address.
     pub address: SocketAddr,
     /// The user to log in as.
     pub user: UserName,
     /// The key to log in with.
     pub key: Arc<PrivateKey>,
-    /// The host key that it must show.
+    /// The host key that the server must show.
     pub pin: Pin,
 }
 
-/// How long one waits for the other side.
+/// How long nixbox waits for the guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Until its kernel answers at all. A packet that it was not there to hear is sent again after a second only
-    /// (RFC 6298): while it is not known to listen, a fresh attempt is faster than patience.
+    /// Until the guest's kernel answers the first packet. A packet that gets lost is sent again only after a second
+    /// (RFC 6298), so while the guest may not be listening yet, a new attempt is faster than waiting for the old one.
     pub reach: Duration,
-    /// From the first packet until logged in.
+    /// From the first packet until nixbox is logged in.
     pub connect: Duration,
-    /// Silence after which it is asked for a sign of life. After four without one the connection is given up.
+    /// Silence after which nixbox asks for a sign of life. It gives up the connection after four times this long.
     pub silence: Duration,
 }
 
@@ -65,111 +64,77 @@ impl Default for Limits {
     }
 }
 
-/// Why talking to the guest failed. No message holds anything that was sent.
+/// Why talking to the guest failed. No message contains anything that was sent.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum ChannelError {
-    /// Nobody listens there, or it cannot be reached.
     #[error("cannot connect to the guest's SSH server at {address}")]
-    Connect {
-        /// Where.
-        address: SocketAddr,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// It accepted the connection, or ran the command, and then said nothing.
+    Connect { address: SocketAddr, source: io::Error },
     #[error("the guest did not answer within {limit:?} while {doing}")]
-    Silent {
-        /// What was going on.
-        doing: &'static str,
-        /// For how long it was waited.
-        limit: Duration,
-    },
-    /// The SSH protocol broke down.
+    Silent { doing: &'static str, limit: Duration },
     #[error("the SSH connection to the guest broke while {doing}")]
-    Protocol {
-        /// What was going on.
-        doing: &'static str,
-        /// What russh says.
-        source: russh::Error,
-    },
-    /// The host key is not the pinned one, or could not be pinned.
-    #[error("the guest's SSH server is not to be trusted")]
+    Protocol { doing: &'static str, source: russh::Error },
+    #[error("the guest's SSH server cannot be trusted")]
     HostKey(#[source] PinError),
-    /// It does not let the key in.
     #[error(
         "the guest does not let {user} in with the key {fingerprint}: is it in the image's authorized_keys?"
     )]
-    Denied {
-        /// As whom.
-        user: UserName,
-        /// With which key.
-        fingerprint: String,
-    },
-    /// It runs no commands.
+    Denied { user: UserName, fingerprint: String },
     #[error("the guest's SSH server refused to run a command")]
     NoCommands,
-    /// The connection ended before the command did.
     #[error("the guest closed the connection before the command ended")]
     Closed,
-    /// The connection may well go on, but this command has ended, and how is not known.
     #[error("the guest's SSH server did not say how the command ended")]
     Unsaid,
-    /// A command wrote more than it was expected to.
     #[error("a command in the guest wrote more than {limit} bytes")]
-    TooMuch {
-        /// The limit, in bytes, for each of stdout and stderr.
-        limit: usize,
-    },
-    /// The guest was not ready in time.
+    TooMuch { limit: usize },
     #[error("no command has run in the guest within {limit:?}")]
     NotReady {
-        /// For how long it was waited.
         limit: Duration,
-        /// Why the last attempt failed.
         #[source]
         last: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// A person asked to stop.
     #[error("interrupted while waiting for the guest")]
     Interrupted,
-    /// Our own stdin, stdout or stderr failed.
     #[error("cannot {doing}")]
-    Local {
-        /// Which.
-        doing: &'static str,
-        /// What the system says.
-        source: io::Error,
-    },
+    Local { doing: &'static str, source: io::Error },
 }
 
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandExit {
-    /// By itself.
+    /// With this exit status.
     Status(u32),
-    /// By a signal; its name without `SIG`.
+    /// By this signal, named without `SIG`.
     Signal(String),
 }
 
-/// What is expected of a command.
+impl std::fmt::Display for CommandExit {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Status(status) => write!(formatter, "exit status {status}"),
+            Self::Signal(signal) => write!(formatter, "signal {signal}"),
+        }
+    }
+}
+
+/// The limits of one command, and when it gets its input.
 #[derive(Debug, Clone, Copy)]
 pub struct Capture {
-    /// Bytes of stdout, and of stderr, above which it is an error.
+    /// The most bytes that it may write to stdout, and to stderr.
     pub most: usize,
-    /// Time until it must have ended.
+    /// The time in which it has to end.
     pub within: Duration,
-    /// What its stdout must have said before it is sent anything.
+    /// What has to appear on its stdout before nixbox sends its input.
     pub prompt: Option<&'static [u8]>,
 }
 
 /// A command that ended.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the names say it")]
 pub struct Finished {
-    /// How.
     pub exit: CommandExit,
-    /// What it wrote.
     pub stdout: Vec<u8>,
-    /// What it complained of.
     pub stderr: Vec<u8>,
 }
 
@@ -179,28 +144,28 @@ pub struct SshSession {
     _cut: Cut,
 }
 
-/// Ends the connection when dropped: russh's own part in it runs on its own until its socket ends.
+/// Closes the connection's socket when dropped. Without this, russh's own task would go on until the guest closes it.
 struct Cut(std::net::TcpStream);
 
 impl Drop for Cut {
     fn drop(&mut self) {
-        // Fails where the other side was faster, which is as good.
+        // This fails if the other side has closed the connection already, which has the same effect.
         self.0.shutdown(Shutdown::Both).ok();
     }
 }
 
 impl SshSession {
-    /// Connect, hold the host key to the pin, and log in. A key that is seen for the first time is pinned once the server
-    /// has let us in.
+    /// Connects, compares the host key with the pin, and logs in. A host key that is seen for the first time is pinned
+    /// after the server has accepted the login.
     ///
     /// # Errors
-    /// Any of [`ChannelError`] but those about commands.
+    /// Any [`ChannelError`] except those about commands.
     pub async fn open(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
         let silent = |_| ChannelError::Silent { doing: "logging in", limit: limits.connect };
-        timeout(limits.connect, Self::open_unhurried(endpoint, limits)).await.map_err(silent)?
+        timeout(limits.connect, Self::open_without_limit(endpoint, limits)).await.map_err(silent)?
     }
 
-    async fn open_unhurried(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
+    async fn open_without_limit(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
         let pinned = endpoint.pin.load().map_err(ChannelError::HostKey)?;
         let connect = |source| ChannelError::Connect { address: endpoint.address, source };
         let stream = timeout(limits.reach, TcpStream::connect(endpoint.address)).await;
@@ -267,7 +232,7 @@ impl SshSession {
                 Some(ChannelMsg::Success) => return Ok(Some(GuestCommand { reader, writer })),
                 Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
                 Some(ChannelMsg::Close) => return Ok(None),
-                // A server that speaks before it answers: what it says is the command's.
+                // Some servers send the command's output before they confirm its start.
                 Some(
                     early @ (ChannelMsg::Data { .. }
                     | ChannelMsg::ExtendedData { .. }
@@ -283,7 +248,7 @@ impl SshSession {
         }
     }
 
-    /// Run a command to its end, giving it `input`, which is overwritten in memory once sent.
+    /// Runs a command to its end. Its stdin is `input`, whose memory is overwritten after it was sent.
     ///
     /// # Errors
     /// [`ChannelError::Silent`], [`ChannelError::TooMuch`], [`ChannelError::Closed`], [`ChannelError::Unsaid`],
@@ -298,12 +263,12 @@ impl SshSession {
             let GuestCommand { mut reader, writer } = self.start(command).await?;
             let prompted = Notify::new();
             let prompt = capture.prompt.map(|prompt| (prompt, &prompted));
-            let mut sink = Kept { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
+            let mut sink = CaptureSink { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
             let feed = async {
                 if capture.prompt.is_some() {
                     prompted.notified().await;
                 }
-                // A command that ended closes its side; how it ended, the receiving side says.
+                // Sending fails if the command has ended; the receiving side then learns how.
                 if writer.data_bytes(Bytes::from_owner(input)).await.is_ok() {
                     writer.eof().await.ok();
                 }
@@ -316,12 +281,12 @@ impl SshSession {
         timeout(capture.within, run).await.map_err(silent)?
     }
 
-    /// Run a command to its end with stdin, stdout and stderr passed through. It may run for as long as it likes, and is
-    /// given up when the guest no longer shows signs of life. With tokio's own stdin the runtime must be shut down without
-    /// waiting for it: a blocked read cannot be taken back.
+    /// Runs a command to its end with stdin, stdout and stderr passed through. It has no time limit; nixbox gives it up
+    /// when the guest shows no sign of life any more. If `stdin` is tokio's own, the caller has to shut the runtime
+    /// down without waiting, because a blocked read of it cannot be stopped.
     ///
     /// # Errors
-    /// Those of [`SshSession::exec`] but [`ChannelError::TooMuch`], and [`ChannelError::Local`].
+    /// Those of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
     pub async fn pass_through(
         &self,
         command: &[u8],
@@ -330,24 +295,24 @@ impl SshSession {
         stderr: impl AsyncWrite + Unpin + Send,
     ) -> Result<CommandExit, ChannelError> {
         let GuestCommand { mut reader, writer } = self.start(command).await?;
-        let mut sink = Passed { stdout, stderr };
+        let mut sink = StreamSink { stdout, stderr };
         converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
     }
 
-    /// Say goodbye. A guest that does not hear it loses nothing.
+    /// Tells the guest that the connection ends, and waits at most a second for it to end.
     pub async fn close(self) {
         let Self { handle, _cut } = self;
         if handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
-            // What ends the connection from here on is of no interest: nothing is in it any more.
+            // How the connection ends does not matter: nothing is sent over it any more.
             timeout(Duration::from_secs(1), handle).await.ok();
         }
     }
 }
 
-/// How many channels a server may close before it has started anything in them.
+/// How many channels in a row a server may close before it starts a command in one.
 pub const STARTS: usize = 5;
 
-/// Our end of the key exchange.
+/// nixbox's end of the key exchange: checks the host key that the server shows.
 struct SshClientHandler {
     pin: Pin,
     pinned: Option<PublicKey>,
@@ -359,13 +324,13 @@ impl SshClientHandler {
         let mut configuration = client::Config {
             keepalive_interval: Some(limits.silence),
             keepalive_max: 3,
-            // For a connection that is dropped before it is made; signs of life keep it from ending others.
+            // This ends a connection attempt that was dropped. Established connections are kept by signs of life.
             inactivity_timeout: Some(limits.silence * 6),
             nodelay: true,
             ..client::Config::default()
         };
         if let Some(key) = &self.pinned {
-            // A server has several host keys: ask for the one that is known.
+            // A server can have several host keys, so ask for the kind that is pinned.
             configuration.preferred.key = vec![key.algorithm()].into();
         }
         configuration
@@ -388,7 +353,7 @@ impl client::Handler for SshClientHandler {
     type Error = SshClientError;
 
     async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, SshClientError> {
-        // Certificates are not asked for.
+        // nixbox offers no certificate algorithms, so a certificate is a protocol violation.
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
             return Ok(false);
         };

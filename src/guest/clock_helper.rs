@@ -1,9 +1,10 @@
-//! The program that does in the guest what no shell can: `ioctl` on the random device, and `adjtimex`.
+//! The machine code of the program that [`super::settle`] runs in the guest to make the system calls that no shell
+//! makes: `ioctl` on the random device, and `adjtimex`.
 //!
-//! `clock_helper.s` is its source, and the place to read what it does. It is here as bytes so that building nixbox needs no
-//! assembler.
+//! Its source is `clock_helper.s`, which explains what it does. The assembled bytes are kept here so that building
+//! nixbox needs no assembler; a test compares them with the source.
 
-/// Its machine code.
+/// The code, without the ELF headers.
 #[rustfmt::skip]
 const CODE: [u8; 247] = [
     0x48, 0x81, 0xec, 0x00, 0x04, 0x00, 0x00, 0xbb, 0x0a, 0x00, 0x00, 0x00, 0x48, 0x8d, 0x3d, 0xd7,
@@ -24,7 +25,7 @@ const CODE: [u8; 247] = [
     0x72, 0x61, 0x6e, 0x64, 0x6f, 0x6d, 0x00,
 ];
 
-/// Where it is loaded. Anything above `vm.mmap_min_addr` will do.
+/// The address at which the program is loaded: any address above `vm.mmap_min_addr`.
 const BASE: u64 = 0x40_0000;
 
 /// How every ELF file begins.

@@ -1,5 +1,5 @@
-# The program that guest/settle.rs has the guest's root run. Its machine code is in settler.rs; a test assembles this and
-# compares. Linux on x86-64, no library, no writable data but its stack.
+# The program that guest/settle.rs runs as root in the guest. Its machine code is in clock_helper.rs; a test assembles this
+# file and compares. For Linux on x86-64, without libraries, and without writable data except its stack.
 #
 # It reads from stdin: a struct rand_pool_info of 520 bytes for RNDADDENTROPY, then structs timex of 208 bytes for
 # adjtimex. After the first and after each of the others it writes the time, a struct timespec, to stdout. It ends with 0

@@ -1,7 +1,7 @@
-//! The host key of a VM's SSH server: learned once, demanded ever after.
+//! The host key of a guest's SSH server: pinned at the first login, and required at every later one.
 //!
-//! The file is an OpenSSH `known_hosts` of one line under the name [`ALIAS`], so that the system's `ssh` can be held to it too
-//! (`-o UserKnownHostsFile=FILE -o HostKeyAlias=nixbox -o StrictHostKeyChecking=yes`).
+//! The file is an OpenSSH `known_hosts` with one line under the name [`ALIAS`], so that the system's `ssh` can check
+//! the same key (`-o UserKnownHostsFile=FILE -o HostKeyAlias=nixbox -o StrictHostKeyChecking=yes`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -12,13 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use russh::keys::{HashAlg, PublicKey};
 use rustix::fs::{CWD, OFlags, RenameFlags};
 
-/// The name that the key stands under in the file.
+/// The host name under which the key stands in the file.
 pub const ALIAS: &str = "nixbox";
 
-/// More than any public key's line has, in bytes.
+/// The most bytes that are read of a pin. No public key's line is longer.
 const LONGEST: u64 = 16 * 1024;
 
-/// Where the host key of one VM disk is kept. Clones share a lock: of two connections that learn at once, one learns.
+/// The file that holds the host key of one set of disks. Clones of a `Pin` share a lock, so that two connections that
+/// see the key for the first time at once write it once.
 #[derive(Debug, Clone)]
 pub struct Pin {
     path: PathBuf,
@@ -27,60 +28,35 @@ pub struct Pin {
 
 /// Why a pin could not be read, written or met.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum PinError {
-    /// The file cannot be read.
     #[error("cannot read the pinned host key in {path}")]
-    Read {
-        /// The pin.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The file cannot be written.
+    Read { path: PathBuf, source: io::Error },
     #[error("cannot keep the guest's host key in {path}")]
-    Write {
-        /// The pin.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The file is not one that nixbox wrote.
+    Write { path: PathBuf, source: io::Error },
     #[error("{path} is not a host key kept by nixbox: {why}. Remove it if the VM's disk is a new one")]
-    Foreign {
-        /// The pin.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: &'static str,
-    },
-    /// Another key than the pinned one was shown.
+    Foreign { path: PathBuf, why: &'static str },
     #[error(
         "the guest shows the host key {shown}, but {path} holds {pinned}: something else answers at its address, or its \
          disk was replaced; if you replaced it, remove that file"
     )]
-    Changed {
-        /// The pin.
-        path: PathBuf,
-        /// Fingerprint of what was shown.
-        shown: String,
-        /// Fingerprint of what was pinned.
-        pinned: String,
-    },
+    Changed { path: PathBuf, shown: String, pinned: String },
 }
 
 impl Pin {
-    /// The pin kept at `path`, whose directory exists and is the user's own.
+    /// The pin in the file `path`, whose directory exists and belongs to the user alone.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self { path, learning: Arc::default() }
     }
 
-    /// Where it is kept.
+    /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The key that was learned, if one was.
+    /// The pinned key, if there is one.
     ///
     /// # Errors
     /// [`PinError::Read`], or [`PinError::Foreign`] for a symlink, another user's file, one that others may write, or
@@ -113,7 +89,7 @@ impl Pin {
         key.map(Some).ok_or_else(|| foreign("its content is not one key"))
     }
 
-    /// Hold a key that was shown to the pin; where there is none, this makes it.
+    /// Compares a key that a server showed with the pinned one, or pins it if none is pinned.
     ///
     /// # Errors
     /// [`PinError::Changed`] for another key than the pinned one; those of [`Pin::load`]; [`PinError::Write`].
@@ -125,7 +101,7 @@ impl Pin {
         self.write(shown).map_err(|source| PinError::Write { path: self.path.clone(), source })
     }
 
-    /// Give the pin of one disk to a disk that was cloned from it.
+    /// Pins the key of the disks that this pin's disks were cloned from.
     ///
     /// # Errors
     /// Those of [`Pin::learn`].
@@ -136,7 +112,7 @@ impl Pin {
         }
     }
 
-    /// Forget the key: the disk that it was learned of is gone.
+    /// Removes the pin, because its disks are removed.
     ///
     /// # Errors
     /// [`PinError::Write`].
@@ -149,7 +125,7 @@ impl Pin {
         }
     }
 
-    /// Whether `shown` is `pinned`. Comments do not count.
+    /// Checks that `shown` is the key `pinned`, whatever their comments.
     pub(super) fn compare(&self, pinned: &PublicKey, shown: &PublicKey) -> Result<(), PinError> {
         if pinned.key_data() == shown.key_data() {
             return Ok(());
@@ -158,7 +134,8 @@ impl Pin {
         Err(PinError::Changed { path: self.path.clone(), shown: print(shown), pinned: print(pinned) })
     }
 
-    /// Whole or not at all: a file of another name, synced, then renamed without replacing anything.
+    /// Writes the pin whole or not at all: to a file of another name, which is synced and then renamed without
+    /// replacing anything.
     fn write(&self, key: &PublicKey) -> io::Result<()> {
         let mut bare = key.clone();
         bare.set_comment("");
@@ -192,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn learns_once_and_holds_to_it() {
+    fn the_first_key_is_pinned_and_others_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let pin = Pin::new(directory.path().join("host-key"));
         let (first, second) = (fresh(), fresh());
@@ -216,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_ours_is_refused() {
+    fn a_file_that_nixbox_did_not_write_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let pin = Pin::new(directory.path().join("host-key"));
         let line = format!("{ALIAS} {}\n", fresh().to_openssh().unwrap());

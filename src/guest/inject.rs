@@ -1,35 +1,31 @@
-//! Putting credentials into the guest, and telling whether they are there.
+//! Writes credentials into the guest, and checks whether they are there.
 //!
-//! Content goes over the connection's stdin alone and is written by `cat`, so it is in no argument list, in no variable of
-//! a shell and in no temporary file of one. Before a file is written its name is added to [`LEDGER`] in the guest, which
-//! lives on the guest's disk and so is always of one age with the files: whatever the configuration says by then,
-//! [`super::wipe`] finds all that was ever put there.
+//! The content of a file goes over a command's stdin and is written by `cat`, so it is never in an argument list, in a
+//! shell's variable or in a shell's temporary file. Before a file is written, its name is added to [`LEDGER`] in the
+//! guest. The ledger lies on the guest's disk and is captured with it, so it always matches the files: [`super::wipe`]
+//! finds every file that was ever injected, even if the configuration has changed since.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
-use zeroize::Zeroizing;
-
-use super::credentials::{Credential, Digest, Wanted};
-use super::names::{GuestPath, Home, Owner};
+use super::credentials::{Credential, Digest};
 use super::shell::{Rights, ScriptError, Shell, quoted};
-use crate::world::Presence;
+use crate::world::{FileOwner, GuestHome, GuestPath, Presence};
 
-/// The names of the files that nixbox put into this guest, one a line, below the user's home. It holds no content.
+/// The file below the user's home that lists the injected files, one name a line. It contains no credential.
 pub const LEDGER: &str = ".nixbox-injected";
 
-/// What a file is called below its final name while it is written. [`super::wipe`] removes it too.
+/// The suffix of a file's name while the file is written. [`super::wipe`] removes such files too.
 pub(super) const UNFINISHED: &str = ".nixbox-new";
 
 /// Time for one script that writes or reads a handful of files.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Functions that scripts of this module and of [`super::wipe`] share.
-///
-/// `plain TEXT`: a path out of `/proc/mounts`, which writes a space as `\040`; `%b` wants `\0040`.
-/// `shared PATH`: whether an absolute path without symbolic links lies on a virtiofs share.
-/// `overwrite FILE…`: zeros over the whole file, synced; a file system that writes elsewhere is left to fstrim.
+/// Functions that scripts of this module and of [`super::wipe`] share:
+/// - `plain TEXT` prints a path of `/proc/mounts`, which writes a space as `\040`, where `%b` wants `\0040`;
+/// - `shared PATH` says whether an absolute path without symbolic links lies on a virtiofs share;
+/// - `overwrite FILE…` writes zeros over the whole file and syncs it. A file system that writes them to other blocks
+///   leaves the old content to fstrim.
 pub(super) const FUNCTIONS: &str = r#"
 plain() { printf '%b' "$(printf '%s\n' "$1" | sed 's/\\\([0-7]\)/\\0\1/g')"; }
 shared() {
@@ -53,7 +49,8 @@ OVERWRITE='overwrite() {
 eval "$OVERWRITE"
 "#;
 
-/// Needs `t`, `owner`, `mode` and `size` set. Directories that are missing above the target are made, 0700, the owner's.
+/// Writes stdin to the file `t`, whole or not at all; needs `t`, `owner`, `mode` and `size` set. Missing directories
+/// above the file are made with mode 0700 and belong to its owner.
 const PLACE: &str = r#"
 fail() { printf '%s\n' "$1" >&2; exit 1; }
 own() { [ -z "$owner" ] || chown -h "$owner" "$1"; }
@@ -79,7 +76,8 @@ fi
 mv -f "$n" "$t" || fail "cannot rename $n"
 "#;
 
-/// Adds the line that sources `~/.env` to what login shells read, once. bash reads `.profile` only where the others are not.
+/// Adds the line that sources `~/.env` to the files that login shells read, once. bash reads `.profile` only where its
+/// other files do not exist.
 const PROFILE: &str = r#"
 line='[ ! -r "$HOME/.env" ] || . "$HOME/.env" # nixbox: the environment of the workspace'
 umask 022
@@ -95,25 +93,24 @@ for f in .profile .bash_profile .bash_login .zprofile; do
 done
 "#;
 
-/// With whose rights a path is touched: what is in the user's home is the user's, all else is root's.
-pub(super) fn rights(home: &Home, path: &str, owner: Option<&Owner>) -> Rights {
+/// The rights with which a file is written or removed: those of the user in the user's home, and root's elsewhere.
+pub(super) fn rights(home: &GuestHome, path: &str, owner: Option<&FileOwner>) -> Rights {
     if home.holds(path) && owner.is_none() { Rights::User } else { Rights::Root }
 }
 
-/// The absolute paths in the ledger of this guest. Lines that no nixbox wrote are passed over.
+/// The paths in the ledger of this guest. Lines that nixbox cannot have written are ignored.
 ///
 /// # Errors
 /// Those of [`ScriptError`].
 pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let script = format!("[ ! -e {list} ] || cat {list}");
-    let nothing = Zeroizing::new(Vec::new());
-    let text = shell.script("read the list of injected files", Rights::User, &script, nothing, LIMIT).await?;
-    Ok(text.lines().filter_map(|line| GuestPath::try_from(line.to_owned()).ok()).collect())
+    let text = shell.script("read the list of injected files", Rights::User, &script, &[], LIMIT).await?;
+    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
-/// Add names to the ledger, before the files are.
-async fn note(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
+/// Adds names to the ledger, before the files are written.
+async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let names: Vec<_> = paths.iter().map(|path| quoted(path)).collect();
     let script = format!(
@@ -121,31 +118,31 @@ async fn note(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
          grep -qxF -- \"$t\" \"$list\" 2>/dev/null || printf '%s\\n' \"$t\" >> \"$list\" || exit 1\ndone",
         names.join(" ")
     );
-    let nothing = Zeroizing::new(Vec::new());
-    shell.script("note what is injected", Rights::User, &script, nothing, LIMIT).await.map(drop)
+    shell.script("note what is injected", Rights::User, &script, &[], LIMIT).await.map(drop)
 }
 
-/// Put every credential where it belongs, whole or not at all, over what was there.
+/// Writes every credential to its file, each whole or not at all. A file that was there is overwritten.
 ///
 /// # Errors
-/// Those of [`ScriptError`]; what was written stays, is in the ledger, and is written again next time.
+/// Those of [`ScriptError`]. Files that were written by then stay; they are in the ledger, and are written again next
+/// time.
 pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), ScriptError> {
     if credentials.is_empty() {
         return Ok(());
     }
     let home = &shell.facts.home;
     let paths: Vec<_> = credentials.iter().map(|credential| credential.target.expand(home)).collect();
-    note(shell, &paths).await?;
+    add_to_ledger(shell, &paths).await?;
     for (credential, path) in credentials.iter().zip(&paths) {
         let owner = credential.owner.as_ref();
         let rights = rights(home, path, owner);
-        // Root writing into a home, or outside of it, makes what it writes the user's unless somebody is named.
+        // A file that root writes belongs to the user unless another owner is named.
         let owner = match (owner, rights) {
             (Some(owner), _) => owner.as_str().to_owned(),
             (None, Rights::Root) => shell.facts.uid.to_string(),
             (None, Rights::User) => String::new(),
         };
-        let content = credential.content.expose_secret();
+        let content = credential.content.expose();
         let script = format!(
             "{FUNCTIONS}t={}; owner={}; mode={:o}; size={}\n{PLACE}",
             quoted(path),
@@ -153,30 +150,24 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
             credential.mode,
             content.len(),
         );
-        let content = Zeroizing::new(content.clone());
         shell.script("put a credential into the guest", rights, &script, content, LIMIT).await?;
     }
-    if paths.contains(&environment(home)) {
-        let nothing = Zeroizing::new(Vec::new());
-        shell.script("have login shells read ~/.env", Rights::User, PROFILE, nothing, LIMIT).await?;
+    if paths.contains(&GuestPath::ENVIRONMENT.expand(home)) {
+        shell.script("have login shells read ~/.env", Rights::User, PROFILE, &[], LIMIT).await?;
     }
     Ok(())
 }
 
-fn environment(home: &Home) -> String {
-    home.join(Wanted::ENVIRONMENT.trim_start_matches("~/"))
-}
-
-/// How one injected file must look.
+/// What an injected file must look like.
 #[derive(Debug, Clone)]
 pub struct Expected {
-    /// Where.
+    /// Its path.
     pub target: GuestPath,
-    /// Whose.
-    pub owner: Option<Owner>,
-    /// With which mode.
+    /// Its owner; the guest's user if none is named.
+    pub owner: Option<FileOwner>,
+    /// Its mode.
     pub mode: u32,
-    /// With which content.
+    /// The digest of its content.
     pub digest: Digest,
 }
 
@@ -187,7 +178,8 @@ impl From<&Credential> for Expected {
     }
 }
 
-/// How much of it is there. Without any credential to expect, none is whole; one too many is partial.
+/// Whether all, some or none of the expected files are there and right. A file in the ledger that is not expected makes
+/// the answer `Partial`; if no file is expected and none is in the ledger, the answer is `Whole`.
 ///
 /// # Errors
 /// Those of [`ScriptError`].
@@ -213,7 +205,7 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
     })
 }
 
-/// What the guest says of a file.
+/// What the guest's `stat` and `sha256sum` say of a file, as text.
 struct GuestFileStatus {
     mode: String,
     uid: String,
@@ -228,8 +220,7 @@ impl GuestFileStatus {
             Some(owner) => self.owner.split(':').next() == Some(owner.as_str()),
             None => self.uid == user.to_string(),
         };
-        let digest: String = expected.digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        owner && self.mode == format!("{:o}", expected.mode) && self.digest == digest
+        owner && self.mode == format!("{:o}", expected.mode) && self.digest == hex::encode(expected.digest)
     }
 }
 
@@ -239,13 +230,13 @@ async fn file_status(
     rights: Rights,
 ) -> Result<Option<GuestFileStatus>, ScriptError> {
     let what = "look at an injected file";
-    // The guest's own programs may take it away meanwhile.
+    // A program of the guest may remove the file between two commands.
     let script = format!(
         "t={}\n[ -e \"$t\" ] || [ -L \"$t\" ] || exit 0\necho there\nif [ -f \"$t\" ] && [ ! -L \"$t\" ]; then\n  \
          {{ stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"; }} || [ ! -e \"$t\" ]\nfi",
         quoted(path)
     );
-    let answer = shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await?;
+    let answer = shell.script(what, rights, &script, &[], LIMIT).await?;
     let mut words = answer.split_whitespace().map(str::to_owned);
     if words.next().is_none() {
         return Ok(None);

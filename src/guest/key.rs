@@ -1,4 +1,4 @@
-//! The workspace's own SSH key: nixbox logs in with it, and the guest gets it as its user's.
+//! SSH keys on the host: the one that nixbox logs in with, and the workspace's own, which the guest's user is given.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -9,49 +9,25 @@ use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{self, PrivateKey, ssh_key};
 use rustix::fs::OFlags;
-use rustix::rand::{GetRandomFlags, getrandom};
 use zeroize::Zeroizing;
 
-/// More than any private key has, in bytes.
+/// The most bytes that are read of a key file. No private key is longer.
 const LONGEST: u64 = 64 * 1024;
 
 /// Why there is no key.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum KeyError {
-    /// The system has no random bytes.
     #[error("cannot get random bytes for a key")]
-    Random(#[source] io::Error),
-    /// A key file cannot be written. One that is there is never overwritten.
-    #[error("cannot write the key to {path}")]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A key file cannot be read.
+    Random(#[source] getrandom::Error),
+    #[error("cannot write the key to {path}, which must not exist yet")]
+    Write { path: PathBuf, source: io::Error },
     #[error("cannot read the key in {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// Others than its owner may read it.
+    Read { path: PathBuf, source: io::Error },
     #[error("the key in {path} can be read by others, or is not yours: make it yours alone (chmod 600)")]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is no private key, or one under a passphrase.
+    Exposed { path: PathBuf },
     #[error("{path} holds no private key that can be used without a passphrase")]
-    NotAKey {
-        /// The file.
-        path: PathBuf,
-        /// What the parser says.
-        source: keys::Error,
-    },
-    /// The key cannot be written as text.
+    NotAKey { path: PathBuf, source: keys::Error },
     #[error("cannot encode the key")]
     Encode(#[source] ssh_key::Error),
 }
@@ -62,9 +38,7 @@ pub enum KeyError {
 /// [`KeyError::Random`].
 pub fn generate() -> Result<PrivateKey, KeyError> {
     let mut seed = Zeroizing::new([0_u8; Ed25519Keypair::BYTE_SIZE / 2]);
-    let filled = getrandom(seed.as_mut_slice(), GetRandomFlags::empty());
-    // Up to 256 bytes come whole once the pool is ready (random(7)).
-    filled.map_err(|error| KeyError::Random(error.into()))?;
+    getrandom::fill(seed.as_mut_slice()).map_err(KeyError::Random)?;
     let mut key = PrivateKey::from(Ed25519Keypair::from_seed(&seed));
     key.set_comment("nixbox");
     Ok(key)
@@ -88,7 +62,8 @@ pub fn public_text(key: &PrivateKey) -> Result<String, KeyError> {
     Ok(line)
 }
 
-/// Write the key to `path` (0600) and its public half to `path` with `.pub` added (0644). Neither may exist.
+/// Writes the key to `path` (0600) and its public half to `path` with `.pub` added (0644). If one of the files exists,
+/// it is left as it is, and this fails.
 ///
 /// # Errors
 /// [`KeyError::Write`], [`KeyError::Encode`].
@@ -108,7 +83,8 @@ fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), KeyError> {
     write().map_err(|source| KeyError::Write { path: path.to_owned(), source })
 }
 
-/// Read a private key: of any kind that OpenSSH writes but RSA, without a passphrase, its owner's alone.
+/// Reads a private key of any kind that OpenSSH writes, except RSA. It may have no passphrase, and no other user may be
+/// able to read it.
 ///
 /// # Errors
 /// [`KeyError::Read`], [`KeyError::Exposed`], [`KeyError::NotAKey`].
@@ -123,7 +99,7 @@ pub fn load(path: &Path) -> Result<PrivateKey, KeyError> {
     if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
         return Err(KeyError::Exposed { path: path.to_owned() });
     }
-    // Room for all of it at once: text that grows leaves copies of itself behind.
+    // The string has room for the whole file, because a string that grows leaves copies of its content behind.
     let mut text = Zeroizing::new(String::with_capacity(usize::try_from(LONGEST).unwrap_or(0)));
     take_all(file, &mut text).map_err(read)?;
     keys::decode_secret_key(&text, None).map_err(|source| KeyError::NotAKey { path: path.to_owned(), source })
@@ -143,7 +119,7 @@ mod tests {
     use crate::testing::{Need, have};
 
     #[test]
-    fn openssh_reads_what_is_written_and_we_read_what_it_writes() {
+    fn openssh_and_nixbox_read_each_others_keys() {
         if !have(&[Need::Program("ssh-keygen")]) {
             return;
         }
@@ -176,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn exposed_and_foreign_files_are_refused() {
+    fn exposed_files_and_files_without_a_key_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key");
         write(&generate().unwrap(), &path).unwrap();

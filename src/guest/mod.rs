@@ -1,11 +1,12 @@
-//! The system in the VM, spoken to over SSH.
+//! The system in the VM, over SSH.
 //!
-//! What lives here: one connection ([`channel`], [`ready`]), the host key that it must show ([`host_key`]), the key that it is made with
-//! ([`key`]), what is hostile until parsed ([`names`]), scripts for any POSIX shell ([`shell`]) and the end of those that a
-//! killed nixbox left running ([`stale_scripts`]), and what nixbox does to a guest: [`credentials`] are made on the host and put
-//! there by [`inject`], taken away by [`wipe`]; [`mounts`] are the shares; [`settle`] gives entropy and time. [`ssh_guest`] puts them together as [`crate::world::Guest`].
+//! A connection is made by [`channel`], with the keys of [`key`] and [`host_key`], and [`ready`] repeats that until the
+//! guest answers. [`shell`] runs scripts over it, and [`stale_scripts`] ends those that a killed nixbox left running.
+//! On top of scripts, [`inject`] writes the files that [`credentials`] prepares on the host, [`wipe`] removes them,
+//! [`mounts`] mounts the shares, and [`settle`] gives a restored guest entropy and the time. [`ssh_guest`] implements
+//! [`crate::world::Guest`] with these.
 //!
-//! It uses `world` and the words of `engine::transition`, and nothing else of nixbox.
+//! Uses `world`, and nothing else of nixbox.
 
 pub mod channel;
 mod clock_helper;
@@ -14,7 +15,6 @@ pub mod host_key;
 pub mod inject;
 pub mod key;
 pub mod mounts;
-pub mod names;
 pub mod ready;
 pub mod settle;
 pub mod shell;

@@ -1,23 +1,21 @@
-//! Shares as the guest sees them: virtiofs mounts. `/proc/mounts` says what is there, and is read here rather than there.
+//! Mounts and unmounts the shares in the guest. The guest's `/proc/mounts` says what is mounted; it is parsed on the
+//! host, because a shell cannot do that reliably.
 
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::inject::rights;
-use super::names::{GuestPath, Tag};
 use super::shell::{Rights, ScriptError, Shell, quoted};
-use crate::world::Presence;
+use crate::world::{GuestPath, Presence, ShareTag};
 
 /// Time for one script.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A share of the configuration.
+/// A mount of the configuration, as the guest is to have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// What it is called in the VM.
-    pub tag: Tag,
-    /// Where it belongs.
+    /// The tag of its virtiofs device.
+    pub tag: ShareTag,
+    /// Where it is to be mounted.
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
@@ -25,42 +23,18 @@ pub struct Mount {
 
 /// Why shares are not as they should be.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum MountError {
-    /// A script did not run.
     #[error(transparent)]
     Script(#[from] ScriptError),
-    /// Something else is mounted there.
     #[error("cannot mount the share {tag} at {target}: {source_name} ({kind}) is mounted there already")]
-    Taken {
-        /// The share.
-        tag: Tag,
-        /// Where, in the guest.
-        target: String,
-        /// What is there.
-        source_name: String,
-        /// Its kind.
-        kind: String,
-    },
-    /// It could not be mounted.
-    #[error("cannot mount the share {tag} at {target} in the guest: {said}. Does its kernel have virtiofs?")]
-    Mount {
-        /// The share.
-        tag: Tag,
-        /// Where, in the guest.
-        target: String,
-        /// What the guest's `mount` said.
-        said: String,
-    },
-    /// It could not be unmounted.
-    #[error("cannot unmount {target} in the guest: {said}{}", users(.holders))]
-    Busy {
-        /// Where, in the guest.
-        target: String,
-        /// What the guest's `umount` said.
-        said: String,
-        /// The processes that use it, as `number (name)`, where it could be told.
-        holders: Vec<String>,
-    },
+    Taken { tag: ShareTag, target: String, source_name: String, kind: String },
+    #[error(
+        "cannot mount the share {tag} at {target} in the guest: {stderr}. Does its kernel have virtiofs?"
+    )]
+    Mount { tag: ShareTag, target: String, stderr: String },
+    #[error("cannot unmount {target} in the guest: {stderr}{}", users(.holders))]
+    Busy { target: String, stderr: String, holders: Vec<String> },
 }
 
 fn users(holders: &[String]) -> String {
@@ -77,13 +51,13 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// The share's tag is there, whatever its options.
-    fn is_of(&self, tag: &Tag) -> bool {
+    /// Whether this is a mount of the share with this tag, whatever its options.
+    fn is_of(&self, tag: &ShareTag) -> bool {
         self.kind == "virtiofs" && self.source == tag.as_str()
     }
 }
 
-/// Every line that has the four fields; the kernel writes no other.
+/// The lines that have the four fields. The kernel writes no others.
 fn parse(table: &str) -> Vec<Mounted> {
     let line = |line: &str| {
         let mut fields = line.split(' ');
@@ -94,7 +68,8 @@ fn parse(table: &str) -> Vec<Mounted> {
     table.lines().filter_map(line).collect()
 }
 
-/// The kernel writes space, tab, line end, backslash and `#` as a backslash and three octal digits (`fs/proc_namespace.c`).
+/// Undoes the kernel's escapes: it writes space, tab, line end, backslash and `#` as a backslash and three octal digits
+/// (`fs/proc_namespace.c`).
 fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
@@ -116,16 +91,17 @@ fn unescape(text: &str) -> String {
     String::from_utf8_lossy(&plain).into_owned()
 }
 
-async fn ask(shell: &Shell, what: &'static str, with: Rights, script: &str) -> Result<String, ScriptError> {
-    shell.script(what, with, script, Zeroizing::new(Vec::new()), LIMIT).await
+async fn run(shell: &Shell, what: &'static str, with: Rights, script: &str) -> Result<String, ScriptError> {
+    shell.script(what, with, script, &[], LIMIT).await
 }
 
 async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
-    Ok(parse(&ask(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
+    Ok(parse(&run(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
 }
 
-/// Where each target really is, its symbolic links followed; a target that does not exist is where it would be.
-async fn places(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
+/// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that
+/// the directory will have.
+async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
     let what = "find the places of the shares";
     if mounts.is_empty() {
         return Ok(Vec::new());
@@ -134,11 +110,11 @@ async fn places(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptEr
         mounts.iter().map(|mount| quoted(&mount.target.expand(&shell.facts.home))).collect();
     let script =
         format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done", targets.join(" "));
-    let places: Vec<_> = ask(shell, what, Rights::User, &script).await?.lines().map(str::to_owned).collect();
+    let places: Vec<_> = run(shell, what, Rights::User, &script).await?.lines().map(str::to_owned).collect();
     if places.len() == mounts.len() { Ok(places) } else { Err(ScriptError::Senseless { what }) }
 }
 
-/// Make the directories and mount every share that is not mounted as it should be.
+/// Makes the directories, and mounts every share that is not mounted as it should be.
 ///
 /// # Errors
 /// Those of [`MountError`].
@@ -146,10 +122,10 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     for mount in mounts {
         make_directory(shell, mount).await?;
     }
-    let places = places(shell, mounts).await?;
+    let places = real_paths(shell, mounts).await?;
     let before = table(shell).await?;
     for (mount, place) in mounts.iter().zip(places) {
-        // The last line for a place is what one sees there.
+        // If several file systems are mounted at one place, the last line is the visible one.
         match before.iter().rfind(|mounted| mounted.target == place) {
             Some(there) if !there.is_of(&mount.tag) => {
                 return Err(MountError::Taken {
@@ -166,9 +142,9 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
         let how = if mount.readonly { "-o ro " } else { "" };
         let (tag, at) = (quoted(mount.tag.as_str()), quoted(&place));
         let script = format!("mount -t virtiofs {how}{tag} {at}");
-        match ask(shell, "mount a share in the guest", Rights::Root, &script).await {
+        match run(shell, "mount a share in the guest", Rights::Root, &script).await {
             Err(ScriptError::Failed { stderr, .. }) => {
-                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, said: stderr });
+                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, stderr });
             }
             other => drop(other?),
         }
@@ -176,7 +152,8 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     Ok(())
 }
 
-/// Below the home the user makes it; elsewhere root does, for the user.
+/// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives
+/// it to the user.
 async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError> {
     let target = mount.target.expand(&shell.facts.home);
     let with = rights(&shell.facts.home, &target, None);
@@ -188,10 +165,10 @@ async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError>
         quoted(&target),
         shell.facts.uid,
     );
-    ask(shell, "make the directory for a share", with, &script).await.map(drop)
+    run(shell, "make the directory for a share", with, &script).await.map(drop)
 }
 
-/// Unmount every mount of the shares, wherever it is, the last one first.
+/// Unmounts every mount of the shares, wherever it is, the last one first.
 ///
 /// # Errors
 /// [`MountError::Busy`] with the processes that use it; [`MountError::Script`].
@@ -206,19 +183,19 @@ pub async fn unmount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> 
 
 async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
     let script = format!("umount {}", quoted(place));
-    let error = match ask(shell, "unmount a share in the guest", Rights::Root, &script).await {
+    let error = match run(shell, "unmount a share in the guest", Rights::Root, &script).await {
         Ok(_) => return Ok(()),
         Err(error) => error,
     };
-    let ScriptError::Failed { stderr: said, .. } = error else {
+    let ScriptError::Failed { stderr, .. } = error else {
         return Err(error.into());
     };
-    // Somebody else may have been faster.
+    // A process of the guest may have unmounted it meanwhile.
     if !table(shell).await?.iter().any(|there| there.target == place) {
         return Ok(());
     }
     let holders = holders(shell, place).await?;
-    Err(MountError::Busy { target: place.to_owned(), said, holders })
+    Err(MountError::Busy { target: place.to_owned(), stderr, holders })
 }
 
 /// Every process that keeps one of the shares from being unmounted, as `number (name)`.
@@ -238,12 +215,12 @@ pub async fn users_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, Sc
 }
 
 async fn holders(shell: &Shell, place: &str) -> Result<Vec<String>, ScriptError> {
-    let told = ask(shell, "find who uses a share", Rights::Root, &holders_script(place)).await?;
+    let told = run(shell, "find who uses a share", Rights::Root, &holders_script(place)).await?;
     let printable = |line: &str| line.chars().filter(|letter| !letter.is_control()).take(80).collect();
     Ok(told.lines().map(printable).collect())
 }
 
-/// Every process whose directory, root, program, open or mapped file is there.
+/// Prints every process whose working directory, root, program, or an open or mapped file lies there.
 fn holders_script(place: &str) -> String {
     format!(
         r#"t={}
@@ -261,16 +238,16 @@ true"#,
     )
 }
 
-/// How many of the shares are mounted as they should be. Without any to expect, none is whole.
+/// Whether all, some or none of the shares are mounted as they should be. Without shares, the answer is `Whole`.
 ///
 /// # Errors
 /// Those of [`ScriptError`].
 pub async fn presence(shell: &Shell, mounts: &[Mount]) -> Result<Presence, ScriptError> {
-    let (places, table) = (places(shell, mounts).await?, table(shell).await?);
-    Ok(judge(mounts, &places, &table))
+    let (places, table) = (real_paths(shell, mounts).await?, table(shell).await?);
+    Ok(presence_in(mounts, &places, &table))
 }
 
-fn judge(mounts: &[Mount], places: &[String], table: &[Mounted]) -> Presence {
+fn presence_in(mounts: &[Mount], places: &[String], table: &[Mounted]) -> Presence {
     let right = |(mount, place): &(&Mount, &String)| {
         let there = table.iter().rfind(|mounted| mounted.target == **place);
         there.is_some_and(|there| there.is_of(&mount.tag) && there.readonly == mount.readonly)
@@ -294,12 +271,11 @@ mod tests {
         tmpfs /data\\134x\\011y tmpfs rw,errors=remount-ro 0 0\nbroken line\n";
 
     fn share(tag: &str, target: &str, readonly: bool) -> Mount {
-        let tag = Tag::try_from(tag.to_owned()).unwrap();
-        Mount { tag, target: GuestPath::try_from(target.to_owned()).unwrap(), readonly }
+        Mount { tag: tag.parse().unwrap(), target: target.parse().unwrap(), readonly }
     }
 
     #[test]
-    fn the_table_is_read_as_the_kernel_writes_it() {
+    fn escapes_of_the_kernel_are_undone() {
         let table = parse(TABLE);
         assert_eq!(table.len(), 4);
         assert_eq!(table[1].target, "/home/u/my work");
@@ -312,17 +288,17 @@ mod tests {
     }
 
     #[test]
-    fn presence_minds_tag_place_and_access() {
+    fn presence_depends_on_tag_place_and_access() {
         let table = parse(TABLE);
-        let judge = |mounts: &[Mount]| {
+        let presence = |mounts: &[Mount]| {
             let places: Vec<_> = mounts.iter().map(|mount| mount.target.as_str().to_owned()).collect();
-            super::judge(mounts, &places, &table)
+            presence_in(mounts, &places, &table)
         };
         let (work, data) = (share("work", "/home/u/my work", false), share("data", "/data", true));
-        assert_eq!(judge(&[work.clone(), data.clone()]), Presence::Whole);
-        assert_eq!(judge(&[work.clone(), share("data", "/data", false)]), Presence::Partial);
-        assert_eq!(judge(&[share("work", "/elsewhere", false)]), Presence::Partial);
-        assert_eq!(judge(&[share("none", "/data", true)]), Presence::Absent);
-        assert_eq!(judge(&[]), Presence::Whole);
+        assert_eq!(presence(&[work.clone(), data.clone()]), Presence::Whole);
+        assert_eq!(presence(&[work.clone(), share("data", "/data", false)]), Presence::Partial);
+        assert_eq!(presence(&[share("work", "/elsewhere", false)]), Presence::Partial);
+        assert_eq!(presence(&[share("none", "/data", true)]), Presence::Absent);
+        assert_eq!(presence(&[]), Presence::Whole);
     }
 }

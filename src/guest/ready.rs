@@ -1,4 +1,4 @@
-//! Waiting for a guest that is about to be there.
+//! Waits for a guest that is booting, by repeated attempts.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,14 +8,15 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::channel::{ChannelError, Limits};
 use crate::world::Interrupt;
 
-/// Why an attempt to reach the guest came to nothing.
+/// Why an attempt to reach the guest failed, and whether to repeat it.
 #[derive(Debug)]
 pub enum Attempt {
-    /// It may be different in a moment.
+    /// The next attempt may succeed.
     Again(Box<dyn std::error::Error + Send + Sync>),
-    /// It may be different in a moment, but not for long: an SSH server may be up a little before its keys are in place.
+    /// The guest refused the key. The next attempts may succeed for [`REFUSALS`], because an SSH server may be up a
+    /// little before the user's keys are in place.
     Refused(ChannelError),
-    /// Waiting cannot heal it.
+    /// No later attempt can succeed.
     Hopeless(ChannelError),
 }
 
@@ -29,16 +30,16 @@ impl From<ChannelError> for Attempt {
     }
 }
 
-/// How long a guest may refuse to let nixbox in before that is its last word.
+/// How long a guest may refuse the key before nixbox gives up.
 pub const REFUSALS: Duration = Duration::from_secs(15);
 
-/// Repeat `attempt` until it succeeds, with a pause that grows from 5 to 250 ms. `attempt` gets its [`Limits`], whose
-/// `reach` is an eighth of the time waited so far, and 200 ms at least: an attempt that begins before the guest listens
-/// mostly ends only then, so that is how late a guest is found.
+/// Repeats `attempt` until it succeeds, with a pause that grows from 5 to 250 ms. `attempt` gets its [`Limits`], whose
+/// `reach` is an eighth of the time waited so far, and at least 200 ms. An attempt that begins before the guest listens
+/// usually fails only when `reach` is over, so the guest is noticed at most that late.
 ///
 /// # Errors
-/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], at once what is [`Attempt::Hopeless`], and what is
-/// [`Attempt::Refused`] still [`REFUSALS`] after it was for the first time.
+/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], the error of the first [`Attempt::Hopeless`], and that of
+/// an [`Attempt::Refused`] that comes more than [`REFUSALS`] after the first one.
 pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
     within: Duration,
     limits: Limits,

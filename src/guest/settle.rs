@@ -1,20 +1,21 @@
-//! What a guest needs first after it was restored: random numbers of its own, and the right time.
+//! Gives a restored guest random numbers of its own and the right time, before anything else is done in it.
 //!
-//! Two guests restored from one snapshot draw the same random numbers until their kernels reseed, which is up to a minute
-//! (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` wait for that reseed; only `RNDRESEEDCRNG` forces
-//! it, and it is an `ioctl` of root's. No shell and no busybox applet of the usual builds makes one (`seedrng` neither:
-//! it credits, and does not reseed), and a guest need not have python or perl. So nixbox brings a program of some hundred
-//! bytes, sent over the connection, run from memory (`/dev/shm` first) and removed: `clock_helper.s`.
+//! Two guests that are restored from one snapshot draw the same random numbers until their kernels reseed, which takes
+//! up to a minute (Linux 6.x, `CRNG_RESEED_INTERVAL`). Bytes written to `/dev/urandom` have no effect before that
+//! reseed. The `ioctl` `RNDRESEEDCRNG` forces it, and needs root. No shell and no applet of the usual busybox builds
+//! makes this call (`seedrng` credits entropy and does not reseed), and a guest may have neither python nor perl. So
+//! nixbox sends a program of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a
+//! directory in memory if there is one, runs it and removes it.
 //!
-//! The same program sets the clock, since `date` cannot do it well enough (busybox's in Debian knows no `%N` and sets
-//! whole seconds). The guest's distance from the host's clock is measured as NTP does it, by the fastest of several round
-//! trips, and taken away by `adjtimex(ADJ_SETOFFSET)`: a distance is right however late it arrives.
+//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets
+//! whole seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several
+//! round trips, and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it
+//! arrives.
 //!
-//! Without either, the guest is not settled: there is no second best here.
+//! If either step fails, settling fails. There is no fallback.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -23,10 +24,10 @@ use super::clock_helper;
 pub use super::clock_helper::ELF_MAGIC;
 use super::shell::{Dialogue, Rights, ScriptError, Shell};
 
-/// How far from the host's clock the guest's may be afterwards, uncertainty included.
+/// How far the guest's clock may be from the host's after it was set, including the uncertainty of the measurement.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
 
-/// Time for all of it.
+/// Time for the whole procedure.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const ENTROPY_BYTES: usize = 512;
@@ -36,38 +37,22 @@ const MOST_SAMPLES: usize = 16;
 
 /// Why a guest could not be settled.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum SettleError {
-    /// The host has no random bytes.
     #[error("cannot get random bytes for the guest")]
-    Random(#[source] std::io::Error),
-    /// The guest's processor is not one that the program is made for.
+    Random(#[source] getrandom::Error),
     #[error("cannot give fresh entropy to a guest with the processor {0:?}: only x86_64 is supported")]
     Processor(String),
-    /// The program could not be run, or what it asked of the guest's kernel was refused.
     #[error("the guest's kernel could not be given fresh entropy and the time: {why}")]
-    Refused {
-        /// What was refused.
-        why: &'static str,
-        /// What the guest says.
-        source: Box<ScriptError>,
-    },
-    /// Something else went wrong in the guest.
-    #[error("cannot settle the guest")]
+    Refused { why: &'static str, source: Box<ScriptError> },
+    #[error("cannot give the guest fresh entropy and the time")]
     Script(#[source] Box<ScriptError>),
-    /// It took too long.
-    #[error("the guest was not settled within {LIMIT:?}")]
+    #[error("entropy and the time were not given to the guest within {LIMIT:?}")]
     Slow,
-    /// The host's own clock is before 1970, or jumped.
     #[error("the host's clock cannot be used")]
     HostClock,
-    /// The clock is still wrong.
-    #[error("the guest's clock is {off:?} from the host's, give or take {uncertainty:?}, after it was set")]
-    Clock {
-        /// The distance.
-        off: Duration,
-        /// Half of the fastest round trip.
-        uncertainty: Duration,
-    },
+    #[error("the guest's clock is still {off:?} (± {uncertainty:?}) from the host's after it was set")]
+    Clock { off: Duration, uncertainty: Duration },
 }
 
 impl From<ScriptError> for SettleError {
@@ -87,64 +72,65 @@ impl From<ScriptError> for SettleError {
     }
 }
 
-/// How well the guest's clock agrees with the host's.
+/// A measurement of the guest's clock against the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Agreement {
-    /// The guest's time less the host's, in nanoseconds.
-    pub offset: i128,
-    /// At most so much more or less, in nanoseconds: half of the round trip.
+pub struct ClockOffset {
+    /// The guest's time minus the host's, in nanoseconds.
+    pub nanoseconds: i128,
+    /// How much more or less it may be, in nanoseconds: half of the round trip.
     pub uncertainty: i128,
 }
 
-impl Agreement {
-    /// From the host's time when it asked, how long the answer took, and what the guest said; nanoseconds all.
+impl ClockOffset {
+    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in
+    /// nanoseconds.
     fn new(asked: i128, took: i128, guest: i128) -> Self {
         let uncertainty = took / 2;
-        Self { offset: guest - asked - uncertainty, uncertainty }
+        Self { nanoseconds: guest - asked - uncertainty, uncertainty }
     }
 
-    /// Whether the clocks differ for certain.
+    /// Whether the clocks differ by more than the uncertainty.
     fn differ(self) -> bool {
-        self.offset.abs() > self.uncertainty
+        self.nanoseconds.abs() > self.uncertainty
     }
 
     fn worst(self) -> i128 {
-        self.offset.abs() + self.uncertainty
+        self.nanoseconds.abs() + self.uncertainty
     }
 }
 
-/// Give the guest's kernel fresh entropy and have it reseed, then set its clock. Says how well the clocks agree then.
+/// Gives the guest's kernel fresh entropy, makes it reseed, and sets its clock. Returns how well the clocks agree then.
 ///
 /// # Errors
 /// Those of [`SettleError`]; [`ScriptError::NoRights`] in it where the user is neither root nor has `sudo`.
-pub async fn settle(shell: &Shell) -> Result<Agreement, SettleError> {
+pub async fn settle(shell: &Shell) -> Result<ClockOffset, SettleError> {
     if shell.facts.processor != "x86_64" {
         return Err(SettleError::Processor(shell.facts.processor.clone()));
     }
-    timeout(LIMIT, settle_unhurried(shell)).await.unwrap_or(Err(SettleError::Slow))
+    timeout(LIMIT, settle_without_limit(shell)).await.unwrap_or(Err(SettleError::Slow))
 }
 
-async fn settle_unhurried(shell: &Shell) -> Result<Agreement, SettleError> {
+async fn settle_without_limit(shell: &Shell) -> Result<ClockOffset, SettleError> {
     let what = "give the guest fresh entropy and the time";
-    let mut settler = shell.converse(what, Rights::Root, &script()).await?;
-    settler.send(entropy()?).await?;
-    // Its first word: the kernel has reseeded.
-    settler.receive::<16>().await?;
-    let mut agreement = measure(&mut settler).await?;
-    // A clock that may be right is left alone.
-    if agreement.differ() {
-        ask(&mut settler, Some(-agreement.offset)).await?;
-        agreement = measure(&mut settler).await?;
+    let mut helper = shell.converse(what, Rights::Root, &script()).await?;
+    helper.send(entropy()?).await?;
+    // Its first answer says that the kernel has reseeded.
+    helper.receive::<16>().await?;
+    let mut clock_offset = measure(&mut helper).await?;
+    // A clock whose difference is below the uncertainty is left as it is.
+    if clock_offset.differ() {
+        exchange(&mut helper, Some(-clock_offset.nanoseconds)).await?;
+        clock_offset = measure(&mut helper).await?;
     }
-    settler.finish().await?;
-    if agreement.worst() > tolerance() {
+    helper.finish().await?;
+    if clock_offset.worst() > tolerance() {
         let duration = |nanoseconds: i128| {
             Duration::from_nanos(u64::try_from(nanoseconds.unsigned_abs()).unwrap_or(u64::MAX))
         };
-        let Agreement { offset, uncertainty } = agreement;
-        return Err(SettleError::Clock { off: duration(offset), uncertainty: duration(uncertainty) });
+        let ClockOffset { nanoseconds, uncertainty } = clock_offset;
+        return Err(SettleError::Clock { off: duration(nanoseconds), uncertainty: duration(uncertainty) });
     }
-    Ok(agreement)
+    Ok(clock_offset)
 }
 
 fn tolerance() -> i128 {
@@ -157,10 +143,7 @@ fn entropy() -> Result<Zeroizing<Vec<u8>>, SettleError> {
     let (head, bytes) = frame.split_at_mut(8);
     head[..4].copy_from_slice(&(8 * ENTROPY_BYTES as u32).to_le_bytes());
     head[4..].copy_from_slice(&(ENTROPY_BYTES as u32).to_le_bytes());
-    // Up to 256 bytes come whole once the pool is ready (random(7)).
-    for chunk in bytes.chunks_mut(256) {
-        getrandom(chunk, GetRandomFlags::empty()).map_err(|error| SettleError::Random(error.into()))?;
-    }
+    getrandom::fill(bytes).map_err(SettleError::Random)?;
     Ok(frame)
 }
 
@@ -181,12 +164,12 @@ fn timex(shift: Option<i128>) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(frame)
 }
 
-/// The best of several samples. The first good one will do: the clock is then right to within a quarter of what it has to
-/// be, and each further sample would be a round trip that somebody waits for.
-async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
-    let mut best: Option<Agreement> = None;
+/// Takes samples until one is good enough, and returns the best. A sample is good enough if its uncertainty is below a
+/// quarter of the tolerance, because each further sample is a round trip that delays the restore.
+async fn measure(helper: &mut Dialogue) -> Result<ClockOffset, SettleError> {
+    let mut best: Option<ClockOffset> = None;
     for _ in 0..MOST_SAMPLES {
-        let sample = ask(settler, None).await?;
+        let sample = exchange(helper, None).await?;
         if best.is_none_or(|best| sample.uncertainty < best.uncertainty) {
             best = Some(sample);
         }
@@ -197,21 +180,21 @@ async fn measure(settler: &mut Dialogue) -> Result<Agreement, SettleError> {
     best.ok_or(SettleError::HostClock)
 }
 
-/// Send one `timex`, and compare the time that comes back.
-async fn ask(settler: &mut Dialogue, shift: Option<i128>) -> Result<Agreement, SettleError> {
+/// Sends one `timex`, and compares the time that comes back with the host's.
+async fn exchange(helper: &mut Dialogue, shift: Option<i128>) -> Result<ClockOffset, SettleError> {
     let frame = timex(shift);
     let nanoseconds =
         |duration: Duration| i128::try_from(duration.as_nanos()).map_err(|_| SettleError::HostClock);
     let asked = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| SettleError::HostClock)?;
     let clock = Instant::now();
-    settler.send(frame).await?;
-    let told = settler.receive::<16>().await?;
+    helper.send(frame).await?;
+    let told = helper.receive::<16>().await?;
     let took = clock.elapsed();
     let word = |at: usize| i128::from(i64::from_le_bytes(std::array::from_fn(|byte| told[at + byte])));
-    Ok(Agreement::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
+    Ok(ClockOffset::new(nanoseconds(asked)?, nanoseconds(took)?, word(0) * 1_000_000_000 + word(8)))
 }
 
-/// The program as `printf` takes it: every byte in octal.
+/// The program in the form that the shell's `printf` writes as bytes: every byte in octal.
 #[must_use]
 pub fn program() -> String {
     octal(&clock_helper::elf())
@@ -223,8 +206,9 @@ pub fn octal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
-/// Writes the program where it can be run, runs it on what follows on stdin, removes it. With no input it ends with 11,
-/// which shows that the place allows programs.
+/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and
+/// removes it. Run without input, the program ends with status 11, which shows that the directory is not mounted
+/// `noexec`.
 fn script() -> String {
     let octal = program();
     format!(
@@ -249,15 +233,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_distance_is_from_the_middle_of_the_round_trip() {
-        let sample = Agreement::new(1_000, 100, 1_550);
-        assert_eq!(sample, Agreement { offset: 500, uncertainty: 50 });
-        assert!(sample.differ() && !Agreement::new(1_000, 100, 1_020).differ());
-        assert_eq!(Agreement::new(1_000, 100, 550).worst(), 550);
+    fn the_difference_is_measured_at_the_middle_of_the_round_trip() {
+        let sample = ClockOffset::new(1_000, 100, 1_550);
+        assert_eq!(sample, ClockOffset { nanoseconds: 500, uncertainty: 50 });
+        assert!(sample.differ() && !ClockOffset::new(1_000, 100, 1_020).differ());
+        assert_eq!(ClockOffset::new(1_000, 100, 550).worst(), 550);
     }
 
     #[test]
-    fn shifts_are_written_as_the_kernel_wants_them() {
+    fn a_negative_shift_has_nanoseconds_above_zero() {
         let words = |shift| {
             let frame = timex(Some(shift));
             let word = |at: usize| i64::from_le_bytes(frame[at..at + 8].try_into().unwrap());

@@ -1,107 +1,107 @@
-//! Scripts for any guest with a POSIX `sh`: busybox ash and dash are what they are written for.
+//! Runs scripts in any guest that has a POSIX `sh`. They are written for busybox ash and dash.
 //!
-//! Every script runs under the same short command line, reads itself line by line from stdin (`read` is the one thing that
-//! takes no byte more than it needs from a pipe; `sh -s` reads in blocks), and leaves what follows on stdin to the
-//! programs it starts. So neither a script nor its input is ever in an argument list, login shells with another syntax do
-//! no harm, and input may be any bytes.
+//! Every script runs under the same short command line. That command reads the script line by line from stdin, up to
+//! the line [`END`], and leaves the bytes that follow to the programs that the script starts. It uses `read`, because
+//! `read` takes no byte more than it needs from a pipe, where `sh -s` reads in blocks. So neither a script nor its
+//! input is ever in an argument list, a login shell with another syntax does no harm, and input may be any bytes.
 //!
-//! A script is sent only once its shell has said that it runs. So whatever may still act after its nixbox is gone is among
-//! the guest's processes by then, under the [`ScriptMark`] of the connection; [`super::stale_scripts`] ends it.
+//! A script is sent only after its shell has said that it runs. So when nixbox is killed, every script that may go on
+//! is already a process of the guest with the [`ScriptMark`] of its connection, and [`super::stale_scripts`] can end
+//! it.
 
 use std::time::Duration;
 
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::channel::{Capture, ChannelError, CommandExit, Finished, GuestCommand, Said, SshSession};
-use super::names::{BadGuestPath, Home};
+use super::channel::{Capture, ChannelError, CommandEvent, CommandExit, Finished, GuestCommand, SshSession};
 use super::ready::Attempt;
-use super::stale_scripts::ScriptMark;
-use crate::world::BootId;
+use crate::world::{BootId, GuestHome, InvalidValue};
 
-/// With whose rights a script runs.
+/// The rights with which a script runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
-    /// The user's that one logged in as.
+    /// Those of the user that nixbox logs in as.
     User,
-    /// Root's: the user's own if it is root, else by `sudo -n`.
+    /// Root's: by `sudo -n` unless that user is root.
     Root,
 }
 
-/// What every guest is asked first.
+/// Marks the processes of one connection's scripts. No two connections have the same mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScriptMark(String);
+
+impl ScriptMark {
+    /// What all marks begin with.
+    const ALL: &str = "nixbox-script:";
+
+    /// A mark that no other connection has.
+    ///
+    /// # Errors
+    /// If the host has no random bytes.
+    pub(super) fn new() -> Result<Self, getrandom::Error> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random)?;
+        Ok(Self(format!("{}{}", Self::ALL, hex::encode(random))))
+    }
+
+    /// The mark as it stands in the command line of a script's shell and in the environment of the shell's children.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What nixbox asks every guest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// The user's number.
+    /// The number of the user that nixbox logs in as.
     pub uid: u32,
-    /// The user's home.
-    pub home: Home,
-    /// The processor, as `uname -m` has it.
+    /// That user's home.
+    pub home: GuestHome,
+    /// The output of `uname -m`.
     pub processor: String,
-    /// This boot.
+    /// The guest's current boot.
     pub boot: BootId,
 }
 
 /// Why a script did not do its work.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum ScriptError {
-    /// Talking to the guest failed.
     #[error("cannot {what}")]
-    Channel {
-        /// What it should have done.
-        what: &'static str,
-        /// Why not.
-        source: ChannelError,
-    },
-    /// It never began.
+    Channel { what: &'static str, source: ChannelError },
     #[error(
         "cannot {what}: the guest's user is not root and has no `sudo` without a password{}",
-        said(stderr)
+        in_parentheses(stderr)
     )]
-    NoRights {
-        /// What it should have done.
-        what: &'static str,
-        /// The last that the guest said.
-        stderr: String,
-    },
-    /// It failed.
-    #[error("cannot {what}: the guest's shell ended with {exit:?}{}", said(stderr))]
-    Failed {
-        /// What it should have done.
-        what: &'static str,
-        /// How it ended.
-        exit: CommandExit,
-        /// The last that the guest said.
-        stderr: String,
-    },
-    /// What it wrote is not what such a script writes.
-    #[error("cannot {what}: the guest's answer makes no sense")]
-    Senseless {
-        /// What it should have done.
-        what: &'static str,
-    },
-    /// The host has no random bytes to name a connection by.
-    #[error("cannot name a connection to the guest")]
-    Unnamed(#[source] std::io::Error),
-    /// The guest's own idea of a path cannot be used.
-    #[error("the guest's user has a home that cannot be used")]
-    Home(#[from] BadGuestPath),
+    NoRights { what: &'static str, stderr: String },
+    #[error("cannot {what}: the guest's shell ended with {exit}{}", in_parentheses(stderr))]
+    Failed { what: &'static str, exit: CommandExit, stderr: String },
+    #[error("cannot {what}: the guest's answer is not what the script prints")]
+    Senseless { what: &'static str },
+    #[error("cannot get random bytes to mark a connection to the guest with")]
+    Unnamed(#[source] getrandom::Error),
+    #[error("the guest says that its user has a home that cannot be used")]
+    Home(#[from] InvalidValue),
 }
 
 impl From<ScriptError> for Attempt {
     fn from(error: ScriptError) -> Self {
         match error {
             ScriptError::Channel { source, .. } => source.into(),
-            // Early in a boot the guest may have neither /proc nor a home.
+            // Early in a boot the guest may not have /proc or the home yet.
             other => Self::Again(Box::new(other)),
         }
     }
 }
 
-fn said(stderr: &str) -> String {
+fn in_parentheses(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(" ({stderr})") }
 }
 
-/// The command line under which every script runs. It takes its mark on, which its children inherit, says that it runs,
-/// gathers the lines up to the last one, and becomes them. A script that was cut short is not run. Nothing in it is special
+/// The command line under which every script runs. It exports its mark to its children, says that it runs, reads lines
+/// up to [`END`], and evaluates them. A script that was cut short is not run. It contains nothing that is special
 /// between single quotes in sh, zsh or fish.
 fn loader(mark: Option<&ScriptMark>) -> String {
     let mark = mark.map_or("sh", ScriptMark::as_str);
@@ -127,20 +127,21 @@ export LC_ALL PATH
 ";
 
 const BEGIN: &[u8] = b"nixbox:begin\n";
-/// The line that ends a script on the stdin of the command that runs it.
+/// The line that ends a script; what follows it on stdin is input for the script's programs.
 pub const END: &str = "nixbox:end";
 
-/// Output of ours is small; complaints may be longer than one thinks.
+/// The most bytes that are kept of a script's stdout and of its stderr. The scripts print little, but a failing program
+/// may print much.
 const MOST: usize = 1 << 20;
 
-/// A word that the shell takes as it is. Nothing but NUL is special in it, which no name here can hold.
+/// A word that the shell takes literally. Only NUL cannot be in it, and no path or name here can hold one.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The command line of a program with its arguments, for `nixbox run`: with the workspace's environment, though no login
-/// shell runs.
+/// The command line of a program with its arguments, for `nixbox run`. The program has the workspace's environment,
+/// although no login shell runs.
 #[must_use]
 pub fn run_command(arguments: &[String]) -> String {
     let words: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
@@ -148,26 +149,27 @@ pub fn run_command(arguments: &[String]) -> String {
     format!("exec sh -c {} nixbox {}", quoted(shell), words.join(" "))
 }
 
-/// A connection and what is known of the guest at its other end.
+/// A connection, and what is known of the guest at its other end.
 pub struct Shell {
     /// The connection.
     pub session: SshSession,
-    /// What is known.
+    /// What the guest said of itself when the connection was made.
     pub facts: Facts,
-    /// What its scripts can be told by.
+    /// The mark of this connection's scripts.
     pub mark: ScriptMark,
-    /// Whether there may have been scripts of other connections when this one was made.
+    /// Whether scripts of other connections may have been running when this connection was made.
     pub others: bool,
 }
 
-/// Who it is; and whether any script runs that bears a mark, or may run: a `/proc` can hide the processes of others.
+/// Prints the [`Facts`], and `others` if a script with a mark runs or could run unseen: a `/proc` that is mounted with
+/// `hidepid` hides the processes of other users.
 const GREETING: &str = r#"
 printf 'fact=%s\n' "$(id -u)" "$HOME" "$(uname -m)" "$(cat /proc/sys/kernel/random/boot_id)"
 if grep -qs 'nixbox-scrip[t]:' /proc/[0-9]*/cmdline || [ ! -r /proc/1/cmdline ]; then echo fact=others; fi
 "#;
 
 impl Shell {
-    /// Ask the guest what must be known of it. That this works is what "ready" means.
+    /// Asks the guest for its [`Facts`]. A guest counts as ready when this succeeds.
     ///
     /// # Errors
     /// Those of [`ScriptError`].
@@ -177,21 +179,25 @@ impl Shell {
         let capture = Capture { most: MOST, within, prompt: None };
         let finished = session.exec(loader(None).as_bytes(), input, capture).await;
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
-        let output = judge(what, Rights::User, finished)?;
+        let output = output_of(what, Rights::User, finished)?;
         let told: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("fact=")).collect();
         let [uid, home, processor, boot, ref others @ ..] = told[..] else {
             return Err(ScriptError::Senseless { what });
         };
-        let (Ok(uid), Some(boot)) = (uid.parse(), parse_boot(boot)) else {
+        let (Ok(uid), Ok(boot)) = (uid.parse(), Uuid::try_parse(boot)) else {
             return Err(ScriptError::Senseless { what });
         };
-        let facts =
-            Facts { uid, home: Home::try_from(home.to_owned())?, processor: processor.to_owned(), boot };
+        let facts = Facts {
+            uid,
+            home: home.parse()?,
+            processor: processor.to_owned(),
+            boot: BootId(boot.into_bytes()),
+        };
         let mark = ScriptMark::new().map_err(ScriptError::Unnamed)?;
         Ok(Self { session, facts, mark, others: !others.is_empty() })
     }
 
-    /// Run a script to its end and give what it wrote. `what` says what it does, for the error.
+    /// Runs a script to its end and returns what it wrote to stdout. `what` says for the error what the script does.
     ///
     /// # Errors
     /// Those of [`ScriptError`].
@@ -200,21 +206,21 @@ impl Shell {
         what: &'static str,
         rights: Rights,
         script: &str,
-        input: Zeroizing<Vec<u8>>,
+        input: &[u8],
         within: Duration,
     ) -> Result<String, ScriptError> {
         let command = self.command(rights);
         let text = format!("{PREAMBLE}{script}\n{END}\n");
         let mut whole = Zeroizing::new(Vec::with_capacity(text.len() + input.len()));
         whole.extend_from_slice(text.as_bytes());
-        whole.extend_from_slice(&input);
-        drop(input);
+        whole.extend_from_slice(input);
         let capture = Capture { most: MOST, within, prompt: Some(BEGIN) };
         let finished = self.session.exec(command.as_bytes(), whole, capture).await;
-        judge(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
+        output_of(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
     }
 
-    /// Start a script that is talked to while it runs. What it says before it begins is passed over.
+    /// Starts a script that nixbox talks to while it runs. What a login shell prints before the script begins is
+    /// dropped.
     ///
     /// # Errors
     /// Those of [`ScriptError`].
@@ -247,7 +253,7 @@ impl Shell {
     }
 }
 
-/// A script that runs and is talked to.
+/// A running script that nixbox talks to.
 pub struct Dialogue {
     what: &'static str,
     rights: Rights,
@@ -257,7 +263,7 @@ pub struct Dialogue {
 }
 
 impl Dialogue {
-    /// Send to the programs that the script started.
+    /// Sends input to the programs that the script started.
     ///
     /// # Errors
     /// [`ScriptError::Channel`].
@@ -265,7 +271,7 @@ impl Dialogue {
         self.command.send(input).await.map_err(|source| ScriptError::Channel { what: self.what, source })
     }
 
-    /// Exactly so many bytes of what it says.
+    /// Waits for exactly `N` bytes of its stdout.
     ///
     /// # Errors
     /// [`ScriptError::Failed`] if it ends instead; [`ScriptError::Channel`].
@@ -280,7 +286,7 @@ impl Dialogue {
         }
     }
 
-    /// Send nothing more, and wait until the script ends well.
+    /// Closes its stdin, and waits until the script ends successfully.
     ///
     /// # Errors
     /// [`ScriptError::Failed`], [`ScriptError::Channel`].
@@ -296,36 +302,42 @@ impl Dialogue {
         }
     }
 
-    /// Hear one thing; an end is an error, for more was expected.
+    /// Handles one message of the command. Its end is an error here, because the caller waits for more output.
     async fn listen(&mut self, begun: bool) -> Result<(), ScriptError> {
         let channel = |source| ScriptError::Channel { what: self.what, source };
         if self.pending.len() > MOST || self.stderr.len() > MOST {
             return Err(channel(ChannelError::TooMuch { limit: MOST }));
         }
         match self.command.next().await.map_err(channel)? {
-            Said::Out(data) => self.pending.extend_from_slice(&data),
-            Said::Err(data) => self.stderr.extend_from_slice(&data),
-            Said::Ended(exit) => {
-                return Err(blame(self.what, self.rights, begun, exit, &self.stderr));
+            CommandEvent::Out(data) => self.pending.extend_from_slice(&data),
+            CommandEvent::Err(data) => self.stderr.extend_from_slice(&data),
+            CommandEvent::Ended(exit) => {
+                return Err(script_error(self.what, self.rights, begun, exit, &self.stderr));
             }
-            Said::NoMore => {}
+            CommandEvent::NoMore => {}
         }
         Ok(())
     }
 }
 
-/// What a script wrote after it began, if it ended well.
-fn judge(what: &'static str, rights: Rights, finished: Finished) -> Result<String, ScriptError> {
+/// What a script wrote after it began, if it ended successfully.
+fn output_of(what: &'static str, rights: Rights, finished: Finished) -> Result<String, ScriptError> {
     let begun = find(&finished.stdout, BEGIN).map(|at| at + BEGIN.len());
     match begun {
         Some(at) if finished.exit == CommandExit::Status(0) => {
             String::from_utf8(finished.stdout[at..].to_vec()).map_err(|_| ScriptError::Senseless { what })
         }
-        _ => Err(blame(what, rights, begun.is_some(), finished.exit, &finished.stderr)),
+        _ => Err(script_error(what, rights, begun.is_some(), finished.exit, &finished.stderr)),
     }
 }
 
-fn blame(what: &'static str, rights: Rights, begun: bool, exit: CommandExit, stderr: &[u8]) -> ScriptError {
+fn script_error(
+    what: &'static str,
+    rights: Rights,
+    begun: bool,
+    exit: CommandExit,
+    stderr: &[u8],
+) -> ScriptError {
     let stderr = last_words(stderr);
     if rights == Rights::Root && !begun {
         ScriptError::NoRights { what, stderr }
@@ -334,7 +346,7 @@ fn blame(what: &'static str, rights: Rights, begun: bool, exit: CommandExit, std
     }
 }
 
-/// The end of what a program complained of, in one line that is safe to print.
+/// The last three lines of stderr in one line that is safe to print.
 fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -344,14 +356,6 @@ fn last_words(stderr: &[u8]) -> String {
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
-}
-
-/// `01234567-89ab-…`, as the kernel writes it.
-fn parse_boot(text: &str) -> Option<BootId> {
-    let hex: String = text.split('-').collect();
-    let digits = hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = digits.then(|| u128::from_str_radix(&hex, 16).ok())??;
-    Some(BootId(number.to_be_bytes()))
 }
 
 #[cfg(test)]
@@ -367,21 +371,21 @@ mod tests {
     #[test]
     fn boot_ids_are_parsed_strictly() {
         let text = "01234567-89ab-cdef-0123-456789abcdef";
-        assert_eq!(parse_boot(text).unwrap().0[..3], [0x01, 0x23, 0x45]);
+        assert_eq!(Uuid::try_parse(text).unwrap().into_bytes()[..3], [0x01, 0x23, 0x45]);
         for bad in ["", "0123", &text[1..], &format!("{text}0"), "+1234567-89ab-cdef-0123-456789abcdef"] {
-            assert!(parse_boot(bad).is_none(), "{bad}");
+            assert!(Uuid::try_parse(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn complaints_are_safe_to_print() {
+    fn stderr_is_made_safe_to_print() {
         assert_eq!(last_words(b"a\nb\n\n c\x1b[2J\nd\n"), "b; c[2J; d");
         assert!(last_words(&[b'x'; 9000]).len() <= 400);
     }
 
-    /// Every shell that is here runs the loader as a guest's would.
+    /// Runs the loader under every shell that this machine has.
     #[test]
-    fn a_script_cut_short_is_not_run_and_input_is_left_alone() {
+    fn a_script_that_is_cut_short_does_not_run_and_input_is_passed_on() {
         for shell in [
             &["sh", "-c"][..],
             &["dash", "-c"],
@@ -411,14 +415,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn quoted_words_arrive(text in "[^\0]{0,40}") {
+        fn quoted_words_arrive_unchanged(text in "[^\0]{0,40}") {
             let output = Process::new("sh").arg("-c").arg(format!("printf %s {}", quoted(&text))).output().unwrap();
             prop_assert_eq!(output.stdout, text.as_bytes());
         }
     }
 
     #[test]
-    fn run_has_the_environment_and_the_arguments() {
+    fn run_passes_the_environment_and_the_arguments() {
         let home = tempfile::tempdir().unwrap();
         std::fs::write(home.path().join(".env"), "export GREETING='a b'\n").unwrap();
         let arguments = ["sh", "-c", "printf '%s|' \"$GREETING\" \"$@\"; exit 7", "x", "it's", "", "a\nb"]

@@ -1,13 +1,12 @@
 //! [`world::Guest`](crate::world::Guest) over SSH.
 //!
-//! A connection is kept for the next call under the same VMM generation: making one takes longer than most calls. None
-//! outlives a pause of the VM, since those that come before one ([`Guest::wipe`], [`Guest::unmount`]) close it. While a
-//! call is under way the VMM is asked four times a second whether it still has the VM: a guest that is gone does not say
-//! so.
+//! Making a connection takes longer than most calls, so a connection is kept for the next call under the same VMM
+//! generation. No connection outlives a pause of the VM, because the calls that come before a pause ([`Guest::wipe`],
+//! [`Guest::unmount`]) close it. During a call the VMM is asked four times a second whether it still has the VM,
+//! because a guest that is gone cannot say so.
 
-use std::collections::BTreeSet;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -15,26 +14,26 @@ use std::time::Duration;
 use async_trait::async_trait;
 use russh::keys::PrivateKey;
 use tokio::time::{sleep, timeout};
-use zeroize::Zeroizing;
 
 use super::channel::{ChannelError, Endpoint, Limits, SshSession};
-use super::credentials::{SourceError, Wanted};
+use super::credentials::Wanted;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
 use super::mounts::{self, Mount};
-use super::names::{GuestPath, UserName};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
 use super::{settle, stale_scripts, wipe};
-use crate::world::Interrupt;
-use crate::world::{BootId, Equipment, Failure, Generation, Guest, Machine, Result, Slot, Vmm, VmmState};
+use crate::world::{
+    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Slot, UserName, Vmm, VmmState,
+};
 
-/// How often the VMM is asked whether the VM is there.
+/// How often the VMM is asked whether it still has the VM.
 const WATCH: Duration = Duration::from_millis(250);
-/// How long one such look may take.
-const GLANCE: Duration = Duration::from_secs(10);
+/// How long the VMM may take to answer that question.
+const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
-/// Time for a command that asks the guest to shut down, and for the connection that it takes: there is a power button too.
+/// Time for the command that asks the guest to shut down, and time for its connection. If it is over, the power button
+/// is used.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the guest's SSH server listens, by the VM's slot.
@@ -43,111 +42,57 @@ pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
 /// Where the host key of a generation of disks is kept, in a directory that exists.
 pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 
-/// What a guest of this workspace is to be like.
+/// How to reach the guests of one workspace, and what they are given.
 pub struct GuestSettings {
     /// The user to log in as: root, or one with `sudo` without a password.
     pub user: UserName,
     /// The key that the image lets in.
     pub key: Arc<PrivateKey>,
-    /// Where the host key of a generation of disks is kept: beside the images, so that it is copied and removed with them.
+    /// The file for the host key of a generation of disks. It lies beside the images, and is copied and removed with
+    /// them.
     pub pin: Arc<PinPath>,
-    /// Where the SSH server listens; [`address`] but in tests.
+    /// The address of the SSH server: [`address`], except in the simulator and in tests.
     pub address: Arc<Address>,
-    /// Its credentials.
+    /// The credentials.
     pub wanted: Wanted,
-    /// Its shares.
+    /// The shares.
     pub mounts: Vec<Mount>,
-    /// Time from the first attempt until a command has run: a whole boot.
+    /// Time from the first attempt until a command has run. The guest may boot within it.
     pub ready: Duration,
     /// Limits of single connections.
     pub limits: Limits,
 }
 
-/// Port 22 of the guest's address in a slot: 172.16.{4·slot}.2.
+/// The SSH server of the guest in a slot.
 #[must_use]
 pub fn address(slot: Slot) -> SocketAddr {
-    (Ipv4Addr::new(172, 16, 4 * slot.number(), 2), 22).into()
-}
-
-/// Why settings make no sense together.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SettingsError {
-    /// A credential, or an entry of the wipe list, is on a share: it would be written to, or removed from, the host.
-    #[error("{path} is on the share mounted at {share}: what is there is the host's")]
-    OnShare {
-        /// The path.
-        path: GuestPath,
-        /// The share's target.
-        share: GuestPath,
-    },
-    /// A share would hide another, or is one with it.
-    #[error("two shares are to be mounted at {0}, or with the same tag")]
-    SharesCollide(GuestPath),
-    /// Two credentials for one file.
-    #[error("two credentials are to be written to {0}")]
-    CredentialsCollide(GuestPath),
-    /// A wipe entry that would take a share with it.
-    #[error("the wipe list has {path}, in which the share {share} is mounted")]
-    AroundShare {
-        /// The path.
-        path: GuestPath,
-        /// The share's target.
-        share: GuestPath,
-    },
-    /// A fixed target cannot be used.
-    #[error("a credential has a target that cannot be used")]
-    Target,
-}
-
-impl GuestSettings {
-    fn check(&self) -> Result<(), SettingsError> {
-        let targets = self.wanted.targets().map_err(|_: SourceError| SettingsError::Target)?;
-        let (mut seen, mut tags) = (BTreeSet::new(), BTreeSet::new());
-        if let Some(twice) = targets.iter().find(|target| !seen.insert((*target).clone())) {
-            return Err(SettingsError::CredentialsCollide(twice.clone()));
-        }
-        let mut places = BTreeSet::new();
-        for Mount { tag, target: share, .. } in &self.mounts {
-            if !places.insert(share) || !tags.insert(tag) {
-                return Err(SettingsError::SharesCollide(share.clone()));
-            }
-            if let Some(path) = targets.iter().chain(&self.wanted.wipe).find(|path| path.is_within(share)) {
-                return Err(SettingsError::OnShare { path: path.clone(), share: share.clone() });
-            }
-            if let Some(path) = self.wanted.wipe.iter().find(|path| share.is_within(path)) {
-                return Err(SettingsError::AroundShare { path: path.clone(), share: share.clone() });
-            }
-        }
-        Ok(())
-    }
+    (slot.guest(), 22).into()
 }
 
 /// The guest of one workspace.
 pub struct SshGuest {
     settings: GuestSettings,
     vmm: Arc<dyn Vmm>,
-    /// The last connection, and the VMM under which it was made.
+    /// The last connection, and the VMM generation under which it was made.
     kept: Mutex<Option<(Generation, Arc<Shell>)>>,
-    /// Connections that may be in use.
+    /// All connections that may be in use.
     living: tokio::sync::Mutex<Vec<Weak<Shell>>>,
-    /// How injected files must look, once known: finding out may run commands that ask a person.
+    /// What injected files must look like. It is kept once it is known, because finding out may run commands that ask a
+    /// person.
     expected: Mutex<Option<Arc<[Expected]>>>,
 }
 
 impl SshGuest {
-    /// A guest with these settings, in a VM of this VMM.
-    ///
-    /// # Errors
-    /// Those of [`SettingsError`].
-    pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Result<Self, SettingsError> {
-        settings.check()?;
-        Ok(Self {
+    /// The guests of the workspace with these settings, whose VMs run under this VMM.
+    #[must_use]
+    pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Self {
+        Self {
             settings,
             vmm,
             kept: Mutex::default(),
             living: tokio::sync::Mutex::default(),
             expected: Mutex::default(),
-        })
+        }
     }
 
     /// The pin of the host key of a disk.
@@ -156,7 +101,7 @@ impl SshGuest {
         Pin::new((self.settings.pin)(disk))
     }
 
-    /// Wait until a command has run, and give the connection that it ran on.
+    /// Waits until a command has run in the guest, and returns the connection that it ran on.
     ///
     /// # Errors
     /// [`Failure::Lost`] if the VM goes; [`Failure::Interrupted`]; otherwise why the last attempt failed.
@@ -177,18 +122,18 @@ impl SshGuest {
         self.while_there(machine, connected).await
     }
 
-    /// Do something in the guest that ends when the VM does, and keep the connection if it went well.
+    /// Runs `act` on a connection, until it ends or the VM is gone. Keeps the connection if `act` succeeds.
     async fn with<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
-        let mut used = self.take(machine).await?;
+        let mut used = self.acquire(machine).await?;
         let done = self.while_there(machine, act(&used.shell)).await;
         used.keep = done.is_ok();
         done
     }
 
-    /// The connection that is kept, or another. Nothing that any nixbox had begun in the guest goes on then, but for what
-    /// is under way here.
-    async fn take(&self, machine: &Machine) -> Result<Used<'_>> {
-        // Two that connect at once would each end what the other does.
+    /// The connection that is kept, or a new one. No script of another nixbox runs in the guest when this returns, and
+    /// of this nixbox only those on connections that are in use.
+    async fn acquire(&self, machine: &Machine) -> Result<UsedConnection<'_>> {
+        // Without the lock, two calls that connect at once would each kill the scripts of the other.
         let mut living = self.living.lock().await;
         let kept = self.kept().take().filter(|(vmm, shell)| *vmm == machine.vmm && shell.session.lives());
         let shell = match kept {
@@ -205,12 +150,12 @@ impl SshGuest {
                 shell
             }
         };
-        // Others may use it at the same time.
+        // Other calls may use it at the same time.
         *self.kept() = Some((machine.vmm, Arc::clone(&shell)));
-        Ok(Used { guest: self, shell, keep: false })
+        Ok(UsedConnection { guest: self, shell, keep: false })
     }
 
-    /// The same, and then there is no connection any more.
+    /// Like [`SshGuest::with`], and closes the connection afterwards.
     async fn with_last<T>(&self, machine: &Machine, act: impl AsyncFnOnce(&Shell) -> Result<T>) -> Result<T> {
         let done = self.with(machine, act).await;
         let kept = self.kept().take();
@@ -224,7 +169,7 @@ impl SshGuest {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Failure::Lost`] as soon as the VM is gone, and instead of whatever its going made fail.
+    /// Runs `act`, and returns [`Failure::Lost`] as soon as the VM is gone, or if `act` fails and the VM is gone.
     async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
         let watch = async {
             loop {
@@ -243,10 +188,10 @@ impl SshGuest {
         }
     }
 
-    /// A VMM that does not answer is no proof of anything: its guest may run on, and what is under way has limits of its
-    /// own.
+    /// Whether the VMM says that it has no VM. A VMM that does not answer does not count as gone: its guest may still
+    /// run, and each call has a time limit of its own.
     async fn is_gone(&self, machine: &Machine) -> bool {
-        let found = tokio::time::timeout(GLANCE, self.vmm.find(machine.vmm)).await;
+        let found = timeout(WATCH_LIMIT, self.vmm.find(machine.vmm)).await;
         matches!(found, Ok(Ok(state)) if !state.has_system() && state != VmmState::Silent)
     }
 
@@ -264,21 +209,17 @@ impl SshGuest {
         self.remember(Arc::clone(&expected));
         Ok(expected)
     }
-
-    fn targets(&self) -> Result<Vec<GuestPath>> {
-        self.settings.wanted.targets().map_err(Failure::world)
-    }
 }
 
-/// A connection in use. Unless what it is used for goes well, by failing or by being given up, it is used for nothing
-/// else: what was begun may go on in the guest, and the next connection ends it.
-struct Used<'a> {
+/// A connection in use. If the call on it fails or is dropped, the connection is not used again, because its script may
+/// go on in the guest; the next connection ends that script.
+struct UsedConnection<'a> {
     guest: &'a SshGuest,
     shell: Arc<Shell>,
     keep: bool,
 }
 
-impl Drop for Used<'_> {
+impl Drop for UsedConnection<'_> {
     fn drop(&mut self) {
         if !self.keep {
             self.guest.kept().take_if(|(_, kept)| Arc::ptr_eq(kept, &self.shell));
@@ -293,7 +234,7 @@ fn failure(error: ChannelError) -> Failure {
     }
 }
 
-/// Asks whoever is in charge of the guest to end it.
+/// Asks the guest's init system to power off.
 const SHUT_DOWN: &str = r#"
 for c in poweroff shutdown halt; do
   command -v "$c" > /dev/null || continue
@@ -313,7 +254,7 @@ impl Guest for SshGuest {
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
         self.remember(credentials.iter().map(Expected::from).collect());
-        let targets = self.targets()?;
+        let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
             wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
             inject::inject(shell, &credentials).await.map_err(Failure::world)
@@ -322,7 +263,7 @@ impl Guest for SshGuest {
     }
 
     async fn wipe(&self, machine: &Machine) -> Result<()> {
-        let targets = self.targets()?;
+        let targets = self.settings.wanted.targets();
         let list = &self.settings.wanted.wipe;
         self.with_last(machine, async |shell: &Shell| {
             wipe::wipe(shell, &targets, list).await.map_err(Failure::world)
@@ -373,9 +314,9 @@ impl Guest for SshGuest {
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
         let connected = timeout(SHUT_DOWN_LIMIT, self.connect(machine, &Interrupt::new())).await;
         let shell = connected.map_err(|_elapsed| Failure::TimedOut(SHUT_DOWN_LIMIT))??;
-        let (what, nothing) = ("ask the guest to shut down", Zeroizing::new(Vec::new()));
-        match shell.script(what, Rights::Root, SHUT_DOWN, nothing, SHUT_DOWN_LIMIT).await {
-            // It went while it was asked.
+        let what = "ask the guest to shut down";
+        match shell.script(what, Rights::Root, SHUT_DOWN, &[], SHUT_DOWN_LIMIT).await {
+            // The guest shut down before it answered.
             Ok(_)
             | Err(ScriptError::Channel {
                 source: ChannelError::Closed | ChannelError::Unsaid | ChannelError::Silent { .. },

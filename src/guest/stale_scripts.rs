@@ -1,52 +1,24 @@
-//! The end of what an earlier nixbox left running in the guest, before a later one does anything there.
+//! Ends the scripts that an earlier nixbox left running in the guest, before a new connection is used.
 //!
-//! A nixbox that is killed, or that gives up waiting, leaves its script behind: an SSH server does not end a command with
-//! its connection. A wipe that goes on would take away what the next run puts there; an injection that goes on would put a
-//! credential into a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its connection, and
-//! whoever makes a connection ends all that bears another. The state of the guest is then that of a script which was
-//! stopped somewhere, as [`crate::fakes`] has it.
+//! When nixbox is killed or gives up waiting, its script goes on, because an SSH server does not end a command when the
+//! connection ends. A stale wipe could remove what the next run injects, and a stale injection could put a credential
+//! into a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its connection, and each
+//! new connection first kills all processes with another mark. The guest is then in the state of a script that was
+//! stopped at some point, which is what [`crate::fakes`] simulates.
 //!
-//! Nothing can slip through by starting late, for a script is sent only once its shell runs ([`super::shell`]).
+//! No script can start after that, because a script is sent only once its shell runs ([`super::shell`]).
 
-use std::io;
 use std::time::Duration;
 
-use rustix::rand::{GetRandomFlags, getrandom};
-use zeroize::Zeroizing;
+use super::shell::{Rights, ScriptError, ScriptMark, Shell};
 
-use super::shell::{Rights, ScriptError, Shell};
-
-/// Names the scripts of one connection among the guest's processes. No two connections have the same.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ScriptMark(String);
-
-impl ScriptMark {
-    /// What all marks begin with.
-    const ALL: &str = "nixbox-script:";
-
-    /// A mark that nobody has.
-    ///
-    /// # Errors
-    /// If the host has no random bytes.
-    pub(super) fn new() -> io::Result<Self> {
-        let mut random = [0; 16];
-        getrandom(&mut random, GetRandomFlags::empty())?;
-        Ok(Self(format!("{}{:032x}", Self::ALL, u128::from_be_bytes(random))))
-    }
-
-    /// As it stands in the command line of a script's shell, and in the environment of what that starts.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// Time for all of it. The script gives up earlier by itself.
+/// Time for the whole script, which gives up earlier by itself.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Kills what bears a mark but those of `mine`, an argument list for grep, until nothing does. What is killed inside of a
-/// system call ends when that does. One that never will is left: it does nothing after that call. `sync` is such a one
-/// when a share's daemon has died (virtiofs, seen in Linux 6.1 with Cloud Hypervisor v53.0).
+/// Kills every process that has a mark, except those of `mine` (an argument list for grep), until there is none. A
+/// process that is killed inside a system call ends when the call returns. If the call never returns, the process is
+/// left: it does nothing after the call. `sync` hangs like this when a share's daemon has died (virtiofs, seen in Linux
+/// 6.1 with Cloud Hypervisor v53.0).
 const END: &str = r#"
 i=0
 while :; do
@@ -55,7 +27,7 @@ while :; do
     ! grep -qs $mine "$f" || continue
     p=${f%/*}; p=${p##*/}
     kill -9 "$p" 2> /dev/null
-    # One that has ended meanwhile has neither arguments nor an environment.
+    # A process that has ended meanwhile has neither arguments nor an environment.
     grep -qs 'nixbox-scrip[t]:' "$f" || continue
     left="$left $p ($(cat "/proc/$p/comm" 2> /dev/null))"
     grep -qs '^State:.D' "/proc/$p/status" || stays=1
@@ -68,7 +40,7 @@ while :; do
 done
 "#;
 
-/// End every script that runs in the guest, but those of this connection and of the `spared`.
+/// Ends every script that runs in the guest, except those of this connection and those with a mark in `spared`.
 ///
 /// # Errors
 /// [`ScriptError::Failed`] with the processes that cannot be ended, and the others of [`ScriptError`].
@@ -77,14 +49,14 @@ pub async fn end_others(shell: &Shell, spared: &[&ScriptMark]) -> Result<(), Scr
         return Ok(());
     }
     let mine: String =
-        spared.iter().copied().chain([&shell.mark]).map(|mark| format!(" -e {}", mark.0)).collect();
+        spared.iter().copied().chain([&shell.mark]).map(|mark| format!(" -e {}", mark.as_str())).collect();
     let script = format!("mine='{mine}'\n{END}");
     let run = async |rights| {
         let what = "end what an earlier nixbox left running in the guest";
-        shell.script(what, rights, &script, Zeroizing::new(Vec::new()), LIMIT).await.map(drop)
+        shell.script(what, rights, &script, &[], LIMIT).await.map(drop)
     };
     match run(Rights::Root).await {
-        // Where nixbox cannot become root, root runs nothing of nixbox's.
+        // A nixbox that cannot become root has never started a script as root.
         Err(ScriptError::NoRights { .. }) => run(Rights::User).await,
         done => done,
     }
@@ -97,30 +69,38 @@ mod tests {
     use super::*;
     use crate::testing::{Need, have};
 
-    /// What the script makes of one process of another connection that SIGKILL does not end.
-    fn sentenced(shell: &[&str], state: &str) -> (Option<i32>, String) {
+    /// Runs the script where one process of another connection does not end by SIGKILL.
+    fn run_against_unkillable(shell: &[&str], state: &str) -> (Option<i32>, String) {
         let proc = tempfile::tempdir().unwrap();
-        // More than any kernel counts to (PID_MAX_LIMIT).
+        // No process has this number (PID_MAX_LIMIT is lower).
         let process = proc.path().join("99999999");
         std::fs::create_dir(&process).unwrap();
-        std::fs::write(process.join("cmdline"), format!("sh\0-c\0…\0{}\0", ScriptMark::new().unwrap().0))
-            .unwrap();
+        std::fs::write(
+            process.join("cmdline"),
+            format!("sh\0-c\0…\0{}\0", ScriptMark::new().unwrap().as_str()),
+        )
+        .unwrap();
         std::fs::write(process.join("comm"), "sync\n").unwrap();
         std::fs::write(process.join("status"), format!("Name:\tsync\nState:\t{state}\n")).unwrap();
         let script = END.replace("/proc", proc.path().to_str().unwrap());
-        let script = format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", ScriptMark::new().unwrap().0);
+        let script =
+            format!("sleep() {{ :; }}\nmine=' -e {}'\n{script}", ScriptMark::new().unwrap().as_str());
         let ended = Command::new(shell[0]).args(&shell[1..]).arg(script).output().unwrap();
         (ended.status.code(), String::from_utf8(ended.stderr).unwrap())
     }
 
     #[test]
-    fn what_is_killed_in_a_call_that_never_ends_holds_nobody_up_and_what_runs_does() {
+    fn a_killed_process_that_hangs_in_a_system_call_is_not_waited_for() {
         for shell in [&["sh", "-c"][..], &["busybox", "ash", "-c"]] {
             if !have(&[Need::Program(shell[0])]) {
                 continue;
             }
-            assert_eq!(sentenced(shell, "D (disk sleep)"), (Some(0), String::new()), "{shell:?}");
-            let (code, said) = sentenced(shell, "S (sleeping)");
+            assert_eq!(
+                run_against_unkillable(shell, "D (disk sleep)"),
+                (Some(0), String::new()),
+                "{shell:?}"
+            );
+            let (code, said) = run_against_unkillable(shell, "S (sleeping)");
             assert_eq!(code, Some(1), "{shell:?}: {said}");
             assert!(said.contains("99999999 (sync)"), "{shell:?}: {said}");
         }

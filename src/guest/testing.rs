@@ -1,4 +1,4 @@
-//! Real SSH servers for tests: each with homes, users and processes of its own, all gone when it is dropped.
+//! Real SSH servers for tests. Each has homes, users and processes of its own, which are removed when it is dropped.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -14,34 +14,33 @@ use tempfile::TempDir;
 use super::channel::{Endpoint, Limits, SshSession};
 use super::host_key::Pin;
 use super::key;
-use super::names::UserName;
 use super::ready::until_ready;
 use super::shell::Shell;
 use crate::testing::{Need, have, open_directory};
 use crate::world::Interrupt;
 
-/// What stands behind the server.
+/// The system behind the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// dropbear, in a root of its own with nothing but busybox: the smallest guest there is.
     Busybox,
     /// OpenSSH, with this machine's own programs, and `sudo` for `user`.
     Debian,
-    /// The same without `sudo`.
+    /// `Debian` without `sudo`.
     DebianWithoutSudo,
 }
 
-/// A server, and the "guest" that it serves.
+/// An SSH server, and the system that stands for a guest.
 pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) key: Arc<PrivateKey>,
     pub(super) directory: TempDir,
-    /// Where its users' homes are, seen from here.
+    /// The directory of its users' homes on this machine.
     homes: PathBuf,
     process: Child,
 }
 
-/// A port of the loopback that nobody has, below those that the kernel gives to anybody.
+/// A free port of the loopback, below the range of ports that the kernel gives out.
 pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = u16::try_from(std::process::id() % 100).unwrap() * 100;
@@ -59,7 +58,7 @@ fn sh(script: &str) {
 }
 
 impl Server {
-    /// `None` where that cannot be, which is said: it takes root, and the programs of such a guest.
+    /// Starts a server. `None`, with a line that says why, if this user is not root or a program is missing.
     pub(super) fn start(kind: Kind) -> Option<Self> {
         let programs = match kind {
             Kind::Busybox => &["unshare", "busybox", "dropbear"][..],
@@ -119,7 +118,7 @@ impl Server {
     pub(super) fn endpoint(&self, user: &str) -> Endpoint {
         Endpoint {
             address: self.address,
-            user: UserName::try_from(user.to_owned()).unwrap(),
+            user: user.parse().unwrap(),
             key: Arc::clone(&self.key),
             pin: Pin::new(self.directory.path().join("pin")),
         }
@@ -139,7 +138,7 @@ impl Server {
     }
 }
 
-/// Longer than anything here takes on a busy machine.
+/// More time than any step of these tests takes on a busy machine.
 pub(super) const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 impl Drop for Server {
@@ -151,7 +150,7 @@ impl Drop for Server {
 
 const PASSWD: &str = "root::0:0:root:HOMES/root:/bin/sh\nuser::1000:1000:user:HOMES/user:/bin/sh\n";
 
-/// Writes down what it was asked to trim: the real one would trim this machine's disks.
+/// A stand-in that logs its arguments. The real fstrim would trim this machine's disks.
 const FSTRIM: &str = "#!/bin/sh\necho \"$@\" >> LOG\n";
 
 fn executable(path: &Path, text: &str) {

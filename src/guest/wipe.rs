@@ -1,25 +1,24 @@
-//! Taking credentials out of the guest, and out of what its kernel keeps of its disks.
+//! Removes credentials from the guest's files, and from what its kernel caches of its disks.
 //!
-//! What is overwritten and removed: every file in the ledger, every file that the configuration wants injected, its wipe
-//! list, and the histories of shells. Then the page cache is dropped and free blocks are trimmed. Memory that processes
-//! have freed is not reached from here: the guest's kernel must be told to zero it (`init_on_free=1`).
+//! These files are overwritten and removed: every file in the ledger, every file that the configuration wants injected,
+//! the configuration's wipe list, and the histories of shells. Then the page cache is dropped and free blocks are
+//! trimmed. Memory that processes have freed cannot be reached from here: the guest's kernel has to zero it
+//! (`init_on_free=1`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use zeroize::Zeroizing;
-
 use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
-use super::names::{BadGuestPath, GuestPath};
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use crate::world::GuestPath;
 
-/// Time for removing files: some may be large directories.
+/// Time for removing files, among which there may be large directories.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Time for sync and fstrim.
 const FLUSH_LIMIT: Duration = Duration::from_secs(120);
 
-/// What shells and their like remember of what was typed, below a home.
+/// Files below a home in which shells and other programs keep what was typed.
 const HISTORIES: [&str; 10] = [
     ".ash_history",
     ".bash_history",
@@ -35,29 +34,21 @@ const HISTORIES: [&str; 10] = [
 
 /// Why a guest is not clean.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum WipeError {
-    /// Some targets are still there.
     #[error("not removed from the guest: {}{}", .left.join(", "), reasons(.why))]
-    Left {
-        /// Which: absolute paths in the guest.
-        left: Vec<String>,
-        /// What the guest says.
-        why: String,
-    },
-    /// A script did not run.
+    Left { left: Vec<String>, why: String },
     #[error(transparent)]
     Script(#[from] ScriptError),
-    /// A path cannot be used.
-    #[error("the wipe list has a path that cannot be used")]
-    Path(#[from] BadGuestPath),
 }
 
 fn reasons(why: &str) -> String {
     if why.is_empty() { String::new() } else { format!(" ({why})") }
 }
 
-/// `forget PATH FOLLOW`: overwrites and removes; nothing there is fine. A symbolic link is removed itself; where FOLLOW is
-/// set, so is the file that it leads to, unless that is the host's. Never touches a share, and never crosses a mount.
+/// `forget PATH FOLLOW` overwrites and removes a file or a directory, and succeeds if there is none. A symbolic link is
+/// removed itself; if FOLLOW is not empty, the file that it leads to is removed too, unless that lies on a share. It
+/// never touches a share and never crosses a mount.
 const FORGET: &str = r#"
 no() { printf '%s: %s\n' "$1" "$2"; return 1; }
 forget() {
@@ -84,11 +75,11 @@ overwrite "$@"' sh {} + 2>&1 && rm -rf "$1" 2>&1) || no "$1" "$e" || return 1
   fi
   [ ! -e "$1" ] && [ ! -L "$1" ]
 }
-# An answer begins with a word of its own, so that no path can be taken for another answer.
+# Each line of an answer begins with a word of its own, so that no path can be mistaken for another answer.
 try() { w=$(forget "$1" "$2" 2>&1) || { printf 'left %s\n' "$1"; printf '%s\n' "$w" | sed 's/^/why /'; }; }
 "#;
 
-/// Drops caches, and trims what can be trimmed; a device without discard says so and is no error.
+/// Drops caches and trims the file systems. A device that cannot discard blocks is no error.
 const FLUSH: &str = r#"
 sync || exit 1
 echo 3 > /proc/sys/vm/drop_caches || exit 1
@@ -101,10 +92,10 @@ while read -r _ m f o _; do
 done < /proc/mounts
 "#;
 
-/// Remove what was injected, what is `wanted` to be injected, and all of `list`, then flush.
+/// Removes what was injected, what is `wanted` to be injected, and everything in `list`. Then drops caches and trims.
 ///
 /// # Errors
-/// [`WipeError::Left`] names every target that is still there; the rest is removed all the same.
+/// [`WipeError::Left`] names every file that is still there; all others are removed.
 pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let mut ours: BTreeSet<String> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
@@ -114,21 +105,14 @@ pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Re
 
     remove(shell, &ours, &theirs).await?;
     let list = format!("rm -f {}", quoted(&home.join(LEDGER)));
-    let nothing = || Zeroizing::new(Vec::new());
-    shell.script("remove the list of injected files", Rights::User, &list, nothing(), REMOVE_LIMIT).await?;
+    shell.script("remove the list of injected files", Rights::User, &list, &[], REMOVE_LIMIT).await?;
     shell
-        .script(
-            "drop the guest's caches",
-            Rights::Root,
-            &format!("{FUNCTIONS}{FLUSH}"),
-            nothing(),
-            FLUSH_LIMIT,
-        )
+        .script("drop the guest's caches", Rights::Root, &format!("{FUNCTIONS}{FLUSH}"), &[], FLUSH_LIMIT)
         .await?;
     Ok(())
 }
 
-/// Remove what was injected and is wanted no more.
+/// Removes what was injected and is not `wanted` any more.
 ///
 /// # Errors
 /// Those of [`wipe`].
@@ -144,13 +128,15 @@ pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), Wi
     let kept: String = noted.intersection(&wanted).map(|path| format!("{path}\n")).collect();
     let list = quoted(&home.join(LEDGER));
     let script = format!("list={list}; cat > \"$list.new\" && mv -f \"$list.new\" \"$list\"");
-    let input = Zeroizing::new(kept.into_bytes());
-    shell.script("note what is injected no more", Rights::User, &script, input, REMOVE_LIMIT).await?;
+    shell
+        .script("note what is injected no more", Rights::User, &script, kept.as_bytes(), REMOVE_LIMIT)
+        .await?;
     Ok(())
 }
 
-/// Overwrite and remove, each with the rights that its place asks for; what is ours and resists the user, root removes.
-/// Links are followed for `theirs` alone: nixbox puts no links there, and what another's link leads to was never ours.
+/// Overwrites and removes each path with the rights that its place needs. A path of `ours` (files that nixbox injects)
+/// that the user cannot remove is removed by root. Symbolic links are followed for `theirs` only (files of the guest):
+/// nixbox injects no links, so the file that a link leads to is not one that nixbox wrote.
 async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String>) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let mine = |path: &&String| rights(home, path, None) == Rights::User;
@@ -166,7 +152,7 @@ async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String
             left.paths.extend(rest.paths);
             left.why.extend(rest.why);
         }
-        // Nobody can help: what is left already says more than this does.
+        // Root's rights are not to be had. The names of the files that are left say more than that error.
         Err(ScriptError::NoRights { .. }) if !left.paths.is_empty() => {
             left.paths.extend(root_ours.iter().chain(&root_theirs).map(|path| (*path).clone()));
             left.paths.sort();
@@ -182,7 +168,7 @@ async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String
     }
 }
 
-/// Whether a path that is left is this one, or its unfinished self.
+/// Whether a path that is left is this path, or the name of this file while it is written.
 fn is_of(left: &str, path: &str) -> bool {
     left.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == UNFINISHED)
 }
@@ -214,9 +200,7 @@ async fn attempt(
     for path in theirs {
         script += &format!("try {} follow\n", quoted(path));
     }
-    let nothing = Zeroizing::new(Vec::new());
-    let told =
-        shell.script("remove credentials from the guest", with, &script, nothing, REMOVE_LIMIT).await?;
+    let told = shell.script("remove credentials from the guest", with, &script, &[], REMOVE_LIMIT).await?;
     Ok(Left {
         paths: told.lines().filter_map(|line| line.strip_prefix("left ")).map(str::to_owned).collect(),
         why: told.lines().filter_map(|line| line.strip_prefix("why ")).map(printable).collect(),

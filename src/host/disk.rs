@@ -6,17 +6,19 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::files::copy::{self, CopyError, Copying, Method, Named, Progress};
+use crate::files::copy::{self, CopyError, CopyMethod, CopyRequest, NamedFile, Progress};
 use crate::files::{FileError, Folder};
 use crate::host::program::ProgramError;
 use crate::store::{self, StoreError};
-use crate::world::{self, Disk, Failure, Generation, Interrupt, Presence, SnapshotId};
+use crate::world::{
+    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, Presence, SnapshotId,
+};
 
 mod mkfs;
 
@@ -27,15 +29,6 @@ const HOST_KEY_LIMIT: u64 = 16 << 10;
 const INVENTORY: &str = "images.json";
 /// More than an inventory takes.
 const INVENTORY_LIMIT: u64 = 64 << 10;
-
-/// One disk of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskSpec {
-    /// The template, never written.
-    pub image: Option<PathBuf>,
-    /// Its size in bytes; without one, the template's.
-    pub size: Option<u64>,
-}
 
 /// Why disk images could not be made, captured or removed.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -101,7 +94,7 @@ pub struct Disks {
     pub specs: Vec<DiskSpec>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
-    methods: Mutex<Vec<Method>>,
+    methods: Mutex<Vec<CopyMethod>>,
 }
 
 /// The name of image `n` in a snapshot.
@@ -146,7 +139,7 @@ impl Disks {
 
     /// How each copy of this process was made, in order.
     #[must_use]
-    pub fn methods(&self) -> Vec<Method> {
+    pub fn methods(&self) -> Vec<CopyMethod> {
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -205,7 +198,7 @@ impl Disks {
             };
             let path = folder.path_of(&name);
             let size = file.metadata().map_err(FileError::system("examine", &path))?.len();
-            copy::sync(Named { file, path }, interrupt).await?;
+            copy::sync(NamedFile { file, path }, interrupt).await?;
             images.push(Image { size });
         }
         let text = serde_json::to_vec(&images)
@@ -216,8 +209,14 @@ impl Disks {
         Ok(())
     }
 
-    async fn clone_image(&self, n: usize, source: Named, target: Named, interrupt: &Interrupt) -> Result<()> {
-        let copying = Copying { what: format!("disk {n}"), source, target, reflink: true, hash: false };
+    async fn clone_image(
+        &self,
+        n: usize,
+        source: NamedFile,
+        target: NamedFile,
+        interrupt: &Interrupt,
+    ) -> Result<()> {
+        let copying = CopyRequest { what: format!("disk {n}"), source, target, reflink: true, hash: false };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
         Ok(())
@@ -232,8 +231,8 @@ impl Disks {
     ) -> Result<()> {
         let name = image_file(n);
         let path = folder.path_of(&name);
-        let Some(template) = &spec.image else {
-            let size = spec.size.ok_or(DiskError::Nothing(n))?;
+        let Some(template) = spec.image.as_ref().map(HostPath::as_path) else {
+            let size = spec.size.ok_or(DiskError::Nothing(n))?.bytes();
             let file = folder.new_file(&name)?;
             file.set_len(size).map_err(FileError::system("grow", &path))?;
             let made = mkfs::ext4(&path, interrupt).await;
@@ -241,14 +240,14 @@ impl Disks {
         };
         let source = open_template(template)?;
         let found = source.metadata().map_err(FileError::system("examine", template))?.len();
-        let wanted = spec.size.unwrap_or(found);
+        let wanted = spec.size.map_or(found, ByteSize::bytes);
         if wanted < found {
-            return Err(DiskError::TooSmall { path: template.clone(), found, wanted });
+            return Err(DiskError::TooSmall { path: template.to_owned(), found, wanted });
         }
         let file = folder.new_file(&name)?;
         let target = file.try_clone().map_err(FileError::system("open", &path))?;
-        let source = Named { file: source, path: template.clone() };
-        self.clone_image(n, source, Named { file: target, path: path.clone() }, interrupt).await?;
+        let source = NamedFile { file: source, path: template.to_owned() };
+        self.clone_image(n, source, NamedFile { file: target, path: path.clone() }, interrupt).await?;
         Ok(file.set_len(wanted).map_err(FileError::system("grow", &path))?)
     }
 
@@ -272,11 +271,11 @@ fn copy_host_key(from: &Folder, to: &Folder) -> Result<()> {
     }
 }
 
-fn open_template(path: &PathBuf) -> Result<File> {
+fn open_template(path: &Path) -> Result<File> {
     let failed = |error| FileError::system("open the disk image", path)(error);
     // Examined before it is opened, because opening a FIFO would wait for a writer.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(DiskError::TemplateKind { path: path.clone() });
+        return Err(DiskError::TemplateKind { path: path.to_owned() });
     }
     Ok(File::open(path).map_err(failed)?)
 }
@@ -353,7 +352,7 @@ impl Disk for Disks {
         for n in 0..images.len() {
             let name = image_file(n);
             let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
-            copy::sync(Named { file, path: folder.path_of(&name) }, interrupt).await?;
+            copy::sync(NamedFile { file, path: folder.path_of(&name) }, interrupt).await?;
         }
         Ok(())
     }
@@ -381,9 +380,9 @@ impl Disk for Disks {
         for n in 0..images.len() {
             let (from, to) = (image_file(n), snapshot_file(n));
             let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
-            let source = Named { file, path: folder.path_of(&from) };
+            let source = NamedFile { file, path: folder.path_of(&from) };
             staging.remove_file(&to)?;
-            let target = Named { file: staging.new_file(&to)?, path: staging.path_of(&to) };
+            let target = NamedFile { file: staging.new_file(&to)?, path: staging.path_of(&to) };
             self.clone_image(n, source, target, interrupt).await?;
         }
         Ok(copy_host_key(&folder, &staging)?)
@@ -407,8 +406,8 @@ impl Disk for Disks {
         for n in 0..count {
             let (name, to) = (snapshot_file(n), image_file(n));
             let file = snapshot.file(&name)?.ok_or(DiskError::NoSnapshot(from))?;
-            let source = Named { file, path: snapshot.path_of(&name) };
-            let target = Named { file: folder.new_file(&to)?, path: folder.path_of(&to) };
+            let source = NamedFile { file, path: snapshot.path_of(&name) };
+            let target = NamedFile { file: folder.new_file(&to)?, path: folder.path_of(&to) };
             self.clone_image(n, source, target, interrupt).await?;
         }
         copy_host_key(&snapshot, &folder)?;

@@ -4,6 +4,7 @@
 //! for the script is given up. Scripts run as the user who runs nixbox, with nixbox's environment and none of its
 //! capabilities.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -48,9 +49,9 @@ pub type Complain = dyn Fn(&HookError) + Send + Sync;
 pub struct ShellHooks {
     /// The working directory of the scripts: the workspace.
     pub directory: PathBuf,
-    /// The command lines of each point for a shell, in order.
-    pub scripts: Vec<(HookPoint, Vec<String>)>,
-    /// Hears of scripts that fail at [`HookPoint::PostUp`] and [`HookPoint::PostDown`].
+    /// Command lines for a shell, in order.
+    pub scripts: BTreeMap<HookPoint, Vec<String>>,
+    /// After the commit point the VM stays whatever a script does, but its user has to know.
     pub complain: Arc<Complain>,
 }
 
@@ -125,10 +126,9 @@ impl From<HookError> for HookExit {
 }
 
 impl ShellHooks {
-    async fn run_all(&self, point: HookPoint, interrupt: &Interrupt) -> Result<(), HookExit> {
-        let scripts = self.scripts.iter().filter(|(of, _)| *of == point).flat_map(|(_, scripts)| scripts);
-        let point = key(point);
-        for (index, script) in scripts.enumerate() {
+    async fn run_all(&self, at: HookPoint, interrupt: &Interrupt) -> Result<(), HookExit> {
+        let point = key(at);
+        for (index, script) in self.scripts.get(&at).into_iter().flatten().enumerate() {
             if interrupt.requested() {
                 return Err(HookExit::Interrupted);
             }
@@ -158,11 +158,8 @@ mod tests {
 
     fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
         let scripts = scripts.iter().map(|script| (*script).to_owned()).collect();
-        ShellHooks {
-            directory: directory.path().to_owned(),
-            scripts: vec![(HookPoint::PreUp, scripts)],
-            complain: Arc::new(|_| {}),
-        }
+        let scripts = BTreeMap::from([(HookPoint::PreUp, scripts)]);
+        ShellHooks { directory: directory.path().to_owned(), scripts, complain: Arc::new(|_| {}) }
     }
 
     #[tokio::test]

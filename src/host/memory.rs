@@ -10,12 +10,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::config::Backing;
-use crate::files::copy::{self, CopyError, Copying, Named, Progress};
+use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
 use crate::files::hash::PieceHashes;
 use crate::files::{FileError, Folder};
 use crate::store;
-use crate::world::{self, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId};
+use crate::world::{
+    self, Backing, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
+};
 
 mod backing;
 mod error;
@@ -234,10 +235,10 @@ impl Memory for RamFiles {
             .ok_or(MemoryError::NoSnapshot(into))?;
         staging.remove_file(SNAPSHOT_FILE)?;
         let target = staging.new_file(SNAPSHOT_FILE)?;
-        let copying = Copying {
+        let copying = CopyRequest {
             what: "memory".to_owned(),
-            source: Named { file, path },
-            target: Named { file: target, path: staging.path_of(SNAPSHOT_FILE) },
+            source: NamedFile { file, path },
+            target: NamedFile { file: target, path: staging.path_of(SNAPSHOT_FILE) },
             reflink: matches!(location, RamLocation::Disk { .. }),
             // The VM is paused meanwhile. The copy is hashed when the VM runs again.
             hash: false,
@@ -277,11 +278,11 @@ impl Memory for RamFiles {
         let (name, partial) = (file_name(generation), partial_name(generation));
         folder.remove_file(&partial)?;
         folder.remove_file(&name)?;
-        let target = Named { file: folder.new_file(&partial)?, path: folder.path_of(&partial) };
+        let target = NamedFile { file: folder.new_file(&partial)?, path: folder.path_of(&partial) };
         let kept = target.file.try_clone().map_err(FileError::system("open", &target.path))?;
-        let copying = Copying {
+        let copying = CopyRequest {
             what: "memory".to_owned(),
-            source: Named { file, path: snapshot.path_of(SNAPSHOT_FILE) },
+            source: NamedFile { file, path: snapshot.path_of(SNAPSHOT_FILE) },
             target,
             reflink: true,
             hash: self.check && record.is_some(),
@@ -290,7 +291,7 @@ impl Memory for RamFiles {
         if let (Some(hashes), Some(record)) = (copied.hashes, record) {
             compare(from, hashes, record, interrupt).await?;
         }
-        copy::sync(Named { file: kept, path: folder.path_of(&partial) }, interrupt).await?;
+        copy::sync(NamedFile { file: kept, path: folder.path_of(&partial) }, interrupt).await?;
         folder.rename(&partial, &name)?;
         Ok(folder.sync()?)
     }

@@ -3,8 +3,8 @@
 //! May use `world`, `files` and `store`, and knows nothing of operations.
 
 pub mod clock;
+pub mod cpu;
 pub mod disk;
-pub mod ground;
 pub mod hooks;
 pub mod ioctl;
 pub mod leftovers;

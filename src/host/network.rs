@@ -1,7 +1,7 @@
 //! The network of a VM: TAP, firewall table, DHCP and DNS.
 //!
 //! Slot n has the TAP `vm{n}`, the gateway 172.16.{4n}.1/30 on it, the guest at .2 with MAC 02:00:00:00:00:{n+1}.
-//! [`Mode`] says what the guest may reach.
+//! A [`NetworkPolicy`] says what the guest may reach.
 //!
 //! Every part carries a mark of its workspace: the TAP in its alias ([`tap`]), the table in its name ([`firewall`]),
 //! rules in Docker's chain in their comment ([`docker`]), dnsmasq and nft in their environment ([`processes`]). A part is
@@ -43,7 +43,6 @@ mod docker;
 mod firewall;
 mod nft;
 mod plan;
-mod policy;
 mod processes;
 mod tap;
 mod tool;
@@ -58,12 +57,13 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use super::program::ProgramError;
-pub use policy::{BadDomain, BadPort, Domain, Mode, Port};
 pub use tap::LinkError;
 
 use super::process::{ProcessError, ProcessMark};
 use crate::files::FileError;
-use crate::world::{Failure, Generation, Network, Presence, Result, Slot, WorkspaceId};
+use crate::world::{
+    Failure, Generation, Network, NetworkMode, NetworkPolicy, Presence, Result, Slot, WorkspaceId,
+};
 use plan::NetworkPlan;
 use tap::{FoundTap, Link};
 use tool::NetworkTool;
@@ -121,7 +121,7 @@ pub struct NetworkSettings {
     /// in it, and it must not be shared with the guest.
     pub runtime: PathBuf,
     /// What the guest may reach.
-    pub mode: Mode,
+    pub policy: NetworkPolicy,
     /// /etc/resolv.conf, except in tests.
     pub resolv_conf: PathBuf,
 }
@@ -145,7 +145,7 @@ impl HostNetwork {
 
     fn configuration(&self, plan: &NetworkPlan) -> String {
         let upstreams = dhcp::upstreams(&self.settings.resolv_conf, dhcp::RESOLVED.as_ref());
-        dhcp::configuration(plan, &self.settings.mode, &upstreams, &self.settings.runtime)
+        dhcp::configuration(plan, &self.settings.policy, &upstreams, &self.settings.runtime)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -192,7 +192,7 @@ impl HostNetwork {
     }
 
     fn record(&self, plan: &NetworkPlan, listing: &Value) -> Value {
-        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.mode), "listing": listing })
+        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.policy), "listing": listing })
     }
 
     async fn build_firewall(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
@@ -204,7 +204,7 @@ impl HostNetwork {
         {
             return Ok(());
         }
-        let listing = firewall::apply(plan, &self.settings.mode, tables).await.map_err(failed)?;
+        let listing = firewall::apply(plan, &self.settings.policy, tables).await.map_err(failed)?;
         self.write(LISTING, &self.record(plan, &listing).to_string())
     }
 
@@ -224,7 +224,7 @@ impl HostNetwork {
         let slot = plan.slot;
         end(slot, &plan.dhcp_mark(None)).await?;
         let start = |source| NetworkError::Start { slot, source };
-        if matches!(self.settings.mode, Mode::Filtered { .. }) && !fills_sets().await.map_err(start)? {
+        if self.settings.policy.mode == NetworkMode::Filtered && !fills_sets().await.map_err(start)? {
             return Err(NetworkError::NoSets);
         }
         for name in dhcp::FILES {
@@ -284,7 +284,7 @@ impl Network for HostNetwork {
         let whole = matches!(&found, FoundTap::Marked(device) if device.whole(&plan))
             && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
             && self.serves(&plan)?
-            && (self.settings.mode == Mode::Off || tap::forwards().map_err(device)?);
+            && (self.settings.policy.mode == NetworkMode::Off || tap::forwards().map_err(device)?);
         if whole {
             return Ok(Presence::Whole);
         }
@@ -315,7 +315,7 @@ impl Network for HostNetwork {
         end(slot, &plan.firewall_mark()).await?;
         self.build_firewall(&plan).await?;
         link.build(generation).await.map_err(device)?;
-        if self.settings.mode != Mode::Off {
+        if self.settings.policy.mode != NetworkMode::Off {
             tap::forward().map_err(device)?;
         }
         Ok(self.build_daemon(&plan, generation).await?)

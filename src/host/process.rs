@@ -6,7 +6,7 @@
 //! mark yet. No other nixbox looks for it then, because until its exec the child shares the lock of the workspace with
 //! the nixbox that forked it.
 //!
-//! dnsmasq and nft have no record: the network finds and ends them by their marks alone ([`Wanted`]).
+//! dnsmasq and nft have no record: the network finds and ends them by their marks alone ([`ProcessSearch`]).
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -29,7 +29,7 @@ mod identity;
 mod mark;
 
 pub use error::{ProcessError, ProcessExit};
-pub(super) use identity::Wanted;
+pub(super) use identity::ProcessSearch;
 pub use identity::{Daemon, Identity};
 pub use mark::{DaemonRole, ProcessMark};
 
@@ -176,7 +176,7 @@ impl Daemons {
         {
             return Ok(Some(daemon));
         }
-        Ok(wanted(&mark).find()?.into_iter().find(Daemon::leads))
+        Ok(search(&mark).find()?.into_iter().find(Daemon::leads))
     }
 
     /// Whether a daemon of this generation was started in this boot of the host, and not stopped since. It may have
@@ -246,13 +246,13 @@ impl Daemons {
         if let Some(daemon) = self.find(role, generation)? {
             // The daemon's children are opened before they begin to die: a process that dies has no environment to be
             // recognized by any more, and still has its sockets.
-            let family = wanted(&mark).find()?;
+            let family = search(&mark).find()?;
             daemon.end(&mark, grace).await?;
             for member in family {
                 member.end(&mark, Duration::ZERO).await?;
             }
         }
-        wanted(&mark).end(Duration::ZERO).await?;
+        search(&mark).end(Duration::ZERO).await?;
         let path = self.record(role, generation);
         // The first is what a nixbox left that was killed before it had given a record its name.
         remove(&unnamed(&path))?;
@@ -304,8 +304,8 @@ impl Daemons {
 }
 
 /// All processes with the mark. The owner does not matter: nixbox may run as root, and its daemons as the invoking user.
-fn wanted(mark: &ProcessMark) -> Wanted<'_> {
-    Wanted { mark, owners: None }
+fn search(mark: &ProcessMark) -> ProcessSearch<'_> {
+    ProcessSearch { mark, owners: None }
 }
 
 fn remove(path: &Path) -> Result<(), ProcessError> {

@@ -12,9 +12,9 @@ use rustix::thread::CapabilitySet;
 use tokio::time::Instant;
 
 use super::process::{Daemon, DaemonRole, Daemons, ProcessError};
-use super::socket::{self, SocketError, SocketPath, Use};
+use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
-use crate::world::{Failure, Generation, Presence, Result, Shares, WorkspaceId};
+use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
 
 /// The most shares that a configuration can have.
 const MOST: usize = 64;
@@ -48,9 +48,9 @@ impl From<ShareError> for Failure {
 /// A directory of the host that the guest is to see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
-    /// The name by which the guest mounts it.
-    pub tag: String,
-    /// The absolute path of the directory.
+    /// By what the guest mounts it.
+    pub tag: ShareTag,
+    /// The directory, absolute.
     pub source: PathBuf,
     /// Whether the guest may not write.
     pub readonly: bool,
@@ -111,7 +111,7 @@ impl Virtiofs {
         &self,
         index: usize,
         generation: Generation,
-    ) -> std::result::Result<(Option<Daemon>, Use), ShareError> {
+    ) -> std::result::Result<(Option<Daemon>, SocketUse), ShareError> {
         let daemon = self.daemons.find(&DaemonRole::share(index), generation)?;
         Ok((daemon, socket::usage(&socket_of(&self.settings.runtime, index, generation)?)?))
     }
@@ -119,7 +119,7 @@ impl Virtiofs {
     async fn start_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
         let share = &self.settings.shares[index];
         let (daemon, usage) = self.state_of(index, generation)?;
-        if daemon.is_some() && usage != Use::Unused {
+        if daemon.is_some() && usage != SocketUse::Unused {
             return Ok(());
         }
         let role = DaemonRole::share(index);
@@ -146,7 +146,7 @@ impl Virtiofs {
     ) -> std::result::Result<(), ShareError> {
         let deadline = Instant::now() + START_LIMIT;
         let mut pause = Duration::from_millis(1);
-        while socket::usage(socket)? != Use::Listening {
+        while socket::usage(socket)? != SocketUse::Listening {
             if Instant::now() > deadline {
                 return Err(self.daemons.not_serving(role, generation, START_LIMIT).into());
             }
@@ -225,8 +225,8 @@ impl Shares for Virtiofs {
         let (mut any, mut all) = (false, true);
         for index in 0..self.settings.shares.len() {
             let (daemon, usage) = self.state_of(index, generation)?;
-            any |= daemon.is_some() || usage != Use::Unused;
-            all &= daemon.is_some() && usage != Use::Unused;
+            any |= daemon.is_some() || usage != SocketUse::Unused;
+            all &= daemon.is_some() && usage != SocketUse::Unused;
         }
         Ok(match (any, all) {
             (false, _) => Presence::Absent,
@@ -265,7 +265,7 @@ mod tests {
     fn shares(directory: &tempfile::TempDir, invoker: Invoker, readonly: bool) -> Virtiofs {
         let workspace = WorkspaceId(uuid());
         let source = directory.path().join("src");
-        let share = |tag: &str| Share { tag: tag.into(), source: source.clone(), readonly };
+        let share = |tag: &str| Share { tag: tag.parse().unwrap(), source: source.clone(), readonly };
         let shares = vec![share("a"), share("b")];
         for path in [directory.path(), &source] {
             std::fs::create_dir_all(path).unwrap();

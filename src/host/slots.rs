@@ -145,7 +145,7 @@ impl HostSlots {
         let above = path.parent().unwrap_or(path);
         if !above.exists() {
             std::fs::create_dir_all(above).map_err(failed)?;
-            // Every user enters it, whatever umask root has.
+            // Every user has to enter the directory above, whatever the umask of root is.
             let mode = Mode::from_raw_mode(0o755);
             rustix::fs::chmod(above, mode).map_err(|error| failed(error.into()))?;
         }
@@ -199,18 +199,6 @@ impl HostSlots {
         Ok(SlotHolder::Another(format!("workspace {:?} of user {}", claim.directory, status.uid())))
     }
 
-    fn held_now(&self) -> Result<Option<Slot>, SlotError> {
-        if !self.is_ready()? {
-            return Ok(None);
-        }
-        for slot in Slot::all() {
-            if self.holder(slot)? == SlotHolder::This {
-                return Ok(Some(slot));
-            }
-        }
-        Ok(None)
-    }
-
     /// Whether this workspace holds the slot now; false if another holds it.
     fn try_claim(&self, slot: Slot) -> Result<bool, SlotError> {
         let path = self.path(slot);
@@ -234,50 +222,21 @@ impl HostSlots {
             Err(error) => Err(failed(error.into()).into()),
         }
     }
-
-    fn claim_now(&self, wanted: &[Slot]) -> Result<Slot, SlotError> {
-        self.ensure()?;
-        match self.held_now()? {
-            Some(held) if wanted.contains(&held) => return Ok(held),
-            Some(held) => return Err(SlotError::HoldsAnother { held }),
-            None => {}
-        }
-        for &slot in wanted {
-            if self.try_claim(slot)? {
-                return Ok(slot);
-            }
-        }
-        let mut holders = Vec::new();
-        for &slot in wanted {
-            if let SlotHolder::Another(holder) = self.holder(slot)? {
-                holders.push(format!("{slot} is held by {holder}"));
-            }
-        }
-        let wanted = wanted.iter().map(Slot::to_string).collect::<Vec<_>>().join(", ");
-        Err(SlotError::AllTaken { wanted, holders: holders.join("; ") })
-    }
-
-    fn release_now(&self, slot: Slot) -> Result<(), SlotError> {
-        if !self.is_ready()? {
-            return Ok(());
-        }
-        match self.holder(slot)? {
-            SlotHolder::Nobody => Ok(()),
-            SlotHolder::Another(holder) => Err(SlotError::NotOurs { slot, holder }),
-            // No other file can be here by now: only this user and root may unlink the claim.
-            SlotHolder::This => {
-                let path = self.path(slot);
-                Ok(std::fs::remove_file(&path).map_err(FileError::system("remove", path))?)
-            }
-        }
-    }
 }
 
 // The files are few, small and in memory, so reading them takes less time than another thread would.
 #[async_trait]
 impl Slots for HostSlots {
     async fn held(&self) -> Result<Option<Slot>> {
-        Ok(self.held_now()?)
+        if !self.is_ready()? {
+            return Ok(None);
+        }
+        for slot in Slot::all() {
+            if self.holder(slot)? == SlotHolder::This {
+                return Ok(Some(slot));
+            }
+        }
+        Ok(None)
     }
 
     async fn free(&self) -> Result<Vec<Slot>> {
@@ -294,11 +253,40 @@ impl Slots for HostSlots {
     }
 
     async fn claim(&self, wanted: &[Slot]) -> Result<Slot> {
-        Ok(self.claim_now(wanted)?)
+        self.ensure()?;
+        match self.held().await? {
+            Some(held) if wanted.contains(&held) => return Ok(held),
+            Some(held) => return Err(SlotError::HoldsAnother { held }.into()),
+            None => {}
+        }
+        for &slot in wanted {
+            if self.try_claim(slot)? {
+                return Ok(slot);
+            }
+        }
+        let mut holders = Vec::new();
+        for &slot in wanted {
+            if let SlotHolder::Another(holder) = self.holder(slot)? {
+                holders.push(format!("{slot} is held by {holder}"));
+            }
+        }
+        let wanted = wanted.iter().map(Slot::to_string).collect::<Vec<_>>().join(", ");
+        Err(SlotError::AllTaken { wanted, holders: holders.join("; ") }.into())
     }
 
     async fn release(&self, slot: Slot) -> Result<()> {
-        Ok(self.release_now(slot)?)
+        if !self.is_ready()? {
+            return Ok(());
+        }
+        match self.holder(slot)? {
+            SlotHolder::Nobody => Ok(()),
+            SlotHolder::Another(holder) => Err(SlotError::NotOurs { slot, holder }.into()),
+            // No other file can be here by now: only this user and root may unlink the claim.
+            SlotHolder::This => {
+                let path = self.path(slot);
+                Ok(std::fs::remove_file(&path).map_err(FileError::system("remove", path))?)
+            }
+        }
     }
 }
 

@@ -87,7 +87,7 @@ impl fmt::Display for SocketPath {
 
 /// How a socket is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
+pub enum SocketUse {
     /// No process has it.
     Unused,
     /// A process listens.
@@ -100,16 +100,16 @@ pub enum Use {
 ///
 /// # Errors
 /// [`SocketError::File`] if /proc cannot be read.
-pub fn usage(path: &SocketPath) -> Result<Use, SocketError> {
+pub fn usage(path: &SocketPath) -> Result<SocketUse, SocketError> {
     const TABLE: &str = "/proc/net/unix";
     let table = std::fs::read(TABLE).map_err(FileError::system("read", TABLE))?;
     Ok(usage_in(&table, path))
 }
 
 /// Lines are `Num RefCount Protocol Flags Type St Inode Path`; flag 0x10000 (`__SO_ACCEPTCON`) is set while listening.
-fn usage_in(table: &[u8], path: &SocketPath) -> Use {
+fn usage_in(table: &[u8], path: &SocketPath) -> SocketUse {
     const LISTENS: u32 = 0x1_0000;
-    let mut found = Use::Unused;
+    let mut found = SocketUse::Unused;
     for line in table.split(|byte| *byte == b'\n') {
         let Some(head) =
             line.strip_suffix(path.as_str().as_bytes()).and_then(|head| std::str::from_utf8(head).ok())
@@ -122,8 +122,8 @@ fn usage_in(table: &[u8], path: &SocketPath) -> Use {
             continue;
         }
         match u32::from_str_radix(fields[3], 16) {
-            Ok(flags) if flags & LISTENS != 0 => return Use::Listening,
-            _ => found = Use::Connected,
+            Ok(flags) if flags & LISTENS != 0 => return SocketUse::Listening,
+            _ => found = SocketUse::Connected,
         }
     }
     found
@@ -137,7 +137,7 @@ fn usage_in(table: &[u8], path: &SocketPath) -> Use {
 pub async fn remove_stale(path: &SocketPath) -> Result<(), SocketError> {
     let deadline = Instant::now() + RELEASE_LIMIT;
     let mut pause = Duration::from_millis(1);
-    while usage(path)? != Use::Unused {
+    while usage(path)? != SocketUse::Unused {
         if Instant::now() > deadline {
             return Err(SocketError::InUse(path.clone()));
         }
@@ -208,16 +208,16 @@ mod tests {
     async fn a_socket_is_listening_then_connected_then_unused() {
         let directory = tempfile::tempdir().unwrap();
         let socket = path(&directory, "a b");
-        assert_eq!(usage(&socket).unwrap(), Use::Unused);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Unused);
         let listener = UnixListener::bind(socket.as_path()).unwrap();
-        assert_eq!(usage(&socket).unwrap(), Use::Listening);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Listening);
         assert!(matches!(remove_stale(&socket).await, Err(SocketError::InUse(_))));
         let client = UnixStream::connect(socket.as_path()).unwrap();
         let (server, _) = listener.accept().unwrap();
         drop(listener);
-        assert_eq!(usage(&socket).unwrap(), Use::Connected);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Connected);
         drop((client, server));
-        assert_eq!(usage(&socket).unwrap(), Use::Unused);
+        assert_eq!(usage(&socket).unwrap(), SocketUse::Unused);
         assert!(socket.as_path().exists());
         remove_stale(&socket).await.unwrap();
         assert!(!socket.as_path().exists());
@@ -228,9 +228,9 @@ mod tests {
     fn a_longer_path_with_the_same_end_is_another_socket() {
         let table = b"Num\n0000000000000000: 00000002 00000000 00010000 0001 01 45345 /tmp/x /run/s\n";
         let of = |text: &str| usage_in(table, &SocketPath::new(text.into()).unwrap());
-        assert_eq!(of("/run/s"), Use::Unused);
-        assert_eq!(of("/tmp/x /run/s"), Use::Listening);
-        assert_eq!(of("/tmp/x"), Use::Unused);
+        assert_eq!(of("/run/s"), SocketUse::Unused);
+        assert_eq!(of("/tmp/x /run/s"), SocketUse::Listening);
+        assert_eq!(of("/tmp/x"), SocketUse::Unused);
     }
 
     #[tokio::test]

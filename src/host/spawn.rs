@@ -1,6 +1,6 @@
-//! Starting programs: where they are found, as whom they run, and what they inherit, which is next to nothing.
+//! Starts programs that outlive nixbox: where they are found, as which user they run, and what they inherit.
 //!
-//! The one place besides `host/ioctl.rs` with unsafe code: what a child does between fork and exec.
+//! What a child does between fork and exec is unsafe code. `host/ioctl.rs` is the only other file that has some.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -11,72 +11,35 @@ use std::{env, io};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Why a program cannot be started as wished.
+use super::program::{self, directories_in};
+
+/// Why a program cannot be started as the user asked for.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
-    /// It is nowhere on PATH.
+    /// `closed` are the directories of PATH that the user may not search. The program may be in one of them.
     #[error("{name} is not on PATH{}; install it, or name it in {variable}", unseen(.closed))]
-    NotFound {
-        /// The program.
-        name: &'static str,
-        /// The variable that overrides PATH.
-        variable: &'static str,
-        /// The directories of PATH that the user may not search. The program may be in one of them.
-        closed: Vec<PathBuf>,
-    },
-    /// The variable names something that cannot be run.
-    #[error("{variable} names {path:?}, which is no file that can be executed")]
-    NotExecutable {
-        /// The variable.
-        variable: &'static str,
-        /// What it holds.
-        path: PathBuf,
-    },
-    /// `SUDO_UID` or `SUDO_GID` is no number.
+    NotFound { name: &'static str, variable: &'static str, closed: Vec<PathBuf> },
+    #[error("{variable} names {path:?}, which is not a file that can be executed")]
+    NotExecutable { variable: &'static str, path: PathBuf },
     #[error(
-        "{variable} is {value:?}, which is no id; run nixbox through sudo, or as root without that variable"
+        "{variable} is {value:?}, which is not an id; run nixbox through sudo, or as root without that variable"
     )]
-    BadSudo {
-        /// The variable.
-        variable: &'static str,
-        /// What it holds.
-        value: OsString,
-    },
-    /// The program is there, and the user as whom it is to run may not run it.
+    BadSudo { variable: &'static str, value: OsString },
+    /// `obstacle` is a directory above the program, or the program itself.
     #[error(
         "user {uid} may not run {program:?}, because {obstacle:?} is closed to that user; \
          install {name} in a directory that every user can reach, such as /usr/local/bin"
     )]
-    Closed {
-        /// The program's name.
-        name: &'static str,
-        /// The user as whom it is to run.
-        uid: u32,
-        /// The program.
-        program: PathBuf,
-        /// The directory above the program, or the program itself, that the user has no access to.
-        obstacle: PathBuf,
-    },
-    /// The system does not let nixbox take on the ids of the user.
+    Closed { name: &'static str, uid: u32, program: PathBuf, obstacle: PathBuf },
     #[error("cannot look for programs as user {uid}")]
-    TakeOn {
-        /// The user.
-        uid: u32,
-        /// Why.
-        source: io::Error,
-    },
-    /// The user data base could not be asked.
+    TakeOn { uid: u32, source: io::Error },
     #[error("the groups of user {uid} cannot be looked up")]
-    Groups {
-        /// The user.
-        uid: u32,
-        /// Why.
-        source: io::Error,
-    },
+    Groups { uid: u32, source: io::Error },
 }
 
-/// The program `name`: what the environment variable `variable` says, else the first one on PATH that the user of this
-/// process may run. Relative entries of PATH are passed over, since what they mean changes with the directory.
+/// The path of the program `name`: the one in the environment variable `variable`, or else the first one on PATH that the
+/// user of this process may run. Relative entries of PATH are passed over, since what they mean changes with the directory.
 ///
 /// # Errors
 /// [`SpawnError::NotFound`], [`SpawnError::NotExecutable`], [`SpawnError::Closed`].
@@ -130,16 +93,15 @@ fn unseen(closed: &[PathBuf]) -> String {
     }
 }
 
-/// A program that stands in for another: it is called by these words, and then by the other's arguments.
+/// A program that stands in for another. It gets `words` as its first arguments, followed by those of the other.
+#[allow(missing_docs, reason = "the names say it")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StandIn {
-    /// Where it is.
     pub path: PathBuf,
-    /// The words.
     pub words: Vec<String>,
 }
 
-/// The program `name`, as [`find_program`] finds it, or what stands in for it.
+/// The program `name` as [`find_program`] finds it, or the program that stands in for it.
 ///
 /// # Errors
 /// Those of [`find_program`].
@@ -190,7 +152,7 @@ fn locate(
 ) -> Result<PathBuf, SpawnError> {
     if let Some(named) = named {
         return match std::path::absolute(&named) {
-            Ok(path) if executable(&path) => Ok(path),
+            Ok(path) if program::is_executable(&path) => Ok(path),
             Ok(program) => Err(match first_closed(&program) {
                 Some(obstacle) if obstacle != program => {
                     let uid = rustix::process::getuid().as_raw();
@@ -201,24 +163,17 @@ fn locate(
             Err(_) => Err(SpawnError::NotExecutable { variable, path: named.into() }),
         };
     }
-    let mut closed = Vec::new();
-    for directory in env::split_paths(&search.unwrap_or_default()).filter(|path| path.is_absolute()) {
-        let path = directory.join(name);
-        if executable(&path) {
-            return Ok(path);
-        }
-        if std::fs::metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
-            closed.push(directory);
-        }
-    }
-    Err(SpawnError::NotFound { name, variable, closed })
+    let mut directories = directories_in(&search.unwrap_or_default());
+    program::search(name, &directories).ok_or_else(|| {
+        directories.retain(|directory| {
+            let found = std::fs::metadata(directory.join(name));
+            found.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        });
+        SpawnError::NotFound { name, variable, closed: directories }
+    })
 }
 
-fn executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-}
-
-/// The user who ran nixbox: the real user, or whoever called sudo.
+/// The user who ran nixbox: the real user of the process, or the user who called sudo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invoker {
     uid: u32,
@@ -227,7 +182,7 @@ pub struct Invoker {
 }
 
 impl Invoker {
-    /// Whoever runs this process.
+    /// The user who ran this process.
     ///
     /// # Errors
     /// [`SpawnError::BadSudo`], [`SpawnError::Groups`].
@@ -249,11 +204,11 @@ impl Invoker {
         Self::user(parse_id("SUDO_UID", uid)?, parse_id("SUDO_GID", gid)?)
     }
 
-    /// The user `uid` with primary group `gid` and the supplementary groups that the user data base knows: /dev/kvm is
-    /// often open to a group alone.
+    /// The user `uid` with primary group `gid` and the supplementary groups that the user data base knows. /dev/kvm is
+    /// often open to the members of a group only.
     ///
     /// # Errors
-    /// [`SpawnError::Groups`] if the user data base cannot be asked. A user whom it does not know has no further group.
+    /// [`SpawnError::Groups`] if the user data base cannot be asked. A user that it does not know has no further group.
     pub fn user(uid: u32, gid: u32) -> Result<Self, SpawnError> {
         let failed = |errno: nix::errno::Errno| SpawnError::Groups { uid, source: errno.into() };
         let groups = match nix::unistd::User::from_uid(uid.into()).map_err(failed)? {
@@ -288,8 +243,8 @@ impl Invoker {
         &self.groups
     }
 
-    /// Does something as this user, on a thread that takes on the user's ids and then ends: so the kernel itself says what
-    /// the user may do.
+    /// Runs `act` as this user, on a thread that takes on the ids of the user and then ends. So the kernel itself decides
+    /// what the user may do.
     fn act<T: Send>(&self, act: impl FnOnce() -> T + Send) -> Result<T, SpawnError> {
         if !self.is_other() {
             return Ok(act());
@@ -316,21 +271,21 @@ fn parse_id(variable: &'static str, value: &OsStr) -> Result<u32, SpawnError> {
         .to_str()
         .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|text| text.parse().ok())
-        // The largest one means "unchanged" to setresuid(2).
+        // To setresuid(2) the largest id means "unchanged".
         .filter(|id| *id != u32::MAX)
         .ok_or_else(|| SpawnError::BadSudo { variable, value: value.to_owned() })
 }
 
-/// What a program may do.
+/// The privileges with which a program runs.
 #[derive(Debug, Clone)]
 pub enum Privileges {
-    /// What the invoking user may: no capability of nixbox's own file reaches it, and sudo's root does not either.
+    /// Those of the invoking user. The program gets neither the capabilities of nixbox's file, nor root through sudo.
     Invoker(Invoker),
-    /// What nixbox may, and these capabilities where nixbox is not root.
+    /// Those of nixbox's user, with these capabilities if nixbox is not root.
     Own(CapabilitySet),
 }
 
-/// A program to run: absolute paths only, since its working directory is `/`.
+/// A program to run. Its arguments have to use absolute paths, because its working directory is `/`.
 #[derive(Debug, Clone)]
 pub struct Program {
     path: PathBuf,
@@ -346,29 +301,29 @@ impl Program {
         Self { path: path.into(), arguments: Vec::new(), privileges, open_files: None }
     }
 
-    /// Adds an argument. It can be read by everybody on this machine: never a secret.
+    /// Adds an argument, which must not be secret: every user of this machine can read it.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
     }
 
-    /// Its limit of open files, soft and hard. Above the hard limit of nixbox itself this needs `CAP_SYS_RESOURCE`.
+    /// Sets its limit of open files, soft and hard. A limit above the hard limit of nixbox needs `CAP_SYS_RESOURCE`.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {
         self.open_files = Some(limit);
         self
     }
 
-    /// Where it is.
+    /// The path of its file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// As a command that, when spawned, is a session of its own with no descriptor but the standard three, an
-    /// environment of `PATH` alone (nixbox's own may hold secrets, and /proc shows a daemon's for its whole life),
-    /// umask 077, and no way to more privileges than it starts with.
+    /// A command that runs the program in a session of its own, with the three standard descriptors only, umask 077, and
+    /// no way to gain privileges. Its environment has only `PATH`, because that of nixbox may hold secrets, and /proc
+    /// shows the environment of a daemon as long as it lives.
     #[must_use]
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.path);
@@ -382,7 +337,7 @@ impl Program {
     }
 }
 
-/// What a child does between fork and exec, all of it allocated beforehand.
+/// What a child does between fork and exec. Everything in it is allocated beforehand.
 struct SpawnPlan {
     ids: Option<Ids>,
     ambient: CapabilitySet,
@@ -426,9 +381,9 @@ impl SpawnPlan {
         }
     }
 
-    /// Makes system calls only: another thread may have held the allocator's lock when the process forked.
+    /// Makes system calls only, because another thread may have held the lock of the allocator when the process forked.
     fn carry_out(&self) -> io::Result<()> {
-        // Without a session of its own the daemon dies with nixbox's process group.
+        // Without a session of its own, the daemon would die with the process group of nixbox.
         rustix::process::setsid()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         if let Some(limit) = self.open_files {
@@ -457,8 +412,8 @@ fn run_before_exec(command: &mut Command, plan: SpawnPlan) {
     unsafe { command.pre_exec(move || plan.carry_out()) };
 }
 
-/// Whatever nixbox had open without close-on-exec (pipes of its caller, above all) ends at exec. std's own pipe that
-/// reports a failing exec stays open until then.
+/// Closes at exec what nixbox has open without close-on-exec, such as pipes of its caller. The pipe by which std reports
+/// a failing exec stays open until then.
 #[allow(unsafe_code)]
 fn close_on_exec() -> io::Result<()> {
     // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC closes nothing by itself and touches no memory.

@@ -1,7 +1,8 @@
-//! Called through sudo, nixbox goes on as the user who called it, and keeps nothing of root but what the network needs.
+//! If nixbox is called through sudo, it becomes the user who called sudo, and keeps only the capabilities of root that
+//! the network needs.
 //!
-//! So the files, daemons and scripts of a workspace are its user's whichever way nixbox was started, and it is the same
-//! case as a nixbox whose file has those capabilities. Without `SUDO_UID` a root is a root.
+//! So the files, daemons and scripts of a workspace belong to its user, however nixbox was started: nixbox through sudo is
+//! the same case as a nixbox whose file has those capabilities. Root without `SUDO_UID` stays root.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,49 +15,34 @@ use super::slots::{self, HostSlots, SlotError};
 use super::spawn::{self, Invoker, SpawnError};
 use crate::world::WorkspaceId;
 
-/// What the network needs: TAP, routes and nftables; the DHCP server's raw and low sockets.
+/// What the network needs: for TAPs, routes and nftables, and for the raw and low sockets of the DHCP server.
 pub const NEEDED: CapabilitySet =
     CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW).union(CapabilitySet::NET_BIND_SERVICE);
 
 /// Why nixbox cannot become the user who called sudo.
+#[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum SudoError {
     /// The user who called sudo is not known, or may not run nixbox.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
-    /// The directory for slots is root's to make.
+    /// Only root can make the directory for slots.
     #[error(transparent)]
     Slots(#[from] SlotError),
-    /// The user data base cannot be asked.
-    #[error("user {uid}, who called sudo, cannot be looked up")]
-    User {
-        /// The user.
-        uid: u32,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
-    /// The system says no.
-    #[error("cannot {what}")]
-    System {
-        /// What was to be done.
-        what: &'static str,
-        /// What the system says.
-        #[source]
-        source: io::Error,
-    },
+    #[error("cannot {action}")]
+    System { action: &'static str, source: io::Error },
 }
 
-fn failed<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> SudoError {
-    move |source| SudoError::System { what, source: source.into() }
+fn failed<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> SudoError {
+    move |source| SudoError::System { action, source: source.into() }
 }
 
-/// If this process is root by way of sudo: starts itself anew as the user who called it, with [`NEEDED`], and does not
-/// return. To be called before there is a second thread. Otherwise sees to it that no program that is started gets
-/// capabilities without being given them.
+/// If this process is root through sudo, starts nixbox anew as the user who called sudo, with [`NEEDED`], and does not
+/// return. Otherwise makes sure that the programs that nixbox starts inherit no capabilities. This has to be called
+/// before there is a second thread.
 ///
 /// # Errors
-/// If it cannot become that user, or that user may not run nixbox's own program.
+/// If nixbox cannot become that user, or that user may not run nixbox's own program.
 pub fn become_invoker() -> Result<(), SudoError> {
     let root = rustix::process::getuid().is_root() && rustix::process::geteuid().is_root();
     let invoker = Invoker::detect()?;
@@ -74,7 +60,7 @@ pub fn become_invoker() -> Result<(), SudoError> {
         command.env_remove(variable);
     }
     let user = nix::unistd::User::from_uid(invoker.uid().into())
-        .map_err(|source| SudoError::User { uid: invoker.uid(), source: source.into() })?;
+        .map_err(failed("look up the user who called sudo"))?;
     match user {
         Some(user) => {
             let name: &OsStr = user.name.as_ref();

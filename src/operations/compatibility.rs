@@ -1,59 +1,15 @@
-//! Whether a snapshot can be restored here and now, and if not, each thing that stands in the way.
+//! Whether a snapshot can be restored on this host and with this configuration, and if not, each reason why.
 //!
 //! Uses the seams, and changes nothing.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use super::session::{LOOK, look};
+use super::limits::{LONG, LOOK, within};
 use crate::engine::transition::{Failure, Interrupt};
-use crate::world::{
-    BadSnapshotName, Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, SnapshotName, VmmVersion,
-    World,
-};
+use crate::world::{Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, VmmVersion, World};
 
-/// Reading what of a snapshot was touched. Interruptible, so this is a last resort.
-const VERIFY: Duration = Duration::from_secs(3600);
-
-/// How a person calls a snapshot: by its name, or by its number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reference(SnapshotName);
-
-impl std::str::FromStr for Reference {
-    type Err = BadSnapshotName;
-
-    fn from_str(text: &str) -> Result<Self, BadSnapshotName> {
-        SnapshotName::try_from(text.to_owned()).map(Self)
-    }
-}
-
-impl std::fmt::Display for Reference {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(formatter)
-    }
-}
-
-impl From<SnapshotId> for Reference {
-    fn from(id: SnapshotId) -> Self {
-        // The digits of a number are a name.
-        Self(SnapshotName::from_number(id.0.0))
-    }
-}
-
-impl Reference {
-    /// The one that is meant. A damaged snapshot has no name that could be known, and goes by its number.
-    #[must_use]
-    pub fn find<'a>(&self, listed: &'a [ListedSnapshot]) -> Option<&'a ListedSnapshot> {
-        let named = |one: &&ListedSnapshot| {
-            one.manifest.as_ref().is_ok_and(|manifest| manifest.name.as_ref() == Some(&self.0))
-        };
-        let numbered = |one: &&ListedSnapshot| one.id.to_string() == self.0.as_str();
-        listed.iter().find(named).or_else(|| listed.iter().find(numbered))
-    }
-}
-
-/// One thing that keeps a snapshot from being restored here and now.
+/// One reason why a snapshot cannot be restored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Incompatibility {
     /// VMM state is not promised to load under another major version.
@@ -64,10 +20,10 @@ pub enum Incompatibility {
         /// Which is installed.
         now: VmmVersion,
     },
-    /// The guest's kernel uses what it once found.
+    /// A restored kernel keeps using the CPU features that it detected at boot.
     #[error("this host's processor lacks {}, which the snapshot's had", list(.0))]
     Cpu(BTreeSet<String>),
-    /// The configuration that shaped the VM is another.
+    /// A setting that shapes a VM has changed.
     #[error("{key} was {} and is {} now", said(.then), said(.now))]
     Shape {
         /// The key.
@@ -77,7 +33,7 @@ pub enum Incompatibility {
         /// In the configuration.
         now: Option<String>,
     },
-    /// The guest has it mounted.
+    /// The guest has the source of a mount, which does not exist now.
     #[error("the mount's source {} is not there", .0.display())]
     Mount(PathBuf),
     /// The guest's address belongs to it.
@@ -98,15 +54,15 @@ fn said(value: &Option<String>) -> String {
 /// Why a snapshot cannot be restored.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRestorable {
-    /// It is not whole.
+    /// A file is missing or damaged.
     #[error("it is not whole")]
     Damaged(#[source] Failure),
-    /// It was made under other circumstances.
+    /// It was made under conditions that this host or configuration does not meet.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Misfits(Vec<Incompatibility>),
 }
 
-/// The circumstances of a restore.
+/// The conditions that a snapshot is to be restored under.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostConditions {
     pub(super) origin: Origin,
@@ -115,24 +71,24 @@ pub(super) struct HostConditions {
     pub(super) slots: BTreeSet<Slot>,
 }
 
-/// What a snapshot of a VM under this VMM notes of where it was made.
+/// What the manifest of a snapshot notes about the conditions that it is made under.
 pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> {
-    Ok(Origin { vmm, cpu: world.ground.cpu()?, shape: world.ground.shape() })
+    Ok(Origin { vmm, cpu: (world.cpu)()?, shape: world.shape.as_ref().clone() })
 }
 
-/// How things are now.
-pub(super) async fn here(world: &World) -> Result<HostConditions, Failure> {
-    let held = look(LOOK, world.slots.held()).await?;
-    let free = look(LOOK, world.slots.free()).await?;
+/// The conditions of this host now.
+async fn here(world: &World) -> Result<HostConditions, Failure> {
+    let held = within(LOOK, world.slots.held()).await?;
+    let free = within(LOOK, world.slots.free()).await?;
     Ok(HostConditions {
-        origin: origin(world, look(LOOK, world.vmm.version(None)).await?)?,
-        absent: world.ground.absent(),
+        origin: origin(world, within(LOOK, world.vmm.version(None)).await?)?,
+        absent: world.missing_mounts.to_vec(),
         slots: held.into_iter().chain(free).collect(),
     })
 }
 
-/// Each thing that stands in the way. Pure.
-pub(super) fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompatibility> {
+/// Each reason why the snapshot cannot be restored. Pure.
+fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompatibility> {
     let (then, now) = (&manifest.origin, &here.origin);
     let mut found = Vec::new();
     if then.vmm.major != now.vmm.major {
@@ -154,10 +110,10 @@ pub(super) fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompa
     found
 }
 
-/// What was chosen to be restored, and what was looked at before it and cannot be.
+/// The snapshot that was chosen, and the newer ones that cannot be restored.
 #[derive(Debug)]
 pub(super) struct SnapshotChoice {
-    /// The newest that fits, or the one that was asked for.
+    /// The newest of the candidates that can be restored.
     pub(super) chosen: Option<Manifest>,
     /// Newest first.
     pub(super) passed_over: Vec<(SnapshotId, NotRestorable)>,
@@ -166,7 +122,7 @@ pub(super) struct SnapshotChoice {
 /// Chooses among these, newest first.
 ///
 /// # Errors
-/// If it cannot be told how things are, or somebody interrupts.
+/// If the conditions of this host cannot be determined, or a person interrupts.
 pub(super) async fn choose(
     world: &World,
     candidates: impl IntoIterator<Item = ListedSnapshot>,
@@ -187,7 +143,7 @@ pub(super) async fn choose(
             passed_over.push((id, NotRestorable::Misfits(misfits)));
             continue;
         }
-        match look(VERIFY, world.catalog.verify(id, Depth::Touched, interrupt)).await {
+        match within(LONG, world.catalog.verify(id, Depth::Touched, interrupt)).await {
             Ok(()) => return Ok(SnapshotChoice { chosen: Some(manifest), passed_over }),
             Err(Failure::Interrupted) => return Err(Failure::Interrupted),
             Err(failure) => passed_over.push((id, NotRestorable::Damaged(failure))),
@@ -214,7 +170,7 @@ mod tests {
     fn manifest() -> Manifest {
         Manifest {
             id: SnapshotId(Generation(4)),
-            name: SnapshotName::try_from("warm".to_owned()).ok(),
+            name: "warm".parse().ok(),
             created_ms: 0,
             slot: Slot::try_from(3).unwrap(),
             boot: BootId([0; 16]),
@@ -229,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_circumstances_and_better_ones_fit() {
+    fn the_same_conditions_and_better_ones_are_compatible() {
         assert_eq!(misfits(&manifest(), &good()), []);
         let mut better = good();
         better.origin.cpu.insert("avx512f".to_owned());
@@ -238,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn each_misfit_is_named() {
+    fn each_incompatibility_is_named() {
         let mut bad = good();
         bad.origin.vmm = VmmVersion { major: 54, text: "v54.0".into() };
         bad.origin.cpu.remove("avx2");
@@ -256,27 +212,5 @@ mod tests {
              the mount's source /gone is not there; \
              slot 3, which the guest has its address from, is taken by another VM; bring that VM down first"
         );
-    }
-
-    #[test]
-    fn a_name_comes_before_a_number() {
-        let numbered = |id, name: Option<&str>| ListedSnapshot {
-            id: SnapshotId(Generation(id)),
-            manifest: Ok(Manifest {
-                id: SnapshotId(Generation(id)),
-                name: name.map(|name| SnapshotName::try_from(name.to_owned()).unwrap()),
-                ..manifest()
-            }),
-        };
-        let listed = [numbered(4, Some("warm")), numbered(7, None)];
-        let found = |text: &str| text.parse::<Reference>().unwrap().find(&listed).map(|one| one.id.0.0);
-        assert_eq!(
-            (found("warm"), found("4"), found("7"), found("07"), found("cold")),
-            (Some(4), Some(4), Some(7), None, None)
-        );
-        assert_eq!(Reference::from(SnapshotId(Generation(7))).to_string(), "7");
-        for bad in ["", "..", "a/b", "-x"] {
-            assert!(bad.parse::<Reference>().is_err(), "{bad:?}");
-        }
     }
 }

@@ -1,30 +1,49 @@
-//! `down`: the guest is asked, then pressed, then ended; and nothing of it is left but its disk.
+//! `down`: the guest shuts down, and nothing of the VM is left but its disk.
 //!
 //! ```text
-//! pre-down scripts ─► STOP GUEST ─► VMM ∥ network ∥ shares ∥ memory ─► disk ─► release slot ─► post-down scripts
+//! [pre-down scripts] ─► STOP GUEST ─► VMM ∥ network ∥ shares ∥ memory ─► [retire the former disk]
+//!   ─► release slot ─► [post-down scripts]
 //! ```
 //!
-//! One disk stays: that of the VM, unless the restore that made it came to nothing; then the one from before it.
-//! The same table clears away what is left of a VM that is lost. Nobody is asked then, and no script runs.
+//! Before the first stage the session finds out from the journal that there is a VM. The same table clears away what is
+//! left of a VM that was lost or condemned: then no guest is asked, and neither script runs.
+//!
+//! **Pre-down scripts** are the user's. A script that fails ends the operation, and the VM runs on.
+//!
+//! **Stop guest** is the commit point. The guest is asked to shut down by a command; if it does not, the power button
+//! is pressed; if that does not help either, the VMM is ended with TERM and then KILL. A guest that does not react is
+//! no failure, because ending the VMM always remains. If the VMM cannot be ended, the probe finds that it lives, and
+//! the operation rolls back: the VM runs on.
+//!
+//! After a crash here the probe has to find out whether the killed nixbox had asked the guest already, because a guest
+//! that was asked goes down without nixbox. A VMM that is gone means done. A guest that runs is watched: if it ends or
+//! stops answering within [`ENDS_OR_ANSWERS`], or does so slowly within [`ENDS`], stopping is done and recovery goes
+//! forward; if it answers, nobody had asked, and recovery goes back.
+//!
+//! **Clear away** ends the VMM and the share daemons and removes the network and the RAM file. **Former disk** removes
+//! one of two disks: after a restore, the VM's disk has taken the place of that of the session before, which goes now.
+//! If that restore failed after its commit point, the VM's own disk goes instead, and the session's is kept.
+//! **Release slot** comes last, so that no other VM takes the slot while its network is there. A failure in these
+//! stages leaves the operation stuck, for there is nothing to fall back to: every later command that changes something
+//! tries again. After a crash recovery removes what is left. The **post-down scripts** run once all is gone; one that
+//! fails is reported.
 
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    LONG, PostDown, PreDown, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares, RemoveVmm,
-};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::ids;
+use super::limits::LONG;
+use super::shared::Context;
+use super::shared::clear_away::clear_away;
+use super::shared::hooks::{POST_DOWN, PRE_DOWN};
+use super::state::{RunningVm, WorkspaceState};
 use crate::engine::record::Ended;
-use crate::engine::transition::{
-    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
-};
-use crate::world::{Machine, VmmState, World};
+use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionSpec};
+use crate::world::{Machine, Result, VmmState, World};
 
-pub(super) const ID: OperationId = OperationId(2);
-
-/// What `down` was asked to do.
+/// The parameters of `down` in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DownPlan {
     /// The VM.
@@ -39,70 +58,53 @@ pub(super) fn table(plan: DownPlan) -> Operation<World> {
         Some(former) if condemned => (former, Some(machine.disk)),
         former => (machine.disk, former),
     };
-    let conclude = move |ended| match ended {
+    let final_state = move |ended| match ended {
         Ended::RolledBack => WorkspaceState::Up(plan.vm),
         Ended::Done | Ended::Lost => WorkspaceState::Down { disk: Some(kept) },
     };
-    let operation = Operation::new(ID, "down", AfterCommit::Stuck, move |_, ended| {
-        async move { standing_bytes(&conclude(ended)) }.boxed()
+    let operation = Operation::new(ids::DOWN, "down", AfterCommit::Stuck, move |_, ended| {
+        async move { Ok(final_state(ended).bytes()?) }.boxed()
     })
-    .stage_if(plan.ask, "pre-down scripts", [Box::new(PreDown)])
-    .commit(Box::new(StopGuest { machine, ask: plan.ask }))
-    .stage(
-        "clear away",
-        [
-            Box::new(RemoveVmm(machine.vmm)),
-            Box::new(RemoveNetwork(machine.slot)),
-            Box::new(RemoveShares(machine.vmm)),
-            Box::new(RemoveMemory(machine.memory)),
-        ],
-    );
-    let operation = match superseded {
-        Some(disk) => operation.stage("former disk", [Box::new(RemoveDisk(disk))]),
-        None => operation,
-    };
-    operation.stage("release slot", [Box::new(ReleaseSlot(machine.slot))]).stage_if(
+    .stage_if(plan.ask, "pre-down scripts", vec![Box::new(PRE_DOWN)])
+    .commit(Box::new(StopGuest { machine, ask: plan.ask }));
+    clear_away(operation, &machine, superseded).stage_if(
         plan.ask,
         "post-down scripts",
-        [Box::new(PostDown)],
+        vec![Box::new(POST_DOWN)],
     )
 }
 
-/// The guest is asked to shut down, then by the power button, and then its VMM is ended.
-pub(super) struct StopGuest {
-    pub(super) machine: Machine,
-    pub(super) ask: bool,
+struct StopGuest {
+    machine: Machine,
+    ask: bool,
 }
 
-impl Transition for StopGuest {
-    type World = World;
+impl Transition<World> for StopGuest {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(25);
-    const LABEL: &'static str = "stop guest";
-    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
-    const LIMIT: Duration = LONG;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::never_undone(ids::STOP_GUEST, "stop guest", "it is the commit point", LONG)
+    }
 
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_>) -> Result<Machine> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Never | VmmState::Gone => Probe::Done(()),
-            VmmState::Running if self.ask && is_going(scene.world, machine).await? => Probe::Done(()),
+            VmmState::Running if self.ask && shuts_down(context.world, machine).await? => Probe::Done(()),
             _ => Probe::NotDone,
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        let world = scene.world;
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        let world = context.world;
         if self.ask && world.vmm.find(machine.vmm).await? == VmmState::Running {
-            // A guest that does not listen is pressed, and one that does not react is ended: neither is a failure.
-            if world.guest.shut_down(machine).await.is_err()
-                || world.vmm.find(machine.vmm).await?.has_system()
-            {
+            let asked = world.guest.shut_down(machine).await;
+            if asked.is_err() || world.vmm.find(machine.vmm).await?.has_system() {
+                // A power button that does nothing is no failure: the VMM is ended next.
                 world.vmm.power_button(machine.vmm).await.ok();
             }
         }
@@ -110,21 +112,20 @@ impl Transition for StopGuest {
     }
 }
 
-/// Time for a guest that was asked to shut down to be gone, or so far that it does not answer any more; and for one that
-/// does answer to do so.
-const HEARS: Duration = Duration::from_secs(10);
-/// Time for one that does not answer to be gone.
-const GOES: Duration = Duration::from_secs(60);
+/// How long a guest that was asked to shut down may take to end, or to get so far that it answers no more; and how long
+/// a guest that was not asked may take to answer.
+const ENDS_OR_ANSWERS: Duration = Duration::from_secs(10);
+/// How long a guest that does not answer may take to end.
+const ENDS: Duration = Duration::from_secs(60);
 
-/// Waits until it is clear whether a guest that runs is shutting down, because a nixbox that was killed had asked it to.
-/// That cannot be taken back: to say that it runs on would be true for a moment only.
-async fn is_going(world: &World, machine: &Machine) -> Result<bool, Failure> {
-    if world.vmm.ends(machine.vmm, HEARS).await? {
+/// Waits until it is certain whether a running guest is shutting down because a killed nixbox had asked it to. It cannot
+/// be told not to, and "the VM runs" would be true for a moment only.
+async fn shuts_down(world: &World, machine: &Machine) -> Result<bool> {
+    if world.vmm.ends(machine.vmm, ENDS_OR_ANSWERS).await? {
         return Ok(true);
     }
-    match tokio::time::timeout(HEARS, world.guest.equipped(machine)).await {
-        // It was not asked yet, or does not listen.
+    match tokio::time::timeout(ENDS_OR_ANSWERS, world.guest.equipped(machine)).await {
         Ok(Ok(_)) => Ok(false),
-        Ok(Err(_)) | Err(_) => world.vmm.ends(machine.vmm, GOES).await,
+        Ok(Err(_)) | Err(_) => world.vmm.ends(machine.vmm, ENDS).await,
     }
 }

@@ -1,19 +1,19 @@
-//! What a recovery would do, without doing it: the decision table on the journal's open operation.
+//! What a recovery would do with the journal's open operation, by the decision table, without doing it.
 //!
-//! Reads a history and asks nobody, so where a probe decides it says that a probe decides.
+//! It reads a history and looks at nothing else; where a recovery would probe, it says so.
 
 use serde::Serialize;
 
-use super::{NoTable, table};
+use super::tables::{NoTable, table};
 use crate::engine::history::{OpenOperation, TransitionStatus};
 use crate::engine::planner::{self, Decision, Direction, NoPlan, RecoveryPlan, TableShape};
 use crate::engine::transition::{Generation, Operation};
 use crate::world::World;
 
-/// What is to become of an operation that was left open.
+/// What a recovery would do with an operation that was left open.
 #[derive(Debug, Serialize)]
 pub struct DryRun {
-    /// Its name.
+    /// Its name for people.
     pub operation: &'static str,
     /// Its generation.
     pub generation: Generation,
@@ -25,7 +25,7 @@ pub struct DryRun {
     pub transitions: Vec<DryRunTransition>,
 }
 
-/// What is to become of one transition.
+/// What a recovery would do about one transition.
 #[derive(Debug, Serialize)]
 pub struct DryRunTransition {
     /// Its name for people.
@@ -36,13 +36,12 @@ pub struct DryRunTransition {
     pub decision: &'static str,
 }
 
-/// Why nothing can be foreseen.
+/// Why a recovery would stop at the operation.
 #[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum DryRunError {
-    /// The operation is none of this nixbox.
     #[error(transparent)]
     NoTable(#[from] NoTable),
-    /// Its history is none of this nixbox.
     #[error("the journal does not fit the operation; a recovery would do nothing")]
     NoPlan(#[from] NoPlan),
 }
@@ -69,7 +68,7 @@ pub fn dry_run(open: &OpenOperation) -> Result<Option<DryRun>, DryRunError> {
         .zip(&decisions)
         .enumerate()
         .map(|(index, (transition, decision))| DryRunTransition {
-            label: transition.label(),
+            label: transition.spec().label,
             status: status_word(status(index)),
             decision: decision_word(*decision, direction, index > commit),
         })
@@ -93,7 +92,7 @@ fn why(
     direction: Direction,
     status: TransitionStatus,
 ) -> String {
-    let point = operation.transitions().nth(commit).map_or("", |transition| transition.label());
+    let point = operation.transitions().nth(commit).map_or("", |transition| transition.spec().label);
     match (direction, status) {
         (Direction::Forward, _) => format!("its commit point, `{point}`, is done"),
         (Direction::ProbeDecides, _) => {
@@ -118,7 +117,7 @@ fn status_word(status: TransitionStatus) -> &'static str {
     }
 }
 
-/// In the words of the table. On the way back nothing is done about what comes after the commit point.
+/// A decision in the words of the table. On the way back nothing is done about transitions after the commit point.
 fn decision_word(decision: Decision, direction: Direction, after: bool) -> &'static str {
     match (decision, direction) {
         (Decision::Apply, Direction::Back) if after => "nothing",
@@ -134,7 +133,7 @@ fn decision_word(decision: Decision, direction: Direction, after: bool) -> &'sta
         (Decision::ProbeDecides, _) => "probe decides",
         (Decision::Apply, _) => "apply",
         (Decision::ProbeThenApply, _) => "probe, apply",
-        // No plan has one.
+        // A plan has no illegal cell: the planner refuses the history first.
         (Decision::Illegal, _) => "illegal",
     }
 }

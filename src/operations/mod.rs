@@ -2,125 +2,61 @@
 //!
 //! | operation | commit point | before it, recovery goes | after it |
 //! |---|---|---|---|
-//! | [`up`] | the guest boots | back: nothing of it is left | forward, to SSH-ready |
-//! | [`down`] | the guest is stopped | back: it runs | forward, until nothing is left |
-//! | [`snapshot`] | the snapshot is in the list | back: the VM runs, with all that it had | - |
-//! | [`restore`] | the VM resumes | back: nothing of it is left | forward, to SSH-ready |
-//! | [`delete`] | it is renamed to the trash | back: it is listed | forward, until it is gone |
+//! | `up` | boot | back: nothing of it is left | forward, to SSH-ready |
+//! | `down` | stop guest | back: it runs | forward, until nothing is left |
+//! | `snapshot` | commit | back: the VM runs, with all that it had | - |
+//! | `restore` | resume | back: nothing of it is left | forward, to SSH-ready |
+//! | `delete` | rename to trash | back: it is listed | forward, until it is gone |
 //!
-//! A [`Session`] runs them: it recovers what an earlier run left open, checks all that can be known before the world is
-//! touched, and runs. Uses the engine and the seams in `world`, and nothing else.
+//! A [`Session`] runs them: it recovers what an earlier run left open, checks everything that can be known before the
+//! world is touched, and runs the operation. Uses the engine and the seams in `world`, and nothing else.
+//!
+//! # How to read the pictures
+//!
+//! The head of each operation draws its table. A test draws the same picture from the table itself and compares them.
+//!
+//! - `─►` leads from a stage to the next, which waits for all transitions of the stage before.
+//! - `∥` stands between the transitions of a stage, which run at the same time.
+//! - `↶` follows a transition that has an undo. The others before the commit point have nothing to undo.
+//! - The commit point is in capitals. Nothing from it on is ever undone.
+//! - `[…]` encloses a transition that some variants of the operation do not have.
+//!
+//! # Which file uses which
+//!
+//! `limits`, `ids` and `state` lie below everything else; above them `shared`, then the five operations (and
+//! `roll_over`, which `snapshot` alone uses), then `tables`, then `dry_run`, `compatibility`, `sweep`, `outcome` and
+//! `plan_snapshot`, and at the top `session`.
 
-mod compatibility;
 pub mod delete;
 pub mod down;
-mod dry_run;
-mod outcome;
-mod parts;
 pub mod restore;
-mod roll_over;
 pub mod snapshot;
 pub mod up;
 
+mod compatibility;
+mod dry_run;
+mod ids;
+mod limits;
+mod outcome;
+mod plan_snapshot;
+mod roll_over;
 mod session;
+mod shared;
+mod state;
 mod sweep;
+mod tables;
 
-pub use compatibility::{Incompatibility, NotRestorable, Reference};
+pub use compatibility::{Incompatibility, NotRestorable};
 pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
 pub use outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
 };
-pub use parts::HookOutcome;
 pub use session::Session;
+pub use shared::hooks::HookOutcome;
+pub use state::{RunningVm, WorkspaceState};
 pub use sweep::Swept;
-
-use serde::{Deserialize, Serialize};
-
-use crate::engine::record::{self, PayloadError};
-use crate::engine::transition::{Failure, Operation, OperationId};
-use crate::world::{Generation, Machine, SnapshotId, World};
-
-/// How a workspace stands between operations. The journal's end record carries it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WorkspaceState {
-    /// There is no VM.
-    Down {
-        /// The disk of an earlier session, if there was one.
-        disk: Option<Generation>,
-    },
-    /// There is a VM, unless it was lost since.
-    Up(RunningVm),
-}
-
-impl WorkspaceState {
-    /// How a workspace stands whose journal ends like this. A new journal says nothing.
-    ///
-    /// # Errors
-    /// If these are not a standing's bytes.
-    pub fn of(bytes: &[u8]) -> Result<Self, PayloadError> {
-        if bytes.is_empty() {
-            return Ok(Self::Down { disk: None });
-        }
-        record::decode_payload(bytes)
-    }
-}
-
-/// A VM that an operation left running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunningVm {
-    /// Its parts.
-    pub machine: Machine,
-    /// The disk of a session before the restore that this VM came from; it goes when the VM goes down.
-    pub former_disk: Option<Generation>,
-    /// The snapshot that it came from, if it was not booted.
-    pub from: Option<SnapshotId>,
-    /// It passed its commit point and then proved to be of no use: it is to be cleared away.
-    pub condemned: bool,
-}
-
-fn standing_bytes(standing: &WorkspaceState) -> Result<Vec<u8>, Failure> {
-    Ok(record::encode_payload(standing)?)
-}
-
-/// An operation that this nixbox does not have.
-#[derive(Debug, thiserror::Error)]
-pub enum NoTable {
-    /// Its number is unknown.
-    #[error("the journal has an operation of kind {}, which this nixbox does not have", .0.0)]
-    Unknown(OperationId),
-    /// Its parameters do not decode.
-    #[error("the parameters of the operation in the journal are not what this nixbox writes")]
-    Parameters(#[from] PayloadError),
-}
-
-/// The table of an operation, as the journal names it.
-///
-/// # Errors
-/// If there is no such operation, or if the parameters are not its own.
-pub fn table(id: OperationId, parameters: &[u8]) -> Result<Operation<World>, NoTable> {
-    Ok(match id {
-        up::ID => up::table(record::decode_payload(parameters)?),
-        down::ID => down::table(record::decode_payload(parameters)?),
-        snapshot::ID => snapshot::table(record::decode_payload(parameters)?),
-        restore::ID => restore::table(record::decode_payload(parameters)?),
-        delete::ID => delete::table(record::decode_payload(parameters)?),
-        unknown => return Err(NoTable::Unknown(unknown)),
-    })
-}
-
-/// The name of an operation for people.
-#[must_use]
-pub fn label(id: OperationId) -> &'static str {
-    match id {
-        up::ID => "up",
-        down::ID => "down",
-        snapshot::ID => "snapshot",
-        restore::ID => "restore",
-        delete::ID => "delete",
-        _ => "unknown",
-    }
-}
+pub use tables::{NoTable, label, table, tables};
 
 #[cfg(test)]
 mod tests;

@@ -1,41 +1,63 @@
-//! `restore`: a snapshot comes back to life, on clones of its files.
+//! `restore`: a snapshot becomes a running VM, on clones of its files. `up --snapshot` does the same.
 //!
 //! ```text
-//! check ─► claim slot ─► disk ∥ fill RAM ∥ network ∥ shares ∥ start VMM ─► load ─► RESUME
-//!       ─► settle ─► ready ─► inject credentials ∥ mount shares ─► post-up scripts
+//! claim slot ↶ ─► clone disk ↶ ∥ fill RAM ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► load ─► RESUME
+//!   ─► entropy and clock ─► SSH-ready ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
-//! The slot is the one that the guest's address belongs to. All is ready before the VM resumes: the network, and the
-//! share daemons, which the VMM connects to when it loads. After it has resumed, fresh entropy comes first, so that no
-//! two restored guests draw the same random numbers; and no credential is given to a guest that has not proven to be the
-//! same. The disk of an earlier session is left alone until the VM has gone down: a restore that is lost falls back to it.
-
-use std::time::Duration;
+//! Before the first stage the session chooses a snapshot: the one that is asked for, or the newest that is whole and
+//! compatible with this host and this configuration (`compatibility.rs`). A VM that runs is refused, or with
+//! `--replace` brought down by a `down` of its own, once it is known that the snapshot can be restored.
+//!
+//! **Claim slot** takes the slot that the guest's address belongs to, and no other will do, because the restored guest
+//! keeps its address. Rolling back releases the slot.
+//!
+//! **Rebuild** makes everything on the host that the VM consists of, at the same time: disk images and a RAM file cloned
+//! or copied from the snapshot, the slot's network, the share daemons, and the VMM process with no VM in it. The
+//! snapshot's own files are read and never changed, so that it can be restored any number of times. If one of them
+//! fails, all of them are removed in reverse order; after a crash recovery removes them too.
+//!
+//! **Load** is `vm.restore`: the VM is in the VMM, and paused. The network and the share daemons are ready by then,
+//! because the VMM connects to them while it loads. There is nothing to undo: what was loaded goes with its VMM.
+//!
+//! **Resume** is the commit point: from here on there is a guest that goes on with what it was doing, and what it does
+//! cannot be taken back. If the resume fails, the VMM is asked: a VM that runs was resumed, and a VM that is paused or
+//! gone rolls back. After a crash the same probe decides. It cannot explain a VMM that answers and has no VM: then
+//! recovery is stuck.
+//!
+//! **Settle** gives the guest fresh entropy, so that no two guests of one snapshot draw the same random numbers, and
+//! then sets its clock. **Ready** waits for SSH and compares the boot id: a guest that was rebooted meanwhile is
+//! another system than the snapshot's, and gets no credential. **Reinject** injects today's credentials and mounts the
+//! shares, and the **post-up scripts** run. A failure in one of these stages is tried once more. If it fails again, or
+//! the VM is lost, the operation ends as lost: the VM is condemned and cleared away. A crash in these stages is
+//! recovered forward, to a guest that is SSH-ready.
+//!
+//! The disk of the session before the restore is kept until the restored VM goes down. A restore that rolls back, or
+//! that ends as lost, falls back to it, and what is lost is only what the restored guest had written.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    BuildNetwork, ClaimSlot, Inject, LONG, MountShares, PostUp, QUICK, Ready, Settle, StartShares, StartVmm,
-    Target, part, presence,
-};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::ids;
+use super::limits::{LONG, QUICK};
+use super::shared::guest::{Inject, MountShares, Ready, Settle};
+use super::shared::hooks::POST_UP;
+use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares};
+use super::shared::slot::ClaimSlot;
+use super::shared::{Context, Part};
+use super::state::{RunningVm, WorkspaceState};
 use crate::engine::record::Ended;
-use crate::engine::transition::{
-    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
-};
-use crate::world::{BootId, Generation, Machine, Slot, SnapshotId, VmmState, World};
+use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionSpec};
+use crate::world::{BootId, Generation, Machine, Result, Slot, SnapshotId, VmmState, World};
 
-pub(super) const ID: OperationId = OperationId(4);
-
-/// What `restore` was asked to do.
+/// The parameters of `restore` in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestorePlan {
     /// The snapshot.
     pub snapshot: SnapshotId,
     /// The slot that the guest's address belongs to.
     pub slot: Slot,
-    /// The boot that the guest has to be.
+    /// The boot that the guest has to be in.
     pub boot: BootId,
     /// Whether the shares are attached in the VMM state.
     pub shares: bool,
@@ -46,38 +68,38 @@ pub struct RestorePlan {
 pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     let target = Target::New { disk: None, shares: plan.shares };
     let from = plan.snapshot;
-    Operation::new(ID, "restore", AfterCommit::ClearAway, move |scene, ended| {
-        async move { standing_bytes(&standing(&plan, target, &scene, ended)?) }.boxed()
+    Operation::new(ids::RESTORE, "restore", AfterCommit::ClearAway, move |context, ended| {
+        async move { Ok(final_state(&plan, target, &context, ended)?.bytes()?) }.boxed()
     })
-    .stage("claim slot", [Box::new(ClaimSlot { only: Some(plan.slot) })])
+    .stage("claim slot", vec![Box::new(ClaimSlot { only: Some(plan.slot) })])
     .stage(
         "rebuild",
-        [
-            Box::new(FillDisk(from)),
-            Box::new(FillMemory(from)),
+        vec![
+            Box::new(fill_disk(from)),
+            Box::new(fill_memory(from)),
             Box::new(BuildNetwork),
-            Box::new(StartShares),
+            Box::new(start_shares()),
             Box::new(StartVmm),
         ],
     )
-    .stage("load", [Box::new(Load { target, from })])
-    .commit(Box::new(ResumeRestored { target }))
-    .stage("settle", [Box::new(Settle(target))])
-    .stage("ready", [Box::new(Ready { target, same_as: Some(plan.boot) })])
-    .stage("reinject", [Box::new(Inject(target)), Box::new(MountShares(target))])
-    .stage("post-up scripts", [Box::new(PostUp)])
+    .stage("load", vec![Box::new(Load { target, from })])
+    .commit(Box::new(ResumeRestored(target)))
+    .stage("settle", vec![Box::new(Settle(target))])
+    .stage("ready", vec![Box::new(Ready { target, same_as: Some(plan.boot) })])
+    .stage("reinject", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
+    .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
 
-fn standing(
+fn final_state(
     plan: &RestorePlan,
     target: Target,
-    scene: &Context<'_, World>,
+    context: &Context<'_>,
     ended: Ended,
-) -> Result<WorkspaceState, Failure> {
+) -> Result<WorkspaceState> {
     Ok(match ended {
         Ended::RolledBack => WorkspaceState::Down { disk: plan.former_disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
-            machine: target.machine(scene)?,
+            machine: target.machine(context)?,
             former_disk: plan.former_disk,
             from: Some(plan.snapshot),
             condemned: ended == Ended::Lost,
@@ -86,49 +108,47 @@ fn standing(
 }
 
 /// The disk images, cloned from the snapshot.
-pub(super) struct FillDisk(SnapshotId);
-
-part! {
-    FillDisk, 30, "clone disk", LONG,
-    SnapshotId: |scene, disk, from| Ok(disk.0),
-    find: scene.world.disk.find(scene.generation),
-    make: scene.world.disk.fill(*from, scene.generation, &scene.interrupt),
-    remove: scene.world.disk.remove(scene.generation),
+fn fill_disk(from: SnapshotId) -> Part<SnapshotId> {
+    Part {
+        spec: TransitionSpec::undoable(ids::FILL_DISK, "clone disk", LONG),
+        intent: from,
+        find: |context, _| context.world.disk.find(context.generation),
+        make: |context, from| context.world.disk.fill(*from, context.generation, &context.interrupt),
+        remove: |context, _| context.world.disk.remove(context.generation),
+    }
 }
 
 /// The RAM file, filled from the snapshot.
-pub(super) struct FillMemory(SnapshotId);
-
-part! {
-    FillMemory, 31, "fill RAM", LONG,
-    SnapshotId: |scene, memory, from| Ok(memory.0),
-    find: scene.world.memory.find(scene.generation),
-    make: scene.world.memory.fill(*from, scene.generation, &scene.interrupt),
-    remove: scene.world.memory.remove(scene.generation),
+fn fill_memory(from: SnapshotId) -> Part<SnapshotId> {
+    Part {
+        spec: TransitionSpec::undoable(ids::FILL_MEMORY, "fill RAM", LONG),
+        intent: from,
+        find: |context, _| context.world.memory.find(context.generation),
+        make: |context, from| context.world.memory.fill(*from, context.generation, &context.interrupt),
+        remove: |context, _| context.world.memory.remove(context.generation),
+    }
 }
 
-/// `vm.restore`: the VM is there, and paused.
-pub(super) struct Load {
+/// `vm.restore`.
+struct Load {
     target: Target,
     from: SnapshotId,
 }
 
-impl Transition for Load {
-    type World = World;
+impl Transition<World> for Load {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(32);
-    const LABEL: &'static str = "load";
-    const UNDO: UndoPolicy = UndoPolicy::Nothing("what was loaded goes with its VMM");
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::nothing_to_undo(ids::LOAD, "load", "what was loaded goes with its VMM", LONG)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.target.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
             VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
@@ -136,32 +156,28 @@ impl Transition for Load {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.load(machine, self.from).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.vmm.load(machine, self.from).await
     }
 }
 
-/// `vm.resume`: from here on there is a guest that goes on with what it was doing.
-pub(super) struct ResumeRestored {
-    target: Target,
-}
+/// `vm.resume`.
+struct ResumeRestored(Target);
 
-impl Transition for ResumeRestored {
-    type World = World;
+impl Transition<World> for ResumeRestored {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(33);
-    const LABEL: &'static str = "resume";
-    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
-    const LIMIT: Duration = QUICK;
-
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::never_undone(ids::RESUME_RESTORED, "resume", "it is the commit point", QUICK)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.0.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Paused => Probe::NotDone,
             VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
@@ -171,7 +187,7 @@ impl Transition for ResumeRestored {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.resume(machine.vmm).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.vmm.resume(machine.vmm).await
     }
 }

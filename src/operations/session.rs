@@ -1,259 +1,223 @@
-//! One run of nixbox on a workspace: recover, check, run. Its owner holds the workspace's lock.
+//! One run of nixbox on a workspace: recover, check, run. The owner of a [`Session`] holds the workspace's lock.
+//!
+//! ```text
+//!                   ┌──────────────────── recover ─────────────────────┐
+//!  command ─► finish the open operation ─► clear away a lost VM ─► sweep ─► check ─► run ─► clear away a lost VM
+//!                   │                            │                  │        │       │
+//!                   └─ stuck                     └─ stuck           └────────┴───────┴─ refused
+//! ```
+//!
+//! Every command that changes something begins with **recover**, and `nixbox recover` is nothing else. Running it twice
+//! changes nothing.
+//!
+//! **Finish the open operation**: an operation that the journal says has not ended is completed or undone by the
+//! executor, which reads the direction off its commit point. If it is stuck (an undo failed, or a probe cannot tell
+//! whether something was done), the session stops here and the command is refused, because whatever the command did
+//! would be built upon a state that nobody knows.
+//!
+//! **Clear away a lost VM**: the journal may say that there is a VM where none is any more, because the VMM was killed
+//! or the host was rebooted since; or the VM may be condemned, because the operation that made it failed after its
+//! commit point. What is left of it is removed by a `down` that asks no guest. The VM's disk stays. A VMM that lives
+//! but does not answer counts as lost after the time that the VMM seam allows it.
+//!
+//! **Sweep** removes what bears the mark of this workspace and belongs to neither its VM nor its disk (`sweep.rs`).
+//!
+//! **Check** is everything that can be known before the world is touched. A command that cannot be done is refused with
+//! a [`Refusal`] that says why, and the workspace is as it was. The disk that a new VM starts from, the snapshot that is
+//! restored and the way in which shares survive a snapshot are decided here, and written to the journal as the
+//! operation's parameters, so that a recovery uses the same.
+//!
+//! **Run** is the executor's. An operation that ends as lost, or that rolls back because its VM is gone, leaves a VM to
+//! be cleared away, and the session does that at once. What the operation came to is an [`OperationResult`]. An error
+//! of the journal ends the session: what was done is on the medium, and the next run goes on from there.
+//!
+//! Two commands run more than one operation: `restore --replace` brings the VM down first, once it is known that the
+//! snapshot can be restored; and `snapshot` deletes older unnamed snapshots once the new one is in the list.
 
 use std::time::Duration;
 
-use super::compatibility::{self, NotRestorable, Reference, SnapshotChoice};
+use serde::Serialize;
+
+use super::compatibility::{self, NotRestorable, SnapshotChoice};
+use super::delete::{self, DeletePlan};
+use super::down::{self, DownPlan};
+use super::limits::{LOOK, within};
 use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
 };
-use super::snapshot::ShareStrategy;
-use super::{RunningVm, WorkspaceState, delete, down, restore, snapshot, sweep, table, up};
+use super::plan_snapshot::{look, plan_snapshot};
+use super::restore::{self, RestorePlan};
+use super::state::{RunningVm, WorkspaceState};
+use super::up::{self, UpPlan};
+use super::{snapshot, sweep, tables};
 use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{Generation, ListedSnapshot, Manifest, SnapshotId, VmmState, World};
+use crate::world::{ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World};
 
-/// How long a look at the world may take. A VMM may be silent for some of it.
-pub(super) const LOOK: Duration = Duration::from_secs(180);
-/// After so long without an answer a person is told what is waited for.
+/// After so long without an answer of the VMM a person is told what is waited for.
 const SOON: Duration = Duration::from_secs(3);
-
-/// Looks at the world before an operation begins, within a time limit.
-pub(super) async fn look<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
-    tokio::time::timeout(limit, call).await.unwrap_or(Err(Failure::TimedOut(limit)))
-}
 
 /// Runs operations on one workspace.
 pub struct Session<'a, S> {
-    /// Its world.
+    /// The workspace's world.
     pub world: &'a World,
-    /// Its journal.
+    /// The workspace's journal.
     pub journal: Journal<S>,
-    /// A person's wish to stop.
+    /// A person's request to stop.
     pub interrupt: Interrupt,
-    /// Who sees what happens.
+    /// Sees what happens.
     pub observer: &'a dyn Observer,
 }
 
 impl<S: Storage> Session<'_, S> {
-    /// Ends what an earlier run left open, and clears away what is left of a lost VM. Running it twice changes nothing.
+    /// Ends what an earlier run left open, clears away what is left of a lost VM, and sweeps.
     ///
     /// # Errors
-    /// If the journal cannot be used, or the world not be looked at.
+    /// If the journal cannot be used, or the state of the workspace cannot be determined.
     pub async fn recover(&mut self) -> Result<Recovered, Refusal> {
         let mut recovered = Recovered::default();
         let open =
             self.journal.open_operation().and_then(|open| Some((open.operation?, open.parameters.clone())));
         if let Some((id, parameters)) = open {
-            let operation = table(id, &parameters)?;
+            let operation = tables::table(id, &parameters)?;
             let ending = self.executor().recover(&operation).await?;
-            if let Ending::Stuck(setback) = ending {
-                recovered.stuck = Some(setback);
+            if let Ending::Stuck(failure) = ending {
+                recovered.stuck = Some(failure);
                 return Ok(recovered);
             }
             recovered.operation = Some((operation.label, ending));
         }
         match self.clear_away().await? {
             None => {}
-            Some((_, Ending::Stuck(setback))) => {
-                recovered.stuck = Some(setback);
+            Some((_, Ending::Stuck(failure))) => {
+                recovered.stuck = Some(failure);
                 return Ok(recovered);
             }
-            Some((why, _)) => recovered.cleared = Some(why),
+            Some((reason, _)) => recovered.cleared = Some(reason),
         }
-        let known = !self.journal.history().standing.is_empty();
-        recovered.swept = sweep::sweep(self.world, self.standing()?, known).await.map_err(Refusal::Sweep)?;
+        let known = !self.journal.history().final_state.is_empty();
+        recovered.swept = sweep::sweep(self.world, self.state()?, known).await.map_err(Refusal::Sweep)?;
         Ok(recovered)
     }
 
-    /// How the workspace stands, by its journal.
-    ///
-    /// # Errors
-    /// If the journal does not say.
-    pub fn standing(&self) -> Result<WorkspaceState, Refusal> {
-        WorkspaceState::of(&self.journal.history().standing).map_err(Refusal::UnreadableState)
+    async fn recover_first(&mut self) -> Result<(), Refusal> {
+        self.recover().await?.stuck.map_or(Ok(()), |failure| Err(Refusal::Stuck(failure)))
     }
 
-    /// A fresh boot.
+    fn state(&self) -> Result<WorkspaceState, Refusal> {
+        WorkspaceState::of(&self.journal.history().final_state).map_err(Refusal::UnreadableState)
+    }
+
+    /// Boots a VM.
     ///
     /// # Errors
-    /// If it was not begun, or if the journal failed.
+    /// If the operation was not begun, or if the journal failed.
     pub async fn up(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
         self.boot().await
     }
 
     async fn boot(&mut self) -> Result<OperationResult, Refusal> {
-        let disk = match self.standing()? {
-            WorkspaceState::Up(_) => return Ok(OperationResult::Already),
-            WorkspaceState::Down { disk } => disk,
-        };
-        let plan = up::UpPlan { disk, shares: self.world.shares.wanted() };
-        let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        self.run(&up::table(plan), &parameters).await
+        match self.state()? {
+            WorkspaceState::Up(_) => Ok(OperationResult::Already),
+            WorkspaceState::Down { disk } => {
+                self.run(UpPlan { disk, shares: self.world.shares.wanted() }, up::table).await
+            }
+        }
     }
 
-    /// The VM goes, its disk stays.
+    /// Brings the VM down. Its disk stays.
     ///
     /// # Errors
-    /// If it was not begun, or if the journal failed.
+    /// If the operation was not begun, or if the journal failed.
     pub async fn down(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
-        match self.standing()? {
-            WorkspaceState::Up(vm) => self.bring_down(vm).await,
+        match self.state()? {
+            WorkspaceState::Up(vm) => self.run(DownPlan { vm, ask: true }, down::table).await,
             WorkspaceState::Down { .. } => Ok(OperationResult::Already),
         }
     }
 
-    async fn bring_down(&mut self, vm: RunningVm) -> Result<OperationResult, Refusal> {
-        let plan = down::DownPlan { vm, ask: true };
-        let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        self.run(&down::table(plan), &parameters).await
-    }
-
-    /// Freezes the VM, which goes on unless it is to stop. Older unnamed snapshots are pruned then.
+    /// Makes a snapshot of the VM, which then runs on or is down. Older unnamed snapshots are deleted then.
     ///
     /// # Errors
-    /// If it was not begun, or if the journal failed.
-    pub async fn snapshot(&mut self, wish: SnapshotRequest) -> Result<SnapshotResult, Refusal> {
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn snapshot(&mut self, request: SnapshotRequest) -> Result<SnapshotResult, Refusal> {
         self.recover_first().await?;
-        let WorkspaceState::Up(vm) = self.standing()? else {
+        let WorkspaceState::Up(vm) = self.state()? else {
             return Err(Refusal::NotRunning);
         };
-        let keep = wish.keep;
-        let plan = self.plan_snapshot(vm, wish).await?;
-        let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        let report = self.run(&snapshot::table(plan), &parameters).await?;
-        let mut frozen = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
-        if matches!(frozen.report, OperationResult::Done) {
-            // The newest: its number is that of the operation that ended just now.
-            match self.listings().await {
-                Ok(mut listed) => frozen.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
-                Err(refusal) => frozen.afterwards = Some(refusal),
+        let keep = request.keep;
+        let plan = plan_snapshot(self.world, vm, request).await?;
+        let report = self.run(plan, snapshot::table).await?;
+        let mut result = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
+        if matches!(result.report, OperationResult::Done) {
+            // The newest: its number is that of the operation that has just ended.
+            match self.listed().await {
+                Ok(mut listed) => result.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
+                Err(refusal) => result.afterwards = Some(refusal),
             }
-            if let Err(refusal) = self.prune(keep, &mut frozen.pruned).await {
-                frozen.afterwards = Some(refusal);
+            if let Err(refusal) = self.prune(keep, &mut result.pruned).await {
+                result.afterwards = Some(refusal);
             }
         }
-        Ok(frozen)
+        Ok(result)
     }
 
-    /// All that can be known before the guest is touched.
-    async fn plan_snapshot(
-        &self,
-        vm: RunningVm,
-        wish: SnapshotRequest,
-    ) -> Result<snapshot::SnapshotPlan, Refusal> {
-        let (world, machine) = (self.world, vm.machine);
-        match look(LOOK, world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? {
-            VmmState::Running => {}
-            state => return Err(Refusal::NotInOrder(state)),
-        }
-        if let Some(name) = &wish.name {
-            let mut listed = self.listings().await?.into_iter().filter_map(|one| one.manifest.ok());
-            if listed.any(|one| one.name.as_ref() == Some(name)) {
-                return Err(Refusal::NameTaken(name.clone()));
-            }
-        }
-        let (shares, running) = (world.shares.wanted(), Some(machine.vmm));
-        let ability = look(LOOK, world.vmm.ability(running)).await.map_err(Refusal::Look)?;
-        let version = look(LOOK, world.vmm.version(running)).await.map_err(Refusal::Look)?;
-        let care = snapshot::care(shares, ability);
-        if care == ShareStrategy::RollOver {
-            let installed = look(LOOK, world.vmm.version(None)).await.map_err(Refusal::Look)?;
-            if installed.major != version.major {
-                return Err(Refusal::VmmReplaced { running: version, installed });
-            }
-        }
-        let origin = compatibility::origin(world, version).map_err(Refusal::Look)?;
-        self.check_room(&vm).await?;
-        let boot = look(LOOK, world.guest.ready(&machine)).await.map_err(Refusal::Look)?;
-        if care == ShareStrategy::Detach {
-            let users = look(LOOK, world.guest.share_users(&machine)).await.map_err(Refusal::Look)?;
-            if !users.is_empty() {
-                return Err(Refusal::SharesInUse(users));
-            }
-        }
-        Ok(snapshot::SnapshotPlan { vm, boot, name: wish.name, shares, care, stop: wish.stop, origin })
-    }
-
-    async fn check_room(&self, vm: &RunningVm) -> Result<(), Refusal> {
-        let (world, machine) = (self.world, &vm.machine);
-        let memory = look(LOOK, world.memory.weight(machine.memory)).await.map_err(Refusal::Look)?;
-        let disk = look(LOOK, world.disk.weight(machine.disk)).await.map_err(Refusal::Look)?;
-        let free = look(LOOK, world.catalog.free()).await.map_err(Refusal::Look)?;
-        let wanted = memory.saturating_add(disk);
-        if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
-    }
-
-    /// Deletes the oldest unnamed snapshots but for the last `keep`, and never the one that the VM came from.
+    /// Deletes the oldest unnamed snapshots. The last `keep` stay, and so does the one that the VM came from.
     async fn prune(&mut self, keep: Option<u32>, pruned: &mut Vec<SnapshotId>) -> Result<(), Refusal> {
         let Some(keep) = keep else {
             return Ok(());
         };
-        let from = match self.standing()? {
-            WorkspaceState::Up(vm) => vm.from,
-            WorkspaceState::Down { .. } => None,
-        };
-        let listed = self.listings().await?;
-        let unnamed =
-            listed.iter().rev().filter(|one| one.manifest.as_ref().is_ok_and(|one| one.name.is_none()));
-        let old: Vec<SnapshotId> =
-            unnamed.map(|one| one.id).skip(keep as usize).filter(|id| Some(*id) != from).collect();
-        for id in old.into_iter().rev() {
+        for id in to_prune(&self.listed().await?, keep, &self.state()?) {
             match self.remove(id).await? {
                 OperationResult::Done => pruned.push(id),
-                OperationResult::Stuck(setback) => return Err(Refusal::Stuck(setback)),
-                // Somebody asked to stop: what is left is pruned after the next snapshot.
+                OperationResult::Stuck(failure) => return Err(Refusal::Stuck(failure)),
+                // A person asked to stop: the next snapshot prunes the others.
                 _ => return Ok(()),
             }
         }
         Ok(())
     }
 
-    /// A snapshot comes back to life: the newest that fits, or the one that is wanted. A VM that runs is brought down
-    /// first if it is to be replaced, once it is known that the snapshot fits.
+    /// Restores a snapshot: the one that is wanted, or the newest that can be. A VM that runs is brought down first if
+    /// it is to be replaced, once it is known that the snapshot can be restored.
     ///
     /// # Errors
-    /// If it was not begun, or if the journal failed.
+    /// If the operation was not begun, or if the journal failed.
     pub async fn restore(
         &mut self,
-        wanted: Option<&Reference>,
+        wanted: Option<&SnapshotReference>,
         replace: bool,
     ) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if !replace && matches!(self.standing()?, WorkspaceState::Up(_)) {
+        if !replace && matches!(self.state()?, WorkspaceState::Up(_)) {
             return Err(Refusal::Running);
         }
         let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted).await?;
         match (chosen, wanted) {
             (Some(manifest), _) => self.bring_back(manifest, passed_over).await,
             (None, Some(_)) if passed_over.len() == 1 => {
-                let (id, unfit) = passed_over.remove(0);
-                Err(Refusal::Unfit(id, unfit))
+                let (id, reason) = passed_over.remove(0);
+                Err(Refusal::Unfit(id, reason))
             }
             (None, _) if passed_over.is_empty() => Err(Refusal::NoSnapshot),
             (None, _) => Err(Refusal::NothingFits(PassedOver(passed_over))),
         }
     }
 
-    /// The snapshot that is wanted, or the newest that fits; a fresh boot where none does.
+    /// Restores the snapshot that is wanted, or the newest that can be; boots if none can.
     ///
     /// # Errors
-    /// If it was not begun, or if the journal failed.
-    pub async fn warm_up(&mut self, wanted: Option<&Reference>) -> Result<RestoreResult, Refusal> {
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn warm_up(&mut self, wanted: Option<&SnapshotReference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if matches!(self.standing()?, WorkspaceState::Up(_)) {
-            return Ok(RestoreResult {
-                report: OperationResult::Already,
-                restored: None,
-                passed_over: Vec::new(),
-            });
+        if matches!(self.state()?, WorkspaceState::Up(_)) {
+            let report = OperationResult::Already;
+            return Ok(RestoreResult { report, restored: None, passed_over: Vec::new() });
         }
         let SnapshotChoice { chosen, passed_over } = self.choose(wanted).await?;
         match chosen {
@@ -262,10 +226,10 @@ impl<S: Storage> Session<'_, S> {
         }
     }
 
-    async fn choose(&self, wanted: Option<&Reference>) -> Result<SnapshotChoice, Refusal> {
-        let mut listed = self.listings().await?;
+    async fn choose(&self, wanted: Option<&SnapshotReference>) -> Result<SnapshotChoice, Refusal> {
+        let mut listed = self.listed().await?;
         if let Some(reference) = wanted {
-            let id = self.find(&listed, reference)?;
+            let id = find(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
         compatibility::choose(self.world, listed.into_iter().rev(), &self.interrupt)
@@ -279,81 +243,65 @@ impl<S: Storage> Session<'_, S> {
         passed_over: Vec<(SnapshotId, NotRestorable)>,
     ) -> Result<RestoreResult, Refusal> {
         let mut replaced = false;
-        if let WorkspaceState::Up(vm) = self.standing()? {
-            match self.bring_down(vm).await? {
+        if let WorkspaceState::Up(vm) = self.state()? {
+            match self.run(DownPlan { vm, ask: true }, down::table).await? {
                 OperationResult::Done | OperationResult::Already => replaced = true,
                 report => return Ok(RestoreResult { report, restored: None, passed_over }),
             }
         }
-        let WorkspaceState::Down { disk } = self.standing()? else {
+        let WorkspaceState::Down { disk } = self.state()? else {
             return Err(Refusal::Running);
         };
-        let plan = restore::RestorePlan {
-            snapshot: manifest.id,
-            slot: manifest.slot,
-            boot: manifest.boot,
-            shares: manifest.shares,
-            former_disk: disk,
-        };
-        let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        let report = match self.run(&restore::table(plan), &parameters).await? {
-            OperationResult::RolledBack(setback) if replaced => OperationResult::ReplacedInVain(setback),
+        let Manifest { id: snapshot, slot, boot, shares, .. } = manifest;
+        let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk };
+        let report = match self.run(plan, restore::table).await? {
+            OperationResult::RolledBack(failure) if replaced => OperationResult::ReplacedInVain(failure),
             report => report,
         };
         Ok(RestoreResult { report, restored: Some(manifest), passed_over })
     }
 
-    /// A snapshot leaves the list, and the disk.
+    /// Deletes a snapshot.
     ///
     /// # Errors
-    /// If it was not begun, or if the journal failed.
-    pub async fn delete(&mut self, snapshot: &Reference) -> Result<(SnapshotId, OperationResult), Refusal> {
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn delete(
+        &mut self,
+        snapshot: &SnapshotReference,
+    ) -> Result<(SnapshotId, OperationResult), Refusal> {
         self.recover_first().await?;
-        let id = self.find(&self.listings().await?, snapshot)?;
+        let id = find(&self.listed().await?, snapshot)?;
         Ok((id, self.remove(id).await?))
     }
 
     async fn remove(&mut self, snapshot: SnapshotId) -> Result<OperationResult, Refusal> {
-        let plan = delete::DeletePlan { snapshot, standing: self.standing()? };
-        let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        self.run(&delete::table(plan), &parameters).await
+        self.run(DeletePlan { snapshot, state: self.state()? }, delete::table).await
     }
 
-    /// All that are in the list, oldest first.
-    async fn listings(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
-        look(LOOK, self.world.catalog.list()).await.map_err(Refusal::Look)
-    }
-
-    fn find(&self, listed: &[ListedSnapshot], wanted: &Reference) -> Result<SnapshotId, Refusal> {
-        let found = wanted.find(listed).map(|one| one.id);
-        found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
-    }
-
-    async fn recover_first(&mut self) -> Result<(), Refusal> {
-        match self.recover().await?.stuck {
-            Some(setback) => Err(Refusal::Stuck(setback)),
-            None => Ok(()),
-        }
+    /// All snapshots in the list, oldest first.
+    async fn listed(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
+        look(self.world.catalog.list()).await
     }
 
     /// Clears away what is left of a VM that was lost or condemned.
     async fn clear_away(&mut self) -> Result<Option<(LossReason, Ending)>, Refusal> {
-        let WorkspaceState::Up(vm) = self.standing()? else {
+        let WorkspaceState::Up(vm) = self.state()? else {
             return Ok(None);
         };
-        // One that is condemned is not asked: it may hang.
-        let why = if vm.condemned { Some(LossReason::Condemned) } else { self.loss(vm.machine.vmm).await? };
-        let Some(why) = why else {
+        let Some(reason) = self.loss(&vm).await? else {
             return Ok(None);
         };
-        let plan = down::DownPlan { vm, ask: false };
+        let plan = DownPlan { vm, ask: false };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
-        Ok(Some((why, self.executor().run(&down::table(plan), &parameters).await?)))
+        Ok(Some((reason, self.executor().run(&down::table(plan), &parameters).await?)))
     }
 
-    /// Why the VM of this VMM is lost, if it is.
-    async fn loss(&self, vmm: Generation) -> Result<Option<LossReason>, Refusal> {
-        let mut found = std::pin::pin!(look(LOOK, self.world.vmm.find(vmm)));
+    /// Why this VM is lost, if it is. A condemned VM is not asked, because it may not answer.
+    async fn loss(&self, vm: &RunningVm) -> Result<Option<LossReason>, Refusal> {
+        if vm.condemned {
+            return Ok(Some(LossReason::Condemned));
+        }
+        let mut found = std::pin::pin!(within(LOOK, self.world.vmm.find(vm.machine.vmm)));
         let state = match tokio::time::timeout(SOON, &mut found).await {
             Ok(state) => state,
             Err(_elapsed) => {
@@ -368,30 +316,32 @@ impl<S: Storage> Session<'_, S> {
         })
     }
 
-    async fn run(
+    /// Runs an operation with these parameters, and clears away the VM if the operation found it lost.
+    async fn run<P: Serialize>(
         &mut self,
-        operation: &Operation<World>,
-        parameters: &[u8],
+        plan: P,
+        table: fn(P) -> Operation<World>,
     ) -> Result<OperationResult, Refusal> {
-        let ending = self.executor().run(operation, parameters).await?;
-        // An operation may have found that the VM it was about is gone.
+        let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
+        let operation = table(plan);
+        let ending = self.executor().run(&operation, &parameters).await?;
         let cleared = match ending {
             Ending::Stuck(_) | Ending::Done => None,
             Ending::RolledBack(_) | Ending::Lost(_) => self.clear_away().await?,
         };
         Ok(match (ending, cleared) {
-            (Ending::Stuck(setback), _) | (_, Some((_, Ending::Stuck(setback)))) => {
-                OperationResult::Stuck(setback)
+            (Ending::Stuck(failure), _) | (_, Some((_, Ending::Stuck(failure)))) => {
+                OperationResult::Stuck(failure)
             }
             (Ending::Done, _) => OperationResult::Done,
-            (Ending::Lost(setback), _) => OperationResult::ClearedAway(setback),
-            (Ending::RolledBack(setback), cleared) => {
-                let setback =
-                    setback.unwrap_or(TransitionFailure { label: operation.label, failure: Failure::Lost });
+            (Ending::Lost(failure), _) => OperationResult::ClearedAway(failure),
+            (Ending::RolledBack(failure), cleared) => {
+                let failure =
+                    failure.unwrap_or(TransitionFailure { label: operation.label, failure: Failure::Lost });
                 if cleared.is_some() {
-                    OperationResult::ClearedAway(setback)
+                    OperationResult::ClearedAway(failure)
                 } else {
-                    OperationResult::RolledBack(setback)
+                    OperationResult::RolledBack(failure)
                 }
             }
         })
@@ -407,4 +357,22 @@ impl<S: Storage> Session<'_, S> {
             observer: self.observer,
         }
     }
+}
+
+fn find(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
+    let found = wanted.find(listed).map(|one| one.id);
+    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
+}
+
+/// The unnamed snapshots that are deleted when `keep` of them stay, oldest first.
+fn to_prune(listed: &[ListedSnapshot], keep: u32, state: &WorkspaceState) -> Vec<SnapshotId> {
+    let from = match state {
+        WorkspaceState::Up(vm) => vm.from,
+        WorkspaceState::Down { .. } => None,
+    };
+    let unnamed = |one: &&ListedSnapshot| one.manifest.as_ref().is_ok_and(|one| one.name.is_none());
+    let newest_first = listed.iter().rev().filter(unnamed).map(|one| one.id);
+    let mut old: Vec<_> = newest_first.skip(keep as usize).filter(|id| Some(*id) != from).collect();
+    old.reverse();
+    old
 }

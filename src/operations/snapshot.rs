@@ -1,64 +1,77 @@
-//! `snapshot`: disk, RAM and VMM state of one instant, without a credential, and the VM goes on.
+//! `snapshot`: disk, RAM and VMM state of one instant, without a credential; and the VM goes on.
 //!
 //! ```text
-//! check ─► stage ∥ wipe ─► detach* ─► flush ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► resume ─► reinject ─► COMMIT
-//! check ─► stage ∥ wipe ─► detach* ─► flush ─► pause ─► clone disk ∥ VMM state ∥ copy RAM ─► COMMIT ─► clear away (--stop)
+//! snapshot:
+//! stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk ─► pause ↶
+//!   ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► resume ↶ ─► entropy and clock ─► [mount shares]
+//!   ─► inject credentials ─► COMMIT
+//!
+//! snapshot --stop:
+//! stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk ─► pause ↶
+//!   ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
+//!   ─► [retire the former disk] ─► release slot
 //! ```
 //!
-//! Whatever happens before the commit point, the VM runs on with its shares and credentials and nothing is left of the
-//! snapshot. How it runs on depends on what the VMM's version can do ([`ShareStrategy`]):
+//! Whatever happens before the commit point, the VM runs on with its shares and credentials, and nothing is left of the
+//! snapshot. Only if the VM is lost meanwhile (the VMM is killed, or the host reboots) is it cleared away, and its disk
+//! is kept.
 //!
-//! - *in place*: `vm.resume`. Nothing else is to be seen of it.
-//! - *detached*: the shares are taken away before, and given back after an in-place resume.
-//! - *rolled over*: `vm.snapshot` has left the share daemons unusable, so the VMM and its daemons are ended, and fresh
-//!   ones load what was just saved, upon the same RAM file. Nothing is copied; the guest does not notice.
+//! Before the first stage the session checks everything that can be known without touching the guest: that the VM runs
+//! and answers, that the name is free, that there is room for disk and RAM, and what the VMM's version needs for the
+//! shares ([`ShareStrategy`]). `plan_snapshot.rs` has these checks.
 //!
-//! How a VM that was paused comes to run again is in `roll_over.rs`.
-
-use std::time::Duration;
+//! **Stage** makes the staging directory that everything is captured into; undoing removes it with all that is in it,
+//! which is why *clone disk* and *copy RAM* have nothing to undo. **Wipe credentials** runs at the same time: it
+//! overwrites and removes every credential in the guest, and drops the guest's caches. Undoing injects them again.
+//!
+//! **Detach shares** is there only where the VMM's version cannot restore a VM with shares: they are unmounted in the
+//! guest and removed from the VM. Undoing attaches and mounts them.
+//!
+//! **Flush disk** brings to the medium what the guest has written, because a clone of unwritten blocks takes long and
+//! the VM would be paused for it.
+//!
+//! **Pause** begins the time in which the guest stands still; nothing is done in it that can be done before or after.
+//! Undoing makes the VM run, from wherever an interrupted capture or roll-over has left it (`roll_over.rs`).
+//!
+//! **Capture** takes the snapshot: a clone of the disk images, the VMM's own state and a copy of RAM, at the same time.
+//! If one of them fails, or a person interrupts, the others are let finish or stop, and the operation rolls back. After
+//! a crash the VM may stay paused until recovery, which makes it run again.
+//!
+//! **Resume** lets the VM go on: by `vm.resume`, or by a roll-over into a new VMM. Half a roll-over cannot be taken
+//! back, so that undoing finishes it: the VM runs, as it did before. **Settle**, **attach** and **reinject** give the
+//! guest entropy, the time, its shares and its credentials. They have nothing to undo, because the guest had all of it
+//! before the snapshot; a rollback gives it by undoing *wipe* and *detach*.
+//!
+//! **Commit** is the commit point: the manifest is written, everything is synced, and the staging directory is renamed
+//! into the list. If it fails, or after a crash, the probe looks where the snapshot is: in the list means done, in the
+//! staging directory means not done, and the operation rolls back. A snapshot in the trash cannot be explained: then
+//! recovery is stuck. Credentials are in the guest again by then, and not in the snapshot: it was captured before.
+//!
+//! With `--stop` the commit comes right after the capture, and the paused VM is not resumed: the stages of
+//! `clear_away.rs` remove everything of it except its disk, as `down` does. A failure in them leaves the operation stuck, and the
+//! next command tries again.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    GUEST, Inject, LONG, MountShares, ReleaseSlot, RemoveDisk, RemoveMemory, RemoveNetwork, RemoveShares,
-    RemoveVmm, Settle, Target, attach_and_mount, must_live, presence,
-};
+pub use super::roll_over::ShareStrategy;
+
+use super::ids;
+use super::limits::{GUEST, LONG};
 use super::roll_over::{alive, make_it_run};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::shared::clear_away::clear_away;
+use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount};
+use super::shared::machine::Target;
+use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
+use super::state::{RunningVm, WorkspaceState};
 use crate::engine::record::Ended;
-use crate::engine::transition::{
-    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
-};
+use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionId, TransitionSpec};
 use crate::world::{
-    Ability, BootId, Generation, Machine, Manifest, Origin, Presence, SnapshotId, SnapshotName,
-    SnapshotState, VmmState, World,
+    BootId, Generation, Machine, Manifest, Origin, Result, SnapshotId, SnapshotName, SnapshotState, VmmState,
+    World,
 };
 
-pub(super) const ID: OperationId = OperationId(3);
-
-/// What the shares need on a VMM of this ability.
-pub(super) fn care(shares: bool, ability: Ability) -> ShareStrategy {
-    match ability {
-        _ if !shares => ShareStrategy::InPlace,
-        Ability { shares_survive_restore: false, .. } => ShareStrategy::Detach,
-        Ability { shares_survive_resume: false, .. } => ShareStrategy::RollOver,
-        Ability { .. } => ShareStrategy::InPlace,
-    }
-}
-
-/// What the shares need, so that they work in the VM that goes on and in the one that is restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ShareStrategy {
-    /// Nothing.
-    InPlace,
-    /// To be detached before and attached after.
-    Detach,
-    /// A fresh VMM and fresh daemons for the VM that goes on.
-    RollOver,
-}
-
-/// What `snapshot` was asked to do.
+/// The parameters of `snapshot` in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SnapshotPlan {
     /// The VM.
@@ -69,390 +82,298 @@ pub struct SnapshotPlan {
     pub name: Option<SnapshotName>,
     /// Whether there are shares.
     pub shares: bool,
-    /// What they need.
-    pub care: ShareStrategy,
+    /// What is done about them.
+    pub strategy: ShareStrategy,
     /// Whether the VM is down afterwards.
     pub stop: bool,
-    /// What it is made under.
+    /// The VMM, the processor and the configuration that the snapshot is made under.
     pub origin: Origin,
 }
 
 pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
-    let SnapshotPlan { vm, care, stop, .. } = plan;
+    let SnapshotPlan { vm, strategy, stop, .. } = plan;
     let machine = vm.machine;
-    let target =
-        if care == ShareStrategy::RollOver { Target::RolledOver(machine) } else { Target::Existing(machine) };
-    let operation =
-        Operation::new(ID, "snapshot", if stop { AfterCommit::Stuck } else { AfterCommit::ClearAway }, {
-            move |scene, ended| {
-                async move { standing_bytes(&standing(vm, stop, &scene, ended).await?) }.boxed()
-            }
-        })
-        .stage("wipe", [Box::new(OpenStaging), Box::new(Wipe { machine })])
-        .stage_if(care == ShareStrategy::Detach, "detach", [Box::new(Detach { machine })])
-        .stage("flush", [Box::new(Flush { machine })])
-        .stage("pause", [Box::new(Pause { machine, care })])
-        .stage(
-            "capture",
-            [
-                Box::new(CloneDisk { machine }),
-                Box::new(SaveState { machine, care }),
-                Box::new(CopyMemory { machine }),
-            ],
-        );
-    let shares = plan.shares && care != ShareStrategy::Detach;
-    let commit = Commit { machine, boot: plan.boot, name: plan.name, shares, origin: plan.origin };
+    let detach = strategy == ShareStrategy::Detach;
+    let target = match strategy {
+        ShareStrategy::RollOver => Target::RolledOver(machine),
+        ShareStrategy::InPlace | ShareStrategy::Detach => Target::Existing(machine),
+    };
+    let commit = Commit {
+        machine,
+        boot: plan.boot,
+        name: plan.name,
+        shares: plan.shares && !detach,
+        origin: plan.origin,
+    };
+    let after = if stop { AfterCommit::Stuck } else { AfterCommit::ClearAway };
+    let captured = Operation::new(ids::SNAPSHOT, "snapshot", after, move |context, ended| {
+        async move { Ok(final_state(vm, stop, &context, ended).await?.bytes()?) }.boxed()
+    })
+    .stage("wipe", vec![Box::new(OpenStaging), Box::new(Wipe(machine))])
+    .stage_if(detach, "detach", vec![Box::new(Detach(machine))])
+    .stage("flush", vec![Box::new(flush(machine.disk))])
+    .stage("pause", vec![Box::new(Pause { machine, strategy })])
+    .stage(
+        "capture",
+        vec![
+            Box::new(clone_disk(machine.disk)),
+            Box::new(SaveState { machine, strategy }),
+            Box::new(copy_memory(machine.memory)),
+        ],
+    );
     if stop {
-        let operation = operation.commit(Box::new(commit)).stage(
-            "clear away",
-            [
-                Box::new(RemoveVmm(machine.vmm)),
-                Box::new(RemoveNetwork(machine.slot)),
-                Box::new(RemoveShares(machine.vmm)),
-                Box::new(RemoveMemory(machine.memory)),
-            ],
-        );
-        let operation = match vm.former_disk {
-            Some(disk) => operation.stage("former disk", [Box::new(RemoveDisk(disk))]),
-            None => operation,
-        };
-        return operation.stage("release slot", [Box::new(ReleaseSlot(machine.slot))]);
+        return clear_away(captured.commit(Box::new(commit)), &machine, vm.former_disk);
     }
-    operation
-        .stage("resume", [Box::new(ResumeSource { machine, care })])
-        .stage("settle", [Box::new(Settle(target))])
-        .stage_if(care == ShareStrategy::Detach, "attach", [Box::new(MountShares(target))])
-        .stage("reinject", [Box::new(Inject(target))])
+    captured
+        .stage("resume", vec![Box::new(ResumeSource { machine, strategy })])
+        .stage("settle", vec![Box::new(Settle(target))])
+        .stage_if(detach, "attach", vec![Box::new(MountShares(target))])
+        .stage("reinject", vec![Box::new(Inject(target))])
         .commit(Box::new(commit))
 }
 
-async fn standing(
+async fn final_state(
     vm: RunningVm,
     stop: bool,
-    scene: &Context<'_, World>,
+    context: &Context<'_>,
     ended: Ended,
-) -> Result<WorkspaceState, Failure> {
+) -> Result<WorkspaceState> {
     if stop && ended == Ended::Done {
         return Ok(WorkspaceState::Down { disk: Some(vm.machine.disk) });
     }
-    let machine = alive(scene, &vm.machine).await?;
+    let machine = alive(context, &vm.machine).await?;
     Ok(WorkspaceState::Up(RunningVm { machine, condemned: ended == Ended::Lost, ..vm }))
 }
 
-/// The staging directory that everything is captured into.
-pub(super) struct OpenStaging;
+/// The staging directory.
+struct OpenStaging;
 
-impl Transition for OpenStaging {
-    type World = World;
+impl Transition<World> for OpenStaging {
     type Intent = ();
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(40);
-    const LABEL: &'static str = "stage";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = GUEST;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::OPEN_STAGING, "stage", GUEST)
+    }
 
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<(), Failure> {
+    async fn prepare(&self, _: &Context<'_>) -> Result<()> {
         Ok(())
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, (): &()) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.catalog.find(SnapshotId(scene.generation)).await? {
+    async fn probe(&self, context: &Context<'_>, (): &()) -> Result<Probe<()>> {
+        Ok(match context.world.catalog.find(SnapshotId(context.generation)).await? {
             SnapshotState::Absent => Probe::NotDone,
             _ => Probe::Done(()),
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.catalog.stage(SnapshotId(scene.generation)).await
+    async fn apply(&self, context: &Context<'_>, (): &()) -> Result<()> {
+        context.world.catalog.stage(SnapshotId(context.generation)).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, (): &()) -> Result<(), Failure> {
-        scene.world.catalog.discard(SnapshotId(scene.generation)).await
+    async fn undo(&self, context: &Context<'_>, (): &()) -> Result<()> {
+        context.world.catalog.discard(SnapshotId(context.generation)).await
     }
 }
 
-/// Credentials leave the guest before it is paused.
-pub(super) struct Wipe {
-    machine: Machine,
-}
+struct Wipe(Machine);
 
-impl Transition for Wipe {
-    type World = World;
+impl Transition<World> for Wipe {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(41);
-    const LABEL: &'static str = "wipe credentials";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = GUEST;
-
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
-        Ok(self.machine)
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::WIPE, "wipe credentials", GUEST)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        let machine = alive(scene, machine).await?;
-        match must_live(scene.world, machine.vmm).await {
-            Err(Failure::Lost) => return Ok(Probe::Lost),
-            other => other?,
-        }
-        Ok(match scene.world.guest.equipped(&machine).await?.credentials {
-            Presence::Absent => Probe::Done(()),
-            Presence::Partial | Presence::Whole => Probe::NotDone,
-        })
+    async fn prepare(&self, _: &Context<'_>) -> Result<Machine> {
+        Ok(self.0)
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.guest.wipe(machine).await
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        let machine = alive(context, machine).await?;
+        let probe = async { Ok(done_if_absent(context.world.guest.equipped(&machine).await?.credentials)) };
+        probe_if_alive(context.world, machine.vmm, probe).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        let machine = alive(scene, machine).await?;
-        must_live(scene.world, machine.vmm).await?;
-        scene.world.guest.settle(&machine).await?;
-        scene.world.guest.inject(&machine).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.guest.wipe(machine).await
+    }
+
+    async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        let machine = alive(context, machine).await?;
+        must_live(context.world, machine.vmm).await?;
+        context.world.guest.settle(&machine).await?;
+        context.world.guest.inject(&machine).await
     }
 }
 
-/// The shares leave the guest and the VM, where the VMM's version asks for it.
-pub(super) struct Detach {
-    machine: Machine,
-}
+struct Detach(Machine);
 
-impl Transition for Detach {
-    type World = World;
+impl Transition<World> for Detach {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(42);
-    const LABEL: &'static str = "detach shares";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = GUEST;
-
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
-        Ok(self.machine)
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::DETACH, "detach shares", GUEST)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        match must_live(scene.world, machine.vmm).await {
-            Err(Failure::Lost) => return Ok(Probe::Lost),
-            other => other?,
-        }
-        Ok(match scene.world.vmm.shares_attached(machine.vmm).await? {
-            Presence::Absent => Probe::Done(()),
-            Presence::Partial | Presence::Whole => Probe::NotDone,
-        })
+    async fn prepare(&self, _: &Context<'_>) -> Result<Machine> {
+        Ok(self.0)
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.guest.unmount(machine).await?;
-        scene.world.vmm.detach_shares(machine.vmm).await
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        let probe = async { Ok(done_if_absent(context.world.vmm.shares_attached(machine.vmm).await?)) };
+        probe_if_alive(context.world, machine.vmm, probe).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        must_live(scene.world, machine.vmm).await?;
-        attach_and_mount(scene.world, machine).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.guest.unmount(machine).await?;
+        context.world.vmm.detach_shares(machine.vmm).await
+    }
+
+    async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        must_live(context.world, machine.vmm).await?;
+        attach_and_mount(context.world, machine).await
     }
 }
 
-/// The disk images on the medium, so that cloning them does not have to wait for it while the VM is paused.
-pub(super) struct Flush {
+/// A transition that reads a disk or a RAM file, and that needs no undo.
+fn reading(
+    id: TransitionId,
+    label: &'static str,
+    why: &'static str,
+    from: Generation,
+    apply: SeamCall<Generation, ()>,
+) -> Unprobed<Generation> {
+    Unprobed { spec: TransitionSpec::nothing_to_undo(id, label, why, LONG), intent: from, apply }
+}
+
+const GOES_WITH_STAGING: &str = "it goes with the staging directory";
+
+fn flush(disk: Generation) -> Unprobed<Generation> {
+    reading(ids::FLUSH, "flush disk", "what is on the medium may stay there", disk, |context, disk| {
+        context.world.disk.flush(*disk, &context.interrupt)
+    })
+}
+
+fn clone_disk(disk: Generation) -> Unprobed<Generation> {
+    reading(ids::CLONE_DISK, "clone disk", GOES_WITH_STAGING, disk, |context, disk| {
+        context.world.disk.capture(*disk, SnapshotId(context.generation), &context.interrupt)
+    })
+}
+
+fn copy_memory(memory: Generation) -> Unprobed<Generation> {
+    reading(ids::COPY_MEMORY, "copy RAM", GOES_WITH_STAGING, memory, |context, memory| {
+        context.world.memory.capture(*memory, SnapshotId(context.generation), &context.interrupt)
+    })
+}
+
+/// `vm.pause`.
+struct Pause {
     machine: Machine,
+    strategy: ShareStrategy,
 }
 
-impl Transition for Flush {
-    type World = World;
-    type Intent = Generation;
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(49);
-    const LABEL: &'static str = "flush disk";
-    const UNDO: UndoPolicy = UndoPolicy::Nothing("what is on the medium may stay there");
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Generation, Failure> {
-        Ok(self.machine.disk)
-    }
-
-    async fn probe(&self, _: &Context<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
-        Ok(Probe::NotDone)
-    }
-
-    async fn apply(&self, scene: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
-        scene.world.disk.flush(*disk, &scene.interrupt).await
-    }
-}
-
-/// `vm.pause`. From here to the resume nothing is done that can be done before or after.
-pub(super) struct Pause {
-    machine: Machine,
-    care: ShareStrategy,
-}
-
-impl Transition for Pause {
-    type World = World;
+impl Transition<World> for Pause {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(43);
-    const LABEL: &'static str = "pause";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = GUEST;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::PAUSE, "pause", GUEST)
+    }
 
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_>) -> Result<Machine> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Running => Probe::NotDone,
             _ => Probe::Lost,
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.pause(machine.vmm).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.vmm.pause(machine.vmm).await
     }
 
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        make_it_run(context, machine, self.strategy).await
     }
 }
 
-/// The disk images of this instant.
-pub(super) struct CloneDisk {
+/// `vm.snapshot`.
+struct SaveState {
     machine: Machine,
+    strategy: ShareStrategy,
 }
 
-impl Transition for CloneDisk {
-    type World = World;
-    type Intent = Generation;
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(44);
-    const LABEL: &'static str = "clone disk";
-    const UNDO: UndoPolicy = UndoPolicy::Nothing("it goes with the staging directory");
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Generation, Failure> {
-        Ok(self.machine.disk)
-    }
-
-    async fn probe(&self, _: &Context<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
-        Ok(Probe::NotDone)
-    }
-
-    async fn apply(&self, scene: &Context<'_, World>, disk: &Generation) -> Result<(), Failure> {
-        scene.world.disk.capture(*disk, SnapshotId(scene.generation), &scene.interrupt).await
-    }
-}
-
-/// The VMM's own state of this instant: `vm.snapshot`.
-pub(super) struct SaveState {
-    machine: Machine,
-    care: ShareStrategy,
-}
-
-impl Transition for SaveState {
-    type World = World;
+impl Transition<World> for SaveState {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(45);
-    const LABEL: &'static str = "VMM state";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = LONG;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::SAVE_STATE, "VMM state", LONG)
+    }
 
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_>) -> Result<Machine> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, _: &Machine) -> Result<Probe<()>, Failure> {
-        let saved = scene.world.catalog.holds_vmm_state(SnapshotId(scene.generation)).await?;
+    async fn probe(&self, context: &Context<'_>, _: &Machine) -> Result<Probe<()>> {
+        let saved = context.world.catalog.holds_vmm_state(SnapshotId(context.generation)).await?;
         Ok(if saved { Probe::Done(()) } else { Probe::NotDone })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.save(machine.vmm, SnapshotId(scene.generation)).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.vmm.save(machine.vmm, SnapshotId(context.generation)).await
     }
 
-    /// What was saved is needed to roll over, so that the VM is made to run before the staging directory goes.
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    /// A roll-over needs the saved state, so the VM is made to run before the staging directory is removed.
+    async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        make_it_run(context, machine, self.strategy).await
     }
 }
 
-/// The RAM of this instant.
-pub(super) struct CopyMemory {
+/// `vm.resume`, or a roll-over.
+struct ResumeSource {
     machine: Machine,
+    strategy: ShareStrategy,
 }
 
-impl Transition for CopyMemory {
-    type World = World;
-    type Intent = Generation;
-    type Outcome = ();
-
-    const ID: TransitionId = TransitionId(46);
-    const LABEL: &'static str = "copy RAM";
-    const UNDO: UndoPolicy = UndoPolicy::Nothing("it goes with the staging directory");
-    const LIMIT: Duration = LONG;
-
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Generation, Failure> {
-        Ok(self.machine.memory)
-    }
-
-    async fn probe(&self, _: &Context<'_, World>, _: &Generation) -> Result<Probe<()>, Failure> {
-        Ok(Probe::NotDone)
-    }
-
-    async fn apply(&self, scene: &Context<'_, World>, memory: &Generation) -> Result<(), Failure> {
-        scene.world.memory.capture(*memory, SnapshotId(scene.generation), &scene.interrupt).await
-    }
-}
-
-/// The VM goes on.
-pub(super) struct ResumeSource {
-    machine: Machine,
-    care: ShareStrategy,
-}
-
-impl Transition for ResumeSource {
-    type World = World;
+impl Transition<World> for ResumeSource {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(47);
-    const LABEL: &'static str = "resume";
-    const UNDO: UndoPolicy = UndoPolicy::Undoable;
-    const LIMIT: Duration = GUEST;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::undoable(ids::RESUME_SOURCE, "resume", GUEST)
+    }
 
-    async fn prepare(&self, _: &Context<'_, World>) -> Result<Machine, Failure> {
+    async fn prepare(&self, _: &Context<'_>) -> Result<Machine> {
         Ok(self.machine)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        let machine = alive(scene, machine).await?;
-        Ok(presence(match scene.world.vmm.find(machine.vmm).await? {
-            VmmState::Running => Presence::Whole,
-            VmmState::Never => Presence::Absent,
-            _ => Presence::Partial,
-        }))
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        let machine = alive(context, machine).await?;
+        Ok(match context.world.vmm.find(machine.vmm).await? {
+            VmmState::Running => Probe::Done(()),
+            _ => Probe::NotDone,
+        })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        make_it_run(context, machine, self.strategy).await
     }
 
-    /// Half a roll-over cannot be taken back: the VM runs when it is finished, which is what it did before.
-    async fn undo(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        make_it_run(scene, machine, self.care).await
+    async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        make_it_run(context, machine, self.strategy).await
     }
 }
 
-/// The manifest is written, everything synced, and the staging directory renamed into the list.
-pub(super) struct Commit {
+/// The manifest, the syncs, and the rename into the list.
+struct Commit {
     machine: Machine,
     boot: BootId,
     name: Option<SnapshotName>,
@@ -460,32 +381,30 @@ pub(super) struct Commit {
     origin: Origin,
 }
 
-impl Transition for Commit {
-    type World = World;
+impl Transition<World> for Commit {
     type Intent = Manifest;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(48);
-    const LABEL: &'static str = "commit";
-    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
-    const LIMIT: Duration = LONG;
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::never_undone(ids::COMMIT, "commit", "it is the commit point", LONG)
+    }
 
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Manifest, Failure> {
-        let id = SnapshotId(scene.generation);
+    async fn prepare(&self, context: &Context<'_>) -> Result<Manifest> {
+        let id = SnapshotId(context.generation);
         Ok(Manifest {
             id,
             name: self.name.clone(),
-            created_ms: scene.world.clock.unix_ms(),
+            created_ms: context.world.clock.unix_ms(),
             slot: self.machine.slot,
             boot: self.boot,
             shares: self.shares,
             origin: self.origin.clone(),
-            files: scene.world.catalog.digest(id, &scene.interrupt).await?,
+            files: context.world.catalog.digest(id, &context.interrupt).await?,
         })
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, manifest: &Manifest) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.catalog.find(manifest.id).await? {
+    async fn probe(&self, context: &Context<'_>, manifest: &Manifest) -> Result<Probe<()>> {
+        Ok(match context.world.catalog.find(manifest.id).await? {
             SnapshotState::Listed => Probe::Done(()),
             SnapshotState::Staged | SnapshotState::Absent => Probe::NotDone,
             SnapshotState::Trashed => Probe::CannotTell(format!(
@@ -495,7 +414,7 @@ impl Transition for Commit {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, manifest: &Manifest) -> Result<(), Failure> {
-        scene.world.catalog.commit(manifest.clone()).await
+    async fn apply(&self, context: &Context<'_>, manifest: &Manifest) -> Result<()> {
+        context.world.catalog.commit(manifest.clone()).await
     }
 }

@@ -1,16 +1,17 @@
-//! Sweeping up: what bears the mark of this workspace and belongs to neither its VM nor its disk.
+//! Sweeping: the removal of what bears the mark of this workspace and belongs to neither its VM nor its disk.
 //!
-//! The journal knows of everything that an operation made, so there is nothing to sweep while it is kept. It is for a
-//! journal that was lost, and for things that were put back by hand. Done while no operation is open and under the
-//! lock; it is not journaled, since doing it again finds what is left. Uses the seams and nothing else.
+//! The journal knows of everything that an operation made, so that a sweep finds nothing as long as the journal is kept.
+//! It finds what is left when the journal was lost, or when a person has put files back. A sweep runs while no operation
+//! is open, under the workspace's lock. It is not journaled, because a second sweep finds what the first has left.
+//!
+//! Uses the seams and nothing else.
 
-use super::WorkspaceState;
-use super::parts::{LONG, QUICK};
-use super::session::{LOOK, look};
+use super::limits::{LONG, LOOK, QUICK, within};
+use super::state::WorkspaceState;
 use crate::engine::transition::{Failure, Generation};
 use crate::world::{Machine, Presence, Slot, SnapshotState, VmmState, World};
 
-/// Something that was removed because it belonged to nobody.
+/// Something that a sweep removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swept {
     /// A VMM process.
@@ -40,41 +41,37 @@ impl std::fmt::Display for Swept {
     }
 }
 
-/// Removes it all. Disk images are a person's work: they are left where the journal does not say how the workspace
-/// stands (`known`), since one of them may be its disk.
-pub(super) async fn sweep(
-    world: &World,
-    standing: WorkspaceState,
-    known: bool,
-) -> Result<Vec<Swept>, Failure> {
+/// Removes everything that belongs to no VM. Disk images are a person's work: they are kept if the journal does not say
+/// what the workspace's state is (`known` is false), because one of them may be its disk.
+pub(super) async fn sweep(world: &World, state: WorkspaceState, known: bool) -> Result<Vec<Swept>, Failure> {
     let mut swept = Vec::new();
-    let (machine, disks) = match standing {
+    let (machine, disks) = match state {
         WorkspaceState::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
         WorkspaceState::Down { disk } => (None, [disk, None]),
     };
-    for generation in look(LOOK, world.leftovers.generations()).await? {
+    for generation in within(LOOK, world.leftovers.generations()).await? {
         sweep_generation(world, generation, machine.as_ref(), &mut swept).await?;
         let superfluous = known && !disks.contains(&Some(generation));
-        if superfluous && look(LOOK, world.disk.find(generation)).await? != Presence::Absent {
-            look(LONG, world.disk.remove(generation)).await?;
+        if superfluous && within(LOOK, world.disk.find(generation)).await? != Presence::Absent {
+            within(LONG, world.disk.remove(generation)).await?;
             swept.push(Swept::Disk(generation));
         }
     }
-    for id in look(LOOK, world.catalog.unlisted()).await? {
-        match look(LOOK, world.catalog.find(id)).await? {
-            SnapshotState::Trashed => look(LONG, world.catalog.purge(id)).await?,
-            SnapshotState::Staged => look(LONG, world.catalog.discard(id)).await?,
-            // One that is listed and staged at once: nobody's work but the list's is kept.
-            SnapshotState::Listed => look(LONG, world.catalog.discard(id)).await?,
+    for id in within(LOOK, world.catalog.unlisted()).await? {
+        match within(LOOK, world.catalog.find(id)).await? {
+            SnapshotState::Trashed => within(LONG, world.catalog.purge(id)).await?,
+            SnapshotState::Staged => within(LONG, world.catalog.discard(id)).await?,
+            // If a snapshot is both listed and staged, the listed one is kept and the staging directory is removed.
+            SnapshotState::Listed => within(LONG, world.catalog.discard(id)).await?,
             SnapshotState::Absent => continue,
         }
         swept.push(Swept::Snapshot(id.0));
     }
     if machine.is_none()
-        && let Some(slot) = look(LOOK, world.slots.held()).await?
+        && let Some(slot) = within(LOOK, world.slots.held()).await?
     {
-        look(QUICK, world.network.remove(slot)).await?;
-        look(QUICK, world.slots.release(slot)).await?;
+        within(QUICK, world.network.remove(slot)).await?;
+        within(QUICK, world.slots.release(slot)).await?;
         swept.push(Swept::Slot(slot));
     }
     Ok(swept)
@@ -86,22 +83,22 @@ async fn sweep_generation(
     machine: Option<&Machine>,
     swept: &mut Vec<Swept>,
 ) -> Result<(), Failure> {
-    let vmm_is_ours = machine.is_some_and(|machine| machine.vmm == generation);
-    if !vmm_is_ours {
-        // One that does not answer is there all the same.
-        let there = !matches!(look(LOOK, world.vmm.find(generation)).await, Ok(VmmState::Never));
+    let is_the_vms = machine.is_some_and(|machine| machine.vmm == generation);
+    if !is_the_vms {
+        // A VMM that does not answer counts as one that lives.
+        let there = !matches!(within(LOOK, world.vmm.find(generation)).await, Ok(VmmState::Never));
         if there {
-            look(QUICK, world.vmm.stop(generation)).await?;
+            within(QUICK, world.vmm.stop(generation)).await?;
             swept.push(Swept::Vmm(generation));
         }
-        if look(LOOK, world.shares.find(generation)).await? != Presence::Absent {
-            look(QUICK, world.shares.stop(generation)).await?;
+        if within(LOOK, world.shares.find(generation)).await? != Presence::Absent {
+            within(QUICK, world.shares.stop(generation)).await?;
             swept.push(Swept::Shares(generation));
         }
     }
-    let memory_is_ours = machine.is_some_and(|machine| machine.memory == generation);
-    if !memory_is_ours && look(LOOK, world.memory.find(generation)).await? != Presence::Absent {
-        look(QUICK, world.memory.remove(generation)).await?;
+    let is_its_memory = machine.is_some_and(|machine| machine.memory == generation);
+    if !is_its_memory && within(LOOK, world.memory.find(generation)).await? != Presence::Absent {
+        within(QUICK, world.memory.remove(generation)).await?;
         swept.push(Swept::Memory(generation));
     }
     Ok(())

@@ -1,13 +1,13 @@
-//! What holds of every table, whatever it says.
+//! What holds for every table of every operation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::snapshot::ShareStrategy;
-use super::{RunningVm, WorkspaceState, delete, down, label, restore, snapshot, table, up};
+use super::down::DownPlan;
+use super::{RunningVm, WorkspaceState, ids, label, table, tables};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
-use crate::engine::transition::{Generation, Operation, UndoPolicy};
-use crate::world::{BootId, Machine, Origin, Slot, SnapshotId, VmmVersion, World};
+use crate::engine::transition::{Generation, OperationId, UndoPolicy};
+use crate::world::{Machine, Slot};
 
 fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
@@ -16,60 +16,21 @@ fn vm(former_disk: Option<Generation>) -> RunningVm {
     RunningVm { machine, former_disk, from: None, condemned: false }
 }
 
-fn origin() -> Origin {
-    let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
-    Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() }
-}
-
-/// Every shape that a table can have.
-fn tables() -> Vec<Operation<World>> {
-    let snapshot = SnapshotId(Generation(2));
-    let boot = BootId([7; 16]);
-    let slot = Slot::all().next().unwrap();
-    let mut tables = vec![
-        up::table(up::UpPlan { disk: None, shares: true }),
-        up::table(up::UpPlan { disk: Some(Generation(1)), shares: false }),
-        restore::table(restore::RestorePlan { snapshot, slot, boot, shares: true, former_disk: None }),
-        delete::table(delete::DeletePlan { snapshot, standing: WorkspaceState::Down { disk: None } }),
-    ];
-    for former in [None, Some(Generation(1))] {
-        for ask in [false, true] {
-            tables.push(down::table(down::DownPlan { vm: vm(former), ask }));
-        }
-        for care in [ShareStrategy::InPlace, ShareStrategy::Detach, ShareStrategy::RollOver] {
-            for stop in [false, true] {
-                let origin = origin();
-                let plan = snapshot::SnapshotPlan {
-                    vm: vm(former),
-                    boot,
-                    name: None,
-                    shares: true,
-                    care,
-                    stop,
-                    origin,
-                };
-                tables.push(snapshot::table(plan));
-            }
-        }
-    }
-    tables
-}
-
 #[test]
 fn every_table_has_one_commit_point_and_policies_to_match() {
-    for table in tables() {
+    for (_, table) in tables() {
         let commit = table.commit_point().unwrap();
         for (index, transition) in table.transitions().enumerate() {
-            let context = format!("{} of {}", transition.label(), table.label);
-            let forbidden = matches!(transition.policy(), UndoPolicy::Forbidden(_));
+            let context = format!("{} of {}", transition.spec().label, table.label);
+            let forbidden = matches!(transition.spec().undo, UndoPolicy::Forbidden(_));
             assert!(index != commit || forbidden, "{context} is the commit point");
             assert!(index >= commit || !forbidden, "{context} comes before the commit point");
-            let undoable = transition.policy() == UndoPolicy::Undoable;
+            let undoable = transition.spec().undo == UndoPolicy::Undoable;
             assert!(index <= commit || !undoable, "{context} comes after the commit point");
-            if let UndoPolicy::Nothing(why) | UndoPolicy::Forbidden(why) = transition.policy() {
+            if let UndoPolicy::Nothing(why) | UndoPolicy::Forbidden(why) = transition.spec().undo {
                 assert!(why.len() > 10, "{context} does not say why");
             }
-            assert!(!transition.limit().is_zero(), "{context} has no time");
+            assert!(!transition.spec().limit.is_zero(), "{context} has no time");
         }
         assert!(table.transitions().count() < usize::from(MAX_TRANSITIONS));
         let stage = &table.stages()[table
@@ -85,51 +46,111 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
     }
 }
 
+/// Every id on disk and its label, as they are written to journals.
+const ON_DISK: [(u16, &str); 38] = [
+    (1, "claim slot"),
+    (2, "network"),
+    (3, "shares"),
+    (4, "start VMM"),
+    (5, "SSH-ready"),
+    (6, "inject credentials"),
+    (7, "mount shares"),
+    (8, "pre-up scripts"),
+    (9, "post-up scripts"),
+    (10, "pre-down scripts"),
+    (11, "post-down scripts"),
+    (12, "VMM"),
+    (13, "network"),
+    (14, "shares"),
+    (15, "memory"),
+    (16, "release slot"),
+    (17, "retire the former disk"),
+    (18, "remove"),
+    (19, "entropy and clock"),
+    (20, "disk"),
+    (21, "memory"),
+    (22, "boot"),
+    (25, "stop guest"),
+    (26, "rename to trash"),
+    (30, "clone disk"),
+    (31, "fill RAM"),
+    (32, "load"),
+    (33, "resume"),
+    (40, "stage"),
+    (41, "wipe credentials"),
+    (42, "detach shares"),
+    (43, "pause"),
+    (44, "clone disk"),
+    (45, "VMM state"),
+    (46, "copy RAM"),
+    (47, "resume"),
+    (48, "commit"),
+    (49, "flush disk"),
+];
+
 #[test]
-fn a_number_on_disk_means_one_thing() {
-    let mut names = BTreeMap::new();
-    for table in tables() {
+fn ids_on_disk_are_unique_and_stay_as_they_are() {
+    let mut found = BTreeMap::new();
+    for (_, table) in tables() {
         let mut here = BTreeSet::new();
-        for transition in table.transitions() {
-            assert!(here.insert(transition.id()), "{} twice in {}", transition.label(), table.label);
-            // The same number may stand in several tables, for the same thing.
-            let name = *names.entry(transition.id()).or_insert_with(|| transition.label());
-            assert_eq!(name, transition.label(), "{:?} has two names", transition.id());
+        for spec in table.transitions().map(|transition| transition.spec()) {
+            assert!(here.insert(spec.id), "{} twice in {}", spec.label, table.label);
+            // The same id may be in several tables, for the same transition.
+            let label = *found.entry(spec.id.0).or_insert(spec.label);
+            assert_eq!(label, spec.label, "{:?} has two labels", spec.id);
         }
     }
-    assert!(names.len() > 25);
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ON_DISK);
+    let operations = tables().into_iter().map(|(_, table)| (table.id.0, table.label));
+    let operations: BTreeSet<_> = operations.collect();
+    let expected = [(1, "up"), (2, "down"), (3, "snapshot"), (4, "restore"), (5, "delete")];
+    assert_eq!(operations, BTreeSet::from(expected));
+    for (id, expected) in expected {
+        assert_eq!(label(OperationId(id)), expected);
+    }
+}
+
+/// `ids.rs` is the whole list: no constant of it is unused, and none has a number that another one has.
+#[test]
+fn the_list_of_ids_is_the_one_that_the_tables_use() {
+    let numbers = |kind: &str| -> Vec<u16> {
+        let lines = include_str!("ids.rs").lines().filter_map(|line| line.split_once(kind));
+        lines.map(|(_, number)| number.trim_end_matches(");").parse().unwrap()).collect()
+    };
+    assert_eq!(numbers("= TransitionId("), ON_DISK.map(|(id, _)| id));
+    assert_eq!(numbers("= OperationId("), [1, 2, 3, 4, 5]);
 }
 
 #[test]
-fn the_words_to_avoid_are_avoided() {
+fn labels_contain_no_word_to_avoid() {
     let avoided = ["abort", "cancel", "transaction", "task", "job", "phase", "step", "manager"];
-    for table in tables() {
+    for (_, table) in tables() {
         let labels = table.stages().iter().map(|stage| stage.label);
-        for label in labels.chain(table.transitions().map(|transition| transition.label())) {
+        for label in labels.chain(table.transitions().map(|transition| transition.spec().label)) {
             assert!(!avoided.iter().any(|word| label.contains(word)), "{label}");
         }
     }
 }
 
 #[test]
-fn what_a_plan_was_is_read_back_from_its_bytes() {
-    let plan = down::DownPlan { vm: vm(Some(Generation(1))), ask: true };
+fn parameters_are_read_back_from_their_bytes() {
+    let plan = DownPlan { vm: vm(Some(Generation(1))), ask: true };
     let bytes = record::encode_payload(&plan).unwrap();
-    assert_eq!(record::decode_payload::<down::DownPlan>(&bytes).unwrap(), plan);
-    assert_eq!(table(down::ID, &bytes).unwrap().label, label(down::ID));
-    assert!(table(down::ID, &bytes[1..]).is_err());
-    assert!(table(crate::engine::transition::OperationId(99), &bytes).is_err());
+    assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
+    assert_eq!(table(ids::DOWN, &bytes).unwrap().label, label(ids::DOWN));
+    assert!(table(ids::DOWN, &bytes[1..]).is_err());
+    assert!(table(OperationId(99), &bytes).is_err());
 }
 
 #[test]
-fn a_standing_is_read_back_and_nothing_else_is() {
-    for standing in [WorkspaceState::Down { disk: None }, WorkspaceState::Up(vm(None))] {
-        let bytes = record::encode_payload(&standing).unwrap();
-        assert_eq!(WorkspaceState::of(&bytes).unwrap(), standing);
+fn a_state_is_read_back_and_other_bytes_are_refused() {
+    for state in [WorkspaceState::Down { disk: None }, WorkspaceState::Up(vm(None))] {
+        let bytes = record::encode_payload(&state).unwrap();
+        assert_eq!(WorkspaceState::of(&bytes).unwrap(), state);
         assert!(WorkspaceState::of(&bytes[..bytes.len() - 1]).is_err());
     }
     assert_eq!(WorkspaceState::of(&[]).unwrap(), WorkspaceState::Down { disk: None });
-    // A slot that no host has.
+    // A slot number that no host has.
     let mut bytes = record::encode_payload(&WorkspaceState::Up(vm(None))).unwrap();
     bytes[28] = 64;
     assert!(WorkspaceState::of(&bytes).is_err());

@@ -1,31 +1,54 @@
 //! `up`: a fresh boot.
 //!
 //! ```text
-//! check ─► pre-up scripts ─► claim slot ─► disk ∥ memory ∥ network ∥ shares ∥ start VMM ─► BOOT
-//!       ─► connect ─► inject credentials ∥ mount shares ─► post-up scripts
+//! pre-up scripts ─► claim slot ↶ ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT
+//!   ─► SSH-ready ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
-//! The disk of an earlier session is used again. One that this operation makes goes with it if it rolls back.
-
-use std::time::Duration;
+//! Before the first stage the session makes sure that no VM runs, and takes the disk of an earlier session if there is
+//! one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
+//!
+//! **Pre-up scripts** are the user's. A script that fails ends the operation before anything was made. Nothing tells
+//! whether a script ran, so a recovery does not look for it, and what the script did is not taken back.
+//!
+//! **Claim slot** takes the slot that the workspace holds already, or any that is free. It comes alone and first,
+//! because the network and the VM's addresses follow from it. Rolling back releases the slot.
+//!
+//! **Build** makes everything on the host that the VM consists of, at the same time: disk images cloned from their
+//! templates, an empty RAM file, the slot's network, the share daemons, and the VMM process with no VM in it. If one of
+//! them fails, the others are let finish, and then all of them are removed in reverse order. After a crash recovery
+//! removes them too: each part bears the operation's generation, so that nothing of another operation is taken for it.
+//! A part that cannot be removed leaves the operation stuck, and the next command tries again.
+//!
+//! **Boot** is the commit point: `vm.create` and `vm.boot`. From here on there is a guest that may have begun to
+//! work, and its disk must not be taken away from under it. If the boot fails, the VMM is asked once more: a VM that
+//! runs was booted, and anything else rolls back. After a crash the same probe decides. It cannot explain a paused VM,
+//! which nothing in `up` makes: then recovery is stuck.
+//!
+//! **SSH-ready** waits until an authenticated command has run in the guest. **Equip** then injects the credentials of
+//! today's configuration and mounts the shares, and the **post-up scripts** run. A failure in one of these stages is
+//! tried once more. If it fails again, or the VM is lost (the VMM was killed, or the host rebooted), the operation ends
+//! as lost: the VM is condemned and cleared away, and its disk is kept for the next `up`. A post-up script that fails
+//! is reported and changes nothing else. A crash in these stages is recovered forward, to a guest that is SSH-ready.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
-use super::parts::{
-    BuildNetwork, ClaimSlot, GUEST, Inject, LONG, MountShares, PostUp, PreUp, QUICK, Ready, StartShares,
-    StartVmm, Target, part, presence,
-};
-use super::{RunningVm, WorkspaceState, standing_bytes};
+use super::ids;
+use super::limits::{GUEST, LONG, QUICK};
+use super::shared::guest::{Inject, MountShares, Ready};
+use super::shared::hooks::{POST_UP, PRE_UP};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares};
+use super::shared::slot::ClaimSlot;
+use super::shared::{Context, Part};
+use super::state::{RunningVm, WorkspaceState};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
-    AfterCommit, Context, Failure, Operation, OperationId, Probe, Transition, TransitionId, UndoPolicy,
+    AfterCommit, ErasedTransition, Operation, Probe, Transition, TransitionSpec,
 };
-use crate::world::{Generation, Machine, VmmState, World};
+use crate::world::{Generation, Machine, Result, VmmState, World};
 
-pub(super) const ID: OperationId = OperationId(1);
-
-/// What `up` was asked to do.
+/// The parameters of `up` in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpPlan {
     /// The disk of an earlier session.
@@ -36,44 +59,33 @@ pub struct UpPlan {
 
 pub(super) fn table(plan: UpPlan) -> Operation<World> {
     let target = Target::New { disk: plan.disk, shares: plan.shares };
-    let operation = Operation::new(ID, "up", AfterCommit::ClearAway, move |scene, ended| {
-        async move { standing_bytes(&standing(plan.disk, target, &scene, ended)?) }.boxed()
+    let mut parts: Vec<Box<dyn ErasedTransition<World>>> =
+        vec![Box::new(make_memory()), Box::new(BuildNetwork), Box::new(start_shares()), Box::new(StartVmm)];
+    if plan.disk.is_none() {
+        parts.insert(0, Box::new(make_disk()));
+    }
+    Operation::new(ids::UP, "up", AfterCommit::ClearAway, move |context, ended| {
+        async move { Ok(final_state(plan.disk, target, &context, ended)?.bytes()?) }.boxed()
     })
-    .stage("pre-up scripts", [Box::new(PreUp)])
-    .stage("claim slot", [Box::new(ClaimSlot { only: None })]);
-    let operation = match plan.disk {
-        Some(_) => operation.stage(
-            "build",
-            [Box::new(MakeMemory), Box::new(BuildNetwork), Box::new(StartShares), Box::new(StartVmm)],
-        ),
-        None => operation.stage(
-            "build",
-            [
-                Box::new(MakeDisk),
-                Box::new(MakeMemory),
-                Box::new(BuildNetwork),
-                Box::new(StartShares),
-                Box::new(StartVmm),
-            ],
-        ),
-    };
-    operation
-        .commit(Box::new(Boot { target }))
-        .stage("connect", [Box::new(Ready { target, same_as: None })])
-        .stage("equip", [Box::new(Inject(target)), Box::new(MountShares(target))])
-        .stage("post-up scripts", [Box::new(PostUp)])
+    .stage("pre-up scripts", vec![Box::new(PRE_UP)])
+    .stage("claim slot", vec![Box::new(ClaimSlot { only: None })])
+    .stage("build", parts)
+    .commit(Box::new(Boot(target)))
+    .stage("connect", vec![Box::new(Ready { target, same_as: None })])
+    .stage("equip", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
+    .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
 
-fn standing(
+fn final_state(
     disk: Option<Generation>,
     target: Target,
-    scene: &Context<'_, World>,
+    context: &Context<'_>,
     ended: Ended,
-) -> Result<WorkspaceState, Failure> {
+) -> Result<WorkspaceState> {
     Ok(match ended {
         Ended::RolledBack => WorkspaceState::Down { disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
-            machine: target.machine(scene)?,
+            machine: target.machine(context)?,
             former_disk: None,
             from: None,
             condemned: ended == Ended::Lost,
@@ -82,48 +94,44 @@ fn standing(
 }
 
 /// The disk images, cloned from their templates.
-pub(super) struct MakeDisk;
-
-part! {
-    MakeDisk, 20, "disk", LONG,
-    (): |scene, disk, nothing| Ok(()),
-    find: scene.world.disk.find(scene.generation),
-    make: scene.world.disk.create(scene.generation, &scene.interrupt),
-    remove: scene.world.disk.remove(scene.generation),
+fn make_disk() -> Part<()> {
+    Part {
+        spec: TransitionSpec::undoable(ids::MAKE_DISK, "disk", LONG),
+        intent: (),
+        find: |context, ()| context.world.disk.find(context.generation),
+        make: |context, ()| context.world.disk.create(context.generation, &context.interrupt),
+        remove: |context, ()| context.world.disk.remove(context.generation),
+    }
 }
 
 /// The RAM file, empty.
-pub(super) struct MakeMemory;
-
-part! {
-    MakeMemory, 21, "memory", QUICK,
-    (): |scene, memory, nothing| Ok(()),
-    find: scene.world.memory.find(scene.generation),
-    make: scene.world.memory.create(scene.generation),
-    remove: scene.world.memory.remove(scene.generation),
+fn make_memory() -> Part<()> {
+    Part {
+        spec: TransitionSpec::undoable(ids::MAKE_MEMORY, "memory", QUICK),
+        intent: (),
+        find: |context, ()| context.world.memory.find(context.generation),
+        make: |context, ()| context.world.memory.create(context.generation),
+        remove: |context, ()| context.world.memory.remove(context.generation),
+    }
 }
 
-/// `vm.create` and `vm.boot`: from here on there is a guest that somebody may have begun to use.
-pub(super) struct Boot {
-    pub(super) target: Target,
-}
+/// `vm.create` and `vm.boot`.
+struct Boot(Target);
 
-impl Transition for Boot {
-    type World = World;
+impl Transition<World> for Boot {
     type Intent = Machine;
     type Outcome = ();
 
-    const ID: TransitionId = TransitionId(22);
-    const LABEL: &'static str = "boot";
-    const UNDO: UndoPolicy = UndoPolicy::Forbidden("it is the commit point");
-    const LIMIT: Duration = GUEST;
-
-    async fn prepare(&self, scene: &Context<'_, World>) -> Result<Machine, Failure> {
-        self.target.machine(scene)
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::never_undone(ids::BOOT, "boot", "it is the commit point", GUEST)
     }
 
-    async fn probe(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<Probe<()>, Failure> {
-        Ok(match scene.world.vmm.find(machine.vmm).await? {
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.0.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
             VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
@@ -133,7 +141,7 @@ impl Transition for Boot {
         })
     }
 
-    async fn apply(&self, scene: &Context<'_, World>, machine: &Machine) -> Result<(), Failure> {
-        scene.world.vmm.boot(machine).await
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.vmm.boot(machine).await
     }
 }

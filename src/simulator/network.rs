@@ -42,7 +42,7 @@ pub(super) fn view_path(runtime: &Path) -> PathBuf {
 /// The address at which the guest in a slot can be reached; port 0, on which nobody listens, while it cannot.
 #[must_use]
 pub fn address(runtime: &Path, slot: Slot) -> SocketAddr {
-    let text = fs::read_to_string(tap_path(runtime, &format!("vm{slot}"))).unwrap_or_default();
+    let text = fs::read_to_string(tap_path(runtime, &slot.tap())).unwrap_or_default();
     text.trim().parse().unwrap_or((Ipv4Addr::LOCALHOST, 0).into())
 }
 
@@ -67,7 +67,7 @@ impl Loopback {
     }
 
     fn tap(&self, slot: Slot) -> PathBuf {
-        tap_path(&self.runtime, &format!("vm{slot}"))
+        tap_path(&self.runtime, &slot.tap())
     }
 }
 

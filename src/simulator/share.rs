@@ -1,6 +1,6 @@
 //! A stand-in for virtiofsd: it listens on the socket of a share, serves one VMM, and ends when the VMM disconnects.
 //!
-//! Of virtiofsd's arguments it reads those that name the socket and the directory. It sends the VMM one line of JSON that
+//! The stand-in reads those arguments of virtiofsd that name the socket and the directory. It sends the VMM one line of JSON that
 //! names the directory; the simulated guest then uses the directory itself.
 
 use std::io::{self, Read, Write};

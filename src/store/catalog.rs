@@ -12,7 +12,7 @@ use super::manifest::{self, FILE};
 use super::scan;
 use super::verified::VerifiedFiles;
 use crate::files::Folder;
-use crate::files::copy::{self, Named, Progress};
+use crate::files::copy::{self, NamedFile, Progress};
 use crate::world::{
     self, Catalog, Depth, Failure, FileRecord, Interrupt, ListedSnapshot, Manifest, SnapshotId, SnapshotState,
 };
@@ -152,8 +152,10 @@ impl Catalog for Snapshots {
             return Ok(false);
         };
         for name in VMM_STATE {
-            let bytes = staging.read(name, VMM_STATE_LIMIT)?;
-            if !bytes.is_some_and(|bytes| serde_json::from_slice::<IgnoredAny>(&bytes).is_ok()) {
+            let Some(bytes) = staging.read(name, VMM_STATE_LIMIT)? else {
+                return Ok(false);
+            };
+            if serde_json::from_slice::<IgnoredAny>(&bytes).is_err() {
                 return Ok(false);
             }
         }
@@ -186,7 +188,7 @@ impl Catalog for Snapshots {
             let file = staging
                 .file(&record.name)?
                 .ok_or_else(|| StoreError::Missing { id, name: record.name.clone() })?;
-            copy::sync(Named { file, path: staging.path_of(&record.name) }, &never).await?;
+            copy::sync(NamedFile { file, path: staging.path_of(&record.name) }, &never).await?;
         }
         staging.replace(FILE, &encoded)?;
         staging.sync()?;

@@ -129,7 +129,7 @@ impl Storage for FileStorage {
 
     fn salt(&mut self) -> io::Result<u64> {
         let mut bytes = [0; 8];
-        getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+        getrandom::fill(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }

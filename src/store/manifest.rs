@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::world::{
-    BadSnapshotName, BootId, FileRecord, Generation, Manifest, NoSuchSlot, Origin, Slot, SnapshotId,
-    SnapshotName, VmmVersion,
+    BootId, FileRecord, Generation, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
+    VmmVersion,
 };
 
 /// Its name in a snapshot's directory.
@@ -35,10 +35,9 @@ pub enum ManifestError {
     Rewritten,
     #[error("it is the manifest of snapshot {0}")]
     OtherSnapshot(SnapshotId),
+    /// A number that is not a slot's, or a text that cannot name a snapshot.
     #[error(transparent)]
-    Slot(#[from] NoSuchSlot),
-    #[error(transparent)]
-    Name(#[from] BadSnapshotName),
+    Value(#[from] InvalidValue),
     #[error("{0:?} is not a number of {1} bytes in hexadecimal digits")]
     Hex(String, usize),
     #[error("{0:?} cannot be a file of a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, not beginning with a dot")]
@@ -52,7 +51,7 @@ pub enum ManifestError {
 /// The order of these fields is that of the text.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+struct ManifestText {
     format: u32,
     id: u64,
     name: Option<String>,
@@ -64,13 +63,13 @@ struct Text {
     vmm_major: u32,
     cpu: Vec<String>,
     shape: BTreeMap<String, String>,
-    files: Vec<FileText>,
+    files: Vec<ManifestFileText>,
     check: String,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileText {
+struct ManifestFileText {
     name: String,
     size: u64,
     blake3: String,
@@ -88,12 +87,12 @@ struct FormatOnly {
 /// If it names a file that cannot be one, or is larger than [`LIMIT`].
 pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
     check_files(&manifest.files)?;
-    let files = manifest.files.iter().map(|file| FileText {
+    let files = manifest.files.iter().map(|file| ManifestFileText {
         name: file.name.clone(),
         size: file.size,
         blake3: hex::encode(file.hash),
     });
-    let mut text = Text {
+    let mut text = ManifestText {
         format: FORMAT,
         id: manifest.id.0.0,
         name: manifest.name.as_ref().map(|name| name.as_str().to_owned()),
@@ -122,13 +121,14 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
     if format != FORMAT {
         return Err(ManifestError::Format(format));
     }
-    let mut text: Text = serde_json::from_slice(encoded)?;
+    let mut text: ManifestText = serde_json::from_slice(encoded)?;
     let written = std::mem::take(&mut text.check);
     if check(&text)? != written {
         return Err(ManifestError::Check);
     }
-    let file =
-        |file: FileText| Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? });
+    let file = |file: ManifestFileText| {
+        Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? })
+    };
     let manifest = Manifest {
         id: SnapshotId(Generation(text.id)),
         name: text.name.map(SnapshotName::try_from).transpose()?,
@@ -168,14 +168,14 @@ fn check_files(files: &[FileRecord]) -> Result<(), ManifestError> {
     Ok(())
 }
 
-fn bytes(text: &Text) -> Result<Vec<u8>, ManifestError> {
+fn bytes(text: &ManifestText) -> Result<Vec<u8>, ManifestError> {
     let mut bytes = serde_json::to_vec_pretty(text)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
 /// The BLAKE3 of a text whose `check` is empty.
-fn check(text: &Text) -> Result<String, ManifestError> {
+fn check(text: &ManifestText) -> Result<String, ManifestError> {
     Ok(blake3::hash(&bytes(text)?).to_hex().to_string())
 }
 
@@ -225,7 +225,7 @@ mod tests {
         assert_ne!(changed, text);
         assert!(decode(changed.as_bytes()).is_err());
         // Even with a check of its own.
-        let mut text: Text = serde_json::from_str(&changed).unwrap();
+        let mut text: ManifestText = serde_json::from_str(&changed).unwrap();
         text.check.clear();
         text.check = check(&text).unwrap();
         assert!(matches!(decode(&bytes(&text).unwrap()), Err(ManifestError::Rewritten)));

@@ -6,7 +6,7 @@ use super::error::{Result, StoreError};
 use super::layout::{UNFINISHED, check_files};
 use super::manifest::{FILE, ManifestError, is_file_name};
 use super::verified::VerifiedFiles;
-use crate::files::copy::{self, CopyError, Named, Progress};
+use crate::files::copy::{self, CopyError, NamedFile, Progress};
 use crate::files::{FileError, Folder};
 use crate::world::{Depth, FileRecord, Interrupt, Manifest, SnapshotId};
 
@@ -29,7 +29,7 @@ pub(super) async fn verify(
         read = true;
         let missing = || StoreError::Missing { id, name: record.name.clone() };
         let file = snapshot.file(&record.name)?.ok_or_else(missing)?;
-        let file = Named { file, path: snapshot.path_of(&record.name) };
+        let file = NamedFile { file, path: snapshot.path_of(&record.name) };
         if hash_file(file, progress, interrupt).await? != record.hash {
             return Err(StoreError::Content { id, name: record.name.clone() });
         }
@@ -57,14 +57,14 @@ pub(super) async fn digest(
         let failed = |error| FileError::system("examine", &path)(error);
         let size = file.metadata().map_err(failed)?.len();
         let same = file.try_clone().map_err(failed)?;
-        copy::sync(Named { file: same, path: path.clone() }, interrupt).await?;
-        let hash = hash_file(Named { file, path }, progress, interrupt).await?;
+        copy::sync(NamedFile { file: same, path: path.clone() }, interrupt).await?;
+        let hash = hash_file(NamedFile { file, path }, progress, interrupt).await?;
         records.push(FileRecord { name, size, hash });
     }
     Ok(records)
 }
 
-async fn hash_file(file: Named, progress: &Arc<dyn Progress>, interrupt: &Interrupt) -> Result<[u8; 32]> {
+async fn hash_file(file: NamedFile, progress: &Arc<dyn Progress>, interrupt: &Interrupt) -> Result<[u8; 32]> {
     let what = file.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let hashes = copy::hash(what, file, Arc::clone(progress), interrupt).await?;
     let watched = interrupt.clone();

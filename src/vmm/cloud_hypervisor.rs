@@ -4,7 +4,7 @@
 //! the call, the VM is lost ([`Failure::Lost`]); any other failure is an error of a VMM that lives. Because calls are
 //! repeated after a crash, each asks for the state of the VM and does only what is missing.
 //!
-//! What of the VMM is relied on, besides what [`super`] lists:
+//! This module relies on these behaviours of the VMM, besides those that [`super`] lists:
 //! - The API socket appears some milliseconds before the VMM listens on it.
 //! - Versions before v53 refuse to start where a socket is; v53 leaves a lock file beside it. Both are removed once the
 //!   process is known to be dead.
@@ -33,8 +33,8 @@ use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, Slot, SnapshotId, Vmm, VmmState, VmmVersion,
-    WorkspaceId, capability,
+    Ability, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm, VmmState,
+    VmmVersion, WorkspaceId, capability,
 };
 
 /// How long a VMM may take until its API answers.
@@ -78,7 +78,7 @@ pub struct VmmSettings {
     /// Whether the VM has a network device.
     pub network: bool,
     /// The tags of the shares, in the order of `ShareSettings::shares`.
-    pub shares: Vec<String>,
+    pub shares: Vec<ShareTag>,
     /// The disk images of a generation, in the order in which the guest sees them. An error if one of them is missing.
     pub disks: Find<Generation, Vec<PathBuf>>,
     /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing or
@@ -229,8 +229,11 @@ impl CloudHypervisor {
     }
 
     fn shares(&self, generation: Generation) -> std::result::Result<Vec<FsConfig>, VmmError> {
-        let share = |(index, tag): (usize, &String)| {
-            Ok(FsConfig::new(tag, shares::socket_of(&self.settings.runtime, index, generation)?.as_str()))
+        let share = |(index, tag): (usize, &ShareTag)| {
+            Ok(FsConfig::new(
+                tag.as_str(),
+                shares::socket_of(&self.settings.runtime, index, generation)?.as_str(),
+            ))
         };
         self.settings.shares.iter().enumerate().map(share).collect()
     }
@@ -434,7 +437,7 @@ impl Vmm for CloudHypervisor {
     async fn detach_shares(&self, generation: Generation) -> Result<()> {
         self.with(generation, async |live| {
             let ours: BTreeSet<String> =
-                self.settings.shares.iter().map(|tag| FsConfig::id_of(tag)).collect();
+                self.settings.shares.iter().map(|tag| FsConfig::id_of(tag.as_str())).collect();
             for id in live.share_ids().await?.intersection(&ours) {
                 match live.client.remove_device(id).await {
                     Ok(()) => {}
@@ -452,7 +455,7 @@ impl Vmm for CloudHypervisor {
     async fn shares_attached(&self, generation: Generation) -> Result<Presence> {
         self.with(generation, async |live| {
             let attached = live.share_ids().await?;
-            let wanted = self.settings.shares.iter().map(|tag| FsConfig::id_of(tag));
+            let wanted = self.settings.shares.iter().map(|tag| FsConfig::id_of(tag.as_str()));
             Ok(match wanted.filter(|id| attached.contains(id)).count() {
                 0 => Presence::Absent,
                 some if some == self.settings.shares.len() => Presence::Whole,

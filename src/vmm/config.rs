@@ -35,18 +35,6 @@ pub struct MachineDescription {
     pub serial: String,
 }
 
-/// The TAP of a slot.
-#[must_use]
-pub fn tap(slot: Slot) -> String {
-    format!("vm{slot}")
-}
-
-/// The MAC of the guest in a slot.
-#[must_use]
-pub fn mac(slot: Slot) -> String {
-    format!("02:00:00:00:00:{:02x}", slot.number() + 1)
-}
-
 /// The body of `vm.create`, as far as nixbox sets it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VmConfig {
@@ -201,7 +189,7 @@ impl VmConfig {
             net: machine
                 .slot
                 .iter()
-                .map(|slot| NetConfig { id: "net", tap: tap(*slot), mac: mac(*slot) })
+                .map(|slot| NetConfig { id: "net", tap: slot.tap(), mac: slot.mac() })
                 .collect(),
             fs: machine.shares.clone(),
             rng: RngConfig { src: "/dev/urandom" },

@@ -9,7 +9,7 @@ use super::client::{ApiClient, ApiError, ApiVmState, VmInfo};
 use super::config::FsConfig;
 use super::error::VmmError;
 use crate::host::process::Daemon;
-use crate::host::socket::{self, SocketPath, Use};
+use crate::host::socket::{self, SocketPath, SocketUse};
 use crate::world::VmmState;
 
 /// How long a guest may take to let go of a device, and the daemon of a share to notice.
@@ -129,7 +129,7 @@ impl LiveVmm {
         for share in shares {
             let socket = SocketPath::new(share.socket().into())?;
             // Polled: the kernel reports no event for the state of another process's socket.
-            while socket::usage(&socket)? == Use::Connected {
+            while socket::usage(&socket)? == SocketUse::Connected {
                 if Instant::now() > deadline {
                     let devices = vec![share.id().to_owned()];
                     return Err(VmmError::ShareInUse { devices, limit: UNPLUG_LIMIT });

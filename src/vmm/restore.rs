@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{FsConfig, MachineDescription, mac, tap};
+use super::config::{FsConfig, MachineDescription};
 
 /// Why a snapshot's configuration cannot be restored as this machine.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -172,8 +172,8 @@ fn rewrite_net(top: &mut Map<String, Value>, machine: &MachineDescription) -> Re
         refuse_paths("a network device", net, &["vhost_user", "vhost_socket", "fds"])?;
         // The guest keeps its address and MAC, which belong to a slot.
         let found = net.get("mac").and_then(Value::as_str).ok_or(RewriteError::Form("net"))?;
-        same("as its MAC", found, mac(slot).as_str())?;
-        set(net, "tap", &tap(slot));
+        same("as its MAC", found, slot.mac().as_str())?;
+        set(net, "tap", &slot.tap());
         // The MAC of the old TAP on the host. The VMM would set it on the new TAP, which it may not do as a user.
         net.remove("host_mac");
     }

@@ -1,6 +1,7 @@
-//! What `init` writes.
+//! The files that `init` writes.
 
-/// The configuration. What is commented out shows the default, or an example where there is none.
+/// The configuration. A commented line shows the default, or an example where there is no default. It has every key: a
+/// test compares it with the list of keys.
 pub const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it with every default filled in.
 # Relative paths are relative to the directory that holds .nixbox; ~ is your home.
 
@@ -53,5 +54,5 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # keep = 5                          # prune the oldest unnamed ones; absent: keep all
 "#;
 
-/// All but itself and the configuration stays out of version control.
+/// Keeps everything out of version control except itself and the configuration.
 pub(super) const GITIGNORE: &str = "*\n!.gitignore\n!config.toml\n";

@@ -39,6 +39,11 @@ fn every_commented_line_of_the_template_can_be_used() {
     let config = config::Config::parse(&uncommented, Path::new("c"), Path::new("/w"), &facts).unwrap();
     assert_eq!(config.snapshot.keep.unwrap().get(), 5);
     assert_eq!(config.env.len(), 4);
+    let tree: toml::Table = uncommented.parse().unwrap();
+    let mut keys = std::collections::BTreeSet::new();
+    config::keys_of(&serde_json::to_value(tree).unwrap(), "", &mut keys);
+    assert!(keys.remove("env.*"));
+    assert_eq!(keys, config::all_keys());
 }
 
 #[test]

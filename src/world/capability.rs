@@ -13,7 +13,32 @@
 
 use std::fmt;
 
-use super::{Ability, VmmVersion};
+use serde::{Deserialize, Serialize};
+
+/// What becomes of shares under a version of the VMM. This module holds the table of versions; no other code compares
+/// version numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ability {
+    /// A share mounted in the guest still works, open files too, after `vm.restore`.
+    pub shares_survive_restore: bool,
+    /// A share mounted in the guest still works after `vm.snapshot` and an in-place `vm.resume`.
+    pub shares_survive_resume: bool,
+}
+
+/// A version of the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmmVersion {
+    /// VMM state is not promised to load under another one (Cloud Hypervisor's docs/releases.md).
+    pub major: u32,
+    /// As the VMM calls itself.
+    pub text: String,
+}
+
+impl fmt::Display for VmmVersion {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
 
 /// A version as `--version` and `vmm.ping` give it: `v53.0`, `v53.0-dirty`, `v53.0-246-gae44c2971-dirty` (246 commits
 /// after v53.0). Ordered by what a version contains: a point release contains nothing of the commits after v53.0.

@@ -1,55 +1,31 @@
-//! What slots and snapshots are called: types that cannot be wrong. Uses the engine's generation, and nothing else.
+//! Names: of snapshots, workspaces, users, variables and shares.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Generation;
+use super::value::{InvalidValue, text_value};
+use super::{Generation, ListedSnapshot};
 
-/// One of the 64 places for a VM on this host. It decides the VM's TAP, addresses and MAC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "u8", into = "u8")]
-pub struct Slot(u8);
-
-impl Slot {
-    /// How many there are.
-    pub const COUNT: u8 = 64;
-
-    /// All of them, lowest first.
-    pub fn all() -> impl Iterator<Item = Self> {
-        (0..Self::COUNT).map(Self)
-    }
-
-    /// Its number, below [`Slot::COUNT`].
-    #[must_use]
-    pub fn number(self) -> u8 {
-        self.0
-    }
+/// 1 to `most` of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit.
+fn is_plain(text: &str, most: usize) -> bool {
+    (1..=most).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && text.as_bytes()[0].is_ascii_alphanumeric()
 }
 
-/// A number that is no slot's.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("slot {0} does not exist: there are slots 0 to {last}", last = Slot::COUNT - 1)]
-pub struct NoSuchSlot(u8);
-
-impl TryFrom<u8> for Slot {
-    type Error = NoSuchSlot;
-
-    fn try_from(number: u8) -> Result<Self, NoSuchSlot> {
-        if number < Self::COUNT { Ok(Self(number)) } else { Err(NoSuchSlot(number)) }
-    }
+/// The rule of most systems (`NAME_REGEX` of useradd, and systemd's strict mode).
+fn is_user(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte))
+        && (text.as_bytes()[0].is_ascii_lowercase() || text.as_bytes()[0] == b'_')
 }
 
-impl From<Slot> for u8 {
-    fn from(slot: Slot) -> Self {
-        slot.0
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(formatter)
-    }
+fn checked(text: &str, good: bool, rule: &'static str) -> Result<String, InvalidValue> {
+    if good { Ok(text.to_owned()) } else { Err(InvalidValue::new(text, rule)) }
 }
 
 /// A snapshot: the generation of the operation that made it.
@@ -62,29 +38,17 @@ impl fmt::Display for SnapshotId {
     }
 }
 
-/// A name that a person gave to a snapshot: 1 to 64 of `a-z A-Z 0-9 . _ -`, beginning with a letter or a digit.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SnapshotName(String);
-
-/// A text that is no snapshot's name.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit")]
-pub struct BadSnapshotName(String);
+text_value!(
+    /// A name that a person gave to a snapshot.
+    SnapshotName,
+    |text| checked(
+        text,
+        is_plain(text, 64),
+        "cannot name a snapshot: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit",
+    )
+);
 
 impl SnapshotName {
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// The digits of a number.
-    #[must_use]
-    pub fn from_number(number: u64) -> Self {
-        Self(number.to_string())
-    }
-
     /// Whether it could be taken for a snapshot's number.
     #[must_use]
     pub fn is_number(&self) -> bool {
@@ -92,26 +56,195 @@ impl SnapshotName {
     }
 }
 
-impl TryFrom<String> for SnapshotName {
-    type Error = BadSnapshotName;
+/// How a person names a snapshot: by its name or by its number. The digits of a number have the form of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotReference(SnapshotName);
 
-    fn try_from(text: String) -> Result<Self, BadSnapshotName> {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let good = (1..=64).contains(&text.len())
-            && text.bytes().all(plain)
-            && text.as_bytes()[0].is_ascii_alphanumeric();
-        if good { Ok(Self(text)) } else { Err(BadSnapshotName(text)) }
+impl SnapshotReference {
+    /// The snapshot that is meant. A damaged snapshot has no name that could be known, and is found by its number.
+    #[must_use]
+    pub fn find<'a>(&self, listed: &'a [ListedSnapshot]) -> Option<&'a ListedSnapshot> {
+        let named = |one: &&ListedSnapshot| {
+            one.manifest.as_ref().is_ok_and(|manifest| manifest.name.as_ref() == Some(&self.0))
+        };
+        let numbered = |one: &&ListedSnapshot| one.id.to_string() == self.0.as_str();
+        listed.iter().find(named).or_else(|| listed.iter().find(numbered))
     }
 }
 
-impl From<SnapshotName> for String {
-    fn from(name: SnapshotName) -> Self {
-        name.0
+impl FromStr for SnapshotReference {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        text.parse().map(Self)
     }
 }
 
-impl fmt::Display for SnapshotName {
+impl From<SnapshotId> for SnapshotReference {
+    fn from(id: SnapshotId) -> Self {
+        Self(SnapshotName(id.to_string().into()))
+    }
+}
+
+impl fmt::Display for SnapshotReference {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
+        self.0.fmt(formatter)
+    }
+}
+
+text_value!(
+    /// A workspace's name.
+    WorkspaceName,
+    |text| checked(
+        text,
+        is_plain(text, 64),
+        "cannot be a name: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit",
+    )
+);
+
+impl WorkspaceName {
+    /// The name for a workspace in a directory of this name: letters that a name cannot have become `-`.
+    #[must_use]
+    pub fn of_directory(path: &std::path::Path) -> Self {
+        let text = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let plain = |letter: char| {
+            if letter.is_ascii_alphanumeric() || "._-".contains(letter) { letter } else { '-' }
+        };
+        let text: String =
+            text.chars().map(plain).skip_while(|letter| !letter.is_ascii_alphanumeric()).take(64).collect();
+        text.parse().unwrap_or(Self("workspace".into()))
+    }
+}
+
+text_value!(
+    /// A user of the guest.
+    UserName,
+    |text| checked(
+        text,
+        is_user(text),
+        "cannot be a user: 1 to 32 of a-z 0-9 _ -, beginning with a letter or _",
+    )
+);
+
+impl UserName {
+    /// The user of a guest of which nothing else is said.
+    pub const DEFAULT: Self = Self(std::borrow::Cow::Borrowed("user"));
+
+    /// Whether it is the superuser.
+    #[must_use]
+    pub fn is_root(&self) -> bool {
+        self.0 == "root"
+    }
+}
+
+text_value!(
+    /// Whom a file in the guest belongs to: `user` or `user:group`.
+    FileOwner,
+    |text| {
+        let mut names = text.splitn(2, ':');
+        checked(text, names.all(is_user), "cannot own a file in the guest: `user` or `user:group`")
+    }
+);
+
+text_value!(
+    /// The name of an environment variable.
+    VariableName,
+    |text| checked(
+        text,
+        (1..=256).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+            && !text.as_bytes()[0].is_ascii_digit(),
+        "cannot be an environment variable: 1 to 256 of a-z A-Z 0-9 _, not beginning with a digit",
+    )
+);
+
+text_value!(
+    /// The tag of a share: what the guest mounts it by. A virtiofs tag has at most 36 bytes (virtio 1.2, 5.11.4).
+    ShareTag,
+    |text| checked(
+        text,
+        is_plain(text, 36),
+        "cannot be the tag of a share: 1 to 36 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit",
+    )
+);
+
+impl ShareTag {
+    /// The tag of the configuration's mount number `index`.
+    #[must_use]
+    pub fn numbered(index: usize) -> Self {
+        Self(format!("share{index}").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::world::{BootId, Manifest, Origin, Slot, VmmVersion};
+
+    #[test]
+    fn names_are_plain() {
+        for bad in ["", "-x", "a b", "a\n", "a/b", "a:b:c", ":", "a:", "é", &"x".repeat(65)] {
+            assert!(bad.parse::<FileOwner>().is_err(), "{bad:?}");
+            assert!(bad.parse::<UserName>().is_err(), "{bad:?}");
+            assert!(bad.parse::<ShareTag>().is_err(), "{bad:?}");
+            assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?}");
+            assert!(bad.parse::<WorkspaceName>().is_err(), "{bad:?}");
+        }
+        for bad in ["Root", "1st", ".hidden", "a.b", &"x".repeat(33)] {
+            assert!(bad.parse::<UserName>().is_err(), "{bad:?}");
+            assert!(bad.parse::<FileOwner>().is_err(), "{bad:?}");
+        }
+        for bad in ["", "1A", "A-B", "A=B", "A\0", "Ä", &"A".repeat(257)] {
+            assert!(bad.parse::<VariableName>().is_err(), "{bad:?}");
+        }
+        assert!("x".repeat(37).parse::<ShareTag>().is_err());
+        assert!("root:wheel".parse::<FileOwner>().is_ok());
+        assert!("_x9".parse::<VariableName>().is_ok());
+        assert!("_apt".parse::<UserName>().is_ok());
+    }
+
+    #[test]
+    fn a_name_comes_before_a_number() {
+        let listed = |id, name: Option<&str>| {
+            let id = SnapshotId(Generation(id));
+            let origin = Origin {
+                vmm: VmmVersion { major: 53, text: "v53.0".to_owned() },
+                cpu: BTreeSet::new(),
+                shape: BTreeMap::new(),
+            };
+            let manifest = Manifest {
+                id,
+                name: name.map(|name| name.parse().unwrap()),
+                created_ms: 0,
+                slot: Slot::try_from(0).unwrap(),
+                boot: BootId([0; 16]),
+                shares: false,
+                origin,
+                files: Vec::new(),
+            };
+            ListedSnapshot { id, manifest: Ok(manifest) }
+        };
+        let listed = [listed(4, Some("warm")), listed(7, None)];
+        let found =
+            |text: &str| text.parse::<SnapshotReference>().unwrap().find(&listed).map(|one| one.id.0.0);
+        assert_eq!(
+            (found("warm"), found("4"), found("7"), found("07"), found("cold")),
+            (Some(4), Some(4), Some(7), None, None)
+        );
+        assert_eq!(SnapshotReference::from(SnapshotId(Generation(7))).to_string(), "7");
+        for bad in ["", "..", "a/b", "-x"] {
+            assert!(bad.parse::<SnapshotReference>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_made_without_parsing_would_parse() {
+        assert_eq!(UserName::DEFAULT.as_str().parse(), Ok(UserName::DEFAULT));
+        let tag = ShareTag::numbered(usize::MAX);
+        assert_eq!(tag.as_str().parse(), Ok(tag));
+        let reference = SnapshotReference::from(SnapshotId(Generation(u64::MAX)));
+        assert_eq!(reference.to_string().parse(), Ok(reference));
     }
 }

@@ -1,105 +1,95 @@
-//! The house rules, held by a test: who may use whom, how long a file may be, where unsafe code and bincode live.
+//! The house rules, held by tests: which layer may use which, that no two files use each other, how long a file may be,
+//! and where unsafe code and bincode live.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 
-/// Which modules of the crate each module may name. What is not listed is below all of them.
-const MAY_USE: [(&str, &[&str]); 13] = [
-    ("engine", &["engine"]),
-    ("world", &["engine", "world"]),
-    ("files", &["world", "files"]),
-    ("operations", &["engine", "world", "operations"]),
-    ("host", &["world", "files", "host", "store", "config"]),
-    ("vmm", &["world", "host", "vmm"]),
-    ("guest", &["world", "guest"]),
-    ("store", &["engine", "world", "files", "store"]),
-    ("config", &["world", "config", "guest", "files"]),
-    ("workspace", &["world", "config", "files", "host", "workspace"]),
-    ("fakes", &["engine", "world", "operations", "fakes"]),
-    ("simulator", &["world", "guest", "simulator"]),
-    (
-        "cli",
-        &[
-            "engine",
-            "world",
-            "files",
-            "operations",
-            "host",
-            "vmm",
-            "guest",
-            "store",
-            "config",
-            "workspace",
-            "simulator",
-            "cli",
-        ],
-    ),
+use crate::sources::{crate_files, files, is_test, repository, uses};
+
+/// The layers, lowest first. A module may use the modules of lower lines and its own, and no others. Two modules in one
+/// line know nothing of each other.
+const LAYERS: [&[&str]; 11] = [
+    &["engine"],
+    &["world"],
+    &["files"],
+    &["config"],
+    &["store"],
+    &["host"],
+    &["vmm", "guest"],
+    &["simulator", "workspace"],
+    &["operations"],
+    &["fakes"],
+    &["cli"],
 ];
 
-fn sources(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found
-}
+/// What sees the world through the seams of `world` alone, whatever lies below it.
+const PURE: [(&str, &[&str]); 2] =
+    [("operations", &["engine", "world"]), ("fakes", &["engine", "world", "operations"])];
 
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn module_of(path: &Path) -> String {
-    let inner = path.strip_prefix(root().join("src")).unwrap();
-    inner.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
-}
-
-/// The code of a file, without its comments and without the tests at its end.
-fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    let text = text.split("#[cfg(test)]").next().unwrap_or_default();
-    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
-}
-
-fn is_test(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str() == "tests")
-        || path.file_name().is_some_and(|name| name == "tests.rs" || name == "testing.rs")
+fn layer_of(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&module))
 }
 
 #[test]
-fn every_module_uses_only_what_is_below_it() {
-    let mut seen = Vec::new();
-    for path in sources(&root().join("src")).into_iter().filter(|path| !is_test(path)) {
-        let module = module_of(&path);
-        let Some((_, may)) = MAY_USE.iter().find(|(name, _)| *name == module) else {
-            assert!(["lib", "main"].contains(&module.as_str()), "{module} has no place in the house");
-            continue;
-        };
-        for used in code(&path).split("crate::").skip(1) {
-            let used: String = used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
-            assert!(
-                used.is_empty() || may.contains(&used.as_str()),
-                "{} uses {used}, which {module} may not",
-                path.display()
-            );
+fn every_module_uses_only_layers_below_it() {
+    let files = crate_files();
+    for (index, used) in uses(&files) {
+        let file = &files[index];
+        let Some(module) = file.module.first() else { continue };
+        let layer = layer_of(module).unwrap_or_else(|| panic!("{}: {module} has no layer", file.name));
+        for (target, path) in used {
+            let Some(other) = files[target].module.first().filter(|other| *other != module) else { continue };
+            let below = layer_of(other).is_some_and(|other| other < layer);
+            let pure = PURE.iter().find(|(name, _)| name == module);
+            let allowed = below && pure.is_none_or(|(_, may)| may.contains(&other.as_str()));
+            assert!(allowed, "{} uses {path}, and {module} may not use {other}", file.name);
         }
-        seen.push(module);
     }
-    for (module, _) in MAY_USE {
-        assert!(seen.iter().any(|seen| seen == module), "the rule names {module}, which is not there");
+    for layer in LAYERS.concat() {
+        assert!(
+            files.iter().any(|file| file.module.first().is_some_and(|first| first == layer)),
+            "no module {layer}"
+        );
     }
 }
 
+/// Files that use each other, directly or around a circle, smallest groups that hold together.
+pub(crate) fn cycles() -> Vec<Vec<String>> {
+    let files = crate_files();
+    let uses = uses(&files);
+    let reached = |from: usize| {
+        let mut seen = BTreeSet::new();
+        let mut open = vec![from];
+        while let Some(one) = open.pop() {
+            open.extend(uses[&one].iter().map(|(target, _)| *target).filter(|target| seen.insert(*target)));
+        }
+        seen
+    };
+    let reached: Vec<BTreeSet<usize>> = (0..files.len()).map(reached).collect();
+    let mut found = BTreeSet::new();
+    for one in 0..files.len() {
+        let circle: BTreeSet<usize> =
+            reached[one].iter().copied().filter(|other| reached[*other].contains(&one)).collect();
+        if circle.len() > 1 {
+            found.insert(circle);
+        }
+    }
+    let names = |circle: BTreeSet<usize>| circle.into_iter().map(|index| files[index].name.clone()).collect();
+    found.into_iter().map(names).collect()
+}
+
 #[test]
-fn no_file_is_more_than_one_room() {
+fn no_two_files_use_each_other() {
+    let found = cycles();
+    assert!(found.is_empty(), "files that use each other, so that none can be read first: {found:#?}");
+}
+
+#[test]
+fn files_stay_short() {
     for directory in ["src", "tests", "fuzz/fuzz_targets"] {
-        for path in sources(&root().join(directory)) {
+        for path in files(directory, &["rs"]) {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
-            // About 500 is a room. Tables of cases may be longer than code.
+            // Tables of test cases may be longer than code.
             let most = if is_test(&path) { 660 } else { 550 };
             assert!(lines <= most, "{} has {lines} lines", path.display());
         }
@@ -107,28 +97,46 @@ fn no_file_is_more_than_one_room() {
 }
 
 #[test]
-fn bincode_is_known_to_one_module() {
-    for path in sources(&root().join("src")) {
-        let known = code(&path).contains("bincode::");
-        assert_eq!(known, path.ends_with("engine/record.rs"), "{}", path.display());
+fn only_the_record_module_knows_bincode() {
+    for file in crate_files() {
+        let known = file.code.contains("bincode::");
+        assert_eq!(known, file.name == "src/engine/record.rs", "{}", file.name);
     }
 }
 
 #[test]
-fn unsafe_code_has_its_rooms() {
-    for path in sources(&root().join("src")) {
-        let allowed = ["host/ioctl.rs", "host/spawn.rs"].iter().any(|room| path.ends_with(room));
-        assert!(allowed || !code(&path).contains("unsafe {"), "{}", path.display());
+fn unsafe_code_stays_in_the_modules_for_system_calls() {
+    for file in crate_files() {
+        let allowed = ["src/host/ioctl.rs", "src/host/spawn.rs"].contains(&file.name.as_str());
+        assert!(allowed || !file.code.contains("unsafe {"), "{}", file.name);
     }
 }
 
 #[test]
 fn the_engine_does_no_io() {
-    for path in sources(&root().join("src/engine")) {
+    for file in crate_files().iter().filter(|file| file.module.first().is_some_and(|first| first == "engine"))
+    {
         for forbidden in
             ["std::fs", "std::net", "std::process", "tokio::fs", "tokio::net", "rustix", "println!"]
         {
-            assert!(!code(&path).contains(forbidden), "{} uses {forbidden}", path.display());
+            assert!(!file.code.contains(forbidden), "{} uses {forbidden}", file.name);
         }
+    }
+}
+
+/// Each directory of tests has its one list of modules; a file that no list names would never run.
+#[test]
+fn every_test_file_is_a_module_of_a_test_binary() {
+    for path in files("tests", &["rs"]) {
+        let stem = path.file_stem().unwrap().to_str().unwrap();
+        let parent = path.parent().unwrap();
+        if ["main", "mod"].contains(&stem) || parent.ends_with("bench") {
+            continue;
+        }
+        let owners = [parent.join("main.rs"), parent.join("mod.rs"), parent.with_extension("rs")];
+        let named = owners
+            .iter()
+            .any(|owner| fs::read_to_string(owner).is_ok_and(|text| text.contains(&format!("mod {stem};"))));
+        assert!(named, "no module list names {}", path.strip_prefix(repository()).unwrap().display());
     }
 }

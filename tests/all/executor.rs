@@ -50,10 +50,10 @@ fn all_transitions_are_applied_in_order_and_the_conclusion_is_written() {
     assert_eq!(switches.asked(Call::Apply), ALL);
     assert_eq!((switches.asked(Call::Probe), switches.asked(Call::Undo)), (vec![], vec![]));
     let journal = open(&switches).unwrap();
-    assert_eq!((journal.open_operation(), journal.history().standing.as_slice()), (None, &b"Done"[..]));
+    assert_eq!((journal.open_operation(), journal.history().final_state.as_slice()), (None, &b"Done"[..]));
 }
 
-/// Each of the two waits for the other: one after the other they would wait for ever.
+/// Each of the two waits for the other, so the test would never end if they ran one after the other.
 #[test]
 fn transitions_of_a_stage_run_at_the_same_time() {
     let switches = Switches::new(&[(Call::Apply, FIRST, Odd::Meets), (Call::Apply, SECOND, Odd::Meets)]);
@@ -176,7 +176,7 @@ fn a_failed_conclusion_is_stuck_until_it_succeeds() {
         assert!(matches!(recover(&switches, AfterCommit::Stuck), Ok(Ending::Done)));
         // All was done, and is not done again.
         assert_eq!(switches.asked(Call::Apply), ALL);
-        assert_eq!(open(&switches).unwrap().history().standing, b"Done");
+        assert_eq!(open(&switches).unwrap().history().final_state, b"Done");
     }
 }
 
@@ -247,7 +247,7 @@ fn before_the_commit_point_only_a_probe_that_cannot_tell_is_stuck() {
             (vec![THIRD], vec![THIRD, SECOND, FIRST]),
             "{odd:?}"
         );
-        assert_eq!(open(&switches).unwrap().history().standing, b"RolledBack");
+        assert_eq!(open(&switches).unwrap().history().final_state, b"RolledBack");
     }
     for odd in [Odd::CannotTell, Odd::Fails, Odd::Never] {
         let switches = left(&[(Call::Probe, THIRD, odd)], &[Done, Done, IntentOnly]);
@@ -300,7 +300,7 @@ fn after_the_commit_point_a_lost_vm_is_cleared_away_and_an_unknown_state_is_stuc
     assert!(matches!((&ending, told(&ending)), (Ending::Lost(_), ("fifth", Failure::Lost))), "{ending:?}");
     assert_eq!(switches.asked(Call::Probe), [FIFTH, SIXTH], "once is enough");
     assert_eq!(switches.asked(Call::Apply), [SIXTH], "what is lost is not applied");
-    assert_eq!(open(&switches).unwrap().history().standing, b"Lost");
+    assert_eq!(open(&switches).unwrap().history().final_state, b"Lost");
 
     let switches = left(&[(Call::Probe, FIFTH, Odd::Lost)], &statuses);
     stuck(recover(&switches, AfterCommit::Stuck));

@@ -1,5 +1,5 @@
-//! `journal-format.md` is true: its worked example is what nixbox writes, nixbox reads it as the document says, and so
-//! does a decoder that was written from the document alone.
+//! `journal-format.md` is correct: its worked example is what nixbox writes, nixbox reads it as the document says, and a
+//! decoder that was written from the document alone reads it too.
 
 use std::fmt::Write;
 
@@ -74,8 +74,8 @@ fn nixbox_reads_the_example_as_listed() {
     let scan = reader::scan(&mut bytes.as_slice(), Some(WORKSPACE), |located| {
         let mut text = String::new();
         match located.record {
-            Record::Checkpoint { standing, at_ms } => {
-                write!(text, "Checkpoint standing={} at_ms={at_ms}", hex(standing))
+            Record::Checkpoint { final_state, at_ms } => {
+                write!(text, "Checkpoint final_state={} at_ms={at_ms}", hex(final_state))
             }
             Record::Begin { operation, parameters, at_ms } => {
                 write!(text, "Begin operation={operation} parameters={} at_ms={at_ms}", hex(parameters))
@@ -90,8 +90,8 @@ fn nixbox_reads_the_example_as_listed() {
             Record::Undone { index, micros } => {
                 write!(text, "Undone index={index} micros={micros}")
             }
-            Record::End { ended, standing, at_ms } => {
-                write!(text, "End ended={ended:?} standing={} at_ms={at_ms}", hex(standing))
+            Record::End { ended, final_state, at_ms } => {
+                write!(text, "End ended={ended:?} final_state={} at_ms={at_ms}", hex(final_state))
             }
         }
         .unwrap();
@@ -126,7 +126,7 @@ fn the_example_cut_short_leaves_what_is_listed() {
     assert!(cuts > 2, "{cuts} cuts");
 }
 
-// From here on: the document, and nothing of nixbox.
+// Everything below is written from the document alone and uses nothing of nixbox.
 
 /// CRC-32C, one bit at a time.
 fn crc(parts: &[&[u8]]) -> u32 {
@@ -141,7 +141,7 @@ fn crc(parts: &[&[u8]]) -> u32 {
 }
 
 #[test]
-fn the_check_is_the_one_that_everybody_means() {
+fn the_check_is_standard_crc_32c() {
     assert_eq!(crc(&[b"123456789"]), 0xE306_9283);
 }
 
@@ -229,7 +229,7 @@ fn payload(dump: &mut Dump<'_>) -> String {
     const ENDINGS: [&str; 3] = ["Done", "RolledBack", "Lost"];
     let kind = number(dump.take(4, |bytes| KINDS[number(bytes) as usize].to_owned()));
     let text = match kind {
-        0 => format!("standing={} at_ms={}", dump.string("standing"), dump.number(8, "at_ms")),
+        0 => format!("final_state={} at_ms={}", dump.string("final_state"), dump.number(8, "at_ms")),
         1 => format!(
             "operation={} parameters={} at_ms={}",
             dump.number(2, "operation"),
@@ -253,7 +253,11 @@ fn payload(dump: &mut Dump<'_>) -> String {
         _ => {
             let ended = dump.take(4, |bytes| format!("ended {}", ENDINGS[number(bytes) as usize]));
             let ended = ENDINGS[number(ended) as usize];
-            format!("ended={ended} standing={} at_ms={}", dump.string("standing"), dump.number(8, "at_ms"))
+            format!(
+                "ended={ended} final_state={} at_ms={}",
+                dump.string("final_state"),
+                dump.number(8, "at_ms")
+            )
         }
     };
     format!("{} {text}", KINDS[kind as usize])

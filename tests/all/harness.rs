@@ -1,4 +1,4 @@
-//! A workspace on a fake host, and nixbox run on it like from a shell: one session a command.
+//! A workspace on a fake host, and commands of nixbox that run on it as from a shell: one session for each command.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -8,8 +8,8 @@ use nixbox::engine::executor::{EngineError, Unobserved};
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{OperationResult, Recovered, Reference, Refusal, Session, SnapshotRequest};
-use nixbox::world::{Generation, SnapshotId, SnapshotName, WorkspaceId};
+use nixbox::operations::{OperationResult, Recovered, Refusal, Session, SnapshotRequest};
+use nixbox::world::{Generation, SnapshotId, SnapshotName, SnapshotReference, WorkspaceId};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -23,7 +23,7 @@ pub(crate) struct Count {
 }
 
 impl Count {
-    /// Of so many tests. `what` begins the README's row about them.
+    /// The counter of so many tests. `what` is the beginning of the README's row about them.
     pub(crate) const fn new(what: &'static str, tests: usize) -> Self {
         Self { what, tests, ended: Mutex::new(Vec::new()) }
     }
@@ -50,12 +50,13 @@ fn promised(what: &str) -> u64 {
     digits.replace(',', "").parse().unwrap_or_else(|_| panic!("README.md has no number of {what}"))
 }
 
-/// A line that an ordinary test run shows: what is printed by macros is kept from it unless the test fails.
+/// Prints a line that an ordinary test run shows. It does not show what the print macros print unless the test fails.
 fn tell(line: &str) {
     std::io::stderr().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// So many random cases. What fails is kept in a file to be committed, and tried again first by every run after that.
+/// The configuration for so many random cases. A case that fails is kept in a file to be committed, and every later run
+/// tries it first.
 pub(crate) fn cases(cases: u32) -> Config {
     let kept =
         FileFailurePersistence::Direct(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/all/regressions.txt"));
@@ -71,9 +72,9 @@ pub(crate) enum Command {
     SnapshotNamed,
     SnapshotStop,
     RestoreNewest,
-    /// Restores over a VM that runs.
+    /// Restores with `--replace`, while a VM runs.
     Replace,
-    /// Restores the newest that fits, or boots.
+    /// Restores the newest compatible snapshot, or boots.
     UpWarm,
     /// With `keep = 1`.
     SnapshotKeepOne,
@@ -81,7 +82,7 @@ pub(crate) enum Command {
     Recover,
 }
 
-/// What a command printed, as far as it matters.
+/// The part of a command's result that the tests compare.
 #[derive(Debug)]
 pub(crate) enum Said {
     Report(OperationResult),
@@ -122,7 +123,7 @@ thread_local! {
     );
 }
 
-/// Runs a command to its end, in a time that passes only when everybody waits.
+/// Runs a command to its end, in simulated time, which passes only while everything waits.
 pub(crate) fn run(host: &Host, command: Command) -> Said {
     run_with(host, command, Fault::None)
 }
@@ -173,7 +174,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         let snapshots = host.snapshots(workspace);
         snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)
     };
-    let wish = |name: Option<&str>, stop| SnapshotRequest {
+    let request = |name: Option<&str>, stop| SnapshotRequest {
         name: name.and_then(|name| SnapshotName::try_from(name.to_owned()).ok()),
         stop,
         keep: None,
@@ -181,21 +182,23 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
     let report = match command {
         Command::Up => session.up().await,
         Command::Down => session.down().await,
-        Command::Snapshot => session.snapshot(wish(None, false)).await.map(|frozen| frozen.report),
+        Command::Snapshot => session.snapshot(request(None, false)).await.map(|result| result.report),
         Command::SnapshotNamed => {
-            session.snapshot(wish(Some("warm"), false)).await.map(|frozen| frozen.report)
+            session.snapshot(request(Some("warm"), false)).await.map(|result| result.report)
         }
-        Command::SnapshotStop => session.snapshot(wish(None, true)).await.map(|frozen| frozen.report),
+        Command::SnapshotStop => session.snapshot(request(None, true)).await.map(|result| result.report),
         Command::RestoreNewest => {
-            session.restore(Some(&Reference::from(newest())), false).await.map(|warm| warm.report)
+            session.restore(Some(&SnapshotReference::from(newest())), false).await.map(|warm| warm.report)
         }
         Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
         Command::SnapshotKeepOne => {
-            let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
-            session.snapshot(wish).await.map(|frozen| frozen.report)
+            let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
+            session.snapshot(request).await.map(|result| result.report)
         }
-        Command::DeleteNewest => session.delete(&Reference::from(newest())).await.map(|(_, report)| report),
+        Command::DeleteNewest => {
+            session.delete(&SnapshotReference::from(newest())).await.map(|(_, report)| report)
+        }
         Command::Recover => {
             return match session.recover().await {
                 Ok(recovered) => Said::Recovered(recovered),
@@ -209,7 +212,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
     }
 }
 
-/// A host on which these commands went well.
+/// A host on which these commands have succeeded.
 pub(crate) fn host_after(version: u32, shares: bool, commands: &[Command]) -> Host {
     let host = Host::new(version, shares);
     drop(host.world(WORKSPACE));

@@ -1,5 +1,5 @@
-//! Any bytes as a journal. The reader never panics, holds no more than its window, and never loses a record in silence
-//! that a later one says was on the medium.
+//! The journal reader on arbitrary bytes: it never panics, it holds no more than its window in memory, and it never drops
+//! a record without an error if a later record says that it was on the medium.
 
 mod medium;
 mod random;
@@ -22,7 +22,7 @@ use crate::harness::WORKSPACE;
 
 const SALT: u64 = 0x1234_5678_9abc_def0;
 
-/// A journal with a record of every kind: one operation that goes forward, one that is taken back, one that is open.
+/// A journal with a record of every kind: one operation that goes forward, one that is undone, one that is open.
 fn sample() -> Vec<u8> {
     let host = Host::new(53, false);
     let mut journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), 1).unwrap();
@@ -51,7 +51,7 @@ fn intent(index: u16) -> (u16, TransitionId, Vec<u8>) {
     (index, TransitionId(20 + index), vec![0xC0; 3 + usize::from(index)])
 }
 
-/// Reads as nixbox does, the history included. Gives the scan, and what was shown.
+/// Reads as nixbox does, the history included. Returns the scan, and the records that were visited.
 fn read(bytes: &[u8]) -> (Result<Scan, ReadError<IllegalHistory>>, Vec<String>) {
     let mut history = History::default();
     let mut shown = Vec::new();
@@ -81,7 +81,7 @@ fn frames(bytes: &[u8]) -> Vec<Frame> {
     frames
 }
 
-/// What has to be said of a journal whose frame `bad` is damaged, and nothing else: computed from its neighbours.
+/// The result for a journal in which only frame `bad` is damaged, computed from the frames around it.
 fn assert_damaged(bytes: &[u8], whole: &[Frame], bad: usize, records: &[String], context: &str) {
     let (verdict, shown) = read(bytes);
     let frame = &whole[bad];
@@ -175,7 +175,7 @@ fn every_length_field_made_huge() {
 }
 
 #[test]
-fn frames_of_another_file_are_none_of_this_one() {
+fn frames_of_another_file_fail_their_check() {
     let bytes = sample();
     let whole = frames(&bytes);
     let records = read(&bytes).1;
@@ -262,8 +262,8 @@ fn a_tail_of_zeros_or_garbage_is_torn_up_to_a_size() {
     );
 }
 
-/// The power fails: of what was not synced, every subset of pieces is gone. It is never called corrupt, and nothing that
-/// was synced is lost.
+/// A power cut takes every subset of the pieces that were not synced. The journal is never called corrupt, and nothing
+/// that was synced is lost.
 #[test]
 fn what_a_power_cut_leaves_is_never_corrupt() {
     const PIECE: usize = 40;
@@ -315,11 +315,11 @@ fn header(first_sequence: u64) -> Vec<u8> {
     header.encode().to_vec()
 }
 
-/// A checkpoint with an empty standing.
+/// A checkpoint with an empty final state.
 const CHECKPOINT: [u8; 20] = [0; 20];
 
 #[test]
-fn payloads_that_are_no_records_are_named_and_cost_nothing() {
+fn payloads_that_are_no_records_are_named_and_nothing_is_changed() {
     let checkpoint = forged(1, 0, 0, &CHECKPOINT);
     let string_of = |size: u64| [&[2, 0, 0, 0, 0, 0, 1, 0][..], &size.to_le_bytes()].concat();
     let begin = |size: u64| [&[1, 0, 0, 0, 1, 0][..], &size.to_le_bytes(), &[0; 8]].concat();
@@ -344,7 +344,7 @@ fn payloads_that_are_no_records_are_named_and_cost_nothing() {
 }
 
 #[test]
-fn numbers_that_no_journal_gets_to_are_refused() {
+fn numbers_that_are_too_large_are_refused() {
     for (sequence, generation) in
         [(u64::MAX, 0), (MAX_NUMBER + 1, 0), (1, MAX_NUMBER + 1), (1, u64::MAX), (0, 0)]
     {
@@ -361,7 +361,7 @@ fn numbers_that_no_journal_gets_to_are_refused() {
 }
 
 #[test]
-fn a_frame_that_promises_itself_is_out_of_place() {
+fn a_frame_that_says_it_is_durable_itself_is_out_of_place() {
     let checkpoint = forged(1, 0, 0, &CHECKPOINT);
     let begin = [&[1, 0, 0, 0, 1, 0][..], &[0; 16]].concat();
     for durable in [2, 3, u64::MAX] {
@@ -371,10 +371,10 @@ fn a_frame_that_promises_itself_is_out_of_place() {
     }
 }
 
-/// What stands behind a damaged record decides what was lost. These are no witnesses of it, though each is good but for
-/// one thing.
+/// A good record after a damaged one is the witness that the damaged one was on the medium. Each of these is good except
+/// for one thing, and so is no witness.
 #[test]
-fn what_cannot_have_been_written_is_no_witness() {
+fn a_frame_that_nixbox_cannot_have_written_is_no_witness() {
     let begin = [&[1, 0, 0, 0, 1, 0][..], &[0; 16]].concat();
     let damaged = [0xFF; 56];
     let witness = forged(3, 1, 2, &begin);
@@ -407,9 +407,9 @@ fn a_payload_out_of_range_is_no_record() {
     }
 }
 
-/// The largest value fits into the record that takes most for itself, and one byte more into none.
+/// The largest value fits into the record with the largest fields of its own, and one byte more fits into no record.
 #[test]
-fn what_encodes_fits_into_any_record_and_comes_back_alone() {
+fn an_encoded_value_fits_into_any_record_and_is_read_back() {
     // A byte string is eight bytes longer than its bytes.
     let largest = encode_payload(&vec![7_u8; MAX_VALUE - 8]).unwrap();
     assert_eq!(largest.len(), MAX_VALUE);
@@ -418,11 +418,11 @@ fn what_encodes_fits_into_any_record_and_comes_back_alone() {
         matches!(refused, Err(PayloadError::TooLarge { size, most: MAX_VALUE }) if size == MAX_VALUE + 1)
     );
     for record in [
-        Record::Checkpoint { standing: &largest, at_ms: 1 },
+        Record::Checkpoint { final_state: &largest, at_ms: 1 },
         Record::Begin { operation: 1, parameters: &largest, at_ms: 1 },
         Record::Intent { index: 0, transition: 1, payload: &largest },
         Record::Outcome { index: 0, payload: &largest, micros: 1 },
-        Record::End { ended: Ended::Done, standing: &largest, at_ms: 1 },
+        Record::End { ended: Ended::Done, final_state: &largest, at_ms: 1 },
     ] {
         let mut bytes = Vec::new();
         encode_frame(&mut bytes, SALT, 1, Generation(1), 0, &record).unwrap();

@@ -43,7 +43,7 @@ fn intent(index: u16, size: usize) -> (u16, TransitionId, Vec<u8>) {
     (index, TransitionId(9), vec![7; size])
 }
 
-/// A host with a journal of one operation that ended, as long as this. Its standing is `stands`.
+/// A host with a journal of this size, in which one operation has ended. Its final state is `stands`.
 fn host_with_journal(size: u64) -> Host {
     let host = Host::new(53, false);
     let mut journal = open(&host).unwrap();
@@ -67,7 +67,7 @@ fn begin_one(host: &Host) -> Result<Generation, JournalError> {
 }
 
 #[test]
-fn a_journal_is_made_once_whenever_its_making_is_interrupted() {
+fn creating_a_journal_may_be_interrupted_anywhere() {
     for crash in CRASHES {
         for point in 0.. {
             let host = Host::new(53, false);
@@ -80,7 +80,7 @@ fn a_journal_is_made_once_whenever_its_making_is_interrupted() {
             host.set_fault(Fault::None, None);
             let journal = open(&host).unwrap();
             assert_eq!(journal.history().generation, Generation(6));
-            assert_eq!(journal.history().standing, b"");
+            assert_eq!(journal.history().final_state, b"");
             assert_eq!(read(&host).records, 1, "{crash:?} at {point}");
             assert_eq!(whole(&host, Name::Next), None, "{crash:?} at {point}");
         }
@@ -107,7 +107,7 @@ fn a_rotation_interrupted_anywhere_leaves_one_whole_journal() {
             let history = journal.history();
             let begun = u64::from(history.open().is_some());
             assert_eq!(history.generation, Generation(7 + begun), "{context}");
-            assert_eq!(history.standing, b"stands", "{context}");
+            assert_eq!(history.final_state, b"stands", "{context}");
             drop(journal);
             let scan = read(&host);
             if scan.header == old.header {
@@ -127,14 +127,14 @@ fn a_rotation_interrupted_anywhere_leaves_one_whole_journal() {
     assert!(new_ones > 20, "{new_ones} crashes came after the rename");
 }
 
-/// Opening twice is opening once.
+/// Opens a journal twice, which has to be the same as opening it once.
 fn again_the_same(host: &Host, context: &str) {
     let once = host.fingerprint();
     drop(open(host).unwrap());
     assert_eq!(once, host.fingerprint(), "{context}: opened twice");
 }
 
-/// Whatever happened before, an intent that is synced is there after the power fails.
+/// An intent that is synced is there after a power cut, whatever happened before.
 fn what_is_synced_stays(host: &Host, context: &str) {
     let host = host.fork();
     let mut journal = open(&host).unwrap();
@@ -171,7 +171,7 @@ fn a_shorter_journal_is_not_rotated() {
     assert_eq!(whole(&host, Name::Previous), None);
 }
 
-/// An operation that is open is never forgotten by a rotation.
+/// A rotation never forgets an open operation.
 #[test]
 fn nothing_begins_while_an_operation_is_open() {
     for size in [0, ROTATE_AT] {
@@ -232,9 +232,9 @@ fn a_torn_tail_is_cut_off_whenever_the_cutting_is_interrupted() {
     assert!(torn > 50, "only {torn} torn tails");
 }
 
-/// A program dies, the next one builds upon what it had not synced, and then the power fails.
+/// A run dies, the next run goes on from records that the first had not synced, and then the power fails.
 #[test]
-fn what_is_built_upon_was_synced_by_opening() {
+fn opening_syncs_what_an_earlier_run_left() {
     for seed in 0..500 {
         let host = host_with_journal(0);
         begin_one(&host).unwrap();
@@ -252,7 +252,7 @@ fn what_is_built_upon_was_synced_by_opening() {
 }
 
 #[test]
-fn a_record_that_is_refused_reaches_no_file() {
+fn a_refused_record_is_not_written() {
     let host = host_with_journal(0);
     let mut journal = open(&host).unwrap();
     let before = whole(&host, Name::Current);
@@ -285,12 +285,12 @@ fn assert_poisoned(journal: &mut Journal<FakeStorage>) {
     }
 }
 
-/// A full disk, a broken one, and one that may only be read.
+/// A full disk, a broken disk, and a read-only one.
 fn kinds() -> [ErrorKind; 3] {
     [ErrorKind::StorageFull, std::io::Error::from_raw_os_error(5).kind(), ErrorKind::ReadOnlyFilesystem]
 }
 
-/// What a program may do with a journal, to its end or the first error.
+/// Everything that a run may do with a journal, up to its end or the first error.
 fn all_of_it(journal: &mut Journal<FakeStorage>) -> Result<(), JournalError> {
     journal.begin(OperationId(2), b"p", 4)?;
     journal.intents(&[intent(0, 5), intent(1, 5)])?;
@@ -325,7 +325,7 @@ fn after_an_error_nothing_more_is_written_and_the_next_run_goes_on() {
             assert_poisoned(&mut journal);
             drop(journal);
             let journal = open(&host).unwrap();
-            assert_eq!(journal.history().standing, b"stands", "write {write}");
+            assert_eq!(journal.history().final_state, b"stands", "write {write}");
             drop(journal);
             again_the_same(&host, "after an error");
             what_is_synced_stays(&host, "after an error");
@@ -360,7 +360,7 @@ fn opening_on_a_bad_medium_is_an_error_that_names_the_file() {
     }
 }
 
-/// A run whose journal fails at some write stops, says which file it was, and the next run brings all in order.
+/// A run whose journal fails at some write stops and names the file, and the next run recovers.
 fn every_failing_write(before: &Host, command: Command) {
     for kind in kinds() {
         for write in 0.. {
@@ -398,9 +398,9 @@ fn snapshot_on_a_failing_medium() {
     every_failing_write(&host_after(53, true, &[Command::Up]), Command::SnapshotStop);
 }
 
-/// What the next frame promises is what the file has by now, whoever wrote it.
+/// The `durable` of the next frame is the last frame in the file, also if an earlier run wrote it.
 #[test]
-fn what_was_opened_or_rotated_is_promised_by_what_is_written_next() {
+fn the_next_frame_says_that_opened_and_rotated_records_are_durable() {
     let promised = |bytes: &[u8], at: usize| FrameHeader::decode(&bytes[at..]).unwrap().durable;
     let host = host_with_journal(0);
     let old = read(&host);
@@ -415,7 +415,7 @@ fn what_was_opened_or_rotated_is_promised_by_what_is_written_next() {
     assert_eq!(promised(&bytes, FILE_HEADER), old.next_sequence - 1);
 }
 
-/// It counts what it writes, and begins to count anew with each file.
+/// A journal counts the bytes that it writes, and starts from zero with each file.
 #[test]
 fn a_journal_that_stays_open_is_rotated_when_it_has_grown() {
     let host = Host::new(53, false);
@@ -431,7 +431,7 @@ fn a_journal_that_stays_open_is_rotated_when_it_has_grown() {
     assert_eq!(rotated.len(), 3, "{rotated:?}");
 }
 
-/// Whole records, of which one cannot follow: nothing is built upon them, and nothing is changed.
+/// A journal of good records, one of which cannot follow the one before: it is not opened, and nothing is changed.
 #[test]
 fn an_illegal_history_is_not_opened_and_its_record_is_named() {
     let host = host_with_journal(0);

@@ -12,5 +12,8 @@ mod harness;
 mod journal_bytes;
 mod journal_files;
 mod model;
+mod names;
+mod pictures;
+mod sources;
 mod storage;
 mod warm;

@@ -1,5 +1,5 @@
-//! Random commands with random faults, against a model that knows no stages: what was not finished either happened or did
-//! not, and nothing else.
+//! Random commands with random faults, against a model without stages: a command that did not finish has either happened
+//! or not happened after recovery.
 
 use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
 use nixbox::operations::{Incompatibility, NotRestorable, OperationResult, Refusal};
@@ -10,7 +10,7 @@ use crate::harness::{Command, Said, WORKSPACE, cases, run, run_both, run_with};
 
 const OTHER: WorkspaceId = WorkspaceId([0x22; 16]);
 
-/// All that the user knows: whether the VM is up, and how many snapshots there are.
+/// What a user sees: whether the VM is up, and how many snapshots there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Model {
     up: bool,
@@ -24,7 +24,7 @@ impl Model {
         Self { up: host.is_ssh_ready(workspace), snapshots: host.snapshots(workspace).len() }
     }
 
-    /// What a command makes of it; `None` if it is refused.
+    /// The model after a command; `None` if the command is refused.
     fn after(self, command: Command) -> Option<Self> {
         let Self { up, snapshots } = self;
         match command {
@@ -98,7 +98,7 @@ fn turn() -> impl Strategy<Value = Turn> {
         .prop_map(|(command, fault, recoveries, work)| Turn { command, fault, recoveries, work })
 }
 
-/// Whether this fault takes a VM away.
+/// Whether this fault ends a VM.
 fn kills(fault: Fault) -> bool {
     matches!(fault, Fault::CrashAt(_, Crash::VmmKilled | Crash::PowerCut(_)))
 }
@@ -147,7 +147,7 @@ fn play(host: &Host, model: Model, turn: &Turn) -> Result<Model, TestCaseError> 
     if turn.recoveries.iter().any(|fault| *fault != Fault::None) {
         allowed.push(done.without_vm());
     }
-    prop_assert!(allowed.contains(&found), "{found:?} is none of {allowed:?}, and it said {said:?}");
+    prop_assert!(allowed.contains(&found), "{found:?} is not one of {allowed:?}; the command said {said:?}");
     match said {
         Said::Report(OperationResult::Done | OperationResult::Already) => {
             prop_assert_eq!(found.snapshots, done.snapshots)

@@ -1,5 +1,5 @@
-//! The journal's storage on the fake host and the one on a real file system answer alike, and a real disk that fails is
-//! told by the name of the file.
+//! The journal's storage on the fake host and the storage on a real file system behave alike, and an error of a real disk
+//! names the file.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use proptest::prelude::*;
 
 use crate::harness::{WORKSPACE, cases};
 
-/// What a journal asks of its storage.
+/// A call that a journal makes to its storage.
 #[derive(Debug, Clone)]
 enum Call {
     Append(Name, Vec<u8>),
     Reserve(Name),
     Sync(Name),
-    /// To so many parts of 256 of what is there.
+    /// To so many 256ths of the size.
     Truncate(Name, u8),
     Remove(Name),
     Link,
@@ -93,14 +93,14 @@ proptest! {
             prop_assert_eq!(call.make(&mut fake), call.make(&mut real), "{:?}", call);
             prop_assert_eq!(contents(&mut fake), contents(&mut real), "after {:?}", call);
         }
-        // One that is opened anew sees the same.
+        // A storage that is opened anew sees the same.
         let mut again = FileStorage::new(directory.path()).unwrap();
         prop_assert_eq!(contents(&mut again), contents(&mut real));
     }
 }
 
 #[test]
-fn what_is_no_plain_file_is_refused_and_not_waited_for() {
+fn a_journal_that_is_no_plain_file_is_refused_without_waiting() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(Name::Current.file_name());
     std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
@@ -118,7 +118,7 @@ fn open(directory: &Path) -> Result<Journal<FileStorage>, JournalError> {
     Journal::open(FileStorage::new(directory).unwrap(), WORKSPACE, Generation(0), 1)
 }
 
-/// Operations until the disk has no more room.
+/// Runs operations until the disk is full.
 fn fill(journal: &mut Journal<FileStorage>) -> JournalError {
     loop {
         let done = journal.begin(OperationId(1), b"", 1).and_then(|_| {
@@ -141,7 +141,7 @@ fn failure(error: JournalError, directory: &Path) -> io::Error {
     source
 }
 
-/// In a process of its own, which has a mount table of its own.
+/// Runs in a process of its own, because it needs a mount namespace of its own.
 fn on_a_small_disk(directory: &Path) {
     mount(&["-t", "tmpfs", "-o", "size=512k", "small"], directory);
     let mut journal = open(directory).unwrap();
@@ -156,12 +156,12 @@ fn on_a_small_disk(directory: &Path) {
     if journal.open_operation().is_some() {
         journal.end(Ended::RolledBack, b"stands", 3).unwrap();
     }
-    assert_eq!(journal.history().standing, b"stands");
+    assert_eq!(journal.history().final_state, b"stands");
     journal.begin(OperationId(1), b"", 4).unwrap();
 }
 
 #[test]
-fn a_real_disk_that_is_full_or_may_only_be_read_is_named() {
+fn errors_of_a_full_or_read_only_disk_name_the_file() {
     const ROLE: &str = "NIXBOX_TEST_SMALL_DISK";
     if let Some(directory) = std::env::var_os(ROLE) {
         return on_a_small_disk(&PathBuf::from(directory));

@@ -1,11 +1,10 @@
-//! Which snapshot is restored, what keeps one from it, what is pruned, and what is swept up.
+//! Which snapshot is restored, why one is not, which snapshots are pruned, and what a sweep removes.
 
 use nixbox::fakes::Host;
 use nixbox::operations::{
-    Incompatibility, NotRestorable, OperationResult, Reference, Refusal, RestoreResult, SnapshotRequest,
-    Swept,
+    Incompatibility, NotRestorable, OperationResult, Refusal, RestoreResult, SnapshotRequest, Swept,
 };
-use nixbox::world::SnapshotName;
+use nixbox::world::{SnapshotName, SnapshotReference};
 
 use crate::harness::{Command, WORKSPACE, host_after, in_session, run};
 
@@ -30,7 +29,7 @@ fn without_a_snapshot_it_boots() {
 }
 
 #[test]
-fn the_newest_that_fits_is_restored() {
+fn the_newest_compatible_snapshot_is_restored() {
     let host = host_after(53, true, &[Up, Snapshot, Snapshot, Down]);
     let numbers = numbers(&host);
     host.damage_snapshot(WORKSPACE, host.snapshots(WORKSPACE)[1].0);
@@ -45,7 +44,7 @@ fn the_newest_that_fits_is_restored() {
 }
 
 #[test]
-fn what_does_not_fit_is_named_and_a_boot_takes_its_place() {
+fn incompatible_snapshots_are_named_and_a_boot_takes_their_place() {
     type Change = fn(&Host);
     let changes: [(Change, &str); 3] = [
         (|host| host.set_shape("vm.memory", "8GiB"), "vm.memory was absent and is \"8GiB\" now"),
@@ -55,7 +54,7 @@ fn what_does_not_fit_is_named_and_a_boot_takes_its_place() {
     for (change, words) in changes {
         let host = host_after(53, true, &[Up, SnapshotStop]);
         change(&host);
-        let reference = Reference::from(host.snapshots(WORKSPACE)[0].0);
+        let reference = SnapshotReference::from(host.snapshots(WORKSPACE)[0].0);
         let before = host.fingerprint();
         let refused = in_session(&host, async |session| session.restore(Some(&reference), false).await);
         let Err(Refusal::Unfit(_, unfit)) = refused else { panic!("{refused:?}") };
@@ -68,7 +67,7 @@ fn what_does_not_fit_is_named_and_a_boot_takes_its_place() {
 }
 
 #[test]
-fn a_vm_that_runs_is_replaced_only_when_told_and_only_by_what_fits() {
+fn a_running_vm_is_replaced_only_when_told_and_only_by_a_compatible_snapshot() {
     let host = host_after(53, true, &[Up, Snapshot]);
     let before = host.fingerprint();
     let refused = in_session(&host, async |session| session.restore(None, false).await);
@@ -81,13 +80,13 @@ fn a_vm_that_runs_is_replaced_only_when_told_and_only_by_what_fits() {
     };
     assert!(misfits.contains("vm.memory"), "{misfits}");
     assert_eq!(host.fingerprint(), before, "the VM runs on as if nothing had been asked");
-    let none = "nothing".parse::<Reference>().unwrap();
+    let none = "nothing".parse::<SnapshotReference>().unwrap();
     let refused = in_session(&host, async |session| session.restore(Some(&none), true).await);
     assert!(matches!(refused, Err(Refusal::NoSuchSnapshot(_))), "{refused:?}");
 }
 
 #[test]
-fn what_can_be_known_before_is_known_before_the_guest_is_touched() {
+fn everything_that_can_be_checked_is_checked_before_the_guest_is_touched() {
     let host = host_after(51, true, &[Up]);
     let before = host.fingerprint();
     host.use_share("812 (java)");
@@ -106,36 +105,36 @@ fn what_can_be_known_before_is_known_before_the_guest_is_touched() {
 }
 
 #[test]
-fn the_oldest_unnamed_ones_are_pruned_but_not_the_one_that_the_vm_came_from() {
+fn the_oldest_unnamed_snapshots_are_pruned_except_the_one_that_the_vm_came_from() {
     let host = host_after(54, true, &[Up, Snapshot, Command::SnapshotNamed, Snapshot, Down]);
     let [oldest, named, newer] = numbers(&host)[..] else { panic!() };
-    let reference = oldest.to_string().parse::<Reference>().unwrap();
+    let reference = oldest.to_string().parse::<SnapshotReference>().unwrap();
     let warm = in_session(&host, async |session| session.restore(Some(&reference), false).await).unwrap();
     assert!(matches!(warm.report, OperationResult::Done));
-    let wish = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
-    let frozen = in_session(&host, async |session| session.snapshot(wish).await).unwrap();
-    assert!(frozen.afterwards.is_none(), "{frozen:?}");
-    assert_eq!(frozen.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
-    let newest = frozen.snapshot.unwrap().id.0.0;
+    let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
+    let result = in_session(&host, async |session| session.snapshot(request).await).unwrap();
+    assert!(result.afterwards.is_none(), "{result:?}");
+    assert_eq!(result.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
+    let newest = result.snapshot.unwrap().id.0.0;
     assert_eq!(numbers(&host), [oldest, named, newest]);
     assert_eq!(host.violations(WORKSPACE), []);
 }
 
 #[test]
-fn names_are_taken_once() {
+fn two_snapshots_cannot_have_the_same_name() {
     let host = host_after(54, true, &[Up, Command::SnapshotNamed]);
     let before = host.fingerprint();
-    let wish = SnapshotRequest {
+    let request = SnapshotRequest {
         name: SnapshotName::try_from("warm".to_owned()).ok(),
         ..SnapshotRequest::default()
     };
-    let refused = in_session(&host, async |session| session.snapshot(wish).await);
+    let refused = in_session(&host, async |session| session.snapshot(request).await);
     assert!(matches!(refused, Err(Refusal::NameTaken(_))), "{refused:?}");
     assert_eq!(host.fingerprint(), before);
 }
 
 #[test]
-fn a_lost_journal_leaves_no_vm_behind_and_no_disk_is_removed() {
+fn after_a_lost_journal_the_vm_is_swept_and_the_disk_is_kept() {
     let host = host_after(53, true, &[Up]);
     host.lose_journal(WORKSPACE);
     let recovered = in_session(&host, async |session| session.recover().await).unwrap();
@@ -156,7 +155,7 @@ fn a_lost_journal_leaves_no_vm_behind_and_no_disk_is_removed() {
 }
 
 #[test]
-fn a_misfit_names_the_slot_that_another_vm_has() {
+fn an_incompatibility_names_the_slot_that_another_vm_has() {
     let host = host_after(53, true, &[Up, SnapshotStop]);
     let slot = in_session(&host, async |session| session.world.slots.free().await).unwrap()[0];
     host.take_slot(slot);

@@ -142,14 +142,14 @@ fn large_journal(path: &Path) {
         sequence > RECORDS
     };
     let (payload, small) = ([7; 60], [8; 24]);
-    let mut full = push(0, &Record::Checkpoint { standing: &small, at_ms: 1 });
+    let mut full = push(0, &Record::Checkpoint { final_state: &small, at_ms: 1 });
     let mut generation = 0;
     while !full {
         generation += 1;
         let begin = Record::Begin { operation: 1, parameters: &small, at_ms: 2 };
         let intents = (0..5).map(|index| Record::Intent { index, transition: index, payload: &payload });
         let outcomes = (0..5).map(|index| Record::Outcome { index, payload: &small, micros: 5 });
-        let end = Record::End { ended: Ended::Done, standing: &small, at_ms: 3 };
+        let end = Record::End { ended: Ended::Done, final_state: &small, at_ms: 3 };
         full = [begin]
             .into_iter()
             .chain(intents)

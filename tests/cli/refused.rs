@@ -49,6 +49,30 @@ fn an_error_in_the_configuration_names_its_line() {
         ("name = \"a/b\"\n[vm]\nkernel = \"vmlinuz\"\n", &["config.toml:1", "name"]),
         ("[vm]\nkernel = \"vmlinuz\"\nmemory = \"900000GiB\"\n", &["config.toml:3", "vm.memory"]),
         (
+            "[vm]\nkernel = \"vmlinuz\"\n[network]\nports = [443, 53]\n",
+            &[
+                "config.toml:4:15: network.ports is wrong",
+                "53 and 853 are the ports of DNS",
+                "nixbox's own resolver",
+            ],
+        ),
+        (
+            "[vm]\nkernel = \"vmlinuz\"\n[[mounts]]\nsource = \".\"\ntarget = \"~\"\n",
+            &[
+                "config.toml:5:10: mounts.target is wrong",
+                "\"~\" is not a path in the guest",
+                "below / or ~/",
+            ],
+        ),
+        (
+            "[vm]\nkernel = \"vmlinuz\"\n[credentials]\nwipe = [\"~/workspace/target\"]\n",
+            &["config.toml:4:9: credentials.wipe", "is on the share mounted at ~/workspace"],
+        ),
+        (
+            "[vm]\nkernel = \"vmlinuz\"\n[guest]\nuser = \"Root\"\n",
+            &["config.toml:4:8: guest.user is wrong", "\"Root\" cannot be a user"],
+        ),
+        (
             "[vm]\nkernel = \"vmlinuz\"\n[[mounts]]\nsource = \".\"\ntarget = \"~/a\"\n[[mounts]]\nsource = \".\"\ntarget = \"~/a\"\n",
             &["config.toml:8", "mounts"],
         ),
@@ -112,7 +136,12 @@ fn a_missing_or_old_vmm_is_named() {
     let old = vmm(&directory, "v38.0");
     refused_with(&directory, &[("NIXBOX_CLOUD_HYPERVISOR", &old)], 1, &["v38.0", "too old"]);
     let empty = vmm(&directory, "");
-    refused_with(&directory, &[("NIXBOX_CLOUD_HYPERVISOR", &empty)], 1, &["no version"]);
+    refused_with(
+        &directory,
+        &[("NIXBOX_CLOUD_HYPERVISOR", &empty)],
+        1,
+        &["is not a version of Cloud Hypervisor"],
+    );
 }
 
 #[test]

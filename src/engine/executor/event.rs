@@ -1,4 +1,4 @@
-//! What a run says: while it goes on, to those who show it, and when it is over, to the one who asked for it.
+//! Progress events for observers, and the result of a run for its caller.
 //!
 //! May use: the engine's words.
 
@@ -13,50 +13,50 @@ use super::super::transition::{Failure, Generation};
 #[derive(Debug, thiserror::Error)]
 #[error("{label} failed")]
 pub struct TransitionFailure {
-    /// Of the transition.
+    /// The transition's name for people.
     pub label: &'static str,
-    /// Why.
+    /// Why it failed.
     #[source]
     pub failure: Failure,
 }
 
-/// How a run of an operation came out.
+/// How a run of an operation ended.
 #[derive(Debug)]
 pub enum Ending {
     /// All of it was done.
     Done,
-    /// All of it was taken back. In a recovery the reason may be that it had been left half done, and nothing more.
+    /// All of it was undone. There is no failure if a recovery undid an operation only because it had been interrupted.
     RolledBack(Option<TransitionFailure>),
-    /// It had passed its commit point, but its VM is gone or of no use; what is left is to be cleared away.
+    /// It failed after its commit point: its VM is gone or cannot be used, and what is left is to be cleared away.
     Lost(TransitionFailure),
-    /// An undo failed, or it cannot be told whether something was done. The operation stays open.
+    /// An undo failed, or whether a transition was done cannot be determined. The operation stays open.
     Stuck(TransitionFailure),
 }
 
-/// Why a run stopped without an ending. What was done so far is in the journal, and the next run goes on from there.
+/// Why a run stopped without an ending. What was done so far is in the journal, and the next run goes on from it.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The journal.
+    /// The journal failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The journal's history is not one of this operation.
+    /// No run of this operation can have left the journal's history.
     #[error("the journal does not fit the operation; nothing was done")]
     NoPlan(#[from] NoPlan),
-    /// There is nothing to recover.
+    /// A recovery was asked for, and there is nothing to recover.
     #[error("no operation is open")]
     NothingOpen,
     /// A table without a commit point: an error of the program.
     #[error("the operation has no commit point")]
     NoCommitPoint,
-    /// Something the operation wants to remember is too large.
+    /// A payload of the operation is too large for a record.
     #[error("the operation cannot be written down")]
     Payload(#[from] PayloadError),
 }
 
-/// What happens while an operation runs, for those who show it.
+/// What happens while an operation runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// An operation begins, or is taken up again.
+    /// An operation begins, or is taken up again by a recovery.
     Begun {
         /// The operation's name for people.
         operation: &'static str,
@@ -67,7 +67,7 @@ pub enum Event {
         /// Whether it was left open by an earlier run.
         recovery: bool,
     },
-    /// The direction of an operation that did not end by itself.
+    /// The direction that an operation takes after a failure, or in a recovery.
     Turned(Direction),
     /// A stage begins.
     Stage(&'static str),
@@ -82,28 +82,28 @@ pub enum Event {
     },
     /// A transition failed.
     Failed(&'static str),
-    /// A transition is about to be taken back.
+    /// A transition is about to be undone.
     Undoes(&'static str),
-    /// A transition has been taken back, and that is written.
+    /// A transition has been undone, and that is written.
     Undone(&'static str),
     /// The operation has ended, and that is on the medium.
     Ended(Ended),
 }
 
-/// Sees what happens.
+/// Sees what happens while an operation runs.
 pub trait Observer: Send + Sync {
     /// Called in order, from the thread that runs the operation.
     fn event(&self, event: Event);
 
-    /// Why the transition failed whose [`Event::Failed`] follows. A failure after the commit point is tried once more, so
-    /// this may be all that is heard of it.
-    fn setback(&self, _setback: &TransitionFailure) {}
+    /// Why the transition failed whose [`Event::Failed`] follows. A transition that fails after the commit point is tried
+    /// once more; if that succeeds, the run's result says nothing about the failure.
+    fn failure(&self, _failure: &TransitionFailure) {}
 
-    /// Nothing happens for a while, and this is why.
+    /// The run waits for something that may take a while; the text says for what.
     fn waits(&self, _why: &str) {}
 }
 
-/// Looks away.
+/// An observer that ignores everything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Unobserved;
 

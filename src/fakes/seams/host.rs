@@ -150,20 +150,6 @@ impl Shares for WorkspaceSeams {
     }
 }
 
-impl Ground for WorkspaceSeams {
-    fn cpu(&self) -> Result<BTreeSet<String>> {
-        Ok(self.host.lock().cpu.clone())
-    }
-
-    fn shape(&self) -> BTreeMap<String, String> {
-        self.host.lock().shape.clone()
-    }
-
-    fn absent(&self) -> Vec<PathBuf> {
-        Vec::new()
-    }
-}
-
 #[async_trait]
 impl Leftovers for WorkspaceSeams {
     async fn generations(&self) -> Result<BTreeSet<Generation>> {

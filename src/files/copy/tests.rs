@@ -103,13 +103,13 @@ pub(crate) fn allocated(path: &Path) -> u64 {
     std::fs::metadata(path).unwrap().blocks() * 512
 }
 
-fn copying(from: &Path, to: &Path, reflink: bool) -> Copying {
-    let source = Named { file: File::open(from).unwrap(), path: from.to_owned() };
+fn copying(from: &Path, to: &Path, reflink: bool) -> CopyRequest {
+    let source = NamedFile { file: File::open(from).unwrap(), path: from.to_owned() };
     let file = File::options().read(true).write(true).create_new(true).open(to).unwrap();
-    Copying {
+    CopyRequest {
         what: "it".to_owned(),
         source,
-        target: Named { file, path: to.to_owned() },
+        target: NamedFile { file, path: to.to_owned() },
         reflink,
         hash: true,
     }
@@ -133,9 +133,9 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
                 for reflink in [false, true] {
                     let target = mounts.join(to).join(format!("{from}-{size}-{reflink}"));
                     let copied =
-                        copy(copying(&source, &target, reflink), Arc::new(Silent), &never).await.unwrap();
+                        copy(copying(&source, &target, reflink), Arc::new(NoProgress), &never).await.unwrap();
                     let shares = reflink && from == to && matches!(from, "btrfs" | "xfs");
-                    assert_eq!(copied.method == Method::Reflink, shares, "{target:?}");
+                    assert_eq!(copied.method == CopyMethod::Reflink, shares, "{target:?}");
                     assert!(same(&source, &target), "{target:?}");
                     let Some(hashes) = copied.hashes else {
                         continue;
@@ -148,8 +148,8 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
                     std::fs::remove_file(&target).unwrap();
                 }
             }
-            let named = Named { file: File::open(&source).unwrap(), path: source.clone() };
-            let read = hash("it".to_owned(), named, Arc::new(Silent), &never).await.unwrap();
+            let named = NamedFile { file: File::open(&source).unwrap(), path: source.clone() };
+            let read = hash("it".to_owned(), named, Arc::new(NoProgress), &never).await.unwrap();
             assert_eq!(
                 read.finish(&never).unwrap(),
                 *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes()
@@ -168,7 +168,8 @@ async fn a_full_file_system_is_reported_with_what_is_missing() {
     let source = mounts.join("tmpfs/source");
     std::fs::write(&source, vec![1; 32 << 20]).unwrap();
     let target = mounts.join("small/target");
-    let error = copy(copying(&source, &target, true), Arc::new(Silent), &Interrupt::new()).await.unwrap_err();
+    let error =
+        copy(copying(&source, &target, true), Arc::new(NoProgress), &Interrupt::new()).await.unwrap_err();
     let CopyError::Full { missing, .. } = error else { panic!("{error:?}") };
     // 8 of the 32 MiB fit.
     assert!((20 << 20..=25 << 20).contains(&missing), "{missing}");
@@ -185,7 +186,7 @@ async fn an_interrupt_ends_a_copy_in_its_middle() {
     assert!(matches!(Failure::from(error), Failure::Interrupted));
     // Each thread finishes the piece of a megabyte that it is at.
     assert!(allocated(&target) <= (MAX_THREADS * 2 * CHUNK) as u64, "{}", allocated(&target));
-    let named = Named { file: File::open(&source).unwrap(), path: source };
+    let named = NamedFile { file: File::open(&source).unwrap(), path: source };
     assert!(matches!(sync(named, &interrupt).await, Err(CopyError::Interrupted)));
 }
 

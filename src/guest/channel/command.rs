@@ -1,4 +1,4 @@
-//! A command in the guest, once it is started: what goes in, what comes out, how it ends.
+//! A running command in the guest: its input, its output, and how it ends.
 
 use std::future::Future;
 
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{ChannelError, CommandExit};
 
-/// A command that runs.
+/// A running command.
 pub struct GuestCommand {
     pub(super) reader: Reader,
     pub(super) writer: ChannelWriteHalf<Msg>,
@@ -20,7 +20,7 @@ pub struct GuestCommand {
 /// The receiving side of a channel.
 pub(super) struct Reader {
     pub(super) half: ChannelReadHalf,
-    /// Received already.
+    /// A message that arrived before the command's start was confirmed.
     pub(super) early: Option<ChannelMsg>,
 }
 
@@ -34,7 +34,7 @@ impl Reader {
 }
 
 impl GuestCommand {
-    /// Send to its stdin.
+    /// Sends bytes to its stdin.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] when the connection has ended.
@@ -43,7 +43,7 @@ impl GuestCommand {
         sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
-    /// End its stdin.
+    /// Closes its stdin.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] when the connection has ended.
@@ -52,41 +52,43 @@ impl GuestCommand {
         sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
-    /// What it says next.
+    /// Waits for the next message of the command.
     ///
     /// # Errors
     /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
-    pub async fn next(&mut self) -> Result<Said, ChannelError> {
+    pub async fn next(&mut self) -> Result<CommandEvent, ChannelError> {
         loop {
-            if let Some(said) = understand(self.reader.wait().await)? {
-                return Ok(said);
+            if let Some(event) = parse_event(self.reader.wait().await)? {
+                return Ok(event);
             }
         }
     }
 }
 
-/// What a command says.
+/// A message of a command.
 #[derive(Debug)]
-pub enum Said {
-    /// On stdout.
+pub enum CommandEvent {
+    /// Bytes on stdout.
     Out(Bytes),
-    /// On stderr.
+    /// Bytes on stderr.
     Err(Bytes),
-    /// By ending.
+    /// The command has ended.
     Ended(CommandExit),
-    /// That no more output follows.
+    /// No more output follows.
     NoMore,
 }
 
-fn understand(message: Option<ChannelMsg>) -> Result<Option<Said>, ChannelError> {
+fn parse_event(message: Option<ChannelMsg>) -> Result<Option<CommandEvent>, ChannelError> {
     Ok(match message {
-        Some(ChannelMsg::Data { data }) => Some(Said::Out(data)),
-        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(Said::Err(data)),
-        Some(ChannelMsg::ExitStatus { exit_status }) => Some(Said::Ended(CommandExit::Status(exit_status))),
-        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
-            Some(Said::Ended(CommandExit::Signal(signal_text(&signal_name))))
+        Some(ChannelMsg::Data { data }) => Some(CommandEvent::Out(data)),
+        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(CommandEvent::Err(data)),
+        Some(ChannelMsg::ExitStatus { exit_status }) => {
+            Some(CommandEvent::Ended(CommandExit::Status(exit_status)))
         }
-        Some(ChannelMsg::Eof) => Some(Said::NoMore),
+        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+            Some(CommandEvent::Ended(CommandExit::Signal(signal_text(&signal_name))))
+        }
+        Some(ChannelMsg::Eof) => Some(CommandEvent::NoMore),
         Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
         Some(ChannelMsg::Close) => return Err(ChannelError::Unsaid),
         None => return Err(ChannelError::Closed),
@@ -101,7 +103,7 @@ fn signal_text(signal: &Sig) -> String {
     }
 }
 
-/// Let both sides run, until the receiving one is through. Waiting for the sending one as well would be for ever where a
+/// Runs both sides until the receiving side is done. It does not wait for the sending side, which never finishes if a
 /// command ends without reading its stdin.
 pub(super) async fn converse(
     feed: impl Future<Output = Result<(), ChannelError>>,
@@ -120,16 +122,17 @@ pub(super) async fn converse(
     }
 }
 
-/// Hand everything to the sink until the command has ended and there is no more. A server may send the end before the last
-/// output, and a process left behind in the guest may keep the output open: then the closing of the channel decides.
+/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end
+/// before the last output. A process that the command left behind may keep the output open; then the closing of the
+/// channel ends the wait.
 pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
-        match understand(reader.wait().await) {
-            Ok(Some(Said::Out(data))) => sink.out(&data).await?,
-            Ok(Some(Said::Err(data))) => sink.err(&data).await?,
-            Ok(Some(Said::Ended(how))) => exit = Some(how),
-            Ok(Some(Said::NoMore)) => no_more = true,
+        match parse_event(reader.wait().await) {
+            Ok(Some(CommandEvent::Out(data))) => sink.out(&data).await?,
+            Ok(Some(CommandEvent::Err(data))) => sink.err(&data).await?,
+            Ok(Some(CommandEvent::Ended(how))) => exit = Some(how),
+            Ok(Some(CommandEvent::NoMore)) => no_more = true,
             Ok(None) => {}
             Err(error @ (ChannelError::Closed | ChannelError::Unsaid)) => return exit.ok_or(error),
             Err(error) => return Err(error),
@@ -140,7 +143,7 @@ pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<C
     }
 }
 
-/// Send what stdin gives until it ends.
+/// Sends everything that can be read from stdin until stdin ends.
 pub(super) async fn pump(
     mut stdin: impl AsyncRead + Unpin,
     writer: &ChannelWriteHalf<Msg>,
@@ -152,7 +155,7 @@ pub(super) async fn pump(
         let chunk = Zeroizing::new(buffer[..read].to_vec());
         let sent =
             if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
-        // Closed on the other side: the receiving side says how the command ended.
+        // Sending fails if the command has ended; the receiving side then learns how.
         if read == 0 || sent.is_err() {
             return Ok(());
         }
@@ -164,15 +167,15 @@ pub(super) trait Sink {
     async fn err(&mut self, data: &[u8]) -> Result<(), ChannelError>;
 }
 
-pub(super) struct Kept<'a> {
+pub(super) struct CaptureSink<'a> {
     pub(super) most: usize,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
-    /// What stdout is to say, and who waits for that.
+    /// The text that is waited for on stdout, and the waiter to notify.
     pub(super) prompt: Option<(&'static [u8], &'a Notify)>,
 }
 
-impl Kept<'_> {
+impl CaptureSink<'_> {
     fn keep(most: usize, into: &mut Vec<u8>, data: &[u8]) -> Result<(), ChannelError> {
         if into.len() + data.len() > most {
             return Err(ChannelError::TooMuch { limit: most });
@@ -182,11 +185,12 @@ impl Kept<'_> {
     }
 }
 
-impl Sink for Kept<'_> {
+impl Sink for CaptureSink<'_> {
     async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
         Self::keep(self.most, &mut self.stdout, data)?;
-        if let Some((_, waits)) =
-            self.prompt.take_if(|(prompt, _)| self.stdout.windows(prompt.len()).any(|said| said == *prompt))
+        if let Some((_, waits)) = self
+            .prompt
+            .take_if(|(prompt, _)| self.stdout.windows(prompt.len()).any(|window| window == *prompt))
         {
             waits.notify_one();
         }
@@ -198,12 +202,12 @@ impl Sink for Kept<'_> {
     }
 }
 
-pub(super) struct Passed<O, E> {
+pub(super) struct StreamSink<O, E> {
     pub(super) stdout: O,
     pub(super) stderr: E,
 }
 
-impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for Passed<O, E> {
+impl<O: AsyncWrite + Unpin, E: AsyncWrite + Unpin> Sink for StreamSink<O, E> {
     async fn out(&mut self, data: &[u8]) -> Result<(), ChannelError> {
         let failed = |source| ChannelError::Local { doing: "write to stdout", source };
         self.stdout.write_all(data).await.map_err(failed)?;

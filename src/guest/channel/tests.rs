@@ -39,7 +39,7 @@ async fn commands_run_with_input_output_and_status() {
         assert_eq!(echoed.exit, CommandExit::Status(0));
         assert!(echoed.stdout == input, "{kind:?}: {} bytes came back", echoed.stdout.len());
 
-        // Ends without reading: neither the sending nor the receiving side may wait for it.
+        // A command that ends without reading its input: neither side may wait for the input to be sent.
         let ignored = session.exec(b"exit 5", Zeroizing::new(vec![0; 16 << 20]), CAPTURE).await.unwrap();
         assert_eq!(ignored.exit, CommandExit::Status(5), "{kind:?}");
 
@@ -105,7 +105,7 @@ async fn streams_pass_through() {
 }
 
 #[tokio::test]
-async fn the_host_key_is_learned_once() {
+async fn the_first_host_key_is_pinned_and_another_is_refused() {
     let Some(server) = Server::start(Kind::Debian) else { return };
     let pin = server.endpoint("user").pin;
     drop(server.connect("user").await);
@@ -113,7 +113,7 @@ async fn the_host_key_is_learned_once() {
     drop(server.connect("root").await);
     assert_eq!(pin.load().unwrap().unwrap(), learned);
 
-    // The system's ssh agrees with it.
+    // The system's ssh accepts the pin as its known_hosts.
     let private = server.directory.path().join("key");
     key::write(&server.key, &private).unwrap();
     let ssh = std::process::Command::new("ssh")
@@ -126,12 +126,12 @@ async fn the_host_key_is_learned_once() {
         .unwrap();
     assert_eq!(ssh.stdout, b"hello\n", "{}", String::from_utf8_lossy(&ssh.stderr));
 
-    // Of several host keys, the one that was learned is asked for, whichever that was.
+    // If the server has several host keys, nixbox asks for the pinned one.
     let second = fs::read_to_string(server.directory.path().join("hostkey2.pub")).unwrap();
     fs::write(pin.path(), format!("nixbox {second}")).unwrap();
     SshSession::open(&server.endpoint("user"), Limits::default()).await.map(drop).unwrap();
 
-    // Another key is refused at once, however long one would wait, and nothing is learned from it.
+    // Another key is refused at once, and the pin stays as it was.
     let other = key::generate().unwrap().public_key().to_openssh().unwrap();
     fs::write(pin.path(), format!("nixbox {other}\n")).unwrap();
     let endpoint = server.endpoint("user");
@@ -143,7 +143,7 @@ async fn the_host_key_is_learned_once() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_let_in_teaches_nothing() {
+async fn a_refused_login_pins_no_host_key() {
     for kind in [Kind::Busybox, Kind::Debian] {
         let Some(server) = Server::start(kind) else { continue };
         drop(server.connect("user").await);
@@ -159,7 +159,7 @@ async fn a_key_that_is_not_let_in_teaches_nothing() {
 fn endpoint(address: SocketAddr, directory: &std::path::Path) -> Endpoint {
     Endpoint {
         address,
-        user: UserName::try_from("user".to_owned()).unwrap(),
+        user: UserName::DEFAULT,
         key: Arc::new(key::generate().unwrap()),
         pin: Pin::new(directory.join("pin")),
     }
@@ -171,15 +171,15 @@ fn short() -> Limits {
 }
 
 #[tokio::test]
-async fn silence_noise_and_nobody_are_told_apart() {
+async fn silent_noisy_and_absent_servers_are_different_errors() {
     let directory = tempfile::tempdir().unwrap();
-    // Accepts by its backlog, and never says a word.
+    // The backlog accepts the connection, and nobody answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let guest = endpoint(silent.local_addr().unwrap(), directory.path());
     let error = SshSession::open(&guest, short()).await.map(drop).unwrap_err();
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 
-    // Never ends its greeting.
+    // A greeting that never ends.
     let noisy = TcpListener::bind("127.0.0.1:0").unwrap();
     let guest = endpoint(noisy.local_addr().unwrap(), directory.path());
     let noise = std::thread::spawn(move || {
@@ -200,18 +200,18 @@ async fn silence_noise_and_nobody_are_told_apart() {
     assert!(guest.pin.load().unwrap().is_none());
 }
 
-/// Lets everybody in, and misbehaves once a command is asked for.
+/// A server that accepts every key, and misbehaves when a command is requested.
 #[derive(Clone)]
 enum Hostile {
-    /// Closes the first channels before it answers, so many of them, as Dropbear does now and then.
+    /// Closes this many channels before it answers, as Dropbear sometimes does.
     ClosesFirst(Arc<AtomicUsize>),
-    /// Ends the connection in the middle of the output.
+    /// Closes the connection in the middle of the output.
     Hangs,
-    /// Ends the channel without saying how the command ended.
+    /// Closes the channel without saying how the command ended.
     NoStatus,
-    /// Refuses to run it.
+    /// Refuses to run the command.
     Refuses,
-    /// Says nothing any more, not even to signs of life.
+    /// Sends nothing any more, not even answers to keepalives.
     Freezes,
     /// Says that it was ended by a signal with a long and odd name.
     OddSignal,
@@ -291,7 +291,7 @@ impl server::Handler for Hostile {
 }
 
 #[tokio::test]
-async fn servers_that_misbehave_are_found_out() {
+async fn each_misbehaviour_of_a_server_is_its_own_error() {
     let closes = |count| Hostile::ClosesFirst(Arc::new(AtomicUsize::new(count)));
     for how in [
         Hostile::Hangs,
@@ -333,7 +333,7 @@ async fn servers_that_misbehave_are_found_out() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiting_ends_by_limit_by_wish_and_by_success() {
+async fn waiting_ends_with_success_at_the_limit_or_by_an_interrupt() {
     let again = || Attempt::Again("not yet".into());
     let (limits, interrupt) = (Limits::default(), Interrupt::new());
     let mut reaches = Vec::new();
@@ -362,9 +362,9 @@ async fn waiting_ends_by_limit_by_wish_and_by_success() {
     // 5, 10, … 160 ms, then 250 ms.
     assert!((40..=46).contains(&count), "{count} attempts");
 
-    // A key that is not let in: the guest has a little time, and not all of it.
+    // A refused key: nixbox waits for a part of the time only.
     let denied = |_| async {
-        let user = UserName::try_from("user".to_owned()).unwrap();
+        let user = UserName::DEFAULT;
         Err(Attempt::from(ChannelError::Denied { user, fingerprint: "SHA256:x".to_owned() }))
     };
     let begun = tokio::time::Instant::now();
@@ -373,14 +373,14 @@ async fn waiting_ends_by_limit_by_wish_and_by_success() {
     assert!(begun.elapsed() >= REFUSALS && begun.elapsed() < REFUSALS * 2, "{:?}", begun.elapsed());
 
     let waiting = until_ready::<(), _>(LIMIT, limits, &interrupt, |_| std::future::pending());
-    let wish = async { interrupt.request() };
-    let (outcome, ()) = tokio::join!(waiting, wish);
+    let interrupting = async { interrupt.request() };
+    let (outcome, ()) = tokio::join!(waiting, interrupting);
     assert!(matches!(outcome, Err(ChannelError::Interrupted)));
 }
 
 #[tokio::test]
-async fn a_session_that_is_dropped_ends_its_connection() {
-    // By the shell alone: a process that it starts may or may not be there yet when it is counted.
+async fn dropping_a_session_ends_its_connection() {
+    // The shell counts by itself, because a process that it started might be counted or not.
     const COUNT: &str = "set -- /proc/*/comm; echo $#";
     let Some(server) = Server::start(Kind::Debian) else { return };
     let session = server.connect("root").await.session;
@@ -394,7 +394,7 @@ async fn a_session_that_is_dropped_ends_its_connection() {
     loop {
         let now = exec(&session, COUNT).await;
         let now: u32 = String::from_utf8(now.stdout).unwrap().trim().parse().unwrap();
-        // Its sshd processes are gone; `sleep` itself hears of nothing.
+        // The sshd processes of the dropped session end. `sleep` goes on, because nothing tells it to end.
         if now <= count + 1 {
             break;
         }

@@ -3,7 +3,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::*;
-use crate::files::copy::Silent;
+use crate::files::copy::NoProgress;
 use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::testing::{Need, have};
 
@@ -18,7 +18,7 @@ fn disks(directory: &Path, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) ->
 }
 
 fn spec(image: Option<&Path>, size: Option<u64>) -> DiskSpec {
-    DiskSpec { image: image.map(Path::to_owned), size }
+    DiskSpec { image: image.map(|image| HostPath::below(image, ".")), size: size.map(ByteSize::from_bytes) }
 }
 
 async fn find(disks: &Disks) -> Presence {
@@ -42,12 +42,12 @@ async fn images_are_made_captured_and_filled_on_every_file_system() {
         patchy(&template, 50 << 20);
         let before = bytes(&template);
         let specs = vec![spec(Some(&template), Some(80 << 20)), spec(None, Some(64 << 20))];
-        let disks = disks(&directory, specs, Arc::new(Silent));
+        let disks = disks(&directory, specs, Arc::new(NoProgress));
         assert_eq!(find(&disks).await, Presence::Absent);
         disks.create(GENERATION, &never).await.unwrap();
         disks.create(GENERATION, &never).await.unwrap();
         assert_eq!(find(&disks).await, Presence::Whole);
-        assert_eq!(disks.methods().iter().all(|method| *method == Method::Reflink), shares, "{name}");
+        assert_eq!(disks.methods().iter().all(|method| *method == CopyMethod::Reflink), shares, "{name}");
         let images = disks.images(GENERATION).unwrap();
         let image = bytes(&images[0]);
         assert!(
@@ -95,7 +95,7 @@ async fn a_full_disk_leaves_what_the_remover_removes() {
     };
     let template = mounts.join("tmpfs/template");
     std::fs::write(&template, vec![1; 32 << 20]).unwrap();
-    let disks = disks(&mounts.join("small"), vec![spec(Some(&template), None)], Arc::new(Silent));
+    let disks = disks(&mounts.join("small"), vec![spec(Some(&template), None)], Arc::new(NoProgress));
     let failure = disks.create(GENERATION, &Interrupt::new()).await.unwrap_err();
     assert!(failure.to_string().contains("bytes are missing"), "{failure}");
     assert_eq!(find(&disks).await, Presence::Partial);
@@ -116,7 +116,7 @@ async fn a_process_killed_during_a_copy_leaves_a_partial_set() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("template"), vec![1; 32 << 20]).unwrap();
     let test = "host::disk::tests::a_process_killed_during_a_copy_leaves_a_partial_set";
-    let disks = of(directory.path(), Arc::new(Silent));
+    let disks = of(directory.path(), Arc::new(NoProgress));
     kill_when_ready(test, ROLE, directory.path());
     assert_eq!(find(&disks).await, Presence::Partial);
     assert!(disks.images(GENERATION).is_err());
@@ -141,14 +141,14 @@ async fn an_interrupt_ends_creating_and_capturing() {
     let interrupt = Interrupt::new();
     let failure = make(Arc::new(Stopping(interrupt.clone()))).create(GENERATION, &interrupt).await;
     assert!(matches!(failure, Err(Failure::Interrupted)));
-    let disks = make(Arc::new(Silent));
+    let disks = make(Arc::new(NoProgress));
     assert_eq!(find(&disks).await, Presence::Partial);
     disks.create(GENERATION, &never).await.unwrap();
     std::fs::create_dir(disks.snapshots.join(".staging-8")).unwrap();
     let interrupt = Interrupt::new();
     let failure = make(Arc::new(Stopping(interrupt.clone()))).capture(GENERATION, SNAPSHOT, &interrupt).await;
     assert!(matches!(failure, Err(Failure::Interrupted)));
-    let empty = self::disks(directory.path(), vec![spec(None, Some(64 << 20))], Arc::new(Silent));
+    let empty = self::disks(directory.path(), vec![spec(None, Some(64 << 20))], Arc::new(NoProgress));
     assert!(matches!(empty.create(Generation(9), &interrupt).await, Err(Failure::Interrupted)));
     empty.remove(Generation(9)).await.unwrap();
 }
@@ -171,7 +171,7 @@ async fn unusable_templates_are_refused() {
         (spec(None, None), "neither an image nor a size"),
         (spec(None, Some(4096)), "mkfs.ext4 of"),
     ] {
-        let disks = disks(directory.path(), vec![spec], Arc::new(Silent));
+        let disks = disks(directory.path(), vec![spec], Arc::new(NoProgress));
         let failure = disks.create(GENERATION, &Interrupt::new()).await.unwrap_err();
         assert!(failure.to_string().contains(expected), "{failure}");
         disks.remove(GENERATION).await.unwrap();
@@ -184,7 +184,7 @@ async fn foreign_files_are_not_removed_and_a_set_that_lost_a_file_is_not_whole()
         return;
     }
     let directory = tempfile::tempdir().unwrap();
-    let disks = disks(directory.path(), vec![spec(None, Some(16 << 20)); 2], Arc::new(Silent));
+    let disks = disks(directory.path(), vec![spec(None, Some(16 << 20)); 2], Arc::new(NoProgress));
     disks.create(GENERATION, &Interrupt::new()).await.unwrap();
     let set = disks.run.join("disk-7");
     std::fs::write(set.join("notes.txt"), "mine").unwrap();
@@ -209,7 +209,7 @@ async fn foreign_files_are_not_removed_and_a_set_that_lost_a_file_is_not_whole()
 #[tokio::test]
 async fn a_snapshot_with_a_gap_or_without_a_directory_fills_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let disks = disks(directory.path(), vec![], Arc::new(Silent));
+    let disks = disks(directory.path(), vec![], Arc::new(NoProgress));
     let never = Interrupt::new();
     assert!(disks.fill(SNAPSHOT, GENERATION, &never).await.is_err());
     std::fs::create_dir(disks.snapshots.join(".staging-8")).unwrap();

@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{MemoryError, Result};
-use crate::config::{Backing, ByteSize};
 use crate::files::Folder;
-use crate::world::{Generation, WorkspaceId};
+use crate::world::{Backing, ByteSize, Generation, WorkspaceId};
 
 /// `TMPFS_MAGIC` of linux/magic.h.
 const TMPFS: i64 = 0x0102_1994;

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::config::ByteSize;
 use crate::files::FileError;
 use crate::files::copy::CopyError;
 use crate::store::StoreError;
-use crate::world::{Failure, Generation, SnapshotId};
+use crate::world::{ByteSize, Failure, Generation, SnapshotId};
 
 /// The RAM file's name in a snapshot.
 pub const SNAPSHOT_FILE: &str = "memory.img";

@@ -2,7 +2,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 
 use super::*;
-use crate::files::copy::Silent;
+use crate::files::copy::NoProgress;
 use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::store::Snapshots;
 use crate::world::{BootId, Catalog, Depth, Failure, Manifest, Origin, Slot, VmmVersion};
@@ -28,7 +28,7 @@ fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progr
 }
 
 fn catalog(ram: &RamFiles) -> Snapshots {
-    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(Silent) }
+    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(NoProgress) }
 }
 
 fn path(ram: &RamFiles, generation: Generation) -> PathBuf {
@@ -69,7 +69,7 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         [("ext4", Backing::Auto), ("xfs", Backing::Tmpfs), ("btrfs", Backing::Disk), ("ext4", Backing::Disk)]
     {
         let directory = mounts.join(name).join(format!("{backing:?}"));
-        let ram = ram(&directory, &tmpfs, backing, Arc::new(Silent));
+        let ram = ram(&directory, &tmpfs, backing, Arc::new(NoProgress));
         let catalog = catalog(&ram);
         assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
         ram.create(GENERATION).await.unwrap();
@@ -116,7 +116,7 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
     let small = mounts.join("small");
     let never = Interrupt::new();
     let of = |name: &str, tmpfs: &Path, backing| {
-        ram(&mounts.join(name).join("w"), tmpfs, backing, Arc::new(Silent))
+        ram(&mounts.join(name).join("w"), tmpfs, backing, Arc::new(NoProgress))
     };
     let failure = of("ext4", &small, Backing::Tmpfs).create(GENERATION).await.unwrap_err();
     assert!(failure.to_string().contains("64MiB of guest RAM fit on no tmpfs"), "{failure}");
@@ -152,7 +152,7 @@ async fn ram_that_fits_nowhere_is_refused_or_left_to_the_vmm() {
 #[tokio::test]
 async fn damaged_ram_is_refused() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Disk, Arc::new(Silent));
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Disk, Arc::new(NoProgress));
     let (catalog, never) = (catalog(&ram), Interrupt::new());
     ram.create(GENERATION).await.unwrap();
     patchy(&path(&ram, GENERATION), SIZE);
@@ -180,7 +180,7 @@ async fn a_process_killed_during_a_fill_leaves_partial_ram() {
         of(Path::new(&directory), Arc::new(Stuck)).fill(SNAPSHOT, GENERATION, &never).await.unwrap();
     }
     let directory = tempfile::tempdir().unwrap();
-    let ram = of(directory.path(), Arc::new(Silent));
+    let ram = of(directory.path(), Arc::new(NoProgress));
     std::fs::create_dir(ram.snapshots.join(".staging-8")).unwrap();
     patchy(&ram.snapshots.join(".staging-8/memory.img"), SIZE);
     let test = "host::memory::tests::a_process_killed_during_a_fill_leaves_partial_ram";
@@ -215,7 +215,7 @@ async fn a_directory_of_another_user_is_not_used() {
         return;
     };
     let tmpfs = mounts.join("tmpfs");
-    let ram = ram(&mounts.join("ext4"), &tmpfs, Backing::Tmpfs, Arc::new(Silent));
+    let ram = ram(&mounts.join("ext4"), &tmpfs, Backing::Tmpfs, Arc::new(NoProgress));
     let user = tmpfs.join(format!("nixbox-{}", rustix::process::geteuid().as_raw()));
     std::fs::create_dir(&user).unwrap();
     chown(&user, Some(12345), None).unwrap();
@@ -230,7 +230,7 @@ async fn a_directory_of_another_user_is_not_used() {
 #[tokio::test]
 async fn ram_lost_in_a_reboot_is_partial_and_a_damaged_record_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(NoProgress));
     let ram = RamFiles { workspace: WorkspaceId([std::process::id() as u8; 16]), ..ram };
     ram.create(GENERATION).await.unwrap();
     std::fs::remove_file(path(&ram, GENERATION)).unwrap();
@@ -248,7 +248,7 @@ async fn ram_lost_in_a_reboot_is_partial_and_a_damaged_record_is_an_error() {
 #[tokio::test]
 async fn a_record_that_was_half_written_is_removed() {
     let directory = tempfile::tempdir().unwrap();
-    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(Silent));
+    let ram = ram(directory.path(), Path::new("/dev/shm"), Backing::Tmpfs, Arc::new(NoProgress));
     std::fs::write(ram.run.join(".memory-7.json.unfinished"), "{").unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
     ram.remove(GENERATION).await.unwrap();

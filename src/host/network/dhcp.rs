@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::firewall::ALLOWED_SET;
 use super::plan::NetworkPlan;
-use super::policy::Mode;
+use crate::world::{NetworkMode, NetworkPolicy};
 
 /// Where systemd-resolved keeps the servers behind its stub at 127.0.0.53.
 pub(super) const RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
@@ -48,7 +48,7 @@ pub(super) fn upstreams(etc: &Path, resolved: &Path) -> (PathBuf, Vec<String>) {
 /// The whole configuration. dnsmasq reads no other: a file on its command line replaces /etc/dnsmasq.conf.
 pub(super) fn configuration(
     plan: &NetworkPlan,
-    mode: &Mode,
+    policy: &NetworkPolicy,
     upstreams: &(PathBuf, Vec<String>),
     runtime: &Path,
 ) -> String {
@@ -73,19 +73,19 @@ pub(super) fn configuration(
         leases = leases.display(),
         log = log.display(),
     );
-    match mode {
+    match policy.mode {
         // The guest gets neither a router nor DNS, so that it does not wait for them.
-        Mode::Off => text.push_str("port=0\ndhcp-option=3\ndhcp-option=6\n"),
+        NetworkMode::Off => text.push_str("port=0\ndhcp-option=3\ndhcp-option=6\n"),
         // dnsmasq reads the file again when it changes: a VM may outlive the Wi-Fi that it was started in.
-        Mode::Open => {
+        NetworkMode::Open => {
             text.push_str(&format!("dhcp-option=6,{gateway}\nresolv-file={}\n", upstreams.0.display()));
         }
         // dnsmasq refuses all names that no `server` line covers. (`server=/domain/#` with a resolv-file would follow
         // changes of the file, but then dnsmasq 2.90 passes every name on.) Without a cache, dnsmasq adds the addresses
         // of every answer to the set before the guest gets the answer.
-        Mode::Filtered { domains, .. } => {
+        NetworkMode::Filtered => {
             text.push_str(&format!("dhcp-option=6,{gateway}\nno-resolv\ncache-size=0\n"));
-            for domain in domains {
+            for domain in &policy.domains {
                 for server in &upstreams.1 {
                     // Writing to a String cannot fail.
                     let _written = writeln!(text, "server=/{domain}/{server}");

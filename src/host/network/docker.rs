@@ -16,8 +16,8 @@ use serde_json::Value;
 
 use super::nft::{ask, change, is, meta, objects, text};
 use super::plan::NetworkPlan;
-use super::policy::Mode;
 use crate::host::program::ProgramError;
+use crate::world::{NetworkMode, NetworkPolicy};
 
 pub(super) const TABLE: &str = "filter";
 const CHAIN: &str = "DOCKER-USER";
@@ -41,8 +41,8 @@ pub(super) async fn list(plan: &NetworkPlan) -> Result<Option<Vec<Value>>, Progr
 }
 
 /// Puts the rules at the beginning of the chain, in place of earlier ones.
-pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode) -> Result<(), ProgramError> {
-    replace(plan, if *mode == Mode::Off { vec![] } else { wanted(plan) }).await
+pub(super) async fn apply(plan: &NetworkPlan, policy: &NetworkPolicy) -> Result<(), ProgramError> {
+    replace(plan, if policy.mode == NetworkMode::Off { vec![] } else { wanted(plan) }).await
 }
 
 /// Removes the rules from the chain.

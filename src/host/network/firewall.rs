@@ -21,8 +21,8 @@ use serde_json::Value;
 use super::docker;
 use super::nft::{ask, change, is, meta, objects, text};
 use super::plan::NetworkPlan;
-use super::policy::Mode;
 use crate::host::program::ProgramError;
+use crate::world::{NetworkMode, NetworkPolicy};
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
 pub(super) const ALLOWED_SET: &str = "allowed";
@@ -46,17 +46,21 @@ pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, ProgramError> {
 
 /// Makes or replaces the table and the rules in Docker's chain, and lists them then. A Docker that starts meanwhile is
 /// noticed at the next call.
-pub(super) async fn apply(plan: &NetworkPlan, mode: &Mode, tables: Tables) -> Result<Value, ProgramError> {
-    change(plan, &table(plan, mode)).await?;
+pub(super) async fn apply(
+    plan: &NetworkPlan,
+    policy: &NetworkPolicy,
+    tables: Tables,
+) -> Result<Value, ProgramError> {
+    change(plan, &table(plan, policy)).await?;
     if tables.filter {
-        docker::apply(plan, mode).await?;
+        docker::apply(plan, policy).await?;
     }
     Ok(list(plan, Tables { own: true, ..tables }).await?.unwrap_or_default())
 }
 
 /// What nft is asked for, as text: two plans or modes with the same text have the same firewall.
-pub(super) fn asked(plan: &NetworkPlan, mode: &Mode) -> String {
-    serde_json::to_string(&table(plan, mode).to_nftables()).unwrap_or_default()
+pub(super) fn asked(plan: &NetworkPlan, policy: &NetworkPolicy) -> String {
+    serde_json::to_string(&table(plan, policy).to_nftables()).unwrap_or_default()
 }
 
 /// Removes the table and the rules in Docker's chain.
@@ -109,18 +113,18 @@ fn own_table(plan: &NetworkPlan) -> Table<'static> {
 }
 
 /// The batch that replaces the table.
-fn table(plan: &NetworkPlan, mode: &Mode) -> Batch<'static> {
+fn table(plan: &NetworkPlan, policy: &NetworkPolicy) -> Batch<'static> {
     let mut rules = Rules::new(plan);
     // After conntrack (-200), which recognizes answers, and before destination NAT (-100), which may replace an address
     // of the host by that of a container.
     rules.chain("guard", NfChainType::Filter, NfHook::Prerouting, -150);
-    guard(&mut rules, plan, mode);
+    guard(&mut rules, plan, policy);
     rules.chain("input", NfChainType::Filter, NfHook::Input, 0);
-    to_host(&mut rules, plan, mode);
+    to_host(&mut rules, plan, policy);
     rules.rule_for_guest(vec![], reject());
     rules.chain("forward", NfChainType::Filter, NfHook::Forward, 0);
-    forward(&mut rules, plan, mode);
-    if *mode != Mode::Off {
+    forward(&mut rules, plan, policy);
+    if policy.mode != NetworkMode::Off {
         rules.chain("postrouting", NfChainType::NAT, NfHook::Postrouting, 100);
         let elsewhere = vec![
             is(payload("ip", "saddr"), text(plan.guest)),
@@ -134,7 +138,7 @@ fn table(plan: &NetworkPlan, mode: &Mode) -> Batch<'static> {
 
 /// Checks the sender of a packet, and whether the packet is for the host. This is done before routing, so that no later
 /// rule can change either.
-fn guard(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
+fn guard(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     rules.rule_for_guest(vec![is_not(payload("ether", "saddr"), text(&plan.mac))], Statement::Drop(None));
     rules.rule_for_guest(vec![is(meta(MetaKey::Nfproto), text("ipv6"))], Statement::Drop(None));
     let asks_for_address = vec![
@@ -145,20 +149,20 @@ fn guard(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
     ];
     rules.rule_for_guest(asks_for_address, Statement::Accept(None));
     rules.rule_for_guest(vec![is_not(payload("ip", "saddr"), text(plan.guest))], Statement::Drop(None));
-    to_host(rules, plan, mode);
+    to_host(rules, plan, policy);
     let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
     let of_host = any_of(["local", "broadcast", "multicast"].map(text));
     rules.rule_for_guest(vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)], reject());
 }
 
 /// What the guest may reach on the host: answers to connections that the host began, DHCP, and DNS.
-fn to_host(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
+fn to_host(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     let to_gateway = |destination: Ipv4Addr| is(payload("ip", "daddr"), text(destination));
     for destination in [plan.gateway, Ipv4Addr::BROADCAST] {
         let dhcp = vec![to_gateway(destination), is(payload("udp", "dport"), number(67))];
         rules.rule_for_guest(dhcp, Statement::Accept(None));
     }
-    if *mode != Mode::Off {
+    if policy.mode != NetworkMode::Off {
         for protocol in ["udp", "tcp"] {
             let dns = vec![to_gateway(plan.gateway), is(payload(protocol, "dport"), number(53))];
             rules.rule_for_guest(dns, Statement::Accept(None));
@@ -171,20 +175,20 @@ fn to_host(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
 
 /// What passes through the host. In filtered mode, packets from the guest are judged without conntrack: a connection
 /// that an earlier guest of this address began in open mode must not go on.
-fn forward(rules: &mut Rules, plan: &NetworkPlan, mode: &Mode) {
+fn forward(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     // Link-local addresses mean nothing beyond a link (RFC 3927), and in clouds they lead to the host's credentials.
     let link_local = Prefix { addr: Box::new(text("169.254.0.0")), len: 16 };
     let to_link_local = is(payload("ip", "daddr"), Expression::Named(NamedExpression::Prefix(link_local)));
     rules.rule_for_guest(vec![to_link_local], reject());
-    match mode {
-        Mode::Off => rules.rule_for_guest(vec![], reject()),
-        Mode::Open => rules.rule_for_guest(vec![], Statement::Accept(None)),
-        Mode::Filtered { ports, .. } => {
-            if !ports.is_empty() {
+    match policy.mode {
+        NetworkMode::Off => rules.rule_for_guest(vec![], reject()),
+        NetworkMode::Open => rules.rule_for_guest(vec![], Statement::Accept(None)),
+        NetworkMode::Filtered => {
+            if !policy.ports.is_empty() {
                 let allowed = vec![
                     is(payload("ip", "daddr"), text(format!("@{ALLOWED_SET}"))),
                     is(meta(MetaKey::L4proto), any_of(["tcp", "udp"].map(text))),
-                    is(payload("th", "dport"), any_of(ports.iter().map(|port| number(port.number())))),
+                    is(payload("th", "dport"), any_of(policy.ports.iter().map(|port| number(port.number())))),
                 ];
                 rules.rule_for_guest(allowed, Statement::Accept(None));
             }

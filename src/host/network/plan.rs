@@ -20,9 +20,17 @@ pub(super) struct NetworkPlan {
 
 impl NetworkPlan {
     pub(super) fn new(slot: Slot, workspace: WorkspaceId, owner: u32) -> Self {
-        let (gateway, guest, tap) = addresses(slot.number());
-        let mac = format!("02:00:00:00:00:{:02x}", slot.number() + 1);
-        Self { slot, workspace, owner, gateway, guest, mac, table: format!("nixbox_{tap}_{workspace}"), tap }
+        let tap = slot.tap();
+        Self {
+            slot,
+            workspace,
+            owner,
+            gateway: slot.gateway(),
+            guest: slot.guest(),
+            mac: slot.mac(),
+            table: format!("nixbox_{tap}_{workspace}"),
+            tap,
+        }
     }
 
     /// The mark of dnsmasq; without a generation it matches a dnsmasq of any.
@@ -34,10 +42,4 @@ impl NetworkPlan {
     pub(super) fn firewall_mark(&self) -> ProcessMark {
         ProcessMark { workspace: self.workspace, generation: None, role: DaemonRole::firewall(self.slot) }
     }
-}
-
-/// Gateway, guest and name of a slot's TAP.
-pub(super) fn addresses(slot: u8) -> (Ipv4Addr, Ipv4Addr, String) {
-    let third = 4 * slot;
-    (Ipv4Addr::new(172, 16, third, 1), Ipv4Addr::new(172, 16, third, 2), format!("vm{slot}"))
 }

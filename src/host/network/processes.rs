@@ -3,19 +3,19 @@
 
 use std::time::Duration;
 
-use crate::host::process::{Daemon, ProcessError, ProcessMark, Wanted};
+use crate::host::process::{Daemon, ProcessError, ProcessMark, ProcessSearch};
 
 /// How long dnsmasq and nft get after TERM.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// The processes with this mark. There are several dnsmasqs only while one starts, as dnsmasq forks twice then.
 pub(super) fn find(mark: &ProcessMark) -> Result<Vec<Daemon>, ProcessError> {
-    Wanted { mark, owners: Some(&owners()) }.find()
+    ProcessSearch { mark, owners: Some(&owners()) }.find()
 }
 
 /// Ends the processes with this mark.
 pub(super) async fn end(mark: &ProcessMark) -> Result<(), ProcessError> {
-    Wanted { mark, owners: Some(&owners()) }.end(GRACE).await
+    ProcessSearch { mark, owners: Some(&owners()) }.end(GRACE).await
 }
 
 /// The user of nixbox, and `nobody`: dnsmasq becomes that user if root starts it.

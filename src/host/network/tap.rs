@@ -20,13 +20,10 @@ use rtnetlink::{Handle, LinkUnspec};
 use super::plan::NetworkPlan;
 use crate::files::FileError;
 use crate::host::ioctl::{Tap, TapError};
-use crate::world::Generation;
+use crate::world::{Generation, Slot};
 
 /// Nothing that is asked of the kernel here takes longer than some milliseconds.
 const LIMIT: Duration = Duration::from_secs(5);
-
-/// Length of the prefix that gateway and guest share.
-const PREFIX: u8 = 30;
 
 /// Why the device cannot be found, made or removed.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -141,7 +138,7 @@ impl<'a> Link<'a> {
             self.limited("remove an address of", self.handle.address().del(address.clone()).execute())
                 .await?;
         }
-        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), PREFIX);
+        let address = self.handle.address().add(device.index, IpAddr::V4(self.plan.gateway), Slot::PREFIX);
         self.limited("set the address of", address.replace().execute()).await?;
         let up = LinkUnspec::new_with_index(device.index).up().build();
         self.limited("bring up", self.handle.link().set(up).execute()).await
@@ -219,7 +216,7 @@ fn is_missing(error: &rtnetlink::Error) -> bool {
 
 fn is_gateway(address: &AddressMessage, plan: &NetworkPlan) -> bool {
     let gateway = AddressAttribute::Local(IpAddr::V4(plan.gateway));
-    address.header.prefix_len == PREFIX && address.attributes.contains(&gateway)
+    address.header.prefix_len == Slot::PREFIX && address.attributes.contains(&gateway)
 }
 
 /// Whether the device is a persistent single-queue TAP with virtio-net headers that the user may attach to.

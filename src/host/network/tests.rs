@@ -2,18 +2,18 @@
 
 mod arena;
 
-use std::net::Ipv4Addr;
-
 use super::*;
+use crate::world::Port;
 use arena::{Arena, Guest, PEER, PEER_OTHER, REFUSED, ip};
 
 fn slot(number: u8) -> Slot {
     Slot::try_from(number).unwrap()
 }
 
-fn filtered(domains: &[&str], ports: &[u16]) -> Mode {
-    Mode::Filtered {
-        domains: domains.iter().map(|domain| Domain::try_from(*domain).unwrap()).collect(),
+fn filtered(domains: &[&str], ports: &[u16]) -> NetworkPolicy {
+    NetworkPolicy {
+        mode: NetworkMode::Filtered,
+        domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
         ports: ports.iter().map(|port| Port::try_from(*port).unwrap()).collect(),
     }
 }
@@ -33,7 +33,7 @@ fn is_kept_in(arena: &Arena, guest: &Guest) {
 #[test]
 fn open_mode_lets_everything_out_and_nothing_in() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(5))).unwrap();
     assert_eq!(arena.on_host(network.find(slot(3))).unwrap(), Presence::Whole);
 
@@ -93,7 +93,7 @@ fn filtered_mode_lets_out_only_allowed_ports_of_allowed_domains() {
 #[test]
 fn off_mode_lets_nothing_out_and_the_host_in() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Off);
+    let network = arena.network(NetworkMode::Off);
     arena.on_host(network.build(slot(63), Generation(1))).unwrap();
     assert_eq!(arena.on_host(network.find(slot(63))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(63));
@@ -108,7 +108,7 @@ fn off_mode_lets_nothing_out_and_the_host_in() {
 #[test]
 fn a_guest_can_neither_use_another_address_nor_ipv6() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(1))).unwrap();
     let guest = Guest::join(&arena, slot(3));
     guest.lease();
@@ -139,8 +139,8 @@ fn a_guest_can_neither_use_another_address_nor_ipv6() {
 #[test]
 fn guests_do_not_reach_each_other() {
     let Some(arena) = Arena::new() else { return };
-    let one = arena.network(Mode::Open);
-    let other = arena.network_of(arena.neighbour, Mode::Open);
+    let one = arena.network(NetworkMode::Open);
+    let other = arena.network_of(arena.neighbour, NetworkMode::Open);
     arena.on_host(one.build(slot(1), Generation(1))).unwrap();
     arena.on_host(other.build(slot(2), Generation(1))).unwrap();
     let (first, second) = (Guest::join(&arena, slot(1)), Guest::join(&arena, slot(2)));
@@ -163,7 +163,12 @@ fn guests_do_not_reach_each_other() {
 #[test]
 fn a_removed_network_leaves_nothing() {
     let Some(arena) = Arena::new() else { return };
-    for mode in [Mode::Off, filtered(&["allowed.test"], &[443]), filtered(&[], &[]), Mode::Open] {
+    for mode in [
+        NetworkMode::Off.into(),
+        filtered(&["allowed.test"], &[443]),
+        filtered(&[], &[]),
+        NetworkMode::Open.into(),
+    ] {
         let network = arena.network(mode);
         let before = arena.state();
         assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
@@ -270,11 +275,14 @@ async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
 #[test]
 fn a_network_of_another_mode_or_user_is_partial_until_it_is_built() {
     let Some(arena) = Arena::new() else { return };
-    let open = arena.network(Mode::Open);
+    let open = arena.network(NetworkMode::Open);
     arena.on_host(open.build(slot(4), Generation(1))).unwrap();
-    for mode in
-        [filtered(&["allowed.test"], &[80]), filtered(&["allowed.test"], &[81]), Mode::Off, Mode::Open]
-    {
+    for mode in [
+        filtered(&["allowed.test"], &[80]),
+        filtered(&["allowed.test"], &[81]),
+        NetworkMode::Off.into(),
+        NetworkMode::Open.into(),
+    ] {
         let network = arena.network(mode);
         assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Partial);
         arena.on_host(network.build(slot(4), Generation(2))).unwrap();
@@ -296,7 +304,7 @@ fn a_network_of_another_mode_or_user_is_partial_until_it_is_built() {
 #[test]
 fn a_device_without_the_mark_is_refused_and_untouched() {
     let Some(arena) = Arena::new() else { return };
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     let foreign = [
         "ip tuntap add dev vm6 mode tap",
         "ip link add vm6 type bridge",
@@ -325,7 +333,7 @@ fn rules_in_dockers_chain_let_the_tap_through() {
     arena.host_run("ip link add docker0 type bridge");
     arena.host_run("ip addr add 172.17.0.1/16 dev docker0");
     let before = arena.state();
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(2), Generation(1))).unwrap();
     assert_eq!(arena.on_host(network.find(slot(2))).unwrap(), Presence::Whole);
     let guest = Guest::join(&arena, slot(2));
@@ -374,7 +382,7 @@ fn a_user_with_three_capabilities_can_build_and_remove() {
 fn a_runtime_directory_that_others_write_to_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let Some(arena) = Arena::new() else { return };
-    let (network, before) = (arena.network(Mode::Open), arena.state());
+    let (network, before) = (arena.network(NetworkMode::Open), arena.state());
     for mode in [0o775, 0o757] {
         std::fs::set_permissions(arena.runtime(), std::fs::Permissions::from_mode(mode)).unwrap();
         let error = arena.on_host(network.build(slot(1), Generation(1))).unwrap_err();
@@ -391,7 +399,7 @@ fn links_in_the_runtime_directory_are_not_followed() {
     for name in dhcp::FILES.iter().chain([&LISTING]) {
         std::os::unix::fs::symlink(&victim, arena.runtime().join(name)).unwrap();
     }
-    let network = arena.network(Mode::Open);
+    let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(1), Generation(1))).unwrap();
     arena.on_host(network.remove(slot(1))).unwrap();
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
@@ -414,12 +422,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// The addresses of the slots are those that the documentation names.
-#[test]
-fn every_slot_has_its_own_addresses() {
-    let all: Vec<_> = (0..64).map(plan::addresses).collect();
-    assert_eq!(all[0], (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2), "vm0".to_owned()));
-    assert_eq!(all[63], (Ipv4Addr::new(172, 16, 252, 1), Ipv4Addr::new(172, 16, 252, 2), "vm63".to_owned()));
 }

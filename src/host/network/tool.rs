@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use rustix::thread::{CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities};
+use rustix::thread::{capabilities, configure_capability_in_ambient_set, set_capabilities};
 use tokio::process::Command;
 
 use crate::host::process::ProcessMark;
 use crate::host::program::{self, ProgramError, SYSTEM_DIRECTORIES};
+use crate::host::sudo;
 use crate::world::Interrupt;
 
 /// What to run.
@@ -32,9 +33,8 @@ pub(super) fn locate(name: &'static str) -> Result<PathBuf, ProgramError> {
 
 /// Hands the capabilities of this thread for the network to the programs that it starts. Root needs none of them.
 fn raise_ambient() -> rustix::io::Result<()> {
-    let wanted = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
     let mut sets = capabilities(None)?;
-    let permitted = sets.permitted & wanted;
+    let permitted = sets.permitted & sudo::NEEDED;
     sets.inheritable |= permitted;
     set_capabilities(None, sets)?;
     permitted.iter().try_for_each(|one| configure_capability_in_ambient_set(one, true))

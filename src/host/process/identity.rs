@@ -143,14 +143,14 @@ pub(super) fn generations(workspace: WorkspaceId) -> Result<BTreeSet<Generation>
 
 /// Which processes are looked for.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::host) struct Wanted<'a> {
+pub(in crate::host) struct ProcessSearch<'a> {
     pub(in crate::host) mark: &'a ProcessMark,
     /// The users of whom one must own the process; `None` if the owner does not matter. Root reads the environment of
     /// every process, and a user can put any mark into the environment of a process of his own.
     pub(in crate::host) owners: Option<&'a [u32]>,
 }
 
-impl Wanted<'_> {
+impl ProcessSearch<'_> {
     /// All live processes that are wanted.
     ///
     /// A process that ends after /proc was listed may have forked, and the list then lacks its child. A process that

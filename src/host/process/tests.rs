@@ -9,7 +9,8 @@ use rustix::thread::CapabilitySet;
 use tokio::time::timeout;
 
 use super::*;
-use crate::host::spawn::Privileges;
+use crate::host::spawn::{Invoker, Privileges};
+use crate::testing::{Need, USER, have};
 
 const GENERATION: Generation = Generation(3);
 const GRACE: Duration = Duration::from_secs(20);
@@ -40,7 +41,7 @@ fn shell(script: &str) -> Program {
 impl Drop for Fixture {
     fn drop(&mut self) {
         let mark = self.daemons.mark(&self.role, GENERATION);
-        for daemon in wanted(&mark).find().unwrap() {
+        for daemon in search(&mark).find().unwrap() {
             daemon.signal(Signal::KILL).unwrap();
         }
     }
@@ -121,6 +122,25 @@ async fn a_daemon_is_started_found_and_stopped() {
     // Its child is reaped too: no zombie is left of it.
     assert!(!Path::new(&format!("/proc/{}", daemon.pid())).exists());
     fixture.stop(GRACE).await;
+}
+
+#[tokio::test]
+async fn only_processes_of_the_wanted_owners_are_found_and_ended() {
+    if !have(&[Need::Root]) {
+        return;
+    }
+    let fixture = fixture();
+    let user = Privileges::Invoker(Invoker::user(USER, USER).unwrap());
+    let program = Program::new("/bin/sleep", user).argument("1000");
+    let daemon = fixture.daemons.spawn(&fixture.role, GENERATION, &program).unwrap();
+    // Without a generation, as the network looks for its processes.
+    let mark = ProcessMark { generation: None, ..fixture.daemons.mark(&fixture.role, GENERATION) };
+    let found = |owners| ProcessSearch { mark: &mark, owners }.find().unwrap().len();
+    assert_eq!([found(None), found(Some(&[USER])), found(Some(&[0]))], [1, 1, 0]);
+    ProcessSearch { mark: &mark, owners: Some(&[0]) }.end(GRACE).await.unwrap();
+    assert!(daemon.alive().unwrap());
+    ProcessSearch { mark: &mark, owners: Some(&[0, USER]) }.end(GRACE).await.unwrap();
+    assert!(!daemon.alive().unwrap());
 }
 
 #[tokio::test]
@@ -262,7 +282,7 @@ async fn children_of_a_daemon_end_with_it() {
     let family = timeout(GRACE, async {
         loop {
             // A mark cannot be seen while a process execs.
-            match wanted(&mark).find().unwrap() {
+            match search(&mark).find().unwrap() {
                 family if family.len() == 3 => return family,
                 _ => tokio::time::sleep(Duration::from_millis(2)).await,
             }
@@ -282,7 +302,7 @@ async fn a_daemon_that_cannot_be_recorded_does_not_run() {
     let spawned = fixture.daemons.spawn(&fixture.role, GENERATION, &sleeper());
     assert!(matches!(spawned, Err(ProcessError::File { .. })), "{spawned:?}");
     let mark = fixture.daemons.mark(&fixture.role, GENERATION);
-    assert!(wanted(&mark).find().unwrap().is_empty());
+    assert!(search(&mark).find().unwrap().is_empty());
 }
 
 #[tokio::test]

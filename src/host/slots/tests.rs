@@ -1,5 +1,7 @@
 use std::os::unix::fs::{PermissionsExt, symlink};
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 fn slot(number: u8) -> Slot {
@@ -129,21 +131,21 @@ fn users_claim_beside_root_and_cannot_take_from_each_other() {
     }
     let host = Host::new();
     let (roots, users) = (host.workspace(1), host.workspace(2));
-    assert_eq!(roots.claim_now(&[slot(0)]).unwrap(), slot(0));
+    assert_eq!(roots.claim(&[slot(0)]).now_or_never().unwrap().unwrap(), slot(0));
     // These calls are this thread's alone.
     let as_user = std::thread::spawn(move || {
         rustix::thread::set_thread_res_gid(Gid::from_raw(4711), Gid::from_raw(4711), Gid::from_raw(4711))
             .unwrap();
         rustix::thread::set_thread_res_uid(Uid::from_raw(4711), Uid::from_raw(4711), Uid::from_raw(4711))
             .unwrap();
-        assert_eq!(users.claim_now(&[slot(0), slot(1)]).unwrap(), slot(1));
-        assert_eq!(users.held_now().unwrap(), Some(slot(1)));
+        assert_eq!(users.claim(&[slot(0), slot(1)]).now_or_never().unwrap().unwrap(), slot(1));
+        assert_eq!(users.held().now_or_never().unwrap().unwrap(), Some(slot(1)));
         let taken = std::fs::remove_file(users.path(slot(0))).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::PermissionDenied, "the sticky bit");
     });
     as_user.join().unwrap();
-    assert_eq!(roots.held_now().unwrap(), Some(slot(0)));
-    assert!(roots.release_now(slot(1)).is_err());
+    assert_eq!(roots.held().now_or_never().unwrap().unwrap(), Some(slot(0)));
+    assert!(roots.release(slot(1)).now_or_never().unwrap().is_err());
 }
 
 #[tokio::test]
@@ -166,7 +168,7 @@ fn each_of_many_that_race_for_slots_gets_its_own() {
             let (slots, all, start) = (host.workspace(id), &all, &start);
             scope.spawn(move || {
                 start.wait();
-                slots.claim_now(all).unwrap()
+                slots.claim(all).now_or_never().unwrap().unwrap()
             })
         };
         (0..16)

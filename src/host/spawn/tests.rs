@@ -31,7 +31,7 @@ fn another_user_gets_its_ids_and_groups_and_no_capability() {
 }
 
 #[test]
-fn asked_for_capabilities_survive_the_exec_and_others_do_not() {
+fn only_requested_capabilities_survive_the_exec() {
     if !have(&[Need::Root]) {
         return;
     }
@@ -45,8 +45,8 @@ fn asked_for_capabilities_survive_the_exec_and_others_do_not() {
 }
 
 #[test]
-fn nothing_of_nixbox_is_inherited() {
-    // Without close-on-exec, as a pipe of nixbox's caller would be.
+fn descriptors_and_variables_of_nixbox_are_not_inherited() {
+    // A descriptor without close-on-exec, such as a pipe of nixbox's caller.
     let leak = rustix::io::fcntl_dupfd_cloexec(std::fs::File::open("/dev/null").unwrap(), 300).unwrap();
     rustix::io::fcntl_setfd(&leak, rustix::io::FdFlags::empty()).unwrap();
     let own = Privileges::Own(CapabilitySet::empty());
@@ -66,7 +66,7 @@ fn nothing_of_nixbox_is_inherited() {
 }
 
 #[test]
-fn the_variable_goes_before_path_and_has_to_be_right() {
+fn the_variable_has_precedence_over_path_and_must_name_a_program() {
     let find = |named: Option<&str>, search: &str| {
         locate("sh", "NIXBOX_SH", named.map(OsString::from), Some(search.into()))
     };

@@ -2,13 +2,13 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::files::FileError;
-use crate::files::copy::Silent;
+use crate::files::copy::NoProgress;
 use crate::world::{BootId, Failure, Generation, Origin, Slot, SnapshotName, VmmVersion};
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().to_owned();
-    (directory, Snapshots { root, progress: Arc::new(Silent) })
+    (directory, Snapshots { root, progress: Arc::new(NoProgress) })
 }
 
 fn id(number: u64) -> SnapshotId {

@@ -37,7 +37,7 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
         initramfs: None,
         cmdline: String::new(),
         network: false,
-        shares: vec!["work".into()],
+        shares: vec!["work".parse().unwrap()],
         disks: Arc::new(|_| Ok(vec!["/nowhere/disk".into()])),
         memory_file: Arc::new(|_| Ok(None)),
         snapshot: Arc::new(|_| Ok("/nowhere/state".into())),

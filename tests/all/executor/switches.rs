@@ -18,7 +18,7 @@ use nixbox::engine::journal::{Journal, JournalError, Name, Storage};
 use nixbox::engine::record::MAX_PAYLOAD;
 use nixbox::engine::transition::{
     AfterCommit, Context, Failure, Generation, Interrupt, Operation, OperationId, Probe, Transition,
-    TransitionId, UndoPolicy,
+    TransitionId, TransitionSpec,
 };
 use nixbox::fakes::{FakeStorage, Fault, Host, Survival};
 use tokio::sync::Barrier;
@@ -86,7 +86,7 @@ pub(super) struct Switches {
     pub(super) log: Mutex<Vec<(Call, u16)>>,
     odd: Mutex<BTreeMap<(Call, u16), Odd>>,
     both: Barrier,
-    /// Of the journal's content, since it was made.
+    /// How often the journal's content was synced since the journal was made.
     pub(super) syncs: Arc<AtomicU64>,
 }
 
@@ -176,61 +176,66 @@ impl Switches {
 /// Turns a switch on. Those before [`COMMIT`], the commit point, can be undone.
 struct Switch<const N: u16>;
 
-impl<const N: u16> Transition for Switch<N> {
-    type World = Switches;
+impl<const N: u16> Transition<Switches> for Switch<N> {
     type Intent = u16;
     type Outcome = Vec<u8>;
 
-    const ID: TransitionId = TransitionId(N);
-    const LABEL: &'static str = label(N);
-    const UNDO: UndoPolicy = if N < COMMIT {
-        UndoPolicy::Undoable
-    } else {
-        UndoPolicy::Forbidden("for a test, that is reason enough")
-    };
-    const LIMIT: Duration = LIMIT;
+    fn spec(&self) -> TransitionSpec {
+        let (id, label) = (TransitionId(N), label(N));
+        if N < COMMIT {
+            TransitionSpec::undoable(id, label, LIMIT)
+        } else {
+            TransitionSpec::never_undone(id, label, "for a test, that is reason enough", LIMIT)
+        }
+    }
 
-    async fn prepare(&self, scene: &Context<'_, Switches>) -> Result<u16, Failure> {
-        scene.world.call(Call::Prepare, N).await?;
+    async fn prepare(&self, context: &Context<'_, Switches>) -> Result<u16, Failure> {
+        context.world.call(Call::Prepare, N).await?;
         Ok(N)
     }
 
-    async fn probe(&self, scene: &Context<'_, Switches>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
+    async fn probe(&self, context: &Context<'_, Switches>, intent: &u16) -> Result<Probe<Vec<u8>>, Failure> {
         assert_eq!(*intent, N);
-        let on = match scene.world.call(Call::Probe, N).await? {
+        let on = match context.world.call(Call::Probe, N).await? {
             Some(Odd::Finds(on)) => on,
             Some(Odd::Lost) => return Ok(Probe::Lost),
             Some(Odd::CannotTell) => return Ok(Probe::CannotTell("it cannot be told".to_owned())),
-            _ => scene.world.on.lock().unwrap().contains(&N),
+            _ => context.world.on.lock().unwrap().contains(&N),
         };
         Ok(if on { Probe::Done(vec![1]) } else { Probe::NotDone })
     }
 
-    async fn apply(&self, scene: &Context<'_, Switches>, intent: &u16) -> Result<Vec<u8>, Failure> {
+    async fn apply(&self, context: &Context<'_, Switches>, intent: &u16) -> Result<Vec<u8>, Failure> {
         assert_eq!(*intent, N);
-        if N != FIRST && scene.world.on.lock().unwrap().contains(&FIRST) {
+        if N != FIRST && context.world.on.lock().unwrap().contains(&FIRST) {
             // Those of the same stage see nothing of each other.
             assert_eq!(
-                scene.outcome::<Switch<FIRST>>().is_ok(),
+                context.outcome::<Vec<u8>>(TransitionId(FIRST)).is_ok(),
                 N != SECOND,
                 "{N} asks for the outcome of FIRST"
             );
         }
-        // One that is not in the table, and one that is about to be done, perhaps for the second time.
-        assert!(matches!(scene.outcome::<Switch<99>>(), Err(Failure::NoOutcome(TransitionId(99)))));
-        assert!(matches!(scene.outcome::<Self>(), Err(Failure::NoOutcome(TransitionId(id))) if id == N));
-        on_the_medium(scene.world, N);
-        let odd = scene.world.call(Call::Apply, N).await?;
-        assert_eq!(scene.interrupt.requested(), N <= COMMIT && scene.world.interrupt.requested());
-        scene.world.on.lock().unwrap().insert(N);
+        // A transition that is not in the table has no outcome, and neither has the one that is about to be applied, perhaps for
+        // the second time.
+        assert!(matches!(
+            context.outcome::<Vec<u8>>(TransitionId(99)),
+            Err(Failure::NoOutcome(TransitionId(99)))
+        ));
+        assert!(
+            matches!(context.outcome::<Vec<u8>>(TransitionId(N)), Err(Failure::NoOutcome(TransitionId(id))) if id == N)
+        );
+        on_the_medium(context.world, N);
+        let odd = context.world.call(Call::Apply, N).await?;
+        assert_eq!(context.interrupt.requested(), N <= COMMIT && context.world.interrupt.requested());
+        context.world.on.lock().unwrap().insert(N);
         Ok(if odd == Some(Odd::Large) { vec![7; MAX_PAYLOAD - 20] } else { vec![1] })
     }
 
-    async fn undo(&self, scene: &Context<'_, Switches>, intent: &u16) -> Result<(), Failure> {
+    async fn undo(&self, context: &Context<'_, Switches>, intent: &u16) -> Result<(), Failure> {
         assert_eq!(*intent, N);
-        assert!(!scene.interrupt.requested());
-        scene.world.call(Call::Undo, N).await?;
-        scene.world.on.lock().unwrap().remove(&N);
+        assert!(!context.interrupt.requested());
+        context.world.call(Call::Undo, N).await?;
+        context.world.on.lock().unwrap().remove(&N);
         Ok(())
     }
 }
@@ -271,16 +276,16 @@ const fn label(switch: u16) -> &'static str {
 
 /// The operation of the table above.
 pub(super) fn table(forward: AfterCommit) -> Operation<Switches> {
-    Operation::new(ID, "switches", forward, |scene: Context<'_, Switches>, ended| {
+    Operation::new(ID, "switches", forward, |context: Context<'_, Switches>, ended| {
         Box::pin(async move {
-            scene.world.call(Call::Conclude, FIRST).await?;
+            context.world.call(Call::Conclude, FIRST).await?;
             Ok(format!("{ended:?}").into_bytes())
         })
     })
-    .stage("both", [Box::new(Switch::<FIRST>), Box::new(Switch::<SECOND>)])
-    .stage("alone", [Box::new(Switch::<THIRD>)])
+    .stage("both", vec![Box::new(Switch::<FIRST>), Box::new(Switch::<SECOND>)])
+    .stage("alone", vec![Box::new(Switch::<THIRD>)])
     .commit(Box::new(Switch::<COMMIT>))
-    .stage("rest", [Box::new(Switch::<FIFTH>), Box::new(Switch::<SIXTH>)])
+    .stage("rest", vec![Box::new(Switch::<FIFTH>), Box::new(Switch::<SIXTH>)])
 }
 
 /// The journal's files, with the syncs counted.

@@ -1,8 +1,8 @@
-//! Files without end, media that give little at a time, and media that fail.
+//! Files of any length, media that return a byte at a time, and media that fail.
 
 use super::*;
 
-/// A file that never ends in memory: the same frame-sized chunks, made when they are read.
+/// A file that is larger than memory: the same frames again and again, made when they are read.
 struct Endless<'b> {
     bytes: &'b [u8],
     zeros: u64,
@@ -48,7 +48,7 @@ fn memory_is_bounded_by_the_window() {
     assert!(matches!(of(1 << 50), Err(ReadError::TailTooLong { .. })));
 }
 
-/// A medium that gives a byte at a time, and is interrupted before each.
+/// A medium that returns a byte at a time, and an interrupted error before each.
 struct Dribble<'b>(&'b [u8], bool);
 
 impl JournalBytes for Dribble<'_> {

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::{SALT, header};
 use crate::harness::{WORKSPACE, cases};
 
-/// A record of which everything is owned.
+/// A record that owns its byte strings.
 #[derive(Debug, Clone)]
 enum Owned {
     Checkpoint(Vec<u8>, u64),
@@ -25,7 +25,7 @@ enum Owned {
 impl Owned {
     fn record(&self) -> Record<'_> {
         match self {
-            Self::Checkpoint(standing, at_ms) => Record::Checkpoint { standing, at_ms: *at_ms },
+            Self::Checkpoint(final_state, at_ms) => Record::Checkpoint { final_state, at_ms: *at_ms },
             Self::Begin(operation, parameters, at_ms) => {
                 Record::Begin { operation: *operation, parameters, at_ms: *at_ms }
             }
@@ -37,7 +37,7 @@ impl Owned {
             }
             Self::UndoBegun(index) => Record::UndoBegun { index: *index },
             Self::Undone(index, micros) => Record::Undone { index: *index, micros: *micros },
-            Self::End(ended, standing, at_ms) => Record::End { ended: *ended, standing, at_ms: *at_ms },
+            Self::End(ended, final_state, at_ms) => Record::End { ended: *ended, final_state, at_ms: *at_ms },
         }
     }
 }
@@ -51,7 +51,7 @@ fn any_record() -> impl Strategy<Value = Owned> {
     };
     let ended = prop_oneof![Just(Ended::Done), Just(Ended::RolledBack), Just(Ended::Lost)];
     prop_oneof![
-        (bytes(), any::<u64>()).prop_map(|(standing, at)| Owned::Checkpoint(standing, at)),
+        (bytes(), any::<u64>()).prop_map(|(final_state, at)| Owned::Checkpoint(final_state, at)),
         (any::<u16>(), bytes(), any::<u64>()).prop_map(|(id, bytes, at)| Owned::Begin(id, bytes, at)),
         (any::<u16>(), any::<u16>(), bytes()).prop_map(|(index, id, bytes)| Owned::Intent(index, id, bytes)),
         (any::<u16>(), bytes(), any::<u64>())
@@ -62,7 +62,7 @@ fn any_record() -> impl Strategy<Value = Owned> {
     ]
 }
 
-/// Bytes with the records that fit into a frame, each with some `durable` that a writer may have written.
+/// The bytes of the records that fit into a frame, each with a `durable` that a writer may have written.
 fn written(records: &[(Owned, u64)], first: u64) -> (Vec<u8>, Vec<String>) {
     let (mut bytes, mut kept, mut sequence, mut durable) = (header(first), Vec::new(), first, first - 1);
     for (record, back) in records {

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixbox::host::network::{HostNetwork, Mode, NetworkSettings};
+use nixbox::host::network::{HostNetwork, NetworkSettings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
 use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Find, VmmSettings};
 use nixbox::world::{
-    Failure, Generation, Machine, Network, Presence, Shares, Slot, SnapshotId, Vmm, VmmState, WorkspaceId,
+    Failure, Generation, Machine, Network, NetworkMode, Presence, Shares, Slot, SnapshotId, Vmm, VmmState,
+    WorkspaceId,
 };
 
 use crate::crashed::KEPT_LOGS;
@@ -46,7 +47,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
     }
     let workspace = WorkspaceId([u8::from(memory_file); 16]);
-    let share = Share { tag: "work".into(), source, readonly: false };
+    let share = Share { tag: "work".parse().unwrap(), source, readonly: false };
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
@@ -64,7 +65,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         initramfs: Some(guest.join("initramfs.gz")),
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
         network: true,
-        shares: vec!["work".into()],
+        shares: vec!["work".parse().unwrap()],
         disks: parts(path, |path, generation| vec![path.join(format!("root-{generation}.img"))]),
         memory_file: parts(path, move |path, generation| {
             memory_file.then(|| path.join(format!("ram-{generation}")))
@@ -77,7 +78,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         workspace,
         owner: invoker.uid(),
         runtime: network,
-        mode: Mode::Off,
+        policy: NetworkMode::Off.into(),
         resolv_conf: "/etc/resolv.conf".into(),
     });
     House { path: path.into(), vmm, shares, network }
@@ -174,7 +175,7 @@ async fn round(invoker: Invoker, memory_file: bool) {
     assert_eq!(vmm.shares_attached(first.vmm).await.unwrap(), Presence::Whole);
     house.until_printed(first.vmm, "GUEST-READY").await;
     house.guest("mkdir -p /mnt/w && mount -t virtiofs work /mnt/w && echo old > /mnt/w/file").await;
-    // Whoever wrote it in the guest, it is the invoking user's here; and the guest's user's there.
+    // A file that root writes in the guest belongs to the invoking user on the host, and to the guest's user in the guest.
     let owner = fs::metadata(house.path.join("shared/file")).unwrap();
     use std::os::unix::fs::MetadataExt;
     assert_eq!((owner.uid(), owner.gid()), (invoker.uid(), invoker.gid()));

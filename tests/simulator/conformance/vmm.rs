@@ -205,7 +205,7 @@ impl Vmm {
         // The one before may listen still, on a socket that has no name any more.
         until("a share's daemon listens", || {
             socket.exists()
-                && nixbox::host::socket::usage(&path).unwrap() == nixbox::host::socket::Use::Listening
+                && nixbox::host::socket::usage(&path).unwrap() == nixbox::host::socket::SocketUse::Listening
         });
     }
 }

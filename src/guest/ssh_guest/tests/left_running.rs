@@ -1,4 +1,4 @@
-//! Scripts that go on in the guest though nobody waits for them any more.
+//! Scripts that go on in the guest after nixbox was killed or gave up waiting.
 
 use std::os::fd::OwnedFd;
 use std::task::Poll;
@@ -8,17 +8,17 @@ use rustix::io::Errno;
 
 use super::*;
 
-/// A child of the script waits for a word.
+/// A script whose child waits for a line.
 const WAITS: &str = r#"
 mkfifo -m 666 "$HOME/gate" || exit 1
 sh -c 'read -r word < "$HOME/gate"'
 "#;
 
-/// Where a script's child waits.
+/// The pipe that the script's child reads from.
 struct Gate(OwnedFd);
 
 impl Gate {
-    /// Waits until the child waits.
+    /// Waits until the child reads.
     async fn reached(server: &Server, user: &str) -> Self {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
         let reached = async {
@@ -33,7 +33,7 @@ impl Gate {
         timeout(LIMIT, reached).await.unwrap()
     }
 
-    /// Lets it go on. False if nobody waits any more.
+    /// Lets the child go on. False if it does not read any more.
     fn open(&self) -> bool {
         match rustix::io::write(&self.0, b"go on\n") {
             Ok(_) => true,
@@ -44,7 +44,7 @@ impl Gate {
 }
 
 #[tokio::test]
-async fn what_a_nixbox_that_is_gone_began_has_ended_before_another_acts() {
+async fn scripts_of_a_killed_nixbox_have_ended_before_the_next_call_acts() {
     for (kind, user, rights) in [
         (Kind::Busybox, "root", Rights::Root),
         (Kind::Busybox, "user", Rights::User),
@@ -63,7 +63,7 @@ async fn what_a_nixbox_that_is_gone_began_has_ended_before_another_acts() {
     }
 }
 
-/// Polls a future so many times; what it came to, if it came to its end.
+/// Polls a future at most this many times; its output, if it completed.
 async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut left = times;
@@ -77,9 +77,9 @@ async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// The end of what was left running is itself left half done, at any point.
+/// The second nixbox is killed at every point of ending the scripts of the first.
 #[tokio::test]
-async fn a_nixbox_that_is_gone_while_it_ends_others_is_no_hindrance() {
+async fn ending_stale_scripts_can_itself_be_killed_at_any_point() {
     let Some(server) = Server::start(Kind::Busybox) else { return };
     let machine = machine();
     for times in 1.. {
@@ -103,7 +103,7 @@ async fn a_nixbox_that_is_gone_while_it_ends_others_is_no_hindrance() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_given_up_has_ended_before_the_next_acts() {
+async fn a_dropped_call_has_ended_before_the_next_call_acts() {
     let Some(server) = Server::start(Kind::Busybox) else { return };
     let guest = guest(&server, "user", Wanted::default());
     let machine = machine();
@@ -112,7 +112,7 @@ async fn a_call_that_is_given_up_has_ended_before_the_next_acts() {
         std::future::pending::<Result<()>>().await
     });
     let gate = tokio::select! {
-        _ = given_up => unreachable!("it waits for ever"),
+        _ = given_up => unreachable!("it never completes"),
         gate = Gate::reached(&server, "user") => gate,
     };
     guest.ready(&machine).await.unwrap();
@@ -120,7 +120,7 @@ async fn a_call_that_is_given_up_has_ended_before_the_next_acts() {
 }
 
 #[tokio::test]
-async fn what_is_under_way_goes_on_when_another_connection_is_made() {
+async fn a_new_connection_does_not_end_scripts_of_calls_in_progress() {
     let Some(server) = Server::start(Kind::Busybox) else { return };
     let guest = guest(&server, "user", Wanted::default());
     let machine = machine();

@@ -1,9 +1,9 @@
-//! A guest in a VM, where there is one.
+//! A guest in a real VM, if the environment names one.
 
 use super::*;
 
-/// In a VM: `NIXBOX_TEST_GUEST` is its address, `NIXBOX_TEST_GUEST_KEY` the key of its root, and it has the virtiofs device
-/// `share`. Says nothing where there is none.
+/// `NIXBOX_TEST_GUEST` is the address of a VM with the virtiofs device `share`, and `NIXBOX_TEST_GUEST_KEY` the key of
+/// its root. Without them the test does nothing.
 #[tokio::test]
 async fn a_real_guest_is_settled_equipped_and_wiped() {
     let Ok(at) = std::env::var("NIXBOX_TEST_GUEST") else {
@@ -17,22 +17,21 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     let base =
         settings((at.parse::<std::net::IpAddr>().unwrap(), 22).into(), "root", key, directory.path(), wanted);
     let credentials = base.wanted.resolve().await.unwrap();
-    assert!(credentials[0].content.expose_secret().len() > secret.len());
+    assert!(credentials[0].content.expose().len() > secret.len());
     let mounts = vec![share("share", "~/my share", true)];
-    let guest =
-        SshGuest::new(GuestSettings { mounts, ..base }, Arc::new(Runs(Mutex::new(VmmState::Running))))
-            .unwrap();
+    let guest = SshGuest::new(
+        GuestSettings { mounts, ..base },
+        Arc::new(StateOnlyVmm(Mutex::new(VmmState::Running))),
+    );
     let machine = machine();
     let boot = guest.ready(&machine).await.unwrap();
     let shell = guest.connect(&machine, &Interrupt::new()).await.unwrap();
-    let run = async |script: &str| {
-        shell.script("test", Rights::Root, script, Zeroizing::new(Vec::new()), LIMIT).await
-    };
+    let run = async |script: &str| shell.script("test", Rights::Root, script, &[], LIMIT).await;
     for skew in ["- 27", "+ 3600", "+ 0"] {
         run(&format!("date -s @$(( $(date +%s) {skew} ))")).await.unwrap();
         let begun = std::time::Instant::now();
-        let agreement = settle::settle(&shell).await.unwrap();
-        println!("settled from {skew} s: {agreement:?} in {:?}", begun.elapsed());
+        let clock_offset = settle::settle(&shell).await.unwrap();
+        println!("settled from {skew} s: {clock_offset:?} in {:?}", begun.elapsed());
     }
     guest.settle(&machine).await.unwrap();
 
@@ -50,7 +49,7 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
         "1\nreadonly\n"
     );
 
-    // What is on a share is the host's: neither written nor wiped, whatever link leads there.
+    // A file on a share is the host's, so it is neither written nor wiped, even if a link leads there.
     run("mount -o remount,rw '/root/my share'; echo kept > '/root/my share/kept'; ln -s '/root/my share' /root/link").await.unwrap();
     let through = [path("~/link/kept")];
     let error = wipe::wipe(&shell, &[], &through).await.unwrap_err();

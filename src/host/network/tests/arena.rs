@@ -24,10 +24,10 @@ use rustix::thread::{
 };
 
 use super::super::plan::NetworkPlan;
-use super::super::{HostNetwork, Mode, NetworkSettings, processes};
+use super::super::{HostNetwork, NetworkSettings, processes};
 use crate::host::process::ProcessMark;
 use crate::testing::{Need, have, open_directory};
-use crate::world::{Slot, WorkspaceId};
+use crate::world::{NetworkMode, NetworkPolicy, Slot, WorkspaceId};
 
 pub(super) use guest::{Guest, REFUSED};
 
@@ -147,7 +147,7 @@ impl Namespace {
 /// A host with a network outside of it.
 pub(super) struct Arena {
     pub(super) workspace: WorkspaceId,
-    /// Of a second workspace on the same host.
+    /// The id of a second workspace on the same host.
     pub(super) neighbour: WorkspaceId,
     host: Namespace,
     outside: Namespace,
@@ -219,18 +219,18 @@ impl Arena {
         self.outside.begin(move || guest::answer_names(&socket, &asked));
     }
 
-    pub(super) fn network(&self, mode: Mode) -> HostNetwork {
+    pub(super) fn network(&self, policy: impl Into<NetworkPolicy>) -> HostNetwork {
         HostNetwork::new(NetworkSettings {
             workspace: self.workspace,
             owner: 0,
             runtime: self.runtime(),
-            mode,
+            policy: policy.into(),
             resolv_conf: self.resolv_conf(),
         })
     }
 
     /// Another workspace's, with a runtime directory of its own.
-    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: Mode) -> HostNetwork {
+    pub(super) fn network_of(&self, workspace: WorkspaceId, mode: NetworkMode) -> HostNetwork {
         let runtime = self.directory.path().join(workspace.to_string());
         std::fs::create_dir(&runtime).unwrap();
         HostNetwork::new(NetworkSettings { workspace, runtime, ..self.network(mode).settings })

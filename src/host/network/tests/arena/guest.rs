@@ -10,7 +10,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Arena, LIMIT, Namespace};
 use crate::host::ioctl::Tap;
-use crate::host::network::plan;
 use crate::world::Slot;
 
 /// DNS: the server will not.
@@ -36,13 +35,10 @@ impl Guest {
     /// Attach to the slot's TAP, as a VMM would.
     pub(in super::super) fn join(arena: &Arena, slot: Slot) -> Self {
         let namespace = Namespace::new();
-        let device = plan::addresses(slot.number()).2;
+        let device = slot.tap();
         let far = arena.host.within(|| Tap::attach(&device).unwrap());
         let near = namespace.within(|| Tap::create("eth0").unwrap());
-        namespace.run(&format!(
-            "ip link set eth0 address 02:00:00:00:00:{:02x} addrgenmode none up",
-            slot.number() + 1
-        ));
+        namespace.run(&format!("ip link set eth0 address {} addrgenmode none up", slot.mac()));
         let (stop, stopped) = std::io::pipe().unwrap();
         let carry = std::thread::spawn(move || carry_frames(&near, &far, &stop));
         let guest =
@@ -57,11 +53,11 @@ impl Guest {
     }
 
     pub(in super::super) fn gateway(&self) -> Ipv4Addr {
-        plan::addresses(self.slot.number()).0
+        self.slot.gateway()
     }
 
     pub(in super::super) fn address(&self) -> Ipv4Addr {
-        plan::addresses(self.slot.number()).1
+        self.slot.guest()
     }
 
     pub(in super::super) fn run(&self, command: &str) {

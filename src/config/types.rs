@@ -1,0 +1,208 @@
+//! The configuration as nixbox uses it: a struct for each table, made of the values of [`crate::world`], and the values
+//! among them that shape a VM.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU8, NonZeroU32};
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::world::{
+    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, SecretSource, UserName,
+    VariableName, VmmChoice, WorkspaceName,
+};
+
+/// The facts about this host that decide defaults and limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFacts {
+    /// How many processors this process may use.
+    pub vcpus: u32,
+    /// The host's RAM in bytes.
+    pub memory: u64,
+    /// The invoking user's home, if `HOME` names one.
+    pub home: Option<PathBuf>,
+}
+
+impl HostFacts {
+    /// The facts about the machine that this runs on.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        let info = rustix::system::sysinfo();
+        Self {
+            vcpus: std::thread::available_parallelism()
+                .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
+            // `totalram` is as wide as a pointer, hence the conversion.
+            memory: (info.totalram as u64).saturating_mul(info.mem_unit.into()),
+            home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
+        }
+    }
+}
+
+/// A workspace's configuration with every default filled in.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Config {
+    /// The workspace's name.
+    pub name: WorkspaceName,
+    /// The VMM.
+    pub vmm: VmmChoice,
+    /// The VM's processors, memory and boot.
+    pub vm: VmTable,
+    /// Its disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// The host's directories in the guest. No two have one target.
+    pub mounts: Vec<MountTable>,
+    /// What the guest may reach.
+    pub network: NetworkPolicy,
+    /// The system in the VM.
+    pub guest: GuestTable,
+    /// The variables of its environment.
+    pub env: BTreeMap<VariableName, SecretSource>,
+    /// Files with credentials.
+    pub credentials: CredentialsTable,
+    /// The user's own scripts.
+    pub hooks: HooksTable,
+    /// Which snapshots are kept.
+    pub snapshot: SnapshotTable,
+}
+
+/// `[vm]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmTable {
+    /// The number of virtual processors: 1 to 254.
+    pub vcpus: NonZeroU8,
+    /// The RAM: at most the host's, and a multiple of 2 MiB.
+    pub memory: ByteSize,
+    /// The kernel: a bzImage or a vmlinux.
+    pub kernel: HostPath,
+    /// The initramfs, if there is one.
+    pub initramfs: Option<HostPath>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// Where the host keeps its RAM.
+    pub backing: Backing,
+}
+
+/// One of `[[mounts]]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MountTable {
+    /// The host's directory.
+    pub source: HostPath,
+    /// Its path in the guest.
+    pub target: GuestPath,
+    /// Whether the guest may only read it.
+    pub readonly: bool,
+}
+
+/// `[guest]`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestTable {
+    /// The user that nixbox logs in as.
+    pub user: UserName,
+    /// The file with the private key that the image accepts.
+    pub ssh_key: HostPath,
+}
+
+/// `[credentials]`.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CredentialsTable {
+    /// Files of the host that are put into the guest. No two have one target.
+    pub files: Vec<CredentialFile>,
+    /// Files and directories of the guest that nixbox did not put there and removes before a snapshot.
+    pub wipe: Vec<GuestPath>,
+}
+
+/// One of `credentials.files`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CredentialFile {
+    /// Its path on the host.
+    pub source: HostPath,
+    /// Its path in the guest.
+    pub target: GuestPath,
+}
+
+/// `[hooks]`: command lines for a shell on the host, run in the workspace.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HooksTable {
+    /// Before anything of `up`.
+    pub pre_up: Vec<String>,
+    /// When the guest is ready.
+    pub post_up: Vec<String>,
+    /// Before the guest is stopped.
+    pub pre_down: Vec<String>,
+    /// When everything is cleared away.
+    pub post_down: Vec<String>,
+}
+
+/// `[snapshot]`.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotTable {
+    /// How many snapshots without a name are kept; all if the key is absent.
+    pub keep: Option<NonZeroU32>,
+}
+
+impl HooksTable {
+    /// The scripts by the point at which they run.
+    #[must_use]
+    pub fn by_point(&self) -> BTreeMap<HookPoint, Vec<String>> {
+        let Self { pre_up, post_up, pre_down, post_down } = self.clone();
+        BTreeMap::from([
+            (HookPoint::PreUp, pre_up),
+            (HookPoint::PostUp, post_up),
+            (HookPoint::PreDown, pre_down),
+            (HookPoint::PostDown, post_down),
+        ])
+    }
+}
+
+impl Config {
+    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
+    ///
+    /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
+    /// it shapes a VM. A field that is bound to `_` does not: the VM has the same devices, memory and boot whatever its
+    /// value.
+    #[must_use]
+    pub fn shape(&self) -> BTreeMap<String, String> {
+        let Self {
+            name: _,
+            vmm: _,
+            vm,
+            disks,
+            mounts,
+            network: _,
+            guest,
+            env: _,
+            credentials: _,
+            hooks: _,
+            snapshot: _,
+        } = self;
+        let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
+        let GuestTable { user, ssh_key: _ } = guest;
+        let path = |path: &HostPath| path.as_path().display().to_string();
+        let mut shape = BTreeMap::from([
+            ("vm.vcpus".to_owned(), vcpus.to_string()),
+            ("vm.memory".to_owned(), memory.to_string()),
+            ("vm.kernel".to_owned(), path(kernel)),
+            ("vm.cmdline".to_owned(), cmdline.clone()),
+            ("guest.user".to_owned(), user.to_string()),
+        ]);
+        shape.extend(initramfs.iter().map(|initramfs| ("vm.initramfs".to_owned(), path(initramfs))));
+        for (n, DiskSpec { image, size }) in disks.iter().enumerate() {
+            let image = image.as_ref().map_or_else(|| "empty".to_owned(), path);
+            let size = size.map_or_else(|| "as it is".to_owned(), |size| size.to_string());
+            shape.insert(format!("disks.{n}"), format!("{image}, {size}"));
+        }
+        for (n, MountTable { source, target, readonly }) in mounts.iter().enumerate() {
+            let access = if *readonly { "read-only" } else { "read-write" };
+            shape.insert(format!("mounts.{n}"), format!("{} at {target}, {access}", path(source)));
+        }
+        shape
+    }
+}

@@ -1,0 +1,17 @@
+//! How long a transition, and a look at the world outside of a transition, may take.
+//!
+//! The seams have limits of their own, which are shorter and whose errors say more. These here end a call that a seam
+//! would leave without an answer.
+
+use std::time::Duration;
+
+pub(super) use crate::engine::transition::within;
+
+/// For a look at the world before or after an operation. A VMM may be silent for half of it.
+pub(super) const LOOK: Duration = Duration::from_secs(180);
+/// For work that the kernel or a daemon does at once, after a look at a VMM that may be silent.
+pub(super) const QUICK: Duration = Duration::from_secs(180);
+/// For daemons that start, and for guests that answer.
+pub(super) const GUEST: Duration = Duration::from_secs(240);
+/// For copies and hashes of disks and RAM, and for scripts of users. A person can interrupt all of them.
+pub(super) const LONG: Duration = Duration::from_secs(3600);

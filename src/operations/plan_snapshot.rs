@@ -1,0 +1,71 @@
+//! What a snapshot needs, checked before the guest is touched. Nothing is changed.
+//!
+//! Uses the seams, and the snapshot's own plan and table.
+
+use super::compatibility::origin;
+use super::limits::{LOOK, within};
+use super::outcome::{Refusal, SnapshotRequest};
+use super::snapshot::{ShareStrategy, SnapshotPlan};
+use super::state::RunningVm;
+use crate::world::{ListedSnapshot, Machine, Result, SnapshotName, VmmState, World};
+
+/// What a look at the world finds, within the time that one may take.
+pub(super) async fn look<T>(call: impl Future<Output = Result<T>>) -> Result<T, Refusal> {
+    within(LOOK, call).await.map_err(Refusal::Look)
+}
+
+pub(super) async fn plan_snapshot(
+    world: &World,
+    vm: RunningVm,
+    request: SnapshotRequest,
+) -> Result<SnapshotPlan, Refusal> {
+    let SnapshotRequest { name, stop, keep: _ } = request;
+    must_run(world, &vm.machine).await?;
+    if let Some(name) = &name {
+        must_be_free(world, name).await?;
+    }
+    let ability = look(world.vmm.ability(Some(vm.machine.vmm))).await?;
+    let version = look(world.vmm.version(Some(vm.machine.vmm))).await?;
+    let shares = world.shares.wanted();
+    let strategy = ShareStrategy::of(shares, ability);
+    if strategy == ShareStrategy::RollOver {
+        // A roll-over starts the installed program for the VM.
+        let installed = look(world.vmm.version(None)).await?;
+        if installed.major != version.major {
+            return Err(Refusal::VmmReplaced { running: version, installed });
+        }
+    }
+    let origin = origin(world, version).map_err(Refusal::Look)?;
+    must_have_room(world, &vm.machine).await?;
+    let boot = look(world.guest.ready(&vm.machine)).await?;
+    if strategy == ShareStrategy::Detach {
+        shares_must_be_unused(world, &vm.machine).await?;
+    }
+    Ok(SnapshotPlan { vm, boot, name, shares, strategy, stop, origin })
+}
+
+async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {
+    match look(world.vmm.find(machine.vmm)).await? {
+        VmmState::Running => Ok(()),
+        state => Err(Refusal::NotInOrder(state)),
+    }
+}
+
+async fn must_be_free(world: &World, name: &SnapshotName) -> Result<(), Refusal> {
+    let listed = look(world.catalog.list()).await?;
+    let taken = |one: &ListedSnapshot| one.manifest.as_ref().is_ok_and(|one| one.name.as_ref() == Some(name));
+    if listed.iter().any(taken) { Err(Refusal::NameTaken(name.clone())) } else { Ok(()) }
+}
+
+async fn must_have_room(world: &World, machine: &Machine) -> Result<(), Refusal> {
+    let memory = look(world.memory.weight(machine.memory)).await?;
+    let disk = look(world.disk.weight(machine.disk)).await?;
+    let free = look(world.catalog.free()).await?;
+    let wanted = memory.saturating_add(disk);
+    if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
+}
+
+async fn shares_must_be_unused(world: &World, machine: &Machine) -> Result<(), Refusal> {
+    let users = look(world.guest.share_users(machine)).await?;
+    if users.is_empty() { Ok(()) } else { Err(Refusal::SharesInUse(users)) }
+}

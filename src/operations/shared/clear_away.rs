@@ -1,0 +1,61 @@
+//! What comes after the commit point of an operation that removes something: each transition can only go forward.
+//!
+//! Removing what is not there succeeds, so that recovery removes again where it finds an intent alone.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{SeamCall, Unprobed};
+use crate::engine::transition::{ErasedTransition, Operation, TransitionId, TransitionSpec};
+use crate::operations::ids;
+use crate::operations::limits::QUICK;
+use crate::world::{Generation, Machine, SnapshotId, World};
+
+type Removal = Box<dyn ErasedTransition<World>>;
+
+fn removal<I>(id: TransitionId, label: &'static str, what: I, apply: SeamCall<I, ()>) -> Removal
+where
+    I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
+    let spec = TransitionSpec::never_undone(id, label, "comes after the commit point", QUICK);
+    Box::new(Unprobed { spec, intent: what, apply })
+}
+
+/// Adds the stages in which all of a VM goes but its disk: the VMM and what it used, then the disk that the VM's disk
+/// has taken the place of, and the slot last, so that no other VM takes the slot while its network is still there.
+pub(in crate::operations) fn clear_away(
+    operation: Operation<World>,
+    machine: &Machine,
+    superseded: Option<Generation>,
+) -> Operation<World> {
+    let Machine { vmm, memory, slot, .. } = *machine;
+    let remove_disk: SeamCall<Generation, ()> = |context, disk| context.world.disk.remove(*disk);
+    let removed_disk =
+        superseded.map(|disk| removal(ids::REMOVE_DISK, "retire the former disk", disk, remove_disk));
+    operation
+        .stage(
+            "clear away",
+            vec![
+                removal(ids::REMOVE_VMM, "VMM", vmm, |context, vmm| context.world.vmm.stop(*vmm)),
+                removal(ids::REMOVE_NETWORK, "network", slot, |context, slot| {
+                    context.world.network.remove(*slot)
+                }),
+                removal(ids::REMOVE_SHARES, "shares", vmm, |context, vmm| context.world.shares.stop(*vmm)),
+                removal(ids::REMOVE_MEMORY, "memory", memory, |context, memory| {
+                    context.world.memory.remove(*memory)
+                }),
+            ],
+        )
+        .stage_if(removed_disk.is_some(), "former disk", removed_disk.into_iter().collect())
+        .stage(
+            "release slot",
+            vec![removal(ids::RELEASE_SLOT, "release slot", slot, |context, slot| {
+                context.world.slots.release(*slot)
+            })],
+        )
+}
+
+/// Removes a snapshot that is in the trash.
+pub(in crate::operations) fn purge(id: SnapshotId) -> Removal {
+    removal(ids::PURGE, "remove", id, |context, id| context.world.catalog.purge(*id))
+}

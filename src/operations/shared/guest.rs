@@ -1,0 +1,154 @@
+//! What is done in a guest that runs: wait for SSH, give it entropy and the time, credentials and shares.
+
+use super::machine::Target;
+use super::{Context, done_if_whole, probe_if_alive};
+use crate::engine::transition::{Failure, Probe, Transition, TransitionSpec};
+use crate::operations::ids;
+use crate::operations::limits::GUEST;
+use crate::world::{BootId, Machine, Presence, Result, World};
+
+const HAD_BEFORE: &str = "where it can be taken back, the guest had them before";
+
+/// Waits until the guest is SSH-ready.
+pub(in crate::operations) struct Ready {
+    pub(in crate::operations) target: Target,
+    /// The boot that the guest has to be in; a guest in any other is refused.
+    pub(in crate::operations) same_as: Option<BootId>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the guest that answers was rebooted: its boot id is not the snapshot's")]
+struct OtherBoot;
+
+impl Transition<World> for Ready {
+    type Intent = Machine;
+    type Outcome = BootId;
+
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::nothing_to_undo(ids::READY, "SSH-ready", "it only asks", GUEST)
+    }
+
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.target.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<BootId>> {
+        probe_if_alive(context.world, machine.vmm, async { Ok(Probe::NotDone) }).await
+    }
+
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<BootId> {
+        let boot = context.world.guest.ready(machine).await?;
+        match self.same_as {
+            Some(expected) if expected != boot => Err(Failure::world(OtherBoot)),
+            _ => Ok(boot),
+        }
+    }
+}
+
+/// Fresh entropy, then the wall clock. In this order, because a restored guest must not draw random numbers that
+/// another guest of the same snapshot draws too.
+pub(in crate::operations) struct Settle(pub(in crate::operations) Target);
+
+impl Transition<World> for Settle {
+    type Intent = Machine;
+    type Outcome = ();
+
+    fn spec(&self) -> TransitionSpec {
+        const WHY: &str = "entropy and a right clock do no harm";
+        TransitionSpec::nothing_to_undo(ids::SETTLE, "entropy and clock", WHY, GUEST)
+    }
+
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.0.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        probe_if_alive(context.world, machine.vmm, async { Ok(Probe::NotDone) }).await
+    }
+
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.guest.settle(machine).await
+    }
+}
+
+/// The credentials of the configuration as it is now.
+pub(in crate::operations) struct Inject(pub(in crate::operations) Target);
+
+impl Transition<World> for Inject {
+    type Intent = Machine;
+    type Outcome = ();
+
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::nothing_to_undo(ids::INJECT, "inject credentials", HAD_BEFORE, GUEST)
+    }
+
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.0.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        let probe = async { Ok(done_if_whole(context.world.guest.equipped(machine).await?.credentials)) };
+        probe_if_alive(context.world, machine.vmm, probe).await
+    }
+
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        context.world.guest.inject(machine).await
+    }
+}
+
+/// The shares: attached to the VM where they are not its devices yet, and mounted in the guest.
+pub(in crate::operations) struct MountShares(pub(in crate::operations) Target);
+
+impl Transition<World> for MountShares {
+    type Intent = Machine;
+    type Outcome = ();
+
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::nothing_to_undo(ids::MOUNT_SHARES, "mount shares", HAD_BEFORE, GUEST)
+    }
+
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.0.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        let probe = async {
+            // The guest's table of mounts also lists shares whose daemon is dead, so the daemons are checked first.
+            if !daemons_serve(context.world, machine).await? {
+                return Ok(Probe::NotDone);
+            }
+            Ok(done_if_whole(context.world.guest.equipped(machine).await?.mounts))
+        };
+        probe_if_alive(context.world, machine.vmm, probe).await
+    }
+
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        attach_and_mount(context.world, machine).await
+    }
+}
+
+/// Attaches the shares to the VM if they are not its devices yet, and mounts them in the guest.
+pub(in crate::operations) async fn attach_and_mount(world: &World, machine: &Machine) -> Result<()> {
+    if world.vmm.shares_attached(machine.vmm).await? != Presence::Whole {
+        // A share daemon ends with the device that it served.
+        world.shares.start(machine.vmm).await?;
+        world.vmm.attach_shares(machine.vmm).await?;
+    }
+    // The daemons are checked before the mount, because the guest hangs in a share that no daemon serves; and after it,
+    // because the guest's kernel reports success for such a mount.
+    if !daemons_serve(world, machine).await? {
+        return Err(Failure::world(NoDaemon));
+    }
+    world.guest.mount(machine).await?;
+    if daemons_serve(world, machine).await? { Ok(()) } else { Err(Failure::world(NoDaemon)) }
+}
+
+async fn daemons_serve(world: &World, machine: &Machine) -> Result<bool> {
+    Ok(!world.shares.wanted() || world.shares.find(machine.vmm).await? == Presence::Whole)
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a share daemon (virtiofsd) has ended: its log is beside the serial console's, which `nixbox status` names"
+)]
+struct NoDaemon;

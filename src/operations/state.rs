@@ -1,0 +1,48 @@
+//! The state of a workspace between operations, as the journal's end record carries it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::record::{self, PayloadError};
+use crate::world::{Generation, Machine, SnapshotId};
+
+/// Whether a workspace has a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WorkspaceState {
+    /// There is no VM.
+    Down {
+        /// The disk of an earlier session, if there was one.
+        disk: Option<Generation>,
+    },
+    /// There is a VM, unless it was lost since.
+    Up(RunningVm),
+}
+
+/// A VM that an operation left running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningVm {
+    /// Its parts.
+    pub machine: Machine,
+    /// The disk of a session before the restore that this VM came from. It is removed when the VM goes down.
+    pub former_disk: Option<Generation>,
+    /// The snapshot that it came from, if it was not booted.
+    pub from: Option<SnapshotId>,
+    /// The operation that made the VM failed after its commit point: the VM is to be cleared away.
+    pub condemned: bool,
+}
+
+impl WorkspaceState {
+    /// The state of a workspace whose journal ends with these bytes. A new journal has none, and no VM.
+    ///
+    /// # Errors
+    /// If the bytes are not those of a state.
+    pub fn of(bytes: &[u8]) -> Result<Self, PayloadError> {
+        if bytes.is_empty() {
+            return Ok(Self::Down { disk: None });
+        }
+        record::decode_payload(bytes)
+    }
+
+    pub(super) fn bytes(&self) -> Result<Vec<u8>, PayloadError> {
+        record::encode_payload(self)
+    }
+}

@@ -1,0 +1,94 @@
+//! The tables of all operations, as a journal names them and as the documentation draws them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::delete::DeletePlan;
+use super::down::DownPlan;
+use super::restore::RestorePlan;
+use super::snapshot::{ShareStrategy, SnapshotPlan};
+use super::state::{RunningVm, WorkspaceState};
+use super::up::UpPlan;
+use super::{delete, down, ids, restore, snapshot, up};
+use crate::engine::record::{self, PayloadError};
+use crate::engine::transition::{Operation, OperationId};
+use crate::world::{BootId, Generation, Machine, Origin, Slot, SnapshotId, VmmVersion, World};
+
+/// An operation that this nixbox does not have.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum NoTable {
+    #[error("the journal has an operation of kind {}, which this nixbox does not have", .0.0)]
+    Unknown(OperationId),
+    #[error("the parameters of the operation in the journal are not what this nixbox writes")]
+    Parameters(#[from] PayloadError),
+}
+
+/// The table of an operation, as the journal names it.
+///
+/// # Errors
+/// If there is no such operation, or if the parameters are not its own.
+pub fn table(id: OperationId, parameters: &[u8]) -> Result<Operation<World>, NoTable> {
+    Ok(match id {
+        ids::UP => up::table(record::decode_payload(parameters)?),
+        ids::DOWN => down::table(record::decode_payload(parameters)?),
+        ids::SNAPSHOT => snapshot::table(record::decode_payload(parameters)?),
+        ids::RESTORE => restore::table(record::decode_payload(parameters)?),
+        ids::DELETE => delete::table(record::decode_payload(parameters)?),
+        unknown => return Err(NoTable::Unknown(unknown)),
+    })
+}
+
+/// The name of an operation for people.
+#[must_use]
+pub fn label(id: OperationId) -> &'static str {
+    match id {
+        ids::UP => "up",
+        ids::DOWN => "down",
+        ids::SNAPSHOT => "snapshot",
+        ids::RESTORE => "restore",
+        ids::DELETE => "delete",
+        _ => "unknown",
+    }
+}
+
+/// Every table that an operation can have, with made-up parameters, and the command that it is drawn under. The tables
+/// of one command follow each other, and the first of them has all transitions that any of them has.
+///
+/// For tests and documentation: nothing runs these.
+///
+/// # Panics
+/// If this host has no slots, which no host is.
+#[must_use]
+pub fn tables() -> Vec<(&'static str, Operation<World>)> {
+    let generation = Generation(3);
+    let (snapshot, boot) = (SnapshotId(Generation(2)), BootId([7; 16]));
+    let Some(slot) = Slot::all().next() else { unreachable!("Slot::COUNT is not 0") };
+    let vm = |former_disk| {
+        let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
+        RunningVm { machine, former_disk, from: None, condemned: false }
+    };
+    let former_disks = [Some(Generation(1)), None];
+    let mut tables = Vec::new();
+    for disk in [None, Some(Generation(1))] {
+        tables.push(("up", up::table(UpPlan { disk, shares: true })));
+    }
+    for ask in [true, false] {
+        tables.extend(former_disks.map(|former| ("down", down::table(DownPlan { vm: vm(former), ask }))));
+    }
+    for (command, stop) in [("snapshot", false), ("snapshot --stop", true)] {
+        for strategy in [ShareStrategy::Detach, ShareStrategy::InPlace, ShareStrategy::RollOver] {
+            tables.extend(former_disks.map(|former| {
+                let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
+                let origin = Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() };
+                let vm = vm(former);
+                let plan = SnapshotPlan { vm, boot, name: None, shares: true, strategy, stop, origin };
+                (command, snapshot::table(plan))
+            }));
+        }
+    }
+    let plan = RestorePlan { snapshot, slot, boot, shares: true, former_disk: None };
+    tables.push(("restore", restore::table(plan)));
+    let state = WorkspaceState::Down { disk: None };
+    tables.push(("delete", delete::table(DeletePlan { snapshot, state })));
+    tables
+}

@@ -1,0 +1,98 @@
+//! A VM as the seams name it: its parts and their generations, its disks, its state, and how much of it is there.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ByteSize, Generation, HostPath, Slot};
+
+/// The guest kernel's name for its boot: `/proc/sys/kernel/random/boot_id`. It is kept in RAM only, so a restored guest
+/// still has it, and a rebooted guest has another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootId(pub [u8; 16]);
+
+/// What is decided about a VM when it is booted or loaded: the generation that each of its parts carries, and its slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Machine {
+    /// The VMM process and the share daemons.
+    pub vmm: Generation,
+    /// The disk images.
+    pub disk: Generation,
+    /// The RAM file.
+    pub memory: Generation,
+    /// The place that decides its TAP, addresses, firewall table and DHCP.
+    pub slot: Slot,
+    /// Whether the shares are devices of the VM from the start. If not, they are attached later.
+    pub shares: bool,
+}
+
+/// A disk of a VM: from a template, or empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct DiskSpec {
+    /// The template, which is never written.
+    pub image: Option<HostPath>,
+    /// Its size; without one, the template's.
+    pub size: Option<ByteSize>,
+}
+
+/// The state of the VMM of one generation, and of the VM in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum VmmState {
+    /// No trace of a VMM of this generation. After a reboot of the host none can be found.
+    Never,
+    /// A VMM was started and has ended.
+    Gone,
+    /// The VMM answers and has no VM.
+    Empty,
+    /// Its VM has not been booted yet, or has shut down.
+    Stopped,
+    /// Its VM runs.
+    Running,
+    /// Its VM is paused.
+    Paused,
+    /// The VMM lives and does not answer within the time limit. It counts as lost.
+    Silent,
+}
+
+impl fmt::Display for VmmState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Never => "not started",
+            Self::Gone => "gone",
+            Self::Empty => "not created",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Silent => "not answering",
+        })
+    }
+}
+
+impl VmmState {
+    /// Whether there is a VM with a booted system, paused or not.
+    #[must_use]
+    pub fn has_system(self) -> bool {
+        matches!(self, Self::Running | Self::Paused)
+    }
+}
+
+/// How much of something that has several parts is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Presence {
+    /// None of it.
+    Absent,
+    /// Some of it, or all of it but not in order.
+    Partial,
+    /// All of it.
+    Whole,
+}
+
+/// How much of its credentials and shares a guest has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Equipment {
+    /// The credentials.
+    pub credentials: Presence,
+    /// The mounted shares.
+    pub mounts: Presence,
+}

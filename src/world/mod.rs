@@ -1,0 +1,53 @@
+//! The seams between what nixbox does and the things that it acts upon, and the one vocabulary of values that cross
+//! them.
+//!
+//! `operations` sees the world through the traits of `seams.rs` only. `host`, `vmm`, `guest` and `store` implement them
+//! on a real machine, and `fakes` in memory. A [`World`] belongs to one workspace. Everything that a seam makes carries
+//! a generation, so that the things of one operation can be distinguished from those of another.
+//!
+//! `config` parses its file straight into the values (names, paths, domains, ports, secrets, sizes), so each is checked
+//! once, and every layer takes it as it is. A value that breaks the rule of its type is an [`InvalidValue`]. To add a
+//! value, give it a type in the file of its subject; this module uses nothing of nixbox but `engine`.
+//!
+//! What all seams promise:
+//! - every call is idempotent: its work may be done, half done or not begun when it is called;
+//! - `find`-like calls change nothing, and report what is there rather than what should be;
+//! - removing what is not there succeeds; removing what belongs to another workspace is an error and removes nothing;
+//! - a call that takes long checks its [`Interrupt`] at least every 100 ms. When it is interrupted it leaves what it
+//!   has made; the call that removes such things removes it.
+
+pub mod capability;
+mod machine;
+mod names;
+mod network;
+mod paths;
+mod seams;
+mod secrets;
+mod sizes;
+mod slots;
+mod snapshots;
+mod value;
+mod vmm_choice;
+
+pub use self::capability::{Ability, VmmVersion};
+pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, VmmState};
+pub use self::names::{
+    FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
+};
+pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
+pub use self::paths::{GuestHome, GuestPath, HostPath, is_within};
+pub use self::seams::{
+    Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network, Shares, Slots,
+    Vmm, World,
+};
+pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
+pub use self::sizes::{Backing, ByteSize};
+pub use self::slots::Slot;
+pub use self::snapshots::{Depth, FileRecord, ListedSnapshot, Manifest, Origin, SnapshotState};
+pub use self::value::InvalidValue;
+pub use self::vmm_choice::VmmChoice;
+pub use crate::engine::record::WorkspaceId;
+pub use crate::engine::transition::{Failure, Generation, Interrupt};
+
+/// The result of a call to a seam.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;

@@ -1,0 +1,255 @@
+//! The seams: one trait for each thing that nixbox acts upon, and [`World`], which has an implementation of each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, ListedSnapshot, Machine, Manifest,
+    Presence, Result, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+};
+
+/// One VMM process per generation, spoken to through its API socket.
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// What the running VMM of this generation can do, or the installed program if none is named. Starts nothing.
+    async fn ability(&self, of: Option<Generation>) -> Result<Ability>;
+    /// Its version, for the same.
+    async fn version(&self, of: Option<Generation>) -> Result<VmmVersion>;
+    /// The state of the VMM of this generation. If the VMM is still busy with a call of an earlier nixbox, this waits
+    /// for that call to end. It returns [`VmmState::Silent`] if the VMM does not answer within a time limit.
+    async fn find(&self, generation: Generation) -> Result<VmmState>;
+    /// Starts the VMM and waits until its API answers.
+    async fn start(&self, generation: Generation) -> Result<()>;
+    /// `vm.create` and `vm.boot`.
+    async fn boot(&self, machine: &Machine) -> Result<()>;
+    /// `vm.pause`, unless it is paused.
+    async fn pause(&self, generation: Generation) -> Result<()>;
+    /// `vm.resume`, unless it runs.
+    async fn resume(&self, generation: Generation) -> Result<()>;
+    /// `vm.snapshot` into the staging directory of `into`, synced.
+    async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()>;
+    /// `vm.restore` from a copy of the VMM state of `from`, staged or listed, with its paths rewritten to `machine`'s.
+    /// The VM is paused then.
+    async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
+    /// Presses the power button, and waits for the VM to stop, with a time limit.
+    async fn power_button(&self, generation: Generation) -> Result<()>;
+    /// Whether the VMM ends by itself within that time, because a guest that an earlier nixbox asked to shut down may
+    /// still be doing so.
+    async fn ends(&self, generation: Generation, within: Duration) -> Result<bool>;
+    /// Ends the process (TERM, then KILL) and removes its sockets.
+    async fn stop(&self, generation: Generation) -> Result<()>;
+    /// `vm.add-fs` for every share.
+    async fn attach_shares(&self, generation: Generation) -> Result<()>;
+    /// `vm.remove-device` for every share.
+    async fn detach_shares(&self, generation: Generation) -> Result<()>;
+    /// Whether the shares are devices of the VM.
+    async fn shares_attached(&self, generation: Generation) -> Result<Presence>;
+}
+
+/// The slots of this host, claimed across workspaces.
+#[async_trait]
+pub trait Slots: Send + Sync {
+    /// The slot that this workspace holds.
+    async fn held(&self) -> Result<Option<Slot>>;
+    /// The slots that no workspace holds.
+    async fn free(&self) -> Result<Vec<Slot>>;
+    /// Claims the first of `wanted` that no workspace holds. If this workspace holds a slot already, it keeps that one.
+    async fn claim(&self, wanted: &[Slot]) -> Result<Slot>;
+    /// Gives back the slot, if this workspace holds it.
+    async fn release(&self, slot: Slot) -> Result<()>;
+}
+
+/// TAP, addresses, firewall table and DHCP of a slot.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// How much of the network is there.
+    async fn find(&self, slot: Slot) -> Result<Presence>;
+    /// Builds what is missing.
+    async fn build(&self, slot: Slot, generation: Generation) -> Result<()>;
+    /// Removes all of it.
+    async fn remove(&self, slot: Slot) -> Result<()>;
+}
+
+/// The daemons that serve the host's directories, one set per VMM generation.
+#[async_trait]
+pub trait Shares: Send + Sync {
+    /// Whether the configuration has mounts.
+    fn wanted(&self) -> bool;
+    /// Whether all, some or none of the daemons serve.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Starts the daemons, and waits until each listens on its socket.
+    async fn start(&self, generation: Generation) -> Result<()>;
+    /// Ends the daemons, and removes their sockets.
+    async fn stop(&self, generation: Generation) -> Result<()>;
+}
+
+/// The VM's disk images, one set per generation.
+#[async_trait]
+pub trait Disk: Send + Sync {
+    /// Whether all, some or none of the images are there.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// The most bytes that a capture would take now.
+    async fn weight(&self, generation: Generation) -> Result<u64>;
+    /// Writes to the medium what the guest has written so far. Cloning data that is not on the medium takes long, and
+    /// the VM is paused meanwhile.
+    async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Clones the images from their templates, or makes empty ones.
+    async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Clones the images into the staging directory.
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Clones the images from a snapshot.
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Removes the images.
+    async fn remove(&self, generation: Generation) -> Result<()>;
+}
+
+/// The VM's RAM file, one per generation.
+#[async_trait]
+pub trait Memory: Send + Sync {
+    /// Whether all, some or nothing of the file is there.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// The most bytes that a capture would take now.
+    async fn weight(&self, generation: Generation) -> Result<u64>;
+    /// Makes an empty file.
+    async fn create(&self, generation: Generation) -> Result<()>;
+    /// Copies the file into the staging directory.
+    async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Copies the file from a snapshot.
+    async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
+    /// Removes the file.
+    async fn remove(&self, generation: Generation) -> Result<()>;
+}
+
+/// The system in the VM, over SSH.
+///
+/// Every call makes a connection or uses one that was made under the same VMM generation. If the VM is gone, a call
+/// fails with [`Failure::Lost`](super::Failure::Lost).
+#[async_trait]
+pub trait Guest: Send + Sync {
+    /// Waits until an authenticated command has run, and returns the boot that it ran in. Only this means "ready".
+    async fn ready(&self, machine: &Machine) -> Result<BootId>;
+    /// Writes the credentials that the configuration has now.
+    async fn inject(&self, machine: &Machine) -> Result<()>;
+    /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.
+    async fn wipe(&self, machine: &Machine) -> Result<()>;
+    /// Mounts the shares.
+    async fn mount(&self, machine: &Machine) -> Result<()>;
+    /// The guest's processes that keep a share from being unmounted, because they have a file or a directory of it in
+    /// use. For people to read.
+    async fn share_users(&self, machine: &Machine) -> Result<Vec<String>>;
+    /// Unmounts the shares.
+    async fn unmount(&self, machine: &Machine) -> Result<()>;
+    /// Whether credentials and mounts are as `inject` and `mount` leave them.
+    async fn equipped(&self, machine: &Machine) -> Result<Equipment>;
+    /// Gives the guest's kernel fresh entropy, then sets its clock.
+    async fn settle(&self, machine: &Machine) -> Result<()>;
+    /// Asks the guest to shut down.
+    async fn shut_down(&self, machine: &Machine) -> Result<()>;
+}
+
+/// The workspace's snapshots on disk.
+#[async_trait]
+pub trait Catalog: Send + Sync {
+    /// The committed snapshots, oldest first, including damaged ones.
+    async fn list(&self) -> Result<Vec<ListedSnapshot>>;
+    /// The snapshots that are in their staging directories or in the trash.
+    async fn unlisted(&self) -> Result<Vec<SnapshotId>>;
+    /// How many bytes are free.
+    async fn free(&self) -> Result<u64>;
+    /// The state of a snapshot. The state is on the medium when this returns, because the caller's next change depends
+    /// on it.
+    async fn find(&self, id: SnapshotId) -> Result<SnapshotState>;
+    /// Makes its staging directory.
+    async fn stage(&self, id: SnapshotId) -> Result<()>;
+    /// Whether the staging directory holds a whole VMM state.
+    async fn holds_vmm_state(&self, id: SnapshotId) -> Result<bool>;
+    /// Compares the files of a listed snapshot with its manifest.
+    async fn verify(&self, id: SnapshotId, depth: Depth, interrupt: &Interrupt) -> Result<()>;
+    /// Writes the manifest, syncs files and directories, renames the staging directory into the list, and syncs the
+    /// list.
+    async fn commit(&self, manifest: Manifest) -> Result<()>;
+    /// Removes the staging directory.
+    async fn discard(&self, id: SnapshotId) -> Result<()>;
+    /// Renames it out of the list.
+    async fn trash(&self, id: SnapshotId) -> Result<()>;
+    /// Removes a snapshot that was renamed out of the list.
+    async fn purge(&self, id: SnapshotId) -> Result<()>;
+    /// The files of the staging directory with their hashes. Every byte is read; the VM runs meanwhile.
+    async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
+}
+
+/// Says what the host's processor can do: `flags` of /proc/cpuinfo.
+pub type CpuFeatures = dyn Fn() -> Result<BTreeSet<String>> + Send + Sync;
+
+/// Finds resources that this workspace left behind.
+#[async_trait]
+pub trait Leftovers: Send + Sync {
+    /// The generations of all its processes, RAM files and disk images, wherever they are.
+    async fn generations(&self) -> Result<BTreeSet<Generation>>;
+}
+
+/// The points at which the user's own scripts run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum HookPoint {
+    /// Before anything of `up`.
+    PreUp,
+    /// When the guest is ready.
+    PostUp,
+    /// Before the guest is stopped.
+    PreDown,
+    /// When everything is removed.
+    PostDown,
+}
+
+/// The user's own scripts on the host. They run at least once for each operation that is not interrupted, and once more
+/// if a crash makes it impossible to know whether they ran.
+#[async_trait]
+pub trait Hooks: Send + Sync {
+    /// Runs the scripts of this point, in order.
+    async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> Result<()>;
+}
+
+/// The time of day.
+pub trait Clock: Send + Sync {
+    /// Milliseconds since 1970, UTC.
+    fn unix_ms(&self) -> u64;
+}
+
+/// All the seams, for one workspace.
+#[derive(Clone)]
+pub struct World {
+    /// Cloud Hypervisor.
+    pub vmm: Arc<dyn Vmm>,
+    /// Slots.
+    pub slots: Arc<dyn Slots>,
+    /// Network.
+    pub network: Arc<dyn Network>,
+    /// Shares.
+    pub shares: Arc<dyn Shares>,
+    /// Disks.
+    pub disk: Arc<dyn Disk>,
+    /// RAM.
+    pub memory: Arc<dyn Memory>,
+    /// Guest.
+    pub guest: Arc<dyn Guest>,
+    /// Snapshots.
+    pub catalog: Arc<dyn Catalog>,
+    /// The user's scripts.
+    pub hooks: Arc<dyn Hooks>,
+    /// The host's processor.
+    pub cpu: Arc<CpuFeatures>,
+    /// The values of the configuration that shape a VM, by key. A snapshot can be restored only where these are the
+    /// same.
+    pub shape: Arc<BTreeMap<String, String>>,
+    /// The sources of shares that were not there when the configuration was read.
+    pub missing_mounts: Arc<[PathBuf]>,
+    /// Resources that may be left behind.
+    pub leftovers: Arc<dyn Leftovers>,
+    /// Time of day.
+    pub clock: Arc<dyn Clock>,
+}

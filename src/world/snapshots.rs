@@ -1,0 +1,82 @@
+//! A snapshot as the seams name it: its state on disk, and what its manifest says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{BootId, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
+
+/// The circumstances in which a snapshot was made. It can be restored only where they are compatible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The VMM that saved it.
+    pub vmm: VmmVersion,
+    /// The features of the host's processor.
+    pub cpu: BTreeSet<String>,
+    /// The values of the configuration that shape a VM, by key.
+    pub shape: BTreeMap<String, String>,
+}
+
+/// The state of a snapshot on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotState {
+    /// It is not there.
+    Absent,
+    /// It is in its staging directory, is not listed, and can be used only by the operation that makes it.
+    Staged,
+    /// It is committed.
+    Listed,
+    /// It was renamed out of the list and is not removed yet.
+    Trashed,
+}
+
+/// What a snapshot says of itself: enough to restore it, and to decide whether it can be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// The name that a person gave it, if any.
+    pub name: Option<SnapshotName>,
+    /// When it was committed: milliseconds since 1970, UTC.
+    pub created_ms: u64,
+    /// The slot that the guest's address belongs to.
+    pub slot: Slot,
+    /// The guest's boot at the time.
+    pub boot: BootId,
+    /// Whether the shares are attached in the VMM state.
+    pub shares: bool,
+    /// The circumstances in which it was made.
+    pub origin: Origin,
+    /// Every file of the snapshot.
+    pub files: Vec<FileRecord>,
+}
+
+/// A snapshot in the list, damaged or not.
+#[derive(Debug)]
+pub struct ListedSnapshot {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its manifest, or why that cannot be read.
+    pub manifest: Result<Manifest>,
+}
+
+/// How much of a snapshot is read to verify it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The manifest, all sizes, and the content of each file whose inode, size or change time is not the one of its
+    /// last verification.
+    Touched,
+    /// Every byte.
+    All,
+}
+
+/// One file of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// Its name within the snapshot's directory.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// BLAKE3 of its content.
+    pub hash: [u8; 32],
+}
