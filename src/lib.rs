@@ -19,7 +19,7 @@
 //! world/        the seams (VMM, network, shares, disk, memory, guest, catalog, clock) and the values that cross them
 //! files/        directories opened without following links, copies of large files, their hashes
 //! host/         this machine: processes, network, shares, disks, RAM files
-//! vmm/          Cloud Hypervisor: its API, its configuration, what each of its versions can do
+//! vmm/          Cloud Hypervisor: its processes, its API, the configuration of a VM, the saved state of one
 //! guest/        the system in the VM, over SSH: credentials, entropy, clock, mounts
 //! store/        the journal's files, and snapshots on disk
 //! config.rs  workspace.rs

@@ -33,7 +33,7 @@ pub enum VmmError {
     NoVersion { program: PathBuf, source: std::io::Error },
     #[error("process {found} answers on {socket}, but nixbox started process {wanted} there")]
     ForeignProcess { socket: SocketPath, found: u32, wanted: u32 },
-    #[error("the VM cannot be {what}: it is {state:?}")]
+    #[error("the VM cannot be {what}: it is {state}")]
     WrongState { what: &'static str, state: VmmState },
     #[error(
         "the guest still uses the shares {devices:?} {limit:?} after it was asked to let go of them: a process in the guest may use the mount"

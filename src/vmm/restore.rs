@@ -191,11 +191,12 @@ fn rewrite_shares(top: &mut Map<String, Value>, machine: &MachineDescription) ->
     same("as shares", format!("{found:?}"), format!("{wanted:?}"))?;
     for share in &mut shares {
         let tag = tag(share);
-        let ours = machine.shares.iter().find(|ours| ours.tag() == tag).ok_or(RewriteError::Form("fs"))?;
+        let wanted =
+            machine.shares.iter().find(|wanted| wanted.tag() == tag).ok_or(RewriteError::Form("fs"))?;
         // Without its id the share could not be removed again.
         let id = share.get("id").and_then(Value::as_str).unwrap_or_default();
         same("as the id of a share", id, FsConfig::id_of(&tag).as_str())?;
-        set(share, "socket", ours.socket());
+        set(share, "socket", wanted.socket());
     }
     Ok(())
 }

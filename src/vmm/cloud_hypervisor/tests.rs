@@ -158,7 +158,7 @@ async fn a_boot_that_failed_can_be_repeated_and_says_why_it_failed() {
         assert_eq!(vmm.find(GENERATION).await.unwrap(), VmmState::Stopped);
     }
     let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
-    assert_eq!(error, "the VM cannot be paused: it is Stopped");
+    assert_eq!(error, "the VM cannot be paused: it is stopped");
     let error = vmm.load(&machine(), SnapshotId(GENERATION)).await.unwrap_err().to_string();
     assert!(error.contains("/nowhere/state/config.json"), "{error}");
     vmm.stop(GENERATION).await.unwrap();
