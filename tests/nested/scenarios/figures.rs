@@ -37,16 +37,22 @@ fn tell(what: &str, nixbox: f64, bare: f64) {
     );
 }
 
-/// The VM has shares, and the bare calls start daemons for them too.
+/// The VM has shares, and the bare calls start daemons for them too. The warm start is also compared with a cold boot of
+/// the same guest, which runs no slow service: what a real guest does after its boot comes on top of the cold boot alone.
 pub(super) fn a_warm_start_takes_little_longer_than_the_bare_calls() {
     let workspace = Workspace::new("warm-start");
+    let to_ready = |arguments: &[&str]| {
+        best(|| {
+            let said = workspace.ok(arguments).json();
+            workspace.ok(&["down"]);
+            milliseconds(&said, "ready_ms")
+        })
+    };
+    let cold = to_ready(&["up", "--json"]);
     workspace.ok(&["up"]);
     let frozen = workspace.ok(&["snapshot", "--stop", "--json"]).json();
-    let ready = best(|| {
-        let said = workspace.ok(&["up", "--snapshot", "--json"]).json();
-        workspace.ok(&["down"]);
-        milliseconds(&said, "ready_ms")
-    });
+    let ready = to_ready(&["up", "--snapshot", "--json"]);
+    println!("FIGURE warm start: {ready:.0} ms; cold boot {cold:.0} ms; ratio {:.2}", ready / cold);
     workspace.assert_down();
     tell("up --snapshot to SSH-ready", ready, best(|| bare(&workspace, "restore", &frozen)));
 }
@@ -58,12 +64,13 @@ pub(super) fn the_guest_is_paused_little_longer_than_by_the_bare_calls() {
     let (head, rest) = text.split_once("[[mounts]]").unwrap();
     let (_, tail) = rest.split_once("[guest]").unwrap();
     workspace.configure(&format!("mounts = []\n{head}[guest]{tail}"));
-    workspace.ok(&["up"]);
+    let cold = milliseconds(&workspace.ok(&["up", "--json"]).json(), "ready_ms");
     let mut frozen = Value::Null;
     let paused = best(|| {
         frozen = workspace.ok(&["snapshot", "--json"]).json();
         milliseconds(&frozen, "paused_ms")
     });
     workspace.ok(&["down"]);
+    println!("FIGURE pause: {paused:.0} ms; cold boot {cold:.0} ms; ratio {:.2}", paused / cold);
     tell("paused by `snapshot`", paused, best(|| bare(&workspace, "pause", &frozen)));
 }
