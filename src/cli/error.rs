@@ -70,7 +70,7 @@ pub enum CliError {
     #[error("cannot examine the network of this host")]
     Network(#[source] Failure),
     #[error(
-        "the network device {0} exists, is not one of nixbox, and has the name that the VM's TAP needs: remove the device"
+        "the network device {0} has the name that the VM's TAP needs, and is not nixbox's: remove the device"
     )]
     ForeignTap(String),
 

@@ -41,7 +41,7 @@ pub(super) fn up_refuses_what_cannot_work_and_changes_nothing() {
     let old = program(&workspace, "old", "#!/bin/sh\necho cloud-hypervisor v50.0\n");
     refused(&workspace, &[("NIXBOX_CLOUD_HYPERVISOR", &old)], 1, &["v50.0", "too old", "v51.0"]);
     let other = program(&workspace, "other", "#!/bin/sh\necho QEMU emulator version 7.2\n");
-    refused(&workspace, &[("NIXBOX_CLOUD_HYPERVISOR", &other)], 1, &["no version of Cloud Hypervisor"]);
+    refused(&workspace, &[("NIXBOX_CLOUD_HYPERVISOR", &other)], 1, &["not a version of Cloud Hypervisor"]);
     refused(&workspace, &[("NIXBOX_VIRTIOFSD", "/nowhere/virtiofsd")], 1, &["NIXBOX_VIRTIOFSD"]);
 
     workspace.configure(&Workspace::configuration("").replace("192MiB", "900GiB"));
@@ -57,7 +57,7 @@ pub(super) fn up_refuses_what_cannot_work_and_changes_nothing() {
 
     fs::create_dir_all("/run/nixbox/slots").unwrap();
     (0..64).for_each(|slot| fs::write(format!("/run/nixbox/slots/{slot}"), "somebody's").unwrap());
-    refused(&workspace, &[], 1, &["all 64 slots", "down first"]);
+    refused(&workspace, &[], 1, &["all 64 slots", "bring down a VM"]);
     (0..64).for_each(|slot| fs::remove_file(format!("/run/nixbox/slots/{slot}")).unwrap());
 
     // A file that is no kernel is found out by the boot alone, and the boot is rolled back.
