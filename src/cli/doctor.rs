@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox doctor --json | jq '.needs[] | select(.state != \"found\")'")]
 pub(super) struct Arguments {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

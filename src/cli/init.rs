@@ -16,7 +16,7 @@ use crate::workspace::{self, Workspace};
     after_help = "Example: cd my-project && nixbox init --initramfs image/initramfs.gz && $EDITOR .nixbox/config.toml"
 )]
 pub(super) struct Arguments {
-    /// One whose VM is simulated, ready for `nixbox up`: for a look at nixbox where there is no KVM
+    /// Make a workspace whose VM is simulated, to try nixbox on a machine without KVM
     #[arg(long)]
     simulator: bool,
     /// The kernel to boot, as the configuration is to name it: relative to the workspace's directory, or absolute
