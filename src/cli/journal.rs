@@ -1,4 +1,4 @@
-//! `nixbox journal`: every operation in the journal, and whether the file is intact. Reads without the lock.
+//! `nixbox journal`: shows every operation in the journal, and whether the file is intact. The command takes no lock.
 
 use std::time::Duration;
 

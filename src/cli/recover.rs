@@ -1,4 +1,4 @@
-//! `nixbox recover`: the recovery that every changing command also makes first.
+//! `nixbox recover`: runs the recovery that every changing command also runs first.
 
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
@@ -49,9 +49,9 @@ struct RecoverySummary {
     operation: Option<&'static str>,
     /// How that operation ended.
     ended: Option<&'static str>,
-    /// Why what was left of a VM was cleared away, if it was.
+    /// Why the remains of a VM were removed; `None` if there were none.
     cleared: Option<LossReason>,
-    /// What belonged to no VM and was removed.
+    /// The resources that belonged to no VM and were removed.
     swept: Vec<String>,
 }
 

@@ -38,12 +38,13 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         shell.session.close().await;
         Ok::<_, CliError>(ended)
     });
-    // A thread may still block in a read of stdin, which nothing can interrupt.
+    // A thread may still be blocked in a read of stdin, which cannot be interrupted, so the runtime must not wait for
+    // it.
     runtime.shutdown_background();
     Ok(status(&ended?))
 }
 
-/// The exit status with which a shell would report how the command ended.
+/// The exit status that a shell would give for the end of the command.
 fn status(ended: &CommandExit) -> u8 {
     match ended {
         CommandExit::Status(status) => u8::try_from(*status).unwrap_or(u8::MAX),

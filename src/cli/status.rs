@@ -1,4 +1,4 @@
-//! `nixbox status`: reads only, without the lock.
+//! `nixbox status`: shows the state of the workspace. The command only reads, and takes no lock.
 
 use serde::Serialize;
 
@@ -33,7 +33,8 @@ struct StatusReport {
     /// One of the states that the help text of the command explains.
     state: &'static str,
     vm: Option<VmReport>,
-    /// The operation that has not ended. It is under way if there is a `holder`, and was left half done otherwise.
+    /// The operation that has not ended. The operation is running if there is a `holder`; otherwise it was left half
+    /// done.
     operation: Option<OpenSummary>,
     holder: Option<LockHolder>,
 }
