@@ -1,9 +1,9 @@
 //! Kills or interrupts nixbox at a chosen event of its operations, for tests. This module exists only with the feature
 //! `failpoints`.
 //!
-//! Events are counted over all operations of the process, recovery included. `NIXBOX_KILL_AT=N` sends SIGKILL at event N,
-//! and `NIXBOX_KILL_AT=count` prints at the end how many events there were. `NIXBOX_INTERRUPT_AT=N` sends SIGINT at event N,
-//! and with `NIXBOX_INTERRUPT=twice` also at the event after it.
+//! Events are counted over all operations of the process, recovery included. `NIXBOX_KILL_AT=N` sends SIGKILL at event
+//! N, and `NIXBOX_KILL_AT=count` prints at the end how many events there were. `NIXBOX_INTERRUPT_AT=N` sends SIGINT at
+//! event N, and with `NIXBOX_INTERRUPT=twice` also at the event after it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -19,8 +19,8 @@ pub(super) struct Arguments {
 enum Command {
     /// Make a small Linux out of this machine's Debian packages: DIRECTORY/vmlinuz and DIRECTORY/initramfs.gz
     ///
-    /// It has a shell (busybox, bash), an SSH server (dropbear), the user `user` (uid 1000) and sudo, and lets in the key of
-    /// the workspace. What is missing of the packages is named. Root's rights are not needed.
+    /// It has a shell (busybox, bash), an SSH server (dropbear), the user `user` (uid 1000) and sudo, and lets in the
+    /// key of the workspace. What is missing of the packages is named. Root's rights are not needed.
     #[command(
         after_help = "Example: nixbox init --initramfs image/initramfs.gz && nixbox image make-minimal image"
     )]

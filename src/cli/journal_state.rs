@@ -61,8 +61,8 @@ pub(super) fn running_vm(workspace: &Workspace) -> Result<RunningVm, Problem> {
     }
 }
 
-/// The highest generation in the names of the workspace's files. If the journal was lost, the new one must begin above it,
-/// so that no generation is used twice.
+/// The highest generation in the names of the workspace's files. If the journal was lost, the new one must begin above
+/// it, so that no generation is used twice.
 pub(super) fn highest_generation(workspace: &Workspace) -> Result<Generation, Problem> {
     let mut highest = 0;
     for path in [workspace.run(), workspace.snapshots()] {

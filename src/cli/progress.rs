@@ -148,7 +148,8 @@ impl Progress for ProgressDisplay {
         bar.set_length(total);
         bar.set_position(done);
         if done >= total {
-            // The bar stays in the list until the stage ends, so that a repeated report of the end does not add another bar.
+            // The bar stays in the list until the stage ends, so that a repeated report of the end does not add another
+            // bar.
             bar.finish_and_clear();
         }
     }

@@ -10,8 +10,8 @@ use crate::world::VmmState;
 
 /// Complete or roll back what an earlier run left half done, and remove what belongs to no VM
 ///
-/// Every command that changes something does this first. Running it twice changes nothing. If the operation can be neither
-/// completed nor rolled back, it stays open in the journal, the cause is printed, and the exit status is 4.
+/// Every command that changes something does this first. Running it twice changes nothing. If the operation can be
+/// neither completed nor rolled back, it stays open in the journal, the cause is printed, and the exit status is 4.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox recover --dry-run && nixbox recover")]
 pub(super) struct Arguments {

@@ -11,9 +11,9 @@ use crate::guest::shell::run_command;
 
 /// Run a command in the VM and exit with its status
 ///
-/// stdin, stdout and stderr are passed through, without a terminal: `nixbox shell` has one. The exit status is 128 plus the
-/// signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest cannot be reached or the
-/// connection breaks.
+/// stdin, stdout and stderr are passed through, without a terminal: `nixbox shell` has one. The exit status is 128 plus
+/// the signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest cannot be reached or
+/// the connection breaks.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: echo hello | nixbox run -- tr a-z A-Z")]
 pub(super) struct Arguments {

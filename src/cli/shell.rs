@@ -14,8 +14,8 @@ use crate::simulator;
 
 /// Log in to the VM with a terminal
 ///
-/// nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and ends
-/// with its exit status.
+/// nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and
+/// ends with its exit status.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox shell")]
 pub(super) struct Arguments {}

@@ -16,9 +16,9 @@ use crate::world::{
 
 /// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
-/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and credentials
-/// back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and
-/// the VM runs as before.
+/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and
+/// credentials back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it
+/// leaves no files, and the VM runs as before.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]

@@ -13,8 +13,8 @@ use crate::world::VmmState;
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
 ///
-/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should run, but
-/// is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
+/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should
+/// run, but is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox status --json | jq -r .state")]
 pub(super) struct Arguments {

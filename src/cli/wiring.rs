@@ -72,7 +72,7 @@ pub fn own_key(workspace: &Workspace) -> PathBuf {
 
 /// A world, and the parts of it that commands use beyond the seams.
 pub struct Wiring {
-    /// The seams.
+    /// The implementations of all seams.
     pub world: World,
     /// The guest, for running commands in it.
     pub guest: Arc<SshGuest>,

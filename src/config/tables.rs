@@ -343,7 +343,7 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
         return Ok(SnapshotTable::default());
     };
-    // If `keep` was zero, every snapshot would be removed as soon as it is made.
+    // If `keep` were zero, every snapshot would be removed as soon as it is made.
     let keep =
         value.table(keys::SNAPSHOT.keys)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
     Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })

@@ -90,7 +90,7 @@ pub struct VmTable {
 pub struct MountTable {
     /// The host's directory.
     pub source: HostPath,
-    /// Its path in the guest.
+    /// The path in the guest.
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
@@ -120,9 +120,9 @@ pub struct CredentialsTable {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CredentialFile {
-    /// Its path on the host.
+    /// The path on the host.
     pub source: HostPath,
-    /// Its path in the guest.
+    /// The path in the guest.
     pub target: GuestPath,
 }
 

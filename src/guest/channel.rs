@@ -289,7 +289,7 @@ impl SshSession {
     /// runtime down without waiting, because a blocked read of stdin cannot be stopped.
     ///
     /// # Errors
-    /// Those of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
+    /// The errors of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
     pub async fn pass_through(
         &self,
         command: &[u8],

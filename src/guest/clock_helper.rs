@@ -31,7 +31,8 @@ const BASE: u64 = 0x40_0000;
 /// The first bytes of every ELF file.
 pub const ELF_MAGIC: &[u8] = b"\x7fELF";
 
-/// The program as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI, chapters 4, 5).
+/// The program as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI, chapters 4,
+/// 5).
 pub(super) fn elf() -> Vec<u8> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;

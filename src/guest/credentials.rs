@@ -59,7 +59,7 @@ pub enum SourceError {
 /// Reads the value of a source, byte for byte.
 ///
 /// # Errors
-/// Those of [`SourceError`].
+/// Any [`SourceError`].
 pub async fn resolve(source: &SecretSource) -> Result<Secret, SourceError> {
     match source {
         SecretSource::Plain(value) => Ok(value.clone()),
@@ -146,9 +146,9 @@ async fn run_command(secret: &SecretCommand) -> Result<Secret, SourceError> {
 pub struct FileRule {
     /// The source of the content.
     pub source: SecretSource,
-    /// Its path.
+    /// The path in the guest.
     pub target: GuestPath,
-    /// Its owner; the guest's user if none is named.
+    /// The owner; the guest's user if `None`.
     pub owner: Option<FileOwner>,
 }
 
@@ -176,13 +176,13 @@ impl fmt::Debug for Wanted {
 /// One file for the guest, with its content.
 #[derive(Debug)]
 pub struct Credential {
-    /// Its path.
+    /// The path in the guest.
     pub target: GuestPath,
-    /// Its owner; the guest's user if none is named.
+    /// The owner; the guest's user if `None`.
     pub owner: Option<FileOwner>,
     /// The file mode: 0600, or 0644 for a public key.
     pub mode: u32,
-    /// Its content.
+    /// The content.
     pub content: Secret,
 }
 
@@ -208,7 +208,7 @@ impl Wanted {
     /// because each may ask a person.
     ///
     /// # Errors
-    /// Those of [`SourceError`].
+    /// Any [`SourceError`].
     pub async fn resolve(&self) -> Result<Vec<Credential>, SourceError> {
         let credential = |target, mode, content| Credential { target, owner: None, mode, content };
         let mut credentials = Vec::new();

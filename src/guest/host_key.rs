@@ -104,7 +104,7 @@ impl Pin {
     /// Pins the key of the disks that this pin's disks were cloned from.
     ///
     /// # Errors
-    /// Those of [`Pin::learn`].
+    /// The errors of [`Pin::learn`].
     pub fn inherit(&self, from: &Self) -> Result<(), PinError> {
         match from.load()? {
             Some(key) => self.learn(&key),

@@ -19,7 +19,7 @@ pub const LEDGER: &str = ".nixbox-injected";
 /// The suffix of a file's name while the file is written. [`super::wipe`] removes such files too.
 pub(super) const UNFINISHED: &str = ".nixbox-new";
 
-/// Time for one script that writes or reads a handful of files.
+/// The time limit of one script that writes or reads a handful of files.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Shell functions that the scripts of this module and of [`super::wipe`] share:
@@ -104,7 +104,7 @@ pub(super) fn rights(home: &GuestHome, path: &str, owner: Option<&FileOwner>) ->
 /// The paths in the ledger of this guest. Lines that nixbox cannot have written are ignored.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let script = format!("[ ! -e {list} ] || cat {list}");
@@ -127,7 +127,7 @@ async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptErro
 /// Writes every credential to its file atomically. An existing file is overwritten.
 ///
 /// # Errors
-/// Those of [`ScriptError`]. Files that were written before the error stay. They are in the ledger, and the next
+/// Any [`ScriptError`]. Files that were written before the error stay. They are in the ledger, and the next
 /// injection writes them again.
 pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), ScriptError> {
     if credentials.is_empty() {
@@ -186,7 +186,7 @@ impl From<&Credential> for Expected {
 /// is `Whole`.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, ScriptError> {
     let home = &shell.facts.home;
     let mut seen = BTreeSet::new();

@@ -7,7 +7,7 @@ use super::inject::rights;
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::{GuestPath, Presence, ShareTag};
 
-/// Time for one script.
+/// The time limit of one script.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A mount of the configuration, as the guest is to have it.
@@ -51,7 +51,7 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// Whether this is a mount of the share with this tag, whatever its options.
+    /// Whether this is a mount of the share with this tag, with any options.
     fn is_of(&self, tag: &ShareTag) -> bool {
         self.kind == "virtiofs" && self.source == tag.as_str()
     }
@@ -117,7 +117,7 @@ async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, Scri
 /// Makes the directories, and mounts every share that is not mounted as it should be.
 ///
 /// # Errors
-/// Those of [`MountError`].
+/// Any [`MountError`].
 pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     for mount in mounts {
         make_directory(shell, mount).await?;
@@ -201,7 +201,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
 /// Every process that keeps one of the shares from being unmounted, as `number (name)`.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn users_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
     let mut users = Vec::new();
     for there in table(shell).await? {
@@ -239,10 +239,11 @@ true"#,
     )
 }
 
-/// Whether all, some or none of the shares are mounted as they should be. Without shares, the answer is `Whole`.
+/// Whether all, some or none of the shares are mounted at the right place with the right access. Without shares, the
+/// answer is `Whole`.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn presence(shell: &Shell, mounts: &[Mount]) -> Result<Presence, ScriptError> {
     let (places, table) = (real_paths(shell, mounts).await?, table(shell).await?);
     Ok(presence_in(mounts, &places, &table))

@@ -27,7 +27,7 @@ use super::shell::{Dialogue, Rights, ScriptError, Shell};
 /// How far the guest's clock may be from the host's after it was set, including the uncertainty of the measurement.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
 
-/// Time for the whole procedure.
+/// The time limit of the whole procedure.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const ENTROPY_BYTES: usize = 512;
@@ -103,7 +103,7 @@ impl ClockOffset {
 /// clock.
 ///
 /// # Errors
-/// Those of [`SettleError`]. Its source is [`ScriptError::NoRights`] if the user is not root and has no `sudo`.
+/// Any [`SettleError`]. The source of the error is [`ScriptError::NoRights`] if the user is not root and has no `sudo`.
 pub async fn settle(shell: &Shell) -> Result<ClockOffset, SettleError> {
     if shell.facts.processor != "x86_64" {
         return Err(SettleError::Processor(shell.facts.processor.clone()));
@@ -118,7 +118,7 @@ async fn settle_without_limit(shell: &Shell) -> Result<ClockOffset, SettleError>
     // The first answer of the program means that the kernel has reseeded.
     helper.receive::<16>().await?;
     let mut clock_offset = measure(&mut helper).await?;
-    // A clock whose difference is below the uncertainty is left as it is.
+    // The clock is not changed if the difference is below the uncertainty.
     if clock_offset.differ() {
         exchange(&mut helper, Some(-clock_offset.nanoseconds)).await?;
         clock_offset = measure(&mut helper).await?;

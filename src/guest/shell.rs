@@ -153,7 +153,7 @@ pub fn run_command(arguments: &[String]) -> String {
 
 /// A connection, and the facts about the guest at its other end.
 pub struct Shell {
-    /// The connection.
+    /// The connection that scripts run over.
     pub session: SshSession,
     /// The facts that the guest reported when the connection was made.
     pub facts: Facts,
@@ -174,7 +174,7 @@ impl Shell {
     /// Asks the guest for its [`Facts`]. A guest counts as ready when this succeeds.
     ///
     /// # Errors
-    /// Those of [`ScriptError`].
+    /// Any [`ScriptError`].
     pub async fn greet(session: SshSession, within: Duration) -> Result<Self, ScriptError> {
         let what = "ask the guest who it is";
         let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}\n{END}\n").into_bytes());
@@ -203,7 +203,7 @@ impl Shell {
     /// messages.
     ///
     /// # Errors
-    /// Those of [`ScriptError`].
+    /// Any [`ScriptError`].
     pub async fn script(
         &self,
         what: &'static str,
@@ -226,7 +226,7 @@ impl Shell {
     /// begins is dropped.
     ///
     /// # Errors
-    /// Those of [`ScriptError`].
+    /// Any [`ScriptError`].
     pub async fn converse(
         &self,
         what: &'static str,

@@ -53,9 +53,9 @@ pub struct GuestSettings {
     pub pin: Arc<PinPath>,
     /// The address of the SSH server: [`address`], except in the simulator and in tests.
     pub address: Arc<Address>,
-    /// The credentials.
+    /// The credentials that the guest gets, and the files to wipe.
     pub wanted: Wanted,
-    /// The shares.
+    /// The shares that the guest mounts.
     pub mounts: Vec<Mount>,
     /// The time limit from the first attempt until a command has run. It includes the boot of the guest.
     pub ready: Duration,

@@ -15,7 +15,7 @@ use crate::world::GuestPath;
 /// The time limit for removing files, which may include large directories.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Time for sync and fstrim.
+/// The time limit for sync and fstrim.
 const FLUSH_LIMIT: Duration = Duration::from_secs(120);
 
 /// Files below a home in which shells and other programs record typed input.
@@ -116,7 +116,7 @@ pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Re
 /// Removes every injected file that is no longer `wanted`.
 ///
 /// # Errors
-/// Those of [`wipe`].
+/// The errors of [`wipe`].
 pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let wanted: BTreeSet<_> = wanted.iter().map(|path| path.expand(home)).collect();

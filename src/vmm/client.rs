@@ -108,7 +108,7 @@ pub enum ApiVmState {
 pub struct VmInfo {
     /// The VM's state.
     pub state: ApiVmState,
-    /// Its configuration.
+    /// The VM's configuration.
     pub config: VmInfoConfig,
     /// The devices by id, once the VM has booted. A device that is being removed is listed until the guest has released
     /// it.

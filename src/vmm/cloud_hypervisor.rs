@@ -1,4 +1,5 @@
-//! [`Vmm`] for Cloud Hypervisor: one process for each generation, with an API socket of its own in the runtime directory.
+//! [`Vmm`] for Cloud Hypervisor: one process for each generation, with an API socket of its own in the runtime
+//! directory.
 //!
 //! Every call first finds the VMM process by the record that `host` made when it started the process. If no such
 //! process is alive, or if the process ends during the call, the VM is lost ([`Failure::Lost`]); any other failure is
@@ -83,8 +84,8 @@ pub struct VmmSettings {
     pub shares: Vec<ShareTag>,
     /// The disk images of a generation, in the order in which the guest sees them. An error if one of them is missing.
     pub disks: Find<Generation, Vec<PathBuf>>,
-    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing or
-    /// not whole.
+    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing
+    /// or not whole.
     pub memory_file: Find<Generation, Option<PathBuf>>,
     /// The directory for the VMM state of a snapshot, staged or listed. The directory exists, or its parent does.
     pub snapshot: Find<SnapshotId, PathBuf>,

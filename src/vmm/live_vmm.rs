@@ -15,8 +15,8 @@ use crate::world::VmmState;
 /// How long a guest may take to release a device, and how long the daemon of a share may take to notice.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 
-/// A VMM that writes this many bytes within the ten seconds of one unanswered call is busy with `vm.snapshot` of RAM that it
-/// allocated itself. It answers no other call until that is done (seen on v53.0).
+/// A VMM that writes this many bytes within the ten seconds of one unanswered call is busy with `vm.snapshot` of RAM
+/// that it allocated itself. It answers no other call until that is done (seen on v53.0).
 const BUSY: u64 = 1 << 20;
 
 /// Measures how long a VMM has neither answered nor written.

@@ -394,7 +394,7 @@ async fn dropping_a_session_ends_its_connection() {
     loop {
         let now = exec(&session, COUNT).await;
         let now: u32 = String::from_utf8(now.stdout).unwrap().trim().parse().unwrap();
-        // The sshd processes of the dropped session end. `sleep` goes on, because the server does not end it.
+        // The sshd processes of the dropped session end. `sleep` continues, because the server does not end it.
         if now <= count + 1 {
             break;
         }
