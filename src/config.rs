@@ -1,9 +1,9 @@
 //! `.nixbox/config.toml`: read strictly, and checked against this host.
 //!
-//! [`Config::parse`] is total: any text gives a [`Config`] or an error with its place. It parses straight into the
-//! values of [`crate::world`], so what a [`Config`] holds needs no further check, except for what may change at any
-//! time: whether files are there ([`Config::check_files`]). Of secrets it keeps where they come from. Printing a
-//! [`Config`], by Debug or as JSON, prints no secret.
+//! [`Config::parse`] is total: any text gives a [`Config`] or an error with its place. The parser makes values of
+//! [`crate::world`] directly, so the values in a [`Config`] need no further check. The only exception is the existence
+//! of files, which may change at any time ([`Config::check_files`]). A [`Config`] keeps the source of each secret.
+//! Printing a [`Config`], by Debug or as JSON, prints no secret.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub(crate) use {keys::all as all_keys, tests::keys_of};
 
 /// The name of the file in `.nixbox`.
 pub const FILE: &str = "config.toml";
-/// The most that is read, in bytes.
+/// The longest configuration file that is read, in bytes.
 const LIMIT: u64 = 256 << 10;
 
 impl Config {
@@ -39,7 +39,7 @@ impl Config {
     pub fn load(nixbox: &Folder, root: &Path, host: &HostFacts) -> Result<Self> {
         let path = nixbox.path_of(FILE);
         let bytes = nixbox.read(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
-        // The text may contain secrets, so it is overwritten when this returns.
+        // The text may contain secrets, so its memory is overwritten when this function returns.
         let bytes = Zeroizing::new(bytes);
         let text = std::str::from_utf8(&bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?;
         Self::parse(text, &path, root, host)
@@ -48,17 +48,17 @@ impl Config {
     /// Parses a text, which is the content of the file `path` of the workspace at `root`.
     ///
     /// # Errors
-    /// [`ConfigError`] for the first thing that is wrong, in the order in which the tables are read.
+    /// The first [`ConfigError`], in the order in which the tables are read.
     pub fn parse(text: &str, path: &Path, root: &Path, host: &HostFacts) -> Result<Self> {
         let text = read::SourceText { path, text };
         let tree = text.parse()?;
         tables::ConfigReader { root, host }.config(text, tree.get_ref())
     }
 
-    /// Makes sure that the files that the VM needs are there now: kernel, initramfs, templates, and sources of mounts.
+    /// Checks that the files that the VM needs exist now: kernel, initramfs, templates, and sources of mounts.
     ///
     /// # Errors
-    /// [`ConfigError::NotThere`] for the first that is missing.
+    /// [`ConfigError::NotThere`] for the first file that is missing.
     pub fn check_files(&self) -> Result<()> {
         let images = self.disks.iter().filter_map(|disk| disk.image.as_ref());
         let files = std::iter::once(("vm.kernel", &self.vm.kernel))

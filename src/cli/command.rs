@@ -1,8 +1,8 @@
-//! What commands share: how they open a workspace, run operations on it, and report the result.
+//! The parts that commands share: opening a workspace, running operations on it, and reporting the result.
 //!
-//! A command that changes something opens a [`LockedWorkspace`], which takes the lock, makes the preflight checks and wires
-//! the real world, and then lets an `operations::Session` run. A command that only reads opens an [`OpenWorkspace`] and
-//! leaves the lock to others.
+//! A command that changes something opens a [`LockedWorkspace`], which takes the lock, makes the preflight checks and
+//! wires the real world, and then runs an `operations::Session`. A command that only reads opens an [`OpenWorkspace`],
+//! which takes no lock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(super) struct OutputOptions {
 }
 
 impl OutputOptions {
-    /// Whether progress is not printed.
+    /// Whether no progress is printed.
     pub(super) fn silent(self) -> bool {
         self.quiet || self.json
     }
@@ -59,13 +59,14 @@ impl OutputOptions {
     }
 }
 
-/// The runtime of one command. The layers below do their long work on threads of their own.
+/// The runtime of one command. One thread is enough, because the layers below do their long work on threads of their
+/// own.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, Problem> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(runtime.map_err(CliError::Runtime)?)
 }
 
-/// Waits for a future, and then at most [`LAST_WAIT`] for what it left running on other threads.
+/// Waits for a future, and then at most [`LAST_WAIT`] for work that the future left running on other threads.
 pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
     let runtime = runtime()?;
     let result = runtime.block_on(future);
@@ -73,7 +74,7 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
     result
 }
 
-/// Prints why a script of the user failed where the operation goes on without it.
+/// Creates the observer that prints why a script of the user failed, for scripts without which the operation continues.
 fn report_failed_script() -> Arc<FailedScriptObserver> {
     Arc::new(|error| {
         error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
@@ -98,7 +99,8 @@ impl OpenWorkspace {
         Ok(Self { workspace, config })
     }
 
-    /// The workspace of a running VM, and the VM. That none runs is reported before the configuration is read.
+    /// Opens a workspace and finds its running VM. If no VM runs, that error is reported before the configuration is
+    /// read.
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
         let workspace = location.workspace()?;
         let vm = journal_state::running_vm(&workspace)?;
@@ -123,9 +125,9 @@ pub(super) struct LockedWorkspace {
 }
 
 impl LockedWorkspace {
-    /// Does what every changing command does before its operation: takes the lock in the name of `command`, reads the
-    /// configuration, reads from the journal whether a VM runs, makes the checks that need only the configuration, wires the
-    /// real world, and makes the checks that ask the host.
+    /// Prepares the operation of a changing command: takes the lock in the name of `command`, reads the configuration,
+    /// reads from the journal whether a VM runs, makes the checks that need only the configuration, wires the real
+    /// world, and makes the checks that ask the host.
     pub(super) fn open(
         location: &WorkspaceLocation,
         command: &str,
@@ -163,7 +165,7 @@ impl LockedWorkspace {
         .map_err(|problem| problem.with_last_words(|| self.wiring.vmm.last_words()))
     }
 
-    /// Lets `act` work, and asks it to stop at the first signal that interrupts nixbox.
+    /// Runs `act`, and asks it to stop at the first signal that interrupts nixbox.
     pub(super) fn interruptible<T>(
         &self,
         act: impl AsyncFnOnce(&Interrupt) -> Result<T, Problem>,

@@ -1,7 +1,7 @@
-//! `nixbox demo`: takes a snapshot, kills the next one halfway, recovers and restores, on the simulator.
+//! `nixbox demo`: takes a snapshot, kills the next snapshot halfway, recovers and restores, on the simulator.
 //!
-//! It runs the commands of this program as a person would, and compares the guest afterwards with the guest before. A
-//! difference is an error.
+//! The demonstration runs the commands of this program as a person would, and compares the state of the guest before
+//! and after. A difference is an error.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -55,14 +55,16 @@ impl From<DemoError> for Problem {
 /// The secret in the configuration that `init --simulator` writes.
 const SECRET: &str = "a-secret-of-the-demonstration";
 
-/// Stands for slow work: makes a cache on the disk, and starts a program with something in memory.
+/// A guest command that stands for slow work: it makes a cache on the disk, and starts a program that keeps data in
+/// memory.
 const WARM_UP: &str =
     "mkdir -p cache && head -c 4194304 /dev/urandom > cache/jars && echo 'in memory alone' | keep > program";
-/// Prints what must be the same before and after: the cache, the boot id, the secret, the share.
+/// A guest command that prints the values which must be equal before and after: the cache, the boot id, the secret, and
+/// the share.
 const ASK: &str =
     "sha256sum < cache/jars; cat /proc/sys/kernel/random/boot_id; [ -n \"$TOKEN\" ] && ls ~/workspace";
 
-/// The workspace of the demonstration. It is removed on drop unless it is to be kept.
+/// The workspace of the demonstration. Dropping this value removes the workspace, unless the workspace is to be kept.
 struct DemoWorkspace {
     program: PathBuf,
     directory: PathBuf,
@@ -97,7 +99,7 @@ impl DemoWorkspace {
         Ok(output)
     }
 
-    /// Runs a command that has to succeed. Returns what it printed.
+    /// Runs a command that has to succeed, and returns its output.
     fn run(&self, words: &[&str]) -> Result<String, DemoError> {
         let output = self.output(words)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
@@ -170,7 +172,7 @@ fn find(bytes: &[u8], wanted: &[u8]) -> bool {
     false
 }
 
-/// Prints what was done, and how long it took. Returns the time from which the next is measured.
+/// Prints what was done, and how long it took. Returns the present time, at which the next measurement begins.
 fn report(since: Instant, what: &str) -> Result<Instant, Problem> {
     error::print(&format!("{:>7}  {what}", error::duration(since.elapsed())))?;
     Ok(Instant::now())

@@ -1,4 +1,5 @@
-//! `nixbox doctor`: every need, whether it is met, and what to do. Looks, and changes nothing.
+//! `nixbox doctor`: lists every requirement of nixbox, whether this host meets it, and what to do. The command changes
+//! nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,7 +15,7 @@ use crate::host::spawn::{Invoker, SpawnError};
 use crate::host::{memory, network, slots, spawn, sudo};
 use crate::world::capability;
 
-/// How long a program may take to say its version.
+/// How long a program may take to print its version.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Check what nixbox needs of this host, and say what to do about what is missing
@@ -30,7 +31,7 @@ pub(super) struct Arguments {
 #[serde(rename_all = "kebab-case")]
 enum CheckState {
     Found,
-    /// `up` works without it, and something else is worse.
+    /// `up` works without it, but something else is slower or not possible.
     Lacking,
     /// Nothing works without it.
     Missing,
@@ -40,9 +41,9 @@ enum CheckState {
 struct Requirement {
     name: &'static str,
     state: CheckState,
-    /// What there is: a version, a path, a number.
+    /// What was found: a version, a path or a number.
     found: String,
-    /// What to do, or what cannot be known.
+    /// What to do, or what the check cannot find out.
     advice: Option<String>,
 }
 
@@ -84,7 +85,7 @@ enum ProgramVersionError {
     Failed(PathBuf),
 }
 
-/// What `program --version` prints, its first line.
+/// The first line that `program --version` prints.
 async fn version(path: &Path) -> Result<String, ProgramVersionError> {
     let asked = tokio::process::Command::new(path)
         .arg("--version")
@@ -101,7 +102,7 @@ async fn version(path: &Path) -> Result<String, ProgramVersionError> {
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().next().unwrap_or_default().trim();
-    // It goes to a terminal.
+    // Control characters are removed, because the line is printed on a terminal.
     Ok(line.chars().filter(|c| !c.is_control()).take(200).collect())
 }
 
@@ -122,12 +123,12 @@ fn kvm() -> Requirement {
     }
 }
 
-/// A program that runs as the user who runs nixbox.
+/// Finds a program that runs as the user who runs nixbox.
 fn find(name: &'static str, variable: &'static str) -> Result<PathBuf, SpawnError> {
     spawn::find_program_for(&Invoker::detect()?, name, variable)
 }
 
-/// What to do where root may run a program, and a user who calls nixbox through sudo may not.
+/// The advice for a program that root may run, but that a user who calls nixbox through sudo may not run.
 fn closed_to_users(name: &'static str, path: &Path) -> Option<String> {
     /// The user `nobody`, who stands for every user without rights of its own.
     const NOBODY: u32 = 65534;
@@ -284,7 +285,7 @@ fn user_namespaces() -> Requirement {
     found(NAME, "allowed")
 }
 
-/// The file system that the workspace is on, or would be.
+/// Checks the file system of the directory in which the workspace is, or would be made.
 fn reflink(directory: &Path) -> Requirement {
     const NAME: &str = "reflink";
     const BTRFS: i64 = 0x9123_683E;
@@ -322,7 +323,7 @@ fn tmpfs(wanted: u64) -> Requirement {
 }
 
 async fn examine(place: &WorkspaceLocation) -> Diagnosis {
-    // A host can be looked at without a workspace, and with one whose configuration is not right yet.
+    // The doctor also checks a host without a workspace, or with a workspace whose configuration is not valid yet.
     let config = place.workspace().and_then(|workspace| WorkspaceLocation::config(&workspace)).ok();
     let memory = config
         .as_ref()

@@ -7,8 +7,8 @@ use super::{WorkspaceLocation, success};
 
 /// Shut down this workspace's VM and keep its disk
 ///
-/// nixbox asks the guest to shut down, then presses its power button, and ends the VMM if neither helps. What the guest has
-/// only in RAM is lost; the disk and the snapshots stay.
+/// nixbox asks the guest to shut down, then presses its power button, and ends the VMM if neither helps. What the guest
+/// has only in RAM is lost; the disk and the snapshots stay.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox down")]
 pub(super) struct Arguments {

@@ -1,7 +1,8 @@
 //! The errors of the command line, and the sole printer of results, errors, hints and exit codes.
 //!
-//! Commands return a [`Problem`]. Errors of the layers below, and [`CliError`] for what this layer finds out itself, become
-//! one by `?`: the `From` implementations at the end of this file choose the exit code and the hint.
+//! Commands return a [`Problem`]. The operator `?` converts errors of the layers below, and [`CliError`] for errors
+//! that this layer finds itself, into a [`Problem`]. The `From` implementations at the end of this file choose the exit
+//! code and the hint.
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -21,8 +22,8 @@ use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
-/// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with its
-/// status instead.
+/// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with
+/// its status instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ExitKind {
@@ -129,7 +130,7 @@ pub enum CliError {
     Stuck(#[source] TransitionFailure),
 }
 
-/// An error with the exit code that it leads to, and a hint what to do about it.
+/// An error with its exit code and a hint how to solve it.
 #[derive(Debug)]
 pub struct Problem {
     exit: ExitKind,
@@ -189,7 +190,8 @@ impl Problem {
     }
 }
 
-/// The message of an error and those of its causes, without messages that only repeat the one before.
+/// The messages of an error and of its causes. A message that only repeats the end of the message before it is left
+/// out.
 fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut messages = vec![error.to_string()];
     let mut cause = error.source();
@@ -210,7 +212,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     messages(error).join(": ")
 }
 
-/// Writes to stderr. A failure is ignored: stderr is closed, so nobody reads it.
+/// Writes to stderr. A failure is ignored, because it means that stderr is closed and that nobody reads it.
 pub fn print_stderr(text: &str) {
     io::stderr().write_all(text.as_bytes()).ok();
 }
@@ -234,7 +236,7 @@ pub fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
     print(&text)
 }
 
-/// A duration as people read it.
+/// Formats a duration for people.
 #[must_use]
 pub fn duration(took: Duration) -> String {
     match took.as_secs_f64() {
@@ -243,10 +245,10 @@ pub fn duration(took: Duration) -> String {
     }
 }
 
-/// Whether an operation that ended had something to do.
+/// Returns whether an operation that ended had anything to do.
 ///
 /// # Errors
-/// If it did not do what it was asked.
+/// If the operation did not do what it was asked to do.
 pub fn check_result(result: OperationResult) -> Result<bool, Problem> {
     Err(match result {
         OperationResult::Done => return Ok(true),

@@ -1,8 +1,9 @@
-//! Kills or interrupts nixbox at a chosen event of its operations, for tests. Exists only with the feature `failpoints`.
+//! Kills or interrupts nixbox at a chosen event of its operations, for tests. This module exists only with the feature
+//! `failpoints`.
 //!
-//! Events are counted over all operations of the process, recovery included. `NIXBOX_KILL_AT=N` sends SIGKILL at event N,
-//! and `NIXBOX_KILL_AT=count` prints at the end how many events there were. `NIXBOX_INTERRUPT_AT=N` sends SIGINT at event N,
-//! and with `NIXBOX_INTERRUPT=twice` also at the event after it.
+//! Events are counted over all operations of the process, recovery included. `NIXBOX_KILL_AT=N` sends SIGKILL at event
+//! N, and `NIXBOX_KILL_AT=count` prints at the end how many events there were. `NIXBOX_INTERRUPT_AT=N` sends SIGINT at
+//! event N, and with `NIXBOX_INTERRUPT=twice` also at the event after it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,7 +45,7 @@ impl Observer for Failpoints<'_> {
         let second = self.interrupt_at.filter(|_| self.twice).map(|at| at + 1);
         if [self.interrupt_at, second].contains(&Some(seen)) {
             let this = rustix::process::getpid();
-            // A process may always send a signal to itself.
+            // An error is impossible, because a process may always send a signal to itself.
             rustix::process::kill_process(this, rustix::process::Signal::INT).ok();
         }
         self.inner.event(event);

@@ -1,4 +1,4 @@
-//! `nixbox image`: makes what a VM boots from.
+//! `nixbox image`: makes the files that a VM boots from.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ enum Command {
     )]
     MakeMinimal {
         /// Where the two files go; files of these names are replaced
-        // Not `directory`, which is the id of `-C`.
+        // The argument's id must not be `directory`, because that is the id of `-C`.
         #[arg(value_name = "DIRECTORY")]
         target: PathBuf,
         /// The public SSH key that is let in, a file; without it the key of the workspace
@@ -60,7 +60,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
             public.into()
         }
     };
-    // The script changes directory: both paths are made absolute.
+    // Both paths are made absolute, because the script changes its working directory.
     let key = key.canonicalize().map_err(|error| failed(ImageError::Key(key, error)))?;
     let directory = location.directory.join(target);
     let directory = std::fs::create_dir_all(&directory)

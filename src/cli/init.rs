@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// The configuration that is written where there is none.
+    /// The text of the configuration for a workspace that has none.
     fn config(&self) -> String {
         if self.simulator {
             return SIMULATED.to_owned();
@@ -39,7 +39,7 @@ impl Arguments {
             (&self.initramfs, "# initramfs = \"image/initramfs.gz\"", "initramfs"),
         ] {
             if let Some(path) = given {
-                // A string of JSON is one of TOML too.
+                // A JSON string is also a TOML string.
                 text = text.replacen(line, &format!("{key} = {}", serde_json::Value::from(path.as_str())), 1);
             }
         }
@@ -57,7 +57,7 @@ enum InitError {
     NoImage(PathBuf, #[source] io::Error),
 }
 
-/// A small machine that is not there.
+/// The configuration of a small simulated VM.
 const SIMULATED: &str = r#"# No VM runs here: the simulator stands in for Cloud Hypervisor, and what "the guest" runs is run by
 # this machine, as you, in a directory. It is no sandbox.
 vmm = "simulator"
@@ -85,7 +85,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     }
     let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
     let path = wiring::own_key(&workspace);
-    // Whatever bears the name, a link too: it is not overwritten.
+    // Nothing that has this name is overwritten, not even a broken link.
     if std::fs::symlink_metadata(&path).is_err() {
         key::generate()
             .and_then(|fresh| key::write(&fresh, &path))
@@ -105,7 +105,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     success()
 }
 
-/// What the simulated machine is made of, where it is not there.
+/// Makes the kernel and disk files of the simulated VM that do not exist yet.
 fn make_images(workspace: &Workspace) -> Result<Vec<PathBuf>, Problem> {
     let directory = workspace.nixbox().path_of(IMAGES);
     let (kernel, disk) = (directory.join("kernel"), directory.join("root.img"));

@@ -1,4 +1,4 @@
-//! `nixbox journal`: every operation in the journal, and whether the file is intact. Reads without the lock.
+//! `nixbox journal`: shows every operation in the journal, and whether the file is intact. The command takes no lock.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ use crate::operations;
 
 /// Show the operations of this workspace, and how far each got
 ///
-/// Also says whether the journal is clean, torn or damaged. A torn tail is harmless: the next changing command cuts it off.
-/// A damaged journal gives the exit status 4. Nothing is changed, and the lock is not taken.
+/// Also says whether the journal is clean, torn or damaged. A torn tail is harmless: the next changing command cuts it
+/// off. A damaged journal gives the exit status 4. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox journal --json | jq '.operations[-1]'")]
 pub(super) struct Arguments {

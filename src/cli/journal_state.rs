@@ -1,4 +1,4 @@
-//! The state of a workspace by its journal. Reads without the lock, and changes nothing.
+//! Reads the state of a workspace from its journal, without the lock. This module changes nothing.
 
 use super::error::{CliError, ExitKind, Problem};
 use crate::engine::history::{History, OpenOperation};
@@ -9,9 +9,9 @@ use crate::operations::{self, RunningVm, WorkspaceState};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::Workspace;
 
-/// What the journal says of the workspace.
+/// The state of a workspace according to its journal.
 pub(super) struct JournalState {
-    /// The state before the operation that has not ended, if there is one.
+    /// The state of the workspace. If an operation has not ended, this is the state before that operation.
     pub(super) state: WorkspaceState,
     /// `None` if there is no journal yet.
     history: Option<History>,
@@ -61,8 +61,8 @@ pub(super) fn running_vm(workspace: &Workspace) -> Result<RunningVm, Problem> {
     }
 }
 
-/// The highest generation in the names of the workspace's files. If the journal was lost, the new one must begin above it,
-/// so that no generation is used twice.
+/// The highest generation in the names of the workspace's files. If the journal was lost, the new one must begin above
+/// it, so that no generation is used twice.
 pub(super) fn highest_generation(workspace: &Workspace) -> Result<Generation, Problem> {
     let mut highest = 0;
     for path in [workspace.run(), workspace.snapshots()] {
@@ -74,7 +74,7 @@ pub(super) fn highest_generation(workspace: &Workspace) -> Result<Generation, Pr
             let numbers = name
                 .split(|character: char| !character.is_ascii_digit())
                 .filter_map(|digits| digits.parse::<u64>().ok());
-            // The highest number is left to the operation that follows.
+            // The highest possible number is left for the operation that follows.
             highest = numbers.fold(highest, u64::max).min(u64::MAX - 1);
         }
     }

@@ -1,8 +1,8 @@
 //! The command line: the arguments in this file, and one file per command.
 //!
-//! A command opens its workspace ([`command`]), under the lock if it changes anything, wires the real world ([`wiring`]) and
-//! hands it to an `operations::Session`. Nothing here decides what an operation does. [`error`] prints every result and
-//! error, and chooses the exit codes. May use every other module.
+//! A command opens its workspace ([`command`]), under the lock if the command changes anything. It then wires the real
+//! world ([`wiring`]) and passes it to an `operations::Session`. Nothing here decides what an operation does. [`error`]
+//! prints every result and error, and chooses the exit codes. This module may use every other module.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

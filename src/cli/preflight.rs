@@ -1,6 +1,7 @@
 //! The checks that a command makes before it starts a VM.
 //!
-//! They find what can be known before the operation begins. A check that fails says what to do, and nothing was changed.
+//! The checks find problems that can be known before the operation begins. The error of a failed check says what to do;
+//! a check changes nothing.
 
 use std::path::Path;
 
@@ -11,19 +12,20 @@ use crate::host::spawn::{self, Invoker};
 use crate::host::sudo;
 use crate::world::Presence;
 
-/// Which checks a command needs.
+/// The set of checks that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Preflight {
     /// The command starts no VM.
     None,
     /// The command boots a VM if none runs, from the files that the configuration names.
     Boot,
-    /// The command restores a VM, if it is asked to in the place of a running one. It boots from no file.
+    /// The command restores a VM, and replaces a running VM if it was asked to. It boots from no file.
     Restore,
 }
 
 impl Preflight {
-    /// The checks that need no more than the configuration. `starts_vm`: no VM runs, so that the command starts one.
+    /// Makes the checks that need only the configuration. `starts_vm` is true if no VM runs, so that the command starts
+    /// one.
     pub(super) fn check_config(self, config: &Config, starts_vm: bool) -> Result<(), Problem> {
         match self {
             Self::Boot if starts_vm => {
@@ -36,7 +38,7 @@ impl Preflight {
     }
 }
 
-/// A simulated VM needs no KVM.
+/// Checks that KVM can be used, unless the VM is simulated.
 fn check_kvm(config: &Config) -> Result<(), Problem> {
     if wiring::simulated(config).is_none() {
         open_kvm()?;
@@ -44,7 +46,8 @@ fn check_kvm(config: &Config) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Why this host's KVM cannot be used, on one line. Whether a guest boots on a KVM that opens is known only after a boot.
+/// The reason why this host's KVM cannot be used, on one line. Even if KVM can be opened, only a boot shows whether a
+/// guest boots on it.
 pub(super) fn kvm_problem() -> Option<String> {
     open_kvm().err().map(|error| error::chain(&error))
 }
@@ -57,7 +60,8 @@ fn open_kvm() -> Result<(), CliError> {
     }
 }
 
-/// The checks that ask the host, before a VM is started: programs, capabilities, a free slot and its TAP's name.
+/// Makes the checks that ask the host before a VM is started: programs, capabilities, a free slot and the name of its
+/// TAP.
 pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
     let world = &wiring.world;
     world.vmm.ability(None).await.map_err(CliError::Vmm)?;

@@ -15,7 +15,7 @@ use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
 use crate::files::copy::{CopyMethod, Progress};
 
-/// Fits 80 columns with the names that nixbox gives to its copies.
+/// The template of a bar. The bar fits into 80 columns with the names that nixbox gives to its copies.
 const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
 
 /// Copies of fewer bytes end too soon to need a bar.
@@ -62,7 +62,7 @@ pub(super) struct StageTime {
 }
 
 impl ProgressDisplay {
-    /// Measures from now on. `silent`: prints nothing but what [`Self::print`] is asked to print.
+    /// Starts the measurement of time. If `silent`, only [`Self::print`] prints.
     pub(super) fn new(silent: bool) -> Self {
         let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         Self {
@@ -148,7 +148,8 @@ impl Progress for ProgressDisplay {
         bar.set_length(total);
         bar.set_position(done);
         if done >= total {
-            // The bar stays in the list until the stage ends, so that a repeated report of the end does not add another bar.
+            // The bar stays in the list until the stage ends, so that a repeated report of the end does not add another
+            // bar.
             bar.finish_and_clear();
         }
     }

@@ -1,4 +1,4 @@
-//! `nixbox recover`: the recovery that every changing command also makes first.
+//! `nixbox recover`: runs the recovery that every changing command also runs first.
 
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
@@ -10,8 +10,8 @@ use crate::world::VmmState;
 
 /// Complete or roll back what an earlier run left half done, and remove what belongs to no VM
 ///
-/// Every command that changes something does this first. Running it twice changes nothing. If the operation can be neither
-/// completed nor rolled back, it stays open in the journal, the cause is printed, and the exit status is 4.
+/// Every command that changes something does this first. Running it twice changes nothing. If the operation can be
+/// neither completed nor rolled back, it stays open in the journal, the cause is printed, and the exit status is 4.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox recover --dry-run && nixbox recover")]
 pub(super) struct Arguments {
@@ -49,9 +49,9 @@ struct RecoverySummary {
     operation: Option<&'static str>,
     /// How that operation ended.
     ended: Option<&'static str>,
-    /// Why what was left of a VM was cleared away, if it was.
+    /// Why the remains of a VM were removed; `None` if there were none.
     cleared: Option<LossReason>,
-    /// What belonged to no VM and was removed.
+    /// The resources that belonged to no VM and were removed.
     swept: Vec<String>,
 }
 

@@ -11,9 +11,9 @@ use crate::guest::shell::run_command;
 
 /// Run a command in the VM and exit with its status
 ///
-/// stdin, stdout and stderr are passed through, without a terminal: `nixbox shell` has one. The exit status is 128 plus the
-/// signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest cannot be reached or the
-/// connection breaks.
+/// stdin, stdout and stderr are passed through, without a terminal: `nixbox shell` has one. The exit status is 128 plus
+/// the signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest cannot be reached or
+/// the connection breaks.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: echo hello | nixbox run -- tr a-z A-Z")]
 pub(super) struct Arguments {
@@ -38,12 +38,13 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         shell.session.close().await;
         Ok::<_, CliError>(ended)
     });
-    // A thread may still block in a read of stdin, which nothing can interrupt.
+    // A thread may still be blocked in a read of stdin, which cannot be interrupted, so the runtime must not wait for
+    // it.
     runtime.shutdown_background();
     Ok(status(&ended?))
 }
 
-/// The exit status with which a shell would report how the command ended.
+/// The exit status that a shell would give for the end of the command.
 fn status(ended: &CommandExit) -> u8 {
     match ended {
         CommandExit::Status(status) => u8::try_from(*status).unwrap_or(u8::MAX),

@@ -1,4 +1,4 @@
-//! `nixbox shell`: the ssh program of this host, which may accept no other host key than the one that nixbox has learned.
+//! `nixbox shell`: runs the ssh program of this host, and lets it accept only the host key that nixbox has pinned.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -14,8 +14,8 @@ use crate::simulator;
 
 /// Log in to the VM with a terminal
 ///
-/// nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and ends
-/// with its exit status.
+/// nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and
+/// ends with its exit status.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox shell")]
 pub(super) struct Arguments {}
@@ -24,8 +24,8 @@ pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
     let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
     let wiring = workspace.wire()?;
     let ssh = spawn::find_program("ssh", "NIXBOX_SSH").map_err(CliError::NoSsh)?;
-    // This connection pins the guest's host key, and reports a guest that does not answer, for which ssh would wait in
-    // silence.
+    // This connection pins the guest's host key. It also reports a guest that does not answer, whereas ssh would wait
+    // without a message.
     block_on(async {
         let connected = wiring.guest.connect(&vm.machine, &Interrupt::new()).await;
         let shell = connected.map_err(CliError::Connect)?;
@@ -46,7 +46,7 @@ pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
         .arg("-o")
         .arg(format!("HostKeyAlias={ALIAS}"))
         .arg("-o")
-        // Quoted, because the option takes several files separated by blanks.
+        // The path is quoted, because the option takes several files separated by blanks.
         .arg(format!("UserKnownHostsFile=\"{}\"", pin.path().display()))
         .args(["-o", "GlobalKnownHostsFile=none", "-p"])
         .arg(address.port().to_string())

@@ -1,6 +1,6 @@
 //! SIGINT, SIGTERM and SIGHUP: the first asks the operation to stop, the second ends nixbox at once.
 //!
-//! A thread of its own waits for them, so that they are handled while the operation's thread is busy.
+//! A separate thread waits for the signals, so that they are handled while the operation's thread is busy.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::error::{CliError, ExitKind};
 use super::progress::ProgressDisplay;
 use crate::engine::transition::Interrupt;
 
-/// Starts to listen.
+/// Starts the thread that handles the signals.
 ///
 /// # Errors
 /// If the system refuses a thread or a signal handler.

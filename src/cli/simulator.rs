@@ -1,5 +1,5 @@
-//! `nixbox simulator`: the processes of the simulated VMM and its guest, which nixbox itself starts, and `disk`, by which a
-//! person makes a disk image for a simulated guest.
+//! `nixbox simulator`: the processes of the simulated VMM and its guest. nixbox itself starts these processes, except
+//! `disk`, with which a person makes a disk image for a simulated guest.
 
 use std::io;
 use std::path::PathBuf;

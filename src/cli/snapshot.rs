@@ -16,9 +16,9 @@ use crate::world::{
 
 /// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
-/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and credentials
-/// back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and
-/// the VM runs as before.
+/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and
+/// credentials back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it
+/// leaves no files, and the VM runs as before.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
@@ -101,7 +101,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome
     }
 }
 
-/// A snapshot as JSON shows it.
+/// A snapshot in the form of the JSON output.
 #[derive(Debug, Serialize)]
 pub(super) struct SnapshotSummary {
     id: u64,
@@ -280,7 +280,7 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
 }
 
 fn verify(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
-    // Holds the lock so that nobody deletes the snapshot meanwhile.
+    // The command holds the lock, so that no other nixbox deletes the snapshot meanwhile.
     let workspace = LockedWorkspace::open(location, "snapshot verify", Preflight::None, output)?;
     let id = find_snapshot(&list_snapshots(&workspace.wiring)?, wanted)?;
     workspace.interruptible(async |interrupt| {

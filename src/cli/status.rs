@@ -1,4 +1,4 @@
-//! `nixbox status`: reads only, without the lock.
+//! `nixbox status`: shows the state of the workspace. The command only reads, and takes no lock.
 
 use serde::Serialize;
 
@@ -13,8 +13,8 @@ use crate::world::VmmState;
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
 ///
-/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should run, but
-/// is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
+/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should
+/// run, but is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox status --json | jq -r .state")]
 pub(super) struct Arguments {
@@ -33,7 +33,8 @@ struct StatusReport {
     /// One of the states that the help text of the command explains.
     state: &'static str,
     vm: Option<VmReport>,
-    /// The operation that has not ended. It is under way if there is a `holder`, and was left half done otherwise.
+    /// The operation that has not ended. The operation is running if there is a `holder`; otherwise it was left half
+    /// done.
     operation: Option<OpenSummary>,
     holder: Option<LockHolder>,
 }

@@ -1,8 +1,8 @@
-//! Builds the real [`World`] of a workspace: gives its configuration to the seams of `host`, `vmm`, `guest` and
-//! `store`.
+//! Builds the real [`World`] of a workspace: passes the workspace's configuration to the seams of `host`, `vmm`,
+//! `guest` and `store`.
 //!
-//! Every value of the configuration is of a type of `world`, which the layers take as it is. This makes the runtime
-//! directory, and starts nothing.
+//! The values of the configuration have types of `world`, which the layers below accept without a conversion. The
+//! wiring makes the runtime directory, and starts no process.
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -35,13 +35,13 @@ use crate::workspace::{Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
 use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
 
-/// How long a guest may take until it answers: half a minute in software emulation, and some reserve.
+/// How long a guest may take until it answers. A boot in software emulation takes half a minute; the rest is a reserve.
 const READY: Duration = Duration::from_secs(110);
 
-/// The number of the first user of an image, by the custom of every distribution.
+/// The uid of the first user of an image, by the convention of most distributions.
 const FIRST_USER: u32 = 1000;
 
-/// Why a workspace's world cannot be put together. Nothing was begun.
+/// Why a workspace's world cannot be built. No operation was begun.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum WiringError {
@@ -72,11 +72,11 @@ pub fn own_key(workspace: &Workspace) -> PathBuf {
 
 /// A world, and the parts of it that commands use beyond the seams.
 pub struct Wiring {
-    /// The seams.
+    /// The implementations of all seams.
     pub world: World,
     /// The guest, for running commands in it.
     pub guest: Arc<SshGuest>,
-    /// The VMM, for its log.
+    /// The VMM, for reading its log.
     pub vmm: Arc<CloudHypervisor>,
     /// The RAM.
     pub memory: Arc<RamFiles>,
@@ -86,7 +86,7 @@ pub struct Wiring {
     pub simulated: bool,
 }
 
-/// The version that the configuration's simulator behaves like; `None` if the VMM is a real one.
+/// The version of Cloud Hypervisor that the configured simulator imitates; `None` if the VMM is a real one.
 #[must_use]
 pub fn simulated(config: &Config) -> Option<&'static Capability> {
     match config.vmm {
@@ -95,7 +95,7 @@ pub fn simulated(config: &Config) -> Option<&'static Capability> {
     }
 }
 
-/// This program, as the simulator's stand-in for another.
+/// The command line by which this program stands in for another program in the simulator.
 fn stand_in(words: &[&str]) -> Result<StandIn> {
     let path = std::env::current_exe().map_err(WiringError::NoProgram)?;
     Ok(StandIn { path, words: words.iter().map(|word| (*word).to_owned()).collect() })
@@ -131,7 +131,7 @@ pub fn assemble(
         kernel: config.vm.kernel.as_path().to_owned(),
         initramfs: config.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
         cmdline: config.vm.cmdline.clone(),
-        // In every network mode, because nixbox reaches the guest over it.
+        // The VM has a network device in every network mode, because nixbox reaches the guest over the network.
         network: true,
         shares: (0..config.mounts.len()).map(ShareTag::numbered).collect(),
         disks: {
@@ -188,7 +188,7 @@ pub fn assemble(
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
 }
 
-/// How the address of a guest's SSH server follows from its slot.
+/// Returns the function that computes the address of a guest's SSH server from the VM's slot.
 fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
     let runtime = runtime.to_owned();
     match version {
@@ -197,8 +197,8 @@ fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_gues
     }
 }
 
-/// The directory in which slots are claimed. Real slots belong to the whole host, because each is a TAP. A simulated
-/// workspace has slots of its own.
+/// The directory in which slots are claimed. Real slots belong to the whole host, because each slot has a TAP of the
+/// host. A simulated workspace has slots of its own.
 fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
     match version {
         Some(_) => runtime.join("slots"),
@@ -238,7 +238,7 @@ fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> 
         workspace: workspace.id(),
         size: config.vm.memory.bytes(),
         backing: config.vm.backing,
-        // A restore verifies every file of the snapshot just before.
+        // No check is needed, because a restore verifies every file of the snapshot just before the copy.
         check: false,
         progress: Arc::clone(progress),
     }

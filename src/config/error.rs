@@ -37,23 +37,23 @@ pub enum ConfigError {
     UnknownKey {
         at: Position,
         key: String,
-        /// The key that was meant, if one is like it.
+        /// The known key that is most similar, if any is similar enough.
         nearest: Option<String>,
-        /// All keys that could stand there.
+        /// All keys that are allowed at this place.
         known: &'static [&'static str],
     },
     #[error("{at}: {key} has to be of type {wanted}, and is of type {found}")]
     Type { at: Position, key: String, found: &'static str, wanted: &'static str },
-    /// The value is of the right type, and is not one that the key can have.
+    /// The value has the right type, but the key does not allow it.
     #[error("{at}: {key} is wrong")]
     Value { at: Position, key: String, source: InvalidValue },
     #[error("{at}: {key} is missing")]
     Missing {
-        /// Where its table begins.
+        /// The place where the table of the missing key begins.
         at: Position,
         key: String,
     },
-    /// The value does not go together with another value, or with this host.
+    /// The value conflicts with another value, or with this host.
     #[error("{at}: {key}: {problem}")]
     Conflict { at: Position, key: String, problem: String },
     #[error("{key} is {}, and there is no {wanted} there", path.display())]

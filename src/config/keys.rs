@@ -1,9 +1,9 @@
-//! Every key of the configuration, once: the reader refuses all others and finds the nearest of these, and tests
-//! compare them with the fields of [`super::Config`] and with the template that `init` writes.
+//! The list of all keys of the configuration. The reader refuses every other key and suggests the nearest key of this
+//! list. Tests compare the list with the fields of [`super::Config`] and with the template that `init` writes.
 
 /// One table of the configuration.
 pub(super) struct KnownTable {
-    /// Its key in the table that it is in.
+    /// The key of this table in the table that contains it.
     pub(super) name: &'static str,
     pub(super) keys: &'static [&'static str],
 }
@@ -26,11 +26,11 @@ pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };
 pub(super) const SNAPSHOT: KnownTable = KnownTable { name: "snapshot", keys: &["keep"] };
 
-/// The tables that are there at most once, so that one of their keys names one value.
+/// The tables that occur at most once, so that each of their keys names at most one value.
 const SINGLE: [KnownTable; 6] = [VM, NETWORK, GUEST, CREDENTIALS, HOOKS, SNAPSHOT];
 
-/// The key that was meant by one that is not known: a key of exactly this name in another table, for a person who left
-/// out a heading, or else the most similar of the keys that are known here.
+/// Guesses which key was meant by an unknown key. If another table has a key of exactly this name, the person probably
+/// left out a heading, and that key is returned. Otherwise the most similar of the `known` keys is returned.
 pub(super) fn nearest(key: &str, known: &'static [&'static str]) -> Option<String> {
     let elsewhere = SINGLE.iter().find(|table| table.keys.contains(&key));
     if let Some(table) = elsewhere {
@@ -45,7 +45,7 @@ pub(super) fn nearest(key: &str, known: &'static [&'static str]) -> Option<Strin
         .map(|known| (*known).to_owned())
 }
 
-/// All keys, each with the tables that it is in. `*` stands for a name that a person chooses.
+/// All keys, each with the names of the tables that contain it. `*` stands for a name that a person chooses.
 #[cfg(test)]
 pub(crate) fn all() -> std::collections::BTreeSet<String> {
     let below = |prefix: &str, table: &KnownTable| -> Vec<String> {

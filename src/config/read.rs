@@ -1,8 +1,8 @@
-//! Reads TOML strictly: every key is known, every value has its type, and every error has its place.
+//! Reads TOML strictly: unknown keys and values of a wrong type are refused, and every error names its place.
 //!
-//! This works on the tree that `toml` parses, whose values have spans, and not through serde's `Deserialize`. serde's
-//! errors do not know the nearest key or the full path of a key in a nested table, and they quote the value, which may
-//! be a secret of `[env]`.
+//! The reader works on the tree that `toml` parses, whose values have spans. It does not use serde's `Deserialize`,
+//! because serde's errors cannot name the nearest key or the full path of a key in a nested table, and because they
+//! quote the value, which may be a secret of `[env]`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -33,11 +33,12 @@ impl<'a> SourceText<'a> {
         }
     }
 
-    /// The text as a tree.
+    /// Parses the text into a tree.
     pub(super) fn parse(self) -> Result<Spanned<DeTable<'a>>> {
         DeTable::parse(self.text).map_err(|error| ConfigError::Syntax {
             at: self.position(&error.span().unwrap_or(0..0)),
-            // Only the message, because the error's own text quotes the line, which may be one of `[env]`.
+            // The error keeps only the message of `toml`, because the full text quotes the line, which may be a line of
+            // `[env]`.
             message: error.message().to_owned(),
         })
     }
@@ -52,12 +53,12 @@ pub(super) struct TomlValue<'a> {
 }
 
 impl<'a> TomlValue<'a> {
-    /// An error that says that it breaks the rule of its type.
+    /// An error which says that this value breaks the rule of its type.
     pub(super) fn refuse(&self, source: InvalidValue) -> ConfigError {
         ConfigError::Value { at: self.position(), key: self.key.clone(), source }
     }
 
-    /// An error that says that it does not go together with another value, or with this host.
+    /// An error which says that this value conflicts with another value, or with this host.
     pub(super) fn conflict(&self, problem: String) -> ConfigError {
         ConfigError::Conflict { at: self.position(), key: self.key.clone(), problem }
     }
@@ -87,10 +88,10 @@ impl<'a> TomlValue<'a> {
         self.value.as_bool().ok_or_else(|| self.wrong_type("boolean"))
     }
 
-    /// A whole number between two limits, which are included.
+    /// Reads a whole number from `least` to `most`, both included.
     pub(super) fn number(&self, least: u32, most: u32) -> Result<u32> {
         let number = self.value.as_integer().ok_or_else(|| self.wrong_type("integer"))?;
-        // A number that does not fit into 64 bits is out of every range, so its exact value does not matter.
+        // A number that does not fit into 64 bits is outside every range, so its exact value does not matter.
         let number =
             i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).unwrap_or(i64::MAX);
         u32::try_from(number)
@@ -151,7 +152,7 @@ impl<'a> TomlTable<'a> {
     }
 
     fn check_keys(&self, known: &'static [&'static str]) -> Result<()> {
-        // The first in the file, not by name.
+        // The error names the first unknown key in the order of the file, not by name.
         let unknown = self.table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
         let Some(key) = unknown.min_by_key(|key| key.span().start) else {
             return Ok(());
@@ -174,7 +175,7 @@ impl<'a> TomlTable<'a> {
         })
     }
 
-    /// A value that must be there.
+    /// The value of a required key.
     pub(super) fn need(&self, key: &'static str) -> Result<TomlValue<'a>> {
         self.get(key).ok_or_else(|| ConfigError::Missing { at: self.position(), key: self.path_of(key) })
     }
@@ -183,7 +184,7 @@ impl<'a> TomlTable<'a> {
         self.text.position(&self.span)
     }
 
-    /// A list, which is empty if the key is not there.
+    /// The list of an optional key. The list is empty if the key is absent.
     pub(super) fn list(&self, key: &str) -> Result<Vec<TomlValue<'a>>> {
         self.get(key).map_or(Ok(Vec::new()), |value| value.list())
     }

@@ -1,4 +1,5 @@
-//! The tables of the configuration, one function each: what values become, their limits, and their defaults.
+//! One function for each table of the configuration. The functions convert the values, check their limits, and fill in
+//! their defaults.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroU32};
@@ -19,19 +20,19 @@ use crate::world::{
     WorkspaceName, is_within,
 };
 
-/// The most that Cloud Hypervisor and the guest's kernel support: 255 is the broadcast APIC id.
+/// The most processors that Cloud Hypervisor and the guest's kernel support, because 255 is the broadcast APIC id.
 const MAX_VCPUS: u32 = 254;
-/// Less is not enough to boot a Linux with an initramfs.
+/// Less memory is not enough to boot a Linux with an initramfs.
 const MIN_MEMORY: u64 = 64 << 20;
 /// Huge pages of the VMM and of tmpfs are of this size.
 const MEMORY_UNIT: u64 = 2 << 20;
-/// The default is at least this much on hosts that have it.
+/// The default memory is at least this much on hosts that have so much.
 const COMFORTABLE_MEMORY: u64 = 4 << 30;
-/// A size of sectors that every guest accepts.
+/// The size of a disk is a multiple of this sector size, which every guest accepts.
 const DISK_UNIT: u64 = 4096;
-/// Less is not enough for a useful ext4.
+/// A smaller disk is not enough for a useful ext4.
 const MIN_EMPTY_DISK: u64 = 16 << 20;
-/// The VM's PCI bus has 31 places, some of which other devices take.
+/// The VM's PCI bus has 31 slots, and other devices take some of them.
 const MAX_DISKS: usize = 16;
 const MAX_MOUNTS: usize = 8;
 /// `COMMAND_LINE_SIZE` of x86 without the NUL.
@@ -79,7 +80,7 @@ impl ConfigReader<'_> {
         let vcpus = vm.get("vcpus").map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
         let vcpus = if vcpus == 0 { (self.host.vcpus / 2).min(MAX_VCPUS) } else { vcpus };
         Ok(VmTable {
-            // At most MAX_VCPUS, which fits; half of one processor is none.
+            // At most MAX_VCPUS, the number fits into a `u8`. Half of one processor is 0, and the default is then 1.
             vcpus: u8::try_from(vcpus).ok().and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN),
             memory: match vm.get("memory") {
                 Some(value) => self.memory(&value)?,
@@ -190,7 +191,7 @@ impl ConfigReader<'_> {
         env.open_table()?.entries().map(read).collect()
     }
 
-    /// The source of a value of `[env]`. No error of this function quotes the value.
+    /// Reads the source of a value of `[env]`. No error of this function quotes the value.
     fn source(&self, value: &TomlValue<'_>) -> Result<SecretSource> {
         if value.is_text() {
             return secret(value).map(SecretSource::Plain);
@@ -259,7 +260,7 @@ fn written_by_nixbox(top: &TomlTable<'_>) -> Result<Vec<GuestPath>> {
     Ok(written)
 }
 
-/// Refuses a path on a share: nixbox would write to it or remove it on the host.
+/// Refuses a path on a share, because nixbox would write or remove the file on the host.
 fn off_shares(
     value: &TomlValue<'_>,
     path: &GuestPath,
@@ -277,8 +278,8 @@ fn off_shares(
     }
 }
 
-/// Paths in the guest, none of them twice. They are compared as they are in a guest whose user has the usual home, so
-/// that `~/a` and `/home/user/a` are one.
+/// A set of distinct paths in the guest. Paths are compared as in a guest whose user has the usual home, so that `~/a`
+/// and `/home/user/a` are the same path.
 struct Targets<'a> {
     home: &'a GuestHome,
     seen: BTreeMap<String, Position>,
@@ -342,7 +343,7 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
         return Ok(SnapshotTable::default());
     };
-    // With zero, every snapshot would be removed as soon as it is made.
+    // If `keep` were zero, every snapshot would be removed as soon as it is made.
     let keep =
         value.table(keys::SNAPSHOT.keys)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
     Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })
@@ -356,7 +357,7 @@ fn command_line(value: &TomlValue<'_>) -> Result<String> {
     if good { Ok(text.to_owned()) } else { Err(value.refuse(InvalidValue::unquoted(rule))) }
 }
 
-/// A text that can be a command line or a program.
+/// Reads a text that can be a command line or a program.
 fn words<'a>(value: &TomlValue<'a>) -> Result<&'a str> {
     let text = value.text()?;
     if text.is_empty() || text.contains('\0') {
@@ -366,7 +367,7 @@ fn words<'a>(value: &TomlValue<'a>) -> Result<&'a str> {
     }
 }
 
-/// A text that may be secret.
+/// Reads a text that may be secret.
 fn secret(value: &TomlValue<'_>) -> Result<Secret> {
     let text = value.text()?;
     if text.contains('\0') {

@@ -63,12 +63,12 @@ fn parse(text: &str) -> Result<Config> {
     Config::parse(text, Path::new("config.toml"), Path::new("/srv/my project"), &host(16))
 }
 
-/// With the one key that has to be there.
+/// Prepends the one key that is required.
 fn with_kernel(rest: &str) -> String {
     format!("vm.kernel = \"k\"\n{rest}")
 }
 
-/// The error with all its causes.
+/// The error for `text`, with all its causes.
 fn complaint(text: &str) -> String {
     let error = parse(text).expect_err(text);
     let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
@@ -262,8 +262,8 @@ fn missing_files_are_named() {
     assert_eq!(missing(file), Some("mounts.source"));
 }
 
-/// Every field of every table is named here, without `..`: a field that is added has to be given a value, and to be
-/// found in the expected shape or not.
+/// The test names every field of every table, without `..`, so that a new field does not compile until it has a value
+/// here and the expected shape either contains it or does not.
 #[test]
 fn the_shape_has_these_keys_and_values_and_no_others() {
     let config = parse(EXAMPLE).unwrap();
@@ -293,7 +293,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
     assert_eq!(config.shape(), expected);
 
-    // What does not shape a VM may change.
+    // Values that do not shape a VM may change.
     let other = Config {
         name: WorkspaceName::of_directory(Path::new("other")),
         vmm: VmmChoice::Simulator(None),
@@ -311,7 +311,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     assert_eq!((small.get("vm.initramfs"), small["disks.0"].as_str()), (None, "/srv/my project/d, as it is"));
 }
 
-/// The keys of a table with the tables in it. Entries of `[env]` have names of a person's choice.
+/// The keys of a table with the tables in it. A person chooses the names of the entries of `[env]`.
 pub(crate) fn keys_of(value: &serde_json::Value, prefix: &str, found: &mut BTreeSet<String>) {
     use serde_json::Value;
     match value {
@@ -333,7 +333,7 @@ pub(crate) fn keys_of(value: &serde_json::Value, prefix: &str, found: &mut BTree
 fn the_list_of_keys_has_the_fields_of_the_configuration() {
     let mut found = BTreeSet::new();
     keys_of(&serde_json::to_value(parse(EXAMPLE).unwrap()).unwrap(), "", &mut found);
-    // A value of `[env]` that is no table.
+    // This key is a value of `[env]` that is not a table.
     assert!(found.remove("env.*"));
     assert_eq!(found, all_keys());
 }

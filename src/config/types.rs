@@ -1,5 +1,5 @@
-//! The configuration as nixbox uses it: a struct for each table, made of the values of [`crate::world`], and the values
-//! among them that shape a VM.
+//! The configuration as nixbox uses it: a struct of [`crate::world`] values for each table, and the selection of the
+//! values that shape a VM.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroU32};
@@ -15,7 +15,7 @@ use crate::world::{
 /// The facts about this host that decide defaults and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFacts {
-    /// How many processors this process may use.
+    /// The number of processors that this process may use.
     pub vcpus: u32,
     /// The host's RAM in bytes.
     pub memory: u64,
@@ -24,14 +24,14 @@ pub struct HostFacts {
 }
 
 impl HostFacts {
-    /// The facts about the machine that this runs on.
+    /// Collects the facts about the machine that nixbox runs on.
     #[must_use]
     pub fn of_this_machine() -> Self {
         let info = rustix::system::sysinfo();
         Self {
             vcpus: std::thread::available_parallelism()
                 .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
-            // `totalram` is as wide as a pointer, hence the conversion.
+            // `totalram` is as wide as a pointer, so it needs a conversion.
             memory: (info.totalram as u64).saturating_mul(info.mem_unit.into()),
             home: std::env::var_os("HOME").map(PathBuf::from).filter(|home| home.is_absolute()),
         }
@@ -48,15 +48,15 @@ pub struct Config {
     pub vmm: VmmChoice,
     /// The VM's processors, memory and boot.
     pub vm: VmTable,
-    /// Its disks, in the order in which the guest sees them.
+    /// The disks, in the order in which the guest sees them.
     pub disks: Vec<DiskSpec>,
-    /// The host's directories in the guest. No two have one target.
+    /// The host's directories that the guest mounts. No two of them have the same target.
     pub mounts: Vec<MountTable>,
     /// What the guest may reach.
     pub network: NetworkPolicy,
     /// The system in the VM.
     pub guest: GuestTable,
-    /// The variables of its environment.
+    /// The environment variables of the guest.
     pub env: BTreeMap<VariableName, SecretSource>,
     /// Files with credentials.
     pub credentials: CredentialsTable,
@@ -80,7 +80,7 @@ pub struct VmTable {
     pub initramfs: Option<HostPath>,
     /// The kernel's command line.
     pub cmdline: String,
-    /// Where the host keeps its RAM.
+    /// Where the host keeps the RAM of the VM.
     pub backing: Backing,
 }
 
@@ -90,7 +90,7 @@ pub struct VmTable {
 pub struct MountTable {
     /// The host's directory.
     pub source: HostPath,
-    /// Its path in the guest.
+    /// The path in the guest.
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
@@ -110,7 +110,7 @@ pub struct GuestTable {
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CredentialsTable {
-    /// Files of the host that are put into the guest. No two have one target.
+    /// Files of the host that nixbox copies into the guest. No two of them have the same target.
     pub files: Vec<CredentialFile>,
     /// Files and directories of the guest that nixbox did not put there and removes before a snapshot.
     pub wipe: Vec<GuestPath>,
@@ -120,9 +120,9 @@ pub struct CredentialsTable {
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct CredentialFile {
-    /// Its path on the host.
+    /// The path on the host.
     pub source: HostPath,
-    /// Its path in the guest.
+    /// The path in the guest.
     pub target: GuestPath,
 }
 
@@ -130,13 +130,13 @@ pub struct CredentialFile {
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct HooksTable {
-    /// Before anything of `up`.
+    /// Run before `up` does anything.
     pub pre_up: Vec<String>,
-    /// When the guest is ready.
+    /// Run when the guest is ready.
     pub post_up: Vec<String>,
-    /// Before the guest is stopped.
+    /// Run before the guest is stopped.
     pub pre_down: Vec<String>,
-    /// When everything is cleared away.
+    /// Run when `down` has removed everything that belonged to the VM.
     pub post_down: Vec<String>,
 }
 
@@ -166,8 +166,8 @@ impl Config {
     /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
     ///
     /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
-    /// it shapes a VM. A field that is bound to `_` does not: the VM has the same devices, memory and boot whatever its
-    /// value.
+    /// it shapes a VM. A field that is bound to `_` does not shape the VM: the devices, the memory and the boot of the
+    /// VM do not depend on the value.
     #[must_use]
     pub fn shape(&self) -> BTreeMap<String, String> {
         let Self {

@@ -1,10 +1,10 @@
 //! One SSH connection to the guest, made in this process.
 //!
-//! A connection belongs to one VMM generation, because after a pause the guest's end of it is stale. Dropping a
-//! [`SshSession`] cuts its connection at once, even while a command runs.
+//! A connection belongs to one VMM generation, because the guest's end of the connection is stale after a pause.
+//! Dropping a [`SshSession`] cuts its connection at once, even while a command runs.
 //!
-//! Everything that the guest sends has a limit: russh limits its greeting (21 lines of 255 bytes), [`Capture`] limits
-//! what a command writes, and [`Limits`] limits how long the guest may be silent.
+//! Everything that the guest sends has a limit: russh limits the greeting (21 lines of 255 bytes), [`Capture`] limits
+//! the output of a command, and [`Limits`] limits how long the guest may be silent.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -42,15 +42,15 @@ pub struct Endpoint {
     pub pin: Pin,
 }
 
-/// How long nixbox waits for the guest.
+/// Limits on how long nixbox waits for the guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Until the guest's kernel answers the first packet. A packet that gets lost is sent again only after a second
-    /// (RFC 6298), so while the guest may not be listening yet, a new attempt is faster than waiting for the old one.
+    /// The time until the guest's kernel answers the first packet. A lost packet is sent again only after a second (RFC
+    /// 6298), so while the guest may not be listening yet, a new attempt is faster than waiting for the old one.
     pub reach: Duration,
-    /// From the first packet until nixbox is logged in.
+    /// The time from the first packet until nixbox is logged in.
     pub connect: Duration,
-    /// Silence after which nixbox asks for a sign of life. It gives up the connection after four times this long.
+    /// The silence after which nixbox sends a keepalive. nixbox gives up the connection after four times this long.
     pub silence: Duration,
 }
 
@@ -64,7 +64,7 @@ impl Default for Limits {
     }
 }
 
-/// Why talking to the guest failed. No message contains anything that was sent.
+/// Why talking to the guest failed. No message contains any of the bytes that nixbox sent.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum ChannelError {
@@ -103,9 +103,9 @@ pub enum ChannelError {
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandExit {
-    /// With this exit status.
+    /// The command ended with this exit status.
     Status(u32),
-    /// By this signal, named without `SIG`.
+    /// This signal, named without `SIG`, ended the command.
     Signal(String),
 }
 
@@ -118,14 +118,14 @@ impl std::fmt::Display for CommandExit {
     }
 }
 
-/// The limits of one command, and when it gets its input.
+/// The limits of one command, and the condition for sending its input.
 #[derive(Debug, Clone, Copy)]
 pub struct Capture {
-    /// The most bytes that it may write to stdout, and to stderr.
+    /// The most bytes that the command may write to stdout, and the same for stderr.
     pub most: usize,
-    /// The time in which it has to end.
+    /// The time within which the command has to end.
     pub within: Duration,
-    /// What has to appear on its stdout before nixbox sends its input.
+    /// The text that has to appear on the command's stdout before nixbox sends the input.
     pub prompt: Option<&'static [u8]>,
 }
 
@@ -144,7 +144,8 @@ pub struct SshSession {
     _cut: Cut,
 }
 
-/// Closes the connection's socket when dropped. Without this, russh's own task would go on until the guest closes it.
+/// Closes the connection's socket when dropped. Without this, russh's own task would keep the connection open until the
+/// guest closes it.
 struct Cut(std::net::TcpStream);
 
 impl Drop for Cut {
@@ -198,13 +199,13 @@ impl SshSession {
         Ok(Self { handle, _cut: cut })
     }
 
-    /// Whether neither side has ended it, as far as is known here.
+    /// Whether the connection is open, as far as this side knows.
     #[must_use]
     pub fn lives(&self) -> bool {
         !self.handle.is_closed()
     }
 
-    /// Start a command under the user's login shell.
+    /// Starts a command under the user's login shell.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`], [`ChannelError::Closed`], [`ChannelError::NoCommands`], [`ChannelError::Unsaid`] if
@@ -218,9 +219,10 @@ impl SshSession {
         Err(ChannelError::Unsaid)
     }
 
-    /// `None` if the server closed the channel before it answered, and so has not started anything. Dropbear does that
-    /// (seen in 2022.83; as of 2026 in its main branch too: `sesscheckclose` takes a channel without a process for one
-    /// whose process has ended) when another command ends between the opening of the channel and this request.
+    /// Requests the command on a new channel. Returns `None` if the server closed the channel before it answered, which
+    /// means that it started no command. Dropbear does this when another command ends between the opening of the
+    /// channel and the request: `sesscheckclose` mistakes a channel without a process for a channel whose process has
+    /// ended (seen in 2022.83, and in the main branch as of 2026).
     async fn start_once(&self, command: &[u8]) -> Result<Option<GuestCommand>, ChannelError> {
         let protocol = |source| ChannelError::Protocol { doing: "starting a command", source };
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
@@ -248,11 +250,12 @@ impl SshSession {
         }
     }
 
-    /// Runs a command to its end. Its stdin is `input`, whose memory is overwritten after it was sent.
+    /// Runs a command to its end. The command's stdin is `input`, whose memory is overwritten once it was sent.
     ///
     /// # Errors
     /// [`ChannelError::Silent`], [`ChannelError::TooMuch`], [`ChannelError::Closed`], [`ChannelError::Unsaid`],
-    /// [`ChannelError::NoCommands`], [`ChannelError::Protocol`]. How the command itself ended is no error.
+    /// [`ChannelError::NoCommands`], [`ChannelError::Protocol`]. A command that ends with a failure status is not an
+    /// error here.
     pub async fn exec(
         &self,
         command: &[u8],
@@ -268,7 +271,7 @@ impl SshSession {
                 if capture.prompt.is_some() {
                     prompted.notified().await;
                 }
-                // Sending fails if the command has ended; the receiving side then learns how.
+                // Sending fails if the command has ended. The receiving side reports how it ended.
                 if writer.data_bytes(Bytes::from_owner(input)).await.is_ok() {
                     writer.eof().await.ok();
                 }
@@ -281,12 +284,12 @@ impl SshSession {
         timeout(capture.within, run).await.map_err(silent)?
     }
 
-    /// Runs a command to its end with stdin, stdout and stderr passed through. It has no time limit; nixbox gives it up
-    /// when the guest shows no sign of life any more. If `stdin` is tokio's own, the caller has to shut the runtime
-    /// down without waiting, because a blocked read of it cannot be stopped.
+    /// Runs a command to its end with stdin, stdout and stderr passed through. The command has no time limit; nixbox
+    /// gives up when the guest stops answering keepalives. If `stdin` is tokio's own, the caller has to shut the
+    /// runtime down without waiting, because a blocked read of stdin cannot be stopped.
     ///
     /// # Errors
-    /// Those of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
+    /// The errors of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
     pub async fn pass_through(
         &self,
         command: &[u8],
@@ -299,11 +302,11 @@ impl SshSession {
         converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
     }
 
-    /// Tells the guest that the connection ends, and waits at most a second for it to end.
+    /// Tells the guest that the connection ends, and waits at most a second for the connection to end.
     pub async fn close(self) {
         let Self { handle, _cut } = self;
         if handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
-            // How the connection ends does not matter: nothing is sent over it any more.
+            // An error is ignored, because nothing is sent over the connection any more.
             timeout(Duration::from_secs(1), handle).await.ok();
         }
     }
@@ -324,7 +327,8 @@ impl SshClientHandler {
         let mut configuration = client::Config {
             keepalive_interval: Some(limits.silence),
             keepalive_max: 3,
-            // This ends a connection attempt that was dropped. Established connections are kept by signs of life.
+            // This limit ends a connection attempt that was dropped. Keepalives keep an established connection below
+            // the limit.
             inactivity_timeout: Some(limits.silence * 6),
             nodelay: true,
             ..client::Config::default()

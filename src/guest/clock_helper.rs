@@ -1,8 +1,8 @@
-//! The machine code of the program that [`super::settle`] runs in the guest to make the system calls that no shell
-//! makes: `ioctl` on the random device, and `adjtimex`.
+//! The machine code of the program that [`super::settle`] runs in the guest to make two system calls that no shell can
+//! make: `ioctl` on the random device, and `adjtimex`.
 //!
-//! Its source is `clock_helper.s`, which explains what it does. The assembled bytes are kept here so that building
-//! nixbox needs no assembler; a test compares them with the source.
+//! The source is `clock_helper.s`, which explains what the program does. The assembled bytes are kept here so that
+//! building nixbox needs no assembler; a test compares them with the source.
 
 /// The code, without the ELF headers.
 #[rustfmt::skip]
@@ -28,10 +28,11 @@ const CODE: [u8; 247] = [
 /// The address at which the program is loaded: any address above `vm.mmap_min_addr`.
 const BASE: u64 = 0x40_0000;
 
-/// How every ELF file begins.
+/// The first bytes of every ELF file.
 pub const ELF_MAGIC: &[u8] = b"\x7fELF";
 
-/// The program as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI, chapters 4, 5).
+/// The program as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI, chapters 4,
+/// 5).
 pub(super) fn elf() -> Vec<u8> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;

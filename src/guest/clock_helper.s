@@ -1,9 +1,9 @@
-# The program that guest/settle.rs runs as root in the guest. Its machine code is in clock_helper.rs; a test assembles this
-# file and compares. For Linux on x86-64, without libraries, and without writable data except its stack.
+# The program that guest/settle.rs runs as root in the guest. Its machine code is in clock_helper.rs; a test assembles
+# this file and compares. The program is for Linux on x86-64. It uses no library, and no writable data except its stack.
 #
-# It reads from stdin: a struct rand_pool_info of 520 bytes for RNDADDENTROPY, then structs timex of 208 bytes for
-# adjtimex. After the first and after each of the others it writes the time, a struct timespec, to stdout. It ends with 0
-# when stdin ends between two of them, and otherwise with the number of what went wrong.
+# The program reads one struct rand_pool_info of 520 bytes for RNDADDENTROPY from stdin, and then any number of structs
+# timex of 208 bytes for adjtimex. After each of these structs it writes the time, a struct timespec, to stdout. Its
+# exit status is 0 if stdin ends between two structs, and otherwise the number of the error.
 
         .intel_syntax noprefix
         .globl  _start
@@ -68,7 +68,7 @@ fail:
         mov     eax, 60                 # exit
         syscall
 
-# Reads r13d bytes to the caller's rsp. The zero flag says whether it got them, r14d how many.
+# Reads r13d bytes to the caller's rsp. The zero flag is set if all of them were read; r14d is the number of bytes read.
 fill:
         xor     r14d, r14d
 more:

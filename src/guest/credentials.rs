@@ -1,7 +1,7 @@
 //! Prepares the files that are injected into the guest: reads secret values from their sources, and puts them into
 //! files.
 //!
-//! Nothing here prints a value, and every value is overwritten in memory when it is dropped. Nothing here talks to a
+//! This module prints no value, and overwrites every value in memory when it drops it. This module does not talk to a
 //! guest.
 
 use std::ffi::OsStr;
@@ -31,10 +31,10 @@ pub type Digest = [u8; 32];
 /// The most bytes that a value may have.
 pub const LONGEST: usize = 1 << 20;
 
-/// How long a command that prints a value may take. It may have to ask a person.
+/// The time limit of a command that prints a value. It is long because the command may ask a person.
 const COMMAND_LIMIT: Duration = Duration::from_secs(120);
 
-/// Why a value cannot be had. No message holds any part of one.
+/// Why a value could not be read. No message contains any part of a value.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum SourceError {
@@ -56,10 +56,10 @@ pub enum SourceError {
     Key(#[from] KeyError),
 }
 
-/// The value that a source gives, byte for byte.
+/// Reads the value of a source, byte for byte.
 ///
 /// # Errors
-/// Those of [`SourceError`].
+/// Any [`SourceError`].
 pub async fn resolve(source: &SecretSource) -> Result<Secret, SourceError> {
     match source {
         SecretSource::Plain(value) => Ok(value.clone()),
@@ -77,7 +77,7 @@ pub async fn resolve(source: &SecretSource) -> Result<Secret, SourceError> {
     }
 }
 
-/// The first `filled` bytes of a buffer, which is not copied.
+/// The first `filled` bytes of a buffer, without a copy of the buffer.
 fn first(mut buffer: Zeroizing<Vec<u8>>, filled: usize) -> Secret {
     let mut bytes = std::mem::take(&mut *buffer);
     bytes.truncate(filled);
@@ -86,14 +86,15 @@ fn first(mut buffer: Zeroizing<Vec<u8>>, filled: usize) -> Secret {
 
 fn read_file(path: &Path) -> Result<Secret, SourceError> {
     let failed = |source| SourceError::File { path: path.to_owned(), source };
-    // Opening a pipe that has no writer must not block. What is no file is refused before it is read.
+    // Opening a pipe that has no writer must not block. A path that is not a regular file is refused before anything is
+    // read.
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let mut file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
     let about = file.metadata().map_err(failed)?;
     if !about.is_file() {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
     }
-    // Room for all of it at once: a vector that grows leaves copies of its content behind.
+    // The vector has room for the whole file, because a vector that grows leaves copies of its content behind.
     let room = usize::try_from(about.len()).unwrap_or(LONGEST).min(LONGEST) + 1;
     let mut bytes = Zeroizing::new(vec![0; room]);
     let mut filled = 0;
@@ -110,9 +111,9 @@ async fn run_command(secret: &SecretCommand) -> Result<Secret, SourceError> {
     let program = &secret.program;
     let failed = |source| SourceError::Run { program: program.clone(), source };
     let mut command = Command::new(program);
-    // The kernel takes arguments as C strings, so this is a copy of them, which lives as long as the command.
+    // The kernel takes arguments as C strings, so `Command` holds a copy of the arguments for as long as it lives.
     command.args(secret.arguments.iter().map(|argument| OsStr::from_bytes(argument.expose())));
-    // Its stderr is the user's: the program may ask there.
+    // The program inherits stderr, because it may ask the user there.
     command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
     let run = async {
         let mut child = command.spawn().map_err(failed)?;
@@ -143,24 +144,24 @@ async fn run_command(secret: &SecretCommand) -> Result<Secret, SourceError> {
 /// A file that the configuration wants in the guest.
 #[derive(Debug)]
 pub struct FileRule {
-    /// The source of its content.
+    /// The source of the content.
     pub source: SecretSource,
-    /// Its path.
+    /// The path in the guest.
     pub target: GuestPath,
-    /// Its owner; the guest's user if none is named.
+    /// The owner; the guest's user if `None`.
     pub owner: Option<FileOwner>,
 }
 
 /// The credentials that the configuration wants in the guest, and the files that a snapshot must not contain.
 #[derive(Default)]
 pub struct Wanted {
-    /// Variables for `~/.env`. Line ends at the end of a value are dropped, as by a shell's `$(…)`.
+    /// The variables for `~/.env`. Line ends at the end of a value are dropped, as a shell's `$(…)` does.
     pub environment: Vec<(VariableName, SecretSource)>,
     /// Files.
     pub files: Vec<FileRule>,
-    /// The key that becomes `~/.ssh/id_ed25519`, with its public half.
+    /// The private key that is written to `~/.ssh/id_ed25519`, with its public half beside it.
     pub key: Option<Arc<PrivateKey>>,
-    /// Files, and directories with their content, that are removed before a snapshot.
+    /// The files, and the directories with their content, that are removed before a snapshot.
     pub wipe: Vec<GuestPath>,
 }
 
@@ -175,18 +176,18 @@ impl fmt::Debug for Wanted {
 /// One file for the guest, with its content.
 #[derive(Debug)]
 pub struct Credential {
-    /// Its path.
+    /// The path in the guest.
     pub target: GuestPath,
-    /// Its owner; the guest's user if none is named.
+    /// The owner; the guest's user if `None`.
     pub owner: Option<FileOwner>,
-    /// Its mode: 0600, and 0644 for a public key.
+    /// The file mode: 0600, or 0644 for a public key.
     pub mode: u32,
-    /// Its content.
+    /// The content.
     pub content: Secret,
 }
 
 impl Credential {
-    /// The digest that `sha256sum` in the guest prints for it.
+    /// The digest that `sha256sum` in the guest prints for the file.
     #[must_use]
     pub fn digest(&self) -> Digest {
         Sha256::digest(self.content.expose()).into()
@@ -203,11 +204,11 @@ impl Wanted {
         environment.into_iter().chain(files).chain(keys.into_iter().flatten()).collect()
     }
 
-    /// Every file that is to be injected, with its content. Commands that print values run one after the other, because
-    /// each may ask a person.
+    /// Reads the content of every file that is to be injected. Commands that print values run one after the other,
+    /// because each may ask a person.
     ///
     /// # Errors
-    /// Those of [`SourceError`].
+    /// Any [`SourceError`].
     pub async fn resolve(&self) -> Result<Vec<Credential>, SourceError> {
         let credential = |target, mode, content| Credential { target, owner: None, mode, content };
         let mut credentials = Vec::new();
@@ -229,7 +230,7 @@ impl Wanted {
         Ok(credentials)
     }
 
-    /// The content of `~/.env`: any POSIX shell can source it, whatever bytes the values have.
+    /// Builds the content of `~/.env`, which any POSIX shell can source, even if values contain unusual bytes.
     async fn environment_file(&self) -> Result<Secret, SourceError> {
         let mut values = Vec::with_capacity(self.environment.len());
         for (name, source) in &self.environment {

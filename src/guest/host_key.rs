@@ -15,7 +15,7 @@ use rustix::fs::{CWD, OFlags, RenameFlags};
 /// The host name under which the key stands in the file.
 pub const ALIAS: &str = "nixbox";
 
-/// The most bytes that are read of a pin. No public key's line is longer.
+/// The most bytes that are read of a pin's file. No line with a public key is longer.
 const LONGEST: u64 = 16 * 1024;
 
 /// The file that holds the host key of one set of disks. Clones of a `Pin` share a lock, so that two connections that
@@ -26,7 +26,7 @@ pub struct Pin {
     learning: Arc<Mutex<()>>,
 }
 
-/// Why a pin could not be read, written or met.
+/// Why a pin could not be read or written, or why a server's key does not match it.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum PinError {
@@ -44,13 +44,13 @@ pub enum PinError {
 }
 
 impl Pin {
-    /// The pin in the file `path`, whose directory exists and belongs to the user alone.
+    /// The pin in the file `path`. The directory of the file must exist, and only the user may write to it.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self { path, learning: Arc::default() }
     }
 
-    /// The file.
+    /// The path of the pin's file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -59,8 +59,8 @@ impl Pin {
     /// The pinned key, if there is one.
     ///
     /// # Errors
-    /// [`PinError::Read`], or [`PinError::Foreign`] for a symlink, another user's file, one that others may write, or
-    /// text that is not one key.
+    /// [`PinError::Read`], or [`PinError::Foreign`] for a symlink, a file of another user, a file that others may
+    /// write, or text that is not exactly one key.
     pub fn load(&self) -> Result<Option<PublicKey>, PinError> {
         let foreign = |why| PinError::Foreign { path: self.path.clone(), why };
         let read = |source| PinError::Read { path: self.path.clone(), source };
@@ -89,10 +89,10 @@ impl Pin {
         key.map(Some).ok_or_else(|| foreign("its content is not one key"))
     }
 
-    /// Compares a key that a server showed with the pinned one, or pins it if none is pinned.
+    /// Compares the key that a server showed with the pinned key. If no key is pinned, pins the shown key.
     ///
     /// # Errors
-    /// [`PinError::Changed`] for another key than the pinned one; those of [`Pin::load`]; [`PinError::Write`].
+    /// [`PinError::Changed`] if the shown key is not the pinned key; those of [`Pin::load`]; [`PinError::Write`].
     pub fn learn(&self, shown: &PublicKey) -> Result<(), PinError> {
         let _one_at_a_time = self.learning.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pinned) = self.load()? {
@@ -104,7 +104,7 @@ impl Pin {
     /// Pins the key of the disks that this pin's disks were cloned from.
     ///
     /// # Errors
-    /// Those of [`Pin::learn`].
+    /// The errors of [`Pin::learn`].
     pub fn inherit(&self, from: &Self) -> Result<(), PinError> {
         match from.load()? {
             Some(key) => self.learn(&key),
@@ -125,7 +125,7 @@ impl Pin {
         }
     }
 
-    /// Checks that `shown` is the key `pinned`, whatever their comments.
+    /// Checks that `shown` and `pinned` are the same key. Their comments are ignored.
     pub(super) fn compare(&self, pinned: &PublicKey, shown: &PublicKey) -> Result<(), PinError> {
         if pinned.key_data() == shown.key_data() {
             return Ok(());
@@ -134,8 +134,8 @@ impl Pin {
         Err(PinError::Changed { path: self.path.clone(), shown: print(shown), pinned: print(pinned) })
     }
 
-    /// Writes the pin whole or not at all: to a file of another name, which is synced and then renamed without
-    /// replacing anything.
+    /// Writes the pin atomically: to a file of another name, which is synced and then renamed without replacing an
+    /// existing file.
     fn write(&self, key: &PublicKey) -> io::Result<()> {
         let mut bare = key.clone();
         bare.set_comment("");

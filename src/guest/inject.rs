@@ -1,9 +1,10 @@
-//! Writes credentials into the guest, and checks whether they are there.
+//! Writes credentials into the guest, and checks whether the guest has them.
 //!
-//! The content of a file goes over a command's stdin and is written by `cat`, so it is never in an argument list, in a
-//! shell's variable or in a shell's temporary file. Before a file is written, its name is added to [`LEDGER`] in the
-//! guest. The ledger lies on the guest's disk and is captured with it, so it always matches the files: [`super::wipe`]
-//! finds every file that was ever injected, even if the configuration has changed since.
+//! nixbox sends the content of a file over a command's stdin, from which `cat` writes it. The content is therefore
+//! never in an argument list, in a shell's variable or in a shell's temporary file. Before a file is written, its name
+//! is added to [`LEDGER`] in the guest. The ledger lies on the guest's disk and is captured with it, so the ledger
+//! always matches the files: [`super::wipe`] finds every file that was ever injected, even if the configuration has
+//! changed since.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,14 +19,15 @@ pub const LEDGER: &str = ".nixbox-injected";
 /// The suffix of a file's name while the file is written. [`super::wipe`] removes such files too.
 pub(super) const UNFINISHED: &str = ".nixbox-new";
 
-/// Time for one script that writes or reads a handful of files.
+/// The time limit of one script that writes or reads a handful of files.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// Functions that scripts of this module and of [`super::wipe`] share:
-/// - `plain TEXT` prints a path of `/proc/mounts`, which writes a space as `\040`, where `%b` wants `\0040`;
+/// Shell functions that the scripts of this module and of [`super::wipe`] share:
+/// - `plain TEXT` prints a path of `/proc/mounts` without its escapes: the kernel writes a space as `\040`, and `%b`
+///   needs `\0040`;
 /// - `shared PATH` says whether an absolute path without symbolic links lies on a virtiofs share;
-/// - `overwrite FILE…` writes zeros over the whole file and syncs it. A file system that writes them to other blocks
-///   leaves the old content to fstrim.
+/// - `overwrite FILE…` writes zeros over the whole file and syncs it. If the file system writes the zeros to other
+///   blocks, fstrim discards the old content later.
 pub(super) const FUNCTIONS: &str = r#"
 plain() { printf '%b' "$(printf '%s\n' "$1" | sed 's/\\\([0-7]\)/\\0\1/g')"; }
 shared() {
@@ -49,8 +51,8 @@ OVERWRITE='overwrite() {
 eval "$OVERWRITE"
 "#;
 
-/// Writes stdin to the file `t`, whole or not at all; needs `t`, `owner`, `mode` and `size` set. Missing directories
-/// above the file are made with mode 0700 and belong to its owner.
+/// Writes stdin to the file `t` atomically. The script needs `t`, `owner`, `mode` and `size` to be set. It makes
+/// missing directories above the file, with mode 0700 and the owner of the file.
 const PLACE: &str = r#"
 fail() { printf '%s\n' "$1" >&2; exit 1; }
 own() { [ -z "$owner" ] || chown -h "$owner" "$1"; }
@@ -76,8 +78,8 @@ fi
 mv -f "$n" "$t" || fail "cannot rename $n"
 "#;
 
-/// Adds the line that sources `~/.env` to the files that login shells read, once. bash reads `.profile` only where its
-/// other files do not exist.
+/// Adds the line that sources `~/.env` to the files that login shells read, once. bash reads `.profile` only if
+/// `.bash_profile` and `.bash_login` do not exist.
 const PROFILE: &str = r#"
 line='[ ! -r "$HOME/.env" ] || . "$HOME/.env" # nixbox: the environment of the workspace'
 umask 022
@@ -93,7 +95,8 @@ for f in .profile .bash_profile .bash_login .zprofile; do
 done
 "#;
 
-/// The rights with which a file is written or removed: those of the user in the user's home, and root's elsewhere.
+/// The rights with which a file is written or removed: the user's rights in the user's home, and root's rights
+/// elsewhere.
 pub(super) fn rights(home: &GuestHome, path: &str, owner: Option<&FileOwner>) -> Rights {
     if home.holds(path) && owner.is_none() { Rights::User } else { Rights::Root }
 }
@@ -101,7 +104,7 @@ pub(super) fn rights(home: &GuestHome, path: &str, owner: Option<&FileOwner>) ->
 /// The paths in the ledger of this guest. Lines that nixbox cannot have written are ignored.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let script = format!("[ ! -e {list} ] || cat {list}");
@@ -121,11 +124,11 @@ async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptErro
     shell.script("note what is injected", Rights::User, &script, &[], LIMIT).await.map(drop)
 }
 
-/// Writes every credential to its file, each whole or not at all. A file that was there is overwritten.
+/// Writes every credential to its file atomically. An existing file is overwritten.
 ///
 /// # Errors
-/// Those of [`ScriptError`]. Files that were written by then stay; they are in the ledger, and are written again next
-/// time.
+/// Any [`ScriptError`]. Files that were written before the error stay. They are in the ledger, and the next
+/// injection writes them again.
 pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), ScriptError> {
     if credentials.is_empty() {
         return Ok(());
@@ -136,7 +139,7 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
     for (credential, path) in credentials.iter().zip(&paths) {
         let owner = credential.owner.as_ref();
         let rights = rights(home, path, owner);
-        // A file that root writes belongs to the user unless another owner is named.
+        // A file that root writes belongs to the user unless the configuration names another owner.
         let owner = match (owner, rights) {
             (Some(owner), _) => owner.as_str().to_owned(),
             (None, Rights::Root) => shell.facts.uid.to_string(),
@@ -158,16 +161,16 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
     Ok(())
 }
 
-/// What an injected file must look like.
+/// The expected state of an injected file.
 #[derive(Debug, Clone)]
 pub struct Expected {
-    /// Its path.
+    /// The path in the guest.
     pub target: GuestPath,
-    /// Its owner; the guest's user if none is named.
+    /// The owner; the guest's user if `None`.
     pub owner: Option<FileOwner>,
-    /// Its mode.
+    /// The file mode.
     pub mode: u32,
-    /// The digest of its content.
+    /// The digest of the content.
     pub digest: Digest,
 }
 
@@ -178,11 +181,12 @@ impl From<&Credential> for Expected {
     }
 }
 
-/// Whether all, some or none of the expected files are there and right. A file in the ledger that is not expected makes
-/// the answer `Partial`; if no file is expected and none is in the ledger, the answer is `Whole`.
+/// Whether all, some or none of the expected files exist with the expected owner, mode and content. A file in the
+/// ledger that is not expected makes the answer `Partial`; if no file is expected and none is in the ledger, the answer
+/// is `Whole`.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, ScriptError> {
     let home = &shell.facts.home;
     let mut seen = BTreeSet::new();
@@ -205,7 +209,7 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
     })
 }
 
-/// What the guest's `stat` and `sha256sum` say of a file, as text.
+/// The output of the guest's `stat` and `sha256sum` for a file, as text.
 struct GuestFileStatus {
     mode: String,
     uid: String,

@@ -1,4 +1,5 @@
-//! SSH keys on the host: the one that nixbox logs in with, and the workspace's own, which the guest's user is given.
+//! SSH keys on the host: the key that nixbox logs in with, and the workspace's own key, which nixbox gives to the
+//! guest's user.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -14,7 +15,7 @@ use zeroize::Zeroizing;
 /// The most bytes that are read of a key file. No private key is longer.
 const LONGEST: u64 = 64 * 1024;
 
-/// Why there is no key.
+/// Why a key cannot be made, written or read.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum KeyError {
@@ -32,7 +33,7 @@ pub enum KeyError {
     Encode(#[source] ssh_key::Error),
 }
 
-/// A new ed25519 key.
+/// Generates an ed25519 key.
 ///
 /// # Errors
 /// [`KeyError::Random`].
@@ -44,7 +45,7 @@ pub fn generate() -> Result<PrivateKey, KeyError> {
     Ok(key)
 }
 
-/// The private key as OpenSSH's text.
+/// The private key in OpenSSH's text format.
 ///
 /// # Errors
 /// [`KeyError::Encode`].
@@ -62,8 +63,8 @@ pub fn public_text(key: &PrivateKey) -> Result<String, KeyError> {
     Ok(line)
 }
 
-/// Writes the key to `path` (0600) and its public half to `path` with `.pub` added (0644). If one of the files exists,
-/// it is left as it is, and this fails.
+/// Writes the key to `path` (0600) and its public half to `path` with `.pub` added (0644). A file that exists is never
+/// overwritten: the function fails instead.
 ///
 /// # Errors
 /// [`KeyError::Write`], [`KeyError::Encode`].
@@ -83,8 +84,8 @@ fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), KeyError> {
     write().map_err(|source| KeyError::Write { path: path.to_owned(), source })
 }
 
-/// Reads a private key of any kind that OpenSSH writes, except RSA. It may have no passphrase, and no other user may be
-/// able to read it.
+/// Reads a private key of any kind that OpenSSH writes, except RSA. The key must have no passphrase, and no other user
+/// may be able to read the file.
 ///
 /// # Errors
 /// [`KeyError::Read`], [`KeyError::Exposed`], [`KeyError::NotAKey`].

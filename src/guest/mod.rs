@@ -1,12 +1,12 @@
 //! The system in the VM, over SSH.
 //!
-//! A connection is made by [`channel`], with the keys of [`key`] and [`host_key`], and [`ready`] repeats that until the
-//! guest answers. [`shell`] runs scripts over it, and [`stale_scripts`] ends those that a killed nixbox left running.
-//! On top of scripts, [`inject`] writes the files that [`credentials`] prepares on the host, [`wipe`] removes them,
-//! [`mounts`] mounts the shares, and [`settle`] gives a restored guest entropy and the time. [`ssh_guest`] implements
-//! [`crate::world::Guest`] with these.
+//! [`channel`] makes a connection, with the keys of [`key`] and [`host_key`], and [`ready`] repeats the attempt until
+//! the guest answers. [`shell`] runs scripts over the connection, and [`stale_scripts`] ends scripts that a killed
+//! nixbox left running. On top of scripts, [`inject`] writes the files that [`credentials`] prepares on the host,
+//! [`wipe`] removes them, [`mounts`] mounts the shares, and [`settle`] gives a restored guest entropy and the time.
+//! [`ssh_guest`] implements [`crate::world::Guest`] with these modules.
 //!
-//! Uses `world`, and nothing else of nixbox.
+//! This module uses `world`, and nothing else of nixbox.
 
 pub mod channel;
 mod clock_helper;

@@ -7,21 +7,21 @@ use super::inject::rights;
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::{GuestPath, Presence, ShareTag};
 
-/// Time for one script.
+/// The time limit of one script.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A mount of the configuration, as the guest is to have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// The tag of its virtiofs device.
+    /// The tag of the share's virtiofs device.
     pub tag: ShareTag,
-    /// Where it is to be mounted.
+    /// The directory in the guest on which the share is mounted.
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
 }
 
-/// Why shares are not as they should be.
+/// Why shares cannot be mounted or unmounted.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum MountError {
@@ -51,13 +51,13 @@ struct Mounted {
 }
 
 impl Mounted {
-    /// Whether this is a mount of the share with this tag, whatever its options.
+    /// Whether this is a mount of the share with this tag, with any options.
     fn is_of(&self, tag: &ShareTag) -> bool {
         self.kind == "virtiofs" && self.source == tag.as_str()
     }
 }
 
-/// The lines that have the four fields. The kernel writes no others.
+/// Parses the lines with four fields or more. The kernel writes no shorter lines.
 fn parse(table: &str) -> Vec<Mounted> {
     let line = |line: &str| {
         let mut fields = line.split(' ');
@@ -68,8 +68,8 @@ fn parse(table: &str) -> Vec<Mounted> {
     table.lines().filter_map(line).collect()
 }
 
-/// Undoes the kernel's escapes: it writes space, tab, line end, backslash and `#` as a backslash and three octal digits
-/// (`fs/proc_namespace.c`).
+/// Undoes the escapes of the kernel, which writes space, tab, line end, backslash and `#` as a backslash and three
+/// octal digits (`fs/proc_namespace.c`).
 fn unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut plain = Vec::with_capacity(bytes.len());
@@ -117,7 +117,7 @@ async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, Scri
 /// Makes the directories, and mounts every share that is not mounted as it should be.
 ///
 /// # Errors
-/// Those of [`MountError`].
+/// Any [`MountError`].
 pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     for mount in mounts {
         make_directory(shell, mount).await?;
@@ -168,10 +168,10 @@ async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError>
     run(shell, "make the directory for a share", with, &script).await.map(drop)
 }
 
-/// Unmounts every mount of the shares, wherever it is, the last one first.
+/// Unmounts every mount of the shares at any place, the last mount first.
 ///
 /// # Errors
-/// [`MountError::Busy`] with the processes that use it; [`MountError::Script`].
+/// [`MountError::Busy`] with the processes that use the mount; [`MountError::Script`].
 pub async fn unmount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
     for there in table(shell).await?.iter().rev() {
         if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
@@ -190,7 +190,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
     let ScriptError::Failed { stderr, .. } = error else {
         return Err(error.into());
     };
-    // A process of the guest may have unmounted it meanwhile.
+    // A process of the guest may have unmounted the share meanwhile.
     if !table(shell).await?.iter().any(|there| there.target == place) {
         return Ok(());
     }
@@ -201,7 +201,7 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
 /// Every process that keeps one of the shares from being unmounted, as `number (name)`.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn users_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
     let mut users = Vec::new();
     for there in table(shell).await? {
@@ -220,7 +220,8 @@ async fn holders(shell: &Shell, place: &str) -> Result<Vec<String>, ScriptError>
     Ok(told.lines().map(printable).collect())
 }
 
-/// Prints every process whose working directory, root, program, or an open or mapped file lies there.
+/// A script that prints every process that has its working directory, root, program, or an open or mapped file below
+/// `place`.
 fn holders_script(place: &str) -> String {
     format!(
         r#"t={}
@@ -238,10 +239,11 @@ true"#,
     )
 }
 
-/// Whether all, some or none of the shares are mounted as they should be. Without shares, the answer is `Whole`.
+/// Whether all, some or none of the shares are mounted at the right place with the right access. Without shares, the
+/// answer is `Whole`.
 ///
 /// # Errors
-/// Those of [`ScriptError`].
+/// Any [`ScriptError`].
 pub async fn presence(shell: &Shell, mounts: &[Mount]) -> Result<Presence, ScriptError> {
     let (places, table) = (real_paths(shell, mounts).await?, table(shell).await?);
     Ok(presence_in(mounts, &places, &table))

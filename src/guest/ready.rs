@@ -33,13 +33,13 @@ impl From<ChannelError> for Attempt {
 /// How long a guest may refuse the key before nixbox gives up.
 pub const REFUSALS: Duration = Duration::from_secs(15);
 
-/// Repeats `attempt` until it succeeds, with a pause that grows from 5 to 250 ms. `attempt` gets its [`Limits`], whose
-/// `reach` is an eighth of the time waited so far, and at least 200 ms. An attempt that begins before the guest listens
-/// usually fails only when `reach` is over, so the guest is noticed at most that late.
+/// Repeats `attempt` until it succeeds, with a pause that grows from 5 to 250 ms. Each attempt gets [`Limits`] whose
+/// `reach` is an eighth of the time waited so far, but at least 200 ms. An attempt that begins before the guest listens
+/// usually fails only when `reach` is over, so `reach` is also the longest delay before nixbox notices the guest.
 ///
 /// # Errors
-/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], the error of the first [`Attempt::Hopeless`], and that of
-/// an [`Attempt::Refused`] that comes more than [`REFUSALS`] after the first one.
+/// [`ChannelError::NotReady`], [`ChannelError::Interrupted`], the error of the first [`Attempt::Hopeless`], and the
+/// error of an [`Attempt::Refused`] that comes more than [`REFUSALS`] after the first one.
 pub async fn until_ready<T, F: Future<Output = Result<T, Attempt>>>(
     within: Duration,
     limits: Limits,

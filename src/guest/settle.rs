@@ -7,10 +7,10 @@
 //! nixbox sends a program of some hundred bytes, `clock_helper.s`, over the connection. The guest writes it to a
 //! directory in memory if there is one, runs it and removes it.
 //!
-//! The same program sets the clock, because `date` is not exact enough: busybox's in Debian knows no `%N` and sets
-//! whole seconds. nixbox measures how far the guest's clock is from the host's as NTP does, by the fastest of several
-//! round trips, and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays right however late it
-//! arrives.
+//! The same program sets the clock, because `date` is not exact enough: Debian's busybox `date` does not support `%N`
+//! and sets whole seconds only. nixbox measures how far the guest's clock is from the host's as NTP does, by the
+//! fastest of several round trips, and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays
+//! right even if it arrives late.
 //!
 //! If either step fails, settling fails. There is no fallback.
 
@@ -27,7 +27,7 @@ use super::shell::{Dialogue, Rights, ScriptError, Shell};
 /// How far the guest's clock may be from the host's after it was set, including the uncertainty of the measurement.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
 
-/// Time for the whole procedure.
+/// The time limit of the whole procedure.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const ENTROPY_BYTES: usize = 512;
@@ -77,13 +77,13 @@ impl From<ScriptError> for SettleError {
 pub struct ClockOffset {
     /// The guest's time minus the host's, in nanoseconds.
     pub nanoseconds: i128,
-    /// How much more or less it may be, in nanoseconds: half of the round trip.
+    /// The largest error of the measurement, in nanoseconds: half of the round trip.
     pub uncertainty: i128,
 }
 
 impl ClockOffset {
-    /// From the host's time of the question, the duration of the round trip, and the guest's answer, all in
-    /// nanoseconds.
+    /// Computes the offset from the host's time at the question, the duration of the round trip, and the time that the
+    /// guest answered, all in nanoseconds.
     fn new(asked: i128, took: i128, guest: i128) -> Self {
         let uncertainty = took / 2;
         Self { nanoseconds: guest - asked - uncertainty, uncertainty }
@@ -99,10 +99,11 @@ impl ClockOffset {
     }
 }
 
-/// Gives the guest's kernel fresh entropy, makes it reseed, and sets its clock. Returns how well the clocks agree then.
+/// Gives the guest's kernel fresh entropy, makes it reseed, and sets its clock. Returns the remaining offset of the
+/// clock.
 ///
 /// # Errors
-/// Those of [`SettleError`]; [`ScriptError::NoRights`] in it where the user is neither root nor has `sudo`.
+/// Any [`SettleError`]. The source of the error is [`ScriptError::NoRights`] if the user is not root and has no `sudo`.
 pub async fn settle(shell: &Shell) -> Result<ClockOffset, SettleError> {
     if shell.facts.processor != "x86_64" {
         return Err(SettleError::Processor(shell.facts.processor.clone()));
@@ -114,10 +115,10 @@ async fn settle_without_limit(shell: &Shell) -> Result<ClockOffset, SettleError>
     let what = "give the guest fresh entropy and the time";
     let mut helper = shell.converse(what, Rights::Root, &script()).await?;
     helper.send(entropy()?).await?;
-    // Its first answer says that the kernel has reseeded.
+    // The first answer of the program means that the kernel has reseeded.
     helper.receive::<16>().await?;
     let mut clock_offset = measure(&mut helper).await?;
-    // A clock whose difference is below the uncertainty is left as it is.
+    // The clock is not changed if the difference is below the uncertainty.
     if clock_offset.differ() {
         exchange(&mut helper, Some(-clock_offset.nanoseconds)).await?;
         clock_offset = measure(&mut helper).await?;
@@ -137,7 +138,8 @@ fn tolerance() -> i128 {
     i128::try_from(CLOCK_TOLERANCE.as_nanos()).unwrap_or(i128::MAX)
 }
 
-/// `struct rand_pool_info` (`linux/random.h`): bits to credit, bytes that follow, the bytes.
+/// Builds a `struct rand_pool_info` (`linux/random.h`): the number of bits to credit, the number of bytes, and the
+/// bytes.
 fn entropy() -> Result<Zeroizing<Vec<u8>>, SettleError> {
     let mut frame = Zeroizing::new(vec![0_u8; POOL_INFO_BYTES]);
     let (head, bytes) = frame.split_at_mut(8);
@@ -147,7 +149,8 @@ fn entropy() -> Result<Zeroizing<Vec<u8>>, SettleError> {
     Ok(frame)
 }
 
-/// `struct timex` (`linux/timex.h`, 64 bits): nothing to change, or nanoseconds to add to the clock.
+/// Builds a `struct timex` (`linux/timex.h`, 64 bits) that adds `shift` nanoseconds to the clock, or changes nothing if
+/// `shift` is `None`.
 fn timex(shift: Option<i128>) -> Zeroizing<Vec<u8>> {
     const ADJ_SETOFFSET: u32 = 0x0100;
     const ADJ_NANO: u32 = 0x2000;
@@ -155,7 +158,7 @@ fn timex(shift: Option<i128>) -> Zeroizing<Vec<u8>> {
     if let Some(shift) = shift {
         let second = 1_000_000_000;
         let seconds = i64::try_from(shift.div_euclid(second)).unwrap_or(i64::MAX);
-        // Within 0 and 10⁹, as the kernel wants it for a negative shift too.
+        // The kernel requires nanoseconds from 0 to 10⁹, for a negative shift too.
         let nanoseconds = i64::try_from(shift.rem_euclid(second)).unwrap_or_default();
         frame[..4].copy_from_slice(&(ADJ_SETOFFSET | ADJ_NANO).to_le_bytes());
         frame[72..80].copy_from_slice(&seconds.to_le_bytes());
@@ -200,15 +203,15 @@ pub fn program() -> String {
     octal(&clock_helper::elf())
 }
 
-/// Bytes as `printf` takes them: each in octal.
+/// Writes bytes as octal escapes for `printf`.
 #[must_use]
 pub fn octal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("\\{byte:03o}")).collect()
 }
 
-/// Writes the program to the first directory that programs can be run from, runs it on what follows on stdin, and
-/// removes it. Run without input, the program ends with status 11, which shows that the directory is not mounted
-/// `noexec`.
+/// Writes the program to the first directory that programs can be run from, runs it with the rest of stdin as its
+/// input, and removes it. Run without input, the program ends with status 11, which shows that the directory is not
+/// mounted `noexec`.
 fn script() -> String {
     let octal = program();
     format!(

@@ -1,13 +1,14 @@
-//! Runs scripts in any guest that has a POSIX `sh`. They are written for busybox ash and dash.
+//! Runs scripts in any guest that has a POSIX `sh`. The scripts are written for busybox ash and dash.
 //!
 //! Every script runs under the same short command line. That command reads the script line by line from stdin, up to
-//! the line [`END`], and leaves the bytes that follow to the programs that the script starts. It uses `read`, because
-//! `read` takes no byte more than it needs from a pipe, where `sh -s` reads in blocks. So neither a script nor its
-//! input is ever in an argument list, a login shell with another syntax does no harm, and input may be any bytes.
+//! the line [`END`], and leaves the bytes that follow to the programs that the script starts. The command uses `read`,
+//! because `read` takes no byte more than it needs from a pipe, whereas `sh -s` reads in blocks. As a result, neither a
+//! script nor its input is ever in an argument list, a login shell with another syntax does no harm, and input may be
+//! any bytes.
 //!
-//! A script is sent only after its shell has said that it runs. So when nixbox is killed, every script that may go on
-//! is already a process of the guest with the [`ScriptMark`] of its connection, and [`super::stale_scripts`] can end
-//! it.
+//! nixbox sends a script only after the script's shell has reported that it runs. If nixbox is killed, every script
+//! that may continue is therefore already a process of the guest with the [`ScriptMark`] of its connection, and
+//! [`super::stale_scripts`] can end that process.
 
 use std::time::Duration;
 
@@ -21,9 +22,9 @@ use crate::world::{BootId, GuestHome, InvalidValue};
 /// The rights with which a script runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rights {
-    /// Those of the user that nixbox logs in as.
+    /// The rights of the user that nixbox logs in as.
     User,
-    /// Root's: by `sudo -n` unless that user is root.
+    /// The rights of root, obtained by `sudo -n` unless that user is root.
     Root,
 }
 
@@ -32,10 +33,10 @@ pub enum Rights {
 pub struct ScriptMark(String);
 
 impl ScriptMark {
-    /// What all marks begin with.
+    /// The prefix of all marks.
     const ALL: &str = "nixbox-script:";
 
-    /// A mark that no other connection has.
+    /// Creates a mark that no other connection has.
     ///
     /// # Errors
     /// If the host has no random bytes.
@@ -52,12 +53,12 @@ impl ScriptMark {
     }
 }
 
-/// What nixbox asks every guest first.
+/// The facts about a guest that nixbox asks for before anything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// The number of the user that nixbox logs in as.
     pub uid: u32,
-    /// That user's home.
+    /// The home of that user.
     pub home: GuestHome,
     /// The output of `uname -m`.
     pub processor: String,
@@ -100,9 +101,9 @@ fn in_parentheses(stderr: &str) -> String {
     if stderr.is_empty() { String::new() } else { format!(" ({stderr})") }
 }
 
-/// The command line under which every script runs. It exports its mark to its children, says that it runs, reads lines
-/// up to [`END`], and evaluates them. A script that was cut short is not run. It contains nothing that is special
-/// between single quotes in sh, zsh or fish.
+/// The command line under which every script runs. The command line exports its mark to its children, reports that it
+/// runs, reads lines up to [`END`], and evaluates them. A script that was cut short is not run. The command line
+/// contains no character that is special between single quotes in sh, zsh or fish.
 fn loader(mark: Option<&ScriptMark>) -> String {
     let mark = mark.map_or("sh", ScriptMark::as_str);
     format!(
@@ -127,21 +128,22 @@ export LC_ALL PATH
 ";
 
 const BEGIN: &[u8] = b"nixbox:begin\n";
-/// The line that ends a script; what follows it on stdin is input for the script's programs.
+/// The line that ends a script. The bytes after it on stdin are input for the programs that the script starts.
 pub const END: &str = "nixbox:end";
 
 /// The most bytes that are kept of a script's stdout and of its stderr. The scripts print little, but a failing program
 /// may print much.
 const MOST: usize = 1 << 20;
 
-/// A word that the shell takes literally. Only NUL cannot be in it, and no path or name here can hold one.
+/// Quotes `text` so that the shell takes it literally. `text` must not contain NUL, which no path or name here can
+/// contain.
 #[must_use]
 pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The command line of a program with its arguments, for `nixbox run`. The program has the workspace's environment,
-/// although no login shell runs.
+/// The command line of a program with its arguments, for `nixbox run`. The command line gives the program the
+/// workspace's environment, although no login shell runs.
 #[must_use]
 pub fn run_command(arguments: &[String]) -> String {
     let words: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
@@ -149,11 +151,11 @@ pub fn run_command(arguments: &[String]) -> String {
     format!("exec sh -c {} nixbox {}", quoted(shell), words.join(" "))
 }
 
-/// A connection, and what is known of the guest at its other end.
+/// A connection, and the facts about the guest at its other end.
 pub struct Shell {
-    /// The connection.
+    /// The connection that scripts run over.
     pub session: SshSession,
-    /// What the guest said of itself when the connection was made.
+    /// The facts that the guest reported when the connection was made.
     pub facts: Facts,
     /// The mark of this connection's scripts.
     pub mark: ScriptMark,
@@ -161,8 +163,8 @@ pub struct Shell {
     pub others: bool,
 }
 
-/// Prints the [`Facts`], and `others` if a script with a mark runs or could run unseen: a `/proc` that is mounted with
-/// `hidepid` hides the processes of other users.
+/// Prints the [`Facts`], and `others` if a script with a mark runs or if such a script could run unseen, because a
+/// `/proc` that is mounted with `hidepid` hides the processes of other users.
 const GREETING: &str = r#"
 printf 'fact=%s\n' "$(id -u)" "$HOME" "$(uname -m)" "$(cat /proc/sys/kernel/random/boot_id)"
 if grep -qs 'nixbox-scrip[t]:' /proc/[0-9]*/cmdline || [ ! -r /proc/1/cmdline ]; then echo fact=others; fi
@@ -172,7 +174,7 @@ impl Shell {
     /// Asks the guest for its [`Facts`]. A guest counts as ready when this succeeds.
     ///
     /// # Errors
-    /// Those of [`ScriptError`].
+    /// Any [`ScriptError`].
     pub async fn greet(session: SshSession, within: Duration) -> Result<Self, ScriptError> {
         let what = "ask the guest who it is";
         let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}\n{END}\n").into_bytes());
@@ -197,10 +199,11 @@ impl Shell {
         Ok(Self { session, facts, mark, others: !others.is_empty() })
     }
 
-    /// Runs a script to its end and returns what it wrote to stdout. `what` says for the error what the script does.
+    /// Runs a script to its end and returns what it wrote to stdout. `what` names the work of the script in error
+    /// messages.
     ///
     /// # Errors
-    /// Those of [`ScriptError`].
+    /// Any [`ScriptError`].
     pub async fn script(
         &self,
         what: &'static str,
@@ -219,11 +222,11 @@ impl Shell {
         output_of(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
     }
 
-    /// Starts a script that nixbox talks to while it runs. What a login shell prints before the script begins is
-    /// dropped.
+    /// Starts a script that nixbox talks to while the script runs. Output that a login shell prints before the script
+    /// begins is dropped.
     ///
     /// # Errors
-    /// Those of [`ScriptError`].
+    /// Any [`ScriptError`].
     pub async fn converse(
         &self,
         what: &'static str,
@@ -271,10 +274,10 @@ impl Dialogue {
         self.command.send(input).await.map_err(|source| ScriptError::Channel { what: self.what, source })
     }
 
-    /// Waits for exactly `N` bytes of its stdout.
+    /// Waits for exactly `N` bytes of the script's stdout.
     ///
     /// # Errors
-    /// [`ScriptError::Failed`] if it ends instead; [`ScriptError::Channel`].
+    /// [`ScriptError::Failed`] if the script ends first; [`ScriptError::Channel`].
     pub async fn receive<const N: usize>(&mut self) -> Result<[u8; N], ScriptError> {
         loop {
             if let Some(chunk) = self.pending.first_chunk::<N>() {
@@ -286,7 +289,7 @@ impl Dialogue {
         }
     }
 
-    /// Closes its stdin, and waits until the script ends successfully.
+    /// Closes the script's stdin, and waits until the script ends successfully.
     ///
     /// # Errors
     /// [`ScriptError::Failed`], [`ScriptError::Channel`].
@@ -302,7 +305,8 @@ impl Dialogue {
         }
     }
 
-    /// Handles one message of the command. Its end is an error here, because the caller waits for more output.
+    /// Handles one message of the command. The end of the command is an error here, because the caller waits for more
+    /// output.
     async fn listen(&mut self, begun: bool) -> Result<(), ScriptError> {
         let channel = |source| ScriptError::Channel { what: self.what, source };
         if self.pending.len() > MOST || self.stderr.len() > MOST {
@@ -320,7 +324,7 @@ impl Dialogue {
     }
 }
 
-/// What a script wrote after it began, if it ended successfully.
+/// The stdout of a script from its beginning on, if the script ended successfully.
 fn output_of(what: &'static str, rights: Rights, finished: Finished) -> Result<String, ScriptError> {
     let begun = find(&finished.stdout, BEGIN).map(|at| at + BEGIN.len());
     match begun {
@@ -346,7 +350,7 @@ fn script_error(
     }
 }
 
-/// The last three lines of stderr in one line that is safe to print.
+/// The last three lines of stderr, joined into one line that is safe to print.
 fn last_words(stderr: &[u8]) -> String {
     let text = String::from_utf8_lossy(stderr);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();

@@ -1,9 +1,9 @@
 //! [`world::Guest`](crate::world::Guest) over SSH.
 //!
-//! Making a connection takes longer than most calls, so a connection is kept for the next call under the same VMM
+//! Connecting takes longer than most calls, so this module keeps a connection for the next call under the same VMM
 //! generation. No connection outlives a pause of the VM, because the calls that come before a pause ([`Guest::wipe`],
-//! [`Guest::unmount`]) close it. During a call the VMM is asked four times a second whether it still has the VM,
-//! because a guest that is gone cannot say so.
+//! [`Guest::unmount`]) close it. During a call this module asks the VMM four times a second whether it still has the
+//! VM, because a guest whose VM is gone stops answering without an error.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -32,32 +32,32 @@ const WATCH: Duration = Duration::from_millis(250);
 /// How long the VMM may take to answer that question.
 const WATCH_LIMIT: Duration = Duration::from_secs(10);
 
-/// Time for the command that asks the guest to shut down, and time for its connection. If it is over, the power button
-/// is used.
+/// The time limit of the command that asks the guest to shut down, and of its connection. After that nixbox presses the
+/// power button.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Where the guest's SSH server listens, by the VM's slot.
+/// Gives the address of the guest's SSH server, by the VM's slot.
 pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
 
-/// Where the host key of a generation of disks is kept, in a directory that exists.
+/// Gives the path of the file for the host key of a generation of disks. Its directory exists.
 pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 
-/// How to reach the guests of one workspace, and what they are given.
+/// The settings for reaching the guests of one workspace, and the credentials and shares that the guests get.
 pub struct GuestSettings {
-    /// The user to log in as: root, or one with `sudo` without a password.
+    /// The user to log in as: root, or a user with `sudo` without a password.
     pub user: UserName,
-    /// The key that the image lets in.
+    /// The key that the image accepts for a login.
     pub key: Arc<PrivateKey>,
-    /// The file for the host key of a generation of disks. It lies beside the images, and is copied and removed with
-    /// them.
+    /// The file for the host key of a generation of disks. The file lies beside the disk images, and is copied and
+    /// removed with them.
     pub pin: Arc<PinPath>,
     /// The address of the SSH server: [`address`], except in the simulator and in tests.
     pub address: Arc<Address>,
-    /// The credentials.
+    /// The credentials that the guest gets, and the files to wipe.
     pub wanted: Wanted,
-    /// The shares.
+    /// The shares that the guest mounts.
     pub mounts: Vec<Mount>,
-    /// Time from the first attempt until a command has run. The guest may boot within it.
+    /// The time limit from the first attempt until a command has run. It includes the boot of the guest.
     pub ready: Duration,
     /// Limits of single connections.
     pub limits: Limits,
@@ -77,13 +77,13 @@ pub struct SshGuest {
     kept: Mutex<Option<(Generation, Arc<Shell>)>>,
     /// All connections that may be in use.
     living: tokio::sync::Mutex<Vec<Weak<Shell>>>,
-    /// What injected files must look like. It is kept once it is known, because finding out may run commands that ask a
-    /// person.
+    /// The expected state of the injected files. It is computed once and kept, because computing it may run commands
+    /// that ask a person.
     expected: Mutex<Option<Arc<[Expected]>>>,
 }
 
 impl SshGuest {
-    /// The guests of the workspace with these settings, whose VMs run under this VMM.
+    /// The guest of a workspace with these settings, whose VM runs under `vmm`.
     #[must_use]
     pub fn new(settings: GuestSettings, vmm: Arc<dyn Vmm>) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl SshGuest {
     /// Waits until a command has run in the guest, and returns the connection that it ran on.
     ///
     /// # Errors
-    /// [`Failure::Lost`] if the VM goes; [`Failure::Interrupted`]; otherwise why the last attempt failed.
+    /// [`Failure::Lost`] if the VM is lost; [`Failure::Interrupted`]; otherwise the error of the last attempt.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
         let GuestSettings { user, key, address, ready, limits, .. } = &self.settings;
         let endpoint = Endpoint {
@@ -130,8 +130,8 @@ impl SshGuest {
         done
     }
 
-    /// The connection that is kept, or a new one. No script of another nixbox runs in the guest when this returns, and
-    /// of this nixbox only those on connections that are in use.
+    /// Returns the kept connection, or a new one. When this returns, no script of another nixbox runs in the guest.
+    /// Scripts of this nixbox run only on connections that are in use.
     async fn acquire(&self, machine: &Machine) -> Result<UsedConnection<'_>> {
         // Without the lock, two calls that connect at once would each kill the scripts of the other.
         let mut living = self.living.lock().await;
@@ -150,7 +150,7 @@ impl SshGuest {
                 shell
             }
         };
-        // Other calls may use it at the same time.
+        // Other calls may use the same connection at the same time.
         *self.kept() = Some((machine.vmm, Arc::clone(&shell)));
         Ok(UsedConnection { guest: self, shell, keep: false })
     }
@@ -212,7 +212,7 @@ impl SshGuest {
 }
 
 /// A connection in use. If the call on it fails or is dropped, the connection is not used again, because its script may
-/// go on in the guest; the next connection ends that script.
+/// continue in the guest; the next connection ends that script.
 struct UsedConnection<'a> {
     guest: &'a SshGuest,
     shell: Arc<Shell>,

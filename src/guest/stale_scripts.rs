@@ -1,24 +1,24 @@
 //! Ends the scripts that an earlier nixbox left running in the guest, before a new connection is used.
 //!
-//! When nixbox is killed or gives up waiting, its script goes on, because an SSH server does not end a command when the
-//! connection ends. A stale wipe could remove what the next run injects, and a stale injection could put a credential
-//! into a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its connection, and each
-//! new connection first kills all processes with another mark. The guest is then in the state of a script that was
-//! stopped at some point, which is what [`crate::fakes`] simulates.
+//! When nixbox is killed or gives up waiting, its script continues, because an SSH server does not end a command when
+//! the connection ends. A stale wipe could remove what the next run injects, and a stale injection could put a
+//! credential into a guest that is about to be captured. So every script runs under the [`ScriptMark`] of its
+//! connection, and each new connection first kills all processes with another mark. The guest is then as if the script
+//! had been stopped at some point, a case that [`crate::fakes`] simulates.
 //!
-//! No script can start after that, because a script is sent only once its shell runs ([`super::shell`]).
+//! No stale script can start after that, because nixbox sends a script only once its shell runs ([`super::shell`]).
 
 use std::time::Duration;
 
 use super::shell::{Rights, ScriptError, ScriptMark, Shell};
 
-/// Time for the whole script, which gives up earlier by itself.
+/// The time limit of the whole script. The script itself gives up earlier.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Kills every process that has a mark, except those of `mine` (an argument list for grep), until there is none. A
-/// process that is killed inside a system call ends when the call returns. If the call never returns, the process is
-/// left: it does nothing after the call. `sync` hangs like this when a share's daemon has died (virtiofs, seen in Linux
-/// 6.1 with Cloud Hypervisor v53.0).
+/// Kills every process that has a mark, except those that match `mine` (an argument list for grep), and repeats this
+/// until no such process is left. A process that is killed inside a system call ends when the call returns. If the call
+/// never returns, the script leaves the process alone, which is safe because the process does nothing after the call.
+/// `sync` hangs like this when a share's daemon has died (virtiofs, seen in Linux 6.1 with Cloud Hypervisor v53.0).
 const END: &str = r#"
 i=0
 while :; do
@@ -43,7 +43,7 @@ done
 /// Ends every script that runs in the guest, except those of this connection and those with a mark in `spared`.
 ///
 /// # Errors
-/// [`ScriptError::Failed`] with the processes that cannot be ended, and the others of [`ScriptError`].
+/// [`ScriptError::Failed`] names the processes that cannot be ended. The other variants of [`ScriptError`] occur too.
 pub async fn end_others(shell: &Shell, spared: &[&ScriptMark]) -> Result<(), ScriptError> {
     if !shell.others {
         return Ok(());
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
     use crate::testing::{Need, have};
 
-    /// Runs the script where one process of another connection does not end by SIGKILL.
+    /// Runs the script in a `/proc` with one process of another connection that does not end after SIGKILL.
     fn run_against_unkillable(shell: &[&str], state: &str) -> (Option<i32>, String) {
         let proc = tempfile::tempdir().unwrap();
         // No process has this number (PID_MAX_LIMIT is lower).

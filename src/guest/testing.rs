@@ -22,7 +22,7 @@ use crate::world::Interrupt;
 /// The system behind the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// dropbear, in a root of its own with nothing but busybox: the smallest guest there is.
+    /// dropbear, in a root directory that contains only busybox. This is the smallest guest that nixbox supports.
     Busybox,
     /// OpenSSH, with this machine's own programs, and `sudo` for `user`.
     Debian,
@@ -35,7 +35,7 @@ pub(super) struct Server {
     pub(super) address: SocketAddr,
     pub(super) key: Arc<PrivateKey>,
     pub(super) directory: TempDir,
-    /// The directory of its users' homes on this machine.
+    /// The directory on this machine that contains the homes of the server's users.
     homes: PathBuf,
     process: Child,
 }
@@ -58,7 +58,7 @@ fn sh(script: &str) {
 }
 
 impl Server {
-    /// Starts a server. `None`, with a line that says why, if this user is not root or a program is missing.
+    /// Starts a server. If this user is not root or a program is missing, prints why and returns `None`.
     pub(super) fn start(kind: Kind) -> Option<Self> {
         let programs = match kind {
             Kind::Busybox => &["unshare", "busybox", "dropbear"][..],

@@ -1,8 +1,8 @@
-//! Removes credentials from the guest's files, and from what its kernel caches of its disks.
+//! Removes credentials from the guest's files and from its kernel's page cache.
 //!
-//! These files are overwritten and removed: every file in the ledger, every file that the configuration wants injected,
-//! the configuration's wipe list, and the histories of shells. Then the page cache is dropped and free blocks are
-//! trimmed. Memory that processes have freed cannot be reached from here: the guest's kernel has to zero it
+//! nixbox overwrites and removes these files: every file in the ledger, every file that the configuration wants
+//! injected, the configuration's wipe list, and the histories of shells. Then the page cache is dropped and free blocks
+//! are trimmed. nixbox cannot reach memory that processes have freed: the guest's kernel has to zero that memory
 //! (`init_on_free=1`).
 
 use std::collections::BTreeSet;
@@ -12,13 +12,13 @@ use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::GuestPath;
 
-/// Time for removing files, among which there may be large directories.
+/// The time limit for removing files, which may include large directories.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Time for sync and fstrim.
+/// The time limit for sync and fstrim.
 const FLUSH_LIMIT: Duration = Duration::from_secs(120);
 
-/// Files below a home in which shells and other programs keep what was typed.
+/// Files below a home in which shells and other programs record typed input.
 const HISTORIES: [&str; 10] = [
     ".ash_history",
     ".bash_history",
@@ -32,7 +32,7 @@ const HISTORIES: [&str; 10] = [
     ".local/share/fish/fish_history",
 ];
 
-/// Why a guest is not clean.
+/// Why a guest may still contain credentials.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum WipeError {
@@ -46,9 +46,9 @@ fn reasons(why: &str) -> String {
     if why.is_empty() { String::new() } else { format!(" ({why})") }
 }
 
-/// `forget PATH FOLLOW` overwrites and removes a file or a directory, and succeeds if there is none. A symbolic link is
-/// removed itself; if FOLLOW is not empty, the file that it leads to is removed too, unless that lies on a share. It
-/// never touches a share and never crosses a mount.
+/// The shell function `forget PATH FOLLOW` overwrites and removes a file or a directory, and succeeds if PATH does not
+/// exist. If PATH is a symbolic link, the link is removed; if FOLLOW is not empty, the file that the link leads to is
+/// removed too, unless that file lies on a share. `forget` never touches a share and never crosses a mount.
 const FORGET: &str = r#"
 no() { printf '%s: %s\n' "$1" "$2"; return 1; }
 forget() {
@@ -92,10 +92,11 @@ while read -r _ m f o _; do
 done < /proc/mounts
 "#;
 
-/// Removes what was injected, what is `wanted` to be injected, and everything in `list`. Then drops caches and trims.
+/// Removes every injected file, every file that is `wanted` to be injected, and everything in `list`. Then drops caches
+/// and trims the file systems.
 ///
 /// # Errors
-/// [`WipeError::Left`] names every file that is still there; all others are removed.
+/// [`WipeError::Left`] names every file that could not be removed; all others are removed.
 pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let mut ours: BTreeSet<String> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
@@ -112,10 +113,10 @@ pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Re
     Ok(())
 }
 
-/// Removes what was injected and is not `wanted` any more.
+/// Removes every injected file that is no longer `wanted`.
 ///
 /// # Errors
-/// Those of [`wipe`].
+/// The errors of [`wipe`].
 pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let wanted: BTreeSet<_> = wanted.iter().map(|path| path.expand(home)).collect();
@@ -152,7 +153,7 @@ async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String
             left.paths.extend(rest.paths);
             left.why.extend(rest.why);
         }
-        // Root's rights are not to be had. The names of the files that are left say more than that error.
+        // Root's rights cannot be obtained. The names of the files that are left are more useful than that error.
         Err(ScriptError::NoRights { .. }) if !left.paths.is_empty() => {
             left.paths.extend(root_ours.iter().chain(&root_theirs).map(|path| (*path).clone()));
             left.paths.sort();
@@ -168,7 +169,7 @@ async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String
     }
 }
 
-/// Whether a path that is left is this path, or the name of this file while it is written.
+/// Whether the path `left` is `path`, or the name that the file at `path` has while it is written.
 fn is_of(left: &str, path: &str) -> bool {
     left.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest == UNFINISHED)
 }

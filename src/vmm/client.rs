@@ -1,11 +1,11 @@
 //! The client for Cloud Hypervisor's HTTP API on its Unix socket: each call that nixbox makes is a method, with a time
 //! limit of its own.
 //!
-//! Every call opens a new connection. A connection that is kept would fail once another VMM listens on the same path.
-//! Answers are limited to 4 MiB. When a call is refused, the body of the answer is a JSON array of strings, the error
-//! chain from the outside in (all versions from v51 on); it becomes part of the error message. Without a VM, `vm.info`
-//! and `vm.boot` are refused with status 500 before v53 and 404 since, so the words of the chain decide and the status
-//! does not ([`ApiError::is_missing_vm`]).
+//! Every call opens a new connection. A kept connection would fail once another VMM listens on the same path. Answers
+//! are limited to 4 MiB. When a call is refused, the body of the answer is a JSON array of strings, the error chain
+//! from the outside in (all versions from v51 on); it becomes part of the error message. Without a VM, `vm.info` and
+//! `vm.boot` are refused with status 500 before v53 and with status 404 from v53 on, so nixbox checks the words of the
+//! chain and not the status ([`ApiError::is_missing_vm`]).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,21 +25,22 @@ use crate::host::socket::SocketPath;
 /// The longest answer that is read, in bytes. `vm.info` of a VM that nixbox makes has about 3 KiB.
 const BODY_LIMIT: usize = 4 << 20;
 
-/// For calls that take no time by themselves. The VMM has one thread for its API, so that they wait for the call before.
+/// The limit for calls that take almost no time by themselves. The VMM has one thread for its API, so such a call may
+/// have to wait for the call before it.
 const SHORT: Duration = Duration::from_secs(10);
-/// For calls that change devices or wait for vCPUs.
+/// The limit for calls that change devices or wait for vCPUs.
 const MEDIUM: Duration = Duration::from_secs(60);
-/// For calls that read or write all RAM, where the VMM allocated it itself.
+/// The limit for calls that read or write all RAM, if the VMM allocated the RAM itself.
 const LONG: Duration = Duration::from_secs(30 * 60);
 
 /// Why a call failed.
 #[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// The request was not sent, or not answered in full. Whether the VMM acted on it is not known.
+    /// The request was not sent, or not answered in full. The VMM may have acted on the request.
     #[error("{call} got no answer on {socket}")]
     Connection { call: &'static str, socket: SocketPath, source: Box<dyn std::error::Error + Send + Sync> },
-    /// Whether the VMM acted, or still acts, on the request is not known.
+    /// The VMM may have acted on the request, or may still be acting on it.
     #[error("{call} was not answered within {limit:?}")]
     TimedOut { call: &'static str, limit: Duration },
     /// The VMM answered with an error status; `chain` is its error chain, outermost first.
@@ -54,7 +55,8 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Whether this error is one that a VMM causes while it ends: it closes its sockets a little before the process exits.
+    /// Whether this error may come from a VMM that is ending: a VMM closes its sockets a little before its process
+    /// exits.
     #[must_use]
     pub fn is_vmm_ending(&self) -> bool {
         match self {
@@ -73,8 +75,8 @@ impl ApiError {
     }
 }
 
-/// What the API thread of a VMM answers when the thread that does the work has ended and the process is about to exit, as
-/// in "Error from API: API request send error: sending on a closed channel" (v53.0, `ApiError`).
+/// Texts in the answer of a VMM's API thread when the thread that does the work has ended and the process is about to
+/// exit, as in "Error from API: API request send error: sending on a closed channel" (v53.0, `ApiError`).
 const ENDING_WORDS: [&str; 2] = ["API request send error", "API response receive error"];
 
 /// The answer to `vmm.ping`.
@@ -91,9 +93,9 @@ pub struct VmmPing {
 pub enum ApiVmState {
     /// Configured, never booted.
     Created,
-    /// Its vCPUs run.
+    /// The vCPUs run.
     Running,
-    /// Shut down; its configuration is still there.
+    /// Shut down. The VMM still has the configuration.
     Shutdown,
     /// Paused by `vm.pause`, or restored and not resumed.
     Paused,
@@ -101,19 +103,20 @@ pub enum ApiVmState {
     BreakPoint,
 }
 
-/// What nixbox reads of the answer to `vm.info`.
+/// The part of the answer to `vm.info` that nixbox reads.
 #[derive(Debug, Clone, Deserialize)]
 pub struct VmInfo {
     /// The VM's state.
     pub state: ApiVmState,
-    /// Its configuration.
+    /// The VM's configuration.
     pub config: VmInfoConfig,
-    /// Its devices by id, once booted. A device that is being removed is listed until the guest has let go of it.
+    /// The devices by id, once the VM has booted. A device that is being removed is listed until the guest has released
+    /// it.
     #[serde(default)]
     pub device_tree: Option<BTreeMap<String, serde::de::IgnoredAny>>,
 }
 
-/// What nixbox reads of a VM's configuration.
+/// The part of a VM's configuration that nixbox reads.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct VmInfoConfig {
     /// The virtio-fs devices.
@@ -124,7 +127,7 @@ pub struct VmInfoConfig {
 /// A share in `vm.info`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct VmInfoShare {
-    /// The device id. nixbox gives every share one.
+    /// The device id. nixbox gives every share an id.
     #[serde(default)]
     pub id: Option<String>,
 }
@@ -152,7 +155,7 @@ pub struct ApiClient {
 }
 
 impl ApiClient {
-    /// The client for the VMM on `socket`. It connects with each call, not before.
+    /// Creates a client for the VMM on `socket`. The client connects only when a call is made.
     #[must_use]
     pub fn new(socket: SocketPath) -> Self {
         let mut builder = HttpClient::builder(TokioExecutor::new());
@@ -167,12 +170,12 @@ impl ApiClient {
     /// `vmm.ping`: version and process id.
     ///
     /// # Errors
-    /// [`ApiError`], as of every call here.
+    /// [`ApiError`], as for every call here.
     pub async fn ping(&self) -> Result<VmmPing, ApiError> {
         self.get("vmm.ping").await
     }
 
-    /// `vm.info`. It is refused where there is no VM: see [`ApiError::is_missing_vm`].
+    /// `vm.info`. The VMM refuses it if it has no VM: see [`ApiError::is_missing_vm`].
     ///
     /// # Errors
     /// [`ApiError`].
@@ -180,7 +183,7 @@ impl ApiClient {
         self.get("vm.info").await
     }
 
-    /// `vm.create`. Under all versions it opens the serial file; everything else is opened by `vm.boot`.
+    /// `vm.create`. In all versions this call opens the serial file, and `vm.boot` opens everything else.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -212,8 +215,8 @@ impl ApiClient {
         self.put("vm.resume", MEDIUM, NO_BODY).await
     }
 
-    /// `vm.snapshot` into an existing directory without files of an earlier snapshot. It returns when all is written, and
-    /// syncs nothing.
+    /// `vm.snapshot` into an existing directory without files of an earlier snapshot. The call returns when the VMM has
+    /// written all files. The VMM does not sync them.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -222,8 +225,8 @@ impl ApiClient {
         self.put("vm.snapshot", LONG, Some(&Destination { destination_url })).await
     }
 
-    /// `vm.restore`. The VM is paused afterwards. RAM that the VMM allocates itself has been read by then. A failed restore
-    /// leaves no VM.
+    /// `vm.restore`. The VM is paused afterwards. If the VMM allocates the RAM itself, it has read all RAM by then. A
+    /// failed restore leaves no VM.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -232,7 +235,7 @@ impl ApiClient {
         self.put("vm.restore", LONG, Some(&RestoreSource { source_url })).await
     }
 
-    /// `vm.power-button`. The guest decides what it does then.
+    /// `vm.power-button`. The guest decides how to react.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -240,7 +243,7 @@ impl ApiClient {
         self.put("vm.power-button", SHORT, NO_BODY).await
     }
 
-    /// `vm.shutdown`: stops the VM as if by cutting its power; its configuration stays.
+    /// `vm.shutdown`: stops the VM as if its power was cut. The VMM keeps the configuration.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -248,7 +251,7 @@ impl ApiClient {
         self.put("vm.shutdown", MEDIUM, NO_BODY).await
     }
 
-    /// `vm.delete`: stops the VM if it runs, and forgets its configuration.
+    /// `vm.delete`: stops the VM if it runs, and removes its configuration from the VMM.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -256,7 +259,7 @@ impl ApiClient {
         self.put("vm.delete", MEDIUM, NO_BODY).await
     }
 
-    /// `vmm.shutdown`: the VMM ends, and its VM with it.
+    /// `vmm.shutdown`: ends the VMM together with its VM.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -264,7 +267,7 @@ impl ApiClient {
         self.put("vmm.shutdown", MEDIUM, NO_BODY).await
     }
 
-    /// `vm.add-fs`. The share's daemon must listen.
+    /// `vm.add-fs`. The daemon of the share must be listening.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -272,7 +275,8 @@ impl ApiClient {
         self.put("vm.add-fs", MEDIUM, Some(share)).await
     }
 
-    /// `vm.remove-device`. Returns when the guest has been asked; [`VmInfo::device_tree`] tells when it has let go.
+    /// `vm.remove-device`. The call returns when the guest has been asked to release the device.
+    /// [`VmInfo::device_tree`] lists the device until the guest has released it.
     ///
     /// # Errors
     /// [`ApiError`].
@@ -285,7 +289,8 @@ impl ApiClient {
         serde_json::from_slice(&body).map_err(|source| ApiError::Unreadable { call, source })
     }
 
-    /// The answer to a PUT has no body, or one that nixbox does not need (`vm.add-fs` gives the PCI address).
+    /// Makes a PUT call. The body of the answer is ignored: it is empty, or nixbox does not need it (`vm.add-fs`
+    /// answers the PCI address).
     async fn put<B: Serialize>(
         &self,
         call: &'static str,

@@ -1,16 +1,19 @@
-//! [`Vmm`] for Cloud Hypervisor: one process for each generation, with an API socket of its own in the runtime directory.
+//! [`Vmm`] for Cloud Hypervisor: one process for each generation, with an API socket of its own in the runtime
+//! directory.
 //!
-//! Every call first finds the process by what `host` recorded when it started it. If there is none, or if it ends during
-//! the call, the VM is lost ([`Failure::Lost`]); any other failure is an error of a VMM that lives. Because calls are
-//! repeated after a crash, each asks for the state of the VM and does only what is missing.
+//! Every call first finds the VMM process by the record that `host` made when it started the process. If no such
+//! process is alive, or if the process ends during the call, the VM is lost ([`Failure::Lost`]); any other failure is
+//! an error of a living VMM. Because calls are repeated after a crash, each call asks for the state of the VM and does
+//! only the missing part of its work.
 //!
-//! This module relies on these behaviours of the VMM, besides those that [`super`] lists:
+//! This module relies on these behaviours of the VMM, in addition to the list in [`super`]:
 //! - The API socket appears some milliseconds before the VMM listens on it.
-//! - Versions before v53 refuse to start where a socket is; v53 leaves a lock file beside it. Both are removed once the
-//!   process is known to be dead.
-//! - When a guest reboots, the VMM connects to the share daemons again. They ended with the last boot, so that it waits a
-//!   minute without answering, and then ends (v53.0, `connect_vhost_user`).
-//! - After `vm.create` or `vm.boot` has failed the configuration stays; it is deleted before the next attempt.
+//! - Versions before v53 refuse to start if the socket file exists; v53 leaves a lock file beside it. nixbox removes
+//!   both files once the process is known to be dead.
+//! - When a guest reboots, the VMM connects to the share daemons again. The daemons ended with the last boot, so the
+//!   VMM waits a minute without answering calls, and then ends (v53.0, `connect_vhost_user`).
+//! - The VMM keeps the configuration after `vm.create` or `vm.boot` has failed, so nixbox deletes it before the next
+//!   attempt.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -39,7 +42,7 @@ use crate::world::{
 
 /// How long a VMM may take until its API answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a VMM may take to end after SIGTERM; then it is killed.
+/// How long a VMM may take to end after SIGTERM before nixbox kills it.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a guest may take to shut down after its power button was pressed.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
@@ -48,22 +51,22 @@ const DYING_LIMIT: Duration = Duration::from_secs(10);
 /// How long a VMM may live without answering until it counts as lost: longer than the minute without answers in which a
 /// VMM whose guest rebooted waits for the share daemons.
 const SILENCE_LIMIT: Duration = Duration::from_secs(90);
-/// The same for a stand-in, which never waits like that.
+/// The limit for a stand-in, which never waits for share daemons.
 const SILENCE_LIMIT_WITH_STAND_IN: Duration = Duration::from_secs(10);
-/// How long the program may take to print its version.
+/// How long Cloud Hypervisor may take to print its version.
 const VERSION_LIMIT: Duration = Duration::from_secs(10);
 
-/// Tells where another seam keeps something, or why it is not there. Paths are absolute and UTF-8.
+/// Finds the path at which another seam keeps something, or fails if it does not exist. Paths are absolute and UTF-8.
 pub type Find<Key, Found> = Arc<dyn Fn(Key) -> Result<Found> + Send + Sync>;
 
-/// What all generations of a workspace's VM have in common.
+/// The settings that all generations of a workspace's VM have in common.
 #[derive(Clone)]
 pub struct VmmSettings {
     /// The existing directory for sockets, records and logs: absolute, short, and writable by the invoking user.
     pub runtime: PathBuf,
     /// The workspace that the VM belongs to.
     pub workspace: WorkspaceId,
-    /// The user as whom the VMM runs.
+    /// The user that the VMM runs as.
     pub invoker: Invoker,
     /// The number of virtual CPUs.
     pub vcpus: NonZeroU32,
@@ -81,14 +84,14 @@ pub struct VmmSettings {
     pub shares: Vec<ShareTag>,
     /// The disk images of a generation, in the order in which the guest sees them. An error if one of them is missing.
     pub disks: Find<Generation, Vec<PathBuf>>,
-    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing or
-    /// not whole.
+    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing
+    /// or not whole.
     pub memory_file: Find<Generation, Option<PathBuf>>,
-    /// The directory of a snapshot, staged or listed, for its VMM state: it exists, or its parent does.
+    /// The directory for the VMM state of a snapshot, staged or listed. The directory exists, or its parent does.
     pub snapshot: Find<SnapshotId, PathBuf>,
 }
 
-/// [`Vmm`] over Cloud Hypervisor (`NIXBOX_CLOUD_HYPERVISOR`, or on PATH).
+/// [`Vmm`] for the Cloud Hypervisor that `NIXBOX_CLOUD_HYPERVISOR` names or that is on PATH.
 pub struct CloudHypervisor {
     settings: VmmSettings,
     daemons: Daemons,
@@ -99,14 +102,14 @@ pub struct CloudHypervisor {
 }
 
 impl CloudHypervisor {
-    /// The VMMs of a workspace. Starts no process.
+    /// Creates the seam for the VMMs of a workspace. This starts no process.
     #[must_use]
     pub fn new(settings: VmmSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
         Self { settings, daemons, role: DaemonRole::vmm(), installed: OnceCell::new(), stand_in: None }
     }
 
-    /// The same, run by a program that stands in for Cloud Hypervisor if there is one.
+    /// Creates the seam like `new`, and runs `stand_in` instead of Cloud Hypervisor if it is given.
     #[must_use]
     pub fn by(self, stand_in: Option<StandIn>) -> Self {
         Self { stand_in, ..self }
@@ -118,8 +121,8 @@ impl CloudHypervisor {
         self.settings.runtime.join(format!("serial-{generation}.log"))
     }
 
-    /// The end of the newest VMM's log and of the newest serial log, a line each, to be shown to a person. Logs are kept after
-    /// a VMM has ended.
+    /// The last lines of the newest VMM's log and of the newest serial log, to be shown to a person. Logs are kept
+    /// after a VMM has ended.
     #[must_use]
     pub fn last_words(&self) -> Vec<String> {
         let of = |whose: &str, name: &str| {
@@ -149,7 +152,8 @@ impl CloudHypervisor {
         Ok(Some(LiveVmm { daemon, client: ApiClient::new(self.socket(generation)?) }))
     }
 
-    /// Runs `act` on the VMM of a generation. [`Failure::Lost`] if there is no such process, or if it ended meanwhile.
+    /// Runs `act` on the VMM of a generation. Returns [`Failure::Lost`] if the VMM has no living process, or if the
+    /// process ended meanwhile.
     async fn with<T>(
         &self,
         generation: Generation,
@@ -193,7 +197,8 @@ impl CloudHypervisor {
         }
     }
 
-    /// Waits until the API answers. It must be the process that was started that answers, in a version that is supported.
+    /// Waits until the API answers. Fails if the answer comes from another process than the one that was started, or
+    /// from an unsupported version.
     async fn wait_until_answering(
         &self,
         live: &LiveVmm,
@@ -220,7 +225,8 @@ impl CloudHypervisor {
                 }
                 Err(error) => return Err(error.into()),
             }
-            // No event says when the VMM listens on its socket: tried with a growing pause, which the exit of the process ends.
+            // No event tells when the VMM listens on its socket, so nixbox repeats the call with growing pauses. The
+            // exit of the process ends a pause.
             if let Ok(exit) = tokio::time::timeout(pause, live.daemon.exited()).await {
                 return Err(self.daemons.ended(&self.role, generation, exit?).into());
             }
@@ -359,7 +365,7 @@ impl Vmm for CloudHypervisor {
             state => Err(VmmError::WrongState { what: "resumed", state }),
         })
         .await?;
-        // A nixbox that was killed during `load` has left it. The VMM has read all of it by now.
+        // A nixbox that was killed during `load` has left this directory. The VMM has read all of it by now.
         Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
     }
 
@@ -441,7 +447,8 @@ impl Vmm for CloudHypervisor {
             for id in live.share_ids().await?.intersection(&ours) {
                 match live.client.remove_device(id).await {
                     Ok(()) => {}
-                    // It was asked for before: the VMM no longer lists the device, and the guest has not let go of it yet.
+                    // The removal was requested before: the VMM no longer lists the device, but the guest has not
+                    // released it yet.
                     Err(ApiError::Refused { .. }) if !live.is_configured(id).await? => {}
                     Err(error) => return Err(error.into()),
                 }

@@ -1,7 +1,7 @@
 //! The body of `vm.create`: the machine that nixbox asks for.
 //!
-//! Ids of devices are chosen here, so that a device is known again in `vm.info` and in a snapshot. Keys that not every
-//! version has are set by a row of [`crate::world::capability`].
+//! nixbox chooses the ids of devices, so that it can identify a device in `vm.info` and in a snapshot. A row of
+//! [`crate::world::capability`] decides about keys that only some versions have.
 
 use std::num::NonZeroU32;
 
@@ -10,14 +10,15 @@ use serde::Serialize;
 use crate::world::Slot;
 use crate::world::capability::Capability;
 
-/// What a VM is made of. Paths are as the VMM uses them: absolute, and UTF-8 because they are sent as JSON.
+/// The devices and files of a VM. Paths are in the form that the VMM uses: absolute, and UTF-8 because they are sent as
+/// JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineDescription {
     /// The number of virtual CPUs.
     pub vcpus: NonZeroU32,
     /// RAM in bytes.
     pub memory: u64,
-    /// The file that the guest's RAM is, mapped shared; `None` for memory that the VMM allocates itself.
+    /// The file that the VMM maps (shared) as the guest's RAM; `None` if the VMM allocates the RAM itself.
     pub memory_file: Option<String>,
     /// The kernel, a bzImage or vmlinux.
     pub kernel: String,
@@ -35,7 +36,7 @@ pub struct MachineDescription {
     pub serial: String,
 }
 
-/// The body of `vm.create`, as far as nixbox sets it.
+/// The keys of the body of `vm.create` that nixbox sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VmConfig {
     cpus: CpusConfig,
@@ -63,7 +64,7 @@ pub struct FsConfig {
 }
 
 impl FsConfig {
-    /// The device of the share that the guest mounts by `tag` and whose daemon listens on `socket`.
+    /// The virtio-fs device of the share that the guest mounts by `tag`. The daemon of the share listens on `socket`.
     #[must_use]
     pub fn new(tag: &str, socket: &str) -> Self {
         Self {
@@ -75,7 +76,7 @@ impl FsConfig {
         }
     }
 
-    /// The tag by which the guest mounts it.
+    /// The tag by which the guest mounts the share.
     #[must_use]
     pub fn tag(&self) -> &str {
         &self.tag
@@ -87,7 +88,7 @@ impl FsConfig {
         &self.id
     }
 
-    /// The socket on which its daemon listens.
+    /// The socket on which the daemon of the share listens.
     #[must_use]
     pub fn socket(&self) -> &str {
         &self.socket
@@ -120,7 +121,7 @@ struct MemoryZoneConfig {
     id: &'static str,
     size: u64,
     file: String,
-    /// `vm.snapshot` leaves out the RAM of a zone only if it is a shared file.
+    /// `vm.snapshot` omits the RAM of a zone only if that RAM is a shared file.
     shared: bool,
 }
 
@@ -200,7 +201,7 @@ impl VmConfig {
     }
 }
 
-/// Where there are zones they are all the memory, and the size beside them has to be 0.
+/// If there are zones, they contain all the memory, and the `size` beside them has to be 0.
 fn memory(machine: &MachineDescription) -> MemoryConfig {
     match &machine.memory_file {
         None => MemoryConfig { size: machine.memory, shared: true, zones: Vec::new() },

@@ -11,7 +11,7 @@ use crate::host::spawn::SpawnError;
 use crate::world::capability::VersionError;
 use crate::world::{Failure, VmmState};
 
-/// Why the VMM did not do what it was asked.
+/// Why a call of the VMM failed.
 #[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum VmmError {

@@ -1,4 +1,4 @@
-//! A VMM process that is alive, and the questions to it that take more than one call of the API.
+//! A living VMM process, and the queries that take more than one call of its API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::host::process::Daemon;
 use crate::host::socket::{self, SocketPath, SocketUse};
 use crate::world::VmmState;
 
-/// How long a guest may take to let go of a device, and the daemon of a share to notice.
+/// How long a guest may take to release a device, and how long the daemon of a share may take to notice.
 const UNPLUG_LIMIT: Duration = Duration::from_secs(30);
 
-/// A VMM that writes this many bytes within the ten seconds of one unanswered call is busy with `vm.snapshot` of RAM that it
-/// allocated itself. It answers no other call until that is done (seen on v53.0).
+/// A VMM that writes this many bytes within the ten seconds of one unanswered call is busy with `vm.snapshot` of RAM
+/// that it allocated itself. It answers no other call until that is done (seen on v53.0).
 const BUSY: u64 = 1 << 20;
 
-/// How much longer a VMM that does not answer is waited for.
+/// Measures how long a VMM has neither answered nor written.
 struct SilenceTimer {
     silence_limit: Duration,
     until: Instant,
@@ -31,8 +31,9 @@ impl SilenceTimer {
         Self { silence_limit, until: now + silence_limit, written }
     }
 
-    /// To be called after each call without an answer, with the number of bytes that the process has written in its life. A
-    /// VMM that writes is busy: the time begins anew. Returns whether the time is over.
+    /// Returns whether the time is over. Must be called after each API call without an answer, with the number of bytes
+    /// that the process has written in its life. If the VMM has written at least [`BUSY`] bytes since the last call,
+    /// the VMM is busy, so the time begins anew.
     fn is_over(&mut self, now: Instant, written: u64) -> bool {
         let more = written.saturating_sub(self.written);
         self.written = written;
@@ -68,8 +69,8 @@ impl LiveVmm {
         })
     }
 
-    /// As [`LiveVmm::state`], for a VMM that may be busy or hang: [`VmmState::Silent`] if it neither answers nor writes for
-    /// this long.
+    /// Like [`LiveVmm::state`], for a VMM that may be busy or may hang. Returns [`VmmState::Silent`] if the VMM neither
+    /// answers nor writes for `silence_limit`.
     pub(super) async fn state_or_silence(&self, silence_limit: Duration) -> Result<VmmState, VmmError> {
         let begun = Instant::now();
         let mut timer: Option<SilenceTimer> = None;
@@ -89,8 +90,8 @@ impl LiveVmm {
         }
     }
 
-    /// The ids of all devices that may be shares: those in the VM's configuration, and those that the guest has not yet let
-    /// go of.
+    /// The ids of all devices that may be shares: those in the VM's configuration, and those that the guest has not
+    /// released yet.
     pub(super) async fn share_ids(&self) -> Result<BTreeSet<String>, VmmError> {
         let Some(info) = self.info().await? else {
             return Ok(BTreeSet::new());
@@ -104,7 +105,7 @@ impl LiveVmm {
         Ok(shares.iter().any(|share| share.id.as_deref() == Some(id)))
     }
 
-    /// Waits until the guest has let go of all of `devices`. A snapshot that is taken earlier would contain them.
+    /// Waits until the guest has released all of `devices`. A snapshot that is taken earlier would contain them.
     pub(super) async fn wait_until_unplugged(&self, devices: &BTreeSet<String>) -> Result<(), VmmError> {
         let deadline = Instant::now() + UNPLUG_LIMIT;
         let mut pause = Duration::from_millis(5);
@@ -116,19 +117,19 @@ impl LiveVmm {
             if Instant::now() > deadline {
                 return Err(VmmError::ShareInUse { devices: left, limit: UNPLUG_LIMIT });
             }
-            // Polled with a growing pause: the API has no call that waits for this.
+            // The state is polled with growing pauses, because the API has no call that waits for this.
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(200));
         }
     }
 
-    /// Waits until each daemon of `shares`, which were unplugged, has ended or listens again. A daemon that still has its old
-    /// connection would be taken for one that serves.
+    /// Waits until each daemon of `shares`, which were unplugged, has ended or listens again. Otherwise nixbox would
+    /// mistake a daemon with its old connection for a daemon that serves the new device.
     pub(super) async fn wait_until_disconnected(&self, shares: &[FsConfig]) -> Result<(), VmmError> {
         let deadline = Instant::now() + UNPLUG_LIMIT;
         for share in shares {
             let socket = SocketPath::new(share.socket().into())?;
-            // Polled: the kernel reports no event for the state of another process's socket.
+            // The state is polled, because the kernel reports no event for the socket of another process.
             while socket::usage(&socket)? == SocketUse::Connected {
                 if Instant::now() > deadline {
                     let devices = vec![share.id().to_owned()];
@@ -153,7 +154,7 @@ mod tests {
         assert!(!timer.is_over(after(89), 5000));
         assert!(!timer.is_over(after(90), 5000 + BUSY));
         assert!(!timer.is_over(after(179), 5000 + BUSY));
-        // A VMM that hangs may still write a little.
+        // A hanging VMM may still write a few bytes.
         assert!(timer.is_over(after(180), 4999 + 2 * BUSY));
         let mut idle = SilenceTimer::begun(Duration::from_secs(90), begun, 0);
         assert!(idle.is_over(after(90), BUSY - 1));

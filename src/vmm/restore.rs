@@ -2,9 +2,9 @@
 //! sockets and serial log of another generation.
 //!
 //! `vm.snapshot` writes absolute host paths of everything that the VM had into `config.json` (form of v51 to v53), and
-//! `vm.restore` opens what stands there. All paths are replaced. A device that nixbox never gives a VM is an error,
-//! because its path would be opened as it is. Number, size and kind of the devices cannot change in a restore: a
-//! difference from the wanted machine is an error, and the copy is not written.
+//! `vm.restore` opens the paths that it finds there. All paths are replaced. A kind of device that nixbox never gives a
+//! VM is an error, because the VMM would open its unchanged path. A restore cannot change the number, size and kind of
+//! the devices: if they differ from those of the wanted machine, that is an error, and the copy is not written.
 
 use serde_json::{Map, Value};
 
@@ -24,7 +24,8 @@ pub enum RewriteError {
     Mismatch { found: String, wanted: String },
 }
 
-/// The keys that nixbox sets, or that have no effect on the host. All other keys have to be off.
+/// The keys that nixbox sets, and keys that have no effect on the host. All other keys have to be null, false, or an
+/// empty list or object.
 const KNOWN: [&str; 17] = [
     "balloon",
     "console",
@@ -45,7 +46,7 @@ const KNOWN: [&str; 17] = [
     "watchdog",
 ];
 
-/// The snapshot's `config`, rewritten to be that of `machine`.
+/// Rewrites the snapshot's `config` into the configuration of `machine`.
 ///
 /// # Errors
 /// [`RewriteError`].
@@ -74,7 +75,7 @@ fn is_on(value: &Value) -> bool {
     }
 }
 
-/// The list of objects under `key`; an empty one if the key is missing or null.
+/// The list of objects under `key`. The list is empty if the key is missing or null.
 fn list<'a>(
     map: &'a mut Map<String, Value>,
     key: &'static str,
@@ -174,7 +175,8 @@ fn rewrite_net(top: &mut Map<String, Value>, machine: &MachineDescription) -> Re
         let found = net.get("mac").and_then(Value::as_str).ok_or(RewriteError::Form("net"))?;
         same("as its MAC", found, slot.mac().as_str())?;
         set(net, "tap", &slot.tap());
-        // The MAC of the old TAP on the host. The VMM would set it on the new TAP, which it may not do as a user.
+        // `host_mac` is the MAC of the old TAP on the host. The VMM would try to set it on the new TAP, for which a
+        // user has no permission.
         net.remove("host_mac");
     }
     Ok(())
@@ -193,7 +195,7 @@ fn rewrite_shares(top: &mut Map<String, Value>, machine: &MachineDescription) ->
         let tag = tag(share);
         let wanted =
             machine.shares.iter().find(|wanted| wanted.tag() == tag).ok_or(RewriteError::Form("fs"))?;
-        // Without its id the share could not be removed again.
+        // nixbox could not remove a share without an id later.
         let id = share.get("id").and_then(Value::as_str).unwrap_or_default();
         same("as the id of a share", id, FsConfig::id_of(&tag).as_str())?;
         set(share, "socket", wanted.socket());
@@ -305,7 +307,7 @@ mod tests {
         for key in keys {
             for value in [json!(7), json!("x"), json!([1]), json!({"a": 1}), Value::Null] {
                 if ["payload", "serial"].contains(&key) && value.is_object() {
-                    // nixbox sets all that it needs of these.
+                    // `rewrite` sets all values that nixbox needs in these tables.
                     continue;
                 }
                 let config = with(|config| config[key] = value.clone());

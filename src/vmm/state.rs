@@ -12,14 +12,14 @@ use super::config::MachineDescription;
 use super::restore::{self, RewriteError};
 use crate::host::spawn::Invoker;
 
-/// The VM's configuration.
+/// The file with the VM's configuration.
 const CONFIG: &str = "config.json";
-/// The state of its devices and vCPUs.
+/// The file with the state of the VM's devices and vCPUs.
 const STATE: &str = "state.json";
-/// Its RAM, unless that is a file.
+/// The file with the VM's RAM. It is written only if the VMM allocated the RAM itself.
 const MEMORY: &str = "memory-ranges";
 
-/// The longest `config.json` that is read, in bytes. One of a VM that nixbox makes has about 3 KiB.
+/// The longest `config.json` that is read, in bytes. The `config.json` of a VM that nixbox makes has about 3 KiB.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
 /// Why VMM state cannot be kept or used.
@@ -42,9 +42,9 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
     move |source| StateError::Io { action, path: path.to_owned(), source }
 }
 
-/// Makes `directory`, which the invoking user can write, unless it is there, and removes files of VMM state from it:
-/// `vm.snapshot` does not overwrite those of an earlier attempt. Other files stay, because disks and RAM of a snapshot lie
-/// in the same directory.
+/// Makes `directory` if it does not exist, gives it to the invoking user, and removes files of VMM state from it,
+/// because `vm.snapshot` does not overwrite the files of an earlier attempt. Other files stay, because the disks and
+/// RAM of a snapshot lie in the same directory.
 ///
 /// # Errors
 /// [`StateError::Io`].
@@ -74,7 +74,7 @@ fn remove_files(directory: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Removes a directory of VMM state, if it is there.
+/// Removes a directory of VMM state, if it exists.
 ///
 /// # Errors
 /// [`StateError::Io`], also if the directory contains anything else.
@@ -83,7 +83,7 @@ pub fn remove(directory: &Path) -> Result<(), StateError> {
     gone(fs::remove_dir(directory)).map_err(io_error("remove", directory))
 }
 
-/// Makes saved VMM state durable, which the VMM does not do.
+/// Syncs saved VMM state to the disk, because the VMM does not do that.
 ///
 /// # Errors
 /// [`StateError::Missing`], [`StateError::Io`].
@@ -97,7 +97,8 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
     }
     for name in [CONFIG, STATE, MEMORY] {
         let path = directory.join(name);
-        // Only these files: disks and RAM may be being copied to the same directory, and the copy syncs them.
+        // Only the files of VMM state are synced. Disks and RAM may be copied to the same directory meanwhile, and the
+        // copy syncs them.
         gone(File::open(&path).and_then(|file| file.sync_all())).map_err(io_error("sync", &path))?;
     }
     let parent = directory.parent().unwrap_or(directory);
@@ -107,8 +108,8 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Fills `directory` so that `vm.restore` of it makes `machine`: with the state of `source` and a rewritten copy of its
-/// configuration. Nothing in `source` is changed.
+/// Fills `directory` with the state of `source` and a rewritten copy of its configuration, so that `vm.restore` from it
+/// makes `machine`. Nothing in `source` is changed.
 ///
 /// # Errors
 /// [`StateError`].
@@ -130,7 +131,7 @@ pub fn prepare_restore(
     give_to_invoker(&to, invoker)?;
     let memory = source.join(MEMORY);
     if memory.try_exists().map_err(io_error("look at", &memory))? {
-        // A link, because the file is as large as RAM and the VMM only reads it.
+        // The file is linked and not copied, because it is as large as the RAM and the VMM only reads it.
         let link = directory.join(MEMORY);
         symlink(&memory, &link).map_err(io_error("link", &link))?;
     }
@@ -162,7 +163,7 @@ fn create(path: &Path) -> Result<File, StateError> {
         .map_err(io_error("make", path))
 }
 
-/// Gives a file to the user as whom the VMM runs: under sudo that is another user than nixbox.
+/// Gives a file to the user that the VMM runs as. Under sudo, nixbox itself runs as another user.
 fn give_to_invoker(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
     if !invoker.is_other() {
         return Ok(());

@@ -2,9 +2,10 @@
 #
 #   minimal-guest.sh DIRECTORY PUBLIC-KEY      writes DIRECTORY/vmlinuz and DIRECTORY/initramfs.gz
 #
-# The guest lets in PUBLIC-KEY, a file, as `root` and as `user` (uid 1000, `sudo` without a password). It gets its address by
-# DHCP. With an ext4 on its disk, /dev/vda, its SSH host key and /home are kept there for the next boot. Without a disk its
-# host key is one that is made here. Needs no root.
+# The guest accepts the key in the file PUBLIC-KEY for logins as `root` and as `user` (uid 1000, `sudo` without a
+# password). The guest gets its address by DHCP. If its disk, /dev/vda, has an ext4, the guest keeps its SSH host key
+# and /home there for the next boot. Without a disk, the guest uses a host key that this script makes. The script does
+# not need root.
 set -euo pipefail
 umask 022
 PATH=$PATH:/usr/sbin:/sbin
@@ -32,7 +33,7 @@ chmod 1777 "$tree/tmp"
 cp /bin/busybox "$tree/bin/"
 for applet in $(/bin/busybox --list); do [ -e "$tree/bin/$applet" ] || ln -s busybox "$tree/bin/$applet"; done
 
-# The programs that busybox has none of, with all that they load.
+# The programs that busybox does not have, with the libraries that they load.
 with_libraries() {
     local file library
     for file; do
@@ -130,7 +131,7 @@ INIT
 chmod +x "$tree"/{init,etc/start,etc/udhcpc/script}
 
 cp "$kernel" "$target/vmlinuz"
-# Two archives in one file: all is root's but the user's home.
+# The initramfs is two archives in one file: everything belongs to root except the user's home.
 cd "$tree"
 {
     find . -path ./home/user -prune -o -print | cpio -o -H newc -R 0:0 --quiet

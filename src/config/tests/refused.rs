@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// What a text is refused with. It stands below the one key that has to be there, so its first line is line 2.
+/// The error that `text` is refused with. The text stands below the one required key, so the first line of the text is
+/// line 2.
 fn refused(text: &str) -> String {
     complaint(&with_kernel(text)).strip_prefix("config.toml:").expect("a place").to_owned()
 }

@@ -34,7 +34,7 @@ impl Reader {
 }
 
 impl GuestCommand {
-    /// Sends bytes to its stdin.
+    /// Sends bytes to the command's stdin.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] when the connection has ended.
@@ -43,7 +43,7 @@ impl GuestCommand {
         sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
     }
 
-    /// Closes its stdin.
+    /// Closes the command's stdin.
     ///
     /// # Errors
     /// [`ChannelError::Protocol`] when the connection has ended.
@@ -103,8 +103,8 @@ fn signal_text(signal: &Sig) -> String {
     }
 }
 
-/// Runs both sides until the receiving side is done. It does not wait for the sending side, which never finishes if a
-/// command ends without reading its stdin.
+/// Sends and receives until the receiving side is done. The sending side is then dropped, because it never finishes if
+/// a command ends without reading its stdin.
 pub(super) async fn converse(
     feed: impl Future<Output = Result<(), ChannelError>>,
     drain: impl Future<Output = Result<CommandExit, ChannelError>>,
@@ -122,9 +122,9 @@ pub(super) async fn converse(
     }
 }
 
-/// Hands all output to the sink until the command has ended and no more output follows. A server may report the end
-/// before the last output. A process that the command left behind may keep the output open; then the closing of the
-/// channel ends the wait.
+/// Passes all output to the sink until the command has ended and no more output follows. Both are needed, because a
+/// server may report the end of the command before its last output. If a process that the command started keeps the
+/// output open, the wait ends when the server closes the channel.
 pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
@@ -155,7 +155,7 @@ pub(super) async fn pump(
         let chunk = Zeroizing::new(buffer[..read].to_vec());
         let sent =
             if read == 0 { writer.eof().await } else { writer.data_bytes(Bytes::from_owner(chunk)).await };
-        // Sending fails if the command has ended; the receiving side then learns how.
+        // Sending fails if the command has ended. The receiving side reports how it ended.
         if read == 0 || sent.is_err() {
             return Ok(());
         }
@@ -171,7 +171,7 @@ pub(super) struct CaptureSink<'a> {
     pub(super) most: usize,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
-    /// The text that is waited for on stdout, and the waiter to notify.
+    /// The text to wait for on stdout, and the waiter to notify when it appears.
     pub(super) prompt: Option<(&'static [u8], &'a Notify)>,
 }
 

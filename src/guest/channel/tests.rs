@@ -80,7 +80,7 @@ async fn streams_pass_through() {
         assert_eq!(String::from_utf8(out).unwrap().trim(), (2 << 20).to_string());
         assert_eq!(err, b"oops\n");
 
-        // An answer comes before stdin ends, and an end before it is used up.
+        // The command answers before its stdin ends, and ends before it has read all of its stdin.
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (stdin, mut stdout) = tokio::io::split(theirs);
         let (mut reader, mut writer) = tokio::io::split(ours);
@@ -96,7 +96,7 @@ async fn streams_pass_through() {
         let (exit, ()) = tokio::join!(run, talk);
         assert_eq!(exit.unwrap(), CommandExit::Status(3));
 
-        // Nobody reads what it says.
+        // Nobody reads the command's output.
         let (mut broken, other) = tokio::io::duplex(16);
         drop(other);
         let run = session.pass_through(b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
@@ -173,13 +173,13 @@ fn short() -> Limits {
 #[tokio::test]
 async fn silent_noisy_and_absent_servers_are_different_errors() {
     let directory = tempfile::tempdir().unwrap();
-    // The backlog accepts the connection, and nobody answers.
+    // The kernel accepts the connection into the backlog, and no server answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let guest = endpoint(silent.local_addr().unwrap(), directory.path());
     let error = SshSession::open(&guest, short()).await.map(drop).unwrap_err();
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 
-    // A greeting that never ends.
+    // This server sends a greeting that never ends.
     let noisy = TcpListener::bind("127.0.0.1:0").unwrap();
     let guest = endpoint(noisy.local_addr().unwrap(), directory.path());
     let noise = std::thread::spawn(move || {
@@ -211,9 +211,9 @@ enum Hostile {
     NoStatus,
     /// Refuses to run the command.
     Refuses,
-    /// Sends nothing any more, not even answers to keepalives.
+    /// Stops sending, even answers to keepalives.
     Freezes,
-    /// Says that it was ended by a signal with a long and odd name.
+    /// Reports that a signal with a long and odd name ended the command.
     OddSignal,
 }
 
@@ -359,10 +359,10 @@ async fn waiting_ends_with_success_at_the_limit_or_by_an_interrupt() {
         matches!(&error, ChannelError::NotReady { last: Some(last), .. } if last.to_string() == "not yet")
     );
     assert_eq!(begun.elapsed(), Duration::from_secs(10));
-    // 5, 10, … 160 ms, then 250 ms.
+    // The pauses are 5, 10, … 160 ms, and then 250 ms each.
     assert!((40..=46).contains(&count), "{count} attempts");
 
-    // A refused key: nixbox waits for a part of the time only.
+    // While the guest refuses the key, nixbox waits only for a part of the limit.
     let denied = |_| async {
         let user = UserName::DEFAULT;
         Err(Attempt::from(ChannelError::Denied { user, fingerprint: "SHA256:x".to_owned() }))
@@ -380,7 +380,7 @@ async fn waiting_ends_with_success_at_the_limit_or_by_an_interrupt() {
 
 #[tokio::test]
 async fn dropping_a_session_ends_its_connection() {
-    // The shell counts by itself, because a process that it started might be counted or not.
+    // The shell counts without starting a program, because such a process might be counted or not.
     const COUNT: &str = "set -- /proc/*/comm; echo $#";
     let Some(server) = Server::start(Kind::Debian) else { return };
     let session = server.connect("root").await.session;
@@ -394,7 +394,7 @@ async fn dropping_a_session_ends_its_connection() {
     loop {
         let now = exec(&session, COUNT).await;
         let now: u32 = String::from_utf8(now.stdout).unwrap().trim().parse().unwrap();
-        // The sshd processes of the dropped session end. `sleep` goes on, because nothing tells it to end.
+        // The sshd processes of the dropped session end. `sleep` continues, because the server does not end it.
         if now <= count + 1 {
             break;
         }

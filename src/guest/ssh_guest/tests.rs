@@ -19,7 +19,7 @@ use crate::world::{
 mod left_running;
 mod real;
 
-/// A VMM that answers only whether it has its VM.
+/// A VMM that answers only questions about the state of its VM.
 struct StateOnlyVmm(Mutex<VmmState>);
 
 #[async_trait]
@@ -131,7 +131,7 @@ fn environment(value: &str) -> Vec<(VariableName, SecretSource)> {
 }
 
 /// Searches every argument list on this machine for the needles, again and again until `stop` is set. The processes of
-/// the servers are among them.
+/// the test servers run on this machine, so they are included.
 fn in_arguments(needles: Vec<String>, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<(u64, Vec<String>)> {
     std::thread::spawn(move || {
         let (mut seen, mut found) = (0, Vec::new());
@@ -191,7 +191,7 @@ struct Fixture {
     kind: Kind,
     user: &'static str,
     uid: u32,
-    /// Occurs in the value of the variable `TOKEN`, which is `value`.
+    /// A text within `value`, which is the value of the variable `TOKEN`.
     first: String,
     value: String,
     /// The content of `~/.aws/deep er/it's`.
@@ -252,7 +252,7 @@ async fn credentials_are_injected_checked_and_wiped() {
     }
 }
 
-/// Injects, and finds no credential in any argument list meanwhile.
+/// Injects the credentials, and checks meanwhile that no argument list contains one.
 async fn inject_watched(fixture: &Fixture, guest: &SshGuest) {
     fs::write(fixture.home(".profile"), "# no line end").unwrap();
     fs::set_permissions(fixture.home(".profile"), fs::Permissions::from_mode(0o644)).unwrap();
@@ -312,7 +312,7 @@ async fn change_and_inject_again(fixture: &Fixture, guest: &SshGuest) {
     guest.inject(&machine()).await.unwrap();
     assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
 
-    // A file that the configuration has no more is removed.
+    // Injection removes a file that is no longer in the configuration.
     let fewer = fixture.guest(fixture.wanted(Vec::new()));
     assert_eq!(fewer.equipped(&machine()).await.unwrap().credentials, Presence::Partial);
     fewer.inject(&machine()).await.unwrap();
@@ -322,7 +322,7 @@ async fn change_and_inject_again(fixture: &Fixture, guest: &SshGuest) {
 }
 
 async fn wipe_with_another_configuration(fixture: &Fixture, guest: &SshGuest) {
-    // A hard link shows whether the bytes are overwritten.
+    // A hard link to the file shows whether its bytes are overwritten.
     fs::hard_link(fixture.home(".aws/deep er/it's"), fixture.home("witness")).unwrap();
     fs::create_dir_all(fixture.home(".docker/sub")).unwrap();
     fs::write(fixture.home(".docker/sub/config.json"), &fixture.first).unwrap();
@@ -424,7 +424,8 @@ async fn a_directory_at_the_target_is_refused_and_untouched() {
     assert_eq!(fs::read_dir(server.home("root", "taken")).unwrap().count(), 0);
 }
 
-/// Guest and host share a clock here, so it is measured and not set. The kernel's pool does get the entropy.
+/// Guest and host share a clock here, so the test measures the clock and does not set it. The host's kernel really gets
+/// the entropy.
 #[tokio::test]
 async fn settling_adds_entropy_and_leaves_no_file() {
     for (kind, user) in [(Kind::Busybox, "root"), (Kind::Debian, "root"), (Kind::Debian, "user")] {
@@ -445,7 +446,7 @@ async fn ready_returns_the_boot_and_a_vm_that_is_gone_is_lost() {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
     assert_eq!(hex::encode(boot.0), text.trim().replace('-', ""));
 
-    // Nobody listens, and the VM is gone while nixbox waits.
+    // No server listens, and the VM disappears while nixbox waits.
     let directory = tempfile::tempdir().unwrap();
     let nobody = ([127, 0, 0, 1], free_port()).into();
     let runs = Arc::new(StateOnlyVmm(Mutex::new(VmmState::Running)));

@@ -74,7 +74,7 @@ async fn a_real_vmm_answers_every_call_of_a_vm_that_cannot_boot() {
     assert_eq!(ping.pid, real.daemon.pid());
     let capability = capability::of(&ping.build_version).unwrap();
     assert!(client.info().await.unwrap_err().is_missing_vm());
-    // vm.create opens the serial log, and nothing else of what the configuration names.
+    // `vm.create` opens the serial log, and no other file that the configuration names.
     let serial = real.directory.path().join("serial.log").to_str().unwrap().to_owned();
     let machine = MachineDescription { disks: vec!["/nowhere/disk".into()], serial, ..description() };
     let config = VmConfig::new(&machine, capability);
@@ -248,7 +248,7 @@ async fn a_client_reaches_the_next_vmm_on_the_same_path() {
                 String::from_utf8(head).unwrap().to_ascii_lowercase().contains("\r\nhost: localhost\r\n")
             );
             stream.write_all(PONG.as_bytes()).await.unwrap();
-            // Open, as a kept-alive connection would be, until the answer has arrived.
+            // The connection stays open until the answer has arrived, as a kept-alive connection does.
             stream
         };
         let (_stream, ping) = tokio::join!(answer, client.ping());
@@ -260,7 +260,7 @@ async fn a_client_reaches_the_next_vmm_on_the_same_path() {
 #[test]
 fn the_answer_of_a_vmm_that_is_ending_is_recognised() {
     let refused = |body: &[u8]| ApiError::Refused { call: "vm.info", status: 500, chain: error_chain(body) };
-    // Seen on v53.0, after the reboot of a guest had failed.
+    // v53.0 gave this answer after the reboot of a guest had failed.
     let ending = br#"["Error from API","API request send error","sending on a closed channel"]"#;
     assert!(refused(ending).is_vmm_ending());
     assert!(!refused(br#"["Error from API","VM is not created"]"#).is_vmm_ending());

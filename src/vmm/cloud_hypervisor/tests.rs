@@ -1,4 +1,4 @@
-//! Tests with a real Cloud Hypervisor, as far as they need no KVM. Those with KVM and a guest are in
+//! Tests with a real Cloud Hypervisor that need no KVM. The tests with KVM and a guest are in
 //! `tests/nested/scenarios/seam.rs`.
 
 use std::os::unix::net::UnixListener;
@@ -10,7 +10,7 @@ use crate::testing::{Need, have};
 
 const GENERATION: Generation = Generation(1);
 
-/// The VMMs of a workspace in a directory of its own. A VMM that lives is killed when the test ends.
+/// The VMMs of a workspace in a directory of its own. VMMs that are still alive are killed when the test ends.
 struct TestVmms {
     vmm: CloudHypervisor,
     directory: tempfile::TempDir,
@@ -129,7 +129,7 @@ async fn a_vmm_that_does_not_answer_is_silent_and_can_be_stopped() {
     vmm.start(GENERATION).await.unwrap();
     let live = vmm.find_live(GENERATION).unwrap().unwrap();
     live.daemon.signal(Signal::STOP).unwrap();
-    // From here on the clock jumps ahead whenever every future waits.
+    // From here on tokio's clock jumps ahead whenever all futures wait.
     tokio::time::pause();
     let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
     assert_eq!(error, "vm.info was not answered within 10s");

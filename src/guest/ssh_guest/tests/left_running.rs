@@ -1,4 +1,4 @@
-//! Scripts that go on in the guest after nixbox was killed or gave up waiting.
+//! Scripts that continue in the guest after nixbox was killed or gave up waiting.
 
 use std::os::fd::OwnedFd;
 use std::task::Poll;
@@ -18,7 +18,7 @@ sh -c 'read -r word < "$HOME/gate"'
 struct Gate(OwnedFd);
 
 impl Gate {
-    /// Waits until the child reads.
+    /// Waits until the child reads from the pipe.
     async fn reached(server: &Server, user: &str) -> Self {
         let flags = OFlags::WRONLY | OFlags::NONBLOCK;
         let reached = async {
@@ -33,7 +33,7 @@ impl Gate {
         timeout(LIMIT, reached).await.unwrap()
     }
 
-    /// Lets the child go on. False if it does not read any more.
+    /// Lets the child continue. Returns false if the child no longer reads from the pipe.
     fn open(&self) -> bool {
         match rustix::io::write(&self.0, b"go on\n") {
             Ok(_) => true,
@@ -63,7 +63,7 @@ async fn scripts_of_a_killed_nixbox_have_ended_before_the_next_call_acts() {
     }
 }
 
-/// Polls a future at most this many times; its output, if it completed.
+/// Polls a future at most `times` times. Returns the output if the future completed.
 async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     let mut left = times;
@@ -77,7 +77,7 @@ async fn polled<T>(times: usize, future: impl Future<Output = T>) -> Option<T> {
     .await
 }
 
-/// The second nixbox is killed at every point of ending the scripts of the first.
+/// While the second nixbox ends the scripts of the first, it is killed at every point in turn.
 #[tokio::test]
 async fn ending_stale_scripts_can_itself_be_killed_at_any_point() {
     let Some(server) = Server::start(Kind::Busybox) else { return };

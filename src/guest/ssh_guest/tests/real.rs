@@ -49,7 +49,8 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
         "1\nreadonly\n"
     );
 
-    // A file on a share is the host's, so it is neither written nor wiped, even if a link leads there.
+    // A file on a share belongs to the host, so nixbox neither writes nor wipes it, even if a link in the guest leads
+    // to it.
     run("mount -o remount,rw '/root/my share'; echo kept > '/root/my share/kept'; ln -s '/root/my share' /root/link").await.unwrap();
     let through = [path("~/link/kept")];
     let error = wipe::wipe(&shell, &[], &through).await.unwrap_err();
