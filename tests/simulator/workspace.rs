@@ -110,6 +110,7 @@ impl Workspace {
     }
 
     /// Runs nixbox until it is killed at this event, or ends before. Returns whether it was killed.
+    #[cfg(feature = "failpoints")]
     pub(crate) fn killed_at(&self, arguments: &[&str], at: u64) -> bool {
         let mut command = self.command(arguments);
         let output = command.env("NIXBOX_KILL_AT", at.to_string()).output().unwrap();
@@ -122,6 +123,7 @@ impl Workspace {
         self.ok(&["status", "--json"]).json()
     }
 
+    #[cfg(feature = "failpoints")]
     pub(crate) fn is_up(&self) -> bool {
         self.status()["state"] == "running"
     }
