@@ -235,6 +235,7 @@ fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> 
         run: workspace.run(),
         snapshots: workspace.snapshots(),
         tmpfs: memory::tmpfs_directories(),
+        former: memory::former_directories(),
         workspace: workspace.id(),
         size: config.vm.memory.bytes(),
         backing: config.vm.backing,

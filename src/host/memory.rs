@@ -33,6 +33,9 @@ pub struct RamFiles {
     pub snapshots: PathBuf,
     /// Directories on tmpfs where a file may be put, in order of preference: see [`tmpfs_directories`].
     pub tmpfs: Vec<PathBuf>,
+    /// Directories where an earlier nixbox put files: see [`former_directories`]. Files are found and removed there, and
+    /// no file is made on their file systems.
+    pub former: Vec<PathBuf>,
     /// The workspace: directories on tmpfs are shared by all workspaces.
     pub workspace: WorkspaceId,
     /// In bytes.
@@ -49,7 +52,13 @@ pub struct RamFiles {
 #[must_use]
 pub fn tmpfs_directories() -> Vec<PathBuf> {
     let of_user = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|path| path.is_absolute());
-    ["/dev/shm", "/run"].into_iter().map(PathBuf::from).chain(of_user).collect()
+    std::iter::once(PathBuf::from("/dev/shm")).chain(of_user).collect()
+}
+
+/// Where an earlier nixbox put RAM files and this one does not: the daemons of the host fail when `/run` is full.
+#[must_use]
+pub fn former_directories() -> Vec<PathBuf> {
+    vec!["/run".into()]
 }
 
 fn file_name(generation: Generation) -> String {
@@ -103,7 +112,7 @@ impl RamFiles {
                 if earlier.is_some() {
                     self.clear(generation)?;
                 }
-                let location = RamLocation::choose(&run, &self.tmpfs, size, backing)?;
+                let location = RamLocation::choose(&run, &self.tmpfs, &self.former, size, backing)?;
                 location.write(&run, generation)?;
                 location
             }
@@ -126,7 +135,7 @@ impl RamFiles {
             digits.parse().ok().filter(|_| known).map(Generation)
         };
         let mut names = Folder::open(&self.run)?.names()?;
-        for base in &self.tmpfs {
+        for base in self.tmpfs.iter().chain(&self.former) {
             if let Some(folder) = backing::open_below(base, self.workspace)? {
                 names.extend(folder.names()?);
             }
@@ -141,7 +150,7 @@ impl RamFiles {
             Some(RamLocation::Tmpfs { base, .. }) => vec![base],
             Some(RamLocation::Disk { .. } | RamLocation::Vmm) => vec![],
             // The record is lost, and the file may be on any tmpfs.
-            None => self.tmpfs.clone(),
+            None => self.tmpfs.iter().chain(&self.former).cloned().collect(),
         };
         let remove = |folder: &Folder| {
             folder.remove_file(file_name(generation))?;
@@ -267,7 +276,7 @@ impl Memory for RamFiles {
         }
         // The VMM state names a file, so there has to be one, even if the configuration has changed since.
         let backing = match self.backing {
-            Backing::Vmm | Backing::Auto if backing::fits(&self.tmpfs, size) => Backing::Tmpfs,
+            Backing::Vmm | Backing::Auto if backing::fits(&self.tmpfs, &self.former, size) => Backing::Tmpfs,
             Backing::Vmm | Backing::Auto => Backing::Disk,
             chosen => chosen,
         };

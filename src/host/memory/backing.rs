@@ -4,6 +4,7 @@
 //! directories below the base are checked, because every user can make directories in `/dev/shm`.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,13 @@ impl RamLocation {
     }
 
     /// The location that the configuration asks for, if there is room.
-    pub(super) fn choose(run: &Folder, tmpfs: &[PathBuf], size: u64, backing: Backing) -> Result<Self> {
+    pub(super) fn choose(
+        run: &Folder,
+        tmpfs: &[PathBuf],
+        former: &[PathBuf],
+        size: u64,
+        backing: Backing,
+    ) -> Result<Self> {
         match backing {
             Backing::Vmm => Ok(Self::Vmm),
             Backing::Disk => {
@@ -58,7 +65,7 @@ impl RamLocation {
             Backing::Auto | Backing::Tmpfs => {
                 let mut tried = Vec::new();
                 for base in tmpfs {
-                    match check_room(base, size) {
+                    match check_room(base, former, size) {
                         Ok(base) => return Ok(Self::Tmpfs { base, size }),
                         Err(why) => tried.push(format!("{}: {why}", base.display())),
                     }
@@ -99,17 +106,24 @@ impl RamLocation {
 }
 
 /// Whether RAM of that size can be put on one of these.
-pub(super) fn fits(tmpfs: &[PathBuf], size: u64) -> bool {
-    tmpfs.iter().any(|base| check_room(base, size).is_ok())
+pub(super) fn fits(tmpfs: &[PathBuf], former: &[PathBuf], size: u64) -> bool {
+    tmpfs.iter().any(|base| check_room(base, former, size).is_ok())
 }
 
 /// The directory without links on the way to it, if RAM of that size can be put there; or else the reason, for people.
-fn check_room(base: &Path, size: u64) -> std::result::Result<PathBuf, String> {
+fn check_room(base: &Path, former: &[PathBuf], size: u64) -> std::result::Result<PathBuf, String> {
     // Some hosts have /dev/shm as a link to /run/shm.
     let base = std::fs::canonicalize(base).map_err(|error| error.to_string())?;
     let folder = Folder::open(&base).map_err(|error| error.to_string())?;
     if folder.file_system().map_err(|error| error.to_string())? != TMPFS {
         return Err("not a tmpfs".to_owned());
+    }
+    // XDG_RUNTIME_DIR or a link may lead to the file system of /run.
+    let device = folder.status().map_err(|error| error.to_string())?.st_dev;
+    let same = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|status| status.dev() == device);
+    if let Some(former) = former.iter().find(same) {
+        let former = former.display();
+        return Err(format!("on the file system of {former}, where the host fails when it is full"));
     }
     let free = folder.free_bytes().map_err(|error| error.to_string())?;
     if free < size {

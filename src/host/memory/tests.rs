@@ -19,6 +19,7 @@ fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Arc<dyn Progr
         run,
         snapshots,
         tmpfs: vec![tmpfs.to_owned()],
+        former: vec![],
         workspace: WorkspaceId([7; 16]),
         size: SIZE,
         backing,
@@ -252,5 +253,46 @@ async fn a_record_that_was_half_written_is_removed() {
     std::fs::write(ram.run.join(".memory-7.json.unfinished"), "{").unwrap();
     assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Absent);
     ram.remove(GENERATION).await.unwrap();
+    assert_eq!(entries(&ram.run), 0);
+}
+
+#[tokio::test]
+async fn no_ram_is_put_where_an_earlier_nixbox_did_and_what_is_there_is_used_and_removed() {
+    let Some(mounts) = mounted(
+        "host::memory::tests::no_ram_is_put_where_an_earlier_nixbox_did_and_what_is_there_is_used_and_removed",
+    ) else {
+        return;
+    };
+    let (host, directory) = (mounts.join("tmpfs"), mounts.join("ext4"));
+    let earlier = ram(&directory, &host, Backing::Tmpfs, Arc::new(NoProgress));
+    earlier.create(GENERATION).await.unwrap();
+    earlier.create(Generation(8)).await.unwrap();
+    let file = path(&earlier, GENERATION);
+
+    // Neither the directory itself nor another one on its file system is taken.
+    let below = host.join("user");
+    std::fs::create_dir(&below).unwrap();
+    let of = |backing| RamFiles {
+        tmpfs: vec![host.clone(), below.clone()],
+        former: vec![host.clone()],
+        ..ram(&directory, &host, backing, Arc::new(NoProgress))
+    };
+    let failure = of(Backing::Tmpfs).create(Generation(9)).await.unwrap_err();
+    assert_eq!(failure.to_string().matches("on the file system of").count(), 2, "{failure}");
+    let ram = of(Backing::Auto);
+    ram.create(Generation(9)).await.unwrap();
+    assert_eq!(ram.file(Generation(9)).unwrap(), None, "the VMM has it");
+
+    // A VM goes on with its file, and a file without a record is found.
+    let ram = RamFiles { tmpfs: vec![], ..ram };
+    assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Whole);
+    assert_eq!(path(&ram, GENERATION), file);
+    std::fs::remove_file(ram.run.join("memory-8.json")).unwrap();
+    assert_eq!(ram.find(Generation(8)).await.unwrap(), Presence::Partial);
+    for generation in [GENERATION, Generation(8), Generation(9)] {
+        ram.remove(generation).await.unwrap();
+        assert_eq!(ram.find(generation).await.unwrap(), Presence::Absent);
+    }
+    assert!(!file.exists());
     assert_eq!(entries(&ram.run), 0);
 }
