@@ -47,9 +47,9 @@
 //! staging directory means not done, and the operation rolls back. A snapshot in the trash cannot be explained: then
 //! recovery is stuck. Credentials are in the guest again by then, and not in the snapshot: it was captured before.
 //!
-//! With `--stop` the commit comes right after the capture, and the paused VM is not resumed: the stages of
-//! `clear_away.rs` remove everything of it except its disk, as `down` does. A failure in them leaves the operation stuck, and the
-//! next command tries again.
+//! With `--stop` the commit comes right after the capture, and the paused VM is not resumed. The stages of
+//! `clear_away.rs` remove everything of it except its disk, as `down` does. A failure in them leaves the operation
+//! stuck, and the next command tries again.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
