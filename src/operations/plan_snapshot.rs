@@ -10,7 +10,7 @@ use super::state::RunningVm;
 use crate::world::{ListedSnapshot, Machine, Result, SnapshotName, VmmState, World};
 
 /// What a look at the world finds, within the time that one may take.
-pub(super) async fn look<T>(call: impl Future<Output = Result<T>>) -> Result<T, Refusal> {
+pub(super) async fn examine<T>(call: impl Future<Output = Result<T>>) -> Result<T, Refusal> {
     within(LOOK, call).await.map_err(Refusal::Look)
 }
 
@@ -24,20 +24,20 @@ pub(super) async fn plan_snapshot(
     if let Some(name) = &name {
         must_be_free(world, name).await?;
     }
-    let ability = look(world.vmm.ability(Some(vm.machine.vmm))).await?;
-    let version = look(world.vmm.version(Some(vm.machine.vmm))).await?;
+    let ability = examine(world.vmm.ability(Some(vm.machine.vmm))).await?;
+    let version = examine(world.vmm.version(Some(vm.machine.vmm))).await?;
     let shares = world.shares.wanted();
     let strategy = ShareStrategy::of(shares, ability);
     if strategy == ShareStrategy::RollOver {
         // A roll-over starts the installed program for the VM.
-        let installed = look(world.vmm.version(None)).await?;
+        let installed = examine(world.vmm.version(None)).await?;
         if installed.major != version.major {
             return Err(Refusal::VmmReplaced { running: version, installed });
         }
     }
     let origin = origin(world, version).map_err(Refusal::Look)?;
     must_have_room(world, &vm.machine).await?;
-    let boot = look(world.guest.ready(&vm.machine)).await?;
+    let boot = examine(world.guest.ready(&vm.machine)).await?;
     if strategy == ShareStrategy::Detach {
         shares_must_be_unused(world, &vm.machine).await?;
     }
@@ -45,27 +45,27 @@ pub(super) async fn plan_snapshot(
 }
 
 async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {
-    match look(world.vmm.find(machine.vmm)).await? {
+    match examine(world.vmm.find(machine.vmm)).await? {
         VmmState::Running => Ok(()),
         state => Err(Refusal::NotInOrder(state)),
     }
 }
 
 async fn must_be_free(world: &World, name: &SnapshotName) -> Result<(), Refusal> {
-    let listed = look(world.catalog.list()).await?;
+    let listed = examine(world.catalog.list()).await?;
     let taken = |one: &ListedSnapshot| one.manifest.as_ref().is_ok_and(|one| one.name.as_ref() == Some(name));
     if listed.iter().any(taken) { Err(Refusal::NameTaken(name.clone())) } else { Ok(()) }
 }
 
 async fn must_have_room(world: &World, machine: &Machine) -> Result<(), Refusal> {
-    let memory = look(world.memory.weight(machine.memory)).await?;
-    let disk = look(world.disk.weight(machine.disk)).await?;
-    let free = look(world.catalog.free()).await?;
+    let memory = examine(world.memory.weight(machine.memory)).await?;
+    let disk = examine(world.disk.weight(machine.disk)).await?;
+    let free = examine(world.catalog.free()).await?;
     let wanted = memory.saturating_add(disk);
     if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
 }
 
 async fn shares_must_be_unused(world: &World, machine: &Machine) -> Result<(), Refusal> {
-    let users = look(world.guest.share_users(machine)).await?;
+    let users = examine(world.guest.share_users(machine)).await?;
     if users.is_empty() { Ok(()) } else { Err(Refusal::SharesInUse(users)) }
 }

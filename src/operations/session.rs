@@ -46,7 +46,7 @@ use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
 };
-use super::plan_snapshot::{look, plan_snapshot};
+use super::plan_snapshot::{examine, plan_snapshot};
 use super::restore::{self, RestorePlan};
 use super::state::{RunningVm, WorkspaceState};
 use super::up::{self, UpPlan};
@@ -280,7 +280,7 @@ impl<S: Storage> Session<'_, S> {
 
     /// All snapshots in the list, oldest first.
     async fn listed(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
-        look(self.world.catalog.list()).await
+        examine(self.world.catalog.list()).await
     }
 
     /// Clears away what is left of a VM that was lost or condemned.

@@ -161,7 +161,7 @@ impl ProcessSearch<'_> {
         let boot = host_boot()?;
         let mut met_before = BTreeSet::new();
         for _ in 0..LOOKS {
-            let (found, unreadable) = self.look(boot)?;
+            let (found, unreadable) = self.scan(boot)?;
             if !found.is_empty() || unreadable.is_subset(&met_before) {
                 return Ok(found);
             }
@@ -171,7 +171,7 @@ impl ProcessSearch<'_> {
     }
 
     /// Looks through /proc once: the processes that are wanted, and those that show no environment.
-    fn look(&self, boot: u128) -> Result<(Vec<Daemon>, BTreeSet<u32>), ProcessError> {
+    fn scan(&self, boot: u128) -> Result<(Vec<Daemon>, BTreeSet<u32>), ProcessError> {
         let (mut found, mut unreadable) = (Vec::new(), BTreeSet::new());
         for pid in processes()? {
             match environment(pid)? {
