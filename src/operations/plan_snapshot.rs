@@ -9,7 +9,7 @@ use super::snapshot::{ShareStrategy, SnapshotPlan};
 use super::state::RunningVm;
 use crate::world::{ListedSnapshot, Machine, Result, SnapshotName, VmmState, World};
 
-/// What a look at the world finds, within the time that one may take.
+/// Awaits a call that reads the state of the world before an operation begins, for [`LOOK`] at most.
 pub(super) async fn examine<T>(call: impl Future<Output = Result<T>>) -> Result<T, Refusal> {
     within(LOOK, call).await.map_err(Refusal::Look)
 }
