@@ -14,6 +14,9 @@ use super::workspace;
 /// What a VMM says of a guest whose processor triple-faulted. The emulated processor does so now and then with any program:
 /// bare calls of the VMM see it too (QEMU 10.0, nested SVM).
 const TRIPLE_FAULT: &str = "Guest likely triple-faulted";
+/// What nixbox says when the guest that it had reached does not answer ARP any more, though its VMM lives. The emulated
+/// processor loses interrupts now and then, and a guest whose timer interrupt is lost stands still for ever.
+const NO_ANSWER: &str = "No route to host (os error 113)";
 /// What begins a line about it in the log of a scenario.
 pub(super) const EXCUSE: &str = "excuse: ";
 /// Where scenarios without a workspace leave the logs of their VMMs when they fail.
@@ -31,6 +34,21 @@ pub(super) fn triple_faults(since: SystemTime) -> Vec<String> {
     logs.filter(|log| recent(log) && says(log) && was_booted(log))
         .map(|log| format!("{EXCUSE}by {log:?} a guest that was booted triple-faulted"))
         .collect()
+}
+
+/// The guest of the newest VM since this time, if it was booted by `up`, answered over SSH, and then stood still, as the log of
+/// the scenario says. A guest that was restored does not count, for the same reason.
+pub(super) fn standstill(since: SystemTime, scenario_log: &str) -> Option<String> {
+    let reached = scenario_log.lines().any(|line| line.contains("connect (") && line.contains(NO_ANSWER));
+    let started = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?.strip_prefix("vmm-")?.strip_suffix(".log")?;
+        name.parse::<u64>().ok()?;
+        path.metadata().and_then(|file| file.modified()).ok().filter(|at| *at >= since)
+    };
+    let logs = outside::homes().into_iter().flat_map(|home| outside::below(&home));
+    let (_, newest) = logs.filter_map(|log| started(&log).map(|at| (at, log))).max()?;
+    (reached && was_booted(&newest))
+        .then(|| format!("{EXCUSE}by {newest:?} a guest that was booted and had answered stood still"))
 }
 
 /// Whether the VM with this log was booted, as the journal of its workspace says. In a scenario without a workspace, the VM of

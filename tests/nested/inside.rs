@@ -179,7 +179,8 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
 
 /// Adds to the log of a failed scenario, which began then, what can be known of its failure.
 fn failed(scenario: &Scenario, begun: SystemTime) -> End {
-    let crashed = crashed::triple_faults(begun);
+    let mut crashed = crashed::triple_faults(begun);
+    crashed.extend(crashed::standstill(begun, &fs::read_to_string(log(scenario.name)).unwrap_or_default()));
     add(scenario, &outside::testimony());
     add(scenario, &crashed.join("\n"));
     if crashed.is_empty() { End::Failed } else { End::Crashed }

@@ -20,9 +20,10 @@
 //! `NIXBOX_CAMPAIGN=SECONDS` makes the random kills go on for that long, and kills at every event instead of at some.
 //! With `NIXBOX_NESTED=required` or `NIXBOX_TESTS=all` the tests fail on a machine on which they cannot run.
 //!
-//! The emulated processor crashes a guest now and then, or the kernel of the host. A scenario that failed, and in which a
-//! guest triple-faulted that was booted and not restored, is run once more in another host, and so is one under which the
-//! host's kernel panicked; a line says so each time.
+//! The emulated processor crashes a guest now and then, or the kernel of the host, or leaves a guest standing still. A
+//! scenario that failed, and in which a guest that was booted and not restored triple-faulted, or stopped answering ARP
+//! after it had answered over SSH, is run once more in another host, and so is one under which the host's kernel panicked; a
+//! line says so each time.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
