@@ -17,7 +17,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "down", Preflight::None, arguments.output)?;
+    let workspace = LockedWorkspace::open(location, "down", Preflight::EndVm, arguments.output)?;
     let stopped = workspace.run(async |session| error::check_result(session.down().await?))?;
     let (word, sentence) = if stopped { ("done", "the VM is down") } else { ("already", "no VM is running") };
     arguments.output.report(&serde_json::json!({ "result": word }), sentence)?;

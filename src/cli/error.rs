@@ -19,6 +19,7 @@ use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
+use crate::store::built::RecordFileError;
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
@@ -171,6 +172,11 @@ impl Problem {
     #[must_use]
     pub fn exit(&self) -> ExitKind {
         self.exit
+    }
+
+    /// The error and its causes on one line.
+    pub(super) fn one_line(&self) -> String {
+        messages(&*self.error).join(": ")
     }
 
     /// Prints the error, its causes and the hint on stderr.
@@ -328,6 +334,13 @@ impl From<WiringError> for Problem {
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<RecordFileError> for Problem {
+    fn from(error: RecordFileError) -> Self {
+        Self::new(ExitKind::Failed, error)
+            .or_hint("`nixbox down` ends the VM without this file, and `nixbox up` starts another")
     }
 }
 

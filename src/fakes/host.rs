@@ -106,7 +106,12 @@ impl Host {
 
     /// Changes a value of the configuration that shapes a VM.
     pub fn set_shape(&self, key: &str, value: &str) {
-        self.lock().shape.insert(key.to_owned(), value.to_owned());
+        self.lock().today.shape.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Adds shares to the configuration, or removes them.
+    pub fn set_shares(&self, shares: bool) {
+        self.lock().today.shares = shares;
     }
 
     /// Takes a feature from the host's processor, as if the host were another one.

@@ -54,7 +54,7 @@ pub use outcome::{
 };
 pub use session::Session;
 pub use shared::hooks::HookOutcome;
-pub use state::{RunningVm, WorkspaceState};
+pub use state::{RunningVm, WorkspaceState, described_vm};
 pub use sweep::Swept;
 pub use tables::{NoTable, label, table, tables};
 

@@ -42,7 +42,7 @@ use super::ids;
 use super::limits::{LONG, QUICK};
 use super::shared::guest::{Inject, MountShares, Ready, Settle};
 use super::shared::hooks::POST_UP;
-use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part};
 use super::state::{RunningVm, WorkspaceState};
@@ -71,7 +71,7 @@ pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     Operation::new(ids::RESTORE, "restore", AfterCommit::ClearAway, move |context, ended| {
         async move { Ok(final_state(&plan, target, &context, ended)?.bytes()?) }.boxed()
     })
-    .stage("claim slot", vec![Box::new(ClaimSlot { only: Some(plan.slot) })])
+    .stage("claim slot", vec![Box::new(ClaimSlot { only: Some(plan.slot) }), Box::new(write_record())])
     .stage(
         "rebuild",
         vec![

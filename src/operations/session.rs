@@ -62,8 +62,11 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// Runs operations on one workspace.
 pub struct Session<'a, S> {
-    /// The workspace's world.
+    /// The world of the VM that the journal is about, as its built record describes it.
     pub world: &'a World,
+    /// The world of a VM that this session builds, as the configuration describes it. It is the same world if the
+    /// journal is about no VM.
+    pub next: &'a World,
     /// The workspace's journal.
     pub journal: Journal<S>,
     /// A person's request to stop.
@@ -124,6 +127,7 @@ impl<S: Storage> Session<'_, S> {
         match self.state()? {
             WorkspaceState::Up(_) => Ok(OperationResult::Already),
             WorkspaceState::Down { disk } => {
+                self.world = self.next;
                 self.run(UpPlan { disk, shares: self.world.shares.wanted() }, up::table).await
             }
         }
@@ -232,7 +236,7 @@ impl<S: Storage> Session<'_, S> {
             let id = find(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
-        compatibility::choose(self.world, listed.into_iter().rev(), &self.interrupt)
+        compatibility::choose(self.next, listed.into_iter().rev(), &self.interrupt)
             .await
             .map_err(Refusal::Look)
     }
@@ -252,6 +256,7 @@ impl<S: Storage> Session<'_, S> {
         let WorkspaceState::Down { disk } = self.state()? else {
             return Err(Refusal::Running);
         };
+        self.world = self.next;
         let Manifest { id: snapshot, slot, boot, shares, .. } = manifest;
         let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk };
         let report = match self.run(plan, restore::table).await? {

@@ -20,6 +20,8 @@ pub enum Swept {
     Shares(Generation),
     /// A RAM file.
     Memory(Generation),
+    /// The built record of a VM.
+    Record(Generation),
     /// Disk images.
     Disk(Generation),
     /// The staging directory, or what was in the trash, of a snapshot.
@@ -34,6 +36,7 @@ impl std::fmt::Display for Swept {
             Self::Vmm(generation) => write!(formatter, "the VMM of generation {generation}"),
             Self::Shares(generation) => write!(formatter, "the share daemons of generation {generation}"),
             Self::Memory(generation) => write!(formatter, "the RAM of generation {generation}"),
+            Self::Record(generation) => write!(formatter, "the built record of generation {generation}"),
             Self::Disk(generation) => write!(formatter, "the disk images of generation {generation}"),
             Self::Snapshot(generation) => write!(formatter, "what was left of snapshot {generation}"),
             Self::Slot(slot) => write!(formatter, "slot {slot} and its network"),
@@ -49,7 +52,9 @@ pub(super) async fn sweep(world: &World, state: WorkspaceState, known: bool) -> 
         WorkspaceState::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
         WorkspaceState::Down { disk } => (None, [disk, None]),
     };
-    for generation in within(LOOK, world.leftovers.generations()).await? {
+    let mut generations = within(LOOK, world.leftovers.generations()).await?;
+    generations.extend(within(LOOK, world.records.generations()).await?);
+    for generation in generations {
         sweep_generation(world, generation, machine.as_ref(), &mut swept).await?;
         let superfluous = known && !disks.contains(&Some(generation));
         if superfluous && within(LOOK, world.disk.find(generation)).await? != Presence::Absent {
@@ -100,6 +105,10 @@ async fn sweep_generation(
     if !is_its_memory && within(LOOK, world.memory.find(generation)).await? != Presence::Absent {
         within(QUICK, world.memory.remove(generation)).await?;
         swept.push(Swept::Memory(generation));
+    }
+    if !is_its_memory && within(LOOK, world.records.find(generation)).await? != Presence::Absent {
+        within(QUICK, world.records.remove(generation)).await?;
+        swept.push(Swept::Record(generation));
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ use super::ids;
 use super::limits::{GUEST, LONG, QUICK};
 use super::shared::guest::{Inject, MountShares, Ready};
 use super::shared::hooks::{POST_UP, PRE_UP};
-use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part};
 use super::state::{RunningVm, WorkspaceState};
@@ -68,7 +68,7 @@ pub(super) fn table(plan: UpPlan) -> Operation<World> {
         async move { Ok(final_state(plan.disk, target, &context, ended)?.bytes()?) }.boxed()
     })
     .stage("pre-up scripts", vec![Box::new(PRE_UP)])
-    .stage("claim slot", vec![Box::new(ClaimSlot { only: None })])
+    .stage("claim slot", vec![Box::new(ClaimSlot { only: None }), Box::new(write_record())])
     .stage("build", parts)
     .commit(Box::new(Boot(target)))
     .stage("connect", vec![Box::new(Ready { target, same_as: None })])
