@@ -41,6 +41,10 @@ pub enum Fault {
     CallGoesWrong(u64, CallFault),
     /// This call of a seam goes wrong, and so does every later call of the same kind.
     CallsGoWrong(u64, CallFault),
+    /// The sources of the credentials can no longer be read from this point on.
+    SourcesGoneAt(u64),
+    /// The same, and the program is interrupted at this point.
+    InterruptWithoutSourcesAt(u64),
     /// The program is interrupted at this point.
     InterruptAt(u64),
     /// This write or sync of the journal's storage fails, and so does every later one.

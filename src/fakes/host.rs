@@ -124,6 +124,11 @@ impl Host {
         self.lock().version = version;
     }
 
+    /// Makes the sources of the credentials readable, or unreadable.
+    pub fn set_sources(&self, readable: bool) {
+        self.lock().sources_gone = !readable;
+    }
+
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.
     pub fn set_room(&self, bytes: u64) {
         self.lock().room = bytes;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,8 +18,8 @@ use super::state::{
 use crate::world::{
     Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,
     Guest, HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network,
-    Presence, Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId,
-    World,
+    Presence, Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion,
+    WaitObserver, WorkspaceId, World,
 };
 
 mod catalog;
@@ -37,6 +38,8 @@ struct WorkspaceSeams {
     workspace: WorkspaceId,
     /// What the VM of this world was built from, or is to be built from.
     spec: FakeSpec,
+    /// Whether this program holds the credentials in memory.
+    held: Arc<AtomicBool>,
 }
 
 /// The world of the VM whose built record bears the generation, or else of the configuration.
@@ -47,7 +50,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generatio
         built.and_then(|generation| state.built(workspace, generation)).unwrap_or(&state.today).clone()
     };
     let shape = Arc::new(spec.shape.clone());
-    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace, spec });
+    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace, spec, held: Arc::default() });
     World {
         vmm: seams.clone(),
         slots: seams.clone(),
@@ -151,6 +154,18 @@ impl WorkspaceSeams {
             Some(ino) => Ok(ino),
             None => refused("there is no such snapshot"),
         }
+    }
+
+    /// Reads the credentials from their sources unless they are held.
+    fn hold(&self, state: &FakeState) -> Result<()> {
+        if self.held.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        if state.sources_gone {
+            return refused("the sources of the credentials cannot be read");
+        }
+        self.held.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The RAM of a guest that answers.

@@ -119,6 +119,8 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
+    /// Whether the sources of the credentials cannot be read.
+    pub(super) sources_gone: bool,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
     /// The space for snapshots, in bytes.
@@ -161,6 +163,7 @@ impl FakeState {
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
+            sources_gone: false,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,
             share_users: Vec::new(),
@@ -248,7 +251,9 @@ impl FakeState {
                 let killed = self.daemons.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
                 killed.for_each(|(_, daemons)| daemons.alive = false);
             }
-            Fault::InterruptAt(at) if at == here => {
+            Fault::SourcesGoneAt(at) if at == here => self.sources_gone = true,
+            Fault::InterruptAt(at) | Fault::InterruptWithoutSourcesAt(at) if at == here => {
+                self.sources_gone |= matches!(self.fault, Fault::InterruptWithoutSourcesAt(_));
                 if let Some(interrupt) = &self.interrupt {
                     interrupt.request();
                 }

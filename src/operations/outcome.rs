@@ -81,6 +81,8 @@ pub enum Refusal {
     SharesInUse(Vec<String>),
     #[error("a snapshot would take about {wanted} bytes, and {free} are free: about {} are missing", wanted - free)]
     NoRoom { wanted: u64, free: u64 },
+    #[error("the credentials for the guest cannot be read, so nothing was begun")]
+    Credentials(#[source] Failure),
     #[error("what belongs to no VM of this workspace cannot be removed")]
     Sweep(#[source] Failure),
     #[error("cannot determine the workspace's state")]

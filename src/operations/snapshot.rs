@@ -17,8 +17,8 @@
 //! is kept.
 //!
 //! Before the first stage the session checks everything that can be known without touching the guest: that the VM runs
-//! and answers, that the name is free, that there is room for disk and RAM, and what the VMM's version needs for the
-//! shares ([`ShareStrategy`]). `plan_snapshot.rs` has these checks.
+//! and answers, that the name is free, that there is room for disk and RAM, what the VMM's version needs for the shares
+//! ([`ShareStrategy`]), and that the sources of the credentials can be read, because they are given back afterwards. `plan_snapshot.rs` has these checks.
 //!
 //! **Stage** makes the staging directory that everything is captured into; undoing removes it with all that is in it,
 //! which is why *clone disk* and *copy RAM* have nothing to undo. **Wipe credentials** runs at the same time: it

@@ -8,8 +8,14 @@ impl Guest for WorkspaceSeams {
         self.query("guest.ready", |state| Ok(BootId(self.guest(state, machine)?.boot))).await
     }
 
+    async fn resolve_credentials(&self, interrupt: &Interrupt, _: &WaitObserver<'_>) -> Result<()> {
+        interrupt.check()?;
+        self.query("guest.resolve_credentials", |state| self.hold(state)).await
+    }
+
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let to_disk = |state: &mut FakeState| {
+            self.hold(state)?;
             self.guest(state, machine)?;
             let secret = state.secret;
             state.change_disk(self.workspace, machine.disk, |disk| {
@@ -89,6 +95,7 @@ impl Guest for WorkspaceSeams {
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
         self.query("guest.equipped", |state| {
+            self.hold(state)?;
             let (secret, wanted) = (state.secret, self.spec.shares);
             let disk = state.disk(self.workspace, machine.disk).cloned().ok_or(Failure::Lost)?;
             let ram = self.guest(state, machine)?;
