@@ -142,6 +142,8 @@ pub(super) struct LockedWorkspace {
     /// The configuration of today; `None` if it cannot be used, and the command ends a VM and does not need it.
     pub(super) config: Option<Config>,
     pub(super) progress: Arc<ProgressDisplay>,
+    /// Why the journal cannot be used; only for a command that ends a VM.
+    pub(super) journal_problem: Option<Problem>,
     /// The world of the VM that the journal is about, or else of a VM that this command builds.
     pub(super) wiring: Wiring,
     /// The world of a VM that this command builds, if it is another one.
@@ -173,17 +175,25 @@ impl LockedWorkspace {
             }
             Err(problem) => return Err(problem),
         };
-        let journal = journal_state::read(&workspace)?;
-        let starts_vm = preflight.starts_vm() && journal.is_down();
+        let (record, starts_vm, journal_problem) = match journal_state::read(&workspace) {
+            Ok(journal) => {
+                let starts_vm = preflight.starts_vm() && journal.is_down();
+                (journal_state::built_record(&workspace, &journal), starts_vm, None)
+            }
+            Err(problem) if preflight == Preflight::EndVm => {
+                (journal_state::newest_record(&workspace), false, Some(problem))
+            }
+            Err(problem) => return Err(problem),
+        };
         if let Some(config) = &config {
             preflight.check_config(config, starts_vm)?;
         }
         let wire = Wire { workspace: &workspace, config: config.as_ref(), progress: &progress };
-        let (wiring, next) = wire.both(preflight, journal_state::built_record(&workspace, &journal))?;
+        let (wiring, next) = wire.both(preflight, record)?;
         if starts_vm {
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
         }
-        Ok(Self { config, progress, wiring, next, workspace, _lock: lock })
+        Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
     }
 
     /// Opens the journal and lets `act` run operations on the world.

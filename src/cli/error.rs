@@ -94,6 +94,8 @@ pub enum CliError {
         #[source]
         source: PayloadError,
     },
+    #[error("what belongs to the VM of this workspace cannot be ended and removed")]
+    End(#[source] Failure),
     #[error("cannot tell what a recovery would do")]
     DryRun(#[source] DryRunError),
     #[error("no VM is running")]

@@ -71,6 +71,12 @@ pub(super) fn built_record(
     Ok(built::read(&run, generation)?)
 }
 
+/// The newest built record of the workspace, for a command that ends the VM though the journal cannot be used.
+pub(super) fn newest_record(workspace: &Workspace) -> Result<Option<BuiltRecord>, Problem> {
+    let run = Folder::open(&workspace.run()).map_err(RecordFileError::File)?;
+    Ok(built::newest(&run)?)
+}
+
 /// The VM that runs in the workspace.
 pub(super) fn running_vm(journal: &JournalState) -> Result<RunningVm, Problem> {
     match (journal.state, journal.open_label()) {

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::guest::{DiskImage, FakeRam, SavedState};
-use super::state::FakeSpec;
+use super::guest::{DiskImage, FakeRam, FakeSpec, SavedState};
+
 use crate::world::Manifest;
 
 /// The number of an inode.

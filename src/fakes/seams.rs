@@ -9,11 +9,11 @@ use async_trait::async_trait;
 
 use super::fault::{CallFault, FakeError, Fault};
 use super::files::{Content, Ino, ManifestFile};
-use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
 use super::host::Host;
 use super::state::{
-    DISK, FakeSpec, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess,
-    disk_name, record_name,
+    DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
+    record_name,
 };
 use crate::world::{
     Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,

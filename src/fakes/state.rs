@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::fault::{Counts, Crash, FakeError, Fault};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
-use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
     Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
     WorkspaceId,
@@ -97,14 +97,6 @@ impl NetworkParts {
 pub(super) struct RamFile {
     pub(super) ram: Option<FakeRam>,
     pub(super) presence: Presence,
-}
-
-/// What a VM is built from.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct FakeSpec {
-    pub(super) shares: bool,
-    /// The values that shape a VM.
-    pub(super) shape: BTreeMap<String, String>,
 }
 
 #[derive(Clone)]

@@ -1,8 +1,9 @@
 //! `restore`: a snapshot becomes a running VM, on clones of its files. `up --snapshot` does the same.
 //!
 //! ```text
-//! claim slot ↶ ─► clone disk ↶ ∥ fill RAM ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► load ─► RESUME
-//!   ─► entropy and clock ─► SSH-ready ─► inject credentials ∥ mount shares ─► post-up scripts
+//! claim slot ↶ ∥ built record ↶ ─► clone disk ↶ ∥ fill RAM ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶
+//!   ─► load ─► RESUME ─► entropy and clock ─► SSH-ready ─► inject credentials ∥ mount shares
+//!   ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session chooses a snapshot: the one that is asked for, or the newest that is whole and
@@ -11,7 +12,7 @@
 //! sources of the credentials can be read.
 //!
 //! **Claim slot** takes the slot that the guest's address belongs to, and no other will do, because the restored guest
-//! keeps its address. Rolling back releases the slot.
+//! keeps its address. Rolling back releases the slot. **Built record** writes down what the VM is built from, as in `up`.
 //!
 //! **Rebuild** makes everything on the host that the VM consists of, at the same time: disk images and a RAM file cloned
 //! or copied from the snapshot, the slot's network, the share daemons, and the VMM process with no VM in it. The

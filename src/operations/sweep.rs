@@ -82,6 +82,30 @@ pub(super) async fn sweep(world: &World, state: WorkspaceState, known: bool) -> 
     Ok(swept)
 }
 
+/// Ends every VMM of this workspace, and asks its guest to power off before. The RAM goes too, so that no recovery can
+/// load the VM into another VMM. What else belongs to the VMs stays.
+pub(super) async fn end_vmms(world: &World) -> Result<(), Failure> {
+    for generation in within(LOOK, world.leftovers.generations()).await? {
+        if within(LOOK, world.vmm.find(generation)).await? == VmmState::Running {
+            // A power button that does nothing is no failure: the VMM is ended next.
+            within(QUICK, world.vmm.power_button(generation)).await.ok();
+        }
+        within(QUICK, world.vmm.stop(generation)).await?;
+        within(QUICK, world.memory.remove(generation)).await?;
+    }
+    Ok(())
+}
+
+/// Ends the VM of a workspace whose journal cannot be used, and removes what belongs to it. Nothing says which disk images
+/// are in use, so all of them are kept.
+///
+/// # Errors
+/// If something cannot be found or removed. What was removed before stays removed.
+pub async fn end_without_journal(world: &World) -> Result<Vec<Swept>, Failure> {
+    end_vmms(world).await?;
+    sweep(world, WorkspaceState::Down { disk: None }, false).await
+}
+
 async fn sweep_generation(
     world: &World,
     generation: Generation,

@@ -1,8 +1,9 @@
 //! `up`: a fresh boot.
 //!
 //! ```text
-//! pre-up scripts ─► claim slot ↶ ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT
-//!   ─► SSH-ready ─► inject credentials ∥ mount shares ─► post-up scripts
+//! pre-up scripts ─► claim slot ↶ ∥ built record ↶
+//!   ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
+//!   ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session makes sure that no VM runs, reads the credentials from their sources, and takes
@@ -12,7 +13,9 @@
 //! whether a script ran, so a recovery does not look for it, and what the script did is not taken back.
 //!
 //! **Claim slot** takes the slot that the workspace holds already, or any that is free. It comes alone and first,
-//! because the network and the VM's addresses follow from it. Rolling back releases the slot.
+//! because the network and the VM's addresses follow from it. Rolling back releases the slot. **Built record**, at the same
+//! time, writes down what the VM is built from. From then on every command goes by the record, so that an edit of the
+//! configuration waits for the next VM. Rolling back removes the record.
 //!
 //! **Build** makes everything on the host that the VM consists of, at the same time: disk images cloned from their
 //! templates, an empty RAM file, the slot's network, the share daemons, and the VMM process with no VM in it. If one of

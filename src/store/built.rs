@@ -61,7 +61,7 @@ pub struct BuiltRecord {
 
 /// The one key that is read of a record before it is known to have this nixbox's format.
 #[derive(Deserialize)]
-struct FormatOnly {
+struct RecordHead {
     format: u32,
 }
 
@@ -93,7 +93,7 @@ pub fn read(run: &Folder, generation: Generation) -> Result<Option<BuiltRecord>,
     };
     let path = || run.path_of(&name);
     let unreadable = |source| RecordFileError::Unreadable { path: path(), source };
-    let FormatOnly { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
+    let RecordHead { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
     if format != FORMAT {
         return Err(RecordFileError::Newer { path: path(), found: format });
     }
@@ -102,6 +102,17 @@ pub fn read(run: &Folder, generation: Generation) -> Result<Option<BuiltRecord>,
         return Err(RecordFileError::OtherGeneration { path: path(), found: record.generation });
     }
     Ok(Some(record))
+}
+
+/// Reads the record with the highest generation; `None` if there is none.
+///
+/// # Errors
+/// Those of [`read`], and if the directory cannot be listed.
+pub fn newest(run: &Folder) -> Result<Option<BuiltRecord>, RecordFileError> {
+    match run.names()?.iter().filter_map(|name| generation_of(name)).max() {
+        Some(newest) => read(run, newest),
+        None => Ok(None),
+    }
 }
 
 /// [`BuiltRecords`] of one workspace.
