@@ -141,6 +141,11 @@ impl Host {
         self.lock().sources_gone = !readable;
     }
 
+    /// Makes the guests refuse fresh entropy, or accept it.
+    pub fn refuse_entropy(&self, refuse: bool) {
+        self.lock().entropy_refused = refuse;
+    }
+
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.
     pub fn set_room(&self, bytes: u64) {
         self.lock().room = bytes;

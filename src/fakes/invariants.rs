@@ -124,7 +124,10 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     forbid(4, built.shares && !shares, "the guest lacks its shares");
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
     forbid(4, built.shares && !serving, "no share daemon serves the guest");
-    forbid(4, !ram.seeded || !ram.clock, "the guest has no fresh entropy, or a wrong clock");
+    // A guest that refused both, or could not be asked, runs on as it is where the operation allows it.
+    let refused = state.entropy_refused || state.settle_failed;
+    let settled = ram.seeded && ram.clock;
+    forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
 }
 
 fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {

@@ -73,6 +73,9 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generatio
     }
 }
 
+/// The kind of the call that settles a guest.
+const SETTLE: &str = "guest.settle";
+
 /// A part of a change, between two points.
 type EffectPart<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
 
@@ -117,6 +120,14 @@ impl WorkspaceSeams {
         if state.dead {
             return Some(CallFault::ErrorBefore);
         }
+        let fault = Self::fault_of_call(&mut state, kind);
+        if kind == SETTLE {
+            state.settle_failed = fault.is_some();
+        }
+        fault
+    }
+
+    fn fault_of_call(state: &mut FakeState, kind: &'static str) -> Option<CallFault> {
         let here = state.counts.calls;
         state.counts.calls += 1;
         match state.fault {

@@ -111,6 +111,10 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
+    /// Whether the guests refuse fresh entropy.
+    pub(super) entropy_refused: bool,
+    /// Whether the last attempt to settle a guest met a fault of its call.
+    pub(super) settle_failed: bool,
     /// Whether the sources of the credentials cannot be read.
     pub(super) sources_gone: bool,
     /// The features of the host's processor.
@@ -155,6 +159,8 @@ impl FakeState {
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
+            entropy_refused: false,
+            settle_failed: false,
             sources_gone: false,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,

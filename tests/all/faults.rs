@@ -337,3 +337,26 @@ fn a_snapshot_that_rolls_back_gives_the_credentials_back_without_their_sources()
     }
     assert!(back > 30, "only {back} rolled back");
 }
+
+#[test]
+fn a_snapshot_of_a_guest_that_cannot_be_settled_rolls_back_and_gives_the_credentials_back() {
+    let mut back = 0;
+    for version in [51, 53, 54] {
+        let before = host_after(version, true, &[Up]);
+        before.refuse_entropy(true);
+        for point in 0.. {
+            let host = before.fork();
+            let said = run_with(&host, Snapshot, Fault::InterruptAt(point));
+            if host.counts().points <= point {
+                break;
+            }
+            let context = format!("v{version}, interrupted at point {point}: {said:?}");
+            let refused = matches!(said, Said::Refused(Refusal::Credentials(Failure::Interrupted)));
+            let rolled_back = matches!(said, Said::Report(OperationResult::RolledBack(_)));
+            assert!(rolled_back || refused, "{context}");
+            assert_eq!(host.violations(WORKSPACE), [], "{context}");
+            back += 1;
+        }
+    }
+    assert!(back > 30, "only {back} rolled back");
+}

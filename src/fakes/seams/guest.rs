@@ -119,14 +119,19 @@ impl Guest for WorkspaceSeams {
 
     async fn settle(&self, machine: &Machine) -> Result<()> {
         let entropy = |state: &mut FakeState| {
-            self.guest(state, machine)?.seeded = true;
+            let refuses = state.entropy_refused;
+            let ram = self.guest(state, machine)?;
+            if refuses {
+                return refused("the guest refuses fresh entropy");
+            }
+            ram.seeded = true;
             Ok(())
         };
         let clock = |state: &mut FakeState| {
             self.guest(state, machine)?.clock = true;
             Ok(())
         };
-        self.change("guest.settle", vec![Box::new(entropy), Box::new(clock)]).await
+        self.change(SETTLE, vec![Box::new(entropy), Box::new(clock)]).await
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
