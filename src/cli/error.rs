@@ -383,6 +383,9 @@ impl From<Refusal> for Problem {
             Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted) => {
                 (Interrupted, None)
             }
+            Refusal::GuestUnfit(_) => {
+                (Failed, Some("nothing was changed; the guest runs on with its credentials"))
+            }
             Refusal::Credentials(_) => (
                 Failed,
                 Some(

@@ -41,14 +41,23 @@ pub enum Fault {
     CallGoesWrong(u64, CallFault),
     /// This call of a seam goes wrong, and so does every later call of the same kind.
     CallsGoWrong(u64, CallFault),
-    /// The sources of the credentials can no longer be read from this point on.
-    SourcesGoneAt(u64),
-    /// The same, and the program is interrupted at this point.
-    InterruptWithoutSourcesAt(u64),
     /// The program is interrupted at this point.
     InterruptAt(u64),
     /// This write or sync of the journal's storage fails, and so does every later one.
     StorageFails(u64, std::io::ErrorKind),
+}
+
+/// What stops working beside nixbox: on the host, or in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Loss {
+    /// The sources of the credentials can no longer be read.
+    Sources,
+    /// The guests refuse fresh entropy.
+    Entropy,
+    /// The guests let nobody become root.
+    Root,
+    /// The files for the credentials can no longer be written in the guests.
+    Targets,
 }
 
 /// What the program has done since the fault was set.

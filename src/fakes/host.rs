@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::fault::{Counts, Fault};
+use super::fault::{Counts, Fault, Loss};
 use super::files::{Content, Survival};
 use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
 use crate::engine::journal::Name;
@@ -136,14 +136,14 @@ impl Host {
         self.lock().version = version;
     }
 
-    /// Makes the sources of the credentials readable, or unreadable.
-    pub fn set_sources(&self, readable: bool) {
-        self.lock().sources_gone = !readable;
+    /// Lets something stop working.
+    pub fn lose(&self, loss: Loss) {
+        self.lock().lost.insert(loss);
     }
 
-    /// Makes the guests refuse fresh entropy, or accept it.
-    pub fn refuse_entropy(&self, refuse: bool) {
-        self.lock().entropy_refused = refuse;
+    /// Lets something stop working at this point, counted from 0 since the fault was set.
+    pub fn lose_at(&self, point: u64, loss: Loss) {
+        self.lock().loss_at = Some((point, loss));
     }
 
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::fault::{CallFault, FakeError, Fault};
+use super::fault::{CallFault, FakeError, Fault, Loss};
 use super::files::{Content, Ino, ManifestFile};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
 use super::host::Host;
@@ -172,11 +172,20 @@ impl WorkspaceSeams {
         if self.held.load(Ordering::Relaxed) {
             return Ok(());
         }
-        if state.sources_gone {
-            return refused("the sources of the credentials cannot be read");
-        }
+        Self::works(state, &[Loss::Sources])?;
         self.held.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// An error if something that a call needs has stopped working.
+    fn works(state: &FakeState, needed: &[Loss]) -> Result<()> {
+        match needed.iter().find(|loss| state.lost.contains(*loss)) {
+            Some(Loss::Sources) => refused("the sources of the credentials cannot be read"),
+            Some(Loss::Entropy) => refused("the guest refuses fresh entropy"),
+            Some(Loss::Root) => refused("nobody can become root in the guest"),
+            Some(Loss::Targets) => refused("the files for the credentials cannot be written"),
+            None => Ok(()),
+        }
     }
 
     /// The RAM of a guest that answers.

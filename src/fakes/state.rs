@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::fault::{Counts, Crash, FakeError, Fault};
+use super::fault::{Counts, Crash, FakeError, Fault, Loss};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
@@ -111,12 +111,12 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
-    /// Whether the guests refuse fresh entropy.
-    pub(super) entropy_refused: bool,
     /// Whether the last attempt to settle a guest met a fault of its call.
     pub(super) settle_failed: bool,
-    /// Whether the sources of the credentials cannot be read.
-    pub(super) sources_gone: bool,
+    /// What does not work.
+    pub(super) lost: BTreeSet<Loss>,
+    /// The point at which something stops working.
+    pub(super) loss_at: Option<(u64, Loss)>,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
     /// The space for snapshots, in bytes.
@@ -159,9 +159,9 @@ impl FakeState {
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
-            entropy_refused: false,
             settle_failed: false,
-            sources_gone: false,
+            lost: BTreeSet::new(),
+            loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,
             share_users: Vec::new(),
@@ -234,6 +234,7 @@ impl FakeState {
         let here = self.counts.points;
         self.counts.points += 1;
         self.tick();
+        self.lost.extend(self.loss_at.filter(|(at, _)| *at == here).map(|(_, loss)| loss));
         match self.fault {
             Fault::CrashAt(at, Crash::Death) if at == here => self.dead = true,
             Fault::CrashAt(at, Crash::PowerCut(survival)) if at == here => {
@@ -249,9 +250,7 @@ impl FakeState {
                 let killed = self.daemons.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
                 killed.for_each(|(_, daemons)| daemons.alive = false);
             }
-            Fault::SourcesGoneAt(at) if at == here => self.sources_gone = true,
-            Fault::InterruptAt(at) | Fault::InterruptWithoutSourcesAt(at) if at == here => {
-                self.sources_gone |= matches!(self.fault, Fault::InterruptWithoutSourcesAt(_));
+            Fault::InterruptAt(at) if at == here => {
                 if let Some(interrupt) = &self.interrupt {
                     interrupt.request();
                 }

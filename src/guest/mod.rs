@@ -4,13 +4,14 @@
 //! the guest answers. [`shell`] runs scripts over the connection, and [`stale_scripts`] ends scripts that a killed
 //! nixbox left running. [`sources`] reads secret values on the host, and [`credentials`] makes files of them. On top of
 //! scripts, [`inject`] writes these files, [`wipe`] removes them, [`mounts`] mounts the shares, and [`settle`] gives a restored guest entropy and the time.
-//! [`ssh_guest`] implements [`crate::world::Guest`] with these modules.
+//! [`examine`] finds out beforehand whether all of that can work. [`ssh_guest`] implements [`crate::world::Guest`] with these modules.
 //!
 //! This module uses `world`, and nothing else of nixbox.
 
 pub mod channel;
 mod clock_helper;
 pub mod credentials;
+pub mod examine;
 pub mod host_key;
 pub mod inject;
 pub mod key;

@@ -25,7 +25,7 @@ use super::mounts::{self, Mount};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
 use super::sources::SourceError;
-use super::{settle, stale_scripts, wipe};
+use super::{examine, settle, stale_scripts, wipe};
 use crate::world::{
     BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Slot, UserName, Vmm, VmmState,
     WaitObserver,
@@ -253,6 +253,14 @@ impl Guest for SshGuest {
             held = self.credentials(waits) => held.map(drop),
             () = interrupt.wait() => Err(Failure::Interrupted),
         }
+    }
+
+    async fn examine(&self, machine: &Machine) -> Result<()> {
+        let credentials = self.credentials(&|_| ()).await?;
+        self.with(machine, async |shell: &Shell| {
+            examine::examine(shell, &credentials).await.map_err(Failure::world)
+        })
+        .await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {

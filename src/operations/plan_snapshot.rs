@@ -43,6 +43,7 @@ pub(super) async fn plan_snapshot(
     // A snapshot that rolls back gives the credentials back, with --stop too.
     sources.hold(world).await?;
     let boot = examine(world.guest.ready(&vm.machine)).await?;
+    within(LOOK, world.guest.examine(&vm.machine)).await.map_err(Refusal::GuestUnfit)?;
     if strategy == ShareStrategy::Detach {
         shares_must_be_unused(world, &vm.machine).await?;
     }

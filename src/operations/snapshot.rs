@@ -18,7 +18,9 @@
 //!
 //! Before the first stage the session checks everything that can be known without touching the guest: that the VM runs
 //! and answers, that the name is free, that there is room for disk and RAM, what the VMM's version needs for the shares
-//! ([`ShareStrategy`]), and that the sources of the credentials can be read, because they are given back afterwards. `plan_snapshot.rs` has these checks.
+//! ([`ShareStrategy`]), and that the sources of the credentials can be read, because they are given back afterwards. In
+//! the guest it tries, without a change, what the stages below need there: root, entropy, the time, and files that can
+//! be written. `plan_snapshot.rs` has these checks.
 //!
 //! **Stage** makes the staging directory that everything is captured into; undoing removes it with all that is in it,
 //! which is why *clone disk* and *copy RAM* have nothing to undo. **Wipe credentials** runs at the same time: it

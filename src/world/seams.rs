@@ -153,6 +153,9 @@ pub trait Guest: Send + Sync {
     /// Reads the credentials that the configuration has now from their sources, all at the same time, and holds them for
     /// as long as this value lives. Reads nothing if it holds them already. It neither needs nor changes a guest.
     async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()>;
+    /// Tries what wiping, settling and injecting need in the guest, and changes nothing that lasts: to become root, to give
+    /// entropy, to measure the clock, and whether the files can be written. An error says what cannot be done.
+    async fn examine(&self, machine: &Machine) -> Result<()>;
     /// Writes the credentials into the guest. They are read from their sources first unless they are held.
     async fn inject(&self, machine: &Machine) -> Result<()>;
     /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.

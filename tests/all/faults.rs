@@ -1,7 +1,7 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
 use nixbox::engine::transition::Failure;
-use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival, Violation};
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Loss, Survival, Violation};
 use nixbox::operations::{LossReason, OperationResult, Refusal};
 
 use crate::crashes::Scenario;
@@ -278,7 +278,7 @@ fn host_with_journal(version: u32, shares: bool, commands: &[Command]) -> Host {
 fn a_credential_source_that_is_gone_refuses_a_command_before_anything_is_changed() {
     for Scenario { version, shares, before, command } in NEEDS_SOURCES {
         let host = host_with_journal(version, shares, before);
-        host.set_sources(false);
+        host.lose(Loss::Sources);
         let (was, ran) = (host.fingerprint(), host.is_ssh_ready(WORKSPACE));
         let said = run(&host, command);
         assert!(matches!(said, Said::Refused(Refusal::Credentials(_))), "{command:?}: {said:?}");
@@ -298,7 +298,8 @@ fn a_credential_source_that_goes_while_a_command_runs_does_not_matter() {
         for point in 0.. {
             let host = before.fork();
             let was = host.fingerprint();
-            let said = run_with(&host, command, Fault::SourcesGoneAt(point));
+            host.lose_at(point, Loss::Sources);
+            let said = run(&host, command);
             if host.counts().points <= point {
                 break;
             }
@@ -325,7 +326,8 @@ fn a_snapshot_that_rolls_back_gives_the_credentials_back_without_their_sources()
         let before = host_after(version, true, &[Up]);
         for point in 0.. {
             let host = before.fork();
-            let said = run_with(&host, command, Fault::InterruptWithoutSourcesAt(point));
+            host.lose_at(point, Loss::Sources);
+            let said = run_with(&host, command, Fault::InterruptAt(point));
             if host.counts().points <= point {
                 break;
             }
@@ -340,23 +342,42 @@ fn a_snapshot_that_rolls_back_gives_the_credentials_back_without_their_sources()
 
 #[test]
 fn a_snapshot_of_a_guest_that_cannot_be_settled_rolls_back_and_gives_the_credentials_back() {
-    let mut back = 0;
+    let (mut back, mut done, mut refused) = (0, 0, 0);
     for version in [51, 53, 54] {
         let before = host_after(version, true, &[Up]);
-        before.refuse_entropy(true);
         for point in 0.. {
             let host = before.fork();
-            let said = run_with(&host, Snapshot, Fault::InterruptAt(point));
+            host.lose_at(point, Loss::Entropy);
+            let said = run(&host, Snapshot);
             if host.counts().points <= point {
                 break;
             }
             let context = format!("v{version}, interrupted at point {point}: {said:?}");
-            let refused = matches!(said, Said::Refused(Refusal::Credentials(Failure::Interrupted)));
-            let rolled_back = matches!(said, Said::Report(OperationResult::RolledBack(_)));
-            assert!(rolled_back || refused, "{context}");
+            match said {
+                Said::Report(OperationResult::RolledBack(_)) => back += 1,
+                // The guest was settled before.
+                Said::Report(OperationResult::Done) => done += 1,
+                // The loss was found out before anything was changed.
+                Said::Refused(Refusal::GuestUnfit(_)) => refused += 1,
+                _ => panic!("{context}"),
+            }
             assert_eq!(host.violations(WORKSPACE), [], "{context}");
-            back += 1;
         }
     }
-    assert!(back > 30, "only {back} rolled back");
+    assert!(back > 30 && done > refused, "{back} rolled back, {done} done, {refused} refused");
+}
+
+#[test]
+fn a_guest_that_cannot_be_wiped_settled_or_given_credentials_is_not_touched() {
+    for loss in [Loss::Root, Loss::Entropy, Loss::Targets] {
+        for command in [Snapshot, SnapshotStop] {
+            let host = host_after(53, true, &[Up]);
+            host.lose(loss);
+            let was = host.fingerprint();
+            let said = run(&host, command);
+            assert!(matches!(said, Said::Refused(Refusal::GuestUnfit(_))), "{loss:?}: {said:?}");
+            assert_eq!(host.fingerprint(), was, "{loss:?}");
+            assert_eq!(host.violations(WORKSPACE), [], "{loss:?}");
+        }
+    }
 }

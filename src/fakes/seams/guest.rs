@@ -13,10 +13,20 @@ impl Guest for WorkspaceSeams {
         self.query("guest.resolve_credentials", |state| self.hold(state)).await
     }
 
+    async fn examine(&self, machine: &Machine) -> Result<()> {
+        self.query("guest.examine", |state| {
+            self.hold(state)?;
+            self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root, Loss::Entropy, Loss::Targets])
+        })
+        .await
+    }
+
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let to_disk = |state: &mut FakeState| {
             self.hold(state)?;
             self.guest(state, machine)?;
+            Self::works(state, &[Loss::Targets])?;
             let secret = state.secret;
             state.change_disk(self.workspace, machine.disk, |disk| {
                 let former = std::mem::take(&mut disk.secrets);
@@ -36,6 +46,7 @@ impl Guest for WorkspaceSeams {
     async fn wipe(&self, machine: &Machine) -> Result<()> {
         let files = |state: &mut FakeState| {
             self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root])?;
             state.change_disk(self.workspace, machine.disk, |disk| {
                 let former = std::mem::take(&mut disk.secrets);
                 disk.residue.extend(former);
@@ -119,12 +130,9 @@ impl Guest for WorkspaceSeams {
 
     async fn settle(&self, machine: &Machine) -> Result<()> {
         let entropy = |state: &mut FakeState| {
-            let refuses = state.entropy_refused;
-            let ram = self.guest(state, machine)?;
-            if refuses {
-                return refused("the guest refuses fresh entropy");
-            }
-            ram.seeded = true;
+            self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root, Loss::Entropy])?;
+            self.guest(state, machine)?.seeded = true;
             Ok(())
         };
         let clock = |state: &mut FakeState| {
