@@ -350,7 +350,12 @@ fn wanted(workspace: &Workspace, purpose: Purpose<'_>) -> Result<Wanted> {
     Ok(Wanted {
         environment: config.env.iter().map(|(name, source)| (name.clone(), source.clone())).collect(),
         files: config.credentials.files.iter().map(file).collect(),
-        key: Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?)),
+        key: if config.credentials.outbound_key {
+            Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?))
+        } else {
+            None
+        },
         wipe: config.credentials.wipe.clone(),
+        overwrite: config.credentials.overwrite.clone(),
     })
 }

@@ -20,7 +20,8 @@ pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mo
 pub(super) const GUEST: KnownTable = KnownTable { name: "guest", keys: &["user", "ssh-key"] };
 /// A value of `[env]` that is a table.
 pub(super) const SOURCE: KnownTable = KnownTable { name: "env", keys: &["from-env", "file", "command"] };
-pub(super) const CREDENTIALS: KnownTable = KnownTable { name: "credentials", keys: &["files", "wipe"] };
+pub(super) const CREDENTIALS: KnownTable =
+    KnownTable { name: "credentials", keys: &["files", "wipe", "overwrite", "outbound-key"] };
 pub(super) const CREDENTIAL_FILE: KnownTable = KnownTable { name: "files", keys: &["source", "target"] };
 pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };

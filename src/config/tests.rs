@@ -49,6 +49,8 @@ PLAIN = "hunter2"
 [credentials]
 files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
 wipe = ["~/.docker/config.json"]
+overwrite = ["~/.env"]
+outbound-key = true
 [hooks]
 post-up = ["echo up"]
 [snapshot]
@@ -272,7 +274,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     let VmTable { vcpus: _, memory: _, kernel: _, initramfs: _, cmdline: _, backing: _ } = vm.clone();
     let GuestTable { user: _, ssh_key: _ } = guest.clone();
     let NetworkPolicy { mode: _, domains: _, ports: _ } = network;
-    let CredentialsTable { files: _, wipe: _ } = credentials;
+    let CredentialsTable { files: _, wipe: _, overwrite: _, outbound_key: _ } = credentials;
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
     let SnapshotTable { keep: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}

@@ -114,6 +114,10 @@ pub struct CredentialsTable {
     pub files: Vec<CredentialFile>,
     /// Files and directories of the guest that nixbox did not put there and removes before a snapshot.
     pub wipe: Vec<GuestPath>,
+    /// Files of the guest that nixbox did not write and may overwrite with a credential.
+    pub overwrite: Vec<GuestPath>,
+    /// Whether the guest gets the workspace's own key, to log in elsewhere with.
+    pub outbound_key: bool,
 }
 
 /// One of `credentials.files`.

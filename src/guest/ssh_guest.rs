@@ -257,18 +257,20 @@ impl Guest for SshGuest {
 
     async fn examine(&self, machine: &Machine) -> Result<()> {
         let credentials = self.credentials(&|_| ()).await?;
+        let overwrite = &self.settings.wanted.overwrite;
         self.with(machine, async |shell: &Shell| {
-            examine::examine(shell, &credentials).await.map_err(Failure::world)
+            examine::examine(shell, &credentials, overwrite).await.map_err(Failure::world)
         })
         .await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let credentials = self.credentials(&|_| ()).await?;
+        let overwrite = &self.settings.wanted.overwrite;
         let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
             wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
-            inject::inject(shell, &credentials).await.map_err(Failure::world)
+            inject::inject(shell, &credentials, overwrite).await.map_err(Failure::world)
         })
         .await
     }

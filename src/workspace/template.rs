@@ -43,6 +43,8 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # [credentials]                     # kept out of every snapshot
 # files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
 # wipe = ["~/.docker/config.json"]  # removed before a snapshot though nixbox did not put it there
+# overwrite = ["~/.env"]            # replaced by a credential though nixbox did not write it; else it is refused
+# outbound-key = false              # true: the guest gets .nixbox/ssh/vm_key as ~/.ssh/id_ed25519
 
 # [hooks]                           # run on the host in the workspace
 # pre-up = []                      # the credentials are read before these run
