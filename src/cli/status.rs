@@ -7,7 +7,7 @@ use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config::PendingEdit;
 use crate::host::clock::utc;
-use crate::operations::{RunningVm, WorkspaceState};
+use crate::operations::{RunningVm, VmCondition, WorkspaceState};
 use crate::simulator;
 use crate::workspace::LockHolder;
 use crate::world::{VmmState, WorkspaceName};
@@ -52,6 +52,10 @@ struct VmReport {
     address: String,
     tap: String,
     serial_log: String,
+    /// Whether the clock of the guest was set when it last went on from a snapshot.
+    clock_set: bool,
+    /// Whether the guest got fresh entropy then.
+    entropy_given: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -103,7 +107,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
     let machine = running.machine;
     let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
     let state = match found {
-        VmmState::Running if !running.condemned => "running",
+        VmmState::Running if running.condition != VmCondition::Condemned => "running",
         VmmState::Paused => "paused",
         VmmState::Stopped | VmmState::Empty => "stopped",
         VmmState::Silent => "silent",
@@ -118,6 +122,8 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
             machine.slot.guest().to_string()
         },
         tap: machine.slot.tap(),
+        clock_set: !matches!(running.condition, VmCondition::NoClock | VmCondition::NoEntropy),
+        entropy_given: running.condition != VmCondition::NoEntropy,
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
     };
     Ok((state, report))
@@ -134,6 +140,11 @@ fn text(status: &StatusReport) -> String {
             vm.slot, vm.address, vm.tap, vm.generation
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
+        if !vm.entropy_given {
+            lines.push("  the guest could not be given fresh entropy, nor could its clock be set".to_owned());
+        } else if !vm.clock_set {
+            lines.push("  the clock of the guest could not be set: it may be wrong".to_owned());
+        }
         if status.state != "running" {
             lines
                 .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());

@@ -17,7 +17,8 @@ pub(super) const VM: KnownTable =
 pub(super) const DISK: KnownTable = KnownTable { name: "disks", keys: &["image", "size"] };
 pub(super) const MOUNT: KnownTable = KnownTable { name: "mounts", keys: &["source", "target", "readonly"] };
 pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mode", "domains", "ports"] };
-pub(super) const GUEST: KnownTable = KnownTable { name: "guest", keys: &["user", "ssh-key"] };
+pub(super) const GUEST: KnownTable =
+    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy"] };
 /// A value of `[env]` that is a table.
 pub(super) const SOURCE: KnownTable = KnownTable { name: "env", keys: &["from-env", "file", "command"] };
 pub(super) const CREDENTIALS: KnownTable =

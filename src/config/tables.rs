@@ -176,6 +176,7 @@ impl ConfigReader<'_> {
                 Some(value) => self.path(&value)?,
                 None => HostPath::below(self.root, ".nixbox/ssh/vm_key"),
             },
+            require_entropy: value("require-entropy").map_or(Ok(true), |value| value.truth())?,
         })
     }
 

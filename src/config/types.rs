@@ -104,6 +104,13 @@ pub struct GuestTable {
     pub user: UserName,
     /// The file with the private key that the image accepts.
     pub ssh_key: HostPath,
+    /// Whether a guest that cannot be given fresh entropy after a restore is ended. An older built record does not say.
+    #[serde(default = "entropy_is_required")]
+    pub require_entropy: bool,
+}
+
+fn entropy_is_required() -> bool {
+    true
 }
 
 /// `[credentials]`.
@@ -231,7 +238,7 @@ impl VmSpec {
     pub fn shape(&self) -> BTreeMap<String, String> {
         let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
-        let GuestTable { user, ssh_key: _ } = guest;
+        let GuestTable { user, ssh_key: _, require_entropy: _ } = guest;
         let path = |path: &HostPath| path.as_path().display().to_string();
         let mut shape = BTreeMap::from([
             ("vm.vcpus".to_owned(), vcpus.to_string()),

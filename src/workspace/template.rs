@@ -33,6 +33,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # [guest]
 # user = "user"
 # ssh-key = ".nixbox/ssh/vm_key"    # private key that the image lets in
+# require-entropy = true            # false: a restored guest that refuses fresh entropy runs on without it
 
 # [env]                             # kept out of every snapshot
 # GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }

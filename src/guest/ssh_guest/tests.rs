@@ -106,6 +106,8 @@ fn settings(
         },
         address: Arc::new(move |_| address),
         wanted,
+        require_entropy: true,
+        on_unsettled: Arc::new(|_| ()),
         mounts: Vec::new(),
         ready: LIMIT,
         limits: Limits::default(),
