@@ -30,6 +30,7 @@ mod progress;
 mod recover;
 mod restore;
 mod run;
+mod share_daemon;
 mod shell;
 mod signals;
 mod simulator;
@@ -73,6 +74,8 @@ enum NixboxCommand {
     Journal(journal::Arguments),
     #[command(hide = true)]
     Simulator(simulator::Arguments),
+    #[command(hide = true)]
+    ShareDaemon(share_daemon::Arguments),
 }
 
 /// The directory in which a command works.
@@ -125,6 +128,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),
         NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
+        NixboxCommand::ShareDaemon(arguments) => share_daemon::run(&arguments),
     }
 }
 

@@ -31,7 +31,7 @@ use crate::simulator;
 use crate::simulator::network::Loopback;
 use crate::store::Snapshots;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
-use crate::workspace::{Workspace, WorkspaceError};
+use crate::workspace::{self, Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
 use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
 
@@ -52,6 +52,11 @@ pub enum WiringError {
         source_path.display(), runtime.display()
     )]
     SharedRuntime { source_path: PathBuf, runtime: PathBuf },
+    #[error(
+        "mounts.source {} lies inside a {}, which the guest must not reach: share another directory",
+        source_path.display(), workspace::DIRECTORY
+    )]
+    InsideNixbox { source_path: PathBuf },
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error("the key to log in to the guest with, guest.ssh-key, cannot be used")]
@@ -207,7 +212,7 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
 }
 
 /// Refuses a mount that contains the runtime directory: a guest that can reach the VMM's socket can attach any file of
-/// the host to its VM.
+/// the host to its VM. Refuses a mount inside a `.nixbox` too, of which a guest sees two files only.
 fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
     let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
     for mount in &config.mounts {
@@ -216,6 +221,9 @@ fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
         if runtime.starts_with(&real) {
             return Err(WiringError::SharedRuntime { source_path: source.to_owned(), runtime });
+        }
+        if real.components().any(|part| part.as_os_str() == workspace::DIRECTORY) {
+            return Err(WiringError::InsideNixbox { source_path: source.to_owned() });
         }
     }
     Ok(())
@@ -250,6 +258,7 @@ fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invok
     ShareSettings {
         runtime: runtime.to_owned(),
         workspace: workspace.id(),
+        root: workspace.root().to_owned(),
         invoker,
         guest: (in_guest, in_guest),
         shares: config

@@ -308,6 +308,17 @@ impl Program {
         self
     }
 
+    /// The same, started by a launcher: nixbox's own program, which gets `words` as its first arguments, then the path and
+    /// the arguments of this program, and becomes this program by exec.
+    #[must_use]
+    pub fn launched(self, words: impl IntoIterator<Item = OsString>) -> Self {
+        // The link names the file that this process runs, even if an upgrade has replaced the file meanwhile.
+        let mut arguments: Vec<OsString> = words.into_iter().collect();
+        arguments.push(self.path.into());
+        arguments.extend(self.arguments);
+        Self { path: "/proc/self/exe".into(), arguments, ..self }
+    }
+
     /// Sets its limit of open files, soft and hard. A limit above the hard limit of nixbox needs `CAP_SYS_RESOURCE`.
     #[must_use]
     pub fn open_files(mut self, limit: u64) -> Self {

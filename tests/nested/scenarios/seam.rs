@@ -51,6 +51,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
+        root: path.join("elsewhere"),
         invoker: invoker.clone(),
         guest: (1000, 1000),
         shares: vec![share],
