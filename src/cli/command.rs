@@ -18,7 +18,7 @@ use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
 use crate::files::copy::NoProgress;
 use crate::host::hooks::FailedScriptObserver;
-use crate::operations::{RunningVm, Session};
+use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::{Lock, Workspace};
 use crate::world::{Failure, Generation, VmmState};
@@ -86,6 +86,21 @@ pub(super) async fn vm_state(wiring: &Wiring, vmm: Generation) -> Result<VmmStat
     tokio::time::timeout(VMM_WAIT, wiring.world.vmm.find(vmm)).await.unwrap_or(Ok(VmmState::Silent))
 }
 
+/// Says that the guest of a running VM can reach a `.nixbox`, or that this cannot be told.
+pub(super) fn exposed(wiring: &Wiring, vmm: Generation) -> Option<CliError> {
+    match block_on(async { Ok(wiring.world.shares.exposed(vmm).await) }) {
+        Ok(Ok(paths)) if paths.is_empty() => None,
+        Ok(Ok(paths)) => Some(CliError::Exposed(paths)),
+        Ok(Err(failure)) => Some(CliError::Masks(failure)),
+        Err(_) => None,
+    }
+}
+
+/// Prints why a command that goes on should be the last one before `nixbox down`.
+fn warn(exposed: &CliError, more: &str) {
+    error::print_stderr(&format!("nixbox: {}{more}\n", error::chain(exposed)));
+}
+
 /// A workspace whose lock is not taken, for commands that change nothing.
 pub(super) struct OpenWorkspace {
     pub(super) workspace: Workspace,
@@ -106,6 +121,15 @@ impl OpenWorkspace {
         let vm = journal_state::running_vm(&workspace)?;
         let config = WorkspaceLocation::config(&workspace)?;
         Ok((Self { workspace, config }, vm))
+    }
+
+    /// Wires the real world for a command that uses the running VM, and warns if its guest can reach a `.nixbox`.
+    pub(super) fn wire_for(&self, vm: &RunningVm) -> Result<Wiring, Problem> {
+        let wiring = self.wire()?;
+        if let Some(exposed) = exposed(&wiring, vm.machine.vmm) {
+            warn(&exposed, "");
+        }
+        Ok(wiring)
     }
 
     /// Wires the real world. Copies report no progress.
@@ -138,9 +162,20 @@ impl LockedWorkspace {
         let workspace = location.workspace()?;
         let lock = workspace.lock(command)?;
         let config = WorkspaceLocation::config(&workspace)?;
-        let starts_vm = preflight != Preflight::None && journal_state::read(&workspace)?.is_down();
+        let journal = journal_state::read(&workspace)?;
+        let starts_vm = preflight.starts_vm() && journal.is_down();
         preflight.check_config(&config, starts_vm)?;
-        let wiring = wiring::assemble(&workspace, &config, progress.clone(), report_failed_script())?;
+        let mut wiring = wiring::assemble(&workspace, &config, progress.clone(), report_failed_script())?;
+        if let WorkspaceState::Up(vm) = &journal.state
+            && let Some(exposed) = exposed(&wiring, vm.machine.vmm)
+        {
+            if preflight != Preflight::None {
+                return Err(exposed.into());
+            }
+            // The scripts may be the guest's.
+            wiring.leave_out_scripts();
+            warn(&exposed, "; no script of the configuration is run");
+        }
         if starts_vm {
             block_on(preflight::check_host(&wiring))?;
         }

@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::wiring::WiringError;
@@ -100,6 +101,13 @@ pub enum CliError {
     #[error("no VM is running: `{0}` was left half done, or is under way")]
     HalfDone(&'static str),
 
+    #[error(
+        "the guest can reach {}, which was made anew since the VM came up, and may have written there",
+        .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Exposed(Vec<PathBuf>),
+    #[error("cannot tell whether the guest can reach the workspace's .nixbox")]
+    Masks(#[source] Failure),
     #[error("cannot ask the VMM for the state of the VM")]
     VmState(#[source] Failure),
     #[error("cannot connect to the guest")]
@@ -288,6 +296,12 @@ impl From<CliError> for Problem {
             ),
             CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
             CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
+            CliError::Exposed(_) | CliError::Masks(_) => (
+                Failed,
+                Some(
+                    "nothing was changed; read the config.toml there, then `nixbox down` and `nixbox up` hide it again",
+                ),
+            ),
             CliError::HalfDone(_) => (NotFound, Some("`nixbox recover` completes it or rolls it back")),
             CliError::Connect(Failure::Lost) => {
                 (NotFound, Some("`nixbox up` clears away what is left of the VM and starts another"))

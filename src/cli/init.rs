@@ -1,12 +1,13 @@
 //! `nixbox init`.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config;
 use crate::guest::key::{self, KeyError};
+use crate::host::share_view::standing::{self, LiveShare};
 use crate::simulator;
 use crate::workspace::{self, Workspace};
 
@@ -51,6 +52,12 @@ impl Arguments {
 enum InitError {
     #[error("{} is there already, and is not overwritten: name the kernel and the initramfs in it", .0.display())]
     Configured(PathBuf),
+    #[error(
+        "{} cannot become a workspace now: a running guest has {} as a share (process {pid}), and would reach its .nixbox; \
+         bring that VM down first, and up again afterwards",
+        directory.display(), share.display()
+    )]
+    Shared { directory: PathBuf, share: PathBuf, pid: u32 },
     #[error("the workspace is there, but has no key of its own")]
     NoKey(#[source] KeyError),
     #[error("the workspace is there, but has no {}", .0.display())]
@@ -83,6 +90,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     if (arguments.kernel.is_some() || arguments.initramfs.is_some()) && config.exists() {
         return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
     }
+    refuse_below_share(&place.directory)?;
     let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
     let path = wiring::own_key(&workspace);
     // Nothing that has this name is overwritten, not even a broken link.
@@ -103,6 +111,23 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         error::print(&format!("made {}", path.display()))?;
     }
     success()
+}
+
+/// Refuses to make a workspace that a running guest could write in. A workspace that is there was masked when the share
+/// was started.
+fn refuse_below_share(directory: &Path) -> Result<(), Problem> {
+    if std::fs::symlink_metadata(directory.join(workspace::DIRECTORY)).is_ok() {
+        return Ok(());
+    }
+    // A missing directory is reported by what makes the workspace.
+    let Ok(directory) = std::fs::canonicalize(directory) else { return Ok(()) };
+    let failed = |error| Problem::new(ExitKind::Failed, error);
+    match standing::share_above(&directory).map_err(failed)? {
+        None => Ok(()),
+        Some(LiveShare { pid, source }) => {
+            Err(Problem::new(ExitKind::Failed, InitError::Shared { directory, share: source, pid }))
+        }
+    }
 }
 
 /// Makes the kernel and disk files of the simulated VM that do not exist yet.

@@ -17,6 +17,8 @@ use crate::world::Presence;
 pub(super) enum Preflight {
     /// The command starts no VM.
     None,
+    /// The command starts no VM, and relies on the configuration of the VM that runs.
+    Snapshot,
     /// The command boots a VM if none runs, from the files that the configuration names.
     Boot,
     /// The command restores a VM, and replaces a running VM if it was asked to. It boots from no file.
@@ -24,6 +26,11 @@ pub(super) enum Preflight {
 }
 
 impl Preflight {
+    /// Whether the command starts a VM if none runs.
+    pub(super) fn starts_vm(self) -> bool {
+        matches!(self, Self::Boot | Self::Restore)
+    }
+
     /// Makes the checks that need only the configuration. `starts_vm` is true if no VM runs, so that the command starts
     /// one.
     pub(super) fn check_config(self, config: &Config, starts_vm: bool) -> Result<(), Problem> {
@@ -33,7 +40,7 @@ impl Preflight {
                 check_kvm(config)
             }
             Self::Restore => check_kvm(config),
-            Self::None | Self::Boot => Ok(()),
+            Self::None | Self::Snapshot | Self::Boot => Ok(()),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::command::{OpenWorkspace, block_on, vm_state};
+use super::command::{self, OpenWorkspace, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, journal_state, success, wiring};
 use crate::host::clock::utc;
@@ -46,6 +46,8 @@ struct VmReport {
     address: String,
     tap: String,
     serial_log: String,
+    /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
+    exposed: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,6 +84,7 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
             },
             tap: machine.slot.tap(),
             serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
+            exposed: command::exposed(&wiring, machine.vmm).map(|error| error::chain(&error)),
         });
     }
     Ok(StatusReport {
@@ -109,6 +112,9 @@ fn text(status: &StatusReport) -> String {
             vm.slot, vm.address, vm.tap, vm.generation
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
+        if let Some(exposed) = &vm.exposed {
+            lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
+        }
         if status.state != "running" {
             lines
                 .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());

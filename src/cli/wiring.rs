@@ -19,7 +19,7 @@ use crate::guest::ssh_guest::{self, SshGuest};
 use crate::host::clock::HostClock;
 use crate::host::cpu;
 use crate::host::disk::Disks;
-use crate::host::hooks::{FailedScriptObserver, ShellHooks};
+use crate::host::hooks::{FailedScriptObserver, NoScripts, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
 use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, HostNetwork};
@@ -89,6 +89,13 @@ pub struct Wiring {
     pub runtime: PathBuf,
     /// Whether the simulator stands in for the VMM.
     pub simulated: bool,
+}
+
+impl Wiring {
+    /// Makes operations run no script of the configuration.
+    pub fn leave_out_scripts(&mut self) {
+        self.world.hooks = Arc::new(NoScripts);
+    }
 }
 
 /// The version of Cloud Hypervisor that the configured simulator imitates; `None` if the VMM is a real one.

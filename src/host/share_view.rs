@@ -10,6 +10,7 @@
 //! | [`namespace`] | makes the namespaces |
 //! | [`search`] | finds every `.nixbox` that the share gives access to |
 //! | [`mask`] | covers a `.nixbox`, and keeps the directories on the way to it in place |
+//! | [`standing`] | tells of a daemon that runs whether its masks still stand |
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -25,10 +26,11 @@ use mask::Tree;
 mod mask;
 mod namespace;
 mod search;
+pub mod standing;
 
 /// The directory that no guest may reach.
 const HIDDEN: &str = ".nixbox";
-/// The variable in which the daemon's environment says how many masks the launcher made.
+/// The variable in which the daemon's environment names the masks that the launcher made.
 const MASKS: &str = "NIXBOX_MASKS";
 /// What /proc/PID/mountinfo shows as the source of a mask.
 const MASK: &str = "nixbox-mask";
@@ -55,7 +57,7 @@ pub enum ShareViewError {
          a smaller directory"
     )]
     TooLarge(PathBuf),
-    #[error("{0:?} holds more than {limit} directories with the name {HIDDEN}; share a smaller directory", limit = search::MOST_FOUND)]
+    #[error("{0:?} holds too many directories with the name {HIDDEN}; share a smaller directory")]
     TooMany(PathBuf),
     #[error("{0:?} is larger than {limit} bytes, and cannot be shown to the guest", limit = mask::LARGEST)]
     LargeFile(PathBuf),
@@ -101,10 +103,10 @@ impl ShareView {
         if inside { Err(ShareViewError::Inside(self.source.clone())) } else { Ok(()) }
     }
 
-    /// Makes the namespace of this process show the view. Returns how many directories were masked.
+    /// Makes the namespace of this process show the view. Returns the paths of the masks, as the environment names them.
     ///
     /// This has to be called while the process has one thread. If it fails, the process has to end.
-    fn enter(&self) -> Result<usize> {
+    fn enter(&self) -> Result<OsString> {
         self.check()?;
         namespace::enter()?;
         let source = self.open_source()?;
@@ -121,7 +123,7 @@ impl ShareView {
         for path in &found {
             tree.mask(path)?;
         }
-        Ok(found.len())
+        standing::masks_value(&found).ok_or_else(|| ShareViewError::TooMany(self.source.clone()))
     }
 
     fn open_source(&self) -> Result<OwnedFd> {
@@ -151,7 +153,7 @@ pub fn launch(arguments: &[OsString]) -> ShareViewError {
         Ok(masks) => masks,
         Err(error) => return error,
     };
-    let source = Command::new(program).args(rest).env(MASKS, masks.to_string()).exec();
+    let source = Command::new(program).args(rest).env(MASKS, masks).exec();
     ShareViewError::Exec { path: program.into(), source }
 }
 

@@ -14,9 +14,10 @@ use rustix::thread::CapabilitySet;
 use tokio::time::Instant;
 
 use super::process::{Daemon, DaemonRole, Daemons, ProcessError, ProcessExit};
-use super::share_view::{self, ShareView, ShareViewError};
+use super::share_view::{self, ShareView, ShareViewError, standing};
 use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
+use crate::files::FileError;
 use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
 
 /// The most shares that a configuration can have.
@@ -39,6 +40,8 @@ pub enum ShareError {
     /// The reason is what the launcher of the daemon wrote.
     #[error("the mount source {source_path:?} is refused: {reason}")]
     Refused { source_path: PathBuf, reason: String },
+    #[error("cannot tell whether the guest can reach a .nixbox")]
+    Standing(#[source] FileError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
@@ -191,7 +194,7 @@ impl Virtiofs {
     ) -> std::result::Result<Program, ShareError> {
         let privileges = Privileges::Invoker(self.settings.invoker.clone());
         let open_files = open_files();
-        let mut shared = OsString::from("--shared-dir=");
+        let mut shared = OsString::from(standing::SHARED_DIRECTORY);
         shared.push(&view.source);
         let mut program =
             spawn::program("virtiofsd", "NIXBOX_VIRTIOFSD", self.stand_in.as_ref(), privileges)?
@@ -219,6 +222,14 @@ impl Virtiofs {
         }
         let words = std::iter::once(share_view::COMMAND.into()).chain(view.launcher_arguments());
         Ok(program.launched(words))
+    }
+
+    /// The shares that may have daemons. The configuration may have had more shares when the daemons were started.
+    fn begun(&self, generation: Generation) -> impl Iterator<Item = usize> {
+        (0..MOST).filter(move |index| {
+            *index < self.settings.shares.len()
+                || self.daemons.record(&DaemonRole::share(*index), generation).exists()
+        })
     }
 
     async fn stop_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
@@ -280,6 +291,19 @@ impl Shares for Virtiofs {
         })
     }
 
+    async fn exposed(&self, generation: Generation) -> Result<Vec<PathBuf>> {
+        let mut exposed = std::collections::BTreeSet::new();
+        for index in self.begun(generation) {
+            let daemon =
+                self.daemons.find(&DaemonRole::share(index), generation).map_err(ShareError::from)?;
+            if let Some(daemon) = daemon {
+                let found = standing::exposed(daemon.pid(), &self.settings.root);
+                exposed.extend(found.map_err(ShareError::Standing)?);
+            }
+        }
+        Ok(exposed.into_iter().collect())
+    }
+
     async fn start(&self, generation: Generation) -> Result<()> {
         let starts = (0..self.settings.shares.len()).map(|index| self.start_one(index, generation));
         futures_util::future::try_join_all(starts).await?;
@@ -287,12 +311,7 @@ impl Shares for Virtiofs {
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
-        // The configuration may have had more shares when the daemons were started.
-        let begun = |index: &usize| {
-            *index < self.settings.shares.len()
-                || self.daemons.record(&DaemonRole::share(*index), generation).exists()
-        };
-        let stops = (0..MOST).filter(begun).map(|index| self.stop_one(index, generation));
+        let stops = self.begun(generation).map(|index| self.stop_one(index, generation));
         // If one cannot be stopped, the others are stopped nevertheless.
         let ended = futures_util::future::join_all(stops).await;
         ended.into_iter().collect::<std::result::Result<(), _>>()?;

@@ -12,5 +12,6 @@ mod demo;
 mod guest;
 #[cfg(feature = "failpoints")]
 mod kills;
+mod masks;
 mod signals;
 mod workspace;

@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// How deep directories may be nested. Each level holds a descriptor.
 const DEEPEST: usize = 400;
 /// The most masks of one share.
-pub(super) const MOST_FOUND: usize = 500;
+const MOST_FOUND: usize = 500;
 
 /// Paths relative to `source`, whose path is `path`.
 pub(super) fn hidden_below(source: &OwnedFd, path: &Path) -> Result<Vec<PathBuf>> {

@@ -52,7 +52,12 @@ impl Fixture {
         let mut command = Command::new("/proc/self/exe");
         let view = ShareView { source: source.to_owned(), workspace: workspace.to_owned() };
         command.arg(COMMAND).args(view.launcher_arguments()).args(["/bin/sh", "-c", script, "sh"]);
-        command.arg(source).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg(source)
+            .arg(format!("--shared-dir={}", source.display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         if self.user != 0 {
             command.uid(self.user).gid(self.user);
         }
@@ -230,7 +235,7 @@ fn the_host_has_no_mount_at_any_time_and_nothing_is_left_of_a_killed_daemon() {
         assert_eq!(mask_mounts(daemon.id()), 1);
         assert_eq!(mounts(), before);
         let environment = fs::read(format!("/proc/{}/environ", daemon.id())).unwrap();
-        assert!(environment.split(|byte| *byte == 0).any(|entry| entry == b"NIXBOX_MASKS=1"));
+        assert!(environment.split(|byte| *byte == 0).any(|entry| entry == b"NIXBOX_MASKS=one/.nixbox"));
         kill(daemon);
         assert_eq!(mounts(), before);
         assert!(source.join("one/.nixbox/ssh/vm_key").exists());
@@ -239,6 +244,39 @@ fn the_host_has_no_mount_at_any_time_and_nothing_is_left_of_a_killed_daemon() {
 
 /// `F_SETSIG` of include/uapi/asm-generic/fcntl.h, which the crate libc does not have.
 const F_SETSIG: i32 = 10;
+
+#[test]
+fn a_nixbox_that_the_host_made_anew_is_exposed() {
+    for fixture in users() {
+        let source = fixture.path();
+        let (one, two) = (source.join("one"), fixture.workspace("two"));
+        let mut daemon = fixture.command(&source, &one, "echo; cat").spawn().unwrap();
+        std::io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        let exposed = || standing::exposed(daemon.id(), &one).unwrap();
+        assert_eq!(exposed(), Vec::<PathBuf>::new());
+        // A workspace that is moved away takes its mask along, and a new one has none.
+        fs::rename(&one, source.join("moved")).unwrap();
+        assert_eq!(exposed(), Vec::<PathBuf>::new());
+        fixture.workspace("one");
+        assert_eq!(exposed(), [one.join(HIDDEN)]);
+        fs::remove_dir_all(two.join(HIDDEN)).unwrap();
+        assert_eq!(exposed(), [one.join(HIDDEN)]);
+        fixture.workspace("two");
+        assert_eq!(exposed(), [one.join(HIDDEN), two.join(HIDDEN)]);
+        let pid = daemon.id();
+        kill(daemon);
+        assert_eq!(standing::exposed(pid, &one).unwrap(), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn the_environment_names_each_mask() {
+    let paths: Vec<PathBuf> = vec![HIDDEN.into(), "a b/.nixbox".into(), "c\nd/.nixbox".into()];
+    let value = standing::masks_value(&paths).unwrap();
+    assert_eq!(value, ".nixbox//a b/.nixbox//c\nd/.nixbox");
+    let long: Vec<PathBuf> = (0..500).map(|number| format!("{number:0200}/.nixbox").into()).collect();
+    assert_eq!(standing::masks_value(&long), None);
+}
 
 /// A lease on a file: who opens the file waits until the lease is given up.
 struct Lease(fs::File);
