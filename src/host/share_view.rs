@@ -10,6 +10,7 @@
 //! | [`namespace`] | makes the namespaces |
 //! | [`search`] | finds every `.nixbox` that the share gives access to |
 //! | [`mask`] | covers a `.nixbox`, and keeps the directories on the way to it in place |
+//! | [`seccomp`] | keeps the daemon from making files that give privileges to those who use them |
 //! | [`standing`] | tells of a daemon that runs whether its masks still stand |
 
 use std::ffi::{OsStr, OsString};
@@ -26,6 +27,7 @@ use mask::Tree;
 mod mask;
 mod namespace;
 mod search;
+mod seccomp;
 pub mod standing;
 
 /// The directory that no guest may reach.
@@ -63,6 +65,8 @@ pub enum ShareViewError {
     LargeFile(PathBuf),
     #[error("the {HIDDEN} of the workspace, {0:?}, was not found below the share, which contains it")]
     Missed(PathBuf),
+    #[error("the daemon's system calls cannot be filtered")]
+    Filter(#[source] io::Error),
     #[error("cannot start {path:?}")]
     Exec { path: PathBuf, source: io::Error },
 }
@@ -76,7 +80,7 @@ fn failed<E: Into<io::Error>>(
 
 type Result<T, E = ShareViewError> = std::result::Result<T, E>;
 
-/// What is served, and what of it is covered.
+/// What is served, and which workspace it is served for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ShareView {
     /// The directory, canonical.
@@ -149,7 +153,11 @@ pub fn launch(arguments: &[OsString]) -> ShareViewError {
     let Some((view, program, rest)) = ShareView::parse(arguments) else {
         return ShareViewError::Arguments(arguments.len());
     };
-    let masks = match view.enter() {
+    let entered = view.enter().and_then(|masks| {
+        seccomp::install().map_err(ShareViewError::Filter)?;
+        Ok(masks)
+    });
+    let masks = match entered {
         Ok(masks) => masks,
         Err(error) => return error,
     };

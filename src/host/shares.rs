@@ -1,8 +1,8 @@
 //! The seam [`Shares`] over virtiofsd: one daemon for each share and VMM generation.
 //!
 //! virtiofsd serves one connection, and exits when its VMM disconnects; that is not an error. It runs as the invoking user
-//! in namespaces of its own. So every user of the guest, root included, acts on the host as the invoking user. What of a
-//! directory the daemon sees is decided in [`share_view`].
+//! in namespaces of its own. So every user of the guest, root included, acts on the host as the invoking user.
+//! [`share_view`] decides which part of a directory the daemon sees.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

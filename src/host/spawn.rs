@@ -1,6 +1,7 @@
 //! Starts programs that outlive nixbox: where they are found, as which user they run, and what they inherit.
 //!
-//! What a child does between fork and exec is unsafe code. `host/ioctl.rs` is the only other file that has some.
+//! What a child does between fork and exec is unsafe code. The other files that have some are
+//! `host/ioctl.rs` and `host/share_view/seccomp.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;

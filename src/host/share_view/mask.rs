@@ -18,7 +18,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 
 use super::{MASK, Result, ShareViewError, failed, open_at};
 
-/// What of a `.nixbox` the guest sees, so that git finds nothing changed there.
+/// The files of a `.nixbox` that the guest sees, so that git finds nothing changed there.
 const SHOWN: [&str; 2] = ["config.toml", ".gitignore"];
 /// The most bytes of such a file.
 pub(super) const LARGEST: u64 = 1 << 20;

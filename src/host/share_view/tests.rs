@@ -278,6 +278,61 @@ fn the_environment_names_each_mask() {
     assert_eq!(standing::masks_value(&long), None);
 }
 
+#[test]
+fn a_daemon_makes_no_file_that_gives_privileges() {
+    for fixture in users() {
+        let source = fixture.path().join("one");
+        let sees = |script: &str| fixture.sees(&source, &format!("cd $1; {script}"));
+        for refused in
+            ["chmod u+s code", "chmod g+s code", "chmod 6755 code", "mknod node c 1 3", "mknod node b 7 0"]
+        {
+            let said = sees(&format!("if {refused}; then echo done; fi"));
+            assert!(said.contains("not permitted") && !said.contains("done"), "{refused}: {said}");
+        }
+        let ordinary = "chmod 1750 code; stat -c %a code; mknod fifo p; mkfifo -m 600 other; mkdir -m 755 new; rm -r fifo other new";
+        assert_eq!(sees(ordinary), "1750\n");
+        // What is made in a setgid directory is setgid by the kernel's doing.
+        fs::create_dir(source.join("group")).unwrap();
+        fixture.own(&source.join("group"));
+        fs::set_permissions(source.join("group"), fs::Permissions::from_mode(0o2755)).unwrap();
+        assert_eq!(sees("mkdir group/inner; stat -c %A group/inner"), "drwxr-sr-x\n");
+    }
+}
+
+#[test]
+fn calls_that_make_a_file_with_the_setuid_bit_fail() {
+    if !have(&[Need::Root, Need::Program("python3")]) {
+        return;
+    }
+    const SCRIPT: &str = r#"cd $1; python3 -c '
+import ctypes, errno, os, stat
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, act):
+    try:
+        act()
+        print(name, "done")
+    except OSError as error:
+        print(name, errno.errorcode[error.errno])
+def raw(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), "")
+attempt("open", lambda: os.open("a", os.O_CREAT | os.O_WRONLY, 0o4755))
+attempt("tmpfile", lambda: os.open(".", os.O_TMPFILE | os.O_WRONLY, 0o4755))
+attempt("mknod", lambda: os.mknod("b", stat.S_IFREG | 0o4755))
+attempt("fchmod", lambda: os.fchmod(os.open("code", os.O_RDONLY), 0o4755))
+attempt("fchmodat2", lambda: raw(452, -100, b"code", 0o4755, 0))
+attempt("openat2", lambda: raw(437, -100, b"code", bytes(24), 24))
+attempt("setxattr", lambda: os.setxattr("code", "user.a", b"b"))
+attempt("whiteout", lambda: raw(316 if os.uname().machine == "x86_64" else 276, -100, b"code", -100, b"c", 4))
+attempt("plain", lambda: os.open("d", os.O_CREAT | os.O_WRONLY, 0o755))
+attempt("read", lambda: os.open("code", os.O_RDONLY, 0o4755))
+'"#;
+    let fixture = Fixture::of(0);
+    let seen = fixture.sees(&fixture.path().join("one"), SCRIPT);
+    let expected = "open EPERM\ntmpfile EPERM\nmknod EPERM\nfchmod EPERM\nfchmodat2 EPERM\nopenat2 ENOSYS\nsetxattr ENOTSUP\nwhiteout EINVAL\nplain done\nread done\n";
+    assert_eq!(seen.replace("EOPNOTSUPP", "ENOTSUP"), expected);
+}
+
 /// A lease on a file: who opens the file waits until the lease is given up.
 struct Lease(fs::File);
 
