@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::visible::{visible, visible_json};
 use super::wiring::WiringError;
 use crate::config::ConfigError;
 use crate::engine::executor::{EngineError, TransitionFailure};
@@ -220,16 +221,21 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     messages(error).join(": ")
 }
 
-/// Writes to stderr. A failure is ignored, because it means that stderr is closed and that nobody reads it.
+/// Writes to stderr, with control characters replaced. A failure is ignored, because it means that stderr is closed and
+/// that nobody reads it.
 pub fn print_stderr(text: &str) {
-    io::stderr().write_all(text.as_bytes()).ok();
+    io::stderr().write_all(visible(text).as_bytes()).ok();
 }
 
-/// Writes a result and a line end to stdout.
+/// Writes a result and a line end to stdout, with control characters replaced.
 ///
 /// # Errors
 /// If stdout cannot be written.
 pub fn print(text: &str) -> Result<(), Problem> {
+    write_line(&visible(text))
+}
+
+fn write_line(text: &str) -> Result<(), Problem> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     Ok(written.map_err(CliError::Stdout)?)
@@ -241,7 +247,7 @@ pub fn print(text: &str) -> Result<(), Problem> {
 /// If stdout cannot be written.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Stdout(error.into()))?;
-    print(&text)
+    write_line(&visible_json(&text))
 }
 
 /// Formats a duration for people.

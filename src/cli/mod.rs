@@ -37,6 +37,7 @@ mod simulator;
 mod snapshot;
 mod status;
 mod up;
+mod visible;
 pub mod wiring;
 
 use error::{ExitKind, Outcome, Problem};
