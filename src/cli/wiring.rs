@@ -276,6 +276,7 @@ fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invok
                 tag: ShareTag::numbered(index),
                 source: mount.source.as_path().to_owned(),
                 readonly: mount.readonly,
+                protect: mount.protect.clone(),
             })
             .collect(),
     }

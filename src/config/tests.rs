@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::files::FileError;
 use crate::world::{
-    Backing, ByteSize, DiskSpec, Domain, MASK, NetworkMode, NetworkPolicy, SecretSource, VmmChoice,
-    WorkspaceName,
+    Backing, ByteSize, DiskSpec, Domain, MASK, NetworkMode, NetworkPolicy, PathInShare, SecretSource,
+    VmmChoice, WorkspaceName,
 };
 
 mod refused;
@@ -34,6 +34,7 @@ readonly = false
 source = "~/src"
 target = "/srv/./src//"
 readonly = true
+protect = ["Makefile", "./.git//hooks/"]
 [network]
 mode = "filtered"
 domains = ["GitHub.com.", "crates.io", "github.com"]
@@ -91,6 +92,10 @@ fn the_documented_example_is_read_in_full() {
     assert_eq!(config.mounts[1].source.as_path(), Path::new("/home/me/src"));
     assert_eq!(config.mounts[1].target.to_string(), "/srv/src");
     assert!(config.mounts[1].readonly);
+    let protected =
+        |mount: usize| config.mounts[mount].protect.iter().map(PathInShare::as_str).collect::<Vec<_>>();
+    assert_eq!(protected(0), [".git/hooks", ".git/config"]);
+    assert_eq!(protected(1), ["Makefile", ".git/hooks"]);
     let domains: Vec<_> = config.network.domains.iter().map(Domain::as_str).collect();
     assert_eq!(domains, ["crates.io", "github.com"]);
     assert_eq!(config.network.ports.iter().map(|port| port.number()).collect::<Vec<_>>(), [80, 443]);
@@ -276,7 +281,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
     let SnapshotTable { keep: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}
-    for MountTable { source: _, target: _, readonly: _ } in mounts {}
+    for MountTable { source: _, target: _, readonly: _, protect: _ } in mounts {}
     let expected = [
         ("disks.0", "/srv/my project/image/root.img, 64GiB"),
         ("disks.1", "empty, 1GiB"),

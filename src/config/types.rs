@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::world::{
-    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, SecretSource, UserName,
-    VariableName, VmmChoice, WorkspaceName,
+    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
+    UserName, VariableName, VmmChoice, WorkspaceName,
 };
 
 /// The facts about this host that decide defaults and limits.
@@ -94,6 +94,8 @@ pub struct MountTable {
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
+    /// The paths below the source that the guest may only read.
+    pub protect: Vec<PathInShare>,
 }
 
 /// `[guest]`.
@@ -199,7 +201,7 @@ impl Config {
             let size = size.map_or_else(|| "as it is".to_owned(), |size| size.to_string());
             shape.insert(format!("disks.{n}"), format!("{image}, {size}"));
         }
-        for (n, MountTable { source, target, readonly }) in mounts.iter().enumerate() {
+        for (n, MountTable { source, target, readonly, protect: _ }) in mounts.iter().enumerate() {
             let access = if *readonly { "read-only" } else { "read-write" };
             shape.insert(format!("mounts.{n}"), format!("{} at {target}, {access}", path(source)));
         }

@@ -1,10 +1,10 @@
-//! Kernel calls that no safe crate has: making a TAP. The unsafe code is inside, and safe functions are exported.
+//! Kernel calls that no safe crate has: making a TAP, and making a mount read-only. The unsafe code is inside, and safe functions are exported.
 //!
 //! Source: Linux `Documentation/networking/tuntap.rst` and `include/uapi/linux/if_tun.h`.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
@@ -118,6 +118,36 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// `struct mount_attr` of include/uapi/linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Makes one mount read-only, and not those below it.
+///
+/// # Errors
+/// If the kernel refuses, or is older than Linux 5.12.
+pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        MountAttributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
+    // SAFETY: mount_setattr(2) reads a path, here the empty one, and as many bytes of the structure as the size says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

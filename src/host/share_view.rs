@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`namespace`] | makes the namespaces |
 //! | [`search`] | finds every `.nixbox` that the share gives access to |
-//! | [`mask`] | covers a `.nixbox`, and keeps the directories on the way to it in place |
+//! | [`mask`] | covers a `.nixbox`, makes protected paths read-only, and keeps the directories on the way to them in place |
 //! | [`seccomp`] | keeps the daemon from making files that give privileges to those who use them |
 //! | [`standing`] | tells of a daemon that runs whether its masks still stand |
 
@@ -65,6 +65,10 @@ pub enum ShareViewError {
     LargeFile(PathBuf),
     #[error("the {HIDDEN} of the workspace, {0:?}, was not found below the share, which contains it")]
     Missed(PathBuf),
+    #[error(
+        "{0:?} is a link, and cannot be protected from the guest; name in mounts.protect what it leads to, or leave it out"
+    )]
+    ProtectedLink(PathBuf),
     #[error("the daemon's system calls cannot be filtered")]
     Filter(#[source] io::Error),
     #[error("cannot start {path:?}")]
@@ -87,18 +91,26 @@ pub(super) struct ShareView {
     pub(super) source: PathBuf,
     /// The directory of the workspace, canonical.
     pub(super) workspace: PathBuf,
+    /// The paths below the source that are read-only.
+    pub(super) protect: Vec<PathBuf>,
 }
 
 impl ShareView {
     /// The arguments of the launcher that becomes `program`.
     pub(super) fn launcher_arguments(&self) -> Vec<OsString> {
-        vec![self.source.clone().into(), self.workspace.clone().into()]
+        let count = self.protect.len().to_string();
+        let mut arguments = vec![self.source.clone().into(), self.workspace.clone().into(), count.into()];
+        arguments.extend(self.protect.iter().map(Into::into));
+        arguments
     }
 
     /// The view and the rest of the launcher's arguments.
     fn parse(arguments: &[OsString]) -> Option<(Self, &OsStr, &[OsString])> {
-        let [source, workspace, program, rest @ ..] = arguments else { return None };
-        Some((Self { source: source.into(), workspace: workspace.into() }, program, rest))
+        let [source, workspace, count, rest @ ..] = arguments else { return None };
+        let (protect, rest) = rest.split_at_checked(count.to_str()?.parse().ok()?)?;
+        let (program, rest) = rest.split_first()?;
+        let protect = protect.iter().map(PathBuf::from).collect();
+        Some((Self { source: source.into(), workspace: workspace.into(), protect }, program, rest))
     }
 
     /// Refuses a directory that is a `.nixbox` or lies in one.
@@ -126,6 +138,9 @@ impl ShareView {
         let mut tree = Tree::new(source.as_fd(), &self.source);
         for path in &found {
             tree.mask(path)?;
+        }
+        for path in &self.protect {
+            tree.protect(path)?;
         }
         standing::masks_value(&found).ok_or_else(|| ShareViewError::TooMany(self.source.clone()))
     }

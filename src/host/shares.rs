@@ -18,7 +18,7 @@ use super::share_view::{self, ShareView, ShareViewError, standing};
 use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
 use crate::files::FileError;
-use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
+use crate::world::{Failure, Generation, PathInShare, Presence, Result, ShareTag, Shares, WorkspaceId};
 
 /// The most shares that a configuration can have.
 const MOST: usize = 64;
@@ -65,6 +65,8 @@ pub struct Share {
     pub source: PathBuf,
     /// Whether the guest may not write.
     pub readonly: bool,
+    /// The paths below the directory where the guest may not write.
+    pub protect: Vec<PathInShare>,
 }
 
 /// What the shares of a workspace are served with.
@@ -157,7 +159,11 @@ impl Virtiofs {
         });
         let source_path = || share.source.clone();
         let source = directory.map_err(|source| ShareError::Source { source_path: source_path(), source })?;
-        let view = ShareView { source, workspace: self.settings.root.clone() };
+        let view = ShareView {
+            source,
+            workspace: self.settings.root.clone(),
+            protect: share.protect.iter().map(|path| path.as_str().into()).collect(),
+        };
         view.check().map_err(|source| ShareError::View { source_path: source_path(), source })?;
         Ok(view)
     }

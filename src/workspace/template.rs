@@ -24,6 +24,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # source = "."
 # target = "~/workspace"
 # readonly = false
+# protect = [".git/hooks", ".git/config"] # read-only in the guest: on the host, git runs what these name
 
 # [network]
 # mode = "open"                     # off | filtered | open

@@ -1,4 +1,5 @@
-//! Covers a `.nixbox` with a read-only file system that holds copies of the files that are in version control.
+//! Covers a `.nixbox` with a read-only file system that holds copies of the files that are in version control, and mounts
+//! protected paths on themselves, read-only.
 //!
 //! A directory on which something is mounted can be neither renamed nor removed by the daemon. The directories between
 //! the source and a covered directory could be, and the guest could then make others in their place, which nothing
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use crate::host::ioctl;
 
 use super::{MASK, Result, ShareViewError, failed, open_at};
 
@@ -45,6 +48,42 @@ impl<'a> Tree<'a> {
             open_at(&covered, name, OFlags::PATH | OFlags::DIRECTORY).map_err(failed("open", &whole))?;
         let mask = made_from(&covered, &whole)?;
         attach(&mask, &covered).map_err(failed("cover", whole))
+    }
+
+    /// Makes what is at `path`, relative to the source, read-only. If a directory on the way is a file, as `.git` is in a
+    /// work tree of git, the file becomes read-only in place of what is missing. What is not there is left alone.
+    pub(super) fn protect(&mut self, path: &Path) -> Result<()> {
+        let Some(path) = self.first_file(path)? else { return Ok(()) };
+        let parent = self.pinned_parent(&path)?;
+        let whole = self.path.join(&path);
+        let place = open_at(&parent, path.file_name().unwrap_or_default(), OFlags::PATH)
+            .map_err(failed("open", &whole))?;
+        let mount = clone_of(&place).map_err(failed("protect", &whole))?;
+        ioctl::make_read_only(mount.as_fd()).map_err(failed("protect", &whole))?;
+        attach(&mount, &place).map_err(failed("protect", whole))
+    }
+
+    /// The shortest part of `path` that is no directory, or else `path`; `None` if it does not exist.
+    fn first_file(&self, path: &Path) -> Result<Option<PathBuf>> {
+        let mut directory = open_at(self.source, OsStr::new("."), OFlags::PATH | OFlags::DIRECTORY)
+            .map_err(failed("open", self.path))?;
+        let mut within = PathBuf::new();
+        for part in path {
+            within.push(part);
+            let whole = self.path.join(&within);
+            directory = match open_at(&directory, part, OFlags::PATH) {
+                Ok(inner) => inner,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(errno) => return Err(failed("open", whole)(errno)),
+            };
+            let status = rustix::fs::fstat(&directory).map_err(failed("examine", &whole))?;
+            match FileType::from_raw_mode(status.st_mode) {
+                FileType::Directory => {}
+                FileType::Symlink => return Err(ShareViewError::ProtectedLink(whole)),
+                _ => break,
+            }
+        }
+        Ok(Some(within))
     }
 
     /// Opens the directory that holds `path`, through the mounts that keep it and those above it in place.

@@ -7,6 +7,7 @@ use std::process::{Child, Output, Stdio};
 
 use super::*;
 use crate::testing::{self, Need, USER, have};
+use crate::world::PathInShare;
 
 /// A directory with workspaces in it, which belongs to a user.
 struct Fixture {
@@ -50,7 +51,11 @@ impl Fixture {
     /// The launcher that becomes a shell with `script`, whose first argument is the source.
     fn command(&self, source: &std::path::Path, workspace: &std::path::Path, script: &str) -> Command {
         let mut command = Command::new("/proc/self/exe");
-        let view = ShareView { source: source.to_owned(), workspace: workspace.to_owned() };
+        let view = ShareView {
+            source: source.to_owned(),
+            workspace: workspace.to_owned(),
+            protect: PathInShare::DEFAULT.iter().map(|path| path.as_str().into()).collect(),
+        };
         command.arg(COMMAND).args(view.launcher_arguments()).args(["/bin/sh", "-c", script, "sh"]);
         command
             .arg(source)
@@ -276,6 +281,50 @@ fn the_environment_names_each_mask() {
     assert_eq!(value, ".nixbox//a b/.nixbox//c\nd/.nixbox");
     let long: Vec<PathBuf> = (0..500).map(|number| format!("{number:0200}/.nixbox").into()).collect();
     assert_eq!(standing::masks_value(&long), None);
+}
+
+#[test]
+fn protected_paths_are_read_only_and_stay_where_they_are() {
+    for fixture in users() {
+        let source = fixture.path().join("one");
+        let git = source.join(".git");
+        fs::create_dir_all(git.join("hooks")).unwrap();
+        for file in ["hooks/pre-commit", "config", "HEAD"] {
+            fs::write(git.join(file), "text").unwrap();
+            fixture.own(&git.join(file));
+        }
+        for attempt in [
+            "echo a >> .git/config",
+            "echo a >> .git/hooks/pre-commit",
+            "touch .git/hooks/post-commit",
+            "chmod +x .git/hooks/pre-commit",
+            "mv .git/hooks .git/other",
+            "mv .git/HEAD .git/config",
+            "mv .git other",
+            "rm -rf .git/hooks",
+        ] {
+            let seen = fixture.sees(&source, &format!("cd $1; if {attempt}; then echo done; fi"));
+            assert!(!seen.contains("done"), "{attempt}: {seen}");
+        }
+        assert_eq!(fixture.sees(&source, "cd $1/.git; cat config hooks/*; echo new > HEAD"), "texttext");
+        assert_eq!(fs::read_to_string(git.join("HEAD")).unwrap(), "new\n");
+        // The directories above the source of a share have no part in it.
+        assert_eq!(fixture.sees(&fixture.path(), "echo a >> $1/one/.git/config"), "");
+    }
+}
+
+#[test]
+fn the_git_file_of_a_work_tree_is_protected_and_a_link_is_refused() {
+    for fixture in users() {
+        let source = fixture.path().join("one");
+        fs::write(source.join(".git"), "gitdir: elsewhere").unwrap();
+        fixture.own(&source.join(".git"));
+        let seen = fixture.sees(&source, "cd $1; if echo a > .git; then echo done; fi");
+        assert!(seen.contains("Read-only") && !seen.contains("done"), "{seen}");
+        fs::remove_file(source.join(".git")).unwrap();
+        symlink("elsewhere", source.join(".git")).unwrap();
+        assert!(fixture.refused(&source).contains("cannot be protected"));
+    }
 }
 
 #[test]

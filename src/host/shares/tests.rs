@@ -6,7 +6,12 @@ use std::os::unix::net::UnixStream;
 fn shares(directory: &tempfile::TempDir, invoker: Invoker, readonly: bool) -> Virtiofs {
     let workspace = WorkspaceId(uuid());
     let source = directory.path().join("src");
-    let share = |tag: &str| Share { tag: tag.parse().unwrap(), source: source.clone(), readonly };
+    let share = |tag: &str| Share {
+        tag: tag.parse().unwrap(),
+        source: source.clone(),
+        readonly,
+        protect: Vec::new(),
+    };
     let shares = vec![share("a"), share("b")];
     for path in [directory.path(), &source] {
         std::fs::create_dir_all(path).unwrap();

@@ -47,7 +47,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
     }
     let workspace = WorkspaceId([u8::from(memory_file); 16]);
-    let share = Share { tag: "work".parse().unwrap(), source, readonly: false };
+    let share = Share { tag: "work".parse().unwrap(), source, readonly: false, protect: Vec::new() };
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
