@@ -207,6 +207,22 @@ impl Workspace {
         self.runtime_in(&bases)
     }
 
+    /// The runtime directory at this path, which an earlier command wrote down. It is made again if it is missing.
+    ///
+    /// # Errors
+    /// If the directory cannot be made, belongs to another user, or is not one that nixbox makes for this workspace.
+    pub fn runtime_at(&self, path: &Path) -> Result<Folder, WorkspaceError> {
+        let base = path.parent().and_then(Path::parent).unwrap_or(path).to_owned();
+        let folder = self.runtime_in(std::slice::from_ref(&base))?;
+        if folder.path() == path {
+            Ok(folder)
+        } else {
+            Err(WorkspaceError::NoRuntime {
+                tried: vec![format!("{} is not this workspace's", path.display())],
+            })
+        }
+    }
+
     fn runtime_in(&self, bases: &[PathBuf]) -> Result<Folder, WorkspaceError> {
         let name = format!("nixbox-{}", rustix::process::geteuid().as_raw());
         // Half of the id is enough to tell workspaces apart, and the path of a socket has at most 108 bytes.

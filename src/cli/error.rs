@@ -21,6 +21,7 @@ use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
+use crate::store::built::RecordFileError;
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
@@ -95,6 +96,8 @@ pub enum CliError {
         #[source]
         source: PayloadError,
     },
+    #[error("what belongs to the VM of this workspace cannot be ended and removed")]
+    End(#[source] Failure),
     #[error("cannot tell what a recovery would do")]
     DryRun(#[source] DryRunError),
     #[error("no VM is running")]
@@ -180,6 +183,11 @@ impl Problem {
     #[must_use]
     pub fn exit(&self) -> ExitKind {
         self.exit
+    }
+
+    /// The error and its causes on one line.
+    pub(super) fn one_line(&self) -> String {
+        messages(&*self.error).join(": ")
     }
 
     /// Prints the error, its causes and the hint on stderr.
@@ -348,6 +356,13 @@ impl From<WiringError> for Problem {
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<RecordFileError> for Problem {
+    fn from(error: RecordFileError) -> Self {
+        Self::new(ExitKind::Failed, error)
+            .or_hint("`nixbox down` ends the VM without this file, and `nixbox up` starts another")
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) enum Preflight {
     None,
     /// The command starts no VM, and relies on the configuration of the VM that runs.
     Snapshot,
+    /// The command ends a VM. It does so with a configuration that cannot be used, and without keys and credentials.
+    EndVm,
     /// The command boots a VM if none runs, from the files that the configuration names.
     Boot,
     /// The command restores a VM, and replaces a running VM if it was asked to. It boots from no file.
@@ -26,11 +28,6 @@ pub(super) enum Preflight {
 }
 
 impl Preflight {
-    /// Whether the command starts a VM if none runs.
-    pub(super) fn starts_vm(self) -> bool {
-        matches!(self, Self::Boot | Self::Restore)
-    }
-
     /// Makes the checks that need only the configuration. `starts_vm` is true if no VM runs, so that the command starts
     /// one.
     pub(super) fn check_config(self, config: &Config, starts_vm: bool) -> Result<(), Problem> {
@@ -40,14 +37,19 @@ impl Preflight {
                 check_kvm(config)
             }
             Self::Restore => check_kvm(config),
-            Self::None | Self::Snapshot | Self::Boot => Ok(()),
+            Self::None | Self::Snapshot | Self::EndVm | Self::Boot => Ok(()),
         }
+    }
+
+    /// Whether the command may start a VM.
+    pub(super) fn starts_vm(self) -> bool {
+        matches!(self, Self::Boot | Self::Restore)
     }
 }
 
 /// Checks that KVM can be used, unless the VM is simulated.
 fn check_kvm(config: &Config) -> Result<(), Problem> {
-    if wiring::simulated(config).is_none() {
+    if wiring::simulated(config.vmm).is_none() {
         open_kvm()?;
     }
     Ok(())

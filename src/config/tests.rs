@@ -296,7 +296,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     ];
     let expected: BTreeMap<String, String> =
         expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    assert_eq!(config.shape(), expected);
+    assert_eq!(config.vm_spec().shape(), expected);
 
     // Values that do not shape a VM may change.
     let other = Config {
@@ -311,8 +311,11 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         snapshot: SnapshotTable::default(),
         ..config
     };
-    assert_eq!(other.shape(), expected);
-    let small = parse("[vm]\nkernel = \"k\"\nmemory = \"64MiB\"\n[[disks]]\nimage = \"d\"").unwrap().shape();
+    assert_eq!(other.vm_spec().shape(), expected);
+    let small = parse("[vm]\nkernel = \"k\"\nmemory = \"64MiB\"\n[[disks]]\nimage = \"d\"")
+        .unwrap()
+        .vm_spec()
+        .shape();
     assert_eq!((small.get("vm.initramfs"), small["disks.0"].as_str()), (None, "/srv/my project/d, as it is"));
 }
 

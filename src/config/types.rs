@@ -1,11 +1,11 @@
-//! The configuration as nixbox uses it: a struct of [`crate::world`] values for each table, and the selection of the
-//! values that shape a VM.
+//! The configuration as nixbox uses it: a struct of [`crate::world`] values for each table, and the selections of the
+//! values that a VM is built from and that shape it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroU32};
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::world::{
     Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
@@ -67,8 +67,8 @@ pub struct Config {
 }
 
 /// `[vm]`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VmTable {
     /// The number of virtual processors: 1 to 254.
     pub vcpus: NonZeroU8,
@@ -85,8 +85,8 @@ pub struct VmTable {
 }
 
 /// One of `[[mounts]]`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MountTable {
     /// The host's directory.
     pub source: HostPath,
@@ -99,8 +99,8 @@ pub struct MountTable {
 }
 
 /// `[guest]`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestTable {
     /// The user that nixbox logs in as.
     pub user: UserName,
@@ -164,7 +164,62 @@ impl HooksTable {
     }
 }
 
+/// What a VM is built from: the values of the configuration that nixbox writes down when it builds a VM, and that
+/// describe the VM for as long as it lives. A later edit of the configuration waits for the next VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct VmSpec {
+    /// The VMM.
+    pub vmm: VmmChoice,
+    /// The VM's processors, memory and boot.
+    pub vm: VmTable,
+    /// The disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// The shares, in the order of their tags.
+    pub mounts: Vec<MountTable>,
+    /// What the guest may reach.
+    pub network: NetworkPolicy,
+    /// The system in the VM.
+    pub guest: GuestTable,
+}
+
+/// A value of the configuration that differs from what a VM was built from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PendingEdit {
+    /// The key, as in `vm.memory`.
+    pub key: String,
+    /// The value that the VM was built from, as JSON; absent if the key was added since.
+    pub built: Option<serde_json::Value>,
+    /// The value of the configuration, as JSON; absent if the key was removed since.
+    pub configured: Option<serde_json::Value>,
+}
+
 impl Config {
+    /// The values that a VM is built from.
+    ///
+    /// The configuration is taken apart here without `..`, so that a new table does not compile until this function says
+    /// whether a VM is built from it. The values that are bound to `_` are used as the configuration has them whenever a
+    /// command needs them.
+    #[must_use]
+    pub fn vm_spec(&self) -> VmSpec {
+        let Self {
+            name: _,
+            vmm,
+            vm,
+            disks,
+            mounts,
+            network,
+            guest,
+            env: _,
+            credentials: _,
+            hooks: _,
+            snapshot: _,
+        } = self.clone();
+        VmSpec { vmm, vm, disks, mounts, network, guest }
+    }
+}
+
+impl VmSpec {
     /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
     ///
     /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
@@ -172,19 +227,7 @@ impl Config {
     /// VM do not depend on the value.
     #[must_use]
     pub fn shape(&self) -> BTreeMap<String, String> {
-        let Self {
-            name: _,
-            vmm: _,
-            vm,
-            disks,
-            mounts,
-            network: _,
-            guest,
-            env: _,
-            credentials: _,
-            hooks: _,
-            snapshot: _,
-        } = self;
+        let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
         let GuestTable { user, ssh_key: _ } = guest;
         let path = |path: &HostPath| path.as_path().display().to_string();
@@ -206,5 +249,47 @@ impl Config {
             shape.insert(format!("mounts.{n}"), format!("{} at {target}, {access}", path(source)));
         }
         shape
+    }
+
+    /// The values of `today` that differ from this one, by key.
+    #[must_use]
+    pub fn pending_edits(&self, today: &Self) -> Vec<PendingEdit> {
+        let (built, today) = (self.by_key(), today.by_key());
+        let keys: BTreeSet<&String> = built.keys().chain(today.keys()).collect();
+        keys.into_iter()
+            .filter(|key| built.get(*key) != today.get(*key))
+            .map(|key| PendingEdit {
+                key: key.clone(),
+                built: built.get(key).cloned(),
+                configured: today.get(key).cloned(),
+            })
+            .collect()
+    }
+
+    /// Every value that has no parts of its own, by its key: `vm.memory`, `mounts.0.source`.
+    fn by_key(&self) -> BTreeMap<String, serde_json::Value> {
+        fn add(key: &str, value: &serde_json::Value, into: &mut BTreeMap<String, serde_json::Value>) {
+            let parts: Vec<(String, &serde_json::Value)> = match value {
+                serde_json::Value::Object(table) => {
+                    table.iter().map(|(name, part)| (name.clone(), part)).collect()
+                }
+                serde_json::Value::Array(list) => {
+                    list.iter().enumerate().map(|(index, part)| (index.to_string(), part)).collect()
+                }
+                serde_json::Value::Null => return,
+                plain => {
+                    into.insert(key.to_owned(), plain.clone());
+                    return;
+                }
+            };
+            for (name, part) in parts {
+                let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+                add(&key, part, into);
+            }
+        }
+        let mut by_key = BTreeMap::new();
+        // All types here write themselves as JSON: a test does it.
+        add("", &serde_json::to_value(self).unwrap_or_default(), &mut by_key);
+        by_key
     }
 }

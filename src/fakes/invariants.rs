@@ -3,7 +3,7 @@
 
 use super::files::Content;
 use super::guest::FakeMount;
-use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name};
+use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, record_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
@@ -116,10 +116,14 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     let disk = state.disk(workspace, machine.disk);
     let on_disk = disk.is_some_and(|disk| disk.secrets.contains(&state.secret));
     forbid(4, !on_disk, "the guest lacks its credentials on disk");
+    let Some(built) = state.built(workspace, machine.memory) else {
+        forbid(12, true, "nothing says what the VM was built from");
+        return;
+    };
     let shares = vmm.shares == Presence::Whole && ram.mount == FakeMount::Works;
-    forbid(4, state.shares_wanted && !shares, "the guest lacks its shares");
+    forbid(4, built.shares && !shares, "the guest lacks its shares");
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
-    forbid(4, state.shares_wanted && !serving, "no share daemon serves the guest");
+    forbid(4, built.shares && !serving, "no share daemon serves the guest");
     forbid(4, !ram.seeded || !ram.clock, "the guest has no fresh entropy, or a wrong clock");
 }
 
@@ -138,6 +142,11 @@ fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine
     for (of, generation) in state.memories.keys() {
         let left = *of == workspace && !of_vm(*generation, |machine| machine.memory);
         forbid(5, left, &format!("a RAM file of generation {generation} was left behind"));
+    }
+    let records = state.workspace_directory(workspace).into_iter().flat_map(|at| state.files.list(at));
+    for name in records.map(|(name, _)| name).filter(|name| name.starts_with("built-")) {
+        let left = machine.is_none_or(|machine| record_name(machine.memory) != name);
+        forbid(5, left, &format!("{name} was left behind"));
     }
     for (slot, network) in &state.networks {
         let left = network.owner == workspace && machine.is_none_or(|machine| machine.slot != *slot);

@@ -8,15 +8,17 @@ use async_trait::async_trait;
 
 use super::fault::{CallFault, FakeError, Fault};
 use super::files::{Content, Ino, ManifestFile};
-use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
 use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
+    record_name,
 };
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Guest,
-    HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network, Presence,
-    Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId, World,
+    Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,
+    Guest, HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network,
+    Presence, Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId,
+    World,
 };
 
 mod catalog;
@@ -33,11 +35,19 @@ fn refused<T>(why: &'static str) -> Result<T> {
 struct WorkspaceSeams {
     host: Host,
     workspace: WorkspaceId,
+    /// What the VM of this world was built from, or is to be built from.
+    spec: FakeSpec,
 }
 
-pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
-    host.lock().snapshots_directory(workspace);
-    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace });
+/// The world of the VM whose built record bears the generation, or else of the configuration.
+pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generation>) -> World {
+    let spec = {
+        let mut state = host.lock();
+        state.snapshots_directory(workspace);
+        built.and_then(|generation| state.built(workspace, generation)).unwrap_or(&state.today).clone()
+    };
+    let shape = Arc::new(spec.shape.clone());
+    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace, spec });
     World {
         vmm: seams.clone(),
         slots: seams.clone(),
@@ -45,6 +55,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
         shares: seams.clone(),
         disk: seams.clone(),
         memory: seams.clone(),
+        records: seams.clone(),
         guest: seams.clone(),
         catalog: seams.clone(),
         hooks: seams.clone(),
@@ -52,7 +63,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
             let host = host.clone();
             move || Ok(host.lock().cpu.clone())
         }),
-        shape: Arc::new(host.lock().shape.clone()),
+        shape,
         missing_mounts: Arc::new([]),
         leftovers: seams.clone(),
         clock: seams,

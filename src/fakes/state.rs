@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::fault::{Counts, Crash, FakeError, Fault};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
-use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
     Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
     WorkspaceId,
@@ -102,7 +102,8 @@ pub(super) struct RamFile {
 #[derive(Clone)]
 pub(super) struct FakeState {
     pub(super) version: u32,
-    pub(super) shares_wanted: bool,
+    /// The configuration of today. A VM that was built earlier goes by its built record.
+    pub(super) today: FakeSpec,
     pub(super) files: FakeFiles,
     pub(super) vmms: BTreeMap<Key, VmmProcess>,
     pub(super) daemons: BTreeMap<Key, ShareDaemons>,
@@ -112,8 +113,6 @@ pub(super) struct FakeState {
     pub(super) secret: FakeSecret,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
-    /// The values of the configuration that shape a VM.
-    pub(super) shape: BTreeMap<String, String>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
     /// The processes that use a share in a guest.
@@ -146,7 +145,7 @@ impl FakeState {
         files.sync_names(directory);
         Self {
             version,
-            shares_wanted,
+            today: FakeSpec { shares: shares_wanted, shape: BTreeMap::new() },
             files,
             vmms: BTreeMap::from([((NEIGHBOUR, generation), neighbour)]),
             daemons: BTreeMap::from([((NEIGHBOUR, generation), daemons)]),
@@ -155,7 +154,6 @@ impl FakeState {
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
             cpu: BTreeSet::from(["sse2".to_owned()]),
-            shape: BTreeMap::new(),
             room: 1 << 40,
             share_users: Vec::new(),
             boots: 0,
@@ -297,6 +295,14 @@ impl FakeState {
         }
     }
 
+    /// What the VM was built from whose RAM bears this generation.
+    pub(super) fn built(&self, workspace: WorkspaceId, generation: Generation) -> Option<&FakeSpec> {
+        match self.files.get(self.workspace_directory(workspace)?, &record_name(generation)) {
+            Some(Content::Built(spec)) => Some(spec),
+            _ => None,
+        }
+    }
+
     pub(super) fn ram(&self, workspace: WorkspaceId, generation: Generation) -> Option<&FakeRam> {
         self.memories.get(&(workspace, generation))?.ram.as_ref()
     }
@@ -408,6 +414,10 @@ impl FakeState {
         still.files.hash_live(&mut hasher);
         hasher.finish()
     }
+}
+
+pub(super) fn record_name(generation: Generation) -> String {
+    format!("built-{generation}")
 }
 
 pub(super) fn disk_name(generation: Generation) -> String {

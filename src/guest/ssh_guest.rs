@@ -19,6 +19,7 @@ use super::channel::{ChannelError, Endpoint, Limits, SshSession};
 use super::credentials::Wanted;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
+use super::key::KeyError;
 use super::mounts::{self, Mount};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
@@ -46,8 +47,8 @@ pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 pub struct GuestSettings {
     /// The user to log in as: root, or a user with `sudo` without a password.
     pub user: UserName,
-    /// The key that the image accepts for a login.
-    pub key: Arc<PrivateKey>,
+    /// The key that the image accepts for a login, or why it cannot be used. Then no call reaches the guest.
+    pub key: std::result::Result<Arc<PrivateKey>, Arc<KeyError>>,
     /// The file for the host key of a generation of disks. The file lies beside the disk images, and is copied and
     /// removed with them.
     pub pin: Arc<PinPath>,
@@ -107,6 +108,7 @@ impl SshGuest {
     /// [`Failure::Lost`] if the VM is lost; [`Failure::Interrupted`]; otherwise the error of the last attempt.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
         let GuestSettings { user, key, address, ready, limits, .. } = &self.settings;
+        let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
         let endpoint = Endpoint {
             address: address(machine.slot),
             user: user.clone(),

@@ -54,8 +54,8 @@ pub use outcome::{
 };
 pub use session::Session;
 pub use shared::hooks::HookOutcome;
-pub use state::{RunningVm, WorkspaceState};
-pub use sweep::Swept;
+pub use state::{RunningVm, WorkspaceState, described_vm};
+pub use sweep::{Swept, end_without_journal};
 pub use tables::{NoTable, label, table, tables};
 
 #[cfg(test)]

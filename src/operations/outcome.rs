@@ -61,6 +61,10 @@ pub enum Refusal {
     NotRunning,
     #[error("the VM is {0}, and it has to be running")]
     NotInOrder(VmmState),
+    #[error(
+        "an earlier nixbox built the VM, and did not write down what from: bring the VM down and up again"
+    )]
+    NoRecord,
     #[error("a snapshot named {0} exists")]
     NameTaken(SnapshotName),
     #[error("there is no snapshot {0}")]

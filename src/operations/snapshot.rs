@@ -9,7 +9,7 @@
 //! snapshot --stop:
 //! stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk ─► pause ↶
 //!   ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
-//!   ─► [retire the former disk] ─► release slot
+//!   ─► [retire the former disk] ─► release slot ∥ built record
 //! ```
 //!
 //! Whatever happens before the commit point, the VM runs on with its shares and credentials, and nothing is left of the

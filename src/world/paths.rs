@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::UserName;
 use super::value::{InvalidValue, text_value};
@@ -183,6 +183,18 @@ impl AsRef<Path> for HostPath {
 impl Serialize for HostPath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0.to_string_lossy())
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let absolute = text.starts_with('/') && !text.contains('\0');
+        if !absolute {
+            let rule = "is not an absolute path of the host";
+            return Err(serde::de::Error::custom(InvalidValue::new(&text, rule)));
+        }
+        Ok(Self::below(Path::new("/"), &text))
     }
 }
 

@@ -127,6 +127,20 @@ pub trait Memory: Send + Sync {
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
 
+/// What each VM of the workspace was built from, written down when it was built: the built records. A record bears the
+/// generation of the VM's RAM, which stays the same when the VM is rolled over.
+#[async_trait]
+pub trait BuiltRecords: Send + Sync {
+    /// Whether there is a record of this generation.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Writes down what this world builds a VM from. The record is on the medium when this returns.
+    async fn write(&self, generation: Generation) -> Result<()>;
+    /// Removes the record.
+    async fn remove(&self, generation: Generation) -> Result<()>;
+    /// The generations that have a record.
+    async fn generations(&self) -> Result<BTreeSet<Generation>>;
+}
+
 /// The system in the VM, over SSH.
 ///
 /// Every call makes a connection or uses one that was made under the same VMM generation. If the VM is gone, a call
@@ -222,7 +236,8 @@ pub trait Clock: Send + Sync {
     fn unix_ms(&self) -> u64;
 }
 
-/// All the seams, for one workspace.
+/// All the seams, for one workspace and one description of its VM: the built record of a VM that was built, or today's
+/// configuration for a VM that is to be built.
 #[derive(Clone)]
 pub struct World {
     /// Cloud Hypervisor.
@@ -237,6 +252,8 @@ pub struct World {
     pub disk: Arc<dyn Disk>,
     /// RAM.
     pub memory: Arc<dyn Memory>,
+    /// What VMs were built from.
+    pub records: Arc<dyn BuiltRecords>,
     /// Guest.
     pub guest: Arc<dyn Guest>,
     /// Snapshots.
@@ -245,8 +262,7 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     /// The host's processor.
     pub cpu: Arc<CpuFeatures>,
-    /// The values of the configuration that shape a VM, by key. A snapshot can be restored only where these are the
-    /// same.
+    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same.
     pub shape: Arc<BTreeMap<String, String>>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,

@@ -9,6 +9,7 @@
 
 mod conformance;
 mod demo;
+mod edits;
 mod guest;
 #[cfg(feature = "failpoints")]
 mod kills;

@@ -47,7 +47,7 @@ impl Guest for WorkspaceSeams {
     async fn mount(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
         let mount = |state: &mut FakeState| {
-            let wanted = state.shares_wanted;
+            let wanted = self.spec.shares;
             let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve);
             let attached = state.vmms.get(&key).is_some_and(|vmm| vmm.shares == Presence::Whole);
             let ram = self.guest(state, machine)?;
@@ -89,7 +89,7 @@ impl Guest for WorkspaceSeams {
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
         self.query("guest.equipped", |state| {
-            let (secret, wanted) = (state.secret, state.shares_wanted);
+            let (secret, wanted) = (state.secret, self.spec.shares);
             let disk = state.disk(self.workspace, machine.disk).cloned().ok_or(Failure::Lost)?;
             let ram = self.guest(state, machine)?;
             let whole = disk.secrets.contains(&secret) && ram.secrets.contains(&secret);

@@ -98,7 +98,7 @@ fn settings(
 ) -> GuestSettings {
     GuestSettings {
         user: user.parse().unwrap(),
-        key,
+        key: Ok(key),
         pin: {
             let pins = pins.to_owned();
             Arc::new(move |disk| pins.join(format!("{disk}.host-key")))
