@@ -17,9 +17,11 @@ use crate::engine::reader::ReadError;
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
+use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::store::built::RecordFileError;
+use crate::workspace::registry::RegistryError;
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
@@ -94,6 +96,8 @@ pub enum CliError {
         #[source]
         source: PayloadError,
     },
+    #[error("cannot look for the processes of VMs")]
+    Processes(#[source] ProcessError),
     #[error("what belongs to the VM of this workspace cannot be ended and removed")]
     End(#[source] Failure),
     #[error("cannot tell what a recovery would do")]
@@ -336,6 +340,12 @@ impl From<WiringError> for Problem {
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<RegistryError> for Problem {
+    fn from(error: RegistryError) -> Self {
+        Self::new(ExitKind::Failed, error)
     }
 }
 

@@ -260,8 +260,11 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     /// The host's processor.
     pub cpu: Arc<CpuFeatures>,
-    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same.
+    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same. Paths
+    /// below the workspace are relative to it, so that a workspace can be moved.
     pub shape: Arc<BTreeMap<String, String>>,
+    /// The same with all paths absolute, as an earlier nixbox wrote them into manifests.
+    pub absolute_shape: Arc<BTreeMap<String, String>>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,
     /// Resources that may be left behind.
