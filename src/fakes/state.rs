@@ -116,6 +116,8 @@ pub(super) struct FakeState {
     pub(super) shape: BTreeMap<String, String>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
+    /// How much of that space is promised to RAM files, in bytes.
+    pub(super) promised: u64,
     /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
@@ -157,6 +159,7 @@ impl FakeState {
             cpu: BTreeSet::from(["sse2".to_owned()]),
             shape: BTreeMap::new(),
             room: 1 << 40,
+            promised: 0,
             share_users: Vec::new(),
             boots: 0,
             salts: 0,
