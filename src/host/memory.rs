@@ -141,6 +141,18 @@ impl RamFiles {
         }
     }
 
+    /// Whether blocks are reserved for all of a generation's RAM file, so that it must not get holes.
+    ///
+    /// # Errors
+    /// If the file is not there, whole.
+    pub fn is_reserved(&self, generation: Generation) -> Result<bool> {
+        let on_disk = matches!(self.location(generation)?, Some(RamLocation::Disk { .. }));
+        match self.file(generation)?.filter(|_| on_disk) {
+            Some(path) => promises::is_reserved(&path),
+            None => Ok(false),
+        }
+    }
+
     fn location(&self, generation: Generation) -> Result<Option<RamLocation>> {
         RamLocation::read(&Folder::open(&self.run)?, generation)
     }

@@ -245,5 +245,15 @@ pub(super) fn reserve(file: &File, folder: &Folder, path: &Path, size: u64) -> R
     }
 }
 
+/// Whether a file occupies all of its size, and the file system writes to the blocks that it occupies.
+pub(super) fn is_reserved(path: &Path) -> Result<bool> {
+    let examine = |error: std::io::Error| FileError::system("examine", path)(error);
+    let file = File::open(path).map_err(FileError::system("open", path))?;
+    let status = file.metadata().map_err(examine)?;
+    let file_system = rustix::fs::fstatfs(&file).map_err(|error| examine(error.into()))?;
+    let keeps = BlockReuse::of(file_system.f_type as i64) != BlockReuse::Never;
+    Ok(keeps && status.blocks().saturating_mul(512) >= status.len())
+}
+
 #[cfg(test)]
 mod tests;

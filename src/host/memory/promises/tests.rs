@@ -63,6 +63,7 @@ async fn what_one_workspace_was_promised_is_refused_to_another() {
     let first = workspace(&all, 1, &base, Backing::Tmpfs);
     let second = workspace(&all, 2, &base, Backing::Tmpfs);
     first.create(GENERATION).await.unwrap();
+    assert!(!first.is_reserved(GENERATION).unwrap());
     let said = second.create(GENERATION).await.unwrap_err().to_string();
     assert!(said.contains("64MiB of guest RAM fit nowhere"), "{said}");
     assert!(said.contains("shm: 100 MiB free, 64 MiB of it promised to VMs"), "{said}");
@@ -239,6 +240,7 @@ async fn a_reserved_file_takes_every_write_on_a_full_disk() {
         ram.fill(SNAPSHOT, filled, &Interrupt::new()).await.unwrap();
         for generation in [GENERATION, filled] {
             assert!(allocated(&path(&ram, generation)) >= SIZE, "{name}: {generation}");
+            assert!(ram.is_reserved(generation).unwrap(), "{name}: {generation}");
         }
         let filler = all.join("filler");
         let filled_up = fill_up(&filler);
@@ -265,6 +267,7 @@ async fn where_disks_reserve_nothing_the_files_of_all_known_workspaces_count() {
         ..workspace(&all, number, Path::new("/nowhere"), Backing::Disk)
     };
     of(1).create(GENERATION).await.unwrap();
+    assert!(!of(1).is_reserved(GENERATION).unwrap(), "its blocks are not its own");
     let said = of(2).create(GENERATION).await.unwrap_err().to_string();
     assert!(said.contains("200 MiB of it promised to VMs): make room there"), "{said}");
     // What was written there may have to be written again, to other blocks.
