@@ -184,6 +184,10 @@ pub fn assemble(
             let memory = Arc::clone(&memory);
             Arc::new(move |generation| Ok(memory.file(generation)?))
         },
+        memory_reserved: {
+            let memory = Arc::clone(&memory);
+            Arc::new(move |generation| Ok(memory.is_reserved(generation)?))
+        },
         snapshot: {
             let catalog = Arc::clone(&catalog);
             Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))

@@ -115,6 +115,8 @@ pub trait Memory: Send + Sync {
     async fn find(&self, generation: Generation) -> Result<Presence>;
     /// The most bytes that a capture would take now.
     async fn weight(&self, generation: Generation) -> Result<u64>;
+    /// How many of the bytes that [`Catalog::free`] counts the RAM files of VMs may still come to occupy.
+    async fn promised(&self) -> Result<u64>;
     /// Makes an empty file.
     async fn create(&self, generation: Generation) -> Result<()>;
     /// Copies the file into the staging directory.
