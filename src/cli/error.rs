@@ -390,7 +390,19 @@ impl From<Refusal> for Problem {
         let (exit, hint) = match refusal {
             Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
             Refusal::Engine(EngineError::Journal(error)) => return error.into(),
-            Refusal::Look(Failure::Interrupted) => (Interrupted, None),
+            Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted) => {
+                (Interrupted, None)
+            }
+            Refusal::GuestUnfit(_) => {
+                (Failed, Some("nothing was changed; the guest runs on with its credentials"))
+            }
+            Refusal::Credentials(_) => (
+                Failed,
+                Some(
+                    "nothing was changed; make that source readable, or take it out of [env] or [credentials] in the \
+                     configuration",
+                ),
+            ),
             Refusal::Running => (
                 Failed,
                 Some(

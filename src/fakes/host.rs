@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::fault::{Counts, Fault};
+use super::fault::{Counts, Fault, Loss};
 use super::files::{Content, Survival};
 use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
 use crate::engine::journal::Name;
@@ -134,6 +134,16 @@ impl Host {
     /// Installs another major version of the VMM. A VM that runs keeps its own.
     pub fn install_vmm(&self, version: u32) {
         self.lock().version = version;
+    }
+
+    /// Lets something stop working.
+    pub fn lose(&self, loss: Loss) {
+        self.lock().lost.insert(loss);
+    }
+
+    /// Lets something stop working at this point, counted from 0 since the fault was set.
+    pub fn lose_at(&self, point: u64, loss: Loss) {
+        self.lock().loss_at = Some((point, loss));
     }
 
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.

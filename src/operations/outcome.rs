@@ -89,6 +89,10 @@ pub enum Refusal {
         wanted.saturating_add(*promised).saturating_sub(*free)
     )]
     NoRoom { wanted: u64, free: u64, promised: u64 },
+    #[error("the credentials for the guest cannot be read, so nothing was begun")]
+    Credentials(#[source] Failure),
+    #[error("the guest is not fit for a snapshot, so nothing was begun")]
+    GuestUnfit(#[source] Failure),
     #[error("what belongs to no VM of this workspace cannot be removed")]
     Sweep(#[source] Failure),
     #[error("cannot determine the workspace's state")]

@@ -6,6 +6,7 @@ use super::compatibility::origin;
 use super::limits::{LOOK, within};
 use super::outcome::{Refusal, SnapshotRequest};
 use super::snapshot::{ShareStrategy, SnapshotPlan};
+use super::sources::Sources;
 use super::state::RunningVm;
 use crate::world::{ListedSnapshot, Machine, Presence, Result, SnapshotName, VmmState, World};
 
@@ -18,6 +19,7 @@ pub(super) async fn plan_snapshot(
     world: &World,
     vm: RunningVm,
     request: SnapshotRequest,
+    sources: Sources<'_>,
 ) -> Result<SnapshotPlan, Refusal> {
     let SnapshotRequest { name, stop, keep: _ } = request;
     must_run(world, &vm.machine).await?;
@@ -38,7 +40,10 @@ pub(super) async fn plan_snapshot(
     }
     let origin = origin(world, version).map_err(Refusal::Look)?;
     must_have_room(world, &vm.machine).await?;
+    // A snapshot that rolls back gives the credentials back, with --stop too.
+    sources.hold(world).await?;
     let boot = examine(world.guest.ready(&vm.machine)).await?;
+    within(LOOK, world.guest.examine(&vm.machine)).await.map_err(Refusal::GuestUnfit)?;
     if strategy == ShareStrategy::Detach {
         shares_must_be_unused(world, &vm.machine).await?;
     }

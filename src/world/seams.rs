@@ -141,6 +141,9 @@ pub trait BuiltRecords: Send + Sync {
     async fn generations(&self) -> Result<BTreeSet<Generation>>;
 }
 
+/// Is told what a call waits for, and for how much longer, when that takes long. For people to read.
+pub type WaitObserver<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// The system in the VM, over SSH.
 ///
 /// Every call makes a connection or uses one that was made under the same VMM generation. If the VM is gone, a call
@@ -149,7 +152,13 @@ pub trait BuiltRecords: Send + Sync {
 pub trait Guest: Send + Sync {
     /// Waits until an authenticated command has run, and returns the boot that it ran in. Only this means "ready".
     async fn ready(&self, machine: &Machine) -> Result<BootId>;
-    /// Writes the credentials that the configuration has now.
+    /// Reads the credentials that the configuration has now from their sources, all at the same time, and holds them for
+    /// as long as this value lives. Reads nothing if it holds them already. It neither needs nor changes a guest.
+    async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()>;
+    /// Tries what wiping, settling and injecting need in the guest, and changes nothing that lasts: to become root, to give
+    /// entropy, to measure the clock, and whether the files can be written. An error says what cannot be done.
+    async fn examine(&self, machine: &Machine) -> Result<()>;
+    /// Writes the credentials into the guest. They are read from their sources first unless they are held.
     async fn inject(&self, machine: &Machine) -> Result<()>;
     /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.
     async fn wipe(&self, machine: &Machine) -> Result<()>;
