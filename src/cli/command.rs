@@ -22,6 +22,7 @@ use crate::host::hooks::FailedScriptObserver;
 use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
+use crate::workspace::registry::{Registry, RegistryError};
 use crate::workspace::{Lock, Workspace};
 use crate::world::{Failure, Generation, VmmState};
 
@@ -138,6 +139,11 @@ impl OpenWorkspace {
     /// read.
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
         let open = Self::open(location)?;
+        // A copy would speak to the VM of the original. A registry that cannot be used does not keep a person from a VM.
+        match Registry::open().and_then(|registry| registry.examine(&open.workspace)) {
+            Err(error @ RegistryError::Copy(_)) => return Err(error.into()),
+            Ok(_) | Err(_) => {}
+        }
         let vm = journal_state::running_vm(&open.journal)?;
         Ok((open, vm))
     }
@@ -170,7 +176,7 @@ impl OpenWorkspace {
 /// The description in a built record. The runtime directory is made again if it is missing, as after a reboot of the host.
 fn described(workspace: &Workspace, record: BuiltRecord) -> Result<Description, Problem> {
     let runtime = workspace.runtime_at(&record.runtime)?.path().to_owned();
-    Ok(Description { spec: record.spec, runtime })
+    Ok(Description { spec: record.spec.moved(&record.root, workspace.root()), runtime })
 }
 
 /// A workspace whose lock this command holds, wired to the real world, for commands that change something.
@@ -202,6 +208,8 @@ impl LockedWorkspace {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
         let workspace = location.workspace()?;
         let lock = workspace.lock(command)?;
+        let ends_vm = preflight == Preflight::EndVm;
+        WorkspaceLocation::registered(&workspace, ends_vm, |words| progress.print(words))?;
         let config = match WorkspaceLocation::config(&workspace) {
             Ok(config) => Some(config),
             Err(problem) if preflight == Preflight::EndVm => {

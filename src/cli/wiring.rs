@@ -199,6 +199,10 @@ pub fn assemble(
             let memory = Arc::clone(&memory);
             Arc::new(move |generation| Ok(memory.file(generation)?))
         },
+        memory_reserved: {
+            let memory = Arc::clone(&memory);
+            Arc::new(move |generation| Ok(memory.is_reserved(generation)?))
+        },
         snapshot: {
             let catalog = Arc::clone(&catalog);
             Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
@@ -225,11 +229,17 @@ pub fn assemble(
         shares: Arc::new(Virtiofs::new(shares(workspace, &spec, &runtime, invoker)).by(share_stand_in)),
         disk: disk.clone(),
         memory: memory.clone(),
-        records: Arc::new(RecordFiles { run: workspace.run(), runtime: runtime.clone(), spec: spec.clone() }),
+        records: Arc::new(RecordFiles {
+            run: workspace.run(),
+            root: workspace.root().to_owned(),
+            runtime: runtime.clone(),
+            spec: spec.clone(),
+        }),
         guest: guest.clone(),
         catalog,
         cpu: Arc::new(|| cpu::features().map_err(Failure::world)),
-        shape: Arc::new(spec.shape()),
+        shape: Arc::new(spec.shape(workspace.root())),
+        absolute_shape: Arc::new(spec.shape("/".as_ref())),
         missing_mounts: missing_mounts(&spec),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),

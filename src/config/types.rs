@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroU32};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -220,17 +220,35 @@ impl Config {
 }
 
 impl VmSpec {
-    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
+    /// The same after the directory `from`, which the workspace was, became the directory `to`.
+    #[must_use]
+    pub fn moved(mut self, from: &Path, to: &Path) -> Self {
+        let Self { vmm: _, vm, disks, mounts, network: _, guest } = &mut self;
+        let paths = std::iter::once(&mut vm.kernel)
+            .chain(&mut vm.initramfs)
+            .chain(disks.iter_mut().filter_map(|disk| disk.image.as_mut()))
+            .chain(mounts.iter_mut().map(|mount| &mut mount.source))
+            .chain(std::iter::once(&mut guest.ssh_key));
+        paths.for_each(|path| path.follow(from, to));
+        self
+    }
+
+    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same. Paths below `root`,
+    /// the directory of the workspace, are relative to it; with `/` as the root all paths are absolute.
     ///
     /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
     /// it shapes a VM. A field that is bound to `_` does not shape the VM: the devices, the memory and the boot of the
     /// VM do not depend on the value.
     #[must_use]
-    pub fn shape(&self) -> BTreeMap<String, String> {
+    pub fn shape(&self, root: &Path) -> BTreeMap<String, String> {
         let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
         let GuestTable { user, ssh_key: _ } = guest;
-        let path = |path: &HostPath| path.as_path().display().to_string();
+        let path = |path: &HostPath| match path.as_path().strip_prefix(root) {
+            Ok(below) if below.as_os_str().is_empty() => ".".to_owned(),
+            Ok(below) if root != Path::new("/") => format!("./{}", below.display()),
+            _ => path.as_path().display().to_string(),
+        };
         let mut shape = BTreeMap::from([
             ("vm.vcpus".to_owned(), vcpus.to_string()),
             ("vm.memory".to_owned(), memory.to_string()),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::fault::{Counts, Fault};
+use super::fault::{Counts, Fault, Loss};
 use super::files::{Content, Survival};
 use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
 use crate::engine::journal::Name;
@@ -136,9 +136,24 @@ impl Host {
         self.lock().version = version;
     }
 
+    /// Lets something stop working.
+    pub fn lose(&self, loss: Loss) {
+        self.lock().lost.insert(loss);
+    }
+
+    /// Lets something stop working at this point, counted from 0 since the fault was set.
+    pub fn lose_at(&self, point: u64, loss: Loss) {
+        self.lock().loss_at = Some((point, loss));
+    }
+
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.
     pub fn set_room(&self, bytes: u64) {
         self.lock().room = bytes;
+    }
+
+    /// Promises this many bytes of that space to RAM files.
+    pub fn promise_room(&self, bytes: u64) {
+        self.lock().promised = bytes;
     }
 
     /// Adds a process that uses a share in a guest.

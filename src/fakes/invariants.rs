@@ -1,6 +1,7 @@
 //! Checks the ten invariants of the design on the state of the host. Of nixbox's own code only the reader of the journal is
 //! used, to know what state the workspace should be in.
 
+use super::fault::Loss;
 use super::files::Content;
 use super::guest::FakeMount;
 use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, record_name};
@@ -124,7 +125,10 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     forbid(4, built.shares && !shares, "the guest lacks its shares");
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
     forbid(4, built.shares && !serving, "no share daemon serves the guest");
-    forbid(4, !ram.seeded || !ram.clock, "the guest has no fresh entropy, or a wrong clock");
+    // A guest that refused both, or could not be asked, runs on as it is where the operation allows it.
+    let refused = state.settle_failed || state.lost.contains(&Loss::Entropy);
+    let settled = ram.seeded && ram.clock;
+    forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
 }
 
 fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {

@@ -28,7 +28,7 @@ mod seams;
 mod state;
 mod storage;
 
-pub use fault::{CallFault, Counts, Crash, Fault};
+pub use fault::{CallFault, Counts, Crash, Fault, Loss};
 pub use files::Survival;
 pub use host::{Host, WorkspaceLock};
 pub use invariants::Violation;

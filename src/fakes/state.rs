@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::fault::{Counts, Crash, FakeError, Fault};
+use super::fault::{Counts, Crash, FakeError, Fault, Loss};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
@@ -111,10 +111,18 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
+    /// Whether the last attempt to settle a guest met a fault of its call.
+    pub(super) settle_failed: bool,
+    /// What does not work.
+    pub(super) lost: BTreeSet<Loss>,
+    /// The point at which something stops working.
+    pub(super) loss_at: Option<(u64, Loss)>,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
+    /// How much of that space is promised to RAM files, in bytes.
+    pub(super) promised: u64,
     /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
@@ -153,8 +161,12 @@ impl FakeState {
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
+            settle_failed: false,
+            lost: BTreeSet::new(),
+            loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,
+            promised: 0,
             share_users: Vec::new(),
             boots: 0,
             salts: 0,
@@ -225,6 +237,7 @@ impl FakeState {
         let here = self.counts.points;
         self.counts.points += 1;
         self.tick();
+        self.lost.extend(self.loss_at.filter(|(at, _)| *at == here).map(|(_, loss)| loss));
         match self.fault {
             Fault::CrashAt(at, Crash::Death) if at == here => self.dead = true,
             Fault::CrashAt(at, Crash::PowerCut(survival)) if at == here => {

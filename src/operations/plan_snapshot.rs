@@ -6,6 +6,7 @@ use super::compatibility::origin;
 use super::limits::{LOOK, within};
 use super::outcome::{Refusal, SnapshotRequest};
 use super::snapshot::{ShareStrategy, SnapshotPlan};
+use super::sources::Sources;
 use super::state::RunningVm;
 use crate::world::{ListedSnapshot, Machine, Presence, Result, SnapshotName, VmmState, World};
 
@@ -18,6 +19,7 @@ pub(super) async fn plan_snapshot(
     world: &World,
     vm: RunningVm,
     request: SnapshotRequest,
+    sources: Sources<'_>,
 ) -> Result<SnapshotPlan, Refusal> {
     let SnapshotRequest { name, stop, keep: _ } = request;
     must_run(world, &vm.machine).await?;
@@ -38,7 +40,10 @@ pub(super) async fn plan_snapshot(
     }
     let origin = origin(world, version).map_err(Refusal::Look)?;
     must_have_room(world, &vm.machine).await?;
+    // A snapshot that rolls back gives the credentials back, with --stop too.
+    sources.hold(world).await?;
     let boot = examine(world.guest.ready(&vm.machine)).await?;
+    within(LOOK, world.guest.examine(&vm.machine)).await.map_err(Refusal::GuestUnfit)?;
     if strategy == ShareStrategy::Detach {
         shares_must_be_unused(world, &vm.machine).await?;
     }
@@ -70,8 +75,13 @@ async fn must_have_room(world: &World, machine: &Machine) -> Result<(), Refusal>
     let memory = examine(world.memory.weight(machine.memory)).await?;
     let disk = examine(world.disk.weight(machine.disk)).await?;
     let free = examine(world.catalog.free()).await?;
+    let promised = examine(world.memory.promised()).await?;
     let wanted = memory.saturating_add(disk);
-    if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
+    // A VM whose RAM file finds no block for a page that the guest writes dies.
+    if wanted.saturating_add(promised) > free {
+        return Err(Refusal::NoRoom { wanted, free, promised });
+    }
+    Ok(())
 }
 
 async fn shares_must_be_unused(world: &World, machine: &Machine) -> Result<(), Refusal> {

@@ -8,7 +8,8 @@
 //!
 //! Before the first stage the session chooses a snapshot: the one that is asked for, or the newest that is whole and
 //! compatible with this host and this configuration (`compatibility.rs`). A VM that runs is refused, or with
-//! `--replace` brought down by a `down` of its own, once it is known that the snapshot can be restored.
+//! `--replace` brought down by a `down` of its own, once it is known that the snapshot can be restored and that the
+//! sources of the credentials can be read.
 //!
 //! **Claim slot** takes the slot that the guest's address belongs to, and no other will do, because the restored guest
 //! keeps its address. Rolling back releases the slot. **Built record** writes down what the VM is built from, as in `up`.

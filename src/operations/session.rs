@@ -30,7 +30,9 @@
 //! **Check** is everything that can be known before the world is touched. A command that cannot be done is refused with
 //! a [`Refusal`] that says why, and the workspace is as it was. The disk that a new VM starts from, the snapshot that is
 //! restored and the way in which shares survive a snapshot are decided here, and written to the journal as the
-//! operation's parameters, so that a recovery uses the same.
+//! operation's parameters, so that a recovery uses the same. The credentials are read from their sources here, and held
+//! until nixbox ends (`sources.rs`): a source that cannot be read refuses a command that would need it later, when the
+//! guest is without credentials or the VM that is to be replaced is down. Bringing a VM down needs none.
 //!
 //! **Run** is the executor's. An operation that ends as lost, or that rolls back because its VM is gone, leaves a VM to
 //! be cleared away, and the session does that at once. What the operation came to is an [`OperationResult`]. An error
@@ -53,6 +55,7 @@ use super::outcome::{
 };
 use super::plan_snapshot::{examine, plan_snapshot};
 use super::restore::{self, RestorePlan};
+use super::sources::Sources;
 use super::state::{RunningVm, WorkspaceState};
 use super::up::{self, UpPlan};
 use super::{snapshot, sweep, tables};
@@ -132,6 +135,7 @@ impl<S: Storage> Session<'_, S> {
         match self.state()? {
             WorkspaceState::Up(_) => Ok(OperationResult::Already),
             WorkspaceState::Down { disk } => {
+                self.sources().hold(self.next).await?;
                 self.world = self.next;
                 self.run(UpPlan { disk, shares: self.world.shares.wanted() }, up::table).await
             }
@@ -168,7 +172,7 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::NotRunning);
         };
         let keep = request.keep;
-        let plan = plan_snapshot(self.world, vm, request).await?;
+        let plan = plan_snapshot(self.world, vm, request, self.sources()).await?;
         let report = self.run(plan, snapshot::table).await?;
         let mut result = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
         if matches!(result.report, OperationResult::Done) {
@@ -259,6 +263,7 @@ impl<S: Storage> Session<'_, S> {
         manifest: Manifest,
         passed_over: Vec<(SnapshotId, NotRestorable)>,
     ) -> Result<RestoreResult, Refusal> {
+        self.sources().hold(self.next).await?;
         let mut replaced = false;
         if let WorkspaceState::Up(vm) = self.state()? {
             match self.run(DownPlan { vm, ask: true }, down::table).await? {
@@ -363,6 +368,10 @@ impl<S: Storage> Session<'_, S> {
                 }
             }
         })
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources { interrupt: &self.interrupt, observer: self.observer }
     }
 
     fn executor(&mut self) -> Executor<'_, World, S> {

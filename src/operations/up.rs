@@ -6,8 +6,8 @@
 //!   ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
-//! Before the first stage the session makes sure that no VM runs, and takes the disk of an earlier session if there is
-//! one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
+//! Before the first stage the session makes sure that no VM runs, reads the credentials from their sources, and takes
+//! the disk of an earlier session if there is one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
 //!
 //! **Pre-up scripts** are the user's. A script that fails ends the operation before anything was made. Nothing tells
 //! whether a script ran, so a recovery does not look for it, and what the script did is not taken back.

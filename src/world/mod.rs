@@ -38,7 +38,7 @@ pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
 pub use self::paths::{GuestHome, GuestPath, HostPath, PathInShare, is_within};
 pub use self::seams::{
     BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network,
-    Shares, Slots, Vmm, World,
+    Shares, Slots, Vmm, WaitObserver, World,
 };
 pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};

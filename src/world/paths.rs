@@ -167,6 +167,13 @@ impl HostPath {
         Self(directory.join(name).components().filter(|part| *part != Component::CurDir).collect())
     }
 
+    /// Follows a directory from one path to another, if this path leads to it or below it.
+    pub fn follow(&mut self, from: &Path, to: &Path) {
+        if let Ok(below) = self.0.strip_prefix(from) {
+            self.0 = to.join(below).components().collect();
+        }
+    }
+
     /// The path.
     #[must_use]
     pub fn as_path(&self) -> &Path {

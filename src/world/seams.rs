@@ -117,6 +117,8 @@ pub trait Memory: Send + Sync {
     async fn find(&self, generation: Generation) -> Result<Presence>;
     /// The most bytes that a capture would take now.
     async fn weight(&self, generation: Generation) -> Result<u64>;
+    /// How many of the bytes that [`Catalog::free`] counts the RAM files of VMs may still come to occupy.
+    async fn promised(&self) -> Result<u64>;
     /// Makes an empty file.
     async fn create(&self, generation: Generation) -> Result<()>;
     /// Copies the file into the staging directory.
@@ -141,6 +143,9 @@ pub trait BuiltRecords: Send + Sync {
     async fn generations(&self) -> Result<BTreeSet<Generation>>;
 }
 
+/// Is told what a call waits for, and for how much longer, when that takes long. For people to read.
+pub type WaitObserver<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// The system in the VM, over SSH.
 ///
 /// Every call makes a connection or uses one that was made under the same VMM generation. If the VM is gone, a call
@@ -149,7 +154,13 @@ pub trait BuiltRecords: Send + Sync {
 pub trait Guest: Send + Sync {
     /// Waits until an authenticated command has run, and returns the boot that it ran in. Only this means "ready".
     async fn ready(&self, machine: &Machine) -> Result<BootId>;
-    /// Writes the credentials that the configuration has now.
+    /// Reads the credentials that the configuration has now from their sources, all at the same time, and holds them for
+    /// as long as this value lives. Reads nothing if it holds them already. It neither needs nor changes a guest.
+    async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()>;
+    /// Tries what wiping, settling and injecting need in the guest, and changes nothing that lasts: to become root, to give
+    /// entropy, to measure the clock, and whether the files can be written. An error says what cannot be done.
+    async fn examine(&self, machine: &Machine) -> Result<()>;
+    /// Writes the credentials into the guest. They are read from their sources first unless they are held.
     async fn inject(&self, machine: &Machine) -> Result<()>;
     /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.
     async fn wipe(&self, machine: &Machine) -> Result<()>;
@@ -262,8 +273,11 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     /// The host's processor.
     pub cpu: Arc<CpuFeatures>,
-    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same.
+    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same. Paths
+    /// below the workspace are relative to it, so that a workspace can be moved.
     pub shape: Arc<BTreeMap<String, String>>,
+    /// The same with all paths absolute, as an earlier nixbox wrote them into manifests.
+    pub absolute_shape: Arc<BTreeMap<String, String>>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,
     /// Resources that may be left behind.

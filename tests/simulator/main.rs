@@ -11,6 +11,7 @@ mod conformance;
 mod demo;
 mod edits;
 mod guest;
+mod identity;
 #[cfg(feature = "failpoints")]
 mod kills;
 mod masks;
