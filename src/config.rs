@@ -20,8 +20,8 @@ mod types;
 use error::Result;
 pub use error::{ConfigError, Position};
 pub use types::{
-    Config, CredentialFile, CredentialsTable, GuestTable, HooksTable, HostFacts, MountTable, SnapshotTable,
-    VmTable,
+    Config, CredentialFile, CredentialsTable, GuestTable, HooksTable, HostFacts, MountTable, PendingEdit,
+    SnapshotTable, VmSpec, VmTable,
 };
 #[cfg(test)]
 pub(crate) use {keys::all as all_keys, tests::keys_of};

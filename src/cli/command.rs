@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{self, CliError, Problem};
+use super::journal_state::JournalState;
 use super::preflight::{self, Preflight};
 use super::progress::ProgressDisplay;
-use super::wiring::{self, Wiring};
+use super::wiring::{self, Description, Purpose, Wiring};
 use super::{WorkspaceLocation, journal_state, signals};
 use crate::config::Config;
 use crate::engine::executor::Observer;
@@ -19,7 +20,9 @@ use crate::engine::transition::Interrupt;
 use crate::files::copy::NoProgress;
 use crate::host::hooks::FailedScriptObserver;
 use crate::operations::{RunningVm, Session};
+use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
+use crate::workspace::registry::{Registry, RegistryError};
 use crate::workspace::{Lock, Workspace};
 use crate::world::{Failure, Generation, VmmState};
 
@@ -89,36 +92,68 @@ pub(super) async fn vm_state(wiring: &Wiring, vmm: Generation) -> Result<VmmStat
 /// A workspace whose lock is not taken, for commands that change nothing.
 pub(super) struct OpenWorkspace {
     pub(super) workspace: Workspace,
-    pub(super) config: Config,
+    pub(super) journal: JournalState,
+    /// The configuration of today, or why it cannot be used. A VM that runs is described without it.
+    pub(super) config: Result<Config, Problem>,
+    /// The built record of the VM that the journal is about.
+    pub(super) record: Option<BuiltRecord>,
 }
 
 impl OpenWorkspace {
     pub(super) fn open(location: &WorkspaceLocation) -> Result<Self, Problem> {
         let workspace = location.workspace()?;
-        let config = WorkspaceLocation::config(&workspace)?;
-        Ok(Self { workspace, config })
+        let journal = journal_state::read(&workspace)?;
+        let config = WorkspaceLocation::config(&workspace);
+        let record = journal_state::built_record(&workspace, &journal)?;
+        Ok(Self { workspace, journal, config, record })
     }
 
     /// Opens a workspace and finds its running VM. If no VM runs, that error is reported before the configuration is
     /// read.
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
-        let workspace = location.workspace()?;
-        let vm = journal_state::running_vm(&workspace)?;
-        let config = WorkspaceLocation::config(&workspace)?;
-        Ok((Self { workspace, config }, vm))
+        let open = Self::open(location)?;
+        // A copy would speak to the VM of the original. A registry that cannot be used does not keep a person from a VM.
+        match Registry::open().and_then(|registry| registry.examine(&open.workspace)) {
+            Err(error @ RegistryError::Copy(_)) => return Err(error.into()),
+            Ok(_) | Err(_) => {}
+        }
+        let vm = journal_state::running_vm(&open.journal)?;
+        Ok((open, vm))
     }
 
-    /// Wires the real world. Copies report no progress.
-    pub(super) fn wire(&self) -> Result<Wiring, Problem> {
-        Ok(wiring::assemble(&self.workspace, &self.config, Arc::new(NoProgress), report_failed_script())?)
+    /// Wires the real world of the VM that runs, or of the configuration if none does. Copies report no progress.
+    pub(super) fn wire(self) -> Result<Wiring, Problem> {
+        let Self { workspace, config, record, .. } = self;
+        let (description, config) = match (record, config) {
+            (Some(record), config) => (described(&workspace, record)?, config.ok()),
+            (None, config) => {
+                let config = config?;
+                (Description::of_config(&workspace, &config)?, Some(config))
+            }
+        };
+        let purpose = Purpose::PresentVm(config.as_ref());
+        let progress = Arc::new(NoProgress);
+        Ok(wiring::assemble(&workspace, &description, purpose, progress, report_failed_script())?)
     }
+}
+
+/// The description in a built record. The runtime directory is made again if it is missing, as after a reboot of the host.
+fn described(workspace: &Workspace, record: BuiltRecord) -> Result<Description, Problem> {
+    let runtime = workspace.runtime_at(&record.runtime)?.path().to_owned();
+    Ok(Description { spec: record.spec.moved(&record.root, workspace.root()), runtime })
 }
 
 /// A workspace whose lock this command holds, wired to the real world, for commands that change something.
 pub(super) struct LockedWorkspace {
-    pub(super) config: Config,
+    /// The configuration of today; `None` if it cannot be used, and the command ends a VM and does not need it.
+    pub(super) config: Option<Config>,
     pub(super) progress: Arc<ProgressDisplay>,
+    /// Why the journal cannot be used; only for a command that ends a VM.
+    pub(super) journal_problem: Option<Problem>,
+    /// The world of the VM that the journal is about, or else of a VM that this command builds.
     pub(super) wiring: Wiring,
+    /// The world of a VM that this command builds, if it is another one.
+    next: Option<Wiring>,
     workspace: Workspace,
     /// Released last.
     _lock: Lock,
@@ -137,14 +172,36 @@ impl LockedWorkspace {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
         let workspace = location.workspace()?;
         let lock = workspace.lock(command)?;
-        let config = WorkspaceLocation::config(&workspace)?;
-        let starts_vm = preflight != Preflight::None && journal_state::read(&workspace)?.is_down();
-        preflight.check_config(&config, starts_vm)?;
-        let wiring = wiring::assemble(&workspace, &config, progress.clone(), report_failed_script())?;
-        if starts_vm {
-            block_on(preflight::check_host(&wiring))?;
+        let ends_vm = preflight == Preflight::EndVm;
+        WorkspaceLocation::registered(&workspace, ends_vm, |words| progress.print(words))?;
+        let config = match WorkspaceLocation::config(&workspace) {
+            Ok(config) => Some(config),
+            Err(problem) if preflight == Preflight::EndVm => {
+                progress
+                    .print(&format!("no script of the configuration runs, because {}", problem.one_line()));
+                None
+            }
+            Err(problem) => return Err(problem),
+        };
+        let (record, starts_vm, journal_problem) = match journal_state::read(&workspace) {
+            Ok(journal) => {
+                let starts_vm = preflight.starts_vm() && journal.is_down();
+                (journal_state::built_record(&workspace, &journal), starts_vm, None)
+            }
+            Err(problem) if preflight == Preflight::EndVm => {
+                (journal_state::newest_record(&workspace), false, Some(problem))
+            }
+            Err(problem) => return Err(problem),
+        };
+        if let Some(config) = &config {
+            preflight.check_config(config, starts_vm)?;
         }
-        Ok(Self { config, progress, wiring, workspace, _lock: lock })
+        let wire = Wire { workspace: &workspace, config: config.as_ref(), progress: &progress };
+        let (wiring, next) = wire.both(preflight, record)?;
+        if starts_vm {
+            block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
+        }
+        Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
     }
 
     /// Opens the journal and lets `act` run operations on the world.
@@ -159,8 +216,9 @@ impl LockedWorkspace {
         let observer: &dyn Observer = &super::failpoints::Failpoints::around(observer);
         self.interruptible(async |interrupt| {
             let world = &self.wiring.world;
+            let next = &self.next.as_ref().unwrap_or(&self.wiring).world;
             let journal = Journal::open(storage, self.workspace.id(), floor, world.clock.unix_ms())?;
-            act(&mut Session { world, journal, interrupt: interrupt.clone(), observer }).await
+            act(&mut Session { world, next, journal, interrupt: interrupt.clone(), observer }).await
         })
         .map_err(|problem| problem.with_last_words(|| self.wiring.vmm.last_words()))
     }
@@ -173,5 +231,63 @@ impl LockedWorkspace {
         let interrupt = Interrupt::new();
         signals::listen(&interrupt, &self.progress)?;
         block_on(act(&interrupt))
+    }
+}
+
+/// What the worlds of a command are wired from.
+#[derive(Clone, Copy)]
+struct Wire<'a> {
+    workspace: &'a Workspace,
+    config: Option<&'a Config>,
+    progress: &'a Arc<ProgressDisplay>,
+}
+
+impl Wire<'_> {
+    /// The world of the VM with this record, and that of a VM of the configuration if the two are different.
+    fn both(
+        self,
+        preflight: Preflight,
+        record: Result<Option<BuiltRecord>, Problem>,
+    ) -> Result<(Wiring, Option<Wiring>), Problem> {
+        let record = match record {
+            Err(problem) if preflight == Preflight::EndVm => {
+                let why = problem.one_line();
+                self.progress
+                    .print(&format!("the VM is ended as the configuration describes it, because {why}"));
+                None
+            }
+            record => record?,
+        };
+        let today = || self.config.map(|config| Description::of_config(self.workspace, config)).transpose();
+        match (record, self.config) {
+            (Some(record), _) => {
+                let present = self.world(preflight, &described(self.workspace, record)?)?;
+                let next = match today()? {
+                    Some(today) if preflight != Preflight::EndVm => Some(self.world(preflight, &today)?),
+                    _ => None,
+                };
+                Ok((present, next))
+            }
+            (None, Some(config)) => {
+                Ok((self.world(preflight, &Description::of_config(self.workspace, config)?)?, None))
+            }
+            // Without a record there is no VM, or an earlier nixbox built it. Then only the configuration describes it.
+            (None, None) => {
+                WorkspaceLocation::config(self.workspace).map(|_| ()).and(Err(CliError::NotRunning.into()))
+            }
+        }
+    }
+
+    fn world(self, preflight: Preflight, description: &Description) -> Result<Wiring, Problem> {
+        let assemble = |purpose| {
+            let progress = self.progress.clone();
+            wiring::assemble(self.workspace, description, purpose, progress, report_failed_script())
+        };
+        let ends_vm = preflight == Preflight::EndVm;
+        Ok(match self.config.map(|config| assemble(Purpose::Any(config))) {
+            Some(Ok(wiring)) => wiring,
+            Some(Err(error)) if !ends_vm => return Err(error.into()),
+            _ => assemble(Purpose::PresentVm(self.config))?,
+        })
     }
 }

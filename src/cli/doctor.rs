@@ -328,7 +328,7 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
     let memory = config
         .as_ref()
         .map_or_else(|| HostFacts::of_this_machine().memory / 2, |config| config.vm.memory.bytes());
-    if let Some(version) = config.as_ref().and_then(wiring::simulated) {
+    if let Some(version) = config.as_ref().and_then(|config| wiring::simulated(config.vmm)) {
         let simulator = found("simulator", version.simulator_version()).advice(
             "this workspace needs no KVM, no root and no program: its VM is simulated, and no sandbox",
         );

@@ -1,14 +1,16 @@
 //! `nixbox down`.
 
 use super::command::{LockedWorkspace, OutputOptions};
-use super::error::{self, Outcome};
+use super::error::{self, CliError, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, success};
+use crate::operations;
 
 /// Shut down this workspace's VM and keep its disk
 ///
 /// nixbox asks the guest to shut down, then presses its power button, and ends the VMM if neither helps. What the guest
-/// has only in RAM is lost; the disk and the snapshots stay.
+/// has only in RAM is lost; the disk and the snapshots stay. This works with a configuration that cannot be read, without
+/// credentials, after an operation that is stuck, and with a journal that cannot be used.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox down")]
 pub(super) struct Arguments {
@@ -17,9 +19,30 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "down", Preflight::None, arguments.output)?;
+    let workspace = LockedWorkspace::open(location, "down", Preflight::EndVm, arguments.output)?;
+    if let Some(problem) = &workspace.journal_problem {
+        return end_without_journal(&workspace, &problem.one_line(), arguments.output);
+    }
     let stopped = workspace.run(async |session| error::check_result(session.down().await?))?;
     let (word, sentence) = if stopped { ("done", "the VM is down") } else { ("already", "no VM is running") };
     arguments.output.report(&serde_json::json!({ "result": word }), sentence)?;
+    success()
+}
+
+/// Ends the VM by what can be found of it on this host. The journal stays as it is.
+fn end_without_journal(workspace: &LockedWorkspace, why: &str, output: OutputOptions) -> Outcome {
+    let ended = workspace.interruptible(async |_| {
+        operations::end_without_journal(&workspace.wiring.world)
+            .await
+            .map_err(|failure| CliError::End(failure).into())
+    })?;
+    let removed: Vec<String> = ended.iter().map(ToString::to_string).collect();
+    let what = if removed.is_empty() { "nothing was running".to_owned() } else { removed.join(", ") };
+    let json = serde_json::json!({ "result": "without-journal", "why": why, "removed": removed });
+    let sentence = format!(
+        "the journal cannot be used and was left as it is ({why}); what belonged to the VM was ended and removed: {what}. \
+         All disk images and snapshots are kept"
+    );
+    output.report(&json, &sentence)?;
     success()
 }

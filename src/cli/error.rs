@@ -17,8 +17,11 @@ use crate::engine::reader::ReadError;
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
+use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
+use crate::store::built::RecordFileError;
+use crate::workspace::registry::RegistryError;
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
@@ -93,6 +96,10 @@ pub enum CliError {
         #[source]
         source: PayloadError,
     },
+    #[error("cannot look for the processes of VMs")]
+    Processes(#[source] ProcessError),
+    #[error("what belongs to the VM of this workspace cannot be ended and removed")]
+    End(#[source] Failure),
     #[error("cannot tell what a recovery would do")]
     DryRun(#[source] DryRunError),
     #[error("no VM is running")]
@@ -171,6 +178,11 @@ impl Problem {
     #[must_use]
     pub fn exit(&self) -> ExitKind {
         self.exit
+    }
+
+    /// The error and its causes on one line.
+    pub(super) fn one_line(&self) -> String {
+        messages(&*self.error).join(": ")
     }
 
     /// Prints the error, its causes and the hint on stderr.
@@ -331,6 +343,19 @@ impl From<WiringError> for Problem {
     }
 }
 
+impl From<RegistryError> for Problem {
+    fn from(error: RegistryError) -> Self {
+        Self::new(ExitKind::Failed, error)
+    }
+}
+
+impl From<RecordFileError> for Problem {
+    fn from(error: RecordFileError) -> Self {
+        Self::new(ExitKind::Failed, error)
+            .or_hint("`nixbox down` ends the VM without this file, and `nixbox up` starts another")
+    }
+}
+
 impl From<LockError> for Problem {
     fn from(error: LockError) -> Self {
         let exit = match error {
@@ -365,7 +390,19 @@ impl From<Refusal> for Problem {
         let (exit, hint) = match refusal {
             Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
             Refusal::Engine(EngineError::Journal(error)) => return error.into(),
-            Refusal::Look(Failure::Interrupted) => (Interrupted, None),
+            Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted) => {
+                (Interrupted, None)
+            }
+            Refusal::GuestUnfit(_) => {
+                (Failed, Some("nothing was changed; the guest runs on with its credentials"))
+            }
+            Refusal::Credentials(_) => (
+                Failed,
+                Some(
+                    "nothing was changed; make that source readable, or take it out of [env] or [credentials] in the \
+                     configuration",
+                ),
+            ),
             Refusal::Running => (
                 Failed,
                 Some(

@@ -6,6 +6,7 @@ use crate::engine::journal::{self, Name, Storage as _};
 use crate::engine::transition::Generation;
 use crate::files::Folder;
 use crate::operations::{self, RunningVm, WorkspaceState};
+use crate::store::built::{self, BuiltRecord, RecordFileError};
 use crate::store::journal_files::FileStorage;
 use crate::workspace::Workspace;
 
@@ -20,6 +21,13 @@ pub(super) struct JournalState {
 impl JournalState {
     pub(super) fn is_down(&self) -> bool {
         matches!(self.state, WorkspaceState::Down { .. })
+    }
+
+    /// The generation of the built record that describes the VM of this journal.
+    pub(super) fn described_vm(&self, workspace: &Workspace) -> Result<Option<Generation>, CliError> {
+        let described = self.history.as_ref().map(operations::described_vm).transpose();
+        let path = || workspace.journal().join(Name::Current.file_name()).display().to_string();
+        Ok(described.map_err(|source| CliError::JournalState { path: path(), source })?.flatten())
     }
 
     /// The operation that has not ended.
@@ -51,9 +59,26 @@ pub(super) fn read(workspace: &Workspace) -> Result<JournalState, Problem> {
     Ok(JournalState { state, history: Some(history) })
 }
 
+/// What the VM that the journal is about was built from; `None` if there is no such VM, or if an earlier nixbox built it.
+pub(super) fn built_record(
+    workspace: &Workspace,
+    journal: &JournalState,
+) -> Result<Option<BuiltRecord>, Problem> {
+    let Some(generation) = journal.described_vm(workspace)? else {
+        return Ok(None);
+    };
+    let run = Folder::open(&workspace.run()).map_err(RecordFileError::File)?;
+    Ok(built::read(&run, generation)?)
+}
+
+/// The newest built record of the workspace, for a command that ends the VM though the journal cannot be used.
+pub(super) fn newest_record(workspace: &Workspace) -> Result<Option<BuiltRecord>, Problem> {
+    let run = Folder::open(&workspace.run()).map_err(RecordFileError::File)?;
+    Ok(built::newest(&run)?)
+}
+
 /// The VM that runs in the workspace.
-pub(super) fn running_vm(workspace: &Workspace) -> Result<RunningVm, Problem> {
-    let journal = read(workspace)?;
+pub(super) fn running_vm(journal: &JournalState) -> Result<RunningVm, Problem> {
     match (journal.state, journal.open_label()) {
         (WorkspaceState::Up(vm), _) => Ok(vm),
         (_, Some((operation, _))) => Err(CliError::HalfDone(operation).into()),

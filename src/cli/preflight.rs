@@ -17,6 +17,8 @@ use crate::world::Presence;
 pub(super) enum Preflight {
     /// The command starts no VM.
     None,
+    /// The command ends a VM. It does so with a configuration that cannot be used, and without keys and credentials.
+    EndVm,
     /// The command boots a VM if none runs, from the files that the configuration names.
     Boot,
     /// The command restores a VM, and replaces a running VM if it was asked to. It boots from no file.
@@ -33,14 +35,19 @@ impl Preflight {
                 check_kvm(config)
             }
             Self::Restore => check_kvm(config),
-            Self::None | Self::Boot => Ok(()),
+            Self::None | Self::EndVm | Self::Boot => Ok(()),
         }
+    }
+
+    /// Whether the command may start a VM.
+    pub(super) fn starts_vm(self) -> bool {
+        matches!(self, Self::Boot | Self::Restore)
     }
 }
 
 /// Checks that KVM can be used, unless the VM is simulated.
 fn check_kvm(config: &Config) -> Result<(), Problem> {
-    if wiring::simulated(config).is_none() {
+    if wiring::simulated(config.vmm).is_none() {
         open_kvm()?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
 use super::preflight::Preflight;
-use super::{WorkspaceLocation, journal_state, success};
+use super::{WorkspaceLocation, success};
 use crate::engine::executor::Ending;
 use crate::operations::{self, DryRun, LossReason, Recovered, Refusal, WorkspaceState};
 use crate::world::VmmState;
@@ -96,7 +96,7 @@ impl RecoverySummary {
 
 fn dry_run(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
     let workspace = OpenWorkspace::open(location)?;
-    let journal = journal_state::read(&workspace.workspace)?;
+    let journal = &workspace.journal;
     let planned = journal.open().map(operations::dry_run).transpose().map_err(CliError::DryRun)?.flatten();
     let state = match journal.state {
         WorkspaceState::Up(vm) if planned.is_none() && vm.condemned => Some(VmmState::Gone),

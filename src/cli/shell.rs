@@ -40,7 +40,7 @@ pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
     };
     let error = Command::new(&ssh)
         .args(["-t", "-F", "none", "-i"])
-        .arg(workspace.config.guest.ssh_key.as_path())
+        .arg(wiring.spec.guest.ssh_key.as_path())
         .args(["-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"])
         .args(["-o", "StrictHostKeyChecking=yes", "-o", "LogLevel=ERROR"])
         .arg("-o")
@@ -51,7 +51,7 @@ pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
         .args(["-o", "GlobalKnownHostsFile=none", "-p"])
         .arg(address.port().to_string())
         .arg("-l")
-        .arg(workspace.config.guest.user.as_str())
+        .arg(wiring.spec.guest.user.as_str())
         .arg(address.ip().to_string())
         .exec();
     Err(CliError::StartSsh { path: ssh.display().to_string(), source: error }.into())

@@ -142,7 +142,8 @@ fn create(
     output: OutputOptions,
 ) -> Outcome {
     let workspace = LockedWorkspace::open(location, "snapshot", Preflight::None, output)?;
-    let keep = workspace.config.snapshot.keep.map(std::num::NonZeroU32::get);
+    let keep =
+        workspace.config.as_ref().and_then(|config| config.snapshot.keep).map(std::num::NonZeroU32::get);
     let request = SnapshotRequest { name, stop, keep };
     let result = workspace.run(async |session| Ok(session.snapshot(request).await?))?;
     let SnapshotResult { report, snapshot, pruned, afterwards } = result;

@@ -4,17 +4,20 @@ use serde::Serialize;
 
 use super::command::{OpenWorkspace, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
-use super::{WorkspaceLocation, journal_state, success, wiring};
+use super::{WorkspaceLocation, success, wiring};
+use crate::config::PendingEdit;
 use crate::host::clock::utc;
-use crate::operations::WorkspaceState;
+use crate::operations::{RunningVm, WorkspaceState};
 use crate::simulator;
 use crate::workspace::LockHolder;
-use crate::world::VmmState;
+use crate::workspace::registry::Registry;
+use crate::world::{VmmState, WorkspaceName};
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
 ///
 /// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should
-/// run, but is gone). The exit status is 0 in every state. Nothing is changed, and the lock is not taken.
+/// run, but is gone). Edits of the configuration that the running VM does not have yet are listed. The exit status is 0 in
+/// every state. Nothing is changed, and the lock is not taken.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox status --json | jq -r .state")]
 pub(super) struct Arguments {
@@ -24,15 +27,22 @@ pub(super) struct Arguments {
 }
 
 #[derive(Debug, Serialize)]
-struct StatusReport {
+pub(super) struct StatusReport {
     name: String,
     workspace: String,
     id: String,
     /// `cloud-hypervisor` or `simulator`. The simulator runs no VM.
     vmm: &'static str,
     /// One of the states that the help text of the command explains.
-    state: &'static str,
+    pub(super) state: &'static str,
     vm: Option<VmReport>,
+    /// The values of the configuration that differ from what the VM was built from. They wait for the next VM.
+    pending_edits: Vec<PendingEdit>,
+    /// Why the configuration cannot be used; `None` if it can.
+    config_problem: Option<String>,
+    /// Why the directory is not the workspace that its id names; `None` if it is. A copy shows the state of the
+    /// original.
+    not_the_workspace: Option<String>,
     /// The operation that has not ended. The operation is running if there is a `holder`; otherwise it was left half
     /// done.
     operation: Option<OpenSummary>,
@@ -54,48 +64,70 @@ struct OpenSummary {
     generation: u64,
 }
 
-fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
+pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
     let open = OpenWorkspace::open(location)?;
-    let OpenWorkspace { workspace, config } = &open;
-    let journal = journal_state::read(workspace)?;
-    let holder = workspace.holder()?;
-    let simulated = wiring::simulated(config).is_some();
+    let root = open.workspace.root().to_owned();
+    let holder = open.workspace.holder()?;
+    let operation = open.journal.open_label();
+    let (name, config_problem, configured) = match &open.config {
+        Ok(config) => (config.name.clone(), None, Some(config.vm_spec())),
+        Err(problem) => (WorkspaceName::of_directory(&root), Some(problem.one_line()), None),
+    };
+    let built = open.record.as_ref().map(|record| record.spec.clone().moved(&record.root, &root));
+    let spec = built.as_ref().or(configured.as_ref());
+    let simulated = spec.is_some_and(|spec| wiring::simulated(spec.vmm).is_some());
+    let pending_edits = match (&built, &configured) {
+        (Some(built), Some(configured)) => built.pending_edits(configured),
+        _ => Vec::new(),
+    };
+    let id = open.workspace.id().to_string();
+    let standing = Registry::open().and_then(|registry| registry.examine(&open.workspace));
+    let not_the_workspace = standing.err().map(|error| error::chain(&error));
     let (mut state, mut vm) = ("down", None);
-    if let WorkspaceState::Up(running) = journal.state {
-        let wiring = open.wire()?;
-        let machine = running.machine;
-        let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
-        state = match found {
-            VmmState::Running if !running.condemned => "running",
-            VmmState::Paused => "paused",
-            VmmState::Stopped | VmmState::Empty => "stopped",
-            VmmState::Silent => "silent",
-            _ => "lost",
-        };
-        vm = Some(VmReport {
-            generation: machine.vmm.0,
-            slot: machine.slot.number(),
-            address: if simulated {
-                simulator::network::address(&wiring.runtime, machine.slot).to_string()
-            } else {
-                machine.slot.guest().to_string()
-            },
-            tap: machine.slot.tap(),
-            serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
-        });
+    if let WorkspaceState::Up(running) = open.journal.state {
+        let report = vm_report(open, &running)?;
+        (state, vm) = (report.0, Some(report.1));
     }
     Ok(StatusReport {
-        name: config.name.as_str().to_owned(),
-        workspace: workspace.root().display().to_string(),
-        id: workspace.id().to_string(),
+        name: name.as_str().to_owned(),
+        workspace: root.display().to_string(),
+        id,
         vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
-        operation: journal
-            .open_label()
+        pending_edits,
+        config_problem,
+        not_the_workspace,
+        operation: operation
             .map(|(operation, generation)| OpenSummary { operation, generation: generation.0 }),
         holder,
     })
+}
+
+/// The state of the VM that the journal says there is, and where it is found.
+fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, VmReport), Problem> {
+    let wiring = open.wire()?;
+    let machine = running.machine;
+    let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
+    let state = match found {
+        VmmState::Running if !running.condemned => "running",
+        VmmState::Paused => "paused",
+        VmmState::Stopped | VmmState::Empty => "stopped",
+        VmmState::Silent => "silent",
+        _ => "lost",
+    };
+    let report = VmReport {
+        generation: machine.vmm.0,
+        slot: machine.slot.number(),
+        address: if wiring.simulated {
+            simulator::network::address(&wiring.runtime, machine.slot).to_string()
+        } else {
+            machine.slot.guest().to_string()
+        },
+        tap: machine.slot.tap(),
+        serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
+    };
+    Ok((state, report))
 }
 
 fn text(status: &StatusReport) -> String {
@@ -113,6 +145,23 @@ fn text(status: &StatusReport) -> String {
             lines
                 .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());
         }
+    }
+    for edit in &status.pending_edits {
+        let value = |value: &Option<serde_json::Value>| {
+            value.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string)
+        };
+        lines.push(format!(
+            "  {} was edited from {} to {}: the edit waits for the next `nixbox up` or `nixbox restore`",
+            edit.key,
+            value(&edit.built),
+            value(&edit.configured)
+        ));
+    }
+    if let Some(problem) = &status.not_the_workspace {
+        lines.push(format!("  {problem}"));
+    }
+    if let Some(problem) = &status.config_problem {
+        lines.push(format!("  the configuration cannot be used: {problem}"));
     }
     match (&status.operation, &status.holder) {
         (_, Some(holder)) => lines.push(format!(

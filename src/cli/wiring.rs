@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, VmSpec};
 use crate::files::copy::Progress;
 use crate::guest::channel::Limits;
 use crate::guest::credentials::{FileRule, Wanted};
@@ -30,6 +30,7 @@ use crate::host::spawn::{Invoker, SpawnError, StandIn};
 use crate::simulator;
 use crate::simulator::network::Loopback;
 use crate::store::Snapshots;
+use crate::store::built::RecordFiles;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::{Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
@@ -84,12 +85,14 @@ pub struct Wiring {
     pub runtime: PathBuf,
     /// Whether the simulator stands in for the VMM.
     pub simulated: bool,
+    /// What the VM was built from, or is to be built from.
+    pub spec: VmSpec,
 }
 
 /// The version of Cloud Hypervisor that the configured simulator imitates; `None` if the VMM is a real one.
 #[must_use]
-pub fn simulated(config: &Config) -> Option<&'static Capability> {
-    match config.vmm {
+pub fn simulated(vmm: VmmChoice) -> Option<&'static Capability> {
+    match vmm {
         VmmChoice::CloudHypervisor => None,
         VmmChoice::Simulator(version) => Some(version.unwrap_or(capability::SIMULATED)),
     }
@@ -101,22 +104,61 @@ fn stand_in(words: &[&str]) -> Result<StandIn> {
     Ok(StandIn { path, words: words.iter().map(|word| (*word).to_owned()).collect() })
 }
 
-/// Builds the world of a workspace.
+/// What the VM of a world is, and where its sockets are.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// What the VM was built from, or is to be built from.
+    pub spec: VmSpec,
+    /// The directory for sockets, process records and logs. It exists.
+    pub runtime: PathBuf,
+}
+
+impl Description {
+    /// A VM that is to be built from this configuration.
+    ///
+    /// # Errors
+    /// If the runtime directory cannot be made.
+    pub fn of_config(workspace: &Workspace, config: &Config) -> Result<Self> {
+        Ok(Self { spec: config.vm_spec(), runtime: workspace.runtime()?.path().to_owned() })
+    }
+}
+
+/// What a world is wired for, and the configuration of today, which has the scripts and the credentials.
+#[derive(Debug, Clone, Copy)]
+pub enum Purpose<'a> {
+    /// Every operation. Keys that cannot be used are errors.
+    Any(&'a Config),
+    /// To look at the VM that there is, to speak to it, or to end it. None of these needs a credential, so a key that
+    /// cannot be used is an error only when it is used; and without a configuration no script runs.
+    PresentVm(Option<&'a Config>),
+}
+
+impl<'a> Purpose<'a> {
+    fn config(self) -> Option<&'a Config> {
+        match self {
+            Self::Any(config) => Some(config),
+            Self::PresentVm(config) => config,
+        }
+    }
+}
+
+/// Builds the world of a workspace for a VM of this description.
 ///
 /// # Errors
-/// [`WiringError`]; nothing was changed but the runtime directory, which may have been made.
+/// [`WiringError`]; nothing was changed.
 pub fn assemble(
     workspace: &Workspace,
-    config: &Config,
+    description: &Description,
+    purpose: Purpose<'_>,
     progress: Arc<dyn Progress>,
     on_failed_script: Arc<FailedScriptObserver>,
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
-    let runtime = workspace.runtime()?.path().to_owned();
-    check_apart(config, &runtime)?;
-    let version = simulated(config);
-    let disk = Arc::new(disks(workspace, config, &progress));
-    let memory = Arc::new(ram(workspace, config, &progress));
+    let Description { spec, runtime } = description.clone();
+    check_apart(&spec, &runtime)?;
+    let version = simulated(spec.vmm);
+    let disk = Arc::new(disks(workspace, &spec, &progress));
+    let memory = Arc::new(ram(workspace, &spec, &progress));
     let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
@@ -126,14 +168,14 @@ pub fn assemble(
         runtime: runtime.clone(),
         workspace: workspace.id(),
         invoker: invoker.clone(),
-        vcpus: NonZeroU32::from(config.vm.vcpus),
-        memory: config.vm.memory.bytes(),
-        kernel: config.vm.kernel.as_path().to_owned(),
-        initramfs: config.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
-        cmdline: config.vm.cmdline.clone(),
+        vcpus: NonZeroU32::from(spec.vm.vcpus),
+        memory: spec.vm.memory.bytes(),
+        kernel: spec.vm.kernel.as_path().to_owned(),
+        initramfs: spec.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
+        cmdline: spec.vm.cmdline.clone(),
         // The VM has a network device in every network mode, because nixbox reaches the guest over the network.
         network: true,
-        shares: (0..config.mounts.len()).map(ShareTag::numbered).collect(),
+        shares: (0..spec.mounts.len()).map(ShareTag::numbered).collect(),
         disks: {
             let disk = Arc::clone(&disk);
             Arc::new(move |generation| Ok(disk.images(generation)?))
@@ -153,14 +195,14 @@ pub fn assemble(
     });
     let vmm = Arc::new(vmm.by(vmm_stand_in));
     let address = address(version, &runtime);
-    let guest = Arc::new(guest(workspace, config, &disk, &vmm, address)?);
+    let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address)?);
     let network: Arc<dyn world::Network> = match version {
         Some(_) => Arc::new(Loopback::new(runtime.clone())),
         None => Arc::new(HostNetwork::new(network::NetworkSettings {
             workspace: workspace.id(),
             owner: invoker.uid(),
             runtime: runtime.clone(),
-            policy: config.network.clone(),
+            policy: spec.network.clone(),
             resolv_conf: "/etc/resolv.conf".into(),
         })),
     };
@@ -169,14 +211,21 @@ pub fn assemble(
         vmm: vmm.clone(),
         slots: Arc::new(HostSlots::new(slots, workspace.id(), workspace.root())),
         network,
-        shares: Arc::new(Virtiofs::new(shares(workspace, config, &runtime, invoker)).by(share_stand_in)),
+        shares: Arc::new(Virtiofs::new(shares(workspace, &spec, &runtime, invoker)).by(share_stand_in)),
         disk: disk.clone(),
         memory: memory.clone(),
+        records: Arc::new(RecordFiles {
+            run: workspace.run(),
+            root: workspace.root().to_owned(),
+            runtime: runtime.clone(),
+            spec: spec.clone(),
+        }),
         guest: guest.clone(),
         catalog,
         cpu: Arc::new(|| cpu::features().map_err(Failure::world)),
-        shape: Arc::new(config.shape()),
-        missing_mounts: missing_mounts(config),
+        shape: Arc::new(spec.shape(workspace.root())),
+        absolute_shape: Arc::new(spec.shape("/".as_ref())),
+        missing_mounts: missing_mounts(&spec),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),
             memory: memory.clone(),
@@ -184,12 +233,12 @@ pub fn assemble(
         }),
         hooks: Arc::new(ShellHooks {
             directory: workspace.root().to_owned(),
-            scripts: config.hooks.by_point(),
+            scripts: purpose.config().map(|config| config.hooks.by_point()).unwrap_or_default(),
             on_failed_script,
         }),
         clock: Arc::new(HostClock),
     };
-    Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some() })
+    Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some(), spec })
 }
 
 /// Returns the function that computes the address of a guest's SSH server from the VM's slot.
@@ -212,9 +261,9 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
 
 /// Refuses a mount that contains the runtime directory: a guest that can reach the VMM's socket can attach any file of
 /// the host to its VM.
-fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
+fn check_apart(spec: &VmSpec, runtime: &Path) -> Result<()> {
     let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
-    for mount in &config.mounts {
+    for mount in &spec.mounts {
         let source = mount.source.as_path();
         // A missing source is reported by `Config::check_files`.
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
@@ -225,38 +274,38 @@ fn check_apart(config: &Config, runtime: &Path) -> Result<()> {
     Ok(())
 }
 
-fn missing_mounts(config: &Config) -> Arc<[PathBuf]> {
-    let sources = config.mounts.iter().map(|mount| mount.source.as_path());
+fn missing_mounts(spec: &VmSpec) -> Arc<[PathBuf]> {
+    let sources = spec.mounts.iter().map(|mount| mount.source.as_path());
     sources.filter(|source| !source.is_dir()).map(Path::to_owned).collect()
 }
 
-fn disks(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> Disks {
-    Disks::new(workspace.run(), workspace.snapshots(), config.disks.clone(), Arc::clone(progress))
+fn disks(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Disks {
+    Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress))
 }
 
-fn ram(workspace: &Workspace, config: &Config, progress: &Arc<dyn Progress>) -> RamFiles {
+fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> RamFiles {
     RamFiles {
         run: workspace.run(),
         snapshots: workspace.snapshots(),
         tmpfs: memory::tmpfs_directories(),
         former: memory::former_directories(),
         workspace: workspace.id(),
-        size: config.vm.memory.bytes(),
-        backing: config.vm.backing,
+        size: spec.vm.memory.bytes(),
+        backing: spec.vm.backing,
         // No check is needed, because a restore verifies every file of the snapshot just before the copy.
         check: false,
         progress: Arc::clone(progress),
     }
 }
 
-fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invoker) -> ShareSettings {
-    let in_guest = if config.guest.user.is_root() { 0 } else { FIRST_USER };
+fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker) -> ShareSettings {
+    let in_guest = if spec.guest.user.is_root() { 0 } else { FIRST_USER };
     ShareSettings {
         runtime: runtime.to_owned(),
         workspace: workspace.id(),
         invoker,
         guest: (in_guest, in_guest),
-        shares: config
+        shares: spec
             .mounts
             .iter()
             .enumerate()
@@ -271,7 +320,8 @@ fn shares(workspace: &Workspace, config: &Config, runtime: &Path, invoker: Invok
 
 fn guest(
     workspace: &Workspace,
-    config: &Config,
+    spec: &VmSpec,
+    purpose: Purpose<'_>,
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
     address: Arc<ssh_guest::Address>,
@@ -283,19 +333,25 @@ fn guest(
     };
     let disk = Arc::clone(disk);
     let settings = ssh_guest::GuestSettings {
-        user: config.guest.user.clone(),
-        key: Arc::new(key::load(config.guest.ssh_key.as_path()).map_err(WiringError::LoginKey)?),
+        user: spec.guest.user.clone(),
+        key: match (key::load(spec.guest.ssh_key.as_path()), purpose) {
+            (Err(error), Purpose::Any(_)) => return Err(WiringError::LoginKey(error)),
+            (loaded, _) => loaded.map(Arc::new).map_err(Arc::new),
+        },
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
-        wanted: wanted(workspace, config)?,
-        mounts: config.mounts.iter().enumerate().map(mount).collect(),
+        wanted: wanted(workspace, purpose)?,
+        mounts: spec.mounts.iter().enumerate().map(mount).collect(),
         ready: READY,
         limits: Limits::default(),
     };
     Ok(SshGuest::new(settings, vmm.clone()))
 }
 
-fn wanted(workspace: &Workspace, config: &Config) -> Result<Wanted> {
+fn wanted(workspace: &Workspace, purpose: Purpose<'_>) -> Result<Wanted> {
+    let Purpose::Any(config) = purpose else {
+        return Ok(Wanted::default());
+    };
     let file = |file: &config::CredentialFile| FileRule {
         source: SecretSource::File(file.source.clone()),
         target: file.target.clone(),

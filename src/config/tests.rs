@@ -278,20 +278,20 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     for DiskSpec { image: _, size: _ } in disks {}
     for MountTable { source: _, target: _, readonly: _ } in mounts {}
     let expected = [
-        ("disks.0", "/srv/my project/image/root.img, 64GiB"),
+        ("disks.0", "./image/root.img, 64GiB"),
         ("disks.1", "empty, 1GiB"),
         ("guest.user", "user"),
-        ("mounts.0", "/srv/my project at ~/workspace, read-write"),
+        ("mounts.0", ". at ~/workspace, read-write"),
         ("mounts.1", "/home/me/src at /srv/src, read-only"),
         ("vm.cmdline", "console=ttyS0 quiet"),
-        ("vm.initramfs", "/srv/my project/image/initramfs.gz"),
-        ("vm.kernel", "/srv/my project/image/vmlinuz"),
+        ("vm.initramfs", "./image/initramfs.gz"),
+        ("vm.kernel", "./image/vmlinuz"),
         ("vm.memory", "4GiB"),
         ("vm.vcpus", "2"),
     ];
     let expected: BTreeMap<String, String> =
         expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    assert_eq!(config.shape(), expected);
+    assert_eq!(config.vm_spec().shape(Path::new("/srv/my project")), expected);
 
     // Values that do not shape a VM may change.
     let other = Config {
@@ -306,9 +306,12 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         snapshot: SnapshotTable::default(),
         ..config
     };
-    assert_eq!(other.shape(), expected);
-    let small = parse("[vm]\nkernel = \"k\"\nmemory = \"64MiB\"\n[[disks]]\nimage = \"d\"").unwrap().shape();
-    assert_eq!((small.get("vm.initramfs"), small["disks.0"].as_str()), (None, "/srv/my project/d, as it is"));
+    assert_eq!(other.vm_spec().shape(Path::new("/srv/my project")), expected);
+    let small = parse("[vm]\nkernel = \"k\"\nmemory = \"64MiB\"\n[[disks]]\nimage = \"d\"")
+        .unwrap()
+        .vm_spec()
+        .shape(Path::new("/srv/my project"));
+    assert_eq!((small.get("vm.initramfs"), small["disks.0"].as_str()), (None, "./d, as it is"));
 }
 
 /// The keys of a table with the tables in it. A person chooses the names of the entries of `[env]`.

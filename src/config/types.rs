@@ -1,11 +1,11 @@
-//! The configuration as nixbox uses it: a struct of [`crate::world`] values for each table, and the selection of the
-//! values that shape a VM.
+//! The configuration as nixbox uses it: a struct of [`crate::world`] values for each table, and the selections of the
+//! values that a VM is built from and that shape it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroU32};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::world::{
     Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, SecretSource, UserName,
@@ -67,8 +67,8 @@ pub struct Config {
 }
 
 /// `[vm]`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VmTable {
     /// The number of virtual processors: 1 to 254.
     pub vcpus: NonZeroU8,
@@ -85,8 +85,8 @@ pub struct VmTable {
 }
 
 /// One of `[[mounts]]`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct MountTable {
     /// The host's directory.
     pub source: HostPath,
@@ -97,8 +97,8 @@ pub struct MountTable {
 }
 
 /// `[guest]`.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestTable {
     /// The user that nixbox logs in as.
     pub user: UserName,
@@ -162,30 +162,91 @@ impl HooksTable {
     }
 }
 
+/// What a VM is built from: the values of the configuration that nixbox writes down when it builds a VM, and that
+/// describe the VM for as long as it lives. A later edit of the configuration waits for the next VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct VmSpec {
+    /// The VMM.
+    pub vmm: VmmChoice,
+    /// The VM's processors, memory and boot.
+    pub vm: VmTable,
+    /// The disks, in the order in which the guest sees them.
+    pub disks: Vec<DiskSpec>,
+    /// The shares, in the order of their tags.
+    pub mounts: Vec<MountTable>,
+    /// What the guest may reach.
+    pub network: NetworkPolicy,
+    /// The system in the VM.
+    pub guest: GuestTable,
+}
+
+/// A value of the configuration that differs from what a VM was built from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PendingEdit {
+    /// The key, as in `vm.memory`.
+    pub key: String,
+    /// The value that the VM was built from, as JSON; absent if the key was added since.
+    pub built: Option<serde_json::Value>,
+    /// The value of the configuration, as JSON; absent if the key was removed since.
+    pub configured: Option<serde_json::Value>,
+}
+
 impl Config {
-    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
+    /// The values that a VM is built from.
     ///
-    /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
-    /// it shapes a VM. A field that is bound to `_` does not shape the VM: the devices, the memory and the boot of the
-    /// VM do not depend on the value.
+    /// The configuration is taken apart here without `..`, so that a new table does not compile until this function says
+    /// whether a VM is built from it. The values that are bound to `_` are used as the configuration has them whenever a
+    /// command needs them.
     #[must_use]
-    pub fn shape(&self) -> BTreeMap<String, String> {
+    pub fn vm_spec(&self) -> VmSpec {
         let Self {
             name: _,
-            vmm: _,
+            vmm,
             vm,
             disks,
             mounts,
-            network: _,
+            network,
             guest,
             env: _,
             credentials: _,
             hooks: _,
             snapshot: _,
-        } = self;
+        } = self.clone();
+        VmSpec { vmm, vm, disks, mounts, network, guest }
+    }
+}
+
+impl VmSpec {
+    /// The same after the directory `from`, which the workspace was, became the directory `to`.
+    #[must_use]
+    pub fn moved(mut self, from: &Path, to: &Path) -> Self {
+        let Self { vmm: _, vm, disks, mounts, network: _, guest } = &mut self;
+        let paths = std::iter::once(&mut vm.kernel)
+            .chain(&mut vm.initramfs)
+            .chain(disks.iter_mut().filter_map(|disk| disk.image.as_mut()))
+            .chain(mounts.iter_mut().map(|mount| &mut mount.source))
+            .chain(std::iter::once(&mut guest.ssh_key));
+        paths.for_each(|path| path.follow(from, to));
+        self
+    }
+
+    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same. Paths below `root`,
+    /// the directory of the workspace, are relative to it; with `/` as the root all paths are absolute.
+    ///
+    /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
+    /// it shapes a VM. A field that is bound to `_` does not shape the VM: the devices, the memory and the boot of the
+    /// VM do not depend on the value.
+    #[must_use]
+    pub fn shape(&self, root: &Path) -> BTreeMap<String, String> {
+        let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
         let GuestTable { user, ssh_key: _ } = guest;
-        let path = |path: &HostPath| path.as_path().display().to_string();
+        let path = |path: &HostPath| match path.as_path().strip_prefix(root) {
+            Ok(below) if below.as_os_str().is_empty() => ".".to_owned(),
+            Ok(below) if root != Path::new("/") => format!("./{}", below.display()),
+            _ => path.as_path().display().to_string(),
+        };
         let mut shape = BTreeMap::from([
             ("vm.vcpus".to_owned(), vcpus.to_string()),
             ("vm.memory".to_owned(), memory.to_string()),
@@ -204,5 +265,47 @@ impl Config {
             shape.insert(format!("mounts.{n}"), format!("{} at {target}, {access}", path(source)));
         }
         shape
+    }
+
+    /// The values of `today` that differ from this one, by key.
+    #[must_use]
+    pub fn pending_edits(&self, today: &Self) -> Vec<PendingEdit> {
+        let (built, today) = (self.by_key(), today.by_key());
+        let keys: BTreeSet<&String> = built.keys().chain(today.keys()).collect();
+        keys.into_iter()
+            .filter(|key| built.get(*key) != today.get(*key))
+            .map(|key| PendingEdit {
+                key: key.clone(),
+                built: built.get(key).cloned(),
+                configured: today.get(key).cloned(),
+            })
+            .collect()
+    }
+
+    /// Every value that has no parts of its own, by its key: `vm.memory`, `mounts.0.source`.
+    fn by_key(&self) -> BTreeMap<String, serde_json::Value> {
+        fn add(key: &str, value: &serde_json::Value, into: &mut BTreeMap<String, serde_json::Value>) {
+            let parts: Vec<(String, &serde_json::Value)> = match value {
+                serde_json::Value::Object(table) => {
+                    table.iter().map(|(name, part)| (name.clone(), part)).collect()
+                }
+                serde_json::Value::Array(list) => {
+                    list.iter().enumerate().map(|(index, part)| (index.to_string(), part)).collect()
+                }
+                serde_json::Value::Null => return,
+                plain => {
+                    into.insert(key.to_owned(), plain.clone());
+                    return;
+                }
+            };
+            for (name, part) in parts {
+                let key = if key.is_empty() { name } else { format!("{key}.{name}") };
+                add(&key, part, into);
+            }
+        }
+        let mut by_key = BTreeMap::new();
+        // All types here write themselves as JSON: a test does it.
+        add("", &serde_json::to_value(self).unwrap_or_default(), &mut by_key);
+        by_key
     }
 }

@@ -47,6 +47,19 @@ pub enum Fault {
     StorageFails(u64, std::io::ErrorKind),
 }
 
+/// What stops working beside nixbox: on the host, or in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Loss {
+    /// The sources of the credentials can no longer be read.
+    Sources,
+    /// The guests refuse fresh entropy.
+    Entropy,
+    /// The guests let nobody become root.
+    Root,
+    /// The files for the credentials can no longer be written in the guests.
+    Targets,
+}
+
 /// What the program has done since the fault was set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {

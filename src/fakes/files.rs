@@ -5,7 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::guest::{DiskImage, FakeRam, SavedState};
+use super::guest::{DiskImage, FakeRam, FakeSpec, SavedState};
+
 use crate::world::Manifest;
 
 /// The number of an inode.
@@ -24,6 +25,7 @@ pub(super) enum Content {
     Ram(FakeRam),
     State(SavedState),
     Manifest(Box<ManifestFile>),
+    Built(FakeSpec),
     /// Not completely written.
     Torn,
 }

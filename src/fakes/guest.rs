@@ -1,10 +1,19 @@
-//! What is in the RAM, on the disk and in the saved state of a guest, as far as it makes a difference to nixbox.
+//! What is in the RAM, on the disk and in the saved state of a guest, and what its VM was built from, as far as it makes a
+//! difference to nixbox.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A secret, as the configuration has it at the time of an injection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FakeSecret(pub(super) u64);
+
+/// What a VM is built from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct FakeSpec {
+    pub(super) shares: bool,
+    /// The values that shape a VM.
+    pub(super) shape: BTreeMap<String, String>,
+}
 
 /// The state of a share's mount in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

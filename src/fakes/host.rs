@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::fault::{Counts, Fault};
+use super::fault::{Counts, Fault, Loss};
 use super::files::{Content, Survival};
-use super::state::{FakeState, NEIGHBOUR, RAM};
+use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
 use crate::engine::journal::Name;
-use crate::world::{Failure, Interrupt, Slot, SnapshotId, WorkspaceId};
+use crate::world::{Failure, Generation, Interrupt, Slot, SnapshotId, WorkspaceId};
 
 /// A host. Clones are handles to the same host.
 #[derive(Clone)]
@@ -106,7 +106,24 @@ impl Host {
 
     /// Changes a value of the configuration that shapes a VM.
     pub fn set_shape(&self, key: &str, value: &str) {
-        self.lock().shape.insert(key.to_owned(), value.to_owned());
+        self.lock().today.shape.insert(key.to_owned(), value.to_owned());
+    }
+
+    /// Adds shares to the configuration, or removes them. They shape a VM.
+    pub fn set_shares(&self, shares: bool) {
+        let mut state = self.lock();
+        state.today.shares = shares;
+        state.today.shape.insert("mounts".to_owned(), shares.to_string());
+    }
+
+    /// Removes the built record of the VM that runs in a workspace, as if an earlier nixbox had built the VM.
+    pub fn lose_record(&self, workspace: WorkspaceId) {
+        let mut state = self.lock();
+        let memories: Vec<Generation> =
+            state.memories.keys().filter(|(of, _)| *of == workspace).map(|(_, memory)| *memory).collect();
+        if let Some(directory) = state.workspace_directory(workspace) {
+            memories.into_iter().for_each(|memory| state.files.remove(directory, &record_name(memory)));
+        }
     }
 
     /// Takes a feature from the host's processor, as if the host were another one.
@@ -117,6 +134,16 @@ impl Host {
     /// Installs another major version of the VMM. A VM that runs keeps its own.
     pub fn install_vmm(&self, version: u32) {
         self.lock().version = version;
+    }
+
+    /// Lets something stop working.
+    pub fn lose(&self, loss: Loss) {
+        self.lock().lost.insert(loss);
+    }
+
+    /// Lets something stop working at this point, counted from 0 since the fault was set.
+    pub fn lose_at(&self, point: u64, loss: Loss) {
+        self.lock().loss_at = Some((point, loss));
     }
 
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.

@@ -1,9 +1,10 @@
 //! Checks the ten invariants of the design on the state of the host. Of nixbox's own code only the reader of the journal is
 //! used, to know what state the workspace should be in.
 
+use super::fault::Loss;
 use super::files::Content;
 use super::guest::FakeMount;
-use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name};
+use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, record_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
@@ -116,11 +117,18 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     let disk = state.disk(workspace, machine.disk);
     let on_disk = disk.is_some_and(|disk| disk.secrets.contains(&state.secret));
     forbid(4, !on_disk, "the guest lacks its credentials on disk");
+    let Some(built) = state.built(workspace, machine.memory) else {
+        forbid(12, true, "nothing says what the VM was built from");
+        return;
+    };
     let shares = vmm.shares == Presence::Whole && ram.mount == FakeMount::Works;
-    forbid(4, state.shares_wanted && !shares, "the guest lacks its shares");
+    forbid(4, built.shares && !shares, "the guest lacks its shares");
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
-    forbid(4, state.shares_wanted && !serving, "no share daemon serves the guest");
-    forbid(4, !ram.seeded || !ram.clock, "the guest has no fresh entropy, or a wrong clock");
+    forbid(4, built.shares && !serving, "no share daemon serves the guest");
+    // A guest that refused both, or could not be asked, runs on as it is where the operation allows it.
+    let refused = state.settle_failed || state.lost.contains(&Loss::Entropy);
+    let settled = ram.seeded && ram.clock;
+    forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
 }
 
 fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {
@@ -138,6 +146,11 @@ fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine
     for (of, generation) in state.memories.keys() {
         let left = *of == workspace && !of_vm(*generation, |machine| machine.memory);
         forbid(5, left, &format!("a RAM file of generation {generation} was left behind"));
+    }
+    let records = state.workspace_directory(workspace).into_iter().flat_map(|at| state.files.list(at));
+    for name in records.map(|(name, _)| name).filter(|name| name.starts_with("built-")) {
+        let left = machine.is_none_or(|machine| record_name(machine.memory) != name);
+        forbid(5, left, &format!("{name} was left behind"));
     }
     for (slot, network) in &state.networks {
         let left = network.owner == workspace && machine.is_none_or(|machine| machine.slot != *slot);

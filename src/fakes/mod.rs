@@ -28,19 +28,26 @@ mod seams;
 mod state;
 mod storage;
 
-pub use fault::{CallFault, Counts, Crash, Fault};
+pub use fault::{CallFault, Counts, Crash, Fault, Loss};
 pub use files::Survival;
 pub use host::{Host, WorkspaceLock};
 pub use invariants::Violation;
 pub use storage::FakeStorage;
 
-use crate::world::{WorkspaceId, World};
+use crate::world::{Generation, WorkspaceId, World};
 
 impl Host {
-    /// The world of a workspace on this host.
+    /// The world of a workspace on this host, for a VM that is built from the configuration of today.
     #[must_use]
     pub fn world(&self, workspace: WorkspaceId) -> World {
-        seams::world(self, workspace)
+        seams::world(self, workspace, None)
+    }
+
+    /// The world of a workspace on this host, for the VM whose built record bears this generation. If there is no such
+    /// record the configuration of today describes the VM.
+    #[must_use]
+    pub fn world_of(&self, workspace: WorkspaceId, built: Generation) -> World {
+        seams::world(self, workspace, Some(built))
     }
 
     /// The journal files of a workspace.

@@ -2,21 +2,24 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::fault::{CallFault, FakeError, Fault};
+use super::fault::{CallFault, FakeError, Fault, Loss};
 use super::files::{Content, Ino, ManifestFile};
-use super::guest::{DiskImage, FakeMount, FakeRam, SavedState};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
 use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
+    record_name,
 };
 use crate::world::{
-    Ability, BootId, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation, Guest,
-    HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network, Presence,
-    Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion, WorkspaceId, World,
+    Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,
+    Guest, HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network,
+    Presence, Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion,
+    WaitObserver, WorkspaceId, World,
 };
 
 mod catalog;
@@ -33,11 +36,21 @@ fn refused<T>(why: &'static str) -> Result<T> {
 struct WorkspaceSeams {
     host: Host,
     workspace: WorkspaceId,
+    /// What the VM of this world was built from, or is to be built from.
+    spec: FakeSpec,
+    /// Whether this program holds the credentials in memory.
+    held: Arc<AtomicBool>,
 }
 
-pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
-    host.lock().snapshots_directory(workspace);
-    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace });
+/// The world of the VM whose built record bears the generation, or else of the configuration.
+pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generation>) -> World {
+    let spec = {
+        let mut state = host.lock();
+        state.snapshots_directory(workspace);
+        built.and_then(|generation| state.built(workspace, generation)).unwrap_or(&state.today).clone()
+    };
+    let shape = Arc::new(spec.shape.clone());
+    let seams = Arc::new(WorkspaceSeams { host: host.clone(), workspace, spec, held: Arc::default() });
     World {
         vmm: seams.clone(),
         slots: seams.clone(),
@@ -45,6 +58,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
         shares: seams.clone(),
         disk: seams.clone(),
         memory: seams.clone(),
+        records: seams.clone(),
         guest: seams.clone(),
         catalog: seams.clone(),
         hooks: seams.clone(),
@@ -52,12 +66,16 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId) -> World {
             let host = host.clone();
             move || Ok(host.lock().cpu.clone())
         }),
-        shape: Arc::new(host.lock().shape.clone()),
+        absolute_shape: shape.clone(),
+        shape,
         missing_mounts: Arc::new([]),
         leftovers: seams.clone(),
         clock: seams,
     }
 }
+
+/// The kind of the call that settles a guest.
+const SETTLE: &str = "guest.settle";
 
 /// A part of a change, between two points.
 type EffectPart<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
@@ -103,6 +121,14 @@ impl WorkspaceSeams {
         if state.dead {
             return Some(CallFault::ErrorBefore);
         }
+        let fault = Self::fault_of_call(&mut state, kind);
+        if kind == SETTLE {
+            state.settle_failed = fault.is_some();
+        }
+        fault
+    }
+
+    fn fault_of_call(state: &mut FakeState, kind: &'static str) -> Option<CallFault> {
         let here = state.counts.calls;
         state.counts.calls += 1;
         match state.fault {
@@ -139,6 +165,27 @@ impl WorkspaceSeams {
         match found.or_else(|| state.files.find(snapshots, &staging_name(id))) {
             Some(ino) => Ok(ino),
             None => refused("there is no such snapshot"),
+        }
+    }
+
+    /// Reads the credentials from their sources unless they are held.
+    fn hold(&self, state: &FakeState) -> Result<()> {
+        if self.held.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        Self::works(state, &[Loss::Sources])?;
+        self.held.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// An error if something that a call needs has stopped working.
+    fn works(state: &FakeState, needed: &[Loss]) -> Result<()> {
+        match needed.iter().find(|loss| state.lost.contains(*loss)) {
+            Some(Loss::Sources) => refused("the sources of the credentials cannot be read"),
+            Some(Loss::Entropy) => refused("the guest refuses fresh entropy"),
+            Some(Loss::Root) => refused("nobody can become root in the guest"),
+            Some(Loss::Targets) => refused("the files for the credentials cannot be written"),
+            None => Ok(()),
         }
     }
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::fault::{Counts, Crash, FakeError, Fault};
+use super::fault::{Counts, Crash, FakeError, Fault, Loss};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
-use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret};
+use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
     Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
     WorkspaceId,
@@ -102,7 +102,8 @@ pub(super) struct RamFile {
 #[derive(Clone)]
 pub(super) struct FakeState {
     pub(super) version: u32,
-    pub(super) shares_wanted: bool,
+    /// The configuration of today. A VM that was built earlier goes by its built record.
+    pub(super) today: FakeSpec,
     pub(super) files: FakeFiles,
     pub(super) vmms: BTreeMap<Key, VmmProcess>,
     pub(super) daemons: BTreeMap<Key, ShareDaemons>,
@@ -110,10 +111,14 @@ pub(super) struct FakeState {
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
+    /// Whether the last attempt to settle a guest met a fault of its call.
+    pub(super) settle_failed: bool,
+    /// What does not work.
+    pub(super) lost: BTreeSet<Loss>,
+    /// The point at which something stops working.
+    pub(super) loss_at: Option<(u64, Loss)>,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
-    /// The values of the configuration that shape a VM.
-    pub(super) shape: BTreeMap<String, String>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
     /// How much of that space is promised to RAM files, in bytes.
@@ -148,7 +153,7 @@ impl FakeState {
         files.sync_names(directory);
         Self {
             version,
-            shares_wanted,
+            today: FakeSpec { shares: shares_wanted, shape: BTreeMap::new() },
             files,
             vmms: BTreeMap::from([((NEIGHBOUR, generation), neighbour)]),
             daemons: BTreeMap::from([((NEIGHBOUR, generation), daemons)]),
@@ -156,8 +161,10 @@ impl FakeState {
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
+            settle_failed: false,
+            lost: BTreeSet::new(),
+            loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),
-            shape: BTreeMap::new(),
             room: 1 << 40,
             promised: 0,
             share_users: Vec::new(),
@@ -230,6 +237,7 @@ impl FakeState {
         let here = self.counts.points;
         self.counts.points += 1;
         self.tick();
+        self.lost.extend(self.loss_at.filter(|(at, _)| *at == here).map(|(_, loss)| loss));
         match self.fault {
             Fault::CrashAt(at, Crash::Death) if at == here => self.dead = true,
             Fault::CrashAt(at, Crash::PowerCut(survival)) if at == here => {
@@ -296,6 +304,14 @@ impl FakeState {
     pub(super) fn disk(&self, workspace: WorkspaceId, generation: Generation) -> Option<&DiskImage> {
         match self.files.get(self.workspace_directory(workspace)?, &disk_name(generation)) {
             Some(Content::Disk(disk)) => Some(disk),
+            _ => None,
+        }
+    }
+
+    /// What the VM was built from whose RAM bears this generation.
+    pub(super) fn built(&self, workspace: WorkspaceId, generation: Generation) -> Option<&FakeSpec> {
+        match self.files.get(self.workspace_directory(workspace)?, &record_name(generation)) {
+            Some(Content::Built(spec)) => Some(spec),
             _ => None,
         }
     }
@@ -411,6 +427,10 @@ impl FakeState {
         still.files.hash_live(&mut hasher);
         hasher.finish()
     }
+}
+
+pub(super) fn record_name(generation: Generation) -> String {
+    format!("built-{generation}")
 }
 
 pub(super) fn disk_name(generation: Generation) -> String {

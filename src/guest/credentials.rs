@@ -1,145 +1,21 @@
-//! Prepares the files that are injected into the guest: reads secret values from their sources, and puts them into
-//! files.
+//! Prepares the files that are injected into the guest: puts the values that [`super::sources`] reads into files.
 //!
 //! This module prints no value, and overwrites every value in memory when it drops it. This module does not talk to a
 //! guest.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, Read};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures_util::future::{try_join, try_join_all};
 use russh::keys::PrivateKey;
-use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
-use tokio::time::timeout;
-use zeroize::Zeroizing;
 
-use super::key::{self, KeyError};
-use crate::world::{FileOwner, GuestPath, Secret, SecretCommand, SecretSource, VariableName};
+use super::key;
+use super::sources::{PendingSources, SourceError};
+use crate::world::{FileOwner, GuestPath, Secret, SecretSource, VariableName, WaitObserver};
 
 /// SHA-256 of a file's content.
 pub type Digest = [u8; 32];
-
-/// The most bytes that a value may have.
-pub const LONGEST: usize = 1 << 20;
-
-/// The time limit of a command that prints a value. It is long because the command may ask a person.
-const COMMAND_LIMIT: Duration = Duration::from_secs(120);
-
-/// Why a value could not be read. No message contains any part of a value.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum SourceError {
-    #[error("the environment variable {0}, which a credential is read from, is not set")]
-    NoVariable(VariableName),
-    #[error("cannot read the credential file {path}")]
-    File { path: PathBuf, source: io::Error },
-    #[error("cannot run {program:?}, which prints a credential")]
-    Run { program: String, source: io::Error },
-    #[error("{program:?}, which prints a credential, ended with {status}")]
-    Failed { program: String, status: std::process::ExitStatus },
-    #[error("{program:?}, which prints a credential, did not end within {limit:?}")]
-    Slow { program: String, limit: Duration },
-    #[error("a credential from {from} is longer than {LONGEST} bytes")]
-    TooLong { from: String },
-    #[error("the value for the environment variable {0} has a NUL byte in it")]
-    Nul(VariableName),
-    #[error("cannot prepare the workspace's SSH key")]
-    Key(#[from] KeyError),
-}
-
-/// Reads the value of a source, byte for byte.
-///
-/// # Errors
-/// Any [`SourceError`].
-pub async fn resolve(source: &SecretSource) -> Result<Secret, SourceError> {
-    match source {
-        SecretSource::Plain(value) => Ok(value.clone()),
-        SecretSource::FromEnv(name) => {
-            let value =
-                std::env::var_os(name.as_str()).ok_or_else(|| SourceError::NoVariable(name.clone()))?;
-            let value = Secret::new(value.into_encoded_bytes());
-            if value.expose().len() > LONGEST {
-                return Err(SourceError::TooLong { from: format!("the environment variable {name}") });
-            }
-            Ok(value)
-        }
-        SecretSource::File(path) => read_file(path.as_path()),
-        SecretSource::Command(command) => run_command(command).await,
-    }
-}
-
-/// The first `filled` bytes of a buffer, without a copy of the buffer.
-fn first(mut buffer: Zeroizing<Vec<u8>>, filled: usize) -> Secret {
-    let mut bytes = std::mem::take(&mut *buffer);
-    bytes.truncate(filled);
-    Secret::new(bytes)
-}
-
-fn read_file(path: &Path) -> Result<Secret, SourceError> {
-    let failed = |source| SourceError::File { path: path.to_owned(), source };
-    // Opening a pipe that has no writer must not block. A path that is not a regular file is refused before anything is
-    // read.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    let about = file.metadata().map_err(failed)?;
-    if !about.is_file() {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
-    }
-    // The vector has room for the whole file, because a vector that grows leaves copies of its content behind.
-    let room = usize::try_from(about.len()).unwrap_or(LONGEST).min(LONGEST) + 1;
-    let mut bytes = Zeroizing::new(vec![0; room]);
-    let mut filled = 0;
-    while filled < room {
-        match file.read(&mut bytes[filled..]).map_err(failed)? {
-            0 => return Ok(first(bytes, filled)),
-            read => filled += read,
-        }
-    }
-    Err(SourceError::TooLong { from: path.display().to_string() })
-}
-
-async fn run_command(secret: &SecretCommand) -> Result<Secret, SourceError> {
-    let program = &secret.program;
-    let failed = |source| SourceError::Run { program: program.clone(), source };
-    let mut command = Command::new(program);
-    // The kernel takes arguments as C strings, so `Command` holds a copy of the arguments for as long as it lives.
-    command.args(secret.arguments.iter().map(|argument| OsStr::from_bytes(argument.expose())));
-    // The program inherits stderr, because it may ask the user there.
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
-    let run = async {
-        let mut child = command.spawn().map_err(failed)?;
-        let mut bytes = Zeroizing::new(vec![0; LONGEST + 1]);
-        let mut filled = 0;
-        if let Some(mut stdout) = child.stdout.take() {
-            loop {
-                let read = stdout.read(&mut bytes[filled..]).await.map_err(failed)?;
-                filled += read;
-                if filled > LONGEST {
-                    return Err(SourceError::TooLong { from: format!("{program:?}") });
-                }
-                if read == 0 {
-                    break;
-                }
-            }
-        }
-        let status = child.wait().await.map_err(failed)?;
-        if !status.success() {
-            return Err(SourceError::Failed { program: program.clone(), status });
-        }
-        Ok(first(bytes, filled))
-    };
-    let slow = |_| SourceError::Slow { program: program.clone(), limit: COMMAND_LIMIT };
-    timeout(COMMAND_LIMIT, run).await.map_err(slow)?
-}
 
 /// A file that the configuration wants in the guest.
 #[derive(Debug)]
@@ -204,20 +80,32 @@ impl Wanted {
         environment.into_iter().chain(files).chain(keys.into_iter().flatten()).collect()
     }
 
-    /// Reads the content of every file that is to be injected. Commands that print values run one after the other,
-    /// because each may ask a person.
+    /// Reads the content of every file that is to be injected. All sources are read at the same time; `waits` is told
+    /// which of them take long.
     ///
     /// # Errors
-    /// Any [`SourceError`].
-    pub async fn resolve(&self) -> Result<Vec<Credential>, SourceError> {
+    /// Any [`SourceError`]: that of the first source that fails. The others are given up.
+    pub async fn resolve(&self, waits: &WaitObserver<'_>) -> Result<Vec<Credential>, SourceError> {
+        let pending = PendingSources::default();
+        let environment = try_join_all(self.environment.iter().map(|(_, source)| pending.resolve(source)));
+        let files = try_join_all(self.files.iter().map(|file| pending.resolve(&file.source)));
+        let all = try_join(environment, files);
+        let (environment, files) = pending.report_while(waits, all).await?;
+        self.credentials(&environment, files)
+    }
+
+    fn credentials(
+        &self,
+        environment: &[Secret],
+        files: Vec<Secret>,
+    ) -> Result<Vec<Credential>, SourceError> {
         let credential = |target, mode, content| Credential { target, owner: None, mode, content };
         let mut credentials = Vec::new();
-        if !self.environment.is_empty() {
-            let content = self.environment_file().await?;
+        if !environment.is_empty() {
+            let content = self.environment_file(environment)?;
             credentials.push(credential(GuestPath::ENVIRONMENT, 0o600, content));
         }
-        for FileRule { source, target, owner } in &self.files {
-            let content = resolve(source).await?;
+        for (FileRule { target, owner, .. }, content) in self.files.iter().zip(files) {
             let file = credential(target.clone(), 0o600, content);
             credentials.push(Credential { owner: owner.clone(), ..file });
         }
@@ -230,18 +118,15 @@ impl Wanted {
         Ok(credentials)
     }
 
-    /// Builds the content of `~/.env`, which any POSIX shell can source, even if values contain unusual bytes.
-    async fn environment_file(&self) -> Result<Secret, SourceError> {
-        let mut values = Vec::with_capacity(self.environment.len());
-        for (name, source) in &self.environment {
-            let value = resolve(source).await?;
-            if value.expose().contains(&0) {
-                return Err(SourceError::Nul(name.clone()));
-            }
-            values.push((name, value));
+    /// Builds the content of `~/.env`, which any POSIX shell can source, even if values contain unusual bytes. `values`
+    /// are those of the variables, in their order.
+    fn environment_file(&self, values: &[Secret]) -> Result<Secret, SourceError> {
+        let values: Vec<_> = self.environment.iter().map(|(name, _)| name).zip(values).collect();
+        if let Some((name, _)) = values.iter().find(|(_, value)| value.expose().contains(&0)) {
+            return Err(SourceError::Nul((*name).clone()));
         }
         let length =
-            |(name, value): &(&VariableName, Secret)| name.as_str().len() + 16 + 4 * value.expose().len();
+            |(name, value): &(&VariableName, &Secret)| name.as_str().len() + 16 + 4 * value.expose().len();
         let mut text = Vec::with_capacity(values.iter().map(length).sum());
         for (name, value) in &values {
             let value = value.expose();
@@ -267,7 +152,7 @@ mod tests {
 
     use super::*;
     use crate::testing::Need;
-    use crate::world::HostPath;
+    use crate::world::SecretCommand;
 
     fn name(text: &str) -> VariableName {
         text.parse().unwrap()
@@ -277,59 +162,10 @@ mod tests {
         SecretSource::Plain(Secret::new(text.as_bytes().to_vec()))
     }
 
-    fn file(path: &Path) -> SecretSource {
-        SecretSource::File(HostPath::below(path, "."))
-    }
-
     fn command(words: &[&str]) -> SecretSource {
         let (program, arguments) = words.split_first().unwrap();
         let arguments = arguments.iter().map(|word| Secret::new(word.as_bytes().to_vec())).collect();
         SecretSource::Command(SecretCommand { program: (*program).to_owned(), arguments })
-    }
-
-    async fn value(source: SecretSource) -> Vec<u8> {
-        resolve(&source).await.unwrap().expose().to_vec()
-    }
-
-    #[tokio::test]
-    async fn each_kind_of_source_gives_its_value() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("secret");
-        std::fs::write(&path, b"\0\xff\n").unwrap();
-        assert_eq!(value(plain("p")).await, b"p");
-        assert_eq!(value(file(&path)).await, b"\0\xff\n");
-        assert_eq!(value(command(&["printf", "a\\nb\\n"])).await, b"a\nb\n");
-        let path_variable = std::env::var("PATH").unwrap();
-        assert_eq!(value(SecretSource::FromEnv(name("PATH"))).await, path_variable.as_bytes());
-    }
-
-    #[tokio::test]
-    async fn errors_of_sources_do_not_contain_the_value() {
-        let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("fifo");
-        assert!(Process::new("mkfifo").arg(&fifo).status().unwrap().success());
-        let big = directory.path().join("big");
-        std::fs::write(&big, vec![b'x'; LONGEST]).unwrap();
-        resolve(&file(&big)).await.unwrap();
-        std::fs::write(&big, vec![b'x'; LONGEST + 1]).unwrap();
-        for (source, part) in [
-            (SecretSource::FromEnv(name("NIXBOX_NOT_SET")), "NIXBOX_NOT_SET"),
-            (file(&directory.path().join("none")), "none"),
-            (file(directory.path()), "cannot read"),
-            (file(&fifo), "fifo"),
-            (file(&big), "longer"),
-            (command(&[""]), "cannot run"),
-            (command(&["/no/such/program", "hunter2"]), "/no/such/program"),
-            (command(&["sh", "-c", "echo hunter2; exit 3"]), "exit status: 3"),
-            (command(&["sh", "-c", "yes hunter2"]), "longer"),
-        ] {
-            let told = format!("{source:?}");
-            let error = resolve(&source).await.unwrap_err();
-            assert!(error.to_string().contains(part), "{error}");
-            for text in [told, error.to_string(), format!("{error:?}")] {
-                assert!(!text.contains("hunter2"), "{text}");
-            }
-        }
     }
 
     #[tokio::test]
@@ -344,7 +180,7 @@ mod tests {
             key: Some(Arc::new(key::generate().unwrap())),
             wipe: Vec::new(),
         };
-        let credentials = wanted.resolve().await.unwrap();
+        let credentials = wanted.resolve(&|_| ()).await.unwrap();
         let told = format!("{wanted:?} {credentials:?}");
         assert!(told.contains("TOKEN") && told.contains(".aws") && !told.contains("hunter2"), "{told}");
         let private = credentials[2].content.expose();
@@ -354,10 +190,24 @@ mod tests {
         assert_eq!(targets, wanted.targets());
     }
 
+    /// The first command ends only when the second one runs.
+    #[tokio::test]
+    async fn sources_are_read_at_the_same_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("fifo");
+        assert!(Process::new("mkfifo").arg(&fifo).status().unwrap().success());
+        let fifo = fifo.to_str().unwrap();
+        let reader = command(&["cat", fifo]);
+        let writer = command(&["sh", "-c", "echo met > \"$1\"; echo done", "sh", fifo]);
+        let environment = vec![(name("READER"), reader), (name("WRITER"), writer)];
+        let credentials = Wanted { environment, ..Wanted::default() }.resolve(&|_| ()).await.unwrap();
+        assert_eq!(credentials[0].content.expose(), b"export READER='met'\nexport WRITER='done'\n");
+    }
+
     #[tokio::test]
     async fn a_variable_cannot_hold_nul() {
         let environment = vec![(name("A"), command(&["printf", "a\\0b"]))];
-        let error = Wanted { environment, ..Wanted::default() }.resolve().await.unwrap_err();
+        let error = Wanted { environment, ..Wanted::default() }.resolve(&|_| ()).await.unwrap_err();
         assert!(matches!(error, SourceError::Nul(_)));
     }
 
@@ -371,7 +221,7 @@ mod tests {
                 (name("B"), plain("last\n\n")),
             ];
             let wanted = Wanted { environment, ..Wanted::default() };
-            let file = runtime.block_on(wanted.resolve()).unwrap();
+            let file = runtime.block_on(wanted.resolve(&|_| ())).unwrap();
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("env");
             std::fs::write(&path, file[0].content.expose()).unwrap();

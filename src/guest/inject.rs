@@ -78,21 +78,30 @@ fi
 mv -f "$n" "$t" || fail "cannot rename $n"
 "#;
 
-/// Adds the line that sources `~/.env` to the files that login shells read, once. bash reads `.profile` only if
-/// `.bash_profile` and `.bash_login` do not exist.
-const PROFILE: &str = r#"
+/// The shell function `each_login_file FUNCTION` calls FUNCTION with each file that login shells read and that lacks the
+/// line which sources `~/.env`. bash reads `.profile` only if `.bash_profile` and `.bash_login` do not exist.
+pub(super) const LOGIN_FILES: &str = r#"
 line='[ ! -r "$HOME/.env" ] || . "$HOME/.env" # nixbox: the environment of the workspace'
+each_login_file() {
+  for f in .profile .bash_profile .bash_login .zprofile; do
+    case $f in
+      .profile) ;;
+      .zprofile) case ${SHELL:-} in */zsh) ;; *) [ -f "$HOME/$f" ] || continue ;; esac ;;
+      *) [ -f "$HOME/$f" ] || continue ;;
+    esac
+    grep -qxF -- "$line" "$HOME/$f" 2>/dev/null || "$1" "$HOME/$f"
+  done
+}
+"#;
+
+/// Adds the line to those files.
+const PROFILE: &str = r#"
 umask 022
-for f in .profile .bash_profile .bash_login .zprofile; do
-  case $f in
-    .profile) ;;
-    .zprofile) case ${SHELL:-} in */zsh) ;; *) [ -f "$HOME/$f" ] || continue ;; esac ;;
-    *) [ -f "$HOME/$f" ] || continue ;;
-  esac
-  ! grep -qxF -- "$line" "$HOME/$f" 2>/dev/null || continue
-  [ ! -s "$HOME/$f" ] || [ -z "$(tail -c 1 "$HOME/$f")" ] || echo >> "$HOME/$f" || exit 1
-  printf '%s\n' "$line" >> "$HOME/$f" || exit 1
-done
+add() {
+  [ ! -s "$1" ] || [ -z "$(tail -c 1 "$1")" ] || echo >> "$1" || exit 1
+  printf '%s\n' "$line" >> "$1" || exit 1
+}
+each_login_file add
 "#;
 
 /// The rights with which a file is written or removed: the user's rights in the user's home, and root's rights
@@ -156,7 +165,15 @@ pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), Scr
         shell.script("put a credential into the guest", rights, &script, content, LIMIT).await?;
     }
     if paths.contains(&GuestPath::ENVIRONMENT.expand(home)) {
-        shell.script("have login shells read ~/.env", Rights::User, PROFILE, &[], LIMIT).await?;
+        shell
+            .script(
+                "have login shells read ~/.env",
+                Rights::User,
+                &format!("{LOGIN_FILES}{PROFILE}"),
+                &[],
+                LIMIT,
+            )
+            .await?;
     }
     Ok(())
 }

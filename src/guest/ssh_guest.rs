@@ -13,18 +13,22 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use russh::keys::PrivateKey;
+use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 
 use super::channel::{ChannelError, Endpoint, Limits, SshSession};
-use super::credentials::Wanted;
+use super::credentials::{Credential, Wanted};
 use super::host_key::Pin;
 use super::inject::{self, Expected};
+use super::key::KeyError;
 use super::mounts::{self, Mount};
 use super::ready::until_ready;
 use super::shell::{Rights, ScriptError, Shell};
-use super::{settle, stale_scripts, wipe};
+use super::sources::SourceError;
+use super::{examine, settle, stale_scripts, wipe};
 use crate::world::{
     BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Slot, UserName, Vmm, VmmState,
+    WaitObserver,
 };
 
 /// How often the VMM is asked whether it still has the VM.
@@ -46,8 +50,8 @@ pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 pub struct GuestSettings {
     /// The user to log in as: root, or a user with `sudo` without a password.
     pub user: UserName,
-    /// The key that the image accepts for a login.
-    pub key: Arc<PrivateKey>,
+    /// The key that the image accepts for a login, or why it cannot be used. Then no call reaches the guest.
+    pub key: std::result::Result<Arc<PrivateKey>, Arc<KeyError>>,
     /// The file for the host key of a generation of disks. The file lies beside the disk images, and is copied and
     /// removed with them.
     pub pin: Arc<PinPath>,
@@ -77,9 +81,9 @@ pub struct SshGuest {
     kept: Mutex<Option<(Generation, Arc<Shell>)>>,
     /// All connections that may be in use.
     living: tokio::sync::Mutex<Vec<Weak<Shell>>>,
-    /// The expected state of the injected files. It is computed once and kept, because computing it may run commands
-    /// that ask a person.
-    expected: Mutex<Option<Arc<[Expected]>>>,
+    /// The content of the files to inject. It is read from its sources once and held as long as this value lives,
+    /// because reading it may ask a person, and because a source may be gone when the guest needs its credentials back.
+    held: OnceCell<Arc<[Credential]>>,
 }
 
 impl SshGuest {
@@ -91,7 +95,7 @@ impl SshGuest {
             vmm,
             kept: Mutex::default(),
             living: tokio::sync::Mutex::default(),
-            expected: Mutex::default(),
+            held: OnceCell::new(),
         }
     }
 
@@ -107,6 +111,7 @@ impl SshGuest {
     /// [`Failure::Lost`] if the VM is lost; [`Failure::Interrupted`]; otherwise the error of the last attempt.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
         let GuestSettings { user, key, address, ready, limits, .. } = &self.settings;
+        let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
         let endpoint = Endpoint {
             address: address(machine.slot),
             user: user.clone(),
@@ -195,19 +200,11 @@ impl SshGuest {
         matches!(found, Ok(Ok(state)) if !state.has_system() && state != VmmState::Silent)
     }
 
-    fn remember(&self, expected: Arc<[Expected]>) {
-        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(expected);
-    }
-
-    async fn expected(&self) -> Result<Arc<[Expected]>> {
-        let known = self.expected.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
-        let expected: Arc<[Expected]> = credentials.iter().map(Expected::from).collect();
-        self.remember(Arc::clone(&expected));
-        Ok(expected)
+    /// The content of the files to inject, which is read from its sources unless it is held already.
+    async fn credentials(&self, waits: &WaitObserver<'_>) -> Result<Arc<[Credential]>> {
+        let read = async || Ok(self.settings.wanted.resolve(waits).await?.into());
+        let held = self.held.get_or_try_init(read).await;
+        held.cloned().map_err(|error: SourceError| Failure::world(error))
     }
 }
 
@@ -251,9 +248,23 @@ impl Guest for SshGuest {
         self.with(machine, async |shell: &Shell| Ok(shell.facts.boot)).await
     }
 
+    async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()> {
+        tokio::select! {
+            held = self.credentials(waits) => held.map(drop),
+            () = interrupt.wait() => Err(Failure::Interrupted),
+        }
+    }
+
+    async fn examine(&self, machine: &Machine) -> Result<()> {
+        let credentials = self.credentials(&|_| ()).await?;
+        self.with(machine, async |shell: &Shell| {
+            examine::examine(shell, &credentials).await.map_err(Failure::world)
+        })
+        .await
+    }
+
     async fn inject(&self, machine: &Machine) -> Result<()> {
-        let credentials = self.settings.wanted.resolve().await.map_err(Failure::world)?;
-        self.remember(credentials.iter().map(Expected::from).collect());
+        let credentials = self.credentials(&|_| ()).await?;
         let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
             wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
@@ -294,7 +305,8 @@ impl Guest for SshGuest {
     }
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
-        let expected = self.expected().await?;
+        let credentials = self.credentials(&|_| ()).await?;
+        let expected: Vec<_> = credentials.iter().map(Expected::from).collect();
         let shares = &self.settings.mounts;
         self.with(machine, async |shell: &Shell| {
             let credentials = inject::presence(shell, &expected).await.map_err(Failure::world)?;

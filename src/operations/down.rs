@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! [pre-down scripts] ─► STOP GUEST ─► VMM ∥ network ∥ shares ∥ memory ─► [retire the former disk]
-//!   ─► release slot ─► [post-down scripts]
+//!   ─► release slot ∥ built record ─► [post-down scripts]
 //! ```
 //!
 //! Before the first stage the session finds out from the journal that there is a VM. The same table clears away what is
@@ -23,7 +23,8 @@
 //! **Clear away** ends the VMM and the share daemons and removes the network and the RAM file. **Former disk** removes
 //! one of two disks: after a restore, the VM's disk has taken the place of that of the session before, which goes now.
 //! If that restore failed after its commit point, the VM's own disk goes instead, and the session's is kept.
-//! **Release slot** comes last, so that no other VM takes the slot while its network is there. A failure in these
+//! **Release slot** comes last, so that no other VM takes the slot while its network is there, and the **built record**
+//! goes with it, because a recovery needs the record until everything else is gone. A failure in these
 //! stages leaves the operation stuck, for there is nothing to fall back to: every later command that changes something
 //! tries again. After a crash recovery removes what is left. The **post-down scripts** run once all is gone; one that
 //! fails is reported.

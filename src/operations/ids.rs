@@ -33,6 +33,9 @@ pub(super) const REMOVE_DISK: TransitionId = TransitionId(17);
 pub(super) const PURGE: TransitionId = TransitionId(18);
 pub(super) const SETTLE: TransitionId = TransitionId(19);
 
+pub(super) const WRITE_RECORD: TransitionId = TransitionId(50);
+pub(super) const REMOVE_RECORD: TransitionId = TransitionId(51);
+
 // `up`.
 pub(super) const MAKE_DISK: TransitionId = TransitionId(20);
 pub(super) const MAKE_MEMORY: TransitionId = TransitionId(21);

@@ -13,5 +13,7 @@ pub(super) const LOOK: Duration = Duration::from_secs(180);
 pub(super) const QUICK: Duration = Duration::from_secs(180);
 /// For daemons that start, and for guests that answer.
 pub(super) const GUEST: Duration = Duration::from_secs(240);
+/// For entropy and the time in an undo, which goes on without them.
+pub(super) const SETTLES: Duration = Duration::from_secs(60);
 /// For copies and hashes of disks and RAM, and for scripts of users. A person can interrupt all of them.
 pub(super) const LONG: Duration = Duration::from_secs(3600);

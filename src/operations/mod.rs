@@ -24,8 +24,8 @@
 //! # Which file uses which
 //!
 //! `limits`, `ids` and `state` lie below everything else; above them `shared`, then the five operations (and
-//! `roll_over`, which `snapshot` alone uses), then `tables`, then `dry_run`, `compatibility`, `sweep`, `outcome` and
-//! `plan_snapshot`, and at the top `session`.
+//! `roll_over`, which `snapshot` alone uses), then `tables`, then `dry_run`, `compatibility`, `sweep`,
+//! `outcome`, `sources` and `plan_snapshot`, and at the top `session`.
 
 pub mod delete;
 pub mod down;
@@ -42,6 +42,7 @@ mod plan_snapshot;
 mod roll_over;
 mod session;
 mod shared;
+mod sources;
 mod state;
 mod sweep;
 mod tables;
@@ -54,8 +55,8 @@ pub use outcome::{
 };
 pub use session::Session;
 pub use shared::hooks::HookOutcome;
-pub use state::{RunningVm, WorkspaceState};
-pub use sweep::Swept;
+pub use state::{RunningVm, WorkspaceState, described_vm};
+pub use sweep::{Swept, end_without_journal};
 pub use tables::{NoTable, label, table, tables};
 
 #[cfg(test)]

@@ -61,6 +61,10 @@ pub enum Refusal {
     NotRunning,
     #[error("the VM is {0}, and it has to be running")]
     NotInOrder(VmmState),
+    #[error(
+        "an earlier nixbox built the VM, and did not write down what from: bring the VM down and up again"
+    )]
+    NoRecord,
     #[error("a snapshot named {0} exists")]
     NameTaken(SnapshotName),
     #[error("there is no snapshot {0}")]
@@ -85,6 +89,10 @@ pub enum Refusal {
         wanted.saturating_add(*promised).saturating_sub(*free)
     )]
     NoRoom { wanted: u64, free: u64, promised: u64 },
+    #[error("the credentials for the guest cannot be read, so nothing was begun")]
+    Credentials(#[source] Failure),
+    #[error("the guest is not fit for a snapshot, so nothing was begun")]
+    GuestUnfit(#[source] Failure),
     #[error("what belongs to no VM of this workspace cannot be removed")]
     Sweep(#[source] Failure),
     #[error("cannot determine the workspace's state")]

@@ -6,8 +6,9 @@ use super::compatibility::origin;
 use super::limits::{LOOK, within};
 use super::outcome::{Refusal, SnapshotRequest};
 use super::snapshot::{ShareStrategy, SnapshotPlan};
+use super::sources::Sources;
 use super::state::RunningVm;
-use crate::world::{ListedSnapshot, Machine, Result, SnapshotName, VmmState, World};
+use crate::world::{ListedSnapshot, Machine, Presence, Result, SnapshotName, VmmState, World};
 
 /// Awaits a call that reads the state of the world before an operation begins, for [`LOOK`] at most.
 pub(super) async fn examine<T>(call: impl Future<Output = Result<T>>) -> Result<T, Refusal> {
@@ -18,9 +19,11 @@ pub(super) async fn plan_snapshot(
     world: &World,
     vm: RunningVm,
     request: SnapshotRequest,
+    sources: Sources<'_>,
 ) -> Result<SnapshotPlan, Refusal> {
     let SnapshotRequest { name, stop, keep: _ } = request;
     must_run(world, &vm.machine).await?;
+    must_be_recorded(world, &vm.machine).await?;
     if let Some(name) = &name {
         must_be_free(world, name).await?;
     }
@@ -37,7 +40,10 @@ pub(super) async fn plan_snapshot(
     }
     let origin = origin(world, version).map_err(Refusal::Look)?;
     must_have_room(world, &vm.machine).await?;
+    // A snapshot that rolls back gives the credentials back, with --stop too.
+    sources.hold(world).await?;
     let boot = examine(world.guest.ready(&vm.machine)).await?;
+    within(LOOK, world.guest.examine(&vm.machine)).await.map_err(Refusal::GuestUnfit)?;
     if strategy == ShareStrategy::Detach {
         shares_must_be_unused(world, &vm.machine).await?;
     }
@@ -48,6 +54,14 @@ async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {
     match examine(world.vmm.find(machine.vmm)).await? {
         VmmState::Running => Ok(()),
         state => Err(Refusal::NotInOrder(state)),
+    }
+}
+
+/// A VM that an earlier nixbox built has no record, and the configuration may have been edited since.
+async fn must_be_recorded(world: &World, machine: &Machine) -> Result<(), Refusal> {
+    match examine(world.records.find(machine.memory)).await? {
+        Presence::Whole => Ok(()),
+        Presence::Absent | Presence::Partial => Err(Refusal::NoRecord),
     }
 }
 

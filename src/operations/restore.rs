@@ -1,16 +1,18 @@
 //! `restore`: a snapshot becomes a running VM, on clones of its files. `up --snapshot` does the same.
 //!
 //! ```text
-//! claim slot ↶ ─► clone disk ↶ ∥ fill RAM ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► load ─► RESUME
-//!   ─► entropy and clock ─► SSH-ready ─► inject credentials ∥ mount shares ─► post-up scripts
+//! claim slot ↶ ∥ built record ↶ ─► clone disk ↶ ∥ fill RAM ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶
+//!   ─► load ─► RESUME ─► entropy and clock ─► SSH-ready ─► inject credentials ∥ mount shares
+//!   ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session chooses a snapshot: the one that is asked for, or the newest that is whole and
 //! compatible with this host and this configuration (`compatibility.rs`). A VM that runs is refused, or with
-//! `--replace` brought down by a `down` of its own, once it is known that the snapshot can be restored.
+//! `--replace` brought down by a `down` of its own, once it is known that the snapshot can be restored and that the
+//! sources of the credentials can be read.
 //!
 //! **Claim slot** takes the slot that the guest's address belongs to, and no other will do, because the restored guest
-//! keeps its address. Rolling back releases the slot.
+//! keeps its address. Rolling back releases the slot. **Built record** writes down what the VM is built from, as in `up`.
 //!
 //! **Rebuild** makes everything on the host that the VM consists of, at the same time: disk images and a RAM file cloned
 //! or copied from the snapshot, the slot's network, the share daemons, and the VMM process with no VM in it. The
@@ -42,7 +44,7 @@ use super::ids;
 use super::limits::{LONG, QUICK};
 use super::shared::guest::{Inject, MountShares, Ready, Settle};
 use super::shared::hooks::POST_UP;
-use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part};
 use super::state::{RunningVm, WorkspaceState};
@@ -71,7 +73,7 @@ pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     Operation::new(ids::RESTORE, "restore", AfterCommit::ClearAway, move |context, ended| {
         async move { Ok(final_state(&plan, target, &context, ended)?.bytes()?) }.boxed()
     })
-    .stage("claim slot", vec![Box::new(ClaimSlot { only: Some(plan.slot) })])
+    .stage("claim slot", vec![Box::new(ClaimSlot { only: Some(plan.slot) }), Box::new(write_record())])
     .stage(
         "rebuild",
         vec![

@@ -10,10 +10,15 @@
 //! Every command that changes something begins with **recover**, and `nixbox recover` is nothing else. Running it twice
 //! changes nothing.
 //!
+//! A session has two worlds. One describes the VM that the journal is about by the VM's built record; the other describes
+//! a VM that this session builds by the configuration. So an edit of the configuration changes nothing about a VM that
+//! runs: it is snapshotted, rolled over and ended as what it was built as.
+//!
 //! **Finish the open operation**: an operation that the journal says has not ended is completed or undone by the
 //! executor, which reads the direction off its commit point. If it is stuck (an undo failed, or a probe cannot tell
 //! whether something was done), the session stops here and the command is refused, because whatever the command did
-//! would be built upon a state that nobody knows.
+//! would be built upon a state that nobody knows. Only `down` goes on: it ends the VMM, and a VM that is gone needs
+//! nothing given back.
 //!
 //! **Clear away a lost VM**: the journal may say that there is a VM where none is any more, because the VMM was killed
 //! or the host was rebooted since; or the VM may be condemned, because the operation that made it failed after its
@@ -25,7 +30,9 @@
 //! **Check** is everything that can be known before the world is touched. A command that cannot be done is refused with
 //! a [`Refusal`] that says why, and the workspace is as it was. The disk that a new VM starts from, the snapshot that is
 //! restored and the way in which shares survive a snapshot are decided here, and written to the journal as the
-//! operation's parameters, so that a recovery uses the same.
+//! operation's parameters, so that a recovery uses the same. The credentials are read from their sources here, and held
+//! until nixbox ends (`sources.rs`): a source that cannot be read refuses a command that would need it later, when the
+//! guest is without credentials or the VM that is to be replaced is down. Bringing a VM down needs none.
 //!
 //! **Run** is the executor's. An operation that ends as lost, or that rolls back because its VM is gone, leaves a VM to
 //! be cleared away, and the session does that at once. What the operation came to is an [`OperationResult`]. An error
@@ -48,6 +55,7 @@ use super::outcome::{
 };
 use super::plan_snapshot::{examine, plan_snapshot};
 use super::restore::{self, RestorePlan};
+use super::sources::Sources;
 use super::state::{RunningVm, WorkspaceState};
 use super::up::{self, UpPlan};
 use super::{snapshot, sweep, tables};
@@ -62,8 +70,11 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// Runs operations on one workspace.
 pub struct Session<'a, S> {
-    /// The workspace's world.
+    /// The world of the VM that the journal is about, as its built record describes it.
     pub world: &'a World,
+    /// The world of a VM that this session builds, as the configuration describes it. It is the same world if the
+    /// journal is about no VM.
+    pub next: &'a World,
     /// The workspace's journal.
     pub journal: Journal<S>,
     /// A person's request to stop.
@@ -124,6 +135,8 @@ impl<S: Storage> Session<'_, S> {
         match self.state()? {
             WorkspaceState::Up(_) => Ok(OperationResult::Already),
             WorkspaceState::Down { disk } => {
+                self.sources().hold(self.next).await?;
+                self.world = self.next;
                 self.run(UpPlan { disk, shares: self.world.shares.wanted() }, up::table).await
             }
         }
@@ -131,12 +144,20 @@ impl<S: Storage> Session<'_, S> {
 
     /// Brings the VM down. Its disk stays.
     ///
+    /// If an earlier operation is stuck, the VMM is ended first. The VM of that operation is lost then, so that a second
+    /// recovery does not need the guest and clears away what is left.
+    ///
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
     pub async fn down(&mut self) -> Result<OperationResult, Refusal> {
-        self.recover_first().await?;
+        let stuck = self.recover().await?.stuck.is_some();
+        if stuck {
+            sweep::end_vmms(self.world).await.map_err(Refusal::Sweep)?;
+            self.recover_first().await?;
+        }
         match self.state()? {
             WorkspaceState::Up(vm) => self.run(DownPlan { vm, ask: true }, down::table).await,
+            WorkspaceState::Down { .. } if stuck => Ok(OperationResult::Done),
             WorkspaceState::Down { .. } => Ok(OperationResult::Already),
         }
     }
@@ -151,7 +172,7 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::NotRunning);
         };
         let keep = request.keep;
-        let plan = plan_snapshot(self.world, vm, request).await?;
+        let plan = plan_snapshot(self.world, vm, request, self.sources()).await?;
         let report = self.run(plan, snapshot::table).await?;
         let mut result = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
         if matches!(result.report, OperationResult::Done) {
@@ -232,7 +253,7 @@ impl<S: Storage> Session<'_, S> {
             let id = find(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
-        compatibility::choose(self.world, listed.into_iter().rev(), &self.interrupt)
+        compatibility::choose(self.next, listed.into_iter().rev(), &self.interrupt)
             .await
             .map_err(Refusal::Look)
     }
@@ -242,6 +263,7 @@ impl<S: Storage> Session<'_, S> {
         manifest: Manifest,
         passed_over: Vec<(SnapshotId, NotRestorable)>,
     ) -> Result<RestoreResult, Refusal> {
+        self.sources().hold(self.next).await?;
         let mut replaced = false;
         if let WorkspaceState::Up(vm) = self.state()? {
             match self.run(DownPlan { vm, ask: true }, down::table).await? {
@@ -252,6 +274,7 @@ impl<S: Storage> Session<'_, S> {
         let WorkspaceState::Down { disk } = self.state()? else {
             return Err(Refusal::Running);
         };
+        self.world = self.next;
         let Manifest { id: snapshot, slot, boot, shares, .. } = manifest;
         let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk };
         let report = match self.run(plan, restore::table).await? {
@@ -345,6 +368,10 @@ impl<S: Storage> Session<'_, S> {
                 }
             }
         })
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        Sources { interrupt: &self.interrupt, observer: self.observer }
     }
 
     fn executor(&mut self) -> Executor<'_, World, S> {

@@ -9,7 +9,7 @@
 //! snapshot --stop:
 //! stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk ─► pause ↶
 //!   ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
-//!   ─► [retire the former disk] ─► release slot
+//!   ─► [retire the former disk] ─► release slot ∥ built record
 //! ```
 //!
 //! Whatever happens before the commit point, the VM runs on with its shares and credentials, and nothing is left of the
@@ -17,12 +17,15 @@
 //! is kept.
 //!
 //! Before the first stage the session checks everything that can be known without touching the guest: that the VM runs
-//! and answers, that the name is free, that there is room for disk and RAM, and what the VMM's version needs for the
-//! shares ([`ShareStrategy`]). `plan_snapshot.rs` has these checks.
+//! and answers, that the name is free, that there is room for disk and RAM, what the VMM's version needs for the shares
+//! ([`ShareStrategy`]), and that the sources of the credentials can be read, because they are given back afterwards. In
+//! the guest it tries, without a change, what the stages below need there: root, entropy, the time, and files that can
+//! be written. `plan_snapshot.rs` has these checks.
 //!
 //! **Stage** makes the staging directory that everything is captured into; undoing removes it with all that is in it,
 //! which is why *clone disk* and *copy RAM* have nothing to undo. **Wipe credentials** runs at the same time: it
-//! overwrites and removes every credential in the guest, and drops the guest's caches. Undoing injects them again.
+//! overwrites and removes every credential in the guest, and drops the guest's caches. Undoing injects them again, and
+//! then gives the guest entropy and the time as well as it can: the guest may have been loaded into a new VMM.
 //!
 //! **Detach shares** is there only where the VMM's version cannot restore a VM with shares: they are unmounted in the
 //! guest and removed from the VM. Undoing attaches and mounts them.
@@ -57,7 +60,7 @@ use serde::{Deserialize, Serialize};
 pub use super::roll_over::ShareStrategy;
 
 use super::ids;
-use super::limits::{GUEST, LONG};
+use super::limits::{GUEST, LONG, SETTLES, within};
 use super::roll_over::{alive, make_it_run};
 use super::shared::clear_away::clear_away;
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount};
@@ -65,7 +68,9 @@ use super::shared::machine::Target;
 use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
 use super::state::{RunningVm, WorkspaceState};
 use crate::engine::record::Ended;
-use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionId, TransitionSpec};
+use crate::engine::transition::{
+    AfterCommit, Failure, Operation, Probe, Transition, TransitionId, TransitionSpec,
+};
 use crate::world::{
     BootId, Generation, Machine, Manifest, Origin, Result, SnapshotId, SnapshotName, SnapshotState, VmmState,
     World,
@@ -203,8 +208,13 @@ impl Transition<World> for Wipe {
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
         let machine = alive(context, machine).await?;
         must_live(context.world, machine.vmm).await?;
-        context.world.guest.settle(&machine).await?;
-        context.world.guest.inject(&machine).await
+        context.world.guest.inject(&machine).await?;
+        // A guest that cannot be given entropy or the time runs on as well as it can. The guest goes on from where it was,
+        // and no person could settle it for nixbox, so a failure here is no reason to leave the operation stuck.
+        match within(SETTLES, context.world.guest.settle(&machine)).await {
+            Err(Failure::Lost) => Err(Failure::Lost),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 

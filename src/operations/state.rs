@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::ids;
+use crate::engine::history::{History, OpenOperation};
 use crate::engine::record::{self, PayloadError};
 use crate::world::{Generation, Machine, SnapshotId};
 
@@ -45,4 +47,20 @@ impl WorkspaceState {
     pub(super) fn bytes(&self) -> Result<Vec<u8>, PayloadError> {
         record::encode_payload(self)
     }
+}
+
+/// The generation of the built record that describes the VM which a journal is about: the VM that an operation builds if
+/// that operation has not ended, or else the VM that runs. `None` if the journal is about no VM.
+///
+/// # Errors
+/// If the bytes of the state in the journal are not those of a state.
+pub fn described_vm(history: &History) -> Result<Option<Generation>, PayloadError> {
+    let building = |open: &&OpenOperation| matches!(open.operation, Some(ids::UP | ids::RESTORE));
+    if let Some(open) = history.open().filter(building) {
+        return Ok(Some(open.generation));
+    }
+    Ok(match WorkspaceState::of(&history.final_state)? {
+        WorkspaceState::Up(vm) => Some(vm.machine.memory),
+        WorkspaceState::Down { .. } => None,
+    })
 }

@@ -20,6 +20,8 @@ pub enum Swept {
     Shares(Generation),
     /// A RAM file.
     Memory(Generation),
+    /// The built record of a VM.
+    Record(Generation),
     /// Disk images.
     Disk(Generation),
     /// The staging directory, or what was in the trash, of a snapshot.
@@ -34,6 +36,7 @@ impl std::fmt::Display for Swept {
             Self::Vmm(generation) => write!(formatter, "the VMM of generation {generation}"),
             Self::Shares(generation) => write!(formatter, "the share daemons of generation {generation}"),
             Self::Memory(generation) => write!(formatter, "the RAM of generation {generation}"),
+            Self::Record(generation) => write!(formatter, "the built record of generation {generation}"),
             Self::Disk(generation) => write!(formatter, "the disk images of generation {generation}"),
             Self::Snapshot(generation) => write!(formatter, "what was left of snapshot {generation}"),
             Self::Slot(slot) => write!(formatter, "slot {slot} and its network"),
@@ -49,7 +52,9 @@ pub(super) async fn sweep(world: &World, state: WorkspaceState, known: bool) -> 
         WorkspaceState::Up(vm) => (Some(vm.machine), [Some(vm.machine.disk), vm.former_disk]),
         WorkspaceState::Down { disk } => (None, [disk, None]),
     };
-    for generation in within(LOOK, world.leftovers.generations()).await? {
+    let mut generations = within(LOOK, world.leftovers.generations()).await?;
+    generations.extend(within(LOOK, world.records.generations()).await?);
+    for generation in generations {
         sweep_generation(world, generation, machine.as_ref(), &mut swept).await?;
         let superfluous = known && !disks.contains(&Some(generation));
         if superfluous && within(LOOK, world.disk.find(generation)).await? != Presence::Absent {
@@ -77,6 +82,30 @@ pub(super) async fn sweep(world: &World, state: WorkspaceState, known: bool) -> 
     Ok(swept)
 }
 
+/// Ends every VMM of this workspace, and asks its guest to power off before. The RAM goes too, so that no recovery can
+/// load the VM into another VMM. What else belongs to the VMs stays.
+pub(super) async fn end_vmms(world: &World) -> Result<(), Failure> {
+    for generation in within(LOOK, world.leftovers.generations()).await? {
+        if within(LOOK, world.vmm.find(generation)).await? == VmmState::Running {
+            // A power button that does nothing is no failure: the VMM is ended next.
+            within(QUICK, world.vmm.power_button(generation)).await.ok();
+        }
+        within(QUICK, world.vmm.stop(generation)).await?;
+        within(QUICK, world.memory.remove(generation)).await?;
+    }
+    Ok(())
+}
+
+/// Ends the VM of a workspace whose journal cannot be used, and removes what belongs to it. Nothing says which disk images
+/// are in use, so all of them are kept.
+///
+/// # Errors
+/// If something cannot be found or removed. What was removed before stays removed.
+pub async fn end_without_journal(world: &World) -> Result<Vec<Swept>, Failure> {
+    end_vmms(world).await?;
+    sweep(world, WorkspaceState::Down { disk: None }, false).await
+}
+
 async fn sweep_generation(
     world: &World,
     generation: Generation,
@@ -100,6 +129,10 @@ async fn sweep_generation(
     if !is_its_memory && within(LOOK, world.memory.find(generation)).await? != Presence::Absent {
         within(QUICK, world.memory.remove(generation)).await?;
         swept.push(Swept::Memory(generation));
+    }
+    if !is_its_memory && within(LOOK, world.records.find(generation)).await? != Presence::Absent {
+        within(QUICK, world.records.remove(generation)).await?;
+        swept.push(Swept::Record(generation));
     }
     Ok(())
 }

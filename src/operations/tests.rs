@@ -47,7 +47,7 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
 }
 
 /// Every id on disk and its label, as they are written to journals.
-const ON_DISK: [(u16, &str); 38] = [
+const ON_DISK: [(u16, &str); 40] = [
     (1, "claim slot"),
     (2, "network"),
     (3, "shares"),
@@ -86,6 +86,8 @@ const ON_DISK: [(u16, &str); 38] = [
     (47, "resume"),
     (48, "commit"),
     (49, "flush disk"),
+    (50, "built record"),
+    (51, "built record"),
 ];
 
 #[test]

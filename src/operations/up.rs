@@ -1,18 +1,21 @@
 //! `up`: a fresh boot.
 //!
 //! ```text
-//! pre-up scripts ─► claim slot ↶ ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT
-//!   ─► SSH-ready ─► inject credentials ∥ mount shares ─► post-up scripts
+//! pre-up scripts ─► claim slot ↶ ∥ built record ↶
+//!   ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
+//!   ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
-//! Before the first stage the session makes sure that no VM runs, and takes the disk of an earlier session if there is
-//! one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
+//! Before the first stage the session makes sure that no VM runs, reads the credentials from their sources, and takes
+//! the disk of an earlier session if there is one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
 //!
 //! **Pre-up scripts** are the user's. A script that fails ends the operation before anything was made. Nothing tells
 //! whether a script ran, so a recovery does not look for it, and what the script did is not taken back.
 //!
 //! **Claim slot** takes the slot that the workspace holds already, or any that is free. It comes alone and first,
-//! because the network and the VM's addresses follow from it. Rolling back releases the slot.
+//! because the network and the VM's addresses follow from it. Rolling back releases the slot. **Built record**, at the same
+//! time, writes down what the VM is built from. From then on every command goes by the record, so that an edit of the
+//! configuration waits for the next VM. Rolling back removes the record.
 //!
 //! **Build** makes everything on the host that the VM consists of, at the same time: disk images cloned from their
 //! templates, an empty RAM file, the slot's network, the share daemons, and the VMM process with no VM in it. If one of
@@ -38,7 +41,7 @@ use super::ids;
 use super::limits::{GUEST, LONG, QUICK};
 use super::shared::guest::{Inject, MountShares, Ready};
 use super::shared::hooks::{POST_UP, PRE_UP};
-use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part};
 use super::state::{RunningVm, WorkspaceState};
@@ -68,7 +71,7 @@ pub(super) fn table(plan: UpPlan) -> Operation<World> {
         async move { Ok(final_state(plan.disk, target, &context, ended)?.bytes()?) }.boxed()
     })
     .stage("pre-up scripts", vec![Box::new(PRE_UP)])
-    .stage("claim slot", vec![Box::new(ClaimSlot { only: None })])
+    .stage("claim slot", vec![Box::new(ClaimSlot { only: None }), Box::new(write_record())])
     .stage("build", parts)
     .commit(Box::new(Boot(target)))
     .stage("connect", vec![Box::new(Ready { target, same_as: None })])

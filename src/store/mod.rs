@@ -11,8 +11,11 @@
 //! has the names, [`manifest`] the bytes of `manifest.json`, [`scan`] reads all files of a snapshot, and [`catalog`] is
 //! the list with its renames. Every file is reached through a [`Folder`](crate::files::Folder): no link is followed.
 //!
-//! May use: the engine's storage seam, `world` and `files`.
+//! The built records of VMs ([`built`]) are beside the images of the VMs, in `.nixbox/run`.
+//!
+//! May use: the engine's storage seam, `world`, `config` and `files`.
 
+pub mod built;
 pub mod catalog;
 mod error;
 pub mod journal_files;

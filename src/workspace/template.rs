@@ -45,7 +45,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # wipe = ["~/.docker/config.json"]  # removed before a snapshot though nixbox did not put it there
 
 # [hooks]                           # run on the host in the workspace
-# pre-up = []
+# pre-up = []                      # the credentials are read before these run
 # post-up = ["echo up"]
 # pre-down = []
 # post-down = []

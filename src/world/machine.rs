@@ -27,8 +27,8 @@ pub struct Machine {
 }
 
 /// A disk of a VM: from a template, or empty.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct DiskSpec {
     /// The template, which is never written.
     pub image: Option<HostPath>,

@@ -37,8 +37,8 @@ pub use self::names::{
 pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
 pub use self::paths::{GuestHome, GuestPath, HostPath, is_within};
 pub use self::seams::{
-    Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network, Shares, Slots,
-    Vmm, World,
+    BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network,
+    Shares, Slots, Vmm, WaitObserver, World,
 };
 pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};

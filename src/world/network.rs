@@ -1,6 +1,6 @@
 //! What the guest may reach.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::value::{InvalidValue, text_value, words};
 
@@ -23,7 +23,8 @@ pub enum NetworkMode {
 words!(NetworkMode, "off" => Self::Off, "filtered" => Self::Filtered, "open" => Self::Open);
 
 /// What a guest may reach.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NetworkPolicy {
     /// How much.
     pub mode: NetworkMode,
@@ -81,7 +82,8 @@ fn parse_domain(text: &str) -> Result<String, InvalidValue> {
 
 /// A port that the guest may be allowed to reach. Neither 53 nor 853: a guest that could ask another DNS server would
 /// get addresses past the list of domains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "u16", into = "u16")]
 pub struct Port(u16);
 
 impl Port {
@@ -111,9 +113,9 @@ impl TryFrom<u16> for Port {
     }
 }
 
-impl Serialize for Port {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u16(self.0)
+impl From<Port> for u16 {
+    fn from(port: Port) -> Self {
+        port.0
     }
 }
 

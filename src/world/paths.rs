@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Component, Path, PathBuf};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::UserName;
 use super::value::{InvalidValue, text_value};
@@ -133,6 +133,13 @@ impl HostPath {
         Self(directory.join(name).components().filter(|part| *part != Component::CurDir).collect())
     }
 
+    /// Follows a directory from one path to another, if this path leads to it or below it.
+    pub fn follow(&mut self, from: &Path, to: &Path) {
+        if let Ok(below) = self.0.strip_prefix(from) {
+            self.0 = to.join(below).components().collect();
+        }
+    }
+
     /// The path.
     #[must_use]
     pub fn as_path(&self) -> &Path {
@@ -149,6 +156,18 @@ impl AsRef<Path> for HostPath {
 impl Serialize for HostPath {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.0.to_string_lossy())
+    }
+}
+
+impl<'de> Deserialize<'de> for HostPath {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let absolute = text.starts_with('/') && !text.contains('\0');
+        if !absolute {
+            let rule = "is not an absolute path of the host";
+            return Err(serde::de::Error::custom(InvalidValue::new(&text, rule)));
+        }
+        Ok(Self::below(Path::new("/"), &text))
     }
 }
 

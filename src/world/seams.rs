@@ -127,6 +127,23 @@ pub trait Memory: Send + Sync {
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
 
+/// What each VM of the workspace was built from, written down when it was built: the built records. A record bears the
+/// generation of the VM's RAM, which stays the same when the VM is rolled over.
+#[async_trait]
+pub trait BuiltRecords: Send + Sync {
+    /// Whether there is a record of this generation.
+    async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Writes down what this world builds a VM from. The record is on the medium when this returns.
+    async fn write(&self, generation: Generation) -> Result<()>;
+    /// Removes the record.
+    async fn remove(&self, generation: Generation) -> Result<()>;
+    /// The generations that have a record.
+    async fn generations(&self) -> Result<BTreeSet<Generation>>;
+}
+
+/// Is told what a call waits for, and for how much longer, when that takes long. For people to read.
+pub type WaitObserver<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// The system in the VM, over SSH.
 ///
 /// Every call makes a connection or uses one that was made under the same VMM generation. If the VM is gone, a call
@@ -135,7 +152,13 @@ pub trait Memory: Send + Sync {
 pub trait Guest: Send + Sync {
     /// Waits until an authenticated command has run, and returns the boot that it ran in. Only this means "ready".
     async fn ready(&self, machine: &Machine) -> Result<BootId>;
-    /// Writes the credentials that the configuration has now.
+    /// Reads the credentials that the configuration has now from their sources, all at the same time, and holds them for
+    /// as long as this value lives. Reads nothing if it holds them already. It neither needs nor changes a guest.
+    async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()>;
+    /// Tries what wiping, settling and injecting need in the guest, and changes nothing that lasts: to become root, to give
+    /// entropy, to measure the clock, and whether the files can be written. An error says what cannot be done.
+    async fn examine(&self, machine: &Machine) -> Result<()>;
+    /// Writes the credentials into the guest. They are read from their sources first unless they are held.
     async fn inject(&self, machine: &Machine) -> Result<()>;
     /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.
     async fn wipe(&self, machine: &Machine) -> Result<()>;
@@ -222,7 +245,8 @@ pub trait Clock: Send + Sync {
     fn unix_ms(&self) -> u64;
 }
 
-/// All the seams, for one workspace.
+/// All the seams, for one workspace and one description of its VM: the built record of a VM that was built, or today's
+/// configuration for a VM that is to be built.
 #[derive(Clone)]
 pub struct World {
     /// Cloud Hypervisor.
@@ -237,6 +261,8 @@ pub struct World {
     pub disk: Arc<dyn Disk>,
     /// RAM.
     pub memory: Arc<dyn Memory>,
+    /// What VMs were built from.
+    pub records: Arc<dyn BuiltRecords>,
     /// Guest.
     pub guest: Arc<dyn Guest>,
     /// Snapshots.
@@ -245,9 +271,11 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     /// The host's processor.
     pub cpu: Arc<CpuFeatures>,
-    /// The values of the configuration that shape a VM, by key. A snapshot can be restored only where these are the
-    /// same.
+    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same. Paths
+    /// below the workspace are relative to it, so that a workspace can be moved.
     pub shape: Arc<BTreeMap<String, String>>,
+    /// The same with all paths absolute, as an earlier nixbox wrote them into manifests.
+    pub absolute_shape: Arc<BTreeMap<String, String>>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,
     /// Resources that may be left behind.

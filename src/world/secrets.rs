@@ -62,7 +62,7 @@ impl Serialize for SecretCommand {
     }
 }
 
-/// Where a value comes from that may be secret. It is read when it is injected.
+/// Where a value comes from that may be secret. It is read before the operation that needs it begins.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SecretSource {

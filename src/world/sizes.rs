@@ -3,13 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::value::{InvalidValue, words};
 
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(u64);
+
+/// The rule that a number of bytes breaks which no file can have.
+const HUGE: &str = "is more than any file can have";
 
 const UNITS: [(&str, u32); 5] = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
 
@@ -43,7 +46,7 @@ impl FromStr for ByteSize {
             return Err(bad());
         }
         // 8 EiB and more: file offsets are signed.
-        let huge = || InvalidValue::new(text, "is more than any file can have");
+        let huge = || InvalidValue::new(text, HUGE);
         let bytes: u64 =
             digits.parse::<u64>().map_err(|_| huge())?.checked_mul(1 << shift).ok_or_else(huge)?;
         if bytes > i64::MAX as u64 { Err(huge()) } else { Ok(Self(bytes)) }
@@ -63,6 +66,16 @@ impl fmt::Display for ByteSize {
 impl Serialize for ByteSize {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = u64::deserialize(deserializer)?;
+        if bytes > i64::MAX as u64 {
+            return Err(serde::de::Error::custom(HUGE));
+        }
+        Ok(Self(bytes))
     }
 }
 

@@ -121,7 +121,23 @@ macro_rules! words {
                 serializer.collect_str(self)
             }
         }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                $crate::world::value::from_text(deserializer)
+            }
+        }
     };
+}
+
+/// Reads a value from its text form, with the same checks as `FromStr`.
+pub(super) fn from_text<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: std::str::FromStr<Err = InvalidValue>,
+    D: serde::Deserializer<'de>,
+{
+    let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+    text.parse().map_err(serde::de::Error::custom)
 }
 
 pub(super) use {text_value, words};

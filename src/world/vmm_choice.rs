@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::capability::{self, Capability};
-use super::value::InvalidValue;
+use super::value::{self, InvalidValue};
 
 /// What runs the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,5 +52,11 @@ impl fmt::Display for VmmChoice {
 impl Serialize for VmmChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for VmmChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        value::from_text(deserializer)
     }
 }

@@ -1,6 +1,7 @@
 //! Each call of a seam goes wrong at every place it is made, once and for good; each point is interrupted.
 
-use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival, Violation};
+use nixbox::engine::transition::Failure;
+use nixbox::fakes::{CallFault, Crash, Fault, Host, Loss, Survival, Violation};
 use nixbox::operations::{LossReason, OperationResult, Refusal};
 
 use crate::crashes::Scenario;
@@ -158,6 +159,8 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
             match said {
                 Said::Report(OperationResult::Done) => finished += 1,
                 Said::Report(OperationResult::RolledBack(_)) => back += 1,
+                // The interrupt came before the operation was begun.
+                Said::Refused(Refusal::Credentials(Failure::Interrupted)) => back += 1,
                 // The VM that was to be replaced is down by then, and it says so.
                 Said::Report(OperationResult::ReplacedInVain(_)) if command == Replace => back += 1,
                 _ => panic!("{context}"),
@@ -249,6 +252,132 @@ fn a_vmm_that_dies_at_any_point_of_a_recovery_is_cleared_away() {
                     break;
                 }
             }
+        }
+    }
+}
+
+/// The commands that need the credentials of the configuration.
+const NEEDS_SOURCES: [Scenario; 7] = [
+    Scenario { version: 53, shares: true, before: &[], command: Up },
+    Scenario { version: 53, shares: true, before: &[Up, SnapshotStop], command: UpWarm },
+    Scenario { version: 54, shares: true, before: &[Up], command: Snapshot },
+    Scenario { version: 53, shares: true, before: &[Up], command: Snapshot },
+    Scenario { version: 52, shares: true, before: &[Up], command: SnapshotStop },
+    Scenario { version: 53, shares: true, before: &[Up, SnapshotStop], command: RestoreNewest },
+    Scenario { version: 54, shares: true, before: &[Up, Snapshot], command: Replace },
+];
+
+/// Like [`host_after`]. The first command of a workspace makes its journal, and that has happened already.
+fn host_with_journal(version: u32, shares: bool, commands: &[Command]) -> Host {
+    let host = host_after(version, shares, commands);
+    assert!(!run(&host, Command::Recover).stuck());
+    host
+}
+
+#[test]
+fn a_credential_source_that_is_gone_refuses_a_command_before_anything_is_changed() {
+    for Scenario { version, shares, before, command } in NEEDS_SOURCES {
+        let host = host_with_journal(version, shares, before);
+        host.lose(Loss::Sources);
+        let (was, ran) = (host.fingerprint(), host.is_ssh_ready(WORKSPACE));
+        let said = run(&host, command);
+        assert!(matches!(said, Said::Refused(Refusal::Credentials(_))), "{command:?}: {said:?}");
+        assert_eq!((host.fingerprint(), host.is_ssh_ready(WORKSPACE)), (was, ran), "{command:?}");
+        // Bringing the VM down needs no credential.
+        let said = run(&host, Down);
+        assert!(said.done(), "down after {command:?}: {said:?}");
+        assert_eq!(host.violations(WORKSPACE), [], "{command:?}, then down");
+    }
+}
+
+#[test]
+fn a_credential_source_that_goes_while_a_command_runs_does_not_matter() {
+    let (mut refused, mut done) = (0, 0);
+    for Scenario { version, shares, before, command } in NEEDS_SOURCES {
+        let before = host_with_journal(version, shares, before);
+        for point in 0.. {
+            let host = before.fork();
+            let was = host.fingerprint();
+            host.lose_at(point, Loss::Sources);
+            let said = run(&host, command);
+            if host.counts().points <= point {
+                break;
+            }
+            let context = format!("v{version} {command:?}, sources gone at point {point}: {said:?}");
+            match &said {
+                Said::Refused(Refusal::Credentials(_)) => {
+                    assert_eq!(host.fingerprint(), was, "{context}");
+                    refused += 1;
+                }
+                said if said.done() => done += 1,
+                _ => panic!("{context}"),
+            }
+            assert_eq!(host.violations(WORKSPACE), [], "{context}");
+        }
+    }
+    assert!(done > 100 && refused < done / 10, "{done} done, {refused} refused");
+}
+
+/// Once the credentials are held a rollback gives them back, whatever became of their sources.
+#[test]
+fn a_snapshot_that_rolls_back_gives_the_credentials_back_without_their_sources() {
+    let mut back = 0;
+    for (version, command) in [(54, Snapshot), (53, Snapshot), (52, SnapshotStop)] {
+        let before = host_after(version, true, &[Up]);
+        for point in 0.. {
+            let host = before.fork();
+            host.lose_at(point, Loss::Sources);
+            let said = run_with(&host, command, Fault::InterruptAt(point));
+            if host.counts().points <= point {
+                break;
+            }
+            let context = format!("v{version} {command:?}, interrupted at point {point}: {said:?}");
+            assert!(!said.stuck(), "{context}");
+            assert_eq!(host.violations(WORKSPACE), [], "{context}");
+            back += usize::from(matches!(said, Said::Report(OperationResult::RolledBack(_))));
+        }
+    }
+    assert!(back > 30, "only {back} rolled back");
+}
+
+#[test]
+fn a_snapshot_of_a_guest_that_cannot_be_settled_rolls_back_and_gives_the_credentials_back() {
+    let (mut back, mut done, mut refused) = (0, 0, 0);
+    for version in [51, 53, 54] {
+        let before = host_after(version, true, &[Up]);
+        for point in 0.. {
+            let host = before.fork();
+            host.lose_at(point, Loss::Entropy);
+            let said = run(&host, Snapshot);
+            if host.counts().points <= point {
+                break;
+            }
+            let context = format!("v{version}, interrupted at point {point}: {said:?}");
+            match said {
+                Said::Report(OperationResult::RolledBack(_)) => back += 1,
+                // The guest was settled before.
+                Said::Report(OperationResult::Done) => done += 1,
+                // The loss was found out before anything was changed.
+                Said::Refused(Refusal::GuestUnfit(_)) => refused += 1,
+                _ => panic!("{context}"),
+            }
+            assert_eq!(host.violations(WORKSPACE), [], "{context}");
+        }
+    }
+    assert!(back > 30 && done > refused, "{back} rolled back, {done} done, {refused} refused");
+}
+
+#[test]
+fn a_guest_that_cannot_be_wiped_settled_or_given_credentials_is_not_touched() {
+    for loss in [Loss::Root, Loss::Entropy, Loss::Targets] {
+        for command in [Snapshot, SnapshotStop] {
+            let host = host_after(53, true, &[Up]);
+            host.lose(loss);
+            let was = host.fingerprint();
+            let said = run(&host, command);
+            assert!(matches!(said, Said::Refused(Refusal::GuestUnfit(_))), "{loss:?}: {said:?}");
+            assert_eq!(host.fingerprint(), was, "{loss:?}");
+            assert_eq!(host.violations(WORKSPACE), [], "{loss:?}");
         }
     }
 }

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::sync::Mutex;
 
 use nixbox::engine::executor::{EngineError, Unobserved};
-use nixbox::engine::journal::Journal;
+use nixbox::engine::journal::{Journal, Storage};
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{OperationResult, Recovered, Refusal, Session, SnapshotRequest};
-use nixbox::world::{Generation, SnapshotId, SnapshotName, SnapshotReference, WorkspaceId};
+use nixbox::operations::{OperationResult, Recovered, Refusal, Session, SnapshotRequest, described_vm};
+use nixbox::world::{Generation, SnapshotId, SnapshotName, SnapshotReference, WorkspaceId, World};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
 pub(crate) const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -151,25 +151,35 @@ pub(crate) fn in_session<T>(
 ) -> T {
     host.set_fault(Fault::None, None);
     let _lock = host.try_lock(WORKSPACE).expect("nobody else has the lock");
-    let world = host.world(WORKSPACE);
-    let now = world.clock.unix_ms();
+    let next = host.world(WORKSPACE);
+    let now = next.clock.unix_ms();
     let journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), now).unwrap();
+    let world = present(host, WORKSPACE, &journal);
     let interrupt = Interrupt::new();
-    let mut session = Session { world: &world, journal, interrupt, observer: &Unobserved };
+    let mut session = Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved };
     RUNTIME.with_borrow(|runtime| runtime.block_on(act(&mut session)))
+}
+
+/// The world of the VM that the journal is about, as its built record describes it.
+fn present<S: Storage>(host: &Host, workspace: WorkspaceId, journal: &Journal<S>) -> World {
+    match described_vm(journal.history()).unwrap() {
+        Some(built) => host.world_of(workspace, built),
+        None => host.world(workspace),
+    }
 }
 
 async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrupt: Interrupt) -> Said {
     let Some(_lock) = host.try_lock(workspace) else {
         return Said::Locked;
     };
-    let world = host.world(workspace);
+    let next = host.world(workspace);
     let storage = host.storage(workspace);
-    let journal = match Journal::open(storage, workspace, Generation(0), world.clock.unix_ms()) {
+    let journal = match Journal::open(storage, workspace, Generation(0), next.clock.unix_ms()) {
         Ok(journal) => journal,
         Err(error) => return Said::JournalFailed(error),
     };
-    let mut session = Session { world: &world, journal, interrupt, observer: &Unobserved };
+    let world = present(host, workspace, &journal);
+    let mut session = Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved };
     let newest = || {
         let snapshots = host.snapshots(workspace);
         snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)

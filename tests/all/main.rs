@@ -5,6 +5,7 @@
 
 mod architecture;
 mod crashes;
+mod edits;
 mod executor;
 mod faults;
 mod format;

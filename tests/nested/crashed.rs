@@ -15,7 +15,7 @@ use super::workspace;
 /// bare calls of the VMM see it too (QEMU 10.0, nested SVM).
 const TRIPLE_FAULT: &str = "Guest likely triple-faulted";
 /// What nixbox says when the guest that it had reached does not answer ARP any more, though its VMM lives. The emulated
-/// processor loses interrupts now and then, and a guest whose timer interrupt is lost stands still for ever.
+/// processor loses interrupts now and then, and a guest whose timer interrupt is lost never goes on.
 const NO_ANSWER: &str = "No route to host (os error 113)";
 /// What begins a line about it in the log of a scenario.
 pub(super) const EXCUSE: &str = "excuse: ";

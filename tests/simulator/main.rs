@@ -9,7 +9,9 @@
 
 mod conformance;
 mod demo;
+mod edits;
 mod guest;
+mod identity;
 #[cfg(feature = "failpoints")]
 mod kills;
 mod signals;

@@ -246,9 +246,9 @@ impl Workspace {
             assert!(!name.contains("partial") && !name.contains("new"), "{name}");
             *run.entry(name.split('-').next().unwrap().to_owned()).or_default() += 1;
         }
-        assert_eq!(run.get("memory"), Some(&1), "{run:?}");
+        assert_eq!((run.get("memory"), run.get("built")), (Some(&1), Some(&1)), "{run:?}");
         // The disk from before a restore stays until the VM has gone down.
-        assert!(matches!(run.get("disk"), Some(1..=2)) && run.len() == 2, "{run:?}");
+        assert!(matches!(run.get("disk"), Some(1..=2)) && run.len() == 3, "{run:?}");
         for path in names(&self.runtime()).iter().map(|path| name(path)) {
             let known =
                 ["guest", "guest.sock", "slots", "tap-vm"].iter().any(|known| path.starts_with(known));
@@ -335,7 +335,10 @@ impl Drop for Workspace {
                 println!("{process:?}");
             }
         }
-        self.run(&["down", "--quiet"]);
+        // A test that failed may have left the workspace elsewhere.
+        if self.path().exists() {
+            self.run(&["down", "--quiet"]);
+        }
         for process in self.marked() {
             // Left by a failed test. It may have ended by itself.
             rustix::process::Pid::from_raw(process.pid)

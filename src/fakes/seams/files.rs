@@ -3,6 +3,60 @@
 use super::*;
 
 #[async_trait]
+impl BuiltRecords for WorkspaceSeams {
+    async fn find(&self, generation: Generation) -> Result<Presence> {
+        self.query("records.find", |state| {
+            let directory = self.directory(state);
+            Ok(match state.files.get(directory, &record_name(generation)) {
+                None => Presence::Absent,
+                Some(Content::Built(_)) => Presence::Whole,
+                Some(_) => Presence::Partial,
+            })
+        })
+        .await
+    }
+
+    async fn write(&self, generation: Generation) -> Result<()> {
+        let name = record_name(generation);
+        let write = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            let unfinished = format!(".{name}");
+            let ino = state.files.create(directory, &unfinished, Content::Built(self.spec.clone()));
+            state.files.sync(ino);
+            state.files.rename(directory, &unfinished, &name);
+            Ok(())
+        };
+        let sync = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        self.change("records.write", vec![Box::new(write), Box::new(sync)]).await
+    }
+
+    async fn remove(&self, generation: Generation) -> Result<()> {
+        let remove = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            state.files.remove(directory, &record_name(generation));
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        self.change("records.remove", vec![Box::new(remove)]).await
+    }
+
+    async fn generations(&self) -> Result<BTreeSet<Generation>> {
+        self.query("records.generations", |state| {
+            let directory = self.directory(state);
+            let names = state.files.list(directory).map(|(name, _)| name);
+            Ok(names
+                .filter_map(|name| Some(Generation(name.strip_prefix("built-")?.parse().ok()?)))
+                .collect())
+        })
+        .await
+    }
+}
+
+#[async_trait]
 impl Disk for WorkspaceSeams {
     async fn find(&self, generation: Generation) -> Result<Presence> {
         self.query("disk.find", |state| {

@@ -8,9 +8,25 @@ impl Guest for WorkspaceSeams {
         self.query("guest.ready", |state| Ok(BootId(self.guest(state, machine)?.boot))).await
     }
 
+    async fn resolve_credentials(&self, interrupt: &Interrupt, _: &WaitObserver<'_>) -> Result<()> {
+        interrupt.check()?;
+        self.query("guest.resolve_credentials", |state| self.hold(state)).await
+    }
+
+    async fn examine(&self, machine: &Machine) -> Result<()> {
+        self.query("guest.examine", |state| {
+            self.hold(state)?;
+            self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root, Loss::Entropy, Loss::Targets])
+        })
+        .await
+    }
+
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let to_disk = |state: &mut FakeState| {
+            self.hold(state)?;
             self.guest(state, machine)?;
+            Self::works(state, &[Loss::Targets])?;
             let secret = state.secret;
             state.change_disk(self.workspace, machine.disk, |disk| {
                 let former = std::mem::take(&mut disk.secrets);
@@ -30,6 +46,7 @@ impl Guest for WorkspaceSeams {
     async fn wipe(&self, machine: &Machine) -> Result<()> {
         let files = |state: &mut FakeState| {
             self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root])?;
             state.change_disk(self.workspace, machine.disk, |disk| {
                 let former = std::mem::take(&mut disk.secrets);
                 disk.residue.extend(former);
@@ -47,7 +64,7 @@ impl Guest for WorkspaceSeams {
     async fn mount(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
         let mount = |state: &mut FakeState| {
-            let wanted = state.shares_wanted;
+            let wanted = self.spec.shares;
             let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve);
             let attached = state.vmms.get(&key).is_some_and(|vmm| vmm.shares == Presence::Whole);
             let ram = self.guest(state, machine)?;
@@ -89,7 +106,8 @@ impl Guest for WorkspaceSeams {
 
     async fn equipped(&self, machine: &Machine) -> Result<Equipment> {
         self.query("guest.equipped", |state| {
-            let (secret, wanted) = (state.secret, state.shares_wanted);
+            self.hold(state)?;
+            let (secret, wanted) = (state.secret, self.spec.shares);
             let disk = state.disk(self.workspace, machine.disk).cloned().ok_or(Failure::Lost)?;
             let ram = self.guest(state, machine)?;
             let whole = disk.secrets.contains(&secret) && ram.secrets.contains(&secret);
@@ -112,6 +130,8 @@ impl Guest for WorkspaceSeams {
 
     async fn settle(&self, machine: &Machine) -> Result<()> {
         let entropy = |state: &mut FakeState| {
+            self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root, Loss::Entropy])?;
             self.guest(state, machine)?.seeded = true;
             Ok(())
         };
@@ -119,7 +139,7 @@ impl Guest for WorkspaceSeams {
             self.guest(state, machine)?.clock = true;
             Ok(())
         };
-        self.change("guest.settle", vec![Box::new(entropy), Box::new(clock)]).await
+        self.change(SETTLE, vec![Box::new(entropy), Box::new(clock)]).await
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {

@@ -97,14 +97,14 @@ impl Network for WorkspaceSeams {
 #[async_trait]
 impl Shares for WorkspaceSeams {
     fn wanted(&self) -> bool {
-        self.host.lock().shares_wanted
+        self.spec.shares
     }
 
     async fn find(&self, generation: Generation) -> Result<Presence> {
         let key = self.key(generation);
         self.query("shares.find", move |state| {
             Ok(match state.daemons.get(&key) {
-                _ if !state.shares_wanted => Presence::Whole,
+                _ if !self.spec.shares => Presence::Whole,
                 None => Presence::Absent,
                 Some(daemons) if daemons.serve() => Presence::Whole,
                 Some(_) => Presence::Partial,
@@ -135,7 +135,8 @@ impl Shares for WorkspaceSeams {
 
     async fn stop(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
-        if !self.wanted() {
+        // Daemons of a VM that was built from another configuration are stopped too.
+        if !self.wanted() && !self.host.lock().daemons.contains_key(&key) {
             return Ok(());
         }
         let end = move |state: &mut FakeState| {

@@ -158,7 +158,7 @@ impl Vmm for WorkspaceSeams {
         let key = self.key(generation);
         let attach = move |state: &mut FakeState| {
             state.answers(key)?;
-            if !state.shares_wanted {
+            if !self.spec.shares {
                 return Ok(());
             }
             let serving = state.daemons.get(&key).is_some_and(ShareDaemons::serve);
@@ -200,7 +200,7 @@ impl Vmm for WorkspaceSeams {
         self.query("vmm.shares_attached", move |state| {
             state.answers(key)?;
             Ok(match state.vmms.get(&key) {
-                Some(_) if !state.shares_wanted => Presence::Whole,
+                Some(_) if !self.spec.shares => Presence::Whole,
                 Some(vmm) => vmm.shares,
                 None => Presence::Absent,
             })

@@ -22,7 +22,8 @@ where
 }
 
 /// Adds the stages in which all of a VM goes but its disk: the VMM and what it used, then the disk that the VM's disk
-/// has taken the place of, and the slot last, so that no other VM takes the slot while its network is still there.
+/// has taken the place of, and the slot last, so that no other VM takes the slot while its network is still there. The built record
+/// goes with the slot, because a nixbox that clears away needs it until everything else is gone.
 pub(in crate::operations) fn clear_away(
     operation: Operation<World>,
     machine: &Machine,
@@ -49,9 +50,14 @@ pub(in crate::operations) fn clear_away(
         .stage_if(removed_disk.is_some(), "former disk", removed_disk.into_iter().collect())
         .stage(
             "release slot",
-            vec![removal(ids::RELEASE_SLOT, "release slot", slot, |context, slot| {
-                context.world.slots.release(*slot)
-            })],
+            vec![
+                removal(ids::RELEASE_SLOT, "release slot", slot, |context, slot| {
+                    context.world.slots.release(*slot)
+                }),
+                removal(ids::REMOVE_RECORD, "built record", memory, |context, memory| {
+                    context.world.records.remove(*memory)
+                }),
+            ],
         )
 }
 

@@ -38,6 +38,17 @@ impl Target {
     }
 }
 
+/// The built record: what the VM is built from, for the nixbox that acts on the VM later.
+pub(in crate::operations) fn write_record() -> Part<()> {
+    Part {
+        spec: TransitionSpec::undoable(ids::WRITE_RECORD, "built record", QUICK),
+        intent: (),
+        find: |context, ()| context.world.records.find(context.generation),
+        make: |context, ()| context.world.records.write(context.generation),
+        remove: |context, ()| context.world.records.remove(context.generation),
+    }
+}
+
 /// The share daemons.
 pub(in crate::operations) fn start_shares() -> Part<()> {
     Part {

@@ -70,6 +70,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         memory_file: parts(path, move |path, generation| {
             memory_file.then(|| path.join(format!("ram-{generation}")))
         }),
+        memory_reserved: Arc::new(|_| Ok(false)),
         snapshot: parts(path, |path, snapshot| path.join(format!("state-{snapshot}"))),
     });
     let network = path.join("network");
