@@ -1,9 +1,27 @@
 //! What a test needs of this machine, and how the test reports that the machine lacks it.
 
+use std::error::Error as _;
 use std::io::Write as _;
 
-use crate::host::program;
 use crate::host::spawn::{self, Invoker};
+use crate::host::{program, share_view};
+
+/// Makes the binary of the unit tests the launcher of share daemons too, as the program nixbox is: nixbox starts the
+/// program that it runs itself, and the harness of the tests would start threads before a test could be the launcher.
+#[used]
+#[allow(unsafe_code, reason = "the section is the list of functions that run before main")]
+#[unsafe(link_section = ".init_array")]
+static LAUNCHER: extern "C" fn() = launch_share_daemon;
+
+extern "C" fn launch_share_daemon() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == share_view::COMMAND) {
+        let arguments: Vec<_> = arguments.collect();
+        let error = share_view::launch(&arguments);
+        std::io::stderr().write_all(format!("{error}: {:?}\n", error.source()).as_bytes()).ok();
+        std::process::exit(share_view::REFUSED.into());
+    }
+}
 
 /// Something that not every machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

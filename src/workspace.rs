@@ -28,6 +28,7 @@ use crate::files::{FileError, Folder};
 use crate::host::clock::utc;
 use crate::world::WorkspaceId;
 
+pub mod registry;
 mod template;
 
 pub use template::CONFIG;
@@ -144,9 +145,7 @@ impl Workspace {
             nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_private()?;
         }
         let path = nixbox.path_of(ID_FILE);
-        let id =
-            nixbox.read(ID_FILE, 33)?.ok_or_else(|| WorkspaceError::Incomplete { path: path.clone() })?;
-        let id = parse_id(&id).ok_or(WorkspaceError::BadId { path })?;
+        let id = read_id(&nixbox)?.ok_or(WorkspaceError::Incomplete { path })?;
         Ok(Self { root: root.to_owned(), nixbox, id })
     }
 
@@ -348,6 +347,14 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The id of the workspace whose `.nixbox` this is; `None` if there is none.
+fn read_id(nixbox: &Folder) -> Result<Option<WorkspaceId>, WorkspaceError> {
+    let Some(text) = nixbox.read(ID_FILE, 33)? else {
+        return Ok(None);
+    };
+    parse_id(&text).map(Some).ok_or_else(|| WorkspaceError::BadId { path: nixbox.path_of(ID_FILE) })
+}
+
 /// The id in the text of its file: exactly as nixbox writes it, with or without a line break at its end.
 fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
     let digits = text.strip_suffix(b"\n").unwrap_or(text);
@@ -355,6 +362,29 @@ fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
     hex::decode_to_slice(digits, &mut id).ok()?;
     let id = WorkspaceId(id);
     (id.to_string().as_bytes() == digits).then_some(id)
+}
+
+fn fresh_id() -> Result<WorkspaceId, WorkspaceError> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random).map_err(WorkspaceError::Random)?;
+    Ok(WorkspaceId(random))
+}
+
+/// Gives a copy of a workspace an id of its own. What the copy has of the original's journal and VM is removed; the
+/// configuration, the key and the snapshots stay.
+///
+/// The id is written last, so that the directory counts as a copy until all is done.
+///
+/// # Errors
+/// If something cannot be removed or written.
+pub fn give_new_id(workspace: &Workspace) -> Result<WorkspaceId, WorkspaceError> {
+    for name in ["journal", "run"] {
+        workspace.nixbox.remove_tree(name)?;
+        workspace.nixbox.make_folder(name)?;
+    }
+    let id = fresh_id()?;
+    workspace.nixbox.replace(ID_FILE, format!("{id}\n").as_bytes())?;
+    Ok(id)
 }
 
 /// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and directories. What exists already
@@ -378,9 +408,7 @@ pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathB
     for name in DIRECTORIES {
         nixbox.make_folder(name)?.0.check_private()?;
     }
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(WorkspaceError::Random)?;
-    let id = format!("{}\n", WorkspaceId(random));
+    let id = format!("{}\n", fresh_id()?);
     let mut made = Vec::new();
     for (name, content) in
         [(config::FILE, config), (".gitignore", template::GITIGNORE), (ID_FILE, id.as_str())]

@@ -20,9 +20,10 @@ use crate::engine::transition::Interrupt;
 use crate::files::copy::NoProgress;
 use crate::guest::ssh_guest::UnsettledObserver;
 use crate::host::hooks::FailedScriptObserver;
-use crate::operations::{RunningVm, Session};
+use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
+use crate::workspace::registry::{Registry, RegistryError};
 use crate::workspace::{Lock, Workspace};
 use crate::world::{Failure, Generation, VmmState};
 
@@ -96,6 +97,33 @@ pub(super) async fn vm_state(wiring: &Wiring, vmm: Generation) -> Result<VmmStat
     tokio::time::timeout(VMM_WAIT, wiring.world.vmm.find(vmm)).await.unwrap_or(Ok(VmmState::Silent))
 }
 
+/// Says that the guest of a running VM can reach a `.nixbox`, or that this cannot be told.
+pub(super) fn exposed(wiring: &Wiring, vmm: Generation) -> Option<CliError> {
+    match block_on(async { Ok(wiring.world.shares.exposed(vmm).await) }) {
+        Ok(Ok(paths)) if paths.is_empty() => None,
+        Ok(Ok(paths)) => Some(CliError::Exposed(paths)),
+        Ok(Err(failure)) => Some(CliError::Masks(failure)),
+        Err(_) => None,
+    }
+}
+
+/// If the guest of the running VM can reach a `.nixbox`, refuses a command that relies on the configuration, and makes any
+/// other command run no script, because the scripts may be the guest's.
+fn mind_exposed(wiring: &mut Wiring, vmm: Generation, preflight: Preflight) -> Result<(), Problem> {
+    let Some(exposed) = exposed(wiring, vmm) else { return Ok(()) };
+    if !matches!(preflight, Preflight::None | Preflight::EndVm) {
+        return Err(exposed.into());
+    }
+    wiring.leave_out_scripts();
+    warn(&exposed, "; no script of the configuration is run");
+    Ok(())
+}
+
+/// Prints why a command that goes on should be the last one before `nixbox down`.
+fn warn(exposed: &CliError, more: &str) {
+    error::print_stderr(&format!("nixbox: {}{more}\n", error::chain(exposed)));
+}
+
 /// A workspace whose lock is not taken, for commands that change nothing.
 pub(super) struct OpenWorkspace {
     pub(super) workspace: Workspace,
@@ -119,8 +147,22 @@ impl OpenWorkspace {
     /// read.
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
         let open = Self::open(location)?;
+        // A copy would speak to the VM of the original. A registry that cannot be used does not keep a person from a VM.
+        match Registry::open().and_then(|registry| registry.examine(&open.workspace)) {
+            Err(error @ RegistryError::Copy(_)) => return Err(error.into()),
+            Ok(_) | Err(_) => {}
+        }
         let vm = journal_state::running_vm(&open.journal)?;
         Ok((open, vm))
+    }
+
+    /// Wires the real world for a command that uses the running VM, and warns if its guest can reach a `.nixbox`.
+    pub(super) fn wire_for(self, vm: &RunningVm) -> Result<Wiring, Problem> {
+        let wiring = self.wire()?;
+        if let Some(exposed) = exposed(&wiring, vm.machine.vmm) {
+            warn(&exposed, "");
+        }
+        Ok(wiring)
     }
 
     /// Wires the real world of the VM that runs, or of the configuration if none does. Copies report no progress.
@@ -149,7 +191,7 @@ impl OpenWorkspace {
 /// The description in a built record. The runtime directory is made again if it is missing, as after a reboot of the host.
 fn described(workspace: &Workspace, record: BuiltRecord) -> Result<Description, Problem> {
     let runtime = workspace.runtime_at(&record.runtime)?.path().to_owned();
-    Ok(Description { spec: record.spec, runtime })
+    Ok(Description { spec: record.spec.moved(&record.root, workspace.root()), runtime })
 }
 
 /// A workspace whose lock this command holds, wired to the real world, for commands that change something.
@@ -181,6 +223,8 @@ impl LockedWorkspace {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
         let workspace = location.workspace()?;
         let lock = workspace.lock(command)?;
+        let ends_vm = preflight == Preflight::EndVm;
+        WorkspaceLocation::registered(&workspace, ends_vm, |words| progress.print(words))?;
         let config = match WorkspaceLocation::config(&workspace) {
             Ok(config) => Some(config),
             Err(problem) if preflight == Preflight::EndVm => {
@@ -190,9 +234,13 @@ impl LockedWorkspace {
             }
             Err(problem) => return Err(problem),
         };
+        let mut vm = None;
         let (record, starts_vm, journal_problem) = match journal_state::read(&workspace) {
             Ok(journal) => {
                 let starts_vm = preflight.starts_vm() && journal.is_down();
+                if let WorkspaceState::Up(running) = &journal.state {
+                    vm = Some(running.machine.vmm);
+                }
                 (journal_state::built_record(&workspace, &journal), starts_vm, None)
             }
             Err(problem) if preflight == Preflight::EndVm => {
@@ -204,7 +252,10 @@ impl LockedWorkspace {
             preflight.check_config(config, starts_vm)?;
         }
         let wire = Wire { workspace: &workspace, config: config.as_ref(), progress: &progress };
-        let (wiring, next) = wire.both(preflight, record)?;
+        let (mut wiring, next) = wire.both(preflight, record)?;
+        if let Some(vm) = vm {
+            mind_exposed(&mut wiring, vm, preflight)?;
+        }
         if starts_vm {
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
         }

@@ -305,18 +305,18 @@ fn reflink(directory: &Path) -> Requirement {
 fn tmpfs(wanted: u64) -> Requirement {
     const NAME: &str = "room for RAM on tmpfs";
     let gib = |bytes: u64| format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30));
-    let roomiest = memory::tmpfs_directories()
-        .into_iter()
-        .filter_map(|path| {
-            let free = Folder::open(&path).and_then(|folder| folder.free_bytes()).ok()?;
-            Some((free, path))
-        })
-        .max();
-    let advice = "guest RAM is the VMM's own then, and snapshots take longer; `mount -o remount,size=…` the tmpfs, or vm.backing = \"disk\"";
-    match roomiest {
-        Some((free, path)) => {
-            let text = format!("{} free in {}, {} wanted", gib(free), path.display(), gib(wanted));
-            if free >= wanted { found(NAME, text) } else { found(NAME, text).lacking().advice(advice) }
+    let advice = "guest RAM is the VMM's own then, and snapshots take longer; bring another VM down, `mount -o remount,size=…` the tmpfs, or vm.backing = \"disk\"";
+    let bases = memory::tmpfs_directories().into_iter();
+    let rooms = bases.filter_map(|base| Some((memory::room_on_tmpfs(&base).ok()?, base)));
+    match rooms.max_by_key(|(room, _)| room.left()) {
+        Some((room, path)) => {
+            let promised = match room.promised {
+                0 => String::new(),
+                bytes => format!(", {} of it promised to VMs", gib(bytes)),
+            };
+            let text =
+                format!("{} free in {}{promised}, {} wanted", gib(room.free), path.display(), gib(wanted));
+            if room.left() >= wanted { found(NAME, text) } else { found(NAME, text).lacking().advice(advice) }
         }
         None => found(NAME, "there is no tmpfs").lacking().advice(advice),
     }

@@ -6,8 +6,10 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::visible::{visible, visible_json};
 use super::wiring::WiringError;
 use crate::config::ConfigError;
 use crate::engine::executor::{EngineError, TransitionFailure};
@@ -17,9 +19,11 @@ use crate::engine::reader::ReadError;
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
+use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::store::built::RecordFileError;
+use crate::workspace::registry::RegistryError;
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
@@ -94,6 +98,8 @@ pub enum CliError {
         #[source]
         source: PayloadError,
     },
+    #[error("cannot look for the processes of VMs")]
+    Processes(#[source] ProcessError),
     #[error("what belongs to the VM of this workspace cannot be ended and removed")]
     End(#[source] Failure),
     #[error("cannot tell what a recovery would do")]
@@ -103,6 +109,13 @@ pub enum CliError {
     #[error("no VM is running: `{0}` was left half done, or is under way")]
     HalfDone(&'static str),
 
+    #[error(
+        "the guest can reach {}, which was made anew since the VM came up, and may have written there",
+        .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Exposed(Vec<PathBuf>),
+    #[error("cannot tell whether the guest can reach the workspace's .nixbox")]
+    Masks(#[source] Failure),
     #[error("cannot ask the VMM for the state of the VM")]
     VmState(#[source] Failure),
     #[error("cannot connect to the guest")]
@@ -220,16 +233,21 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
     messages(error).join(": ")
 }
 
-/// Writes to stderr. A failure is ignored, because it means that stderr is closed and that nobody reads it.
+/// Writes to stderr, with control characters replaced. A failure is ignored, because it means that stderr is closed and
+/// that nobody reads it.
 pub fn print_stderr(text: &str) {
-    io::stderr().write_all(text.as_bytes()).ok();
+    io::stderr().write_all(visible(text).as_bytes()).ok();
 }
 
-/// Writes a result and a line end to stdout.
+/// Writes a result and a line end to stdout, with control characters replaced.
 ///
 /// # Errors
 /// If stdout cannot be written.
 pub fn print(text: &str) -> Result<(), Problem> {
+    write_line(&visible(text))
+}
+
+fn write_line(text: &str) -> Result<(), Problem> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     Ok(written.map_err(CliError::Stdout)?)
@@ -241,7 +259,7 @@ pub fn print(text: &str) -> Result<(), Problem> {
 /// If stdout cannot be written.
 pub fn print_json(value: &impl serde::Serialize) -> Result<(), Problem> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CliError::Stdout(error.into()))?;
-    print(&text)
+    write_line(&visible_json(&text))
 }
 
 /// Formats a duration for people.
@@ -296,6 +314,12 @@ impl From<CliError> for Problem {
             ),
             CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
             CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
+            CliError::Exposed(_) | CliError::Masks(_) => (
+                Failed,
+                Some(
+                    "nothing was changed; read the config.toml there, then `nixbox down` and `nixbox up` hide it again",
+                ),
+            ),
             CliError::HalfDone(_) => (NotFound, Some("`nixbox recover` completes it or rolls it back")),
             CliError::Connect(Failure::Lost) => {
                 (NotFound, Some("`nixbox up` clears away what is left of the VM and starts another"))
@@ -332,10 +356,16 @@ impl From<WorkspaceError> for Problem {
 impl From<WiringError> for Problem {
     fn from(error: WiringError) -> Self {
         let exit = match error {
-            WiringError::SharedRuntime { .. } => ExitKind::Usage,
+            WiringError::SharedRuntime { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<RegistryError> for Problem {
+    fn from(error: RegistryError) -> Self {
+        Self::new(ExitKind::Failed, error)
     }
 }
 

@@ -1,13 +1,15 @@
 //! `nixbox init`.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config;
 use crate::guest::key::{self, KeyError};
+use crate::host::share_view::standing::{self, LiveShare};
 use crate::simulator;
+use crate::workspace::registry::{Registry, RegistryError};
 use crate::workspace::{self, Workspace};
 
 /// Make this directory a workspace: a commented configuration and a key for its VM
@@ -25,6 +27,10 @@ pub(super) struct Arguments {
     /// The initramfs to boot with, named in the same way
     #[arg(long, value_name = "PATH", conflicts_with = "simulator")]
     initramfs: Option<String>,
+    /// Make a copy of a workspace a workspace of its own: it keeps the configuration, the key and the snapshots, and
+    /// what it has of the original's journal, disks and VM is removed
+    #[arg(long, conflicts_with_all = ["simulator", "kernel", "initramfs"])]
+    new_id: bool,
 }
 
 impl Arguments {
@@ -51,6 +57,14 @@ impl Arguments {
 enum InitError {
     #[error("{} is there already, and is not overwritten: name the kernel and the initramfs in it", .0.display())]
     Configured(PathBuf),
+    #[error(
+        "{} cannot become a workspace now: a running guest has {} as a share (process {pid}), and would reach its .nixbox; \
+         bring that VM down first, and up again afterwards",
+        directory.display(), share.display()
+    )]
+    Shared { directory: PathBuf, share: PathBuf, pid: u32 },
+    #[error("{} is no copy of another workspace: it keeps its id", .0.display())]
+    NoCopy(PathBuf),
     #[error("the workspace is there, but has no key of its own")]
     NoKey(#[source] KeyError),
     #[error("the workspace is there, but has no {}", .0.display())]
@@ -79,11 +93,18 @@ const IMAGES: &str = "image";
 const DISK: u64 = 32 << 20;
 
 pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    if arguments.new_id {
+        return give_new_id(place);
+    }
     let config = place.directory.join(workspace::DIRECTORY).join(config::FILE);
     if (arguments.kernel.is_some() || arguments.initramfs.is_some()) && config.exists() {
         return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
     }
+    refuse_below_share(&place.directory)?;
     let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
+    WorkspaceLocation::registered(&workspace, false, |words| {
+        error::print_stderr(&format!("nixbox: {words}\n"))
+    })?;
     let path = wiring::own_key(&workspace);
     // Nothing that has this name is overwritten, not even a broken link.
     if std::fs::symlink_metadata(&path).is_err() {
@@ -102,6 +123,40 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     for path in made {
         error::print(&format!("made {}", path.display()))?;
     }
+    success()
+}
+
+/// Refuses to make a workspace that a running guest could write in. A workspace that is there was masked when the share
+/// was started.
+fn refuse_below_share(directory: &Path) -> Result<(), Problem> {
+    if std::fs::symlink_metadata(directory.join(workspace::DIRECTORY)).is_ok() {
+        return Ok(());
+    }
+    // A missing directory is reported by what makes the workspace.
+    let Ok(directory) = std::fs::canonicalize(directory) else { return Ok(()) };
+    let failed = |error| Problem::new(ExitKind::Failed, error);
+    match standing::share_above(&directory).map_err(failed)? {
+        None => Ok(()),
+        Some(LiveShare { pid, source }) => {
+            Err(Problem::new(ExitKind::Failed, InitError::Shared { directory, share: source, pid }))
+        }
+    }
+}
+
+/// Gives a copy an id of its own. A workspace that is no copy keeps its id, because its VM and its journal bear it.
+fn give_new_id(place: &WorkspaceLocation) -> Outcome {
+    let workspace = place.workspace()?;
+    let _lock = workspace.lock("init --new-id")?;
+    let registry = Registry::open()?;
+    match registry.examine(&workspace) {
+        Err(RegistryError::Copy(_)) => {}
+        Err(error) => return Err(error.into()),
+        Ok(_) => return Err(Problem::new(ExitKind::Usage, InitError::NoCopy(workspace.root().to_owned()))),
+    }
+    let id = workspace::give_new_id(&workspace)?;
+    // It is opened again, because it has another id now.
+    registry.follow(&place.workspace()?)?;
+    error::print(&format!("{} is a workspace of its own now, with the id {id}", workspace.root().display()))?;
     success()
 }
 

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{Config, HostFacts};
 use crate::host::sudo;
 use crate::workspace::Workspace;
+use crate::workspace::registry::{Registry, RegistryError, Standing};
 
 mod command;
 mod config;
@@ -25,17 +26,20 @@ mod image;
 mod init;
 mod journal;
 mod journal_state;
+mod list;
 mod preflight;
 mod progress;
 mod recover;
 mod restore;
 mod run;
+mod share_daemon;
 mod shell;
 mod signals;
 mod simulator;
 mod snapshot;
 mod status;
 mod up;
+mod visible;
 pub mod wiring;
 
 use error::{ExitKind, Outcome, Problem};
@@ -67,12 +71,15 @@ enum NixboxCommand {
     Shell(shell::Arguments),
     Run(run::Arguments),
     Status(status::Arguments),
+    List(list::Arguments),
     Config(config::Arguments),
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
     #[command(hide = true)]
     Simulator(simulator::Arguments),
+    #[command(hide = true)]
+    ShareDaemon(share_daemon::Arguments),
 }
 
 /// The directory in which a command works.
@@ -83,6 +90,27 @@ struct WorkspaceLocation {
 impl WorkspaceLocation {
     fn workspace(&self) -> Result<Workspace, Problem> {
         Ok(Workspace::find(&self.directory)?)
+    }
+
+    /// The workspace, unless the directory is a copy of one. Registers where it is, and says with `tell` if it was moved.
+    /// A registry that cannot be used is an error, except for a command that ends a VM.
+    fn registered(workspace: &Workspace, ends_vm: bool, tell: impl Fn(&str)) -> Result<(), Problem> {
+        match Registry::open().and_then(|registry| registry.follow(workspace)) {
+            Ok(Standing::Same) => {}
+            Ok(Standing::Moved { from }) => {
+                tell(&format!("the workspace was moved here from {}", from.display()))
+            }
+            Ok(Standing::TookPlace { of }) => tell(&format!(
+                "this directory has taken the place of {}, which is gone and had the same id",
+                of.display()
+            )),
+            Err(error @ RegistryError::Copy(_)) => return Err(error.into()),
+            Err(error) if ends_vm => {
+                tell(&format!("going on without the registry: {}", error::chain(&error)))
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     fn config(workspace: &Workspace) -> Result<Config, Problem> {
@@ -120,11 +148,13 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Shell(arguments) => shell::run(location, &arguments),
         NixboxCommand::Run(arguments) => run::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
+        NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Config(arguments) => config::run(location, &arguments),
         NixboxCommand::Doctor(arguments) => doctor::run(location, &arguments),
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),
         NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
+        NixboxCommand::ShareDaemon(arguments) => share_daemon::run(&arguments),
     }
 }
 

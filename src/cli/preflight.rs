@@ -17,6 +17,8 @@ use crate::world::Presence;
 pub(super) enum Preflight {
     /// The command starts no VM.
     None,
+    /// The command starts no VM, and relies on the configuration of the VM that runs.
+    Snapshot,
     /// The command ends a VM. It does so with a configuration that cannot be used, and without keys and credentials.
     EndVm,
     /// The command boots a VM if none runs, from the files that the configuration names.
@@ -35,7 +37,7 @@ impl Preflight {
                 check_kvm(config)
             }
             Self::Restore => check_kvm(config),
-            Self::None | Self::EndVm | Self::Boot => Ok(()),
+            Self::None | Self::Snapshot | Self::EndVm | Self::Boot => Ok(()),
         }
     }
 

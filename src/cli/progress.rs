@@ -11,6 +11,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, Prog
 use serde::Serialize;
 
 use super::error;
+use super::visible::visible;
 use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
 use crate::files::copy::{CopyMethod, Progress};
@@ -125,7 +126,7 @@ impl ProgressDisplay {
         if let Some(bar) = copies.get(what) {
             return bar.clone();
         }
-        let bar = self.bars.add(ProgressBar::no_length().with_prefix(what.to_owned()));
+        let bar = self.bars.add(ProgressBar::no_length().with_prefix(visible(what)));
         if let Ok(style) = ProgressStyle::with_template(BAR) {
             bar.set_style(style.progress_chars("=> "));
         }

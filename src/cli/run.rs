@@ -24,7 +24,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
-    let wiring = workspace.wire()?;
+    let wiring = workspace.wire_for(&vm)?;
     let runtime = command::runtime()?;
     let ended = runtime.block_on(async {
         let connected = wiring.guest.connect(&vm.machine, &Interrupt::new()).await;

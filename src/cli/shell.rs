@@ -22,7 +22,7 @@ pub(super) struct Arguments {}
 
 pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
     let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
-    let wiring = workspace.wire()?;
+    let wiring = workspace.wire_for(&vm)?;
     let ssh = spawn::find_program("ssh", "NIXBOX_SSH").map_err(CliError::NoSsh)?;
     // This connection pins the guest's host key. It also reports a guest that does not answer, whereas ssh would wait
     // without a message.

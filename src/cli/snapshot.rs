@@ -141,7 +141,7 @@ fn create(
     stop: bool,
     output: OutputOptions,
 ) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "snapshot", Preflight::None, output)?;
+    let workspace = LockedWorkspace::open(location, "snapshot", Preflight::Snapshot, output)?;
     let keep =
         workspace.config.as_ref().and_then(|config| config.snapshot.keep).map(std::num::NonZeroU32::get);
     let request = SnapshotRequest { name, stop, keep };

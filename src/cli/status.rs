@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::command::{OpenWorkspace, block_on, vm_state};
+use super::command::{self, OpenWorkspace, block_on, vm_state};
 use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config::PendingEdit;
@@ -10,6 +10,7 @@ use crate::host::clock::utc;
 use crate::operations::{RunningVm, VmCondition, WorkspaceState};
 use crate::simulator;
 use crate::workspace::LockHolder;
+use crate::workspace::registry::Registry;
 use crate::world::{VmmState, WorkspaceName};
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
@@ -26,19 +27,22 @@ pub(super) struct Arguments {
 }
 
 #[derive(Debug, Serialize)]
-struct StatusReport {
+pub(super) struct StatusReport {
     name: String,
     workspace: String,
     id: String,
     /// `cloud-hypervisor` or `simulator`. The simulator runs no VM.
     vmm: &'static str,
     /// One of the states that the help text of the command explains.
-    state: &'static str,
+    pub(super) state: &'static str,
     vm: Option<VmReport>,
     /// The values of the configuration that differ from what the VM was built from. They wait for the next VM.
     pending_edits: Vec<PendingEdit>,
     /// Why the configuration cannot be used; `None` if it can.
     config_problem: Option<String>,
+    /// Why the directory is not the workspace that its id names; `None` if it is. A copy shows the state of the
+    /// original.
+    not_the_workspace: Option<String>,
     /// The operation that has not ended. The operation is running if there is a `holder`; otherwise it was left half
     /// done.
     operation: Option<OpenSummary>,
@@ -56,6 +60,8 @@ struct VmReport {
     clock_set: bool,
     /// Whether the guest got fresh entropy then.
     entropy_given: bool,
+    /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
+    exposed: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,7 +70,7 @@ struct OpenSummary {
     generation: u64,
 }
 
-fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
+pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
     let open = OpenWorkspace::open(location)?;
     let root = open.workspace.root().to_owned();
     let holder = open.workspace.holder()?;
@@ -73,7 +79,7 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
         Ok(config) => (config.name.clone(), None, Some(config.vm_spec())),
         Err(problem) => (WorkspaceName::of_directory(&root), Some(problem.one_line()), None),
     };
-    let built = open.record.as_ref().map(|record| record.spec.clone());
+    let built = open.record.as_ref().map(|record| record.spec.clone().moved(&record.root, &root));
     let spec = built.as_ref().or(configured.as_ref());
     let simulated = spec.is_some_and(|spec| wiring::simulated(spec.vmm).is_some());
     let pending_edits = match (&built, &configured) {
@@ -81,6 +87,8 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
         _ => Vec::new(),
     };
     let id = open.workspace.id().to_string();
+    let standing = Registry::open().and_then(|registry| registry.examine(&open.workspace));
+    let not_the_workspace = standing.err().map(|error| error::chain(&error));
     let (mut state, mut vm) = ("down", None);
     if let WorkspaceState::Up(running) = open.journal.state {
         let report = vm_report(open, &running)?;
@@ -95,6 +103,7 @@ fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
         vm,
         pending_edits,
         config_problem,
+        not_the_workspace,
         operation: operation
             .map(|(operation, generation)| OpenSummary { operation, generation: generation.0 }),
         holder,
@@ -125,6 +134,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         clock_set: !matches!(running.condition, VmCondition::NoClock | VmCondition::NoEntropy),
         entropy_given: running.condition != VmCondition::NoEntropy,
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
+        exposed: command::exposed(&wiring, machine.vmm).map(|error| error::chain(&error)),
     };
     Ok((state, report))
 }
@@ -145,6 +155,9 @@ fn text(status: &StatusReport) -> String {
         } else if !vm.clock_set {
             lines.push("  the clock of the guest could not be set: it may be wrong".to_owned());
         }
+        if let Some(exposed) = &vm.exposed {
+            lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
+        }
         if status.state != "running" {
             lines
                 .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());
@@ -160,6 +173,9 @@ fn text(status: &StatusReport) -> String {
             value(&edit.built),
             value(&edit.configured)
         ));
+    }
+    if let Some(problem) = &status.not_the_workspace {
+        lines.push(format!("  {problem}"));
     }
     if let Some(problem) = &status.config_problem {
         lines.push(format!("  the configuration cannot be used: {problem}"));

@@ -19,7 +19,7 @@ use crate::guest::ssh_guest::{self, SshGuest, UnsettledObserver};
 use crate::host::clock::HostClock;
 use crate::host::cpu;
 use crate::host::disk::Disks;
-use crate::host::hooks::{FailedScriptObserver, ShellHooks};
+use crate::host::hooks::{FailedScriptObserver, NoScripts, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
 use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, HostNetwork};
@@ -32,7 +32,7 @@ use crate::simulator::network::Loopback;
 use crate::store::Snapshots;
 use crate::store::built::RecordFiles;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
-use crate::workspace::{Workspace, WorkspaceError};
+use crate::workspace::{self, Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
 use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
 
@@ -53,6 +53,11 @@ pub enum WiringError {
         source_path.display(), runtime.display()
     )]
     SharedRuntime { source_path: PathBuf, runtime: PathBuf },
+    #[error(
+        "mounts.source {} lies inside a {}, which the guest must not reach: share another directory",
+        source_path.display(), workspace::DIRECTORY
+    )]
+    InsideNixbox { source_path: PathBuf },
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error("the key to log in to the guest with, guest.ssh-key, cannot be used")]
@@ -87,6 +92,13 @@ pub struct Wiring {
     pub simulated: bool,
     /// What the VM was built from, or is to be built from.
     pub spec: VmSpec,
+}
+
+impl Wiring {
+    /// Makes operations run no script of the configuration.
+    pub fn leave_out_scripts(&mut self) {
+        self.world.hooks = Arc::new(NoScripts);
+    }
 }
 
 /// The version of Cloud Hypervisor that the configured simulator imitates; `None` if the VMM is a real one.
@@ -156,7 +168,10 @@ pub fn assemble(
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
     let Description { spec, runtime } = description.clone();
-    check_apart(&spec, &runtime)?;
+    if let Purpose::Any(_) = purpose {
+        // A VM that is there was checked before it was built, and has to be ended whatever lies at these paths now.
+        check_apart(&spec, &runtime)?;
+    }
     let version = simulated(spec.vmm);
     let disk = Arc::new(disks(workspace, &spec, &progress));
     let memory = Arc::new(ram(workspace, &spec, &progress));
@@ -185,6 +200,10 @@ pub fn assemble(
             let memory = Arc::clone(&memory);
             Arc::new(move |generation| Ok(memory.file(generation)?))
         },
+        memory_reserved: {
+            let memory = Arc::clone(&memory);
+            Arc::new(move |generation| Ok(memory.is_reserved(generation)?))
+        },
         snapshot: {
             let catalog = Arc::clone(&catalog);
             Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
@@ -211,11 +230,17 @@ pub fn assemble(
         shares: Arc::new(Virtiofs::new(shares(workspace, &spec, &runtime, invoker)).by(share_stand_in)),
         disk: disk.clone(),
         memory: memory.clone(),
-        records: Arc::new(RecordFiles { run: workspace.run(), runtime: runtime.clone(), spec: spec.clone() }),
+        records: Arc::new(RecordFiles {
+            run: workspace.run(),
+            root: workspace.root().to_owned(),
+            runtime: runtime.clone(),
+            spec: spec.clone(),
+        }),
         guest: guest.clone(),
         catalog,
         cpu: Arc::new(|| cpu::features().map_err(Failure::world)),
-        shape: Arc::new(spec.shape()),
+        shape: Arc::new(spec.shape(workspace.root())),
+        absolute_shape: Arc::new(spec.shape("/".as_ref())),
         missing_mounts: missing_mounts(&spec),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),
@@ -251,7 +276,7 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
 }
 
 /// Refuses a mount that contains the runtime directory: a guest that can reach the VMM's socket can attach any file of
-/// the host to its VM.
+/// the host to its VM. Refuses a mount inside a `.nixbox` too, of which a guest sees two files only.
 fn check_apart(spec: &VmSpec, runtime: &Path) -> Result<()> {
     let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
     for mount in &spec.mounts {
@@ -260,6 +285,9 @@ fn check_apart(spec: &VmSpec, runtime: &Path) -> Result<()> {
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
         if runtime.starts_with(&real) {
             return Err(WiringError::SharedRuntime { source_path: source.to_owned(), runtime });
+        }
+        if real.components().any(|part| part.as_os_str() == workspace::DIRECTORY) {
+            return Err(WiringError::InsideNixbox { source_path: source.to_owned() });
         }
     }
     Ok(())
@@ -294,6 +322,7 @@ fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker
     ShareSettings {
         runtime: runtime.to_owned(),
         workspace: workspace.id(),
+        root: workspace.root().to_owned(),
         invoker,
         guest: (in_guest, in_guest),
         shares: spec
@@ -304,6 +333,7 @@ fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker
                 tag: ShareTag::numbered(index),
                 source: mount.source.as_path().to_owned(),
                 readonly: mount.readonly,
+                protect: mount.protect.clone(),
             })
             .collect(),
     }

@@ -15,7 +15,8 @@ pub(super) const TOP: &[&str] =
 pub(super) const VM: KnownTable =
     KnownTable { name: "vm", keys: &["vcpus", "memory", "kernel", "initramfs", "cmdline", "backing"] };
 pub(super) const DISK: KnownTable = KnownTable { name: "disks", keys: &["image", "size"] };
-pub(super) const MOUNT: KnownTable = KnownTable { name: "mounts", keys: &["source", "target", "readonly"] };
+pub(super) const MOUNT: KnownTable =
+    KnownTable { name: "mounts", keys: &["source", "target", "readonly", "protect"] };
 pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mode", "domains", "ports"] };
 pub(super) const GUEST: KnownTable =
     KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy"] };

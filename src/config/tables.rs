@@ -16,7 +16,7 @@ use super::types::{
 };
 use crate::world::{
     Backing, ByteSize, DiskSpec, Domain, GuestHome, GuestPath, HostPath, InvalidValue, NetworkMode,
-    NetworkPolicy, Port, Secret, SecretCommand, SecretSource, UserName, VariableName, VmmChoice,
+    NetworkPolicy, PathInShare, Port, Secret, SecretCommand, SecretSource, UserName, VariableName, VmmChoice,
     WorkspaceName, is_within,
 };
 
@@ -35,6 +35,8 @@ const MIN_EMPTY_DISK: u64 = 16 << 20;
 /// The VM's PCI bus has 31 slots, and other devices take some of them.
 const MAX_DISKS: usize = 16;
 const MAX_MOUNTS: usize = 8;
+/// The most protected paths of one mount.
+const MAX_PROTECTED: usize = 64;
 /// `COMMAND_LINE_SIZE` of x86 without the NUL.
 const MAX_CMDLINE: usize = 2047;
 
@@ -143,7 +145,8 @@ impl ConfigReader<'_> {
     fn mounts(&self, top: &TomlTable<'_>, home: &GuestHome) -> Result<Vec<MountTable>> {
         let Some(value) = top.get("mounts") else {
             let source = HostPath::below(self.root, ".");
-            return Ok(vec![MountTable { source, target: GuestPath::WORKSPACE, readonly: false }]);
+            let protect = PathInShare::DEFAULT.to_vec();
+            return Ok(vec![MountTable { source, target: GuestPath::WORKSPACE, readonly: false, protect }]);
         };
         let written = written_by_nixbox(top)?;
         let mut targets = Targets::new(home);
@@ -162,7 +165,11 @@ impl ConfigReader<'_> {
                     )));
                 }
                 let readonly = mount.get("readonly").map_or(Ok(false), |value| value.truth())?;
-                Ok(MountTable { source, target, readonly })
+                let protect = match mount.get("protect") {
+                    Some(value) => protected(&value)?,
+                    None => PathInShare::DEFAULT.to_vec(),
+                };
+                Ok(MountTable { source, target, readonly, protect })
             })
             .collect()
     }
@@ -260,6 +267,13 @@ fn wants_outbound_key(top: &TomlTable<'_>) -> Result<bool> {
     };
     let credentials = credentials.table(keys::CREDENTIALS.keys)?;
     credentials.get("outbound-key").map_or(Ok(false), |value| value.truth())
+}
+
+/// The paths of a mount that the guest may only read.
+fn protected(value: &TomlValue<'_>) -> Result<Vec<PathInShare>> {
+    let list = value.list()?;
+    check_count(&list, MAX_PROTECTED)?;
+    list.iter().map(TomlValue::parse).collect()
 }
 
 /// The files that nixbox itself puts into the guest.

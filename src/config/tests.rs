@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::files::FileError;
 use crate::world::{
-    Backing, ByteSize, DiskSpec, Domain, MASK, NetworkMode, NetworkPolicy, SecretSource, VmmChoice,
-    WorkspaceName,
+    Backing, ByteSize, DiskSpec, Domain, MASK, NetworkMode, NetworkPolicy, PathInShare, SecretSource,
+    VmmChoice, WorkspaceName,
 };
 
 mod refused;
@@ -34,6 +34,7 @@ readonly = false
 source = "~/src"
 target = "/srv/./src//"
 readonly = true
+protect = ["Makefile", "./.git//hooks/"]
 [network]
 mode = "filtered"
 domains = ["GitHub.com.", "crates.io", "github.com"]
@@ -94,6 +95,10 @@ fn the_documented_example_is_read_in_full() {
     assert_eq!(config.mounts[1].source.as_path(), Path::new("/home/me/src"));
     assert_eq!(config.mounts[1].target.to_string(), "/srv/src");
     assert!(config.mounts[1].readonly);
+    let protected =
+        |mount: usize| config.mounts[mount].protect.iter().map(PathInShare::as_str).collect::<Vec<_>>();
+    assert_eq!(protected(0), [".git/hooks", ".git/config"]);
+    assert_eq!(protected(1), ["Makefile", ".git/hooks"]);
     let domains: Vec<_> = config.network.domains.iter().map(Domain::as_str).collect();
     assert_eq!(domains, ["crates.io", "github.com"]);
     assert_eq!(config.network.ports.iter().map(|port| port.number()).collect::<Vec<_>>(), [80, 443]);
@@ -279,22 +284,22 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
     let SnapshotTable { keep: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}
-    for MountTable { source: _, target: _, readonly: _ } in mounts {}
+    for MountTable { source: _, target: _, readonly: _, protect: _ } in mounts {}
     let expected = [
-        ("disks.0", "/srv/my project/image/root.img, 64GiB"),
+        ("disks.0", "./image/root.img, 64GiB"),
         ("disks.1", "empty, 1GiB"),
         ("guest.user", "user"),
-        ("mounts.0", "/srv/my project at ~/workspace, read-write"),
+        ("mounts.0", ". at ~/workspace, read-write"),
         ("mounts.1", "/home/me/src at /srv/src, read-only"),
         ("vm.cmdline", "console=ttyS0 quiet"),
-        ("vm.initramfs", "/srv/my project/image/initramfs.gz"),
-        ("vm.kernel", "/srv/my project/image/vmlinuz"),
+        ("vm.initramfs", "./image/initramfs.gz"),
+        ("vm.kernel", "./image/vmlinuz"),
         ("vm.memory", "4GiB"),
         ("vm.vcpus", "2"),
     ];
     let expected: BTreeMap<String, String> =
         expected.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-    assert_eq!(config.vm_spec().shape(), expected);
+    assert_eq!(config.vm_spec().shape(Path::new("/srv/my project")), expected);
 
     // Values that do not shape a VM may change.
     let other = Config {
@@ -309,12 +314,12 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         snapshot: SnapshotTable::default(),
         ..config
     };
-    assert_eq!(other.vm_spec().shape(), expected);
+    assert_eq!(other.vm_spec().shape(Path::new("/srv/my project")), expected);
     let small = parse("[vm]\nkernel = \"k\"\nmemory = \"64MiB\"\n[[disks]]\nimage = \"d\"")
         .unwrap()
         .vm_spec()
-        .shape();
-    assert_eq!((small.get("vm.initramfs"), small["disks.0"].as_str()), (None, "/srv/my project/d, as it is"));
+        .shape(Path::new("/srv/my project"));
+    assert_eq!((small.get("vm.initramfs"), small["disks.0"].as_str()), (None, "./d, as it is"));
 }
 
 /// The keys of a table with the tables in it. A person chooses the names of the entries of `[env]`.

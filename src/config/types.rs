@@ -3,13 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::{NonZeroU8, NonZeroU32};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::world::{
-    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, SecretSource, UserName,
-    VariableName, VmmChoice, WorkspaceName,
+    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
+    UserName, VariableName, VmmChoice, WorkspaceName,
 };
 
 /// The facts about this host that decide defaults and limits.
@@ -94,6 +94,8 @@ pub struct MountTable {
     pub target: GuestPath,
     /// Whether the guest may only read it.
     pub readonly: bool,
+    /// The paths below the source that the guest may only read.
+    pub protect: Vec<PathInShare>,
 }
 
 /// `[guest]`.
@@ -229,17 +231,35 @@ impl Config {
 }
 
 impl VmSpec {
-    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same.
+    /// The same after the directory `from`, which the workspace was, became the directory `to`.
+    #[must_use]
+    pub fn moved(mut self, from: &Path, to: &Path) -> Self {
+        let Self { vmm: _, vm, disks, mounts, network: _, guest } = &mut self;
+        let paths = std::iter::once(&mut vm.kernel)
+            .chain(&mut vm.initramfs)
+            .chain(disks.iter_mut().filter_map(|disk| disk.image.as_mut()))
+            .chain(mounts.iter_mut().map(|mount| &mut mount.source))
+            .chain(std::iter::once(&mut guest.ssh_key));
+        paths.for_each(|path| path.follow(from, to));
+        self
+    }
+
+    /// The values that shape a VM, by key. A snapshot can be restored only where these are the same. Paths below `root`,
+    /// the directory of the workspace, are relative to it; with `/` as the root all paths are absolute.
     ///
     /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether
     /// it shapes a VM. A field that is bound to `_` does not shape the VM: the devices, the memory and the boot of the
     /// VM do not depend on the value.
     #[must_use]
-    pub fn shape(&self) -> BTreeMap<String, String> {
+    pub fn shape(&self, root: &Path) -> BTreeMap<String, String> {
         let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
         let GuestTable { user, ssh_key: _, require_entropy: _ } = guest;
-        let path = |path: &HostPath| path.as_path().display().to_string();
+        let path = |path: &HostPath| match path.as_path().strip_prefix(root) {
+            Ok(below) if below.as_os_str().is_empty() => ".".to_owned(),
+            Ok(below) if root != Path::new("/") => format!("./{}", below.display()),
+            _ => path.as_path().display().to_string(),
+        };
         let mut shape = BTreeMap::from([
             ("vm.vcpus".to_owned(), vcpus.to_string()),
             ("vm.memory".to_owned(), memory.to_string()),
@@ -253,7 +273,7 @@ impl VmSpec {
             let size = size.map_or_else(|| "as it is".to_owned(), |size| size.to_string());
             shape.insert(format!("disks.{n}"), format!("{image}, {size}"));
         }
-        for (n, MountTable { source, target, readonly }) in mounts.iter().enumerate() {
+        for (n, MountTable { source, target, readonly, protect: _ }) in mounts.iter().enumerate() {
             let access = if *readonly { "read-only" } else { "read-write" };
             shape.insert(format!("mounts.{n}"), format!("{} at {target}, {access}", path(source)));
         }

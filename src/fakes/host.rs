@@ -156,6 +156,11 @@ impl Host {
         self.lock().room = bytes;
     }
 
+    /// Promises this many bytes of that space to RAM files.
+    pub fn promise_room(&self, bytes: u64) {
+        self.lock().promised = bytes;
+    }
+
     /// Adds a process that uses a share in a guest.
     pub fn use_share(&self, user: &str) {
         self.lock().share_users.push(user.to_owned());

@@ -66,6 +66,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generatio
             let host = host.clone();
             move || Ok(host.lock().cpu.clone())
         }),
+        absolute_shape: shape.clone(),
         shape,
         missing_mounts: Arc::new([]),
         leftovers: seams.clone(),

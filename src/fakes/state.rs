@@ -123,6 +123,8 @@ pub(super) struct FakeState {
     pub(super) cpu: BTreeSet<String>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
+    /// How much of that space is promised to RAM files, in bytes.
+    pub(super) promised: u64,
     /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
@@ -167,6 +169,7 @@ impl FakeState {
             loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,
+            promised: 0,
             share_users: Vec::new(),
             boots: 0,
             salts: 0,

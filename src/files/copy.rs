@@ -73,7 +73,7 @@ pub struct CopyRequest {
     pub what: String,
     /// Opened for reading.
     pub source: NamedFile,
-    /// Empty, opened for reading and writing.
+    /// A new file, opened for reading and writing: empty, or of the source's size and without data.
     pub target: NamedFile,
     /// Whether to share blocks where the file system can. A reflink is not hashed.
     pub reflink: bool,
@@ -164,21 +164,27 @@ pub async fn hash(
     Ok(hashes.unwrap_or_else(|| PieceHashes::new(size)))
 }
 
-/// A file's size in bytes, and about how much of it is data.
+/// A file's size in bytes, and how much of it is data.
 fn extent(source: &NamedFile) -> Result<(u64, u64)> {
-    let status = rustix::fs::fstat(&source.file).map_err(FileError::system("examine", &source.path))?;
-    let size = status.st_size.unsigned_abs();
-    // 512: the unit of st_blocks, whatever the file system's own is.
-    Ok((size, size.min(status.st_blocks.unsigned_abs().saturating_mul(512))))
+    let examine = |error| FileError::system("examine", &source.path)(error);
+    let size = source.file.metadata().map_err(examine)?.len();
+    Ok((size, data_bytes(&source.file).map_err(examine)?))
 }
 
-/// About how many bytes of a file are data.
+/// How many bytes of a file are data, as far as the file system can tell. Blocks that are reserved for the file and not
+/// written yet are no data, although the file occupies them; those that were read lately may pass for data.
 ///
 /// # Errors
 /// If the system cannot tell.
 pub fn data_bytes(file: &File) -> io::Result<u64> {
-    // 512: the unit of st_blocks, whatever the file system's own is.
-    Ok(rustix::fs::fstat(file)?.st_blocks.unsigned_abs().saturating_mul(512))
+    let end = file.metadata()?.len();
+    let (mut at, mut bytes) = (0, 0);
+    while at < end {
+        let (data, hole) = next_extent(file, at, end)?;
+        bytes += hole - data;
+        at = hole;
+    }
+    Ok(bytes)
 }
 
 /// Runs `work` on a thread that may block, and returns at once on an interrupt. The thread then goes on with the files

@@ -16,8 +16,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use crate::world::Failure;
 
@@ -80,6 +81,18 @@ pub struct Folder {
     path: PathBuf,
 }
 
+/// What tells a directory from a copy of it: the same in every boot of the host, and through every mount of the file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectoryIdentity {
+    /// `f_fsid` of statfs(2).
+    file_system: u64,
+    inode: u64,
+    /// When the inode was made, in seconds and nanoseconds since 1970 (statx(2)), if the file system keeps it. A number
+    /// of an inode that was removed is used again, and the time is not.
+    born: Option<(i64, u32)>,
+}
+
 impl Folder {
     /// Opens a directory. Links on the way to it are followed. A link in its own place is refused.
     ///
@@ -108,6 +121,24 @@ impl Folder {
     /// If the system cannot tell.
     pub fn status(&self) -> Result<Stat> {
         fs::fstat(&self.handle).map_err(FileError::system("examine", &self.path))
+    }
+
+    /// What tells the directory from a copy of it.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn identity(&self) -> Result<DirectoryIdentity> {
+        let failed = || FileError::system("examine", &self.path);
+        let wanted = StatxFlags::INO | StatxFlags::BTIME;
+        let status = fs::statx(&self.handle, "", AtFlags::EMPTY_PATH, wanted).map_err(failed())?;
+        let file_system = fs::fstatvfs(&self.handle).map_err(failed())?.f_fsid;
+        let born = status.stx_btime;
+        let known = status.stx_mask & StatxFlags::BTIME.bits() != 0;
+        Ok(DirectoryIdentity {
+            file_system,
+            inode: status.stx_ino,
+            born: known.then_some((born.tv_sec, born.tv_nsec)),
+        })
     }
 
     /// Makes sure that the directory belongs to the user who runs nixbox, and that no other user may write in it.

@@ -100,6 +100,17 @@ impl Drop for Group {
     }
 }
 
+/// [`Hooks`] of a workspace whose configuration is not to be trusted: runs nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct NoScripts;
+
+#[async_trait]
+impl Hooks for NoScripts {
+    async fn run(&self, _: HookPoint, _: &Interrupt) -> world::Result<()> {
+        Ok(())
+    }
+}
+
 #[async_trait]
 impl Hooks for ShellHooks {
     async fn run(&self, point: HookPoint, interrupt: &Interrupt) -> world::Result<()> {

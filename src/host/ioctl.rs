@@ -1,13 +1,15 @@
-//! Kernel calls that no safe crate has: making a TAP. The unsafe code is inside, and safe functions are exported.
+//! Kernel calls that no safe crate has: making a TAP, making a mount read-only, and which blocks of a file are shared. The
+//! unsafe code is inside, and safe functions are exported.
 //!
-//! Source: Linux `Documentation/networking/tuntap.rst` and `include/uapi/linux/if_tun.h`.
+//! Source: Linux `Documentation/networking/tuntap.rst`, `include/uapi/linux/if_tun.h`,
+//! `Documentation/filesystems/fiemap.rst` and `include/uapi/linux/fiemap.h`.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::ioctl::{IntegerSetter, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
 
 const TUNSETIFF: Opcode = opcode::write::<i32>(b'T', 202);
 const TUNSETPERSIST: Opcode = opcode::write::<i32>(b'T', 203);
@@ -120,6 +122,99 @@ impl AsFd for Tap {
     }
 }
 
+/// `struct mount_attr` of include/uapi/linux/mount.h.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    user_namespace: u64,
+}
+
+/// Makes one mount read-only, and not those below it.
+///
+/// # Errors
+/// If the kernel refuses, or is older than Linux 5.12.
+pub fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes =
+        MountAttributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
+    // SAFETY: mount_setattr(2) reads a path, here the empty one, and as many bytes of the structure as the size says.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+const FS_IOC_FIEMAP: Opcode = opcode::read_write::<ExtentsHeader>(b'f', 11);
+const FIEMAP_EXTENT_LAST: u32 = 0x0001;
+const FIEMAP_EXTENT_SHARED: u32 = 0x2000;
+/// How many extents one call returns.
+const EXTENTS: usize = 128;
+
+/// `struct fiemap` without the extents that follow it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct ExtentsHeader {
+    start: u64,
+    length: u64,
+    flags: u32,
+    mapped: u32,
+    count: u32,
+    reserved: u32,
+}
+
+/// `struct fiemap_extent`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Extent {
+    logical: u64,
+    physical: u64,
+    length: u64,
+    reserved: [u64; 2],
+    flags: u32,
+    more: [u32; 3],
+}
+
+#[repr(C)]
+struct ExtentsRequest {
+    header: ExtentsHeader,
+    extents: [Extent; EXTENTS],
+}
+
+/// How many bytes of a file lie in blocks that it shares with another file, as after a reflink.
+///
+/// # Errors
+/// If the file system cannot tell.
+pub fn shared_bytes(file: impl AsFd) -> io::Result<u64> {
+    let none = Extent { logical: 0, physical: 0, length: 0, reserved: [0; 2], flags: 0, more: [0; 3] };
+    let (mut start, mut shared) = (0, 0);
+    loop {
+        let count = EXTENTS as u32;
+        let header =
+            ExtentsHeader { start, length: u64::MAX - start, flags: 0, mapped: 0, count, reserved: 0 };
+        let mut request = ExtentsRequest { header, extents: [none; EXTENTS] };
+        // SAFETY: FS_IOC_FIEMAP reads and writes one `struct fiemap` (`ExtentsHeader` has its layout), and writes at most
+        // `count` of `struct fiemap_extent` behind it, for which `ExtentsRequest` has the room. It keeps no pointer.
+        unsafe { ioctl(&file, Updater::<FS_IOC_FIEMAP, _>::new(&mut request)) }?;
+        let mapped = &request.extents[..EXTENTS.min(request.header.mapped as usize)];
+        let lengths = mapped.iter().filter(|extent| extent.flags & FIEMAP_EXTENT_SHARED != 0);
+        shared += lengths.map(|extent| extent.length).sum::<u64>();
+        match mapped.last() {
+            Some(last) if last.flags & FIEMAP_EXTENT_LAST == 0 && last.logical + last.length > start => {
+                start = last.logical + last.length;
+            }
+            _ => return Ok(shared),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +223,13 @@ mod tests {
     fn the_request_has_the_size_that_the_kernel_expects() {
         assert_eq!(size_of::<InterfaceRequest>(), 40);
         assert_eq!((TUNSETIFF, TUNSETPERSIST, TUNSETOWNER), (0x4004_54ca, 0x4004_54cb, 0x4004_54cc));
+    }
+
+    #[test]
+    fn the_map_of_extents_has_the_layout_that_the_kernel_expects() {
+        assert_eq!((size_of::<ExtentsHeader>(), size_of::<Extent>()), (32, 56));
+        assert_eq!(std::mem::offset_of!(ExtentsRequest, extents), 32);
+        assert_eq!(FS_IOC_FIEMAP, 0xc020_660b);
     }
 
     #[test]

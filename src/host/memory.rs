@@ -3,9 +3,14 @@
 //! Where the file lies is decided when it is made, and written down beforehand in `.nixbox/run/memory-<generation>.json`
 //! ([`backing`]). So a later command finds it, even if the environment or the configuration has changed since. A file that
 //! is being filled has another name until it is whole. In a snapshot the file is [`SNAPSHOT_FILE`].
+//!
+//! A file is made only where all RAM files together have room for all that their guests may write ([`promises`]): on
+//! tmpfs they are counted by their sizes. On disk the blocks are reserved where the file system can, and counted
+//! otherwise.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -20,10 +25,13 @@ use crate::world::{
 
 mod backing;
 mod error;
+mod promises;
+mod room;
 
 use backing::RamLocation;
 use error::Result;
-pub use error::{MemoryError, SNAPSHOT_FILE, VMM_FILE};
+pub use error::{MemoryError, SNAPSHOT_FILE, Tried, Unsuitable, VMM_FILE};
+pub use room::Room;
 
 /// The RAM of one workspace's VM.
 pub struct RamFiles {
@@ -61,6 +69,51 @@ pub fn former_directories() -> Vec<PathBuf> {
     vec!["/run".into()]
 }
 
+/// What the tmpfs of a directory has for RAM files, as a refusal counts it.
+///
+/// # Errors
+/// If no RAM file may be put there.
+pub fn room_on_tmpfs(base: &Path) -> Result<Room, Unsuitable> {
+    let folder = backing::suitable_base(base, &former_directories())?;
+    let bases = tmpfs_directories().into_iter().chain([base.to_owned()]);
+    let directories: Vec<Folder> = bases.flat_map(|base| promises::directories_on_tmpfs(&base)).collect();
+    Ok(promises::room(&folder, &directories)?)
+}
+
+/// A RAM file that was made just now, with its size and nothing in it.
+struct NewRamFile {
+    folder: Folder,
+    file: File,
+    path: PathBuf,
+    on_disk: bool,
+}
+
+impl NewRamFile {
+    /// Reserves the blocks that are not in the file yet, if it is on disk.
+    fn reserve(&self, size: u64) -> Result<()> {
+        if self.on_disk { promises::reserve(&self.file, &self.folder, &self.path, size) } else { Ok(()) }
+    }
+}
+
+/// What to do if RAM that is empty fits nowhere.
+fn advice(backing: Backing) -> &'static str {
+    match backing {
+        Backing::Disk => "make room there, lower vm.memory, or set vm.backing to \"tmpfs\" or \"vmm\"",
+        Backing::Auto | Backing::Tmpfs | Backing::Vmm => {
+            "bring another VM down, lower vm.memory, or set vm.backing to \"disk\" or \"vmm\""
+        }
+    }
+}
+
+/// What to do if a snapshot's RAM fits nowhere.
+fn advice_for_file(backing: Backing) -> &'static str {
+    match backing {
+        Backing::Disk => "make room there, or set vm.backing to \"tmpfs\"",
+        Backing::Tmpfs => "bring another VM down, or set vm.backing to \"disk\"",
+        Backing::Auto | Backing::Vmm => "bring another VM down, or make room in the last of these",
+    }
+}
+
 fn file_name(generation: Generation) -> String {
     format!("memory-{generation}.img")
 }
@@ -89,6 +142,18 @@ impl RamFiles {
         }
     }
 
+    /// Whether blocks are reserved for all of a generation's RAM file, so that it must not get holes.
+    ///
+    /// # Errors
+    /// If the file is not there, whole.
+    pub fn is_reserved(&self, generation: Generation) -> Result<bool> {
+        let on_disk = matches!(self.location(generation)?, Some(RamLocation::Disk { .. }));
+        match self.file(generation)?.filter(|_| on_disk) {
+            Some(path) => promises::is_reserved(&path),
+            None => Ok(false),
+        }
+    }
+
     fn location(&self, generation: Generation) -> Result<Option<RamLocation>> {
         RamLocation::read(&Folder::open(&self.run)?, generation)
     }
@@ -102,26 +167,101 @@ impl RamFiles {
         })
     }
 
-    /// Decides where RAM of that many bytes goes, writes it down, and makes the directory.
-    fn settle(&self, generation: Generation, size: u64, backing: Backing) -> Result<Option<Folder>> {
-        let run = Folder::open(&self.run)?;
-        let location = match RamLocation::read(&run, generation)? {
-            Some(location) if location == RamLocation::Vmm || location.size() == size => location,
-            earlier => {
-                // An attempt with another size left files that cannot be used.
-                if earlier.is_some() {
-                    self.clear(generation)?;
-                }
-                let location = RamLocation::choose(&run, &self.tmpfs, &self.former, size, backing)?;
-                location.write(&run, generation)?;
-                location
-            }
+    /// Whether the RAM of a generation is whole, and in a file of that size or in the VMM, if that may be.
+    fn is_whole(&self, generation: Generation, size: u64, vmm: bool) -> Result<bool> {
+        let fits = match self.location(generation)? {
+            Some(RamLocation::Vmm) => vmm,
+            Some(location) => location.size() == size,
+            None => false,
         };
-        Ok(match &location {
-            RamLocation::Tmpfs { base, .. } => Some(backing::make_below(base, self.workspace)?),
-            RamLocation::Disk { .. } => Some(run),
-            RamLocation::Vmm => None,
-        })
+        match self.file(generation) {
+            Ok(_) => Ok(fits),
+            Err(MemoryError::NotWhole(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes a RAM file of that name in the first of these locations that has room for it; `None` if the VMM is to keep
+    /// RAM itself. What an attempt left before is removed first, so that it counts no more.
+    async fn make(
+        &self,
+        generation: Generation,
+        name: &str,
+        locations: Vec<RamLocation>,
+        advice: &'static str,
+    ) -> Result<Option<NewRamFile>> {
+        self.clear(generation)?;
+        let run = Folder::open(&self.run)?;
+        let size = locations.first().map_or(0, RamLocation::size);
+        let mut tried = Vec::new();
+        for location in locations {
+            let path = location.base(&run).to_owned();
+            let location = match location.check(&self.former) {
+                Ok(location) => location,
+                Err(why) => {
+                    tried.push(Tried { path, why });
+                    continue;
+                }
+            };
+            location.write(&run, generation)?;
+            match self.make_in(&location, name).await {
+                Ok(made) => return Ok(made),
+                Err(why) => tried.push(Tried { path, why }),
+            }
+            self.clear(generation)?;
+        }
+        Err(MemoryError::NoRoom { size, tried, advice })
+    }
+
+    /// Makes a RAM file there, if there is room for it beside what other RAM files were promised.
+    async fn make_in(&self, location: &RamLocation, name: &str) -> Result<Option<NewRamFile>, Unsuitable> {
+        let (base, size) = match location {
+            RamLocation::Tmpfs { base, size } => (Folder::open(base)?, *size),
+            RamLocation::Disk { size } => (Folder::open(&self.run)?, *size),
+            RamLocation::Vmm => return Ok(None),
+        };
+        let lock = promises::lock(&base).await?;
+        let room = promises::room(&base, &self.directories())?;
+        if room.left() < size {
+            return Err(Unsuitable::Full(room));
+        }
+        let folder = match location {
+            RamLocation::Tmpfs { base, .. } => backing::make_below(base, self.workspace)?,
+            RamLocation::Disk { .. } | RamLocation::Vmm => base,
+        };
+        let file = folder.new_file(name)?;
+        let path = folder.path_of(name);
+        // From here on the file counts by its size.
+        file.set_len(size).map_err(FileError::system("grow", &path))?;
+        drop(lock);
+        let made = NewRamFile { on_disk: matches!(location, RamLocation::Disk { .. }), folder, file, path };
+        made.reserve(size)?;
+        Ok(Some(made))
+    }
+
+    /// The directories that may hold RAM files, of all workspaces and users, as far as they are known.
+    fn directories(&self) -> Vec<Folder> {
+        let on_tmpfs = self.tmpfs.iter().chain(&self.former);
+        let mut found: Vec<Folder> = on_tmpfs.flat_map(|base| promises::directories_on_tmpfs(base)).collect();
+        found.extend(Folder::open(&self.run));
+        found.extend(self.directories_of_others());
+        found
+    }
+
+    /// The directories of the user's other workspaces that are like `run`. They are known where a workspace's directory
+    /// has its id as its name and lies beside those of the others.
+    fn directories_of_others(&self) -> Vec<Folder> {
+        let (Some(own), Some(run)) = (self.run.parent(), self.run.file_name()) else {
+            return Vec::new();
+        };
+        let id = self.workspace.to_string();
+        if own.file_name().is_none_or(|name| name != id.as_str()) {
+            return Vec::new();
+        }
+        let is_id = |name: &str| name.len() == id.len() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let all = own.parent().and_then(|all| Folder::open(all).ok());
+        let workspaces = all.iter().flat_map(|all| promises::folders_in(all, is_id));
+        workspaces.filter_map(|workspace| workspace.folder(run).ok().flatten()).collect()
     }
 
     /// The generations that have RAM, or a record of it.
@@ -202,28 +342,35 @@ impl Memory for RamFiles {
         }
     }
 
-    /// The pages that are there; all of RAM if the VMM writes it.
+    /// The pages that are there; all of RAM if the VMM writes it; nothing if the snapshot shares blocks and the guest was
+    /// promised new ones already.
     async fn weight(&self, generation: Generation) -> world::Result<u64> {
         let Some(path) = self.file(generation)? else {
             return Ok(self.size);
         };
+        let run = Folder::open(&self.run)?;
+        let on_disk = matches!(self.location(generation)?, Some(RamLocation::Disk { .. }));
+        if on_disk && promises::covers_reflinks(&run)? && copy::can_share(run.path(), &self.snapshots) {
+            return Ok(0);
+        }
         let file = std::fs::File::open(&path).map_err(FileError::system("open", &path))?;
         Ok(copy::data_bytes(&file).map_err(FileError::system("examine", path))?)
     }
 
+    async fn promised(&self) -> world::Result<u64> {
+        Ok(promises::room(&Folder::open(&self.snapshots)?, &self.directories())?.promised)
+    }
+
     async fn create(&self, generation: Generation) -> world::Result<()> {
-        let Some(folder) = self.settle(generation, self.size, self.backing)? else {
+        if self.is_whole(generation, self.size, true)? {
             return Ok(());
-        };
-        let name = file_name(generation);
-        let file = match folder.file_to_write(&name)? {
-            Some(file) => file,
-            None => folder.new_file(&name)?,
-        };
-        if size_of(&file, &folder, &name)? != self.size {
-            file.set_len(self.size).map_err(FileError::system("grow", folder.path_of(&name)))?;
         }
-        Ok(folder.sync()?)
+        let locations = RamLocation::candidates(self.backing, &self.tmpfs, self.size);
+        let made = self.make(generation, &file_name(generation), locations, advice(self.backing)).await?;
+        if let Some(made) = made {
+            made.folder.sync()?;
+        }
+        Ok(())
     }
 
     async fn capture(
@@ -266,7 +413,9 @@ impl Memory for RamFiles {
         let snapshot = store::open(&snapshots, from)?.ok_or(MemoryError::NoSnapshot(from))?;
         let Some(file) = snapshot.file(SNAPSHOT_FILE)? else {
             snapshot.file(VMM_FILE)?.ok_or(MemoryError::NoMemory(from))?;
-            self.settle(generation, 0, Backing::Vmm)?;
+            if !self.is_whole(generation, 0, true)? {
+                self.make(generation, "", vec![RamLocation::Vmm], "").await?;
+            }
             return Ok(());
         };
         let size = size_of(&file, &snapshot, SNAPSHOT_FILE)?;
@@ -275,24 +424,22 @@ impl Memory for RamFiles {
             return Err(MemoryError::Damaged(from).into());
         }
         // The VMM state names a file, so there has to be one, even if the configuration has changed since.
-        let backing = match self.backing {
-            Backing::Vmm | Backing::Auto if backing::fits(&self.tmpfs, &self.former, size) => Backing::Tmpfs,
-            Backing::Vmm | Backing::Auto => Backing::Disk,
-            chosen => chosen,
-        };
-        let folder = self.settle(generation, size, backing)?.ok_or(MemoryError::NoMemory(from))?;
-        if self.find(generation).await? == Presence::Whole {
+        if self.is_whole(generation, size, false)? {
             return Ok(());
         }
         let (name, partial) = (file_name(generation), partial_name(generation));
-        folder.remove_file(&partial)?;
-        folder.remove_file(&name)?;
-        let target = NamedFile { file: folder.new_file(&partial)?, path: folder.path_of(&partial) };
-        let kept = target.file.try_clone().map_err(FileError::system("open", &target.path))?;
+        let locations = RamLocation::candidates_for_file(self.backing, &self.tmpfs, size);
+        let making = self.make(generation, &partial, locations, advice_for_file(self.backing));
+        let made = tokio::select! {
+            biased;
+            () = interrupt.wait() => return Err(CopyError::Interrupted.into()),
+            made = making => made?.ok_or(MemoryError::NoMemory(from))?,
+        };
+        let target = made.file.try_clone().map_err(FileError::system("open", &made.path))?;
         let copying = CopyRequest {
             what: "memory".to_owned(),
             source: NamedFile { file, path: snapshot.path_of(SNAPSHOT_FILE) },
-            target,
+            target: NamedFile { file: target, path: made.path.clone() },
             reflink: true,
             hash: self.check && record.is_some(),
         };
@@ -300,7 +447,10 @@ impl Memory for RamFiles {
         if let (Some(hashes), Some(record)) = (copied.hashes, record) {
             compare(from, hashes, record, interrupt).await?;
         }
-        copy::sync(NamedFile { file: kept, path: folder.path_of(&partial) }, interrupt).await?;
+        // A reflink has put the holes of the snapshot into the place of the reserved blocks.
+        made.reserve(size)?;
+        let NewRamFile { folder, file, path, .. } = made;
+        copy::sync(NamedFile { file, path }, interrupt).await?;
         folder.rename(&partial, &name)?;
         Ok(folder.sync()?)
     }

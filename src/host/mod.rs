@@ -12,6 +12,7 @@ pub mod memory;
 pub mod network;
 pub mod process;
 pub mod program;
+pub mod share_view;
 pub mod shares;
 pub mod slots;
 pub mod socket;

@@ -30,7 +30,8 @@ mod mark;
 
 pub use error::{ProcessError, ProcessExit};
 pub(super) use identity::ProcessSearch;
-pub use identity::{Daemon, Identity};
+pub use identity::{Daemon, Identity, generations};
+pub(super) use mark::ROLE;
 pub use mark::{DaemonRole, ProcessMark};
 
 /// How long the environment of a process may stay unreadable after its exec began. Normally that takes microseconds.

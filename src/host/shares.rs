@@ -2,7 +2,9 @@
 //!
 //! virtiofsd serves one connection, and exits when its VMM disconnects; that is not an error. It runs as the invoking user
 //! in namespaces of its own. So every user of the guest, root included, acts on the host as the invoking user.
+//! [`share_view`] decides which part of a directory the daemon sees.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,10 +13,12 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 use tokio::time::Instant;
 
-use super::process::{Daemon, DaemonRole, Daemons, ProcessError};
+use super::process::{Daemon, DaemonRole, Daemons, ProcessError, ProcessExit};
+use super::share_view::{self, ShareView, ShareViewError, standing};
 use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
-use crate::world::{Failure, Generation, Presence, Result, ShareTag, Shares, WorkspaceId};
+use crate::files::FileError;
+use crate::world::{Failure, Generation, PathInShare, Presence, Result, ShareTag, Shares, WorkspaceId};
 
 /// The most shares that a configuration can have.
 const MOST: usize = 64;
@@ -31,6 +35,13 @@ const OPEN_FILES: u64 = 1_000_000;
 pub enum ShareError {
     #[error("the mount source {source_path:?} is not a directory that can be shared")]
     Source { source_path: PathBuf, source: std::io::Error },
+    #[error("the mount source {source_path:?} is refused")]
+    View { source_path: PathBuf, source: ShareViewError },
+    /// The reason is what the launcher of the daemon wrote.
+    #[error("the mount source {source_path:?} is refused: {reason}")]
+    Refused { source_path: PathBuf, reason: String },
+    #[error("cannot tell whether the guest can reach a .nixbox")]
+    Standing(#[source] FileError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error(transparent)]
@@ -54,6 +65,8 @@ pub struct Share {
     pub source: PathBuf,
     /// Whether the guest may not write.
     pub readonly: bool,
+    /// The paths below the directory where the guest may not write.
+    pub protect: Vec<PathInShare>,
 }
 
 /// What the shares of a workspace are served with.
@@ -64,6 +77,8 @@ pub struct ShareSettings {
     pub runtime: PathBuf,
     /// The workspace whose mark the daemons get.
     pub workspace: WorkspaceId,
+    /// The directory of the workspace, canonical.
+    pub root: PathBuf,
     /// The user as whom the daemons run.
     pub invoker: Invoker,
     /// The uid and gid that files of the invoking user have in the guest.
@@ -127,13 +142,30 @@ impl Virtiofs {
         // A daemon without a socket has served its connection, or only a part of its processes was killed.
         self.daemons.stop(&role, generation, GRACE).await?;
         remove_sockets(&socket).await?;
-        let directory = std::fs::metadata(&share.source).and_then(|metadata| match metadata.is_dir() {
-            true => Ok(()),
+        let view = self.view(share)?;
+        let program = self.program(share, &view, &socket)?;
+        let started = match self.daemons.spawn(&role, generation, &program) {
+            Ok(daemon) => self.listening(&daemon, &role, generation, &socket).await,
+            Err(error) => Err(error.into()),
+        };
+        started.map_err(|error| refusal(share, error))
+    }
+
+    /// What the daemon of a share sees.
+    fn view(&self, share: &Share) -> std::result::Result<ShareView, ShareError> {
+        let directory = std::fs::canonicalize(&share.source).and_then(|path| match path.is_dir() {
+            true => Ok(path),
             false => Err(std::io::ErrorKind::NotADirectory.into()),
         });
-        directory.map_err(|source| ShareError::Source { source_path: share.source.clone(), source })?;
-        let daemon = self.daemons.spawn(&role, generation, &self.program(share, &socket)?)?;
-        self.listening(&daemon, &role, generation, &socket).await
+        let source_path = || share.source.clone();
+        let source = directory.map_err(|source| ShareError::Source { source_path: source_path(), source })?;
+        let view = ShareView {
+            source,
+            workspace: self.settings.root.clone(),
+            protect: share.protect.iter().map(|path| path.as_str().into()).collect(),
+        };
+        view.check().map_err(|source| ShareError::View { source_path: source_path(), source })?;
+        Ok(view)
     }
 
     /// Waits until the kernel has a listener on the socket, or the daemon has ended.
@@ -160,11 +192,16 @@ impl Virtiofs {
         Ok(())
     }
 
-    fn program(&self, share: &Share, socket: &SocketPath) -> std::result::Result<Program, ShareError> {
+    fn program(
+        &self,
+        share: &Share,
+        view: &ShareView,
+        socket: &SocketPath,
+    ) -> std::result::Result<Program, ShareError> {
         let privileges = Privileges::Invoker(self.settings.invoker.clone());
         let open_files = open_files();
-        let mut shared = std::ffi::OsString::from("--shared-dir=");
-        shared.push(&share.source);
+        let mut shared = OsString::from(standing::SHARED_DIRECTORY);
+        shared.push(&view.source);
         let mut program =
             spawn::program("virtiofsd", "NIXBOX_VIRTIOFSD", self.stand_in.as_ref(), privileges)?
                 .argument(format!("--socket-path={socket}"))
@@ -186,12 +223,37 @@ impl Virtiofs {
                 .argument(format!("--translate-{kind}=squash-guest:0:{host}:{}", u32::MAX))
                 .argument(format!("--translate-{kind}=host:{host}:{guest}:1"));
         }
-        Ok(if share.readonly { program.argument("--readonly") } else { program })
+        if share.readonly {
+            program = program.argument("--readonly");
+        }
+        let words = std::iter::once(share_view::COMMAND.into()).chain(view.launcher_arguments());
+        Ok(program.launched(words))
+    }
+
+    /// The shares that may have daemons. The configuration may have had more shares when the daemons were started.
+    fn begun(&self, generation: Generation) -> impl Iterator<Item = usize> {
+        (0..MOST).filter(move |index| {
+            *index < self.settings.shares.len()
+                || self.daemons.record(&DaemonRole::share(*index), generation).exists()
+        })
     }
 
     async fn stop_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
         self.daemons.stop(&DaemonRole::share(index), generation, GRACE).await?;
         remove_sockets(&socket_of(&self.settings.runtime, index, generation)?).await
+    }
+}
+
+/// The error of a daemon whose launcher refused the share, as an error about the share.
+fn refusal(share: &Share, error: ShareError) -> ShareError {
+    match error {
+        ShareError::Process(ProcessError::Ended { exit: ProcessExit::Status(status), tail, .. })
+            if status == i32::from(share_view::REFUSED) =>
+        {
+            let reason = tail.rsplit(" | ").next().unwrap_or_default().to_owned();
+            ShareError::Refused { source_path: share.source.clone(), reason }
+        }
+        error => error,
     }
 }
 
@@ -228,11 +290,26 @@ impl Shares for Virtiofs {
             any |= daemon.is_some() || usage != SocketUse::Unused;
             all &= daemon.is_some() && usage != SocketUse::Unused;
         }
+        // Daemons end with their VMM, and leave their records and sockets.
+        any |= (0..MOST).any(|index| self.daemons.record(&DaemonRole::share(index), generation).exists());
         Ok(match (any, all) {
             (false, _) => Presence::Absent,
             (true, false) => Presence::Partial,
             (true, true) => Presence::Whole,
         })
+    }
+
+    async fn exposed(&self, generation: Generation) -> Result<Vec<PathBuf>> {
+        let mut exposed = std::collections::BTreeSet::new();
+        for index in self.begun(generation) {
+            let daemon =
+                self.daemons.find(&DaemonRole::share(index), generation).map_err(ShareError::from)?;
+            if let Some(daemon) = daemon {
+                let found = standing::exposed(daemon.pid(), &self.settings.root);
+                exposed.extend(found.map_err(ShareError::Standing)?);
+            }
+        }
+        Ok(exposed.into_iter().collect())
     }
 
     async fn start(&self, generation: Generation) -> Result<()> {
@@ -242,12 +319,7 @@ impl Shares for Virtiofs {
     }
 
     async fn stop(&self, generation: Generation) -> Result<()> {
-        // The configuration may have had more shares when the daemons were started.
-        let begun = |index: &usize| {
-            *index < self.settings.shares.len()
-                || self.daemons.record(&DaemonRole::share(*index), generation).exists()
-        };
-        let stops = (0..MOST).filter(begun).map(|index| self.stop_one(index, generation));
+        let stops = self.begun(generation).map(|index| self.stop_one(index, generation));
         // If one cannot be stopped, the others are stopped nevertheless.
         let ended = futures_util::future::join_all(stops).await;
         ended.into_iter().collect::<std::result::Result<(), _>>()?;
@@ -256,139 +328,4 @@ impl Shares for Virtiofs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{self, Need, USER, have};
-    use std::os::unix::fs::chown;
-    use std::os::unix::net::UnixStream;
-
-    fn shares(directory: &tempfile::TempDir, invoker: Invoker, readonly: bool) -> Virtiofs {
-        let workspace = WorkspaceId(uuid());
-        let source = directory.path().join("src");
-        let share = |tag: &str| Share { tag: tag.parse().unwrap(), source: source.clone(), readonly };
-        let shares = vec![share("a"), share("b")];
-        for path in [directory.path(), &source] {
-            std::fs::create_dir_all(path).unwrap();
-            chown(path, Some(invoker.uid()), Some(invoker.gid())).unwrap();
-        }
-        let runtime = directory.path().to_owned();
-        Virtiofs::new(ShareSettings { runtime, workspace, invoker, guest: (1000, 1000), shares })
-    }
-
-    fn uuid() -> [u8; 16] {
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).unwrap();
-        id
-    }
-
-    fn status(pid: u32) -> String {
-        std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap()
-    }
-
-    const GENERATION: Generation = Generation(5);
-
-    #[tokio::test]
-    async fn daemons_listen_serve_one_connection_and_leave_nothing() {
-        if !have(&[Need::Root, Need::Virtiofsd]) {
-            return;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
-        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
-        shares.start(GENERATION).await.unwrap();
-        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
-        let pid = |index| shares.state_of(index, GENERATION).unwrap().0.unwrap().pid();
-        let first = pid(1);
-        shares.start(GENERATION).await.unwrap();
-        assert_eq!(pid(1), first);
-        // The daemon ends with the connection of its VMM. The next start starts another.
-        let daemon = shares.state_of(0, GENERATION).unwrap().0.unwrap();
-        let socket = socket_of(directory.path(), 0, GENERATION).unwrap();
-        drop(UnixStream::connect(socket.as_path()).unwrap());
-        tokio::time::timeout(START_LIMIT, daemon.exited()).await.unwrap().unwrap();
-        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Partial);
-        shares.start(GENERATION).await.unwrap();
-        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
-        assert_eq!(shares.find(Generation(6)).await.unwrap(), Presence::Absent);
-        shares.stop(GENERATION).await.unwrap();
-        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
-        let mut left: Vec<_> =
-            std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        left.sort();
-        assert_eq!(left, ["share-0-5.log", "share-1-5.log", "src"]);
-        shares.stop(GENERATION).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_user_is_served_as_that_user() {
-        if !have(&[Need::Root, Need::VirtiofsdForUsers]) {
-            return;
-        }
-        let directory = testing::open_directory();
-        let invoker = Invoker::user(USER, 12346).unwrap();
-        let shares = shares(&directory, invoker, true);
-        shares.start(GENERATION).await.unwrap();
-        let pid = shares.state_of(0, GENERATION).unwrap().0.unwrap().pid();
-        let status = status(pid);
-        assert!(status.contains("Uid:\t12345\t12345\t12345\t12345\n"), "{status}");
-        assert!(status.contains("Gid:\t12346\t12346\t12346\t12346\n"), "{status}");
-        assert!(status.contains("NoNewPrivs:\t1\n"), "{status}");
-        // In a user namespace of its own, where alone its capabilities hold.
-        let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
-        assert_ne!(namespace(&pid.to_string()), namespace("self"));
-        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-        assert!(limits.contains(&format!("Max open files            {}", open_files())), "{limits}");
-        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
-        assert!(arguments.contains("--readonly\0"), "{arguments}");
-        shares.stop(GENERATION).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn left_overs_of_killed_daemons_do_not_prevent_a_start() {
-        if !have(&[Need::Root, Need::Virtiofsd]) {
-            return;
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
-        shares.start(GENERATION).await.unwrap();
-        let daemon = shares.state_of(0, GENERATION).unwrap().0.unwrap();
-        daemon.signal(rustix::process::Signal::KILL).unwrap();
-        daemon.exited().await.unwrap();
-        assert!(socket_of(directory.path(), 0, GENERATION).unwrap().as_path().exists());
-        shares.start(GENERATION).await.unwrap();
-        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
-        shares.stop(GENERATION).await.unwrap();
-        // nixbox does not remove a file that has the name of the socket.
-        let socket = socket_of(directory.path(), 1, GENERATION).unwrap();
-        std::fs::write(socket.as_path(), "precious").unwrap();
-        assert!(shares.start(GENERATION).await.unwrap_err().to_string().contains("nixbox did not make it"));
-        assert_eq!(std::fs::read(socket.as_path()).unwrap(), b"precious");
-        std::fs::remove_file(socket.as_path()).unwrap();
-        shares.stop(GENERATION).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_missing_source_and_a_failing_daemon_are_errors_that_say_so() {
-        if !have(&[Need::Root, Need::VirtiofsdForUsers]) {
-            return;
-        }
-        let directory = testing::open_directory();
-        let mut shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
-        shares.settings.shares.truncate(1);
-        let source = shares.settings.shares[0].source.clone();
-        std::fs::remove_dir(&source).unwrap();
-        let error = shares.start(GENERATION).await.unwrap_err().to_string();
-        assert!(error.contains("src\" is not a directory that can be shared"), "{error}");
-        // Its lock makes a second virtiofsd on the same socket fail.
-        std::fs::create_dir(&source).unwrap();
-        let socket = socket_of(directory.path(), 0, GENERATION).unwrap();
-        std::fs::create_dir(socket.with_suffix(".pid")).unwrap();
-        assert!(shares.start(GENERATION).await.is_err());
-        std::fs::remove_dir(socket.with_suffix(".pid")).unwrap();
-        shares.settings.invoker = Invoker::user(USER, USER).unwrap();
-        std::os::unix::fs::chown(directory.path(), Some(0), Some(0)).unwrap();
-        let error = shares.start(GENERATION).await.unwrap_err().to_string();
-        assert!(error.contains("ended with exit status 1") && error.contains("ermission denied"), "{error}");
-        shares.stop(GENERATION).await.unwrap();
-    }
-}
+mod tests;

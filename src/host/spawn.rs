@@ -1,6 +1,7 @@
 //! Starts programs that outlive nixbox: where they are found, as which user they run, and what they inherit.
 //!
-//! What a child does between fork and exec is unsafe code. `host/ioctl.rs` is the only other file that has some.
+//! What a child does between fork and exec is unsafe code. The other files that have some are
+//! `host/ioctl.rs` and `host/share_view/seccomp.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -306,6 +307,17 @@ impl Program {
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
         self.arguments.push(argument.into());
         self
+    }
+
+    /// The same, started by a launcher: nixbox's own program, which gets `words` as its first arguments, then the path and
+    /// the arguments of this program, and becomes this program by exec.
+    #[must_use]
+    pub fn launched(self, words: impl IntoIterator<Item = OsString>) -> Self {
+        // The link names the file that this process runs, even if an upgrade has replaced the file meanwhile.
+        let mut arguments: Vec<OsString> = words.into_iter().collect();
+        arguments.push(self.path.into());
+        arguments.extend(self.arguments);
+        Self { path: "/proc/self/exe".into(), arguments, ..self }
     }
 
     /// Sets its limit of open files, soft and hard. A limit above the hard limit of nixbox needs `CAP_SYS_RESOURCE`.

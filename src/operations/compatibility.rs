@@ -2,7 +2,7 @@
 //!
 //! Uses the seams, and changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::limits::{LONG, LOOK, within};
@@ -66,6 +66,8 @@ pub enum NotRestorable {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct HostConditions {
     pub(super) origin: Origin,
+    /// The shape as an earlier nixbox wrote it: with absolute paths.
+    pub(super) absolute_shape: BTreeMap<String, String>,
     pub(super) absent: Vec<PathBuf>,
     /// The slots that this workspace could have.
     pub(super) slots: BTreeSet<Slot>,
@@ -82,6 +84,7 @@ async fn here(world: &World) -> Result<HostConditions, Failure> {
     let free = within(LOOK, world.slots.free()).await?;
     Ok(HostConditions {
         origin: origin(world, within(LOOK, world.vmm.version(None)).await?)?,
+        absolute_shape: world.absolute_shape.as_ref().clone(),
         absent: world.missing_mounts.to_vec(),
         slots: held.into_iter().chain(free).collect(),
     })
@@ -101,7 +104,8 @@ fn misfits(manifest: &Manifest, here: &HostConditions) -> Vec<Incompatibility> {
     let keys: BTreeSet<&String> = then.shape.keys().chain(now.shape.keys()).collect();
     found.extend(keys.into_iter().filter_map(|key| {
         let (then, now) = (then.shape.get(key).cloned(), now.shape.get(key).cloned());
-        (then != now).then(|| Incompatibility::Shape { key: key.clone(), then, now })
+        let same = then == now || then.is_some() && then.as_ref() == here.absolute_shape.get(key);
+        (!same).then(|| Incompatibility::Shape { key: key.clone(), then, now })
     }));
     found.extend(here.absent.iter().cloned().map(Incompatibility::Mount));
     if !here.slots.contains(&manifest.slot) {
@@ -154,8 +158,6 @@ pub(super) async fn choose(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::world::{BootId, Generation};
 
@@ -181,7 +183,12 @@ mod tests {
     }
 
     fn good() -> HostConditions {
-        HostConditions { origin: origin(), absent: Vec::new(), slots: Slot::all().collect() }
+        HostConditions {
+            origin: origin(),
+            absolute_shape: BTreeMap::new(),
+            absent: Vec::new(),
+            slots: Slot::all().collect(),
+        }
     }
 
     #[test]
@@ -191,6 +198,20 @@ mod tests {
         better.origin.cpu.insert("avx512f".to_owned());
         better.origin.vmm.text = "v53.0-246-gae44c2971".to_owned();
         assert_eq!(misfits(&manifest(), &better), []);
+    }
+
+    #[test]
+    fn a_manifest_with_the_absolute_paths_of_an_earlier_nixbox_fits() {
+        let mut here = good();
+        here.origin.shape.insert("vm.kernel".into(), "./vmlinuz".into());
+        here.absolute_shape.insert("vm.kernel".into(), "/srv/project/vmlinuz".into());
+        for (then, fits) in
+            [("./vmlinuz", true), ("/srv/project/vmlinuz", true), ("/srv/other/vmlinuz", false)]
+        {
+            let mut manifest = manifest();
+            manifest.origin.shape.insert("vm.kernel".into(), then.into());
+            assert_eq!(misfits(&manifest, &here).is_empty(), fits, "{then}");
+        }
     }
 
     #[test]

@@ -84,8 +84,12 @@ pub enum Refusal {
     VmmReplaced { running: VmmVersion, installed: VmmVersion },
     #[error("the shares have to be detached for a snapshot, and are in use in the guest: {}", .0.join(", "))]
     SharesInUse(Vec<String>),
-    #[error("a snapshot would take about {wanted} bytes, and {free} are free: about {} are missing", wanted - free)]
-    NoRoom { wanted: u64, free: u64 },
+    #[error(
+        "a snapshot would take about {wanted} bytes, and {free} are free, {promised} of them promised to the RAM of VMs: \
+         about {} are missing",
+        wanted.saturating_add(*promised).saturating_sub(*free)
+    )]
+    NoRoom { wanted: u64, free: u64, promised: u64 },
     #[error("the credentials for the guest cannot be read, so nothing was begun")]
     Credentials(#[source] Failure),
     #[error("the guest is not fit for a snapshot, so nothing was begun")]

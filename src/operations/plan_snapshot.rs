@@ -75,8 +75,13 @@ async fn must_have_room(world: &World, machine: &Machine) -> Result<(), Refusal>
     let memory = examine(world.memory.weight(machine.memory)).await?;
     let disk = examine(world.disk.weight(machine.disk)).await?;
     let free = examine(world.catalog.free()).await?;
+    let promised = examine(world.memory.promised()).await?;
     let wanted = memory.saturating_add(disk);
-    if wanted > free { Err(Refusal::NoRoom { wanted, free }) } else { Ok(()) }
+    // A VM whose RAM file finds no block for a page that the guest writes dies.
+    if wanted.saturating_add(promised) > free {
+        return Err(Refusal::NoRoom { wanted, free, promised });
+    }
+    Ok(())
 }
 
 async fn shares_must_be_unused(world: &World, machine: &Machine) -> Result<(), Refusal> {

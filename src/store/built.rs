@@ -53,6 +53,8 @@ impl From<RecordFileError> for Failure {
 pub struct BuiltRecord {
     format: u32,
     generation: Generation,
+    /// The directory of the workspace when the VM was built.
+    pub root: PathBuf,
     /// The directory for sockets, process records and logs.
     pub runtime: PathBuf,
     /// The values of the configuration.
@@ -119,6 +121,8 @@ pub fn newest(run: &Folder) -> Result<Option<BuiltRecord>, RecordFileError> {
 pub struct RecordFiles {
     /// `.nixbox/run`.
     pub run: PathBuf,
+    /// The directory of the workspace.
+    pub root: PathBuf,
     /// The directory for sockets, process records and logs of a VM that is built.
     pub runtime: PathBuf,
     /// What a VM is built from.
@@ -131,8 +135,8 @@ impl RecordFiles {
     }
 
     fn write_file(&self, generation: Generation) -> Result<(), RecordFileError> {
-        let (runtime, spec) = (self.runtime.clone(), self.spec.clone());
-        let record = BuiltRecord { format: FORMAT, generation, runtime, spec };
+        let (root, runtime, spec) = (self.root.clone(), self.runtime.clone(), self.spec.clone());
+        let record = BuiltRecord { format: FORMAT, generation, root, runtime, spec };
         let text = serde_json::to_vec_pretty(&record).map_err(RecordFileError::Unwritable)?;
         // A path that is not UTF-8 has no form in JSON, and would come back as another path.
         if serde_json::from_slice::<BuiltRecord>(&text).ok().as_ref() != Some(&record) {

@@ -87,6 +87,8 @@ pub struct VmmSettings {
     /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing
     /// or not whole.
     pub memory_file: Find<Generation, Option<PathBuf>>,
+    /// Whether blocks are reserved for that file.
+    pub memory_reserved: Find<Generation, bool>,
     /// The directory for the VMM state of a snapshot, staged or listed. The directory exists, or its parent does.
     pub snapshot: Find<SnapshotId, PathBuf>,
 }
@@ -254,6 +256,7 @@ impl CloudHypervisor {
                 .map_err(VmmError::Parts)?
                 .map(text)
                 .transpose()?,
+            memory_reserved: (settings.memory_reserved)(machine.memory).map_err(VmmError::Parts)?,
             kernel: text(settings.kernel.clone())?,
             initramfs: settings.initramfs.clone().map(text).transpose()?,
             cmdline: settings.cmdline.clone(),

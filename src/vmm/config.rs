@@ -20,6 +20,8 @@ pub struct MachineDescription {
     pub memory: u64,
     /// The file that the VMM maps (shared) as the guest's RAM; `None` if the VMM allocates the RAM itself.
     pub memory_file: Option<String>,
+    /// Whether blocks are reserved for that file, which a hole in it would give away.
+    pub memory_reserved: bool,
     /// The kernel, a bzImage or vmlinux.
     pub kernel: String,
     /// The initramfs.
@@ -157,7 +159,8 @@ struct RngConfig {
 struct BalloonConfig {
     size: u64,
     deflate_on_oom: bool,
-    /// Pages that the guest frees become holes in the RAM file, so that snapshots are smaller.
+    /// Pages that the guest frees become holes in the RAM file, so that snapshots are smaller. A file system that is full
+    /// when the guest uses such a page again has no block for it, so a file whose blocks are reserved keeps them.
     free_page_reporting: bool,
 }
 
@@ -194,7 +197,11 @@ impl VmConfig {
                 .collect(),
             fs: machine.shares.clone(),
             rng: RngConfig { src: "/dev/urandom" },
-            balloon: BalloonConfig { size: 0, deflate_on_oom: true, free_page_reporting: true },
+            balloon: BalloonConfig {
+                size: 0,
+                deflate_on_oom: true,
+                free_page_reporting: !machine.memory_reserved,
+            },
             serial: ConsoleConfig { mode: "File", file: Some(machine.serial.clone()) },
             console: ConsoleConfig { mode: "Off", file: None },
         }
@@ -228,6 +235,7 @@ pub(super) mod tests {
             vcpus: NonZeroU32::new(2).unwrap(),
             memory: 256 << 20,
             memory_file: Some("/run/m/ram-3".into()),
+            memory_reserved: false,
             kernel: "/k/vmlinuz".into(),
             initramfs: Some("/k/initramfs".into()),
             cmdline: "console=ttyS0".into(),
@@ -240,6 +248,13 @@ pub(super) mod tests {
 
     fn json(machine: &MachineDescription, version: &str) -> serde_json::Value {
         serde_json::to_value(VmConfig::new(machine, capability::of(version).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_guest_gives_no_page_back_that_is_reserved() {
+        let reserved = MachineDescription { memory_reserved: true, ..description() };
+        assert_eq!(json(&reserved, "v53.0")["balloon"]["free_page_reporting"], false);
+        assert_eq!(json(&description(), "v53.0")["balloon"]["free_page_reporting"], true);
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub use self::names::{
     FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
 };
 pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
-pub use self::paths::{GuestHome, GuestPath, HostPath, is_within};
+pub use self::paths::{GuestHome, GuestPath, HostPath, PathInShare, is_within};
 pub use self::seams::{
     BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network,
     Shares, Slots, Vmm, WaitObserver, World,

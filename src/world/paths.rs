@@ -102,6 +102,40 @@ impl std::str::FromStr for GuestHome {
     }
 }
 
+text_value!(
+    /// A path below the source of a share: relative, of parts that are names. It has no `..` and no control character,
+    /// and at most 1024 bytes.
+    PathInShare,
+    parse_path_in_share
+);
+
+fn parse_path_in_share(text: &str) -> Result<String, InvalidValue> {
+    let refuse = |reason| Err(InvalidValue::new(text, "is not a path in a share").because(reason));
+    if text.starts_with(['/', '~']) {
+        return refuse("it has to be relative to the source");
+    }
+    let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if parts.is_empty() {
+        return refuse("it has to name something below the source; `readonly = true` protects all of it");
+    }
+    if parts.contains(&"..") {
+        return refuse("it may not contain ..");
+    }
+    if text.chars().any(char::is_control) {
+        return refuse("it has a control character in it");
+    }
+    if text.len() > 1024 {
+        return refuse("it is longer than 1024 bytes");
+    }
+    Ok(parts.join("/"))
+}
+
+impl PathInShare {
+    /// What is protected unless the configuration says otherwise: with these a guest could make the user's next git
+    /// command on the host run a program.
+    pub const DEFAULT: [Self; 2] = [Self(Cow::Borrowed(".git/hooks")), Self(Cow::Borrowed(".git/config"))];
+}
+
 /// An absolute path on the host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostPath(PathBuf);
@@ -131,6 +165,13 @@ impl HostPath {
     pub fn below(directory: &Path, name: &str) -> Self {
         // Without the "." that `join(".")` would leave in it.
         Self(directory.join(name).components().filter(|part| *part != Component::CurDir).collect())
+    }
+
+    /// Follows a directory from one path to another, if this path leads to it or below it.
+    pub fn follow(&mut self, from: &Path, to: &Path) {
+        if let Ok(below) = self.0.strip_prefix(from) {
+            self.0 = to.join(below).components().collect();
+        }
     }
 
     /// The path.
@@ -193,6 +234,22 @@ mod tests {
             assert_eq!(text.parse::<GuestPath>().unwrap().expand(&home), expanded);
         }
         assert!("/".parse::<GuestHome>().is_err() && "~/a".parse::<GuestHome>().is_err());
+    }
+
+    #[test]
+    fn paths_in_shares_stay_in_the_share() {
+        let long = "a/".repeat(600);
+        for text in
+            ["", ".", "/", "./", "/a", "~", "~/a", "..", "../a", "a/../../b", "a/..", "a\nb", "a\0", &long]
+        {
+            assert!(text.parse::<PathInShare>().is_err(), "{text:?} was taken");
+        }
+        for (text, parsed) in [("a", "a"), ("./a//b/", "a/b"), (".git/hooks", ".git/hooks"), ("a b", "a b")] {
+            assert_eq!(text.parse::<PathInShare>().unwrap().as_str(), parsed);
+        }
+        for path in PathInShare::DEFAULT {
+            assert_eq!(path.as_str().parse(), Ok(path));
+        }
     }
 
     #[test]

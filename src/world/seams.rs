@@ -82,6 +82,8 @@ pub trait Shares: Send + Sync {
     fn wanted(&self) -> bool;
     /// Whether all, some or none of the daemons serve.
     async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Each `.nixbox` that the guest can reach, because the host made it anew after the daemons were started.
+    async fn exposed(&self, generation: Generation) -> Result<Vec<PathBuf>>;
     /// Starts the daemons, and waits until each listens on its socket.
     async fn start(&self, generation: Generation) -> Result<()>;
     /// Ends the daemons, and removes their sockets.
@@ -115,6 +117,8 @@ pub trait Memory: Send + Sync {
     async fn find(&self, generation: Generation) -> Result<Presence>;
     /// The most bytes that a capture would take now.
     async fn weight(&self, generation: Generation) -> Result<u64>;
+    /// How many of the bytes that [`Catalog::free`] counts the RAM files of VMs may still come to occupy.
+    async fn promised(&self) -> Result<u64>;
     /// Makes an empty file.
     async fn create(&self, generation: Generation) -> Result<()>;
     /// Copies the file into the staging directory.
@@ -272,8 +276,11 @@ pub struct World {
     pub hooks: Arc<dyn Hooks>,
     /// The host's processor.
     pub cpu: Arc<CpuFeatures>,
-    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same.
+    /// The values that shape the VM of this world, by key. A snapshot can be restored only where these are the same. Paths
+    /// below the workspace are relative to it, so that a workspace can be moved.
     pub shape: Arc<BTreeMap<String, String>>,
+    /// The same with all paths absolute, as an earlier nixbox wrote them into manifests.
+    pub absolute_shape: Arc<BTreeMap<String, String>>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,
     /// Resources that may be left behind.

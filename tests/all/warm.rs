@@ -95,7 +95,13 @@ fn everything_that_can_be_checked_is_checked_before_the_guest_is_touched() {
     assert!(matches!(&refused, Err(Refusal::SharesInUse(users)) if users == &["812 (java)"]), "{refused:?}");
     host.set_room(1);
     let refused = in_session(&host, async |session| session.snapshot(SnapshotRequest::default()).await);
-    assert!(matches!(refused, Err(Refusal::NoRoom { wanted: 2, free: 1 })), "{refused:?}");
+    assert!(matches!(refused, Err(Refusal::NoRoom { wanted: 2, free: 1, promised: 0 })), "{refused:?}");
+    // What a guest may still write to its RAM is not free.
+    host.set_room(9);
+    host.promise_room(8);
+    let refused = in_session(&host, async |session| session.snapshot(SnapshotRequest::default()).await);
+    assert!(matches!(&refused, Err(Refusal::NoRoom { wanted: 2, free: 9, promised: 8 })), "{refused:?}");
+    assert!(refused.unwrap_err().to_string().ends_with("about 1 are missing"));
     assert_eq!(host.fingerprint(), before);
 
     // Rolling over would start the VMM that was installed since.

@@ -191,6 +191,23 @@ fn commands_outside_of_a_workspace_exit_with_3() {
 }
 
 #[test]
+fn nothing_that_is_printed_acts_on_the_terminal() {
+    let directory = TestDirectory::empty();
+    let name = "red\u{1b}[31m\u{202e}\u{9b}2J";
+    fs::create_dir(directory.path().join(name)).unwrap();
+    let shown = "red\\x1b[31m\\u{202e}\\u{9b}2J";
+    let said = directory.run(&["-C", name, "status"]);
+    said.failed(3, &[shown]);
+    assert!(!said.stderr.contains(['\u{1b}', '\u{202e}', '\u{9b}']), "{said:?}");
+    let said = directory.ok(&["-C", name, "init"]);
+    assert!(said.stdout.contains(shown) && !said.stdout.contains('\u{1b}'), "{said:?}");
+    fs::write(directory.path().join(name).join(".nixbox/config.toml"), CONFIG).unwrap();
+    let said = directory.ok(&["-C", name, "status", "--json"]);
+    assert!(!said.stdout.contains(['\u{1b}', '\u{202e}', '\u{9b}']), "{said:?}");
+    assert!(said.json()["workspace"].as_str().unwrap().ends_with(name), "{said:?}");
+}
+
+#[test]
 fn run_and_shell_without_a_vm_exit_with_3() {
     let directory = TestDirectory::workspace();
     let before = directory.listing();

@@ -1,4 +1,4 @@
-//! Programs that root may run, and the user who called sudo may not.
+//! What root sees that others do not: programs that the user who called sudo may not run, and the RAM files of all users.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -64,4 +64,28 @@ fn doctor_names_a_program_that_root_alone_may_run() {
     for words in ["root alone may use it", &format!("{program:?}"), "is closed to that user"] {
         assert!(advice.contains(words), "no {words:?} in {advice}");
     }
+}
+
+#[test]
+fn doctor_counts_what_is_promised_to_the_vms_of_all_users() {
+    if !is_root("doctor_counts_what_is_promised_to_the_vms_of_all_users") {
+        return;
+    }
+    let directory = TestDirectory::workspace();
+    // In a mount namespace of its own, a /dev/shm of 2 GiB with a VM of another user.
+    let script = "set -e; mount -t tmpfs -o size=2g,mode=1777 none /dev/shm
+        mkdir -p /dev/shm/nixbox-31000/0a
+        truncate -s 2000M /dev/shm/nixbox-31000/0a/memory-4.img
+        chown -R 31000 /dev/shm/nixbox-31000; exec \"$@\"";
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_nixbox")).args(["doctor", "--json"]).current_dir(directory.path());
+    let output = command.env_remove("SUDO_UID").env_remove("XDG_RUNTIME_DIR").output().unwrap();
+    let diagnosis = Said::new(output).json();
+    let needs = diagnosis["needs"].as_array().unwrap();
+    let room = needs.iter().find(|need| need["name"] == "room for RAM on tmpfs").unwrap();
+    let found = room["found"].as_str().unwrap();
+    assert!(found.starts_with("2.0 GiB free in /dev/shm, 2.0 GiB of it promised to VMs"), "{room}");
+    assert_eq!(room["state"], "lacking", "{room}");
+    assert!(room["advice"].as_str().unwrap().contains("bring another VM down"), "{room}");
 }

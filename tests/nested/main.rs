@@ -41,6 +41,8 @@ use std::sync::mpsc;
 
 use clap::Parser;
 use libtest_mimic::{Completion, FormatSetting, Trial};
+use nixbox::cli::error;
+use nixbox::host::share_view;
 
 use scenarios::Scenario;
 use scheduler::{Verdict, Verdicts};
@@ -95,6 +97,14 @@ fn trial(scenario: &Scenario, verdict: mpsc::Receiver<Verdict>) -> Trial {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    // nixbox starts share daemons by the program that it runs in, and scenarios use its seams in this one.
+    if let Some((command, rest)) = words.split_first()
+        && command == share_view::COMMAND
+    {
+        let rest: Vec<_> = rest.iter().map(Into::into).collect();
+        eprintln!("{}", error::chain(&share_view::launch(&rest)));
+        return ExitCode::from(share_view::REFUSED);
+    }
     if let Some(code) = inside::role(&words) {
         return code;
     }

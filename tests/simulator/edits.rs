@@ -39,7 +39,7 @@ fn goes_down(workspace: &Workspace) -> Said {
 #[test]
 fn edits_wait_for_the_next_vm_and_status_names_them() {
     let workspace = up();
-    edit(&workspace, "memory = ", "vcpus = 3\nbacking = \"disk\"\nmemory = \"64MiB\" # ");
+    edit(&workspace, "vcpus = 1", "vcpus = 2\nbacking = \"disk\"");
     edit(&workspace, "target = \"~/shared\"", "target = \"~/elsewhere\"\nreadonly = true");
     let status = workspace.status();
     let keys: Vec<&str> = status["pending_edits"]

@@ -11,7 +11,9 @@ mod conformance;
 mod demo;
 mod edits;
 mod guest;
+mod identity;
 #[cfg(feature = "failpoints")]
 mod kills;
+mod masks;
 mod signals;
 mod workspace;

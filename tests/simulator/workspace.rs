@@ -335,7 +335,10 @@ impl Drop for Workspace {
                 println!("{process:?}");
             }
         }
-        self.run(&["down", "--quiet"]);
+        // A test that failed may have left the workspace elsewhere.
+        if self.path().exists() {
+            self.run(&["down", "--quiet"]);
+        }
         for process in self.marked() {
             // Left by a failed test. It may have ended by itself.
             rustix::process::Pid::from_raw(process.pid)

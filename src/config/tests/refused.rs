@@ -148,6 +148,14 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             "2:36: mounts.target: nixbox writes ~/.env in the guest, and on this share it would write to the host",
         ),
         (
+            r#"mounts = [{ source = ".", target = "/a", protect = ["/etc"] }]"#,
+            r#"2:53: mounts.protect is wrong: "/etc" is not a path in a share: it has to be relative to the source"#,
+        ),
+        (
+            r#"mounts = [{ source = ".", target = "/a", protect = ["a/../.."] }]"#,
+            r#"2:53: mounts.protect is wrong: "a/../.." is not a path in a share: it may not contain .."#,
+        ),
+        (
             r#"mounts = [{ source = ".", target = "/a\tb" }]"#,
             r#"2:36: mounts.target is wrong: "/a\tb" is not a path in the guest: it has a control character in it"#,
         ),

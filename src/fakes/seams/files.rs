@@ -181,6 +181,10 @@ impl Memory for WorkspaceSeams {
         self.query("memory.weight", |_| Ok(1)).await
     }
 
+    async fn promised(&self) -> Result<u64> {
+        self.query("memory.promised", |state| Ok(state.promised)).await
+    }
+
     async fn create(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let create = move |state: &mut FakeState| {

@@ -1,5 +1,7 @@
 //! Slots, networks, shares.
 
+use std::path::PathBuf;
+
 use super::*;
 
 #[async_trait]
@@ -111,6 +113,11 @@ impl Shares for WorkspaceSeams {
             })
         })
         .await
+    }
+
+    async fn exposed(&self, _: Generation) -> Result<Vec<PathBuf>> {
+        // The fake host has no directories that a share could show.
+        Ok(Vec::new())
     }
 
     async fn start(&self, generation: Generation) -> Result<()> {

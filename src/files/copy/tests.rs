@@ -251,6 +251,34 @@ async fn progress_ends_with_everything_done() {
     assert!(calls.len() >= 20);
 }
 
+#[tokio::test]
+async fn blocks_that_are_reserved_and_not_written_are_no_data() {
+    let Some(mounts) = mounted("files::copy::tests::blocks_that_are_reserved_and_not_written_are_no_data")
+    else {
+        return;
+    };
+    const SIZE: u64 = 64 << 20;
+    for from in ["ext4", "btrfs", "xfs"] {
+        let (source, target) = (mounts.join(from).join("source"), mounts.join(from).join("target"));
+        patchy(&source, SIZE);
+        let file = File::options().read(true).write(true).open(&source).unwrap();
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, SIZE).unwrap();
+        file.sync_all().unwrap();
+        assert!(allocated(&source) >= SIZE);
+        let data = data_bytes(&file).unwrap();
+        assert!((1 << 20..8 << 20).contains(&data), "{from}: {data}");
+        // The target of a copy may have its size and its blocks already.
+        let request = copying(&source, &target, false);
+        rustix::fs::fallocate(&request.target.file, rustix::fs::FallocateFlags::empty(), 0, SIZE).unwrap();
+        copy(request, Arc::new(NoProgress), &Interrupt::new()).await.unwrap();
+        // This comes before the comparison: what was read lately, and is in the page cache, passes for data.
+        let target_data = data_bytes(&File::open(&target).unwrap()).unwrap();
+        assert!(allocated(&target) >= SIZE, "{from}: {}", allocated(&target));
+        assert!(target_data < 8 << 20, "{from}: {target_data}");
+        assert!(same(&source, &target), "{from}");
+    }
+}
+
 #[test]
 fn runs_of_data_are_whole_pages_except_the_last() {
     let mut chunk = vec![0; 5 * PAGE + 10];

@@ -1,4 +1,4 @@
-//! Where the RAM of a generation is. This is decided once per generation, and written down before the file is made.
+//! Where the RAM of a generation may be and is. This is written down before the file is made.
 //!
 //! On tmpfs the file is `<base>/nixbox-<user>/<workspace>/memory-<generation>.img`. The owner and the mode of the two
 //! directories below the base are checked, because every user can make directories in `/dev/shm`.
@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{MemoryError, Result};
-use crate::files::Folder;
-use crate::world::{Backing, ByteSize, Generation, WorkspaceId};
+use super::error::{MemoryError, Result, Unsuitable};
+use super::promises::TMPFS;
+use crate::files::{FileError, Folder};
+use crate::world::{Backing, Generation, WorkspaceId};
 
-/// `TMPFS_MAGIC` of linux/magic.h.
-const TMPFS: i64 = 0x0102_1994;
 /// More than a path and a number take.
 const LIMIT: u64 = 16 << 10;
 
@@ -43,39 +42,40 @@ impl RamLocation {
         }
     }
 
-    /// The location that the configuration asks for, if there is room.
-    pub(super) fn choose(
-        run: &Folder,
-        tmpfs: &[PathBuf],
-        former: &[PathBuf],
-        size: u64,
-        backing: Backing,
-    ) -> Result<Self> {
+    /// The locations that may be tried for a RAM file of that many bytes, in order of preference.
+    pub(super) fn candidates(backing: Backing, tmpfs: &[PathBuf], size: u64) -> Vec<Self> {
+        let on_tmpfs = tmpfs.iter().map(|base| Self::Tmpfs { base: base.clone(), size });
         match backing {
-            Backing::Vmm => Ok(Self::Vmm),
-            Backing::Disk => {
-                let free = run.free_bytes()?;
-                let path = || run.path().to_owned();
-                if free < size {
-                    Err(MemoryError::NoDisk { size, path: path(), free })
-                } else {
-                    Ok(Self::Disk { size })
-                }
+            Backing::Auto => on_tmpfs.chain([Self::Vmm]).collect(),
+            Backing::Tmpfs => on_tmpfs.collect(),
+            Backing::Disk => vec![Self::Disk { size }],
+            Backing::Vmm => vec![Self::Vmm],
+        }
+    }
+
+    /// The same for the RAM of a snapshot, whose VMM state names a file: the VMM cannot keep the RAM itself.
+    pub(super) fn candidates_for_file(backing: Backing, tmpfs: &[PathBuf], size: u64) -> Vec<Self> {
+        match backing {
+            Backing::Tmpfs | Backing::Disk => Self::candidates(backing, tmpfs, size),
+            Backing::Auto | Backing::Vmm => {
+                [Backing::Tmpfs, Backing::Disk].map(|one| Self::candidates(one, tmpfs, size)).concat()
             }
-            Backing::Auto | Backing::Tmpfs => {
-                let mut tried = Vec::new();
-                for base in tmpfs {
-                    match check_room(base, former, size) {
-                        Ok(base) => return Ok(Self::Tmpfs { base, size }),
-                        Err(why) => tried.push(format!("{}: {why}", base.display())),
-                    }
-                }
-                if backing == Backing::Auto {
-                    Ok(Self::Vmm)
-                } else {
-                    Err(MemoryError::NoTmpfs { size, tried })
-                }
-            }
+        }
+    }
+
+    /// The path that says to people where it is.
+    pub(super) fn base<'a>(&'a self, run: &'a Folder) -> &'a Path {
+        match self {
+            Self::Tmpfs { base, .. } => base,
+            Self::Disk { .. } | Self::Vmm => run.path(),
+        }
+    }
+
+    /// The location without links on the way to it, if RAM may be put there, whether or not there is room.
+    pub(super) fn check(self, former: &[PathBuf]) -> Result<Self, Unsuitable> {
+        match self {
+            Self::Tmpfs { base, size } => Ok(Self::Tmpfs { base: check_base(&base, former)?, size }),
+            other => Ok(other),
         }
     }
 
@@ -105,41 +105,37 @@ impl RamLocation {
     }
 }
 
-/// Whether RAM of that size can be put on one of these.
-pub(super) fn fits(tmpfs: &[PathBuf], former: &[PathBuf], size: u64) -> bool {
-    tmpfs.iter().any(|base| check_room(base, former, size).is_ok())
-}
-
-/// The directory without links on the way to it, if RAM of that size can be put there; or else the reason, for people.
-fn check_room(base: &Path, former: &[PathBuf], size: u64) -> std::result::Result<PathBuf, String> {
-    // Some hosts have /dev/shm as a link to /run/shm.
-    let base = std::fs::canonicalize(base).map_err(|error| error.to_string())?;
-    let folder = Folder::open(&base).map_err(|error| error.to_string())?;
-    if folder.file_system().map_err(|error| error.to_string())? != TMPFS {
-        return Err("not a tmpfs".to_owned());
-    }
-    // XDG_RUNTIME_DIR or a link may lead to the file system of /run.
-    let device = folder.status().map_err(|error| error.to_string())?.st_dev;
-    let same = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|status| status.dev() == device);
-    if let Some(former) = former.iter().find(same) {
-        let former = former.display();
-        return Err(format!("on the file system of {former}, where the host fails when it is full"));
-    }
-    let free = folder.free_bytes().map_err(|error| error.to_string())?;
-    if free < size {
-        return Err(format!("{} left", ByteSize::from_bytes(free)));
-    }
+/// The directory without links on the way to it, if RAM may be put there and the user has a directory there.
+fn check_base(base: &Path, former: &[PathBuf]) -> Result<PathBuf, Unsuitable> {
+    let folder = suitable_base(base, former)?;
     // The user's directory is made here already: if nixbox may not make it, or another user has put something in its
     // place, the next base is tried.
-    make_user_directory(&folder).map_err(|error| error.to_string())?;
-    Ok(base)
+    make_user_directory(&folder)?;
+    Ok(folder.path().to_owned())
+}
+
+/// The directory without links on the way to it, if it is on a tmpfs that is not the host's own.
+pub(super) fn suitable_base(base: &Path, former: &[PathBuf]) -> Result<Folder, Unsuitable> {
+    // Some hosts have /dev/shm as a link to /run/shm.
+    let base = std::fs::canonicalize(base).map_err(FileError::system("find", base))?;
+    let folder = Folder::open(&base)?;
+    if folder.file_system()? != TMPFS {
+        return Err(Unsuitable::NoTmpfs);
+    }
+    // XDG_RUNTIME_DIR or a link may lead to the file system of /run.
+    let device = folder.status()?.st_dev;
+    let same = |path: &&PathBuf| std::fs::metadata(path).is_ok_and(|status| status.dev() == device);
+    if let Some(former) = former.iter().find(same) {
+        return Err(Unsuitable::OfTheHost(former.clone()));
+    }
+    Ok(folder)
 }
 
 fn user_directory() -> String {
     format!("nixbox-{}", rustix::process::geteuid().as_raw())
 }
 
-fn make_user_directory(base: &Folder) -> Result<Folder> {
+fn make_user_directory(base: &Folder) -> Result<Folder, FileError> {
     let (user, _) = base.make_folder(user_directory())?;
     user.check_private()?;
     Ok(user)

@@ -1,7 +1,9 @@
 //! Why RAM could not be made, captured or filled.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use super::room::Room;
 use crate::files::FileError;
 use crate::files::copy::CopyError;
 use crate::store::StoreError;
@@ -23,18 +25,17 @@ pub enum MemoryError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(
-        "{} of guest RAM fit on no tmpfs ({}): lower vm.memory, or set vm.backing to \"disk\" or \"vmm\"",
+        "{} of guest RAM fit nowhere ({}): {advice}",
         ByteSize::from_bytes(*size),
-        tried.join("; ")
+        tried.iter().map(Tried::to_string).collect::<Vec<_>>().join("; ")
     )]
-    NoTmpfs { size: u64, tried: Vec<String> },
+    NoRoom { size: u64, tried: Vec<Tried>, advice: &'static str },
     #[error(
-        "{} of guest RAM do not fit into {}, which has {} left: lower vm.memory, or set vm.backing to \"vmm\"",
-        ByteSize::from_bytes(*size),
+        "another process has held the lock on {}, under which RAM files are counted, for {} seconds: `lslocks` names it",
         path.display(),
-        ByteSize::from_bytes(*free)
+        limit.as_secs()
     )]
-    NoDisk { size: u64, path: PathBuf, free: u64 },
+    Locked { path: PathBuf, limit: Duration },
     #[error("{} does not say where guest RAM is, as nixbox writes it", path.display())]
     Unreadable { path: PathBuf, source: serde_json::Error },
     #[error("the RAM file of generation {0} is not there, or not all of it")]
@@ -45,6 +46,53 @@ pub enum MemoryError {
     NoMemory(SnapshotId),
     #[error("{SNAPSHOT_FILE} of snapshot {0} is not what its manifest says: the snapshot is damaged")]
     Damaged(SnapshotId),
+}
+
+/// Why RAM was not put into a place.
+#[allow(missing_docs, reason = "the messages say it")]
+#[derive(Debug, thiserror::Error)]
+pub enum Unsuitable {
+    #[error("not a tmpfs")]
+    NoTmpfs,
+    #[error("on the file system of {}, where the host fails when it is full", .0.display())]
+    OfTheHost(PathBuf),
+    #[error("{0}")]
+    Full(Room),
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file could not be made there.
+    #[error(transparent)]
+    Memory(Box<MemoryError>),
+}
+
+impl From<MemoryError> for Unsuitable {
+    fn from(error: MemoryError) -> Self {
+        Self::Memory(Box::new(error))
+    }
+}
+
+/// A place that was tried for RAM, and why it was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {}", path.display(), in_a_line(why))]
+pub struct Tried {
+    /// The base of a tmpfs, or the workspace's directory.
+    pub path: PathBuf,
+    /// Why it was not taken.
+    pub why: Unsuitable,
+}
+
+/// An error and its causes. A transparent error has the message of its cause.
+fn in_a_line(error: &Unsuitable) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text.push_str(&format!(": {message}"));
+        }
+        cause = error.source();
+    }
+    text
 }
 
 impl From<MemoryError> for Failure {

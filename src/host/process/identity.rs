@@ -131,7 +131,10 @@ fn processes() -> Result<Vec<u32>, ProcessError> {
 }
 
 /// The generations in the marks of the live processes of a workspace.
-pub(super) fn generations(workspace: WorkspaceId) -> Result<BTreeSet<Generation>, ProcessError> {
+///
+/// # Errors
+/// [`ProcessError::File`] if /proc cannot be read.
+pub fn generations(workspace: WorkspaceId) -> Result<BTreeSet<Generation>, ProcessError> {
     let mut found = BTreeSet::new();
     for pid in processes()? {
         if let ReadEnvironment::Seen(environment) = environment(pid)? {

@@ -12,7 +12,7 @@ use crate::world::{Generation, Slot, WorkspaceId};
 /// The variables of a mark.
 pub(super) const WORKSPACE: &str = "NIXBOX_WORKSPACE";
 pub(super) const GENERATION: &str = "NIXBOX_GENERATION";
-pub(super) const ROLE: &str = "NIXBOX_ROLE";
+pub(in crate::host) const ROLE: &str = "NIXBOX_ROLE";
 
 /// What a process is for. As text, a role is 1 to 32 of `a-z 0-9 -`, so that it can be part of a file's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -33,7 +33,12 @@ TOKEN = "not to be written down"
 }
 
 fn files(directory: &tempfile::TempDir) -> RecordFiles {
-    RecordFiles { run: directory.path().to_owned(), runtime: "/run/nixbox-0/1".into(), spec: spec() }
+    RecordFiles {
+        run: directory.path().to_owned(),
+        root: "/srv/project".into(),
+        runtime: "/run/nixbox-0/1".into(),
+        spec: spec(),
+    }
 }
 
 fn read_back(files: &RecordFiles) -> Result<Option<BuiltRecord>, RecordFileError> {
@@ -125,6 +130,18 @@ async fn a_path_that_json_cannot_hold_is_refused() {
 }
 
 #[test]
+fn the_paths_of_a_workspace_that_was_moved_follow_it() {
+    let moved = spec().moved("/srv/project".as_ref(), "/home/me/other".as_ref());
+    let path = |path: &crate::world::HostPath| path.as_path().to_str().unwrap().to_owned();
+    assert_eq!(path(&moved.vm.kernel), "/home/me/other/image/vmlinuz");
+    assert_eq!(path(moved.disks[0].image.as_ref().unwrap()), "/home/me/other/root.img");
+    assert_eq!(path(&moved.mounts[0].source), "/home/me/other");
+    assert_eq!(moved.clone().moved("/srv".as_ref(), "/elsewhere".as_ref()), moved);
+    let (here, there) = (spec().shape("/srv/project".as_ref()), moved.shape("/home/me/other".as_ref()));
+    assert_eq!(here, there);
+}
+
+#[test]
 fn edits_are_named_by_their_keys() {
     let built = spec();
     assert_eq!(built.pending_edits(&built), []);
@@ -136,6 +153,8 @@ fn edits_are_named_by_their_keys() {
     let edits = built.pending_edits(&today);
     let keys: Vec<&str> = edits.iter().map(|edit| edit.key.as_str()).collect();
     let expected = [
+        "mounts.1.protect.0",
+        "mounts.1.protect.1",
         "mounts.1.readonly",
         "mounts.1.source",
         "mounts.1.target",

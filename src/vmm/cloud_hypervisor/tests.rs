@@ -40,6 +40,7 @@ fn at(runtime: PathBuf) -> CloudHypervisor {
         shares: vec!["work".parse().unwrap()],
         disks: Arc::new(|_| Ok(vec!["/nowhere/disk".into()])),
         memory_file: Arc::new(|_| Ok(None)),
+        memory_reserved: Arc::new(|_| Ok(false)),
         snapshot: Arc::new(|_| Ok("/nowhere/state".into())),
     })
 }

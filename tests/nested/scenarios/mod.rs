@@ -2,6 +2,7 @@
 
 mod crashes;
 mod cuts;
+mod edits;
 mod figures;
 mod lifecycle;
 mod network;
@@ -88,6 +89,9 @@ pub(super) const ALL: &[Scenario] = &[
     power_cut!(cuts::power_cut_in_a_restore),
     power_cut!(lifecycle::a_reboot_of_the_host_is_recovered),
     own!(lifecycle::a_killed_vmm_or_share_daemon_is_cleared_away),
+    own!(edits::a_vm_outlives_every_edit_of_its_configuration),
+    own!(edits::a_vm_goes_down_without_credentials_and_without_a_journal),
+    own!(edits::a_copy_leaves_the_vm_alone_and_a_renamed_workspace_keeps_it),
     own!(refused::up_refuses_what_cannot_work_and_changes_nothing),
     own!(lifecycle::the_commands_of_the_readme_lead_to_a_shell),
     own!(lifecycle::down_leaves_only_the_disk),

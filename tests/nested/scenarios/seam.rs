@@ -47,10 +47,11 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         std::os::unix::fs::chown(directory, Some(invoker.uid()), Some(invoker.gid())).unwrap();
     }
     let workspace = WorkspaceId([u8::from(memory_file); 16]);
-    let share = Share { tag: "work".parse().unwrap(), source, readonly: false };
+    let share = Share { tag: "work".parse().unwrap(), source, readonly: false, protect: Vec::new() };
     let shares = Virtiofs::new(ShareSettings {
         runtime: path.into(),
         workspace,
+        root: path.join("elsewhere"),
         invoker: invoker.clone(),
         guest: (1000, 1000),
         shares: vec![share],
@@ -70,6 +71,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         memory_file: parts(path, move |path, generation| {
             memory_file.then(|| path.join(format!("ram-{generation}")))
         }),
+        memory_reserved: Arc::new(|_| Ok(false)),
         snapshot: parts(path, |path, snapshot| path.join(format!("state-{snapshot}"))),
     });
     let network = path.join("network");

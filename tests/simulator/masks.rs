@@ -1,0 +1,67 @@
+//! What a share hides, on a workspace that its guest has as a share.
+
+use std::fs;
+use std::process::Command;
+
+use super::workspace::Workspace;
+
+/// A running workspace that is its own share, with a script that leaves a trace.
+fn shared_whole() -> Workspace {
+    let workspace = Workspace::new("simulator", false);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("mounts = []\n", "");
+    let more = "[hooks]\npre-down = [\"touch ran\"]\n[[mounts]]\nsource = \".\"\ntarget = \"~/workspace\"\n";
+    fs::write(&config, format!("{text}{more}")).unwrap();
+    workspace.ok(&["up", "--quiet"]);
+    workspace
+}
+
+/// Makes `.nixbox` anew, with the same content, as a version control system or a backup would.
+fn replace_nixbox(workspace: &Workspace) {
+    let old = workspace.path().join("old");
+    fs::rename(workspace.nixbox(), &old).unwrap();
+    let copied = Command::new("cp").arg("-a").arg(&old).arg(workspace.nixbox()).status().unwrap();
+    assert!(copied.success());
+    fs::remove_dir_all(old).unwrap();
+}
+
+#[test]
+fn commands_notice_a_nixbox_that_the_guest_can_reach() {
+    let workspace = shared_whole();
+    let exposed = || workspace.ok(&["status", "--json"]).json()["vm"]["exposed"].clone();
+    assert_eq!(exposed(), serde_json::Value::Null);
+    replace_nixbox(&workspace);
+    assert!(exposed().as_str().unwrap().contains("was made anew"), "{}", exposed());
+    assert!(workspace.ok(&["status"]).stdout.contains("`nixbox down` and `nixbox up` hide it again"));
+    for refused in [&["snapshot"][..], &["up"], &["restore", "--replace"]] {
+        let said = workspace.run(refused);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert!(said.stderr.contains("the guest can reach"), "{said:?}");
+    }
+    assert!(workspace.ok(&["run", "true"]).stderr.contains("the guest can reach"));
+    // The scripts may be the guest's by now.
+    let said = workspace.ok(&["down"]);
+    assert!(said.stderr.contains("no script of the configuration is run"), "{said:?}");
+    assert!(!workspace.path().join("ran").exists());
+    workspace.ok(&["up", "--quiet"]);
+    assert_eq!(exposed(), serde_json::Value::Null);
+    workspace.ok(&["down", "--quiet"]);
+    assert!(workspace.path().join("ran").exists());
+}
+
+#[test]
+fn no_workspace_is_made_below_a_share_of_a_running_guest() {
+    let workspace = shared_whole();
+    let below = workspace.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let init = ["-C", "below", "init", "--simulator"];
+    let said = workspace.run(&init);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("a running guest has"), "{said:?}");
+    assert_eq!(fs::read_dir(&below).unwrap().count(), 0);
+    // What is missing of a workspace that is masked can be made.
+    workspace.ok(&["init"]);
+    workspace.ok(&["down", "--quiet"]);
+    workspace.ok(&init);
+}
