@@ -26,11 +26,12 @@ use crate::world::{
 mod backing;
 mod error;
 mod promises;
+mod room;
 
 use backing::RamLocation;
 use error::Result;
 pub use error::{MemoryError, SNAPSHOT_FILE, Tried, Unsuitable, VMM_FILE};
-pub use promises::Room;
+pub use room::Room;
 
 /// The RAM of one workspace's VM.
 pub struct RamFiles {

@@ -310,6 +310,8 @@ impl Shares for Virtiofs {
             any |= daemon.is_some() || usage != SocketUse::Unused;
             all &= daemon.is_some() && usage != SocketUse::Unused;
         }
+        // Daemons end with their VMM, and leave their records and sockets.
+        any |= (0..MOST).any(|index| self.daemons.record(&DaemonRole::share(index), generation).exists());
         Ok(match (any, all) {
             (false, _) => Presence::Absent,
             (true, false) => Presence::Partial,

@@ -14,7 +14,7 @@ pub const CONFIG: &str = r#"# What `nixbox up` boots. `nixbox config` shows it w
 kernel = "image/vmlinuz"            # bzImage or vmlinux
 # initramfs = "image/initramfs.gz"
 # cmdline = "console=ttyS0 quiet"
-# backing = "auto"                  # guest RAM: auto | tmpfs | disk | vmm
+# backing = "auto"                  # guest RAM: auto (tmpfs if there is room, else vmm) | tmpfs | disk | vmm
 
 # [[disks]]
 # image = "image/root.img"          # template, never written; cloned to .nixbox/run/

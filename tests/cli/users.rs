@@ -75,7 +75,7 @@ fn doctor_counts_what_is_promised_to_the_vms_of_all_users() {
     // In a mount namespace of its own, a /dev/shm of 2 GiB with a VM of another user.
     let script = "set -e; mount -t tmpfs -o size=2g,mode=1777 none /dev/shm
         mkdir -p /dev/shm/nixbox-31000/0a
-        truncate -s 1536M /dev/shm/nixbox-31000/0a/memory-4.img
+        truncate -s 2000M /dev/shm/nixbox-31000/0a/memory-4.img
         chown -R 31000 /dev/shm/nixbox-31000; exec \"$@\"";
     let mut command = std::process::Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
@@ -85,7 +85,7 @@ fn doctor_counts_what_is_promised_to_the_vms_of_all_users() {
     let needs = diagnosis["needs"].as_array().unwrap();
     let room = needs.iter().find(|need| need["name"] == "room for RAM on tmpfs").unwrap();
     let found = room["found"].as_str().unwrap();
-    assert!(found.starts_with("2.0 GiB free in /dev/shm, 1.5 GiB of it promised to VMs"), "{room}");
+    assert!(found.starts_with("2.0 GiB free in /dev/shm, 2.0 GiB of it promised to VMs"), "{room}");
     assert_eq!(room["state"], "lacking", "{room}");
     assert!(room["advice"].as_str().unwrap().contains("bring another VM down"), "{room}");
 }

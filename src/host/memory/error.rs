@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::promises::Room;
+use super::room::Room;
 use crate::files::FileError;
 use crate::files::copy::CopyError;
 use crate::store::StoreError;

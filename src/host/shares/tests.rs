@@ -97,9 +97,13 @@ async fn left_overs_of_killed_daemons_do_not_prevent_a_start() {
     let directory = tempfile::tempdir().unwrap();
     let shares = shares(&directory, Invoker::user(0, 0).unwrap(), false);
     shares.start(GENERATION).await.unwrap();
-    let daemon = shares.state_of(0, GENERATION).unwrap().0.unwrap();
-    daemon.signal(rustix::process::Signal::KILL).unwrap();
-    daemon.exited().await.unwrap();
+    for index in [0, 1] {
+        let daemon = shares.state_of(index, GENERATION).unwrap().0.unwrap();
+        daemon.signal(rustix::process::Signal::KILL).unwrap();
+        daemon.exited().await.unwrap();
+    }
+    // A sweep finds what they have left.
+    assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Partial);
     assert!(socket_of(directory.path(), 0, GENERATION).unwrap().as_path().exists());
     shares.start(GENERATION).await.unwrap();
     assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Whole);
