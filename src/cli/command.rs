@@ -18,6 +18,7 @@ use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
 use crate::files::copy::NoProgress;
+use crate::guest::ssh_guest::UnsettledObserver;
 use crate::host::hooks::FailedScriptObserver;
 use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
@@ -81,6 +82,13 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
 fn report_failed_script() -> Arc<FailedScriptObserver> {
     Arc::new(|error| {
         error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
+    })
+}
+
+/// Creates the observer that prints what a guest was not given when it went on, and why.
+fn report_unsettled() -> Arc<UnsettledObserver> {
+    Arc::new(|unsettled| {
+        error::print_stderr(&format!("nixbox: the guest was not settled: {}\n", error::chain(unsettled)));
     })
 }
 
@@ -169,7 +177,14 @@ impl OpenWorkspace {
         };
         let purpose = Purpose::PresentVm(config.as_ref());
         let progress = Arc::new(NoProgress);
-        Ok(wiring::assemble(&workspace, &description, purpose, progress, report_failed_script())?)
+        Ok(wiring::assemble(
+            &workspace,
+            &description,
+            purpose,
+            progress,
+            report_failed_script(),
+            report_unsettled(),
+        )?)
     }
 }
 
@@ -330,7 +345,14 @@ impl Wire<'_> {
     fn world(self, preflight: Preflight, description: &Description) -> Result<Wiring, Problem> {
         let assemble = |purpose| {
             let progress = self.progress.clone();
-            wiring::assemble(self.workspace, description, purpose, progress, report_failed_script())
+            wiring::assemble(
+                self.workspace,
+                description,
+                purpose,
+                progress,
+                report_failed_script(),
+                report_unsettled(),
+            )
         };
         let ends_vm = preflight == Preflight::EndVm;
         Ok(match self.config.map(|config| assemble(Purpose::Any(config))) {

@@ -5,7 +5,7 @@ use super::error::{self, CliError, Outcome, Problem};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, success};
 use crate::engine::executor::Ending;
-use crate::operations::{self, DryRun, LossReason, Recovered, Refusal, WorkspaceState};
+use crate::operations::{self, DryRun, LossReason, Recovered, Refusal, VmCondition, WorkspaceState};
 use crate::world::VmmState;
 
 /// Complete or roll back what an earlier run left half done, and remove what belongs to no VM
@@ -99,7 +99,9 @@ fn dry_run(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
     let journal = &workspace.journal;
     let planned = journal.open().map(operations::dry_run).transpose().map_err(CliError::DryRun)?.flatten();
     let state = match journal.state {
-        WorkspaceState::Up(vm) if planned.is_none() && vm.condemned => Some(VmmState::Gone),
+        WorkspaceState::Up(vm) if planned.is_none() && vm.condition == VmCondition::Condemned => {
+            Some(VmmState::Gone)
+        }
         WorkspaceState::Up(vm) if planned.is_none() => {
             let wiring = workspace.wire()?;
             Some(block_on(async {

@@ -5,7 +5,7 @@ use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::snapshot::{SnapshotSummary, snapshot_label};
 use super::{WorkspaceLocation, success};
-use crate::operations::{OperationResult, PassedOver, RestoreResult};
+use crate::operations::{OperationResult, PassedOver, RestoreResult, VmCondition};
 use crate::world::SnapshotReference;
 
 /// Start a VM from a snapshot, on copies of its files
@@ -34,7 +34,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
 
 /// Prints how the workspace came up, from which snapshot, and which snapshots could not be restored.
 pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result: RestoreResult) -> Outcome {
-    let RestoreResult { report, restored, passed_over } = result;
+    let RestoreResult { report, restored, passed_over, condition } = result;
     let why: Vec<_> = passed_over
         .iter()
         .map(|(id, reason)| serde_json::json!({ "id": id.0.0, "why": error::chain(reason) }))
@@ -64,7 +64,15 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
         }
         None => ("booted", format!("there is no snapshot: the VM was booted and is SSH-ready{ready}")),
     };
+    let sentence = sentence
+        + match condition {
+            VmCondition::NoClock => "; its clock could not be set, and may be wrong",
+            VmCondition::NoEntropy => "; it could not be given fresh entropy, and its clock may be wrong",
+            VmCondition::Good | VmCondition::Condemned => "",
+        };
     let json = serde_json::json!({
+        "clock_set": !matches!(condition, VmCondition::NoClock | VmCondition::NoEntropy),
+        "entropy_given": condition != VmCondition::NoEntropy,
         "result": word,
         "restored": restored.as_ref().map(SnapshotSummary::from),
         "passed_over": why,

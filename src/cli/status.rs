@@ -7,7 +7,7 @@ use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config::PendingEdit;
 use crate::host::clock::utc;
-use crate::operations::{RunningVm, WorkspaceState};
+use crate::operations::{RunningVm, VmCondition, WorkspaceState};
 use crate::simulator;
 use crate::workspace::LockHolder;
 use crate::workspace::registry::Registry;
@@ -58,6 +58,10 @@ struct VmReport {
     serial_log: String,
     /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
     exposed: Option<String>,
+    /// Whether the clock of the guest was set when it last went on from a snapshot.
+    clock_set: bool,
+    /// Whether the guest got fresh entropy then.
+    entropy_given: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,7 +116,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
     let machine = running.machine;
     let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
     let state = match found {
-        VmmState::Running if !running.condemned => "running",
+        VmmState::Running if running.condition != VmCondition::Condemned => "running",
         VmmState::Paused => "paused",
         VmmState::Stopped | VmmState::Empty => "stopped",
         VmmState::Silent => "silent",
@@ -127,6 +131,8 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
             machine.slot.guest().to_string()
         },
         tap: machine.slot.tap(),
+        clock_set: !matches!(running.condition, VmCondition::NoClock | VmCondition::NoEntropy),
+        entropy_given: running.condition != VmCondition::NoEntropy,
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         exposed: command::exposed(&wiring, machine.vmm).map(|error| error::chain(&error)),
     };
@@ -146,6 +152,11 @@ fn text(status: &StatusReport) -> String {
         lines.push(format!("  serial console: {}", vm.serial_log));
         if let Some(exposed) = &vm.exposed {
             lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
+        }
+        if !vm.entropy_given {
+            lines.push("  the guest could not be given fresh entropy, nor could its clock be set".to_owned());
+        } else if !vm.clock_set {
+            lines.push("  the clock of the guest could not be set: it may be wrong".to_owned());
         }
         if status.state != "running" {
             lines

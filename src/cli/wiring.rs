@@ -15,7 +15,7 @@ use crate::guest::channel::Limits;
 use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::key::{self, KeyError};
 use crate::guest::mounts::Mount;
-use crate::guest::ssh_guest::{self, SshGuest};
+use crate::guest::ssh_guest::{self, SshGuest, UnsettledObserver};
 use crate::host::clock::HostClock;
 use crate::host::cpu;
 use crate::host::disk::Disks;
@@ -164,6 +164,7 @@ pub fn assemble(
     purpose: Purpose<'_>,
     progress: Arc<dyn Progress>,
     on_failed_script: Arc<FailedScriptObserver>,
+    on_unsettled: Arc<UnsettledObserver>,
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
     let Description { spec, runtime } = description.clone();
@@ -210,7 +211,7 @@ pub fn assemble(
     });
     let vmm = Arc::new(vmm.by(vmm_stand_in));
     let address = address(version, &runtime);
-    let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address)?);
+    let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address, on_unsettled)?);
     let network: Arc<dyn world::Network> = match version {
         Some(_) => Arc::new(Loopback::new(runtime.clone())),
         None => Arc::new(HostNetwork::new(network::NetworkSettings {
@@ -345,6 +346,7 @@ fn guest(
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
     address: Arc<ssh_guest::Address>,
+    on_unsettled: Arc<UnsettledObserver>,
 ) -> Result<SshGuest> {
     let mount = |(index, mount): (usize, &config::MountTable)| Mount {
         tag: ShareTag::numbered(index),
@@ -361,6 +363,8 @@ fn guest(
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
         wanted: wanted(workspace, purpose)?,
+        require_entropy: spec.guest.require_entropy,
+        on_unsettled,
         mounts: spec.mounts.iter().enumerate().map(mount).collect(),
         ready: READY,
         limits: Limits::default(),
@@ -380,7 +384,12 @@ fn wanted(workspace: &Workspace, purpose: Purpose<'_>) -> Result<Wanted> {
     Ok(Wanted {
         environment: config.env.iter().map(|(name, source)| (name.clone(), source.clone())).collect(),
         files: config.credentials.files.iter().map(file).collect(),
-        key: Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?)),
+        key: if config.credentials.outbound_key {
+            Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?))
+        } else {
+            None
+        },
         wipe: config.credentials.wipe.clone(),
+        overwrite: config.credentials.overwrite.clone(),
     })
 }

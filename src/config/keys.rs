@@ -18,10 +18,12 @@ pub(super) const DISK: KnownTable = KnownTable { name: "disks", keys: &["image",
 pub(super) const MOUNT: KnownTable =
     KnownTable { name: "mounts", keys: &["source", "target", "readonly", "protect"] };
 pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mode", "domains", "ports"] };
-pub(super) const GUEST: KnownTable = KnownTable { name: "guest", keys: &["user", "ssh-key"] };
+pub(super) const GUEST: KnownTable =
+    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy"] };
 /// A value of `[env]` that is a table.
 pub(super) const SOURCE: KnownTable = KnownTable { name: "env", keys: &["from-env", "file", "command"] };
-pub(super) const CREDENTIALS: KnownTable = KnownTable { name: "credentials", keys: &["files", "wipe"] };
+pub(super) const CREDENTIALS: KnownTable =
+    KnownTable { name: "credentials", keys: &["files", "wipe", "overwrite", "outbound-key"] };
 pub(super) const CREDENTIAL_FILE: KnownTable = KnownTable { name: "files", keys: &["source", "target"] };
 pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };

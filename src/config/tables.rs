@@ -183,6 +183,7 @@ impl ConfigReader<'_> {
                 Some(value) => self.path(&value)?,
                 None => HostPath::below(self.root, ".nixbox/ssh/vm_key"),
             },
+            require_entropy: value("require-entropy").map_or(Ok(true), |value| value.truth())?,
         })
     }
 
@@ -252,7 +253,11 @@ impl ConfigReader<'_> {
             }
         };
         let wipe = credentials.list("wipe")?.iter().map(wipe).collect::<Result<_>>()?;
-        Ok(CredentialsTable { files, wipe })
+        let mut replaced = Targets::new(home);
+        let overwrite =
+            credentials.list("overwrite")?.iter().map(|value| replaced.add(value)).collect::<Result<_>>()?;
+        let outbound_key = wants_outbound_key(top)?;
+        Ok(CredentialsTable { files, wipe, overwrite, outbound_key })
     }
 }
 
@@ -263,9 +268,20 @@ fn protected(value: &TomlValue<'_>) -> Result<Vec<PathInShare>> {
     list.iter().map(TomlValue::parse).collect()
 }
 
+fn wants_outbound_key(top: &TomlTable<'_>) -> Result<bool> {
+    let Some(credentials) = top.get("credentials") else {
+        return Ok(false);
+    };
+    let credentials = credentials.table(keys::CREDENTIALS.keys)?;
+    credentials.get("outbound-key").map_or(Ok(false), |value| value.truth())
+}
+
 /// The files that nixbox itself puts into the guest.
 fn written_by_nixbox(top: &TomlTable<'_>) -> Result<Vec<GuestPath>> {
-    let mut written = vec![GuestPath::PRIVATE_KEY, GuestPath::PUBLIC_KEY];
+    let mut written = Vec::new();
+    if wants_outbound_key(top)? {
+        written.extend([GuestPath::PRIVATE_KEY, GuestPath::PUBLIC_KEY]);
+    }
     if let Some(env) = top.get("env")
         && env.open_table()?.entries().next().is_some()
     {

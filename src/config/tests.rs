@@ -42,6 +42,7 @@ ports = [443, 80, 443]
 [guest]
 user = "user"
 ssh-key = "/keys/id"
+require-entropy = false
 [env]
 GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
 FROM_FILE = { file = "~/token" }
@@ -50,6 +51,8 @@ PLAIN = "hunter2"
 [credentials]
 files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
 wipe = ["~/.docker/config.json"]
+overwrite = ["~/.env"]
+outbound-key = true
 [hooks]
 post-up = ["echo up"]
 [snapshot]
@@ -275,9 +278,9 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     let Config { name: _, vmm: _, vm, disks, mounts, network, guest, env: _, credentials, hooks, snapshot } =
         config.clone();
     let VmTable { vcpus: _, memory: _, kernel: _, initramfs: _, cmdline: _, backing: _ } = vm.clone();
-    let GuestTable { user: _, ssh_key: _ } = guest.clone();
+    let GuestTable { user: _, ssh_key: _, require_entropy: _ } = guest.clone();
     let NetworkPolicy { mode: _, domains: _, ports: _ } = network;
-    let CredentialsTable { files: _, wipe: _ } = credentials;
+    let CredentialsTable { files: _, wipe: _, overwrite: _, outbound_key: _ } = credentials;
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
     let SnapshotTable { keep: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}

@@ -106,6 +106,13 @@ pub struct GuestTable {
     pub user: UserName,
     /// The file with the private key that the image accepts.
     pub ssh_key: HostPath,
+    /// Whether a guest that cannot be given fresh entropy after a restore is ended. An older built record does not say.
+    #[serde(default = "entropy_is_required")]
+    pub require_entropy: bool,
+}
+
+fn entropy_is_required() -> bool {
+    true
 }
 
 /// `[credentials]`.
@@ -116,6 +123,10 @@ pub struct CredentialsTable {
     pub files: Vec<CredentialFile>,
     /// Files and directories of the guest that nixbox did not put there and removes before a snapshot.
     pub wipe: Vec<GuestPath>,
+    /// Files of the guest that nixbox did not write and may overwrite with a credential.
+    pub overwrite: Vec<GuestPath>,
+    /// Whether the guest gets the workspace's own key, to log in elsewhere with.
+    pub outbound_key: bool,
 }
 
 /// One of `credentials.files`.
@@ -243,7 +254,7 @@ impl VmSpec {
     pub fn shape(&self, root: &Path) -> BTreeMap<String, String> {
         let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
-        let GuestTable { user, ssh_key: _ } = guest;
+        let GuestTable { user, ssh_key: _, require_entropy: _ } = guest;
         let path = |path: &HostPath| match path.as_path().strip_prefix(root) {
             Ok(below) if below.as_os_str().is_empty() => ".".to_owned(),
             Ok(below) if root != Path::new("/") => format!("./{}", below.display()),

@@ -54,6 +54,8 @@ pub enum Loss {
     Sources,
     /// The guests refuse fresh entropy.
     Entropy,
+    /// The guests let nobody set their clock.
+    Clock,
     /// The guests let nobody become root.
     Root,
     /// The files for the credentials can no longer be written in the guests.

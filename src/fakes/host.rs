@@ -146,6 +146,11 @@ impl Host {
         self.lock().loss_at = Some((point, loss));
     }
 
+    /// Sets whether a guest without fresh entropy must not go on.
+    pub fn require_entropy(&self, require: bool) {
+        self.lock().requires_entropy = require;
+    }
+
     /// Leaves space for this many bytes of snapshots. Disk and RAM take one byte each.
     pub fn set_room(&self, bytes: u64) {
         self.lock().room = bytes;

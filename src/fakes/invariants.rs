@@ -8,7 +8,7 @@ use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, 
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
-use crate::operations::WorkspaceState;
+use crate::operations::{VmCondition, WorkspaceState};
 use crate::world::{Generation, Machine, Presence, VmmState, WorkspaceId};
 
 /// A violated invariant.
@@ -42,7 +42,7 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
     };
     let machine = match workspace_state {
         WorkspaceState::Up(vm) => {
-            forbid(4, vm.condemned, "a condemned VM was not cleared away");
+            forbid(4, vm.condition == VmCondition::Condemned, "a condemned VM was not cleared away");
             running(state, workspace, &vm.machine, &mut forbid);
             Some(vm.machine)
         }
@@ -126,7 +126,8 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
     forbid(4, built.shares && !serving, "no share daemon serves the guest");
     // A guest that refused both, or could not be asked, runs on as it is where the operation allows it.
-    let refused = state.settle_failed || state.lost.contains(&Loss::Entropy);
+    let refused =
+        state.settle_failed || [Loss::Entropy, Loss::Clock].iter().any(|loss| state.lost.contains(loss));
     let settled = ram.seeded && ram.clock;
     forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
 }

@@ -18,7 +18,7 @@ use super::state::{
 use crate::world::{
     Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,
     Guest, HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network,
-    Presence, Result, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion,
+    Presence, Result, Settlement, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion,
     WaitObserver, WorkspaceId, World,
 };
 
@@ -183,6 +183,7 @@ impl WorkspaceSeams {
         match needed.iter().find(|loss| state.lost.contains(*loss)) {
             Some(Loss::Sources) => refused("the sources of the credentials cannot be read"),
             Some(Loss::Entropy) => refused("the guest refuses fresh entropy"),
+            Some(Loss::Clock) => refused("the guest's clock cannot be set"),
             Some(Loss::Root) => refused("nobody can become root in the guest"),
             Some(Loss::Targets) => refused("the files for the credentials cannot be written"),
             None => Ok(()),

@@ -113,6 +113,8 @@ pub(super) struct FakeState {
     pub(super) secret: FakeSecret,
     /// Whether the last attempt to settle a guest met a fault of its call.
     pub(super) settle_failed: bool,
+    /// Whether a guest without fresh entropy must not go on.
+    pub(super) requires_entropy: bool,
     /// What does not work.
     pub(super) lost: BTreeSet<Loss>,
     /// The point at which something stops working.
@@ -162,6 +164,7 @@ impl FakeState {
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
             settle_failed: false,
+            requires_entropy: true,
             lost: BTreeSet::new(),
             loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),

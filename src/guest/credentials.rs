@@ -39,6 +39,8 @@ pub struct Wanted {
     pub key: Option<Arc<PrivateKey>>,
     /// The files, and the directories with their content, that are removed before a snapshot.
     pub wipe: Vec<GuestPath>,
+    /// The files that an injection may overwrite although nixbox did not write them.
+    pub overwrite: Vec<GuestPath>,
 }
 
 impl fmt::Debug for Wanted {
@@ -179,6 +181,7 @@ mod tests {
             }],
             key: Some(Arc::new(key::generate().unwrap())),
             wipe: Vec::new(),
+            overwrite: Vec::new(),
         };
         let credentials = wanted.resolve(&|_| ()).await.unwrap();
         let told = format!("{wanted:?} {credentials:?}");

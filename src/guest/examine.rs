@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::credentials::Credential;
-use super::inject::{FUNCTIONS, LEDGER, LOGIN_FILES, rights};
+use super::inject::{self, FUNCTIONS, InjectError, LEDGER, LOGIN_FILES, rights};
 use super::settle::{self, SettleError};
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::GuestPath;
@@ -27,6 +27,8 @@ pub enum UnfitGuest {
     Settle(#[source] SettleError),
     #[error("credentials cannot be written in the guest: {}", .0.join("; "))]
     Files(Vec<String>),
+    #[error(transparent)]
+    Inject(#[from] InjectError),
     #[error(transparent)]
     Script(#[from] ScriptError),
 }
@@ -53,18 +55,29 @@ writable() {
 ///
 /// # Errors
 /// [`UnfitGuest`] says what cannot be done.
-pub async fn examine(shell: &Shell, credentials: &[Credential]) -> Result<(), UnfitGuest> {
+pub async fn examine(
+    shell: &Shell,
+    credentials: &[Credential],
+    overwrite: &[GuestPath],
+    require_entropy: bool,
+) -> Result<(), UnfitGuest> {
     let what = "become root in the guest";
     match shell.script(what, Rights::Root, ":", &[], LIMIT).await {
         Err(error @ ScriptError::NoRights { .. }) => return Err(UnfitGuest::NoRoot(error)),
         tried => tried.map(drop)?,
     }
-    settle::attempt(shell).await.map_err(UnfitGuest::Settle)?;
+    if require_entropy {
+        settle::attempt(shell).await.map_err(UnfitGuest::Settle)?;
+    }
     let mut reasons = Vec::new();
     for with in [Rights::User, Rights::Root] {
         reasons.extend(unwritable(shell, with, credentials).await?);
     }
-    if reasons.is_empty() { Ok(()) } else { Err(UnfitGuest::Files(reasons)) }
+    if !reasons.is_empty() {
+        return Err(UnfitGuest::Files(reasons));
+    }
+    let foreign = inject::foreign(shell, credentials, overwrite).await?;
+    if foreign.is_empty() { Ok(()) } else { Err(InjectError::Foreign(foreign).into()) }
 }
 
 /// Why files that are written with these rights cannot be written.

@@ -133,12 +133,73 @@ async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptErro
     shell.script("note what is injected", Rights::User, &script, &[], LIMIT).await.map(drop)
 }
 
-/// Writes every credential to its file atomically. An existing file is overwritten.
+/// Why a guest has not all of its credentials.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum InjectError {
+    #[error(
+        "nixbox did not write {} in the guest, and leaves it as it is: move it away, or name it in \
+         credentials.overwrite in the configuration", list(.0)
+    )]
+    Foreign(Vec<GuestPath>),
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+}
+
+/// Paths as a person writes them in the configuration.
+pub(super) fn list(paths: &[GuestPath]) -> String {
+    paths.iter().map(GuestPath::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// The credentials whose place in the guest holds something that nixbox did not write and that may not be overwritten.
+/// nixbox wrote what is in the ledger, and loses nothing of a file that has the content of the credential. Directories
+/// are left out, because no injection replaces them.
 ///
 /// # Errors
-/// Any [`ScriptError`]. Files that were written before the error stay. They are in the ledger, and the next
-/// injection writes them again.
-pub async fn inject(shell: &Shell, credentials: &[Credential]) -> Result<(), ScriptError> {
+/// Any [`ScriptError`].
+pub async fn foreign(
+    shell: &Shell,
+    credentials: &[Credential],
+    overwrite: &[GuestPath],
+) -> Result<Vec<GuestPath>, ScriptError> {
+    let home = &shell.facts.home;
+    let noted: BTreeSet<_> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
+    let allowed: BTreeSet<_> = overwrite.iter().map(|path| path.expand(home)).collect();
+    let mut foreign = Vec::new();
+    for credential in credentials {
+        let path = credential.target.expand(home);
+        if noted.contains(&path) || allowed.contains(&path) {
+            continue;
+        }
+        let status = file_status(shell, &path, rights(home, &path, credential.owner.as_ref())).await?;
+        let is_foreign = |status: &GuestFileStatus| {
+            !status.is_directory && status.digest != hex::encode(credential.digest())
+        };
+        if status.as_ref().is_some_and(is_foreign) {
+            foreign.push(credential.target.clone());
+        }
+    }
+    Ok(foreign)
+}
+
+/// Writes every credential to its file atomically. A file that nixbox wrote is overwritten, and so is a file that
+/// `overwrite` names; any other file is left as it is.
+///
+/// # Errors
+/// [`InjectError::Foreign`] names the files that were left as they are; all others were written. Any [`ScriptError`]:
+/// files that were written before the error stay. They are in the ledger, and the next injection writes them again.
+pub async fn inject(
+    shell: &Shell,
+    credentials: &[Credential],
+    overwrite: &[GuestPath],
+) -> Result<(), InjectError> {
+    let foreign = foreign(shell, credentials, overwrite).await?;
+    let credentials: Vec<_> = credentials.iter().filter(|one| !foreign.contains(&one.target)).collect();
+    write(shell, &credentials).await?;
+    if foreign.is_empty() { Ok(()) } else { Err(InjectError::Foreign(foreign)) }
+}
+
+async fn write(shell: &Shell, credentials: &[&Credential]) -> Result<(), ScriptError> {
     if credentials.is_empty() {
         return Ok(());
     }
@@ -228,6 +289,7 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
 
 /// The output of the guest's `stat` and `sha256sum` for a file, as text.
 struct GuestFileStatus {
+    is_directory: bool,
     mode: String,
     uid: String,
     owner: String,
@@ -253,15 +315,16 @@ async fn file_status(
     let what = "look at an injected file";
     // A program of the guest may remove the file between two commands.
     let script = format!(
-        "t={}\n[ -e \"$t\" ] || [ -L \"$t\" ] || exit 0\necho there\nif [ -f \"$t\" ] && [ ! -L \"$t\" ]; then\n  \
+        "t={}\n[ -e \"$t\" ] || [ -L \"$t\" ] || exit 0\nif [ -d \"$t\" ] && [ ! -L \"$t\" ]; then echo directory; else echo there; fi\nif [ -f \"$t\" ] && [ ! -L \"$t\" ]; then\n  \
          {{ stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"; }} || [ ! -e \"$t\" ]\nfi",
         quoted(path)
     );
     let answer = shell.script(what, rights, &script, &[], LIMIT).await?;
     let mut words = answer.split_whitespace().map(str::to_owned);
-    if words.next().is_none() {
+    let Some(kind) = words.next() else {
         return Ok(None);
-    }
+    };
+    let is_directory = kind == "directory";
     let mut word = || words.next().unwrap_or_default();
-    Ok(Some(GuestFileStatus { mode: word(), uid: word(), owner: word(), digest: word() }))
+    Ok(Some(GuestFileStatus { is_directory, mode: word(), uid: word(), owner: word(), digest: word() }))
 }

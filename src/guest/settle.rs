@@ -12,7 +12,7 @@
 //! fastest of several round trips, and corrects it by `adjtimex(ADJ_SETOFFSET)`. A correction by a difference stays
 //! right even if it arrives late.
 //!
-//! If either step fails, settling fails. There is no fallback.
+//! Without entropy the clock is not set. There is no fallback for either.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -27,7 +27,7 @@ use super::shell::{Dialogue, Rights, ScriptError, Shell};
 /// How far the guest's clock may be from the host's after it was set, including the uncertainty of the measurement.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_millis(50);
 
-/// The time limit of the whole procedure.
+/// The time limit of each of the two.
 const LIMIT: Duration = Duration::from_secs(30);
 
 const ENTROPY_BYTES: usize = 512;
@@ -99,14 +99,27 @@ impl ClockOffset {
     }
 }
 
+/// What a guest was not given.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsettled {
+    /// Fresh entropy, and the time, which is set after it.
+    #[error(transparent)]
+    Entropy(SettleError),
+    /// The time.
+    #[error(transparent)]
+    Clock(SettleError),
+}
+
 /// Gives the guest's kernel fresh entropy, makes it reseed, and sets its clock. Returns the remaining offset of the
 /// clock.
 ///
 /// # Errors
 /// Any [`SettleError`]. The source of the error is [`ScriptError::NoRights`] if the user is not root and has no `sudo`.
-pub async fn settle(shell: &Shell) -> Result<ClockOffset, SettleError> {
-    check_processor(shell)?;
-    timeout(LIMIT, settle_without_limit(shell)).await.unwrap_or(Err(SettleError::Slow))
+pub async fn settle(shell: &Shell) -> Result<ClockOffset, Unsettled> {
+    check_processor(shell).map_err(Unsettled::Entropy)?;
+    let started = timeout(LIMIT, start(shell)).await.unwrap_or(Err(SettleError::Slow));
+    let helper = started.map_err(Unsettled::Entropy)?;
+    timeout(LIMIT, set_clock(helper)).await.unwrap_or(Err(SettleError::Slow)).map_err(Unsettled::Clock)
 }
 
 /// Tries what [`settle`] does, and changes no clock: the guest's kernel gets fresh entropy, which does no harm, and its
@@ -142,8 +155,7 @@ async fn start(shell: &Shell) -> Result<Dialogue, SettleError> {
     Ok(helper)
 }
 
-async fn settle_without_limit(shell: &Shell) -> Result<ClockOffset, SettleError> {
-    let mut helper = start(shell).await?;
+async fn set_clock(mut helper: Dialogue) -> Result<ClockOffset, SettleError> {
     let mut clock_offset = measure(&mut helper).await?;
     // The clock is not changed if the difference is below the uncertainty.
     if clock_offset.differ() {

@@ -23,12 +23,13 @@ use super::inject::{self, Expected};
 use super::key::KeyError;
 use super::mounts::{self, Mount};
 use super::ready::until_ready;
+use super::settle::Unsettled;
 use super::shell::{Rights, ScriptError, Shell};
 use super::sources::SourceError;
 use super::{examine, settle, stale_scripts, wipe};
 use crate::world::{
-    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Slot, UserName, Vmm, VmmState,
-    WaitObserver,
+    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Settlement, Slot, UserName,
+    Vmm, VmmState, WaitObserver,
 };
 
 /// How often the VMM is asked whether it still has the VM.
@@ -46,6 +47,9 @@ pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
 /// Gives the path of the file for the host key of a generation of disks. Its directory exists.
 pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 
+/// Is told what a guest was not given when it went on, and why.
+pub type UnsettledObserver = dyn Fn(&Unsettled) + Send + Sync;
+
 /// The settings for reaching the guests of one workspace, and the credentials and shares that the guests get.
 pub struct GuestSettings {
     /// The user to log in as: root, or a user with `sudo` without a password.
@@ -59,6 +63,10 @@ pub struct GuestSettings {
     pub address: Arc<Address>,
     /// The credentials that the guest gets, and the files to wipe.
     pub wanted: Wanted,
+    /// Whether a guest that cannot be given fresh entropy must not go on.
+    pub require_entropy: bool,
+    /// Is told why a guest could not be settled, also where an operation goes on without it.
+    pub on_unsettled: Arc<UnsettledObserver>,
     /// The shares that the guest mounts.
     pub mounts: Vec<Mount>,
     /// The time limit from the first attempt until a command has run. It includes the boot of the guest.
@@ -257,18 +265,22 @@ impl Guest for SshGuest {
 
     async fn examine(&self, machine: &Machine) -> Result<()> {
         let credentials = self.credentials(&|_| ()).await?;
+        let overwrite = &self.settings.wanted.overwrite;
         self.with(machine, async |shell: &Shell| {
-            examine::examine(shell, &credentials).await.map_err(Failure::world)
+            examine::examine(shell, &credentials, overwrite, self.settings.require_entropy)
+                .await
+                .map_err(Failure::world)
         })
         .await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let credentials = self.credentials(&|_| ()).await?;
+        let overwrite = &self.settings.wanted.overwrite;
         let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
             wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
-            inject::inject(shell, &credentials).await.map_err(Failure::world)
+            inject::inject(shell, &credentials, overwrite).await.map_err(Failure::world)
         })
         .await
     }
@@ -316,11 +328,25 @@ impl Guest for SshGuest {
         .await
     }
 
-    async fn settle(&self, machine: &Machine) -> Result<()> {
+    async fn settle(&self, machine: &Machine) -> Result<Settlement> {
+        let GuestSettings { require_entropy, on_unsettled, .. } = &self.settings;
         self.with(machine, async |shell: &Shell| {
-            settle::settle(shell).await.map(drop).map_err(Failure::world)
+            let unsettled = match settle::settle(shell).await {
+                Ok(_) => return Ok(Settlement::WHOLE),
+                Err(unsettled) => unsettled,
+            };
+            on_unsettled(&unsettled);
+            match unsettled {
+                Unsettled::Clock(_) => Ok(Settlement { entropy: true, clock: false }),
+                Unsettled::Entropy(error) if *require_entropy => Err(Failure::world(error)),
+                Unsettled::Entropy(_) => Ok(Settlement { entropy: false, clock: false }),
+            }
         })
         .await
+    }
+
+    fn requires_entropy(&self) -> bool {
+        self.settings.require_entropy
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {

@@ -39,7 +39,7 @@ use super::limits::LONG;
 use super::shared::Context;
 use super::shared::clear_away::clear_away;
 use super::shared::hooks::{POST_DOWN, PRE_DOWN};
-use super::state::{RunningVm, WorkspaceState};
+use super::state::{RunningVm, VmCondition, WorkspaceState};
 use crate::engine::record::Ended;
 use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionSpec};
 use crate::world::{Machine, Result, VmmState, World};
@@ -54,9 +54,9 @@ pub struct DownPlan {
 }
 
 pub(super) fn table(plan: DownPlan) -> Operation<World> {
-    let RunningVm { machine, former_disk, condemned, .. } = plan.vm;
+    let RunningVm { machine, former_disk, condition, .. } = plan.vm;
     let (kept, superseded) = match former_disk {
-        Some(former) if condemned => (former, Some(machine.disk)),
+        Some(former) if condition == VmCondition::Condemned => (former, Some(machine.disk)),
         former => (machine.disk, former),
     };
     let final_state = move |ended| match ended {

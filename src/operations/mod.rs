@@ -55,7 +55,7 @@ pub use outcome::{
 };
 pub use session::Session;
 pub use shared::hooks::HookOutcome;
-pub use state::{RunningVm, WorkspaceState, described_vm};
+pub use state::{RunningVm, VmCondition, WorkspaceState, described_vm};
 pub use sweep::{Swept, end_without_journal};
 pub use tables::{NoTable, label, table, tables};
 

@@ -1,6 +1,7 @@
 //! The results of a session's commands, and the refusals of commands that were not begun.
 
 use super::compatibility::NotRestorable;
+use super::state::VmCondition;
 use super::sweep::Swept;
 use super::tables::NoTable;
 use crate::engine::executor::{Ending, EngineError, TransitionFailure};
@@ -132,6 +133,8 @@ pub struct RestoreResult {
     pub restored: Option<Manifest>,
     /// The newer snapshots that cannot be restored.
     pub passed_over: Vec<(SnapshotId, NotRestorable)>,
+    /// What is known to be wrong with the VM.
+    pub condition: VmCondition,
 }
 
 /// What was asked of a snapshot.

@@ -28,7 +28,8 @@
 //! recovery is stuck.
 //!
 //! **Settle** gives the guest fresh entropy, so that no two guests of one snapshot draw the same random numbers, and
-//! then sets its clock. **Ready** waits for SSH and compares the boot id: a guest that was rebooted meanwhile is
+//! then sets its clock. Without entropy the operation fails, unless `[guest] require-entropy = false`; a clock that
+//! cannot be set is written down as the VM's condition, and the operation goes on. **Ready** waits for SSH and compares the boot id: a guest that was rebooted meanwhile is
 //! another system than the snapshot's, and gets no credential. **Reinject** injects today's credentials and mounts the
 //! shares, and the **post-up scripts** run. A failure in one of these stages is tried once more. If it fails again, or
 //! the VM is lost, the operation ends as lost: the VM is condemned and cleared away. A crash in these stages is
@@ -42,7 +43,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids;
 use super::limits::{LONG, QUICK};
-use super::shared::guest::{Inject, MountShares, Ready, Settle};
+use super::shared::guest::{Inject, MountShares, Ready, Settle, condition};
 use super::shared::hooks::POST_UP;
 use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
@@ -104,7 +105,7 @@ fn final_state(
             machine: target.machine(context)?,
             former_disk: plan.former_disk,
             from: Some(plan.snapshot),
-            condemned: ended == Ended::Lost,
+            condition: condition(context).after(ended),
         }),
     })
 }

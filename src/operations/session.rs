@@ -56,7 +56,7 @@ use super::outcome::{
 use super::plan_snapshot::{examine, plan_snapshot};
 use super::restore::{self, RestorePlan};
 use super::sources::Sources;
-use super::state::{RunningVm, WorkspaceState};
+use super::state::{RunningVm, VmCondition, WorkspaceState};
 use super::up::{self, UpPlan};
 use super::{snapshot, sweep, tables};
 use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
@@ -238,13 +238,25 @@ impl<S: Storage> Session<'_, S> {
         self.recover_first().await?;
         if matches!(self.state()?, WorkspaceState::Up(_)) {
             let report = OperationResult::Already;
-            return Ok(RestoreResult { report, restored: None, passed_over: Vec::new() });
+            let condition = self.condition()?;
+            return Ok(RestoreResult { report, restored: None, passed_over: Vec::new(), condition });
         }
         let SnapshotChoice { chosen, passed_over } = self.choose(wanted).await?;
         match chosen {
             Some(manifest) => self.bring_back(manifest, passed_over).await,
-            None => Ok(RestoreResult { report: self.boot().await?, restored: None, passed_over }),
+            None => {
+                let (report, condition) = (self.boot().await?, VmCondition::Good);
+                Ok(RestoreResult { report, restored: None, passed_over, condition })
+            }
         }
+    }
+
+    /// What is known to be wrong with the VM, if there is one.
+    fn condition(&self) -> Result<VmCondition, Refusal> {
+        Ok(match self.state()? {
+            WorkspaceState::Up(vm) => vm.condition,
+            WorkspaceState::Down { .. } => VmCondition::Good,
+        })
     }
 
     async fn choose(&self, wanted: Option<&SnapshotReference>) -> Result<SnapshotChoice, Refusal> {
@@ -266,9 +278,18 @@ impl<S: Storage> Session<'_, S> {
         self.sources().hold(self.next).await?;
         let mut replaced = false;
         if let WorkspaceState::Up(vm) = self.state()? {
+            if self.next.guest.requires_entropy() {
+                self.observer.waits(
+                    "the VM that runs is brought down; if the restored guest cannot be given fresh entropy, that VM is \
+                     lost too, unless [guest] require-entropy is false",
+                );
+            }
             match self.run(DownPlan { vm, ask: true }, down::table).await? {
                 OperationResult::Done | OperationResult::Already => replaced = true,
-                report => return Ok(RestoreResult { report, restored: None, passed_over }),
+                report => {
+                    let condition = VmCondition::Good;
+                    return Ok(RestoreResult { report, restored: None, passed_over, condition });
+                }
             }
         }
         let WorkspaceState::Down { disk } = self.state()? else {
@@ -281,7 +302,8 @@ impl<S: Storage> Session<'_, S> {
             OperationResult::RolledBack(failure) if replaced => OperationResult::ReplacedInVain(failure),
             report => report,
         };
-        Ok(RestoreResult { report, restored: Some(manifest), passed_over })
+        let condition = self.condition()?;
+        Ok(RestoreResult { report, restored: Some(manifest), passed_over, condition })
     }
 
     /// Deletes a snapshot.
@@ -321,7 +343,7 @@ impl<S: Storage> Session<'_, S> {
 
     /// Why this VM is lost, if it is. A condemned VM is not asked, because it may not answer.
     async fn loss(&self, vm: &RunningVm) -> Result<Option<LossReason>, Refusal> {
-        if vm.condemned {
+        if vm.condition == VmCondition::Condemned {
             return Ok(Some(LossReason::Condemned));
         }
         let mut found = std::pin::pin!(within(LOOK, self.world.vmm.find(vm.machine.vmm)));

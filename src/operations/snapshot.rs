@@ -63,7 +63,7 @@ use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
 use super::roll_over::{alive, make_it_run};
 use super::shared::clear_away::clear_away;
-use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount};
+use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount, condition};
 use super::shared::machine::Target;
 use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
 use super::state::{RunningVm, WorkspaceState};
@@ -147,7 +147,9 @@ async fn final_state(
         return Ok(WorkspaceState::Down { disk: Some(vm.machine.disk) });
     }
     let machine = alive(context, &vm.machine).await?;
-    Ok(WorkspaceState::Up(RunningVm { machine, condemned: ended == Ended::Lost, ..vm }))
+    // A VM that was not paused to the end has the condition that it had.
+    let condition = if ended == Ended::Done { condition(context) } else { vm.condition };
+    Ok(WorkspaceState::Up(RunningVm { machine, condition: condition.after(ended), ..vm }))
 }
 
 /// The staging directory.
@@ -213,7 +215,8 @@ impl Transition<World> for Wipe {
         // and no person could settle it for nixbox, so a failure here is no reason to leave the operation stuck.
         match within(SETTLES, context.world.guest.settle(&machine)).await {
             Err(Failure::Lost) => Err(Failure::Lost),
-            Ok(()) | Err(_) => Ok(()),
+            // The guest seam has told a person why.
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::ids;
 use crate::engine::history::{History, OpenOperation};
-use crate::engine::record::{self, PayloadError};
-use crate::world::{Generation, Machine, SnapshotId};
+use crate::engine::record::{self, Ended, PayloadError};
+use crate::world::{Generation, Machine, Settlement, SnapshotId};
 
 /// Whether a workspace has a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +28,67 @@ pub struct RunningVm {
     pub former_disk: Option<Generation>,
     /// The snapshot that it came from, if it was not booted.
     pub from: Option<SnapshotId>,
+    /// What is known to be wrong with it.
+    pub condition: VmCondition,
+}
+
+/// What is known to be wrong with a VM. In the journal this is one byte, and older journals have only the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum VmCondition {
+    /// Nothing.
+    Good,
     /// The operation that made the VM failed after its commit point: the VM is to be cleared away.
-    pub condemned: bool,
+    Condemned,
+    /// The clock of the guest could not be set when it went on from a snapshot.
+    NoClock,
+    /// Neither fresh entropy could be given to the guest nor its clock be set.
+    NoEntropy,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is no condition of a VM")]
+pub struct UnknownCondition(u8);
+
+impl From<VmCondition> for u8 {
+    fn from(condition: VmCondition) -> Self {
+        match condition {
+            VmCondition::Good => 0,
+            VmCondition::Condemned => 1,
+            VmCondition::NoClock => 2,
+            VmCondition::NoEntropy => 3,
+        }
+    }
+}
+
+impl TryFrom<u8> for VmCondition {
+    type Error = UnknownCondition;
+
+    fn try_from(byte: u8) -> Result<Self, UnknownCondition> {
+        Ok(match byte {
+            0 => Self::Good,
+            1 => Self::Condemned,
+            2 => Self::NoClock,
+            3 => Self::NoEntropy,
+            unknown => return Err(UnknownCondition(unknown)),
+        })
+    }
+}
+
+impl VmCondition {
+    /// The condition of a VM whose guest was settled like this.
+    pub(super) fn settled(settlement: Settlement) -> Self {
+        match settlement {
+            Settlement { entropy: false, .. } => Self::NoEntropy,
+            Settlement { clock: false, .. } => Self::NoClock,
+            Settlement::WHOLE => Self::Good,
+        }
+    }
+
+    /// This condition after an operation that ended so.
+    pub(super) fn after(self, ended: Ended) -> Self {
+        if ended == Ended::Lost { Self::Condemned } else { self }
+    }
 }
 
 impl WorkspaceState {

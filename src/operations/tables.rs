@@ -6,7 +6,7 @@ use super::delete::DeletePlan;
 use super::down::DownPlan;
 use super::restore::RestorePlan;
 use super::snapshot::{ShareStrategy, SnapshotPlan};
-use super::state::{RunningVm, WorkspaceState};
+use super::state::{RunningVm, VmCondition, WorkspaceState};
 use super::up::UpPlan;
 use super::{delete, down, ids, restore, snapshot, up};
 use crate::engine::record::{self, PayloadError};
@@ -65,7 +65,7 @@ pub fn tables() -> Vec<(&'static str, Operation<World>)> {
     let Some(slot) = Slot::all().next() else { unreachable!("Slot::COUNT is not 0") };
     let vm = |former_disk| {
         let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
-        RunningVm { machine, former_disk, from: None, condemned: false }
+        RunningVm { machine, former_disk, from: None, condition: VmCondition::Good }
     };
     let former_disks = [Some(Generation(1)), None];
     let mut tables = Vec::new();

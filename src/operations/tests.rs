@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::down::DownPlan;
-use super::{RunningVm, WorkspaceState, ids, label, table, tables};
+use super::{RunningVm, VmCondition, WorkspaceState, ids, label, table, tables};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, OperationId, UndoPolicy};
@@ -13,7 +13,7 @@ fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
     let generation = Generation(3);
     let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
-    RunningVm { machine, former_disk, from: None, condemned: false }
+    RunningVm { machine, former_disk, from: None, condition: VmCondition::Good }
 }
 
 #[test]
@@ -146,7 +146,14 @@ fn parameters_are_read_back_from_their_bytes() {
 
 #[test]
 fn a_state_is_read_back_and_other_bytes_are_refused() {
-    for state in [WorkspaceState::Down { disk: None }, WorkspaceState::Up(vm(None))] {
+    let conditions =
+        [VmCondition::Good, VmCondition::Condemned, VmCondition::NoClock, VmCondition::NoEntropy];
+    let up = conditions.map(|condition| WorkspaceState::Up(RunningVm { condition, ..vm(None) }));
+    for (byte, state) in (0..).zip(up) {
+        // The last byte was a truth value in older journals.
+        assert_eq!(record::encode_payload(&state).unwrap().last(), Some(&byte));
+    }
+    for state in up.into_iter().chain([WorkspaceState::Down { disk: None }]) {
         let bytes = record::encode_payload(&state).unwrap();
         assert_eq!(WorkspaceState::of(&bytes).unwrap(), state);
         assert!(WorkspaceState::of(&bytes[..bytes.len() - 1]).is_err());

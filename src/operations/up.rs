@@ -44,7 +44,7 @@ use super::shared::hooks::{POST_UP, PRE_UP};
 use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part};
-use super::state::{RunningVm, WorkspaceState};
+use super::state::{RunningVm, VmCondition, WorkspaceState};
 use crate::engine::record::Ended;
 use crate::engine::transition::{
     AfterCommit, ErasedTransition, Operation, Probe, Transition, TransitionSpec,
@@ -91,7 +91,7 @@ fn final_state(
             machine: target.machine(context)?,
             former_disk: None,
             from: None,
-            condemned: ended == Ended::Lost,
+            condition: VmCondition::Good.after(ended),
         }),
     })
 }

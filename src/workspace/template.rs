@@ -34,6 +34,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # [guest]
 # user = "user"
 # ssh-key = ".nixbox/ssh/vm_key"    # private key that the image lets in
+# require-entropy = true            # false: a restored guest that refuses fresh entropy runs on without it
 
 # [env]                             # kept out of every snapshot
 # GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
@@ -44,6 +45,8 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # [credentials]                     # kept out of every snapshot
 # files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
 # wipe = ["~/.docker/config.json"]  # removed before a snapshot though nixbox did not put it there
+# overwrite = ["~/.env"]            # replaced by a credential though nixbox did not write it; else it is refused
+# outbound-key = false              # true: the guest gets .nixbox/ssh/vm_key as ~/.ssh/id_ed25519
 
 # [hooks]                           # run on the host in the workspace
 # pre-up = []                      # the credentials are read before these run

@@ -77,6 +77,20 @@ impl VmmState {
     }
 }
 
+/// What a guest was given of the two things that it needs when it goes on from a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settlement {
+    /// Whether its kernel got fresh entropy.
+    pub entropy: bool,
+    /// Whether its clock was set.
+    pub clock: bool,
+}
+
+impl Settlement {
+    /// Both.
+    pub const WHOLE: Self = Self { entropy: true, clock: true };
+}
+
 /// How much of something that has several parts is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Presence {

@@ -30,7 +30,7 @@ mod value;
 mod vmm_choice;
 
 pub use self::capability::{Ability, VmmVersion};
-pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, VmmState};
+pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, Settlement, VmmState};
 pub use self::names::{
     FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
 };

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, ListedSnapshot, Machine, Manifest,
-    Presence, Result, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+    Presence, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -175,8 +175,11 @@ pub trait Guest: Send + Sync {
     async fn unmount(&self, machine: &Machine) -> Result<()>;
     /// Whether credentials and mounts are as `inject` and `mount` leave them.
     async fn equipped(&self, machine: &Machine) -> Result<Equipment>;
-    /// Gives the guest's kernel fresh entropy, then sets its clock.
-    async fn settle(&self, machine: &Machine) -> Result<()>;
+    /// Gives the guest's kernel fresh entropy, then sets its clock, and says which of the two was done. It is an error if
+    /// entropy is required and could not be given.
+    async fn settle(&self, machine: &Machine) -> Result<Settlement>;
+    /// Whether a guest that cannot be given fresh entropy must not go on.
+    fn requires_entropy(&self) -> bool;
     /// Asks the guest to shut down.
     async fn shut_down(&self, machine: &Machine) -> Result<()>;
 }

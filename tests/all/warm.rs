@@ -1,8 +1,9 @@
 //! Which snapshot is restored, why one is not, which snapshots are pruned, and what a sweep removes.
 
-use nixbox::fakes::Host;
+use nixbox::fakes::{Host, Loss};
 use nixbox::operations::{
     Incompatibility, NotRestorable, OperationResult, Refusal, RestoreResult, SnapshotRequest, Swept,
+    VmCondition,
 };
 use nixbox::world::{SnapshotName, SnapshotReference};
 
@@ -24,7 +25,7 @@ fn numbers(host: &Host) -> Vec<u64> {
 fn without_a_snapshot_it_boots() {
     let warm = warm_up(&host_after(53, true, &[]));
     assert!(
-        matches!(warm, RestoreResult { report: OperationResult::Done, restored: None, passed_over } if passed_over.is_empty())
+        matches!(warm, RestoreResult { report: OperationResult::Done, restored: None, passed_over, .. } if passed_over.is_empty())
     );
 }
 
@@ -33,7 +34,7 @@ fn the_newest_compatible_snapshot_is_restored() {
     let host = host_after(53, true, &[Up, Snapshot, Snapshot, Down]);
     let numbers = numbers(&host);
     host.damage_snapshot(WORKSPACE, host.snapshots(WORKSPACE)[1].0);
-    let RestoreResult { report, restored, passed_over } =
+    let RestoreResult { report, restored, passed_over, .. } =
         in_session(&host, async |session| session.warm_up(None).await).unwrap();
     assert!(matches!(report, OperationResult::Done));
     assert_eq!(restored.map(|manifest| manifest.id.0.0), Some(numbers[0]));
@@ -168,4 +169,34 @@ fn an_incompatibility_names_the_slot_that_another_vm_has() {
     let warm = warm_up(&host);
     let [(_, NotRestorable::Misfits(misfits))] = &warm.passed_over[..] else { panic!("{warm:?}") };
     assert_eq!(misfits[..], [Incompatibility::Slot(slot)]);
+}
+
+#[test]
+fn a_clock_that_cannot_be_set_is_told_and_the_restored_vm_goes_on() {
+    for (loss, required, condition) in [
+        (Loss::Clock, true, VmCondition::NoClock),
+        (Loss::Clock, false, VmCondition::NoClock),
+        (Loss::Entropy, false, VmCondition::NoEntropy),
+    ] {
+        let host = host_after(53, true, &[Up, SnapshotStop]);
+        host.lose(loss);
+        host.require_entropy(required);
+        let warm = warm_up(&host);
+        assert!(matches!(warm.report, OperationResult::Done), "{loss:?}: {warm:?}");
+        assert_eq!(warm.condition, condition, "{loss:?}");
+        // It is written down.
+        let again = warm_up(&host);
+        assert!(matches!(again.report, OperationResult::Already), "{again:?}");
+        assert_eq!(again.condition, condition, "{loss:?}");
+    }
+}
+
+#[test]
+fn a_restored_guest_without_fresh_entropy_is_lost() {
+    let host = host_after(53, true, &[Up, SnapshotStop]);
+    host.lose(Loss::Entropy);
+    let warm = warm_up(&host);
+    assert!(matches!(warm.report, OperationResult::ClearedAway(_)), "{warm:?}");
+    assert_eq!(warm.condition, VmCondition::Good);
+    assert!(!host.is_ssh_ready(WORKSPACE));
 }

@@ -142,6 +142,7 @@ impl Workspace {
             PLAIN = '''{PLAIN}'''
             COMMAND = {{ command = ["printf", "%s", "from a command"] }}
             [credentials]
+            outbound-key = true
             files = [{{ source = "credentials", target = "~/.aws/credentials" }}]
             {more}
             "#

@@ -145,3 +145,19 @@ fn a_vm_goes_down_though_its_journal_cannot_be_used() {
         assert_eq!(workspace.snapshots().len(), 1, "the snapshot is kept");
     }
 }
+
+#[test]
+fn a_file_of_the_guest_that_nixbox_did_not_write_is_not_overwritten() {
+    let workspace = up();
+    workspace.guest("rm ~/.nixbox-injected; echo mine > ~/.env");
+    let said = workspace.run(&["snapshot"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    for part in ["nixbox did not write ~/.env", "credentials.overwrite", "nothing was changed"] {
+        assert!(said.stderr.contains(part), "{said:?}");
+    }
+    assert_eq!((workspace.guest("cat ~/.env"), workspace.snapshots().len()), ("mine\n".to_owned(), 0));
+    edit(&workspace, "[env]", "[credentials]\noverwrite = [\"~/.env\"]\n\n[env]");
+    workspace.ok(&["snapshot"]);
+    assert_eq!(workspace.guest("echo $TOKEN"), format!("{}\n", crate::workspace::SECRET));
+    goes_down(&workspace);
+}

@@ -133,11 +133,14 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             r#"2:36: mounts.target is wrong: "/" is not a path in the guest: it has to name something below / or ~/"#,
         ),
         (
-            r#"mounts = [{ source = ".", target = "~/.ssh" }]"#,
+            concat!("mounts = [{ source = \".\", target = \"~/.ssh\" }]\n", "credentials.outbound-key = true"),
             "2:36: mounts.target: nixbox writes ~/.ssh/id_ed25519 in the guest, and on this share it would write to the host",
         ),
         (
-            r#"mounts = [{ source = ".", target = "/home/user/.ssh/" }]"#,
+            concat!(
+                "mounts = [{ source = \".\", target = \"/home/user/.ssh/\" }]\n",
+                "credentials.outbound-key = true"
+            ),
             "2:36: mounts.target: nixbox writes ~/.ssh/id_ed25519 in the guest, and on this share it would write to the host",
         ),
         (
@@ -305,8 +308,15 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             "2:47: credentials.files.target: ~/.env is a file that nixbox writes itself",
         ),
         (
-            r#"credentials.files = [{ source = "a", target = "~/.ssh/id_ed25519" }]"#,
+            concat!(
+                "credentials.files = [{ source = \"a\", target = \"~/.ssh/id_ed25519\" }]\n",
+                "credentials.outbound-key = true"
+            ),
             "2:47: credentials.files.target: ~/.ssh/id_ed25519 is a file that nixbox writes itself",
+        ),
+        (
+            r#"credentials.overwrite = ["~/.env", "/home/user/.env"]"#,
+            "2:36: credentials.overwrite: /home/user/.env is used in line 2 already",
         ),
         (
             r#"credentials.files = [{ source = "a", target = "~/workspace/.env" }]"#,

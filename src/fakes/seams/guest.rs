@@ -128,18 +128,34 @@ impl Guest for WorkspaceSeams {
         .await
     }
 
-    async fn settle(&self, machine: &Machine) -> Result<()> {
+    async fn settle(&self, machine: &Machine) -> Result<Settlement> {
+        let mut settlement = Settlement::WHOLE;
         let entropy = |state: &mut FakeState| {
             self.guest(state, machine)?;
-            Self::works(state, &[Loss::Root, Loss::Entropy])?;
+            Self::works(state, &[Loss::Root])?;
+            if state.lost.contains(&Loss::Entropy) && !state.requires_entropy {
+                return Ok(());
+            }
+            Self::works(state, &[Loss::Entropy])?;
             self.guest(state, machine)?.seeded = true;
             Ok(())
         };
         let clock = |state: &mut FakeState| {
-            self.guest(state, machine)?.clock = true;
+            self.guest(state, machine)?;
+            // The clock is set after the entropy was given, and not without it.
+            settlement.entropy = !state.lost.contains(&Loss::Entropy);
+            settlement.clock = settlement.entropy && !state.lost.contains(&Loss::Clock);
+            if settlement.clock {
+                self.guest(state, machine)?.clock = true;
+            }
             Ok(())
         };
-        self.change(SETTLE, vec![Box::new(entropy), Box::new(clock)]).await
+        self.change(SETTLE, vec![Box::new(entropy), Box::new(clock)]).await?;
+        Ok(settlement)
+    }
+
+    fn requires_entropy(&self) -> bool {
+        self.host.lock().requires_entropy
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {

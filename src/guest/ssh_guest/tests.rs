@@ -7,7 +7,6 @@ use zeroize::Zeroizing;
 
 use super::*;
 use crate::guest::credentials::FileRule;
-use crate::guest::examine::UnfitGuest;
 use crate::guest::host_key::PinError;
 use crate::guest::key;
 use crate::guest::settle::SettleError;
@@ -17,6 +16,7 @@ use crate::world::{
     Ability, GuestPath, Presence, Secret, SecretSource, SnapshotId, VariableName, VmmState, VmmVersion,
 };
 
+mod fitness;
 mod left_running;
 mod real;
 
@@ -106,6 +106,8 @@ fn settings(
         },
         address: Arc::new(move |_| address),
         wanted,
+        require_entropy: true,
+        on_unsettled: Arc::new(|_| ()),
         mounts: Vec::new(),
         ready: LIMIT,
         limits: Limits::default(),
@@ -229,6 +231,7 @@ impl Fixture {
             files,
             key: Some(Arc::clone(&self.workspace_key)),
             wipe: vec![path("~/.docker"), path("~/linked")],
+            overwrite: Vec::new(),
         }
     }
 
@@ -493,65 +496,4 @@ async fn each_disk_has_its_host_key_and_a_clone_inherits_it() {
     new.pin(Generation(9)).inherit(&new.pin(Generation(2))).unwrap();
     assert!(refused(new.ready(&clone).await));
     new.ready(&Machine { disk: Generation(10), ..machine() }).await.unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_fit_guest_passes_the_examination_and_is_as_before() {
-    for (kind, user, uid) in [(Kind::Busybox, "root", 0), (Kind::Debian, "user", 1000)] {
-        let Some(fixture) = Fixture::start(kind, user, uid) else { continue };
-        let guest = fixture.guest(fixture.wanted(fixture.files()));
-        let names = || {
-            let entries = fs::read_dir(fixture.home("")).unwrap();
-            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
-            names.sort();
-            names
-        };
-        let before = names();
-        guest.examine(&machine()).await.unwrap();
-        assert_eq!(names(), before, "{fixture:?}");
-        guest.inject(&machine()).await.unwrap();
-        guest.examine(&machine()).await.unwrap();
-    }
-}
-
-async fn unfit(guest: &SshGuest) -> String {
-    let Failure::World(error) = guest.examine(&machine()).await.unwrap_err() else { panic!() };
-    error.downcast::<UnfitGuest>().unwrap().to_string()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unfit_guest_is_told_before_it_is_changed() {
-    let Some(fixture) = Fixture::start(Kind::DebianWithoutSudo, "user", 1000) else { return };
-    let told = unfit(&fixture.guest(Wanted::default())).await;
-    assert!(told.contains("no `sudo` without a password"), "{told}");
-
-    let Some(fixture) = Fixture::start(Kind::Debian, "user", 1000) else { return };
-    let guest = fixture.guest(fixture.wanted(fixture.files()));
-    fs::create_dir(fixture.home(".env")).unwrap();
-    // The directory belongs to root, and the user may only read it.
-    fs::create_dir(fixture.home(".aws")).unwrap();
-    fs::set_permissions(fixture.home(".aws"), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::write(fixture.home(".profile"), "# root's\n").unwrap();
-    let told = unfit(&guest).await;
-    for part in [".env is a directory", "it's: the directory", "/.aws cannot be written", ".profile cannot"] {
-        assert!(told.contains(part), "{told}");
-    }
-    assert!(fs::read_dir(fixture.home(".aws")).unwrap().next().is_none());
-    assert_eq!(fs::read_to_string(fixture.home(".profile")).unwrap(), "# root's\n");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_that_cannot_be_settled_is_unfit() {
-    let Some(fixture) = Fixture::start(Kind::Busybox, "root", 0) else { return };
-    // The guest has no directory that its helper can be run from.
-    let shell = fixture.server.connect("root").await;
-    let script = "for d in /dev/shm /run /tmp; do mount -t tmpfs -o noexec tmpfs $d || exit 1; done
-        mount -o bind /home /home && mount -o remount,bind,noexec /home";
-    shell.script("mount", Rights::User, script, &[], LIMIT).await.unwrap();
-    let Failure::World(error) = fixture.guest(Wanted::default()).examine(&machine()).await.unwrap_err()
-    else {
-        panic!()
-    };
-    let UnfitGuest::Settle(why) = *error.downcast::<UnfitGuest>().unwrap() else { panic!() };
-    assert!(why.to_string().contains("no directory to run a program from"), "{why}");
 }

@@ -5,7 +5,8 @@ use super::{Context, done_if_whole, probe_if_alive};
 use crate::engine::transition::{Failure, Probe, Transition, TransitionSpec};
 use crate::operations::ids;
 use crate::operations::limits::GUEST;
-use crate::world::{BootId, Machine, Presence, Result, World};
+use crate::operations::state::VmCondition;
+use crate::world::{BootId, Machine, Presence, Result, Settlement, World};
 
 const HAD_BEFORE: &str = "where it can be taken back, the guest had them before";
 
@@ -49,9 +50,15 @@ impl Transition<World> for Ready {
 /// another guest of the same snapshot draws too.
 pub(in crate::operations) struct Settle(pub(in crate::operations) Target);
 
+/// The condition of the VM that the operation has settled. An earlier nixbox wrote no such outcome, because it failed if a
+/// guest could not be settled.
+pub(in crate::operations) fn condition(context: &Context<'_>) -> VmCondition {
+    VmCondition::settled(context.outcome(ids::SETTLE).unwrap_or(Settlement::WHOLE))
+}
+
 impl Transition<World> for Settle {
     type Intent = Machine;
-    type Outcome = ();
+    type Outcome = Settlement;
 
     fn spec(&self) -> TransitionSpec {
         const WHY: &str = "entropy and a right clock do no harm";
@@ -62,11 +69,11 @@ impl Transition<World> for Settle {
         self.0.machine(context)
     }
 
-    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<Settlement>> {
         probe_if_alive(context.world, machine.vmm, async { Ok(Probe::NotDone) }).await
     }
 
-    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<Settlement> {
         context.world.guest.settle(machine).await
     }
 }
