@@ -17,7 +17,7 @@ extern "C" fn launch_share_daemon() {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == share_view::COMMAND) {
         let arguments: Vec<_> = arguments.collect();
-        let error = share_view::launch(&arguments);
+        let Err(error) = share_view::launch(&arguments) else { std::process::exit(0) };
         std::io::stderr().write_all(format!("{error}: {:?}\n", error.source()).as_bytes()).ok();
         std::process::exit(share_view::REFUSED.into());
     }

@@ -256,6 +256,12 @@ impl LockedWorkspace {
         if let Some(vm) = vm {
             mind_exposed(&mut wiring, vm, preflight)?;
         }
+        if preflight == Preflight::Snapshot || preflight == Preflight::Restore {
+            // These may end daemons before they start others. A share that is refused only then would cost the guest.
+            let shares =
+                &next.as_ref().filter(|_| preflight == Preflight::Restore).unwrap_or(&wiring).world.shares;
+            block_on(async { Ok(shares.rehearse().await.map_err(CliError::Shares)?) })?;
+        }
         if starts_vm {
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
         }

@@ -114,6 +114,8 @@ pub enum CliError {
         .0.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     Exposed(Vec<PathBuf>),
+    #[error("the shares could not be served again; nothing was changed")]
+    Shares(#[source] Failure),
     #[error("cannot tell whether the guest can reach the workspace's .nixbox")]
     Masks(#[source] Failure),
     #[error("cannot ask the VMM for the state of the VM")]

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::error::{self, Outcome};
+use super::success;
 use crate::host::share_view;
 
 /// Become the daemon of a share, which sees no .nixbox
@@ -13,9 +14,13 @@ pub(super) struct Arguments {
     arguments: Vec<OsString>,
 }
 
-/// Returns only if the share is refused. The reason is one line, because nixbox reads it from the daemon's log.
+/// Returns only if the share is refused, or the start of a daemon is rehearsed. The reason is one line, because nixbox reads it from the daemon's log.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let refused = share_view::launch(&arguments.arguments);
-    error::print_stderr(&format!("{}\n", error::chain(&refused)));
-    Ok(share_view::REFUSED)
+    match share_view::launch(&arguments.arguments) {
+        Ok(()) => success(),
+        Err(refused) => {
+            error::print_stderr(&format!("{}\n", error::chain(&refused)));
+            Ok(share_view::REFUSED)
+        }
+    }
 }

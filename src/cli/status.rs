@@ -56,12 +56,12 @@ struct VmReport {
     address: String,
     tap: String,
     serial_log: String,
+    /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
+    exposed: Option<String>,
     /// Whether the clock of the guest was set when it last went on from a snapshot.
     clock_set: bool,
     /// Whether the guest got fresh entropy then.
     entropy_given: bool,
-    /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
-    exposed: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -150,13 +150,13 @@ fn text(status: &StatusReport) -> String {
             vm.slot, vm.address, vm.tap, vm.generation
         ));
         lines.push(format!("  serial console: {}", vm.serial_log));
+        if let Some(exposed) = &vm.exposed {
+            lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
+        }
         if !vm.entropy_given {
             lines.push("  the guest could not be given fresh entropy, nor could its clock be set".to_owned());
         } else if !vm.clock_set {
             lines.push("  the clock of the guest could not be set: it may be wrong".to_owned());
-        }
-        if let Some(exposed) = &vm.exposed {
-            lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
         }
         if status.state != "running" {
             lines

@@ -261,19 +261,19 @@ impl ConfigReader<'_> {
     }
 }
 
+/// The paths of a mount that the guest may only read.
+fn protected(value: &TomlValue<'_>) -> Result<Vec<PathInShare>> {
+    let list = value.list()?;
+    check_count(&list, MAX_PROTECTED)?;
+    list.iter().map(TomlValue::parse).collect()
+}
+
 fn wants_outbound_key(top: &TomlTable<'_>) -> Result<bool> {
     let Some(credentials) = top.get("credentials") else {
         return Ok(false);
     };
     let credentials = credentials.table(keys::CREDENTIALS.keys)?;
     credentials.get("outbound-key").map_or(Ok(false), |value| value.truth())
-}
-
-/// The paths of a mount that the guest may only read.
-fn protected(value: &TomlValue<'_>) -> Result<Vec<PathInShare>> {
-    let list = value.list()?;
-    check_count(&list, MAX_PROTECTED)?;
-    list.iter().map(TomlValue::parse).collect()
 }
 
 /// The files that nixbox itself puts into the guest.

@@ -160,24 +160,23 @@ pub const COMMAND: &str = "share-daemon";
 /// The exit status of a launcher that says on stderr why the share is refused.
 pub const REFUSED: u8 = 40;
 
-/// Becomes the daemon that `arguments` name, with its view of the share. Returns only to say why that failed.
+/// Becomes the daemon that `arguments` name, with its view of the share. Returns only if they name no daemon, for a
+/// rehearsal of the rest.
 ///
 /// This has to be called while the process has one thread.
-#[must_use]
-pub fn launch(arguments: &[OsString]) -> ShareViewError {
-    let Some((view, program, rest)) = ShareView::parse(arguments) else {
-        return ShareViewError::Arguments(arguments.len());
-    };
-    let entered = view.enter().and_then(|masks| {
-        seccomp::install().map_err(ShareViewError::Filter)?;
-        Ok(masks)
-    });
-    let masks = match entered {
-        Ok(masks) => masks,
-        Err(error) => return error,
-    };
+///
+/// # Errors
+/// [`ShareViewError`]. The process has to end then.
+pub fn launch(arguments: &[OsString]) -> Result<()> {
+    let (view, program, rest) =
+        ShareView::parse(arguments).ok_or(ShareViewError::Arguments(arguments.len()))?;
+    let masks = view.enter()?;
+    seccomp::install().map_err(ShareViewError::Filter)?;
+    if program.is_empty() {
+        return Ok(());
+    }
     let source = Command::new(program).args(rest).env(MASKS, masks).exec();
-    ShareViewError::Exec { path: program.into(), source }
+    Err(ShareViewError::Exec { path: program.into(), source })
 }
 
 /// Opens `name` in a directory without following a link in its place.

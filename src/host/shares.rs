@@ -6,6 +6,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -230,6 +231,25 @@ impl Virtiofs {
         Ok(program.launched(words))
     }
 
+    /// Starts the launcher of a share without a daemon to become.
+    async fn rehearse_one(&self, share: &Share) -> std::result::Result<(), ShareError> {
+        let view = self.view(share)?;
+        let words = std::iter::once(share_view::COMMAND.into()).chain(view.launcher_arguments());
+        let program = Program::new("", Privileges::Invoker(self.settings.invoker.clone())).launched(words);
+        let mut command = tokio::process::Command::from(program.command());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+        let refused = |reason| ShareError::Refused { source_path: share.source.clone(), reason };
+        match tokio::time::timeout(START_LIMIT, command.output()).await {
+            Err(_) => Err(refused(format!("it could not be examined within {START_LIMIT:?}"))),
+            Ok(Err(source)) => Err(ProcessError::Spawn { program: program.path().to_owned(), source }.into()),
+            Ok(Ok(output)) if output.status.success() => Ok(()),
+            Ok(Ok(output)) => {
+                let text = String::from_utf8_lossy(&output.stderr);
+                Err(refused(text.trim().replace(char::is_control, " ")))
+            }
+        }
+    }
+
     /// The shares that may have daemons. The configuration may have had more shares when the daemons were started.
     fn begun(&self, generation: Generation) -> impl Iterator<Item = usize> {
         (0..MOST).filter(move |index| {
@@ -297,6 +317,12 @@ impl Shares for Virtiofs {
             (true, false) => Presence::Partial,
             (true, true) => Presence::Whole,
         })
+    }
+
+    async fn rehearse(&self) -> Result<()> {
+        let rehearsals = self.settings.shares.iter().map(|share| self.rehearse_one(share));
+        futures_util::future::try_join_all(rehearsals).await?;
+        Ok(())
     }
 
     async fn exposed(&self, generation: Generation) -> Result<Vec<PathBuf>> {

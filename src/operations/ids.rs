@@ -33,9 +33,6 @@ pub(super) const REMOVE_DISK: TransitionId = TransitionId(17);
 pub(super) const PURGE: TransitionId = TransitionId(18);
 pub(super) const SETTLE: TransitionId = TransitionId(19);
 
-pub(super) const WRITE_RECORD: TransitionId = TransitionId(50);
-pub(super) const REMOVE_RECORD: TransitionId = TransitionId(51);
-
 // `up`.
 pub(super) const MAKE_DISK: TransitionId = TransitionId(20);
 pub(super) const MAKE_MEMORY: TransitionId = TransitionId(21);
@@ -62,3 +59,7 @@ pub(super) const COPY_MEMORY: TransitionId = TransitionId(46);
 pub(super) const RESUME_SOURCE: TransitionId = TransitionId(47);
 pub(super) const COMMIT: TransitionId = TransitionId(48);
 pub(super) const FLUSH: TransitionId = TransitionId(49);
+
+// Shared by several operations, with the first free numbers.
+pub(super) const WRITE_RECORD: TransitionId = TransitionId(50);
+pub(super) const REMOVE_RECORD: TransitionId = TransitionId(51);

@@ -82,6 +82,8 @@ pub trait Shares: Send + Sync {
     fn wanted(&self) -> bool;
     /// Whether all, some or none of the daemons serve.
     async fn find(&self, generation: Generation) -> Result<Presence>;
+    /// Tries everything of a start that can fail because of what the shares hold, and starts nothing.
+    async fn rehearse(&self) -> Result<()>;
     /// Each `.nixbox` that the guest can reach, because the host made it anew after the daemons were started.
     async fn exposed(&self, generation: Generation) -> Result<Vec<PathBuf>>;
     /// Starts the daemons, and waits until each listens on its socket.

@@ -102,7 +102,8 @@ fn main() -> ExitCode {
         && command == share_view::COMMAND
     {
         let rest: Vec<_> = rest.iter().map(Into::into).collect();
-        eprintln!("{}", error::chain(&share_view::launch(&rest)));
+        let Err(refused) = share_view::launch(&rest) else { return ExitCode::SUCCESS };
+        eprintln!("{}", error::chain(&refused));
         return ExitCode::from(share_view::REFUSED);
     }
     if let Some(code) = inside::role(&words) {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::workspace::Workspace;
 
-/// A running workspace that is its own share, with a script that leaves a trace.
+/// A running workspace that is its own share, with another workspace in it, and a script that leaves a trace.
 fn shared_whole() -> Workspace {
     let workspace = Workspace::new("simulator", false);
     let config = workspace.nixbox().join("config.toml");
@@ -13,15 +13,17 @@ fn shared_whole() -> Workspace {
     let text = text.replace("mounts = []\n", "");
     let more = "[hooks]\npre-down = [\"touch ran\"]\n[[mounts]]\nsource = \".\"\ntarget = \"~/workspace\"\n";
     fs::write(&config, format!("{text}{more}")).unwrap();
+    fs::create_dir(workspace.path().join("inner")).unwrap();
+    workspace.ok(&["-C", "inner", "init", "--simulator"]);
     workspace.ok(&["up", "--quiet"]);
     workspace
 }
 
-/// Makes `.nixbox` anew, with the same content, as a version control system or a backup would.
+/// Makes the `.nixbox` of the inner workspace anew, with the same content, as a version control system or a backup would.
 fn replace_nixbox(workspace: &Workspace) {
-    let old = workspace.path().join("old");
-    fs::rename(workspace.nixbox(), &old).unwrap();
-    let copied = Command::new("cp").arg("-a").arg(&old).arg(workspace.nixbox()).status().unwrap();
+    let (old, nixbox) = (workspace.path().join("old"), workspace.path().join("inner/.nixbox"));
+    fs::rename(&nixbox, &old).unwrap();
+    let copied = Command::new("cp").arg("-a").arg(&old).arg(&nixbox).status().unwrap();
     assert!(copied.success());
     fs::remove_dir_all(old).unwrap();
 }
@@ -48,6 +50,21 @@ fn commands_notice_a_nixbox_that_the_guest_can_reach() {
     assert_eq!(exposed(), serde_json::Value::Null);
     workspace.ok(&["down", "--quiet"]);
     assert!(workspace.path().join("ran").exists());
+}
+
+#[test]
+fn a_snapshot_is_refused_before_the_guest_loses_shares_that_cannot_be_served_again() {
+    let workspace = Workspace::new("simulator-v53", true);
+    workspace.ok(&["up", "--quiet"]);
+    // A protected path became a link, which cannot be protected. The snapshot would start other daemons.
+    std::os::unix::fs::symlink("elsewhere", workspace.path().join("shared/.git")).unwrap();
+    let said = workspace.run(&["snapshot"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("cannot be protected from the guest"), "{said:?}");
+    assert_eq!(workspace.guest("cat ~/shared/greeting"), super::workspace::GREETING);
+    fs::remove_file(workspace.path().join("shared/.git")).unwrap();
+    workspace.ok(&["snapshot", "--quiet"]);
+    workspace.ok(&["down", "--quiet"]);
 }
 
 #[test]

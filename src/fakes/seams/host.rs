@@ -115,6 +115,10 @@ impl Shares for WorkspaceSeams {
         .await
     }
 
+    async fn rehearse(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn exposed(&self, _: Generation) -> Result<Vec<PathBuf>> {
         // The fake host has no directories that a share could show.
         Ok(Vec::new())

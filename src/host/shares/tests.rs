@@ -193,6 +193,22 @@ async fn virtiofsd_sees_copies_in_place_of_nixbox() {
 }
 
 #[tokio::test]
+async fn a_rehearsal_refuses_what_a_start_would_and_starts_nothing() {
+    if !have(&[Need::Root]) {
+        return;
+    }
+    for user in [0, USER] {
+        let directory = testing::open_directory();
+        let shares = of_workspace(&directory, Invoker::user(user, user).unwrap());
+        shares.rehearse().await.unwrap();
+        assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
+        std::fs::rename(shares.settings.root.join(".nixbox"), directory.path().join("away")).unwrap();
+        let error = shares.rehearse().await.unwrap_err().to_string();
+        assert!(error.contains("is refused") && error.contains("was not found below the share"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_share_whose_launcher_refuses_it_says_why() {
     if !have(&[Need::Root, Need::Virtiofsd]) {
         return;
@@ -202,6 +218,9 @@ async fn a_share_whose_launcher_refuses_it_says_why() {
     std::fs::rename(shares.settings.root.join(".nixbox"), directory.path().join("away")).unwrap();
     let error = shares.start(GENERATION).await.unwrap_err().to_string();
     assert!(error.contains("src\" is refused: the .nixbox of the workspace"), "{error}");
+    // The record of the launcher is left.
+    assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Partial);
+    shares.stop(GENERATION).await.unwrap();
     assert_eq!(shares.find(GENERATION).await.unwrap(), Presence::Absent);
     shares.settings.shares[0].source = shares.settings.root.join(".nixbox/ssh");
     std::fs::create_dir_all(&shares.settings.shares[0].source).unwrap();
