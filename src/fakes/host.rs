@@ -98,6 +98,11 @@ impl Host {
         }
     }
 
+    /// Makes the VMM refuse to restore the state of a snapshot, whose files are whole all the same.
+    pub fn refuse_to_load(&self, workspace: WorkspaceId, snapshot: SnapshotId) {
+        self.lock().unloadable.insert((workspace, snapshot));
+    }
+
     /// Whether an authenticated command can run in the workspace's guest.
     #[must_use]
     pub fn is_ssh_ready(&self, workspace: WorkspaceId) -> bool {

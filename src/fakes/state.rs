@@ -125,6 +125,8 @@ pub(super) struct FakeState {
     pub(super) room: u64,
     /// How much of that space is promised to RAM files, in bytes.
     pub(super) promised: u64,
+    /// The snapshots whose state the VMM refuses to restore, though their files are whole.
+    pub(super) unloadable: BTreeSet<(WorkspaceId, SnapshotId)>,
     /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
@@ -170,6 +172,7 @@ impl FakeState {
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,
             promised: 0,
+            unloadable: BTreeSet::new(),
             share_users: Vec::new(),
             boots: 0,
             salts: 0,

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::limits::{LONG, LOOK, within};
+use crate::engine::executor::TransitionFailure;
 use crate::engine::transition::{Failure, Interrupt};
 use crate::world::{Depth, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, VmmVersion, World};
 
@@ -60,6 +61,9 @@ pub enum NotRestorable {
     /// It was made under conditions that this host or configuration does not meet.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Misfits(Vec<Incompatibility>),
+    /// It was tried, and the operation was rolled back.
+    #[error("it fits, and could not be restored")]
+    Failed(#[source] TransitionFailure),
 }
 
 /// The conditions that a snapshot is to be restored under.

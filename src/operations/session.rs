@@ -218,7 +218,7 @@ impl<S: Storage> Session<'_, S> {
         if !replace && matches!(self.state()?, WorkspaceState::Up(_)) {
             return Err(Refusal::Running);
         }
-        let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted).await?;
+        let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted, &[]).await?;
         match (chosen, wanted) {
             (Some(manifest), _) => self.bring_back(manifest, passed_over).await,
             (None, Some(_)) if passed_over.len() == 1 => {
@@ -230,7 +230,8 @@ impl<S: Storage> Session<'_, S> {
         }
     }
 
-    /// Restores the snapshot that is wanted, or the newest that can be; boots if none can.
+    /// Restores the snapshot that is wanted, or the newest that can be; boots if none can. A snapshot that nobody asked for
+    /// and that fails to load is passed over like one that does not fit.
     ///
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
@@ -241,12 +242,26 @@ impl<S: Storage> Session<'_, S> {
             let condition = self.condition()?;
             return Ok(RestoreResult { report, restored: None, passed_over: Vec::new(), condition });
         }
-        let SnapshotChoice { chosen, passed_over } = self.choose(wanted).await?;
-        match chosen {
-            Some(manifest) => self.bring_back(manifest, passed_over).await,
-            None => {
+        let mut passed_over = Vec::new();
+        loop {
+            let choice = self.choose(wanted, &passed_over).await?;
+            passed_over.extend(choice.passed_over);
+            let Some(manifest) = choice.chosen else {
                 let (report, condition) = (self.boot().await?, VmCondition::Good);
-                Ok(RestoreResult { report, restored: None, passed_over, condition })
+                return Ok(RestoreResult { report, restored: None, passed_over, condition });
+            };
+            let (id, mut result) = (manifest.id, self.bring_back(manifest, Vec::new()).await?);
+            match result.report {
+                // Nothing is left of the attempt, and nobody asked for this snapshot.
+                OperationResult::RolledBack(failure)
+                    if wanted.is_none() && !matches!(failure.failure, Failure::Interrupted) =>
+                {
+                    passed_over.push((id, NotRestorable::Failed(failure)));
+                }
+                _ => {
+                    result.passed_over = passed_over;
+                    return Ok(result);
+                }
             }
         }
     }
@@ -259,8 +274,14 @@ impl<S: Storage> Session<'_, S> {
         })
     }
 
-    async fn choose(&self, wanted: Option<&SnapshotReference>) -> Result<SnapshotChoice, Refusal> {
+    /// Chooses among the snapshots that were not passed over before.
+    async fn choose(
+        &self,
+        wanted: Option<&SnapshotReference>,
+        before: &[(SnapshotId, NotRestorable)],
+    ) -> Result<SnapshotChoice, Refusal> {
         let mut listed = self.listed().await?;
+        listed.retain(|one| !before.iter().any(|(id, _)| *id == one.id));
         if let Some(reference) = wanted {
             let id = find(&listed, reference)?;
             listed.retain(|one| one.id == id);

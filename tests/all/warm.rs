@@ -200,3 +200,30 @@ fn a_restored_guest_without_fresh_entropy_is_lost() {
     assert_eq!(warm.condition, VmCondition::Good);
     assert!(!host.is_ssh_ready(WORKSPACE));
 }
+
+#[test]
+fn a_snapshot_that_fails_to_load_is_passed_over_with_its_reason() {
+    let host = host_after(53, true, &[Up, Snapshot, SnapshotStop]);
+    let numbers = numbers(&host);
+    host.refuse_to_load(WORKSPACE, host.snapshots(WORKSPACE)[1].0);
+    let warm = warm_up(&host);
+    assert!(matches!(warm.report, OperationResult::Done), "{warm:?}");
+    assert_eq!(warm.restored.map(|manifest| manifest.id.0.0), Some(numbers[0]));
+    let [(id, NotRestorable::Failed(failure))] = &warm.passed_over[..] else {
+        panic!("{:?}", warm.passed_over)
+    };
+    assert_eq!((id.0.0, failure.label), (numbers[1], "load"));
+
+    // One that was asked for is not passed over, and nothing is left of the attempt.
+    run(&host, Down);
+    let reference = SnapshotReference::from(host.snapshots(WORKSPACE)[1].0);
+    let asked = in_session(&host, async |session| session.warm_up(Some(&reference)).await).unwrap();
+    assert!(matches!(asked.report, OperationResult::RolledBack(_)), "{asked:?}");
+    assert_eq!(host.violations(WORKSPACE), []);
+
+    // If none loads, the VM is booted.
+    host.refuse_to_load(WORKSPACE, host.snapshots(WORKSPACE)[0].0);
+    let warm = warm_up(&host);
+    assert!(matches!(warm.report, OperationResult::Done) && warm.restored.is_none(), "{warm:?}");
+    assert_eq!(warm.passed_over.len(), 2);
+}

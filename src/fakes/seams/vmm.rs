@@ -306,6 +306,9 @@ impl WorkspaceSeams {
             Some(VmmState::Gone) | None => return Err(Failure::Lost),
             Some(_) => return refused("there is a VM already"),
         }
+        if state.unloadable.contains(&(self.workspace, from)) {
+            return refused("the VM could not be restored");
+        }
         let directory = self.staged_or_listed(state, from)?;
         let Some(Content::State(saved)) = state.files.get(directory, SAVED).cloned() else {
             return refused("the saved state does not parse");
