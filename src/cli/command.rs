@@ -130,8 +130,8 @@ pub(super) struct OpenWorkspace {
     pub(super) journal: JournalState,
     /// The configuration of today, or why it cannot be used. A VM that runs is described without it.
     pub(super) config: Result<Config, Problem>,
-    /// The built record of the VM that the journal is about.
-    pub(super) record: Option<BuiltRecord>,
+    /// The built record of the VM that the journal is about, or why it cannot be used.
+    pub(super) record: Result<Option<BuiltRecord>, Problem>,
 }
 
 impl OpenWorkspace {
@@ -139,7 +139,7 @@ impl OpenWorkspace {
         let workspace = location.workspace()?;
         let journal = journal_state::read(&workspace)?;
         let config = WorkspaceLocation::config(&workspace);
-        let record = journal_state::built_record(&workspace, &journal)?;
+        let record = journal_state::built_record(&workspace, &journal);
         Ok(Self { workspace, journal, config, record })
     }
 
@@ -168,7 +168,7 @@ impl OpenWorkspace {
     /// Wires the real world of the VM that runs, or of the configuration if none does. Copies report no progress.
     pub(super) fn wire(self) -> Result<Wiring, Problem> {
         let Self { workspace, config, record, .. } = self;
-        let (description, config) = match (record, config) {
+        let (description, config) = match (record?, config) {
             (Some(record), config) => (described(&workspace, record)?, config.ok()),
             (None, config) => {
                 let config = config?;

@@ -38,6 +38,8 @@ pub(super) struct StatusReport {
     vm: Option<VmReport>,
     /// The values of the configuration that differ from what the VM was built from. They wait for the next VM.
     pending_edits: Vec<PendingEdit>,
+    /// Why the built record of the VM cannot be used; `None` if it can.
+    record_problem: Option<String>,
     /// Why the configuration cannot be used; `None` if it can.
     config_problem: Option<String>,
     /// Why the directory is not the workspace that its id names; `None` if it is. A copy shows the state of the
@@ -71,7 +73,7 @@ struct OpenSummary {
 }
 
 pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, Problem> {
-    let open = OpenWorkspace::open(location)?;
+    let mut open = OpenWorkspace::open(location)?;
     let root = open.workspace.root().to_owned();
     let holder = open.workspace.holder()?;
     let operation = open.journal.open_label();
@@ -79,7 +81,13 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         Ok(config) => (config.name.clone(), None, Some(config.vm_spec())),
         Err(problem) => (WorkspaceName::of_directory(&root), Some(problem.one_line()), None),
     };
-    let built = open.record.as_ref().map(|record| record.spec.clone().moved(&record.root, &root));
+    let record_problem = open.record.as_ref().err().map(Problem::one_line);
+    if record_problem.is_some() {
+        // The configuration describes the VM then, as well as it can.
+        open.record = Ok(None);
+    }
+    let record = open.record.as_ref().ok().and_then(Option::as_ref);
+    let built = record.map(|record| record.spec.clone().moved(&record.root, &root));
     let spec = built.as_ref().or(configured.as_ref());
     let simulated = spec.is_some_and(|spec| wiring::simulated(spec.vmm).is_some());
     let pending_edits = match (&built, &configured) {
@@ -102,6 +110,7 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         state,
         vm,
         pending_edits,
+        record_problem,
         config_problem,
         not_the_workspace,
         operation: operation
@@ -176,6 +185,9 @@ fn text(status: &StatusReport) -> String {
     }
     if let Some(problem) = &status.not_the_workspace {
         lines.push(format!("  {problem}"));
+    }
+    if let Some(problem) = &status.record_problem {
+        lines.push(format!("  {problem}: `nixbox down` ends the VM without it"));
     }
     if let Some(problem) = &status.config_problem {
         lines.push(format!("  the configuration cannot be used: {problem}"));

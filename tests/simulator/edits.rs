@@ -114,6 +114,11 @@ fn a_record_that_is_damaged_or_missing_is_named_and_the_vm_goes_down() {
         let refused = workspace.run(&["snapshot"]);
         assert_eq!(refused.code, Some(1), "{refused:?}");
         assert!(refused.stderr.contains("down"), "{refused:?}");
+        let status = workspace.status();
+        assert_eq!(
+            (&status["state"], status["record_problem"].is_null()),
+            (&"running".into(), damage.is_none())
+        );
         goes_down(&workspace);
         workspace.ok(&["up"]);
         workspace.ok(&["snapshot"]);
