@@ -9,6 +9,7 @@ mod network;
 mod refused;
 mod seam;
 mod shared_vm;
+mod trust;
 mod users;
 mod warm;
 
@@ -92,6 +93,7 @@ pub(super) const ALL: &[Scenario] = &[
     own!(edits::a_vm_outlives_every_edit_of_its_configuration),
     own!(edits::a_vm_goes_down_without_credentials_and_without_a_journal),
     own!(edits::a_copy_leaves_the_vm_alone_and_a_renamed_workspace_keeps_it),
+    own!(trust::a_guest_sees_copies_in_place_of_nixbox_and_changes_nothing_there),
     own!(refused::up_refuses_what_cannot_work_and_changes_nothing),
     own!(lifecycle::the_commands_of_the_readme_lead_to_a_shell),
     own!(lifecycle::down_leaves_only_the_disk),
