@@ -148,9 +148,9 @@ impl OpenWorkspace {
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
         let open = Self::open(location)?;
         // A copy would speak to the VM of the original. A registry that cannot be used does not keep a person from a VM.
-        match Registry::open().and_then(|registry| registry.examine(&open.workspace)) {
-            Err(error @ RegistryError::Copy(_)) => return Err(error.into()),
-            Ok(_) | Err(_) => {}
+        let standing = Registry::open().and_then(|registry| registry.examine(&open.workspace));
+        if let Err(error @ RegistryError::Copy(_)) = standing {
+            return Err(error.into());
         }
         let vm = journal_state::running_vm(&open.journal)?;
         Ok((open, vm))

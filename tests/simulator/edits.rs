@@ -65,7 +65,8 @@ fn edits_wait_for_the_next_vm_and_status_names_them() {
 
 #[test]
 fn a_vm_goes_down_with_a_configuration_that_cannot_be_used() {
-    let changes: [(&str, fn(&Workspace)); 4] = [
+    type Change = fn(&Workspace);
+    let changes: [(&str, Change); 4] = [
         ("a typing error", |workspace| edit(workspace, "[vm]", "[vmm]")),
         ("no configuration", |workspace| fs::remove_file(workspace.nixbox().join("config.toml")).unwrap()),
         ("a secret that is gone", |workspace| {
