@@ -98,7 +98,7 @@ impl Host {
         }
     }
 
-    /// Makes the VMM refuse to restore the state of a snapshot, whose files are whole all the same.
+    /// Makes the VMM refuse to restore the state of a snapshot, although its files are whole.
     pub fn refuse_to_load(&self, workspace: WorkspaceId, snapshot: SnapshotId) {
         self.lock().unloadable.insert((workspace, snapshot));
     }

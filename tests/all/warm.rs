@@ -214,7 +214,7 @@ fn a_snapshot_that_fails_to_load_is_passed_over_with_its_reason() {
     };
     assert_eq!((id.0.0, failure.label), (numbers[1], "load"));
 
-    // One that was asked for is not passed over, and nothing is left of the attempt.
+    // A snapshot that a person asked for is not passed over, and nothing is left of the attempt.
     run(&host, Down);
     let reference = SnapshotReference::from(host.snapshots(WORKSPACE)[1].0);
     let asked = in_session(&host, async |session| session.warm_up(Some(&reference)).await).unwrap();

@@ -22,8 +22,8 @@ pub(super) const EXCUSE: &str = "excuse: ";
 /// Where scenarios without a workspace leave the logs of their VMMs when they fail.
 pub(super) const KEPT_LOGS: &str = "/run/nixbox-kept";
 
-/// The guests that were booted by `up` and triple-faulted since this time. A guest that was restored does not count: nixbox may
-/// have put its RAM together wrongly.
+/// The guests that were booted by `up`, and perhaps rolled over since, and triple-faulted since this time. A guest that was
+/// restored does not count, because nixbox may have put its RAM together wrongly. A roll-over does not touch the RAM.
 pub(super) fn triple_faults(since: SystemTime) -> Vec<String> {
     let recent =
         |path: &PathBuf| path.metadata().and_then(|file| file.modified()).is_ok_and(|at| at >= since);
@@ -51,7 +51,7 @@ pub(super) fn standstill(since: SystemTime, scenario_log: &str) -> Option<String
         .then(|| format!("{EXCUSE}by {newest:?} a guest that was booted and had answered stood still"))
 }
 
-/// Whether the VM with this log was booted, as the journal of its workspace says. In a scenario without a workspace, the VM of
+/// Whether the VM with this log was booted or rolled over, as the journal of its workspace says. In a scenario without a workspace, the VM of
 /// generation 1 was booted and the others were not.
 fn was_booted(log: &Path) -> bool {
     let name = log.file_name().unwrap().to_str().unwrap();
@@ -77,5 +77,7 @@ fn was_booted(log: &Path) -> bool {
         .unwrap();
     let journal: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
     let operations = journal["operations"].as_array().cloned().unwrap_or_default();
-    operations.iter().any(|one| one["generation"] == generation && one["operation"] == "up")
+    operations.iter().any(|one| {
+        one["generation"] == generation && (one["operation"] == "up" || one["operation"] == "snapshot")
+    })
 }
