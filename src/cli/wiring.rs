@@ -32,6 +32,7 @@ use crate::simulator::network::Loopback;
 use crate::store::Snapshots;
 use crate::store::built::RecordFiles;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
+use crate::workspace::registry::Registry;
 use crate::workspace::{self, Workspace, WorkspaceError};
 use crate::world::capability::{self, Capability};
 use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
@@ -308,6 +309,7 @@ fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Ra
         snapshots: workspace.snapshots(),
         tmpfs: memory::tmpfs_directories(),
         former: memory::former_directories(),
+        others: other_run_directories(workspace),
         workspace: workspace.id(),
         size: spec.vm.memory.bytes(),
         backing: spec.vm.backing,
@@ -315,6 +317,14 @@ fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Ra
         check: false,
         progress: Arc::clone(progress),
     }
+}
+
+/// Where the user's other workspaces have RAM files on disk. A registry that cannot be read does not keep a person from
+/// a VM, as elsewhere; its workspaces are not counted then.
+fn other_run_directories(workspace: &Workspace) -> Vec<PathBuf> {
+    let entries = Registry::open().and_then(|registry| registry.list()).unwrap_or_default();
+    let others = entries.into_iter().flatten().filter(|entry| entry.id != workspace.id());
+    others.map(|entry| entry.path.join(workspace::DIRECTORY).join("run")).collect()
 }
 
 fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker) -> ShareSettings {

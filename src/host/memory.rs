@@ -44,6 +44,8 @@ pub struct RamFiles {
     /// Directories where an earlier nixbox put files: see [`former_directories`]. Files are found and removed there, and
     /// no file is made on their file systems.
     pub former: Vec<PathBuf>,
+    /// The `.nixbox/run` of the user's other workspaces, as far as they are known: their RAM files are counted.
+    pub others: Vec<PathBuf>,
     /// The workspace: directories on tmpfs are shared by all workspaces.
     pub workspace: WorkspaceId,
     /// In bytes.
@@ -243,25 +245,8 @@ impl RamFiles {
     fn directories(&self) -> Vec<Folder> {
         let on_tmpfs = self.tmpfs.iter().chain(&self.former);
         let mut found: Vec<Folder> = on_tmpfs.flat_map(|base| promises::directories_on_tmpfs(base)).collect();
-        found.extend(Folder::open(&self.run));
-        found.extend(self.directories_of_others());
+        found.extend(std::iter::once(&self.run).chain(&self.others).filter_map(|run| Folder::open(run).ok()));
         found
-    }
-
-    /// The directories of the user's other workspaces that are like `run`. They are known where a workspace's directory
-    /// has its id as its name and lies beside those of the others.
-    fn directories_of_others(&self) -> Vec<Folder> {
-        let (Some(own), Some(run)) = (self.run.parent(), self.run.file_name()) else {
-            return Vec::new();
-        };
-        let id = self.workspace.to_string();
-        if own.file_name().is_none_or(|name| name != id.as_str()) {
-            return Vec::new();
-        }
-        let is_id = |name: &str| name.len() == id.len() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let all = own.parent().and_then(|all| Folder::open(all).ok());
-        let workspaces = all.iter().flat_map(|all| promises::folders_in(all, is_id));
-        workspaces.filter_map(|workspace| workspace.folder(run).ok().flatten()).collect()
     }
 
     /// The generations that have RAM, or a record of it.

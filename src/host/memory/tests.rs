@@ -20,6 +20,7 @@ pub(super) fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Ar
         snapshots,
         tmpfs: vec![tmpfs.to_owned()],
         former: vec![],
+        others: vec![],
         workspace: WorkspaceId([7; 16]),
         size: SIZE,
         backing,

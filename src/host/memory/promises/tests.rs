@@ -22,11 +22,12 @@ fn tmpfs(mounts: &Path, name: &str, mib: u64) -> PathBuf {
     directory
 }
 
-/// The RAM of workspace `number`, whose directory is named by its id and lies in `all`.
+/// The RAM of workspace `number`, whose directory lies in `all`, and which knows of workspaces 1 and 2.
 fn workspace(all: &Path, number: u8, tmpfs: &Path, backing: Backing) -> RamFiles {
     let id = WorkspaceId([number; 16]);
     let ram = ram(&all.join(id.to_string()), tmpfs, backing, Arc::new(NoProgress));
-    RamFiles { workspace: id, ..ram }
+    let others = [1, 2].map(|other| all.join(WorkspaceId([other; 16]).to_string()).join("run")).to_vec();
+    RamFiles { workspace: id, others, ..ram }
 }
 
 /// Writes to all pages of a range, as a guest does.
