@@ -72,7 +72,7 @@ fn source_of(pid: u32) -> Result<Option<PathBuf>> {
 /// The devices of the masks that a process sees.
 fn mask_devices(pid: u32) -> Result<BTreeSet<u64>> {
     let table = file_of(pid, "mountinfo")?.unwrap_or_default();
-    // `47 46 0:39 / /work/.nixbox rw,nosuid - tmpfs nixbox-mask ro`, see proc_pid_mountinfo(5).
+    // `47 46 0:39 / /srv/.nixbox rw,nosuid - tmpfs nixbox-mask ro`, see proc_pid_mountinfo(5).
     let device = |line: &str| {
         let (mount, file_system) = line.split_once(" - ")?;
         if file_system.split(' ').nth(1)? != MASK {
