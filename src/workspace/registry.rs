@@ -13,7 +13,7 @@
 //!
 //! STATE is `/var/lib/nixbox` for root, and for another user `$XDG_STATE_HOME/nixbox`, which is
 //! `~/.local/state/nixbox` if the variable is not set. The home is that of the password database, so that a command
-//! finds the registry from every environment.
+//! finds the registry from every environment; for a user without an entry there it is `$HOME`.
 //!
 //! The identity is the inode with its time of birth (statx(2)) and the id of the file system (`f_fsid` of statfs(2)).
 //! Device numbers are not part of it, because they change between boots of the host. May use `world`, `files` and `host`.
@@ -47,7 +47,7 @@ pub enum RegistryError {
     #[error(transparent)]
     File(#[from] FileError),
     #[error(
-        "no directory for nixbox's state: user {0} has no home, and XDG_STATE_HOME is not an absolute path"
+        "no directory for nixbox's state: user {0} has no home, and neither HOME nor XDG_STATE_HOME is an absolute path"
     )]
     NoHome(u32),
     #[error("{} is not an entry that nixbox wrote; if it is removed, the next command writes another", path.display())]
@@ -147,7 +147,10 @@ fn state_directory() -> Result<PathBuf, RegistryError> {
         return Ok(state.join("nixbox"));
     }
     let entry = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user.as_raw()));
-    let home = entry.ok().flatten().map(|entry| entry.dir).filter(|home| home.is_absolute());
+    // A user of a container may have no entry.
+    let home =
+        entry.ok().flatten().map(|entry| entry.dir).or_else(|| std::env::var_os("HOME").map(PathBuf::from));
+    let home = home.filter(|home| home.is_absolute());
     Ok(home.ok_or(RegistryError::NoHome(user.as_raw()))?.join(".local/state/nixbox"))
 }
 

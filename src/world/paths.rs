@@ -17,6 +17,19 @@ text_value!(
     parse_guest_path
 );
 
+/// The rule of every path that goes to a guest or comes from one which this text, with these parts, breaks.
+fn broken_rule(text: &str, parts: &[&str]) -> Option<&'static str> {
+    if parts.contains(&"..") {
+        Some("it may not contain ..")
+    } else if text.chars().any(char::is_control) {
+        Some("it has a control character in it")
+    } else if text.len() > 1024 {
+        Some("it is longer than 1024 bytes")
+    } else {
+        None
+    }
+}
+
 fn parse_guest_path(text: &str) -> Result<String, InvalidValue> {
     let refuse = |reason| Err(InvalidValue::new(text, "is not a path in the guest").because(reason));
     let Some((root @ ("" | "~"), rest)) = text.split_once('/').or((text == "~").then_some(("~", ""))) else {
@@ -26,14 +39,8 @@ fn parse_guest_path(text: &str) -> Result<String, InvalidValue> {
     if parts.is_empty() {
         return refuse("it has to name something below / or ~/");
     }
-    if parts.contains(&"..") {
-        return refuse("it may not contain ..");
-    }
-    if text.chars().any(char::is_control) {
-        return refuse("it has a control character in it");
-    }
-    if text.len() > 1024 {
-        return refuse("it is longer than 1024 bytes");
+    if let Some(reason) = broken_rule(text, &parts) {
+        return refuse(reason);
     }
     if parts.iter().any(|part| part.len() > 240) {
         return refuse("a part of it is longer than 240 bytes");
@@ -118,14 +125,8 @@ fn parse_path_in_share(text: &str) -> Result<String, InvalidValue> {
     if parts.is_empty() {
         return refuse("it has to name something below the source; `readonly = true` protects all of it");
     }
-    if parts.contains(&"..") {
-        return refuse("it may not contain ..");
-    }
-    if text.chars().any(char::is_control) {
-        return refuse("it has a control character in it");
-    }
-    if text.len() > 1024 {
-        return refuse("it is longer than 1024 bytes");
+    if let Some(reason) = broken_rule(text, &parts) {
+        return refuse(reason);
     }
     Ok(parts.join("/"))
 }

@@ -124,6 +124,6 @@ fn a_journal_of_another_workspace_or_a_newer_format_is_named() {
     assert_eq!(said.code, Some(4));
     assert_eq!(said.json()["verdict"]["kind"], "newer-version");
     let down = directory.run(&["down"]);
-    assert!(down.code == Some(0) && down.stderr.contains("newer"), "{down:?}");
+    assert!(down.code == Some(0) && down.stderr.contains("format version 2"), "{down:?}");
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }
