@@ -9,7 +9,7 @@ use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
-use nixbox::operations::{Refusal, Session, SnapshotRequest};
+use nixbox::operations::{Refusal, Session, SnapshotRequest, described_vm};
 use nixbox::world::{Generation, SnapshotId, SnapshotReference, WorkspaceId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -19,10 +19,22 @@ enum Command {
     Up,
     WarmUp,
     Down,
-    Snapshot { stop: bool, keep_one: bool },
-    Restore { which: u8, replace: bool },
-    Delete { which: u8 },
+    Snapshot {
+        stop: bool,
+        keep_one: bool,
+    },
+    Restore {
+        which: u8,
+        replace: bool,
+    },
+    Delete {
+        which: u8,
+    },
     Recover,
+    /// Not of nixbox's: a person adds shares to the configuration, or removes them.
+    Edit {
+        shares: bool,
+    },
 }
 
 #[derive(Debug, Clone, Copy, arbitrary::Arbitrary)]
@@ -72,13 +84,20 @@ impl End {
 async fn run(host: &Host, command: Command, fault: Fault) {
     let interrupt = Interrupt::new();
     host.set_fault(fault, Some(interrupt.clone()));
-    let world = host.world(WORKSPACE);
-    let now = world.clock.unix_ms();
+    if let Command::Edit { shares } = command {
+        return host.set_shares(shares);
+    }
+    let next = host.world(WORKSPACE);
+    let now = next.clock.unix_ms();
     let Ok(journal) = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), now) else {
         assert_ne!(fault, Fault::None, "a journal that was left by nixbox does not open");
         return;
     };
-    let mut session = Session { world: &world, journal, interrupt, observer: &Unobserved };
+    let world = match described_vm(journal.history()).expect("the journal names the workspace's state") {
+        Some(built) => host.world_of(WORKSPACE, built),
+        None => host.world(WORKSPACE),
+    };
+    let mut session = Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved };
     let snapshots = host.snapshots(WORKSPACE);
     let pick = |which: u8| {
         let at = usize::from(which) % snapshots.len().max(1);
@@ -95,6 +114,7 @@ async fn run(host: &Host, command: Command, fault: Fault) {
         Command::Restore { which, replace } => session.restore(Some(&pick(which)), replace).await.map(drop),
         Command::Delete { which } => session.delete(&pick(which)).await.map(drop),
         Command::Recover => session.recover().await.map(drop),
+        Command::Edit { .. } => Ok(()),
     };
     if fault == Fault::None {
         assert!(!matches!(said, Err(Refusal::Engine(_) | Refusal::NoTable(_))), "{said:?}");

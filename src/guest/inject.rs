@@ -15,6 +15,8 @@ use crate::world::{FileOwner, GuestHome, GuestPath, Presence};
 
 /// The file below the user's home that lists the injected files, one name a line. It contains no credential.
 pub const LEDGER: &str = ".nixbox-injected";
+/// The SHA-256 of an empty file.
+const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// The suffix of a file's name while the file is written. [`super::wipe`] removes such files too.
 pub(super) const UNFINISHED: &str = ".nixbox-new";
@@ -121,13 +123,16 @@ pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
     Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
 }
 
-/// Adds names to the ledger, before the files are written.
+/// Adds names to the ledger, before the files are written. New names are on the guest's disk when this returns, because a
+/// VM that is killed may keep the files and lose the ledger, and then nixbox would not know its own files again.
 async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
     let list = quoted(&shell.facts.home.join(LEDGER));
     let names: Vec<_> = paths.iter().map(|path| quoted(path)).collect();
     let script = format!(
-        "list={list}; [ ! -L \"$list\" ] || rm -f \"$list\" || exit 1\nfor t in {}; do\n  \
-         grep -qxF -- \"$t\" \"$list\" 2>/dev/null || printf '%s\\n' \"$t\" >> \"$list\" || exit 1\ndone",
+        "list={list}; new=; [ ! -L \"$list\" ] || rm -f \"$list\" || exit 1\nfor t in {}; do\n  \
+         grep -qxF -- \"$t\" \"$list\" 2>/dev/null && continue\n  \
+         printf '%s\\n' \"$t\" >> \"$list\" || exit 1\n  new=1\ndone\n\
+         [ -z \"$new\" ] || sync \"$list\" 2>/dev/null || sync",
         names.join(" ")
     );
     shell.script("note what is injected", Rights::User, &script, &[], LIMIT).await.map(drop)
@@ -152,8 +157,8 @@ pub(super) fn list(paths: &[GuestPath]) -> String {
 }
 
 /// The credentials whose place in the guest holds something that nixbox did not write and that may not be overwritten.
-/// nixbox wrote what is in the ledger, and loses nothing of a file that has the content of the credential. Directories
-/// are left out, because no injection replaces them.
+/// nixbox wrote what is in the ledger, and nobody loses anything of a file that is empty or has the content of the
+/// credential. Directories are left out, because no injection replaces them.
 ///
 /// # Errors
 /// Any [`ScriptError`].
@@ -173,7 +178,8 @@ pub async fn foreign(
         }
         let status = file_status(shell, &path, rights(home, &path, credential.owner.as_ref())).await?;
         let is_foreign = |status: &GuestFileStatus| {
-            !status.is_directory && status.digest != hex::encode(credential.digest())
+            let nothing_to_lose = [hex::encode(credential.digest()), EMPTY.to_owned()];
+            !status.is_directory && !nothing_to_lose.contains(&status.digest)
         };
         if status.as_ref().is_some_and(is_foreign) {
             foreign.push(credential.target.clone());

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::guest::examine::UnfitGuest;
+use crate::guest::inject::LEDGER;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fit_guest_passes_the_examination_and_is_as_before() {
@@ -102,4 +103,19 @@ async fn a_file_that_nixbox_did_not_write_is_left_as_it_is_unless_it_may_be_over
         guest.inject(&machine()).await.unwrap();
         assert_eq!(guest.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
     }
+}
+
+/// A VM that is killed may lose the list of injected files, and what was in the files.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_empty_or_as_nixbox_writes_them_are_nobody_elses() {
+    let Some(fixture) = Fixture::start(Kind::Debian, "user", 1000) else { return };
+    let guest = fixture.guest(fixture.wanted(fixture.files()));
+    guest.inject(&machine()).await.unwrap();
+    fs::remove_file(fixture.home(LEDGER)).unwrap();
+    fs::write(fixture.home(".env"), "").unwrap();
+    let again = fixture.guest(fixture.wanted(fixture.files()));
+    again.examine(&machine()).await.unwrap();
+    again.inject(&machine()).await.unwrap();
+    assert_eq!(again.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
+    assert!(!fs::read_to_string(fixture.home(".env")).unwrap().is_empty());
 }
