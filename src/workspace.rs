@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fs2::FileExt;
+use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use crate::config;
@@ -347,7 +348,7 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The id of the workspace whose `.nixbox` this is; `None` if there is none.
+/// Reads the id in a directory `.nixbox`. Returns `None` if the directory has no file for the id.
 fn read_id(nixbox: &Folder) -> Result<Option<WorkspaceId>, WorkspaceError> {
     let Some(text) = nixbox.read(ID_FILE, 33)? else {
         return Ok(None);
@@ -379,8 +380,17 @@ fn fresh_id() -> Result<WorkspaceId, WorkspaceError> {
 /// If something cannot be removed or written.
 pub fn give_new_id(workspace: &Workspace) -> Result<WorkspaceId, WorkspaceError> {
     for name in ["journal", "run"] {
-        workspace.nixbox.remove_tree(name)?;
-        workspace.nixbox.make_folder(name)?;
+        // The directory itself stays: without it this would be no workspace if nixbox were killed here.
+        let folder = workspace.nixbox.make_folder(name)?.0;
+        for entry in folder.names()? {
+            let status = folder.examine(&entry)?;
+            if status.is_some_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory) {
+                folder.remove_tree(entry)?;
+            } else {
+                folder.remove_file(entry)?;
+            }
+        }
+        folder.sync()?;
     }
     let id = fresh_id()?;
     workspace.nixbox.replace(ID_FILE, format!("{id}\n").as_bytes())?;

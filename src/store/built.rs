@@ -83,8 +83,8 @@ fn generation_of(name: &OsStr) -> Option<Generation> {
     digits.parse().ok().map(Generation)
 }
 
-/// Reads the record of the VM whose RAM bears this generation, from the directory `run` of its workspace; `None` if there
-/// is none.
+/// Reads the record of the VM whose RAM bears this generation, from the directory `run` of its workspace. Returns `None`
+/// if the directory has no such record.
 ///
 /// # Errors
 /// If the file cannot be read, or is not a record that this nixbox has written.
@@ -106,7 +106,7 @@ pub fn read(run: &Folder, generation: Generation) -> Result<Option<BuiltRecord>,
     Ok(Some(record))
 }
 
-/// Reads the record with the highest generation; `None` if there is none.
+/// Reads the record with the highest generation. Returns `None` if the workspace has no record.
 ///
 /// # Errors
 /// Those of [`read`], and if the directory cannot be listed.

@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fs2::FileExt;
 use serde::{Deserialize, Serialize};
@@ -241,7 +241,7 @@ impl Registry {
         Ok(all)
     }
 
-    /// The entry of a workspace; `None` if there is none.
+    /// Reads the entry of a workspace. Returns `None` if the registry has no entry of it.
     ///
     /// # Errors
     /// If the entry cannot be read, or is not one that this nixbox reads.
@@ -288,17 +288,20 @@ impl Registry {
                 Err(error) => return Err(error.into()),
             }
         };
-        let deadline = Instant::now() + LOCK_LIMIT;
-        loop {
-            match FileExt::try_lock_exclusive(&file) {
-                Ok(()) => return Ok(file),
-                Err(error) if error.raw_os_error() != fs2::lock_contended_error().raw_os_error() => {
-                    return Err(FileError::system("lock", path)(error).into());
-                }
-                Err(_) if Instant::now() > deadline => return Err(RegistryError::Locked { path }),
-                // A wait for the lock that the kernel wakes would have no time limit.
-                Err(_) => std::thread::sleep(Duration::from_millis(5)),
-            }
+        let (send, receive) = std::sync::mpsc::channel();
+        // A thread of its own waits for the lock, because flock(2) has no time limit.
+        let wait = move || {
+            // If the limit has passed, nobody receives the lock, and it is released with the file.
+            drop(send.send(FileExt::lock_exclusive(&file).map(|()| file)));
+        };
+        std::thread::Builder::new()
+            .name("registry lock".to_owned())
+            .spawn(wait)
+            .map_err(FileError::system("start a thread to lock", &path))?;
+        match receive.recv_timeout(LOCK_LIMIT) {
+            Ok(Ok(file)) => Ok(file),
+            Ok(Err(error)) => Err(FileError::system("lock", path)(error).into()),
+            Err(_) => Err(RegistryError::Locked { path }),
         }
     }
 }
@@ -340,7 +343,7 @@ fn compare(
     Ok(if same_path { Standing::Same } else { Standing::TookPlace { of: entry.path.clone() } })
 }
 
-/// The identity of the `.nixbox` with this id at a path; `None` if there is none.
+/// Returns the identity of the directory `.nixbox` at a path, or `None` if no `.nixbox` with this id is there.
 fn identity_at(path: &Path, id: WorkspaceId) -> Result<Option<DirectoryIdentity>, RegistryError> {
     let nixbox = match Folder::open(&path.join(DIRECTORY)) {
         Ok(nixbox) => nixbox,

@@ -183,8 +183,8 @@ fn owed(device: u64, reuse: BlockReuse, directories: &[Folder]) -> BTreeMap<u64,
     owed
 }
 
-/// Whether a capture by reflink takes nothing in addition to what is promised: the promise is of new blocks for every
-/// page already.
+/// Whether the bytes that RAM files are promised on this file system cover a capture by reflink too. They do where the
+/// file system writes every page of a file to a new block, because the promise then counts a new block for each page.
 pub(super) fn covers_reflinks(folder: &Folder) -> Result<bool> {
     Ok(BlockReuse::of(folder.file_system()?) == BlockReuse::Never)
 }

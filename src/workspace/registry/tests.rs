@@ -95,6 +95,9 @@ fn a_copy_with_a_new_id_is_another_workspace() {
     fs::create_dir_all(arena.path("original/.nixbox/run/disk-1")).unwrap();
     fs::create_dir(arena.path("original/.nixbox/snapshots/7")).unwrap();
     arena.copy("original", "copy");
+    // As a nixbox leaves it that was killed before it wrote the id: the directory is still a copy, and the next one goes on.
+    fs::remove_file(arena.path("copy/.nixbox/journal/current")).unwrap();
+    assert!(matches!(arena.follow("copy"), Err(RegistryError::Copy(_))));
     let id = workspace::give_new_id(&arena.workspace("copy")).unwrap();
     assert_eq!(arena.workspace("copy").id(), id);
     assert_ne!(arena.workspace("original").id(), id);
@@ -178,6 +181,17 @@ fn a_registry_that_others_may_write_is_refused() {
     fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
     let refused = Registry::at(&state).unwrap_err().to_string();
     assert!(refused.contains("nixbox"), "{refused}");
+}
+
+#[test]
+fn a_second_nixbox_waits_for_the_lock_of_the_first() {
+    let arena = Arena::new();
+    let held = arena.registry.lock().unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| arena.follow("original").unwrap());
+        drop(held);
+        assert_eq!(waiting.join().unwrap(), Standing::Same);
+    });
 }
 
 #[test]
