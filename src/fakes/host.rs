@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::fault::{Counts, Fault, Loss};
+use super::fault::{Counts, Fault, Loss, RefusedLoads};
 use super::files::{Content, Survival};
 use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
 use crate::engine::journal::Name;
@@ -101,6 +101,11 @@ impl Host {
     /// Makes the VMM refuse to restore the state of a snapshot, although its files are whole.
     pub fn refuse_to_load(&self, workspace: WorkspaceId, snapshot: SnapshotId) {
         self.lock().unloadable.insert((workspace, snapshot));
+    }
+
+    /// Sets which loads of any saved state the VMM refuses.
+    pub fn refuse_loads(&self, refused: RefusedLoads) {
+        self.lock().refused_loads = refused;
     }
 
     /// Whether an authenticated command can run in the workspace's guest.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::fault::{Counts, Crash, FakeError, Fault, Loss};
+use super::fault::{Counts, Crash, FakeError, Fault, Loss, RefusedLoads};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
@@ -127,6 +127,8 @@ pub(super) struct FakeState {
     pub(super) promised: u64,
     /// The snapshots whose state the VMM refuses to restore, though their files are whole.
     pub(super) unloadable: BTreeSet<(WorkspaceId, SnapshotId)>,
+    /// The loads that the VMM refuses to roll VMs over with, beginning with the next.
+    pub(super) refused_loads: RefusedLoads,
     /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
@@ -173,6 +175,7 @@ impl FakeState {
             room: 1 << 40,
             promised: 0,
             unloadable: BTreeSet::new(),
+            refused_loads: RefusedLoads::None,
             share_users: Vec::new(),
             boots: 0,
             salts: 0,
@@ -202,6 +205,25 @@ impl FakeState {
         self.answers(key)?;
         let lives = self.vmms.get(&key).filter(|vmm| vmm.state != VmmState::Gone);
         lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
+    }
+
+    /// Whether the VMM refuses this load.
+    pub(super) fn refuses_to_load(
+        &mut self,
+        workspace: WorkspaceId,
+        from: SnapshotId,
+        with_shares: bool,
+    ) -> bool {
+        let refused = match self.refused_loads {
+            RefusedLoads::None | RefusedLoads::Next(0) => false,
+            RefusedLoads::Next(loads) => {
+                self.refused_loads = RefusedLoads::Next(loads - 1);
+                true
+            }
+            RefusedLoads::WithShares => with_shares,
+            RefusedLoads::All => true,
+        };
+        refused || self.unloadable.contains(&(workspace, from))
     }
 
     /// An error if there is a VMM and it hangs.

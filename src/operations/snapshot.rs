@@ -41,7 +41,7 @@
 //! a crash the VM may stay paused until recovery, which makes it run again.
 //!
 //! **Resume** lets the VM go on: by `vm.resume`, or by a roll-over into a new VMM. Half a roll-over cannot be taken
-//! back, so that undoing finishes it: the VM runs, as it did before. **Settle**, **attach** and **reinject** give the
+//! back, so that undoing finishes it: the VM runs, as it did before. Only a VM that no attempt can load is lost. **Settle**, **attach** and **reinject** give the
 //! guest entropy, the time, its shares and its credentials. They have nothing to undo, because the guest had all of it
 //! before the snapshot; a rollback gives it by undoing *wipe* and *detach*.
 //!
@@ -61,7 +61,7 @@ pub use super::roll_over::ShareStrategy;
 
 use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
-use super::roll_over::{alive, make_it_run};
+use super::roll_over::{alive, make_it_run, make_it_run_again};
 use super::shared::clear_away::clear_away;
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount, condition};
 use super::shared::machine::Target;
@@ -313,7 +313,7 @@ impl Transition<World> for Pause {
     }
 
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        make_it_run(context, machine, self.strategy).await
+        make_it_run_again(context, machine, self.strategy).await
     }
 }
 
@@ -346,7 +346,7 @@ impl Transition<World> for SaveState {
 
     /// A roll-over needs the saved state, so the VM is made to run before the staging directory is removed.
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        make_it_run(context, machine, self.strategy).await
+        make_it_run_again(context, machine, self.strategy).await
     }
 }
 
@@ -381,7 +381,7 @@ impl Transition<World> for ResumeSource {
     }
 
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        make_it_run(context, machine, self.strategy).await
+        make_it_run_again(context, machine, self.strategy).await
     }
 }
 

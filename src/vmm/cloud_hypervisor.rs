@@ -30,7 +30,7 @@ use super::client::{ApiClient, ApiError};
 use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::error::VmmError;
 use super::live_vmm::LiveVmm;
-use super::state::{self, StateError};
+use super::state::{self, SavedShares, StateError};
 use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
@@ -281,6 +281,7 @@ impl CloudHypervisor {
         live: &LiveVmm,
         machine: &Machine,
         from: SnapshotId,
+        shares: SavedShares,
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
@@ -292,7 +293,11 @@ impl CloudHypervisor {
         }
         let directory = self.restore_directory(machine.vmm);
         let source = (self.settings.snapshot)(from).map_err(VmmError::Parts)?;
-        state::prepare_restore(&source, &directory, &self.describe(machine)?, &self.settings.invoker)?;
+        let mut description = self.describe(machine)?;
+        if shares == SavedShares::LeftOut {
+            description.shares.clear();
+        }
+        state::prepare_restore(&source, &directory, &description, shares, &self.settings.invoker)?;
         let restored = live.client.restore(&text(directory.clone())?).await;
         let removed = state::remove(&directory);
         restored?;
@@ -390,7 +395,13 @@ impl Vmm for CloudHypervisor {
     }
 
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
-        self.with(machine.vmm, async |live| self.load_into(live, machine, from).await).await
+        self.with(machine.vmm, async |live| self.load_into(live, machine, from, SavedShares::Kept).await)
+            .await
+    }
+
+    async fn load_without_shares(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
+        self.with(machine.vmm, async |live| self.load_into(live, machine, from, SavedShares::LeftOut).await)
+            .await
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! [`cloud_hypervisor`] implements [`crate::world::Vmm`] with the other modules. [`client`] makes the HTTP calls of the
 //! API. [`config`] is the body of `vm.create`. [`state`] handles the files that `vm.snapshot` writes and `vm.restore`
-//! reads, and [`restore`] rewrites the paths in one of them. The table of [`crate::world::capability`] lists the
+//! reads; [`restore`] rewrites the paths in one of them, and [`saved`] leaves out devices in the other. The table of [`crate::world::capability`] lists the
 //! differences between versions. A module here either takes a row of that table, or works the same way for all
 //! versions.
 //!
@@ -25,4 +25,5 @@ pub mod config;
 pub mod error;
 mod live_vmm;
 pub mod restore;
+pub mod saved;
 pub mod state;

@@ -36,6 +36,9 @@ pub trait Vmm: Send + Sync {
     /// `vm.restore` from a copy of the VMM state of `from`, staged or listed, with its paths rewritten to `machine`'s.
     /// The VM is paused then.
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
+    /// The same without the shares that the saved VM has as devices. Its guest still knows the devices, and they no longer
+    /// answer.
+    async fn load_without_shares(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
     /// Presses the power button, and waits for the VM to stop, with a time limit.
     async fn power_button(&self, generation: Generation) -> Result<()>;
     /// Whether the VMM ends by itself within that time, because a guest that an earlier nixbox asked to shut down may
@@ -171,6 +174,9 @@ pub trait Guest: Send + Sync {
     /// The guest's processes that keep a share from being unmounted, because they have a file or a directory of it in
     /// use. For people to read.
     async fn share_users(&self, machine: &Machine) -> Result<Vec<String>>;
+    /// Makes the guest forget the shares whose devices the VM no longer has: removes their mounts, also those that are in
+    /// use, and their devices.
+    async fn forget_shares(&self, machine: &Machine) -> Result<()>;
     /// Unmounts the shares.
     async fn unmount(&self, machine: &Machine) -> Result<()>;
     /// Whether credentials and mounts are as `inject` and `mount` leave them.

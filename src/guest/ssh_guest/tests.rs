@@ -52,6 +52,9 @@ impl Vmm for StateOnlyVmm {
     async fn load(&self, _: &Machine, _: SnapshotId) -> Result<()> {
         unreachable!()
     }
+    async fn load_without_shares(&self, _: &Machine, _: SnapshotId) -> Result<()> {
+        unreachable!()
+    }
     async fn power_button(&self, _: Generation) -> Result<()> {
         unreachable!()
     }
