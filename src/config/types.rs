@@ -280,6 +280,18 @@ impl VmSpec {
         shape
     }
 
+    /// The files that the shape names by path, by the same key.
+    #[must_use]
+    pub fn source_files(&self) -> Vec<(String, PathBuf)> {
+        let disks = self.disks.iter().enumerate();
+        let images = disks.filter_map(|(n, disk)| Some((format!("disks.{n}"), disk.image.as_ref()?)));
+        std::iter::once(("vm.kernel".to_owned(), &self.vm.kernel))
+            .chain(self.vm.initramfs.iter().map(|initramfs| ("vm.initramfs".to_owned(), initramfs)))
+            .chain(images)
+            .map(|(key, path)| (key, path.as_path().to_owned()))
+            .collect()
+    }
+
     /// The values of `today` that differ from this one, by key.
     #[must_use]
     pub fn pending_edits(&self, today: &Self) -> Vec<PendingEdit> {

@@ -136,6 +136,16 @@ impl Host {
         }
     }
 
+    /// Sets EBX of the first subleaf of leaf 7 of CPUID that KVM can give to guests, or that KVM does not say it.
+    pub fn set_cpuid(&self, leaf_7: Option<u32>) {
+        self.lock().leaf_7 = leaf_7;
+    }
+
+    /// Sets the content of a file that VMs are built from.
+    pub fn set_content(&self, key: &str, content: u8) {
+        self.lock().contents.insert(key.to_owned(), [content; 32]);
+    }
+
     /// Takes a feature from the host's processor, as if the host were another one.
     pub fn lose_cpu_feature(&self, feature: &str) {
         self.lock().cpu.remove(feature);

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::fault::{Counts, Crash, FakeError, Fault, Loss, RefusedLoads};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
-use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
+use super::guest::{DiskImage, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
     Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
     WorkspaceId,
@@ -121,6 +121,10 @@ pub(super) struct FakeState {
     pub(super) loss_at: Option<(u64, Loss)>,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
+    /// EBX of the first subleaf of leaf 7 of CPUID that KVM can give to guests, if it says so.
+    pub(super) leaf_7: Option<u32>,
+    /// The contents of the files that a VM is built from.
+    pub(super) contents: BTreeMap<String, [u8; 32]>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
     /// How much of that space is promised to RAM files, in bytes.
@@ -172,6 +176,9 @@ impl FakeState {
             lost: BTreeSet::new(),
             loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),
+            // avx2 and avx512f.
+            leaf_7: Some(1 << 5 | 1 << 16),
+            contents: BTreeMap::new(),
             room: 1 << 40,
             promised: 0,
             unloadable: BTreeSet::new(),
@@ -463,20 +470,6 @@ pub(super) fn record_name(generation: Generation) -> String {
 
 pub(super) fn disk_name(generation: Generation) -> String {
     format!("disk-{generation}")
-}
-
-impl DiskImage {
-    pub(super) fn blank() -> Self {
-        Self { ticks: 0, secrets: BTreeSet::new(), residue: BTreeSet::new() }
-    }
-}
-
-impl FakeRam {
-    pub(super) fn booted(boot: u64) -> Self {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&boot.to_le_bytes());
-        Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: FakeMount::No, seeded: true, clock: true }
-    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,7 @@ use serde::{Deserialize, Serialize};
 
 pub use super::roll_over::ShareStrategy;
 
+use super::compatibility::given;
 use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
 use super::roll_over::{alive, make_it_run, make_it_run_again};
@@ -404,6 +405,8 @@ impl Transition<World> for Commit {
 
     async fn prepare(&self, context: &Context<'_>) -> Result<Manifest> {
         let id = SnapshotId(context.generation);
+        // A first reading of the files may take long and can be interrupted here. Afterwards their contents are known.
+        let given = given(context.world, id, &context.interrupt).await?;
         Ok(Manifest {
             id,
             name: self.name.clone(),
@@ -413,6 +416,7 @@ impl Transition<World> for Commit {
             shares: self.shares,
             origin: self.origin.clone(),
             files: context.world.catalog.digest(id, &context.interrupt).await?,
+            given,
         })
     }
 
@@ -428,6 +432,8 @@ impl Transition<World> for Commit {
     }
 
     async fn apply(&self, context: &Context<'_>, manifest: &Manifest) -> Result<()> {
-        context.world.catalog.commit(manifest.clone()).await
+        // The intent in the journal does not have this.
+        let given = given(context.world, manifest.id, &context.interrupt).await?;
+        context.world.catalog.commit(Manifest { given, ..manifest.clone() }).await
     }
 }

@@ -29,15 +29,15 @@ use tokio::time::Instant;
 use super::client::{ApiClient, ApiError};
 use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::error::VmmError;
-use super::live_vmm::LiveVmm;
+use super::live_vmm::{LiveVmm, remove_sockets};
 use super::state::{self, SavedShares, StateError};
 use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
-use crate::host::socket::{self, SocketPath};
+use crate::host::socket::SocketPath;
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm, VmmState,
-    VmmVersion, WorkspaceId, capability,
+    Ability, Cpuid, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm,
+    VmmState, VmmVersion, WorkspaceId, capability,
 };
 
 /// How long a VMM may take until its API answers.
@@ -394,6 +394,11 @@ impl Vmm for CloudHypervisor {
         .await
     }
 
+    async fn saved_cpuid(&self, of: SnapshotId) -> Result<Option<Cpuid>> {
+        let directory = (self.settings.snapshot)(of).map_err(VmmError::Parts)?;
+        Ok(state::cpuid(&directory).map_err(VmmError::from)?)
+    }
+
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
         self.with(machine.vmm, async |live| self.load_into(live, machine, from, SavedShares::Kept).await)
             .await
@@ -492,12 +497,6 @@ fn text(path: PathBuf) -> std::result::Result<String, VmmError> {
         Some(text) if path.is_absolute() => Ok(text.to_owned()),
         _ => Err(VmmError::Path { path }),
     }
-}
-
-/// Removes the API socket and the lock file of v53 and later. Only to be called once the process is known to be dead.
-async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), VmmError> {
-    socket::remove_stale(socket).await?;
-    Ok(socket::remove_file(&socket.with_suffix(".lock"))?)
 }
 
 #[cfg(test)]

@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn a_configuration_without_its_shares_is_that_of_a_machine_without_shares() {
         let (config, ids) = leave_out_shares(REAL.as_bytes()).unwrap();
-        assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["share-share0"]);
+        assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["share-work"]);
         let machine = MachineDescription { shares: Vec::new(), ..machine() };
         let rewritten: Value = serde_json::from_slice(&rewrite(&config, &machine).unwrap()).unwrap();
         assert_eq!(rewritten.get("fs"), None);

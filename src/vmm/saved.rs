@@ -1,12 +1,15 @@
 //! `state.json`, the file in which `vm.snapshot` keeps the state of a VM's devices and vCPUs (form of v51 to v53).
 //!
 //! The file is a tree of objects: each has the objects of its parts under `snapshots`, and its own state as a text of
-//! JSON under `snapshot_data.state`. nixbox changes one thing in a copy of it: it leaves out devices, so that the VM can
-//! be restored without them.
+//! JSON under `snapshot_data.state`. nixbox reads what CPUID says in the guest from it, and changes one thing in a copy of
+//! it: it leaves out devices, so that the VM can be restored without them.
 
 use std::collections::BTreeSet;
 
+use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::world::{Cpuid, CpuidLeaf};
 
 /// Why a saved state cannot be read or changed.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -22,6 +25,35 @@ type Result<T> = std::result::Result<T, SavedStateError>;
 
 /// The part of the state that has the devices.
 const DEVICES: &str = "device-manager";
+
+/// What CPUID says in the guest. `None` if the state does not say it, as that of a simulator.
+///
+/// # Errors
+/// [`SavedStateError`].
+pub fn cpuid(state: &[u8]) -> Result<Option<Cpuid>> {
+    /// An entry of `common_cpuid`.
+    #[derive(Deserialize)]
+    struct Entry {
+        function: u32,
+        index: u32,
+        eax: u32,
+        ebx: u32,
+        ecx: u32,
+        edx: u32,
+    }
+    let state: Value = serde_json::from_slice(state).map_err(SavedStateError::NotJson)?;
+    let Some(text) = state.pointer("/snapshot_data/state").and_then(Value::as_str) else {
+        return Ok(None);
+    };
+    let mut own: Value = serde_json::from_str(text).map_err(SavedStateError::NotJson)?;
+    let Some(entries) = own.get_mut("common_cpuid").map(Value::take) else {
+        return Ok(None);
+    };
+    let entries: Vec<Entry> = serde_json::from_value(entries).map_err(SavedStateError::NotJson)?;
+    let leaf = |one: &Entry| (one.function, one.index, [one.eax, one.ebx, one.ecx, one.edx]);
+    let leaves: Vec<CpuidLeaf> = entries.iter().map(leaf).collect();
+    Ok(Some(Cpuid::of(&leaves)))
+}
 
 /// Removes these devices, and the PCI devices that carry them, from a saved state.
 ///
@@ -76,6 +108,34 @@ mod tests {
         *expected.pointer_mut("/snapshots/device-manager/snapshot_data/state").unwrap() =
             after.pointer("/snapshots/device-manager/snapshot_data/state").unwrap().clone();
         assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn the_features_that_the_guest_was_given_are_read() {
+        let cpuid = cpuid(REAL.as_bytes()).unwrap().unwrap();
+        let text = serde_json::to_string(&cpuid).unwrap();
+        assert!(
+            text.contains(r#""1.0.ecx":"f7f83203""#) && text.contains(r#""7.0.ebx":"219c03ab""#),
+            "{text}"
+        );
+        assert!(cpuid.missing_from(&Cpuid::default()).contains("avx2"));
+    }
+
+    #[test]
+    fn a_state_without_cpuid_says_nothing_and_one_of_another_form_is_an_error() {
+        for none in
+            ["{}", r#"{"time":7}"#, r#"{"snapshot_data":null}"#, r#"{"snapshot_data":{"state":"{}"}}"#]
+        {
+            assert_eq!(cpuid(none.as_bytes()).unwrap(), None, "{none}");
+        }
+        for bad in [
+            "",
+            r#"{"snapshot_data":{"state":"{"}}"#,
+            r#"{"snapshot_data":{"state":"{\"common_cpuid\":7}"}}"#,
+            r#"{"snapshot_data":{"state":"{\"common_cpuid\":[{\"function\":-1}]}"}}"#,
+        ] {
+            assert!(cpuid(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::config::MachineDescription;
 use super::restore::{self, RewriteError};
 use super::saved::{self, SavedStateError};
 use crate::host::spawn::Invoker;
+use crate::world::Cpuid;
 
 /// The file with the VM's configuration.
 const CONFIG: &str = "config.json";
@@ -111,6 +112,14 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
         File::open(path).and_then(|file| file.sync_all()).map_err(io_error("sync", path))?;
     }
     Ok(())
+}
+
+/// What CPUID says in the guest whose state is in this directory.
+///
+/// # Errors
+/// [`StateError`].
+pub fn cpuid(directory: &Path) -> Result<Option<Cpuid>, StateError> {
+    Ok(saved::cpuid(&read(&directory.join(STATE), STATE_LIMIT)?)?)
 }
 
 /// What becomes of the shares that a saved VM has.

@@ -112,6 +112,17 @@ impl Vmm for WorkspaceSeams {
         self.change("vmm.save", vec![Box::new(begin), Box::new(finish)]).await
     }
 
+    async fn saved_cpuid(&self, of: SnapshotId) -> Result<Option<Cpuid>> {
+        self.query("vmm.saved_cpuid", |state| {
+            let directory = self.staged_or_listed(state, of)?;
+            match state.files.get(directory, SAVED) {
+                Some(Content::State(saved)) => Ok(Some(Cpuid::of(&[(7, 0, [0, saved.leaf_7, 0, 0])]))),
+                _ => refused("the saved state does not parse"),
+            }
+        })
+        .await
+    }
+
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
         let load = |state: &mut FakeState| self.load_now(state, machine, from, true);
         self.change("vmm.load", vec![nothing(), Box::new(load)]).await
@@ -293,11 +304,12 @@ impl WorkspaceSeams {
         vmm.shares_spoilt |= shares && !survives;
         let memory = vmm.machine.map(|machine| machine.memory).unwrap_or_default();
         let ticks = state.ram(self.workspace, memory).map_or(0, |ram| ram.ticks);
+        let leaf_7 = state.leaf_7.unwrap_or_default();
         let Ok(staging) = self.staging(state, into) else {
             return Ok(());
         };
         if let Some(ino) = state.files.find(staging, SAVED) {
-            state.files.write_whole(ino, Content::State(SavedState { ticks, shares }));
+            state.files.write_whole(ino, Content::State(SavedState { ticks, shares, leaf_7 }));
         }
         Ok(())
     }
