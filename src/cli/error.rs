@@ -191,6 +191,11 @@ impl Problem {
         self.exit
     }
 
+    /// Whether the error is that no VM runs.
+    pub(super) fn is_not_running(&self) -> bool {
+        matches!(self.error.downcast_ref(), Some(CliError::NotRunning))
+    }
+
     /// The error and its causes on one line.
     pub(super) fn one_line(&self) -> String {
         messages(&*self.error).join(": ")
@@ -348,7 +353,10 @@ impl From<CliError> for Problem {
 impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
         let exit = match error {
-            WorkspaceError::None { .. } | WorkspaceError::Start { .. } => ExitKind::NotFound,
+            WorkspaceError::None { .. }
+            | WorkspaceError::Start { .. }
+            | WorkspaceError::Registry(RegistryError::Unknown { .. }) => ExitKind::NotFound,
+            WorkspaceError::Lock(LockError::Locked(_)) => ExitKind::Locked,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -358,7 +366,7 @@ impl From<WorkspaceError> for Problem {
 impl From<WiringError> for Problem {
     fn from(error: WiringError) -> Self {
         let exit = match error {
-            WiringError::SharedRuntime { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
+            WiringError::SharedPrivate { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -367,7 +375,11 @@ impl From<WiringError> for Problem {
 
 impl From<RegistryError> for Problem {
     fn from(error: RegistryError) -> Self {
-        Self::new(ExitKind::Failed, error)
+        let exit = match error {
+            RegistryError::Unknown { .. } => ExitKind::NotFound,
+            _ => ExitKind::Failed,
+        };
+        Self::new(exit, error)
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config;
+use crate::files::copy::{NoProgress, Progress};
 use crate::guest::key::{self, KeyError};
 use crate::host::share_view::standing::{self, LiveShare};
 use crate::simulator;
@@ -27,8 +29,8 @@ pub(super) struct Arguments {
     /// The initramfs to boot with, named in the same way
     #[arg(long, value_name = "PATH", conflicts_with = "simulator")]
     initramfs: Option<String>,
-    /// Make a copy of a workspace a workspace of its own: it keeps the configuration, the key and the snapshots, and
-    /// what it has of the original's journal, disks and VM is removed
+    /// Make a copy of a workspace a workspace of its own, with the configuration and the key of the original. The
+    /// snapshots and disks stay with the original
     #[arg(long, conflicts_with_all = ["simulator", "kernel", "initramfs"])]
     new_id: bool,
 }
@@ -79,11 +81,11 @@ vmm = "simulator"
 [vm]
 vcpus = 1
 memory = "64MiB"
-kernel = ".nixbox/image/kernel"
+kernel = "image/kernel"
 cmdline = "init_on_free=1"          # freed memory is zeroed, so that no snapshot has what was in it
 
 [[disks]]
-image = ".nixbox/image/root.img"
+image = "image/root.img"
 
 [env]                               # kept out of every snapshot
 TOKEN = "a-secret-of-the-demonstration"
@@ -101,7 +103,8 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
     }
     refuse_below_share(&place.directory)?;
-    let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
+    let places = WorkspaceLocation::places()?;
+    let (workspace, mut made) = workspace::init_with(&place.directory, &places, &arguments.config())?;
     WorkspaceLocation::registered(&workspace, false, |words| {
         error::print_stderr(&format!("nixbox: {words}\n"))
     })?;
@@ -143,11 +146,14 @@ fn refuse_below_share(directory: &Path) -> Result<(), Problem> {
     }
 }
 
+fn no_progress() -> Arc<dyn Progress> {
+    Arc::new(NoProgress)
+}
+
 /// Gives a copy an id of its own. A workspace that is no copy keeps its id, because its VM and its journal bear it.
 fn give_new_id(place: &WorkspaceLocation) -> Outcome {
-    let workspace = place.workspace()?;
-    let _lock = workspace.lock("init --new-id")?;
-    let registry = Registry::open()?;
+    let (workspace, _lock) = place.lock("init --new-id", &no_progress())?;
+    let registry = Registry::open(workspace.places())?;
     match registry.examine(&workspace) {
         Err(RegistryError::Copy(_)) => {}
         Err(error) => return Err(error.into()),
@@ -162,7 +168,7 @@ fn give_new_id(place: &WorkspaceLocation) -> Outcome {
 
 /// Makes the kernel and disk files of the simulated VM that do not exist yet.
 fn make_images(workspace: &Workspace) -> Result<Vec<PathBuf>, Problem> {
-    let directory = workspace.nixbox().path_of(IMAGES);
+    let directory = workspace.root().join(IMAGES);
     let (kernel, disk) = (directory.join("kernel"), directory.join("root.img"));
     let failed = |path: &PathBuf| {
         let path = path.clone();

@@ -16,4 +16,5 @@ mod identity;
 mod kills;
 mod masks;
 mod signals;
+mod state;
 mod workspace;
