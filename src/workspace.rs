@@ -58,7 +58,7 @@ pub enum WorkspaceError {
     #[error(transparent)]
     Places(#[from] PlacesError),
     #[error(transparent)]
-    Registry(#[from] RegistryError),
+    Registry(#[from] Box<RegistryError>),
     #[error(transparent)]
     Move(#[from] MoveError),
     #[error(transparent)]
@@ -91,6 +91,12 @@ pub enum WorkspaceError {
     /// Each directory that was tried for sockets, and why none can be there.
     #[error("no directory for sockets can be made: {}", tried.join("; "))]
     NoRuntime { tried: Vec<String> },
+}
+
+impl From<RegistryError> for WorkspaceError {
+    fn from(error: RegistryError) -> Self {
+        Box::new(error).into()
+    }
 }
 
 /// Where the state of a workspace is.

@@ -353,9 +353,8 @@ impl From<CliError> for Problem {
 impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
         let exit = match error {
-            WorkspaceError::None { .. }
-            | WorkspaceError::Start { .. }
-            | WorkspaceError::Registry(RegistryError::Unknown { .. }) => ExitKind::NotFound,
+            WorkspaceError::Registry(error) => return (*error).into(),
+            WorkspaceError::None { .. } | WorkspaceError::Start { .. } => ExitKind::NotFound,
             WorkspaceError::Lock(LockError::Locked(_)) => ExitKind::Locked,
             _ => ExitKind::Failed,
         };

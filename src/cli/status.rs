@@ -155,6 +155,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
 
 fn text(status: &StatusReport) -> String {
     let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
+    lines.push(format!("  state directory: {}", status.state_directory));
     if status.vmm == "simulator" {
         lines.push("  simulated: no VM runs, and this is no sandbox".to_owned());
     }

@@ -37,7 +37,7 @@ pub enum PlacesError {
     )]
     NoHome(u32),
     #[error("the user's configuration, which says where the state of new workspaces is kept, cannot be used")]
-    UserConfig(#[source] ConfigError),
+    UserConfig(#[source] Box<ConfigError>),
 }
 
 /// The places of one user's state.
@@ -123,7 +123,7 @@ impl StatePlaces {
     /// `state.directory` of the user's configuration.
     fn chosen(&self) -> Result<Option<PathBuf>, PlacesError> {
         let read = UserConfig::load(&self.user_config, self.home.as_deref());
-        let read = read.map_err(PlacesError::UserConfig)?;
+        let read = read.map_err(|error| PlacesError::UserConfig(Box::new(error)))?;
         Ok(read.state_directory.map(|directory| directory.as_path().to_owned()))
     }
 
