@@ -29,6 +29,7 @@ use crate::files::{FileError, Folder};
 use crate::host::clock::utc;
 use crate::world::WorkspaceId;
 
+pub mod confirmations;
 pub mod registry;
 mod template;
 
@@ -141,6 +142,7 @@ impl Workspace {
     fn open(root: &Path) -> Result<Self, WorkspaceError> {
         let nixbox = Folder::open(&root.join(DIRECTORY))?;
         nixbox.check_private()?;
+        nixbox.check_not_mounted(&Folder::open(root)?)?;
         for name in DIRECTORIES {
             let path = nixbox.path_of(name);
             nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_private()?;
@@ -413,8 +415,10 @@ pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceErro
 pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
     let root = std::fs::canonicalize(directory)
         .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
-    let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
+    let above = Folder::open(&root)?;
+    let (nixbox, _) = above.make_folder(DIRECTORY)?;
     nixbox.check_private()?;
+    nixbox.check_not_mounted(&above)?;
     for name in DIRECTORIES {
         nixbox.make_folder(name)?.0.check_private()?;
     }

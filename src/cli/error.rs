@@ -23,6 +23,7 @@ use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::store::built::RecordFileError;
+use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
 use crate::workspace::{LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
@@ -367,6 +368,12 @@ impl From<WiringError> for Problem {
 
 impl From<RegistryError> for Problem {
     fn from(error: RegistryError) -> Self {
+        Self::new(ExitKind::Failed, error)
+    }
+}
+
+impl From<ConfirmationError> for Problem {
+    fn from(error: ConfirmationError) -> Self {
         Self::new(ExitKind::Failed, error)
     }
 }

@@ -3,14 +3,16 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::consent::{self, Consent, TrustOption};
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
-use crate::config;
+use crate::config::{self, Config, HostAction, HostFacts};
+use crate::files::Folder;
 use crate::guest::key::{self, KeyError};
 use crate::host::share_view::standing::{self, LiveShare};
 use crate::simulator;
-use crate::workspace::registry::{Registry, RegistryError};
-use crate::workspace::{self, Workspace};
+use crate::workspace::registry::{CopiedWorkspace, Registry, RegistryError};
+use crate::workspace::{self, Workspace, WorkspaceError};
 
 /// Make this directory a workspace: a commented configuration and a key for its VM
 #[derive(Debug, clap::Args)]
@@ -31,6 +33,8 @@ pub(super) struct Arguments {
     /// what it has of the original's journal, disks and VM is removed
     #[arg(long, conflicts_with_all = ["simulator", "kernel", "initramfs"])]
     new_id: bool,
+    #[command(flatten)]
+    trust: TrustOption,
 }
 
 impl Arguments {
@@ -101,10 +105,15 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
     }
     refuse_below_share(&place.directory)?;
+    let confirmed = confirm_existing(&place.directory, arguments.trust)?;
     let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
-    WorkspaceLocation::registered(&workspace, false, |words| {
-        error::print_stderr(&format!("nixbox: {words}\n"))
-    })?;
+    register(&workspace)?;
+    let mut consent = Consent::load(&workspace)?;
+    if made.contains(&workspace.nixbox().path_of(config::FILE)) {
+        consent.written_here()?;
+    } else if let Some(actions) = confirmed {
+        consent.confirm(&actions)?;
+    }
     let path = wiring::own_key(&workspace);
     // Nothing that has this name is overwritten, not even a broken link.
     if std::fs::symlink_metadata(&path).is_err() {
@@ -124,6 +133,41 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         error::print(&format!("made {}", path.display()))?;
     }
     success()
+}
+
+fn register(workspace: &Workspace) -> Result<(), Problem> {
+    WorkspaceLocation::registered(workspace, false, tell)
+}
+
+fn tell(words: &str) {
+    error::print_stderr(&format!("nixbox: {words}\n"));
+}
+
+/// Makes sure that a person confirms what a configuration that is there already does on the host. Returns the actions that
+/// were confirmed; `None` if there are none, or it is a configuration of which `up` will say what is wrong with it.
+fn confirm_existing(directory: &Path, trust: TrustOption) -> Result<Option<Vec<HostAction>>, Problem> {
+    if std::fs::symlink_metadata(directory.join(workspace::DIRECTORY).join(config::FILE)).is_err() {
+        return Ok(None);
+    }
+    let Ok(root) = std::fs::canonicalize(directory) else { return Ok(None) };
+    let whole = Workspace::find(&root).ok().filter(|workspace| workspace.root() == root);
+    let nixbox = Folder::open(&root.join(workspace::DIRECTORY)).map_err(WorkspaceError::File)?;
+    nixbox.check_private().map_err(WorkspaceError::File)?;
+    let config = match Config::load(&nixbox, &root, &HostFacts::of_this_machine()) {
+        Ok(config) => config,
+        Err(error) if trust.trust => return Err(error.into()),
+        Err(_) => return Ok(None),
+    };
+    if let Some(workspace) = whole {
+        register(&workspace)?;
+        Consent::load(&workspace)?.obtain(&config, trust, tell)?;
+        return Ok(None);
+    }
+    let actions = consent::actions(&root, &config);
+    if !actions.is_empty() {
+        consent::agree(&nixbox.path_of(config::FILE), &actions, trust, tell)?;
+    }
+    Ok(Some(actions))
 }
 
 /// Refuses to make a workspace that a running guest could write in. A workspace that is there was masked when the share
@@ -148,14 +192,19 @@ fn give_new_id(place: &WorkspaceLocation) -> Outcome {
     let workspace = place.workspace()?;
     let _lock = workspace.lock("init --new-id")?;
     let registry = Registry::open()?;
-    match registry.examine(&workspace) {
-        Err(RegistryError::Copy(_)) => {}
+    let original = match registry.examine(&workspace) {
+        Err(RegistryError::Copy(CopiedWorkspace { original, .. })) => original,
         Err(error) => return Err(error.into()),
         Ok(_) => return Err(Problem::new(ExitKind::Usage, InitError::NoCopy(workspace.root().to_owned()))),
-    }
+    };
     let id = workspace::give_new_id(&workspace)?;
     // It is opened again, because it has another id now.
-    registry.follow(&place.workspace()?)?;
+    let workspace = place.workspace()?;
+    registry.follow(&workspace)?;
+    // Where the original cannot be read, the copy is confirmed anew.
+    if let Ok(original) = Workspace::find(&original) {
+        Consent::load(&original)?.hand_on(&workspace)?;
+    }
     error::print(&format!("{} is a workspace of its own now, with the id {id}", workspace.root().display()))?;
     success()
 }

@@ -16,6 +16,7 @@ use crate::workspace::registry::{Registry, RegistryError, Standing};
 
 mod command;
 mod config;
+mod consent;
 mod demo;
 mod doctor;
 mod down;
@@ -38,6 +39,7 @@ mod signals;
 mod simulator;
 mod snapshot;
 mod status;
+mod trust;
 mod up;
 mod visible;
 pub mod wiring;
@@ -73,6 +75,7 @@ enum NixboxCommand {
     Status(status::Arguments),
     List(list::Arguments),
     Config(config::Arguments),
+    Trust(trust::Arguments),
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
@@ -150,6 +153,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Config(arguments) => config::run(location, &arguments),
+        NixboxCommand::Trust(arguments) => trust::run(location, &arguments),
         NixboxCommand::Doctor(arguments) => doctor::run(location, &arguments),
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),

@@ -31,16 +31,6 @@ pub enum HookError {
     Failed { point: &'static str, number: usize, status: ExitStatus },
 }
 
-/// The key of the configuration that lists the scripts of a point.
-fn key(point: HookPoint) -> &'static str {
-    match point {
-        HookPoint::PreUp => "hooks.pre-up",
-        HookPoint::PostUp => "hooks.post-up",
-        HookPoint::PreDown => "hooks.pre-down",
-        HookPoint::PostDown => "hooks.post-down",
-    }
-}
-
 /// Hears of a script that failed after the commit point of its operation, which does not fail with it.
 pub type FailedScriptObserver = dyn Fn(&HookError) + Send + Sync;
 
@@ -138,7 +128,7 @@ impl From<HookError> for HookExit {
 
 impl ShellHooks {
     async fn run_all(&self, at: HookPoint, interrupt: &Interrupt) -> Result<(), HookExit> {
-        let point = key(at);
+        let point = at.key();
         for (index, script) in self.scripts.get(&at).into_iter().flatten().enumerate() {
             if interrupt.requested() {
                 return Err(HookExit::Interrupted);

@@ -167,6 +167,12 @@ impl Registry {
         Self::at(&state_directory()?)
     }
 
+    /// The directory of the registry, in which no guest can write.
+    #[must_use]
+    pub fn into_folder(self) -> Folder {
+        self.folder
+    }
+
     /// The registry in this state directory.
     fn at(state: &Path) -> Result<Self, RegistryError> {
         let above = state.parent().unwrap_or(state);
