@@ -30,6 +30,7 @@ use crate::host::clock::utc;
 use crate::world::WorkspaceId;
 
 pub mod confirmations;
+pub mod guest_writable;
 pub mod registry;
 mod template;
 

@@ -12,6 +12,7 @@ use crate::config::{self, Config, CredentialsTable, HostAction, ShownArguments};
 use crate::files::{Folder, real_path};
 use crate::workspace::Workspace;
 use crate::workspace::confirmations::{ConfigOrigin, Confirmations};
+use crate::workspace::guest_writable::GuestWritable;
 use crate::workspace::registry::Registry;
 use crate::world::HookPoint;
 
@@ -60,7 +61,9 @@ pub(super) struct Consent<'a> {
 
 /// The actions of the configuration of a workspace in the directory `root`.
 pub(super) fn actions(root: &Path, config: &Config) -> Vec<HostAction> {
-    config.host_actions(root, &real_path)
+    let mut actions = config.host_actions(root, &real_path);
+    actions.extend(GuestWritable::of(config, root).actions(config));
+    actions
 }
 
 impl<'a> Consent<'a> {
@@ -168,16 +171,20 @@ pub(super) fn withhold(workspace: &Workspace, config: &mut Config, tell: impl Fn
     // No source of a credential is read: the guest that would get it goes.
     config.env.clear();
     config.credentials = CredentialsTable::default();
-    let runs = |at: HookPoint, index: usize| {
-        !refused.iter().any(|action| {
-            matches!(action, HostAction::RunScript { point, number, .. } if *point == at && *number == index + 1)
+    let runs = |at: HookPoint, index: usize, text: &str| {
+        !refused.iter().any(|action| match action {
+            HostAction::RunScript { point, number, .. } => *point == at && *number == index + 1,
+            HostAction::UseGuestFile { key, command, .. } => key == at.key() && command == text,
+            _ => false,
         })
     };
     let mut left_out = 0;
     for (at, scripts) in config.hooks.by_point_mut() {
         let all = std::mem::take(scripts);
         let count = all.len();
-        scripts.extend(all.into_iter().enumerate().filter(|(index, _)| runs(at, *index)).map(|(_, one)| one));
+        scripts.extend(
+            all.into_iter().enumerate().filter(|(index, text)| runs(at, *index, text)).map(|(_, one)| one),
+        );
         left_out += count - scripts.len();
     }
     if left_out > 0 {

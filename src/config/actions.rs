@@ -17,14 +17,40 @@ use crate::world::{
 #[derive(Debug, Clone)]
 #[allow(missing_docs, reason = "the sentences say it")]
 pub enum HostAction {
-    RunScript { point: HookPoint, number: usize, script: String },
-    RunCommand { variable: VariableName, command: SecretCommand },
-    ReadVariable { variable: VariableName, name: VariableName },
-    ReadFile { purpose: String, path: PathBuf },
-    Share { path: PathBuf, readonly: bool },
-    Unprotected { path: PathBuf, within: PathInShare },
+    RunScript {
+        point: HookPoint,
+        number: usize,
+        script: String,
+    },
+    RunCommand {
+        variable: VariableName,
+        command: SecretCommand,
+    },
+    ReadVariable {
+        variable: VariableName,
+        name: VariableName,
+    },
+    ReadFile {
+        purpose: String,
+        path: PathBuf,
+    },
+    Share {
+        path: PathBuf,
+        readonly: bool,
+    },
+    Unprotected {
+        path: PathBuf,
+        within: PathInShare,
+    },
     GiveOwnKey,
     Simulate,
+    /// A command of the host uses a file that a guest can write. `content` is the hash of a regular file.
+    UseGuestFile {
+        key: String,
+        command: String,
+        path: PathBuf,
+        content: Option<[u8; 32]>,
+    },
 }
 
 /// How the arguments of a command are shown. They may be secret, and a command of which they are not shown cannot be judged.
@@ -100,8 +126,21 @@ impl HostAction {
             }
             Self::GiveOwnKey => add(b"own key"),
             Self::Simulate => add(b"simulate"),
+            Self::UseGuestFile { key, command, path, content } => {
+                add(b"file of the guest");
+                add(key.as_bytes());
+                add(command.as_bytes());
+                add(path.as_os_str().as_encoded_bytes());
+                add(content.as_ref().map_or(&[], |hash| hash));
+            }
         }
         ActionHash(*hasher.finalize().as_bytes())
+    }
+
+    /// Whether a guest decides a part of the action, so that it is confirmed wherever the configuration is from.
+    #[must_use]
+    pub fn is_guests(&self) -> bool {
+        matches!(self, Self::UseGuestFile { .. })
     }
 
     /// The action as a clause on one line, which begins with a verb.
@@ -131,6 +170,10 @@ impl HostAction {
             Self::Simulate => {
                 "runs what \"the guest\" runs on the host, as you: the simulator is no sandbox".to_owned()
             }
+            Self::UseGuestFile { key, command, path, content: _ } => format!(
+                "uses {path:?}, which the guest can write, as it is now, on the host, for {key}: {}",
+                one_line(command)
+            ),
         }
     }
 }

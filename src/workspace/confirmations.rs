@@ -11,6 +11,8 @@
 //! So an action counts as confirmed if it was in the list that a person confirmed last, or that the last command obeyed.
 //! If a list has changed, only the new actions are asked about.
 //!
+//! A file that a guest can write and a command of the host uses ([`super::guest_writable`]) is confirmed in all three.
+//!
 //! The confirmations lie in the state directory of the user, which no guest and no repository can write. They are bound to
 //! the inode of `.nixbox`, because a directory that was made anew has other content. May use `config` and `files`.
 
@@ -160,7 +162,8 @@ impl Confirmations {
     /// Whether nixbox may do this.
     #[must_use]
     pub fn allow(&self, action: &HostAction) -> bool {
-        self.origin == ConfigOrigin::WrittenHere || self.confirmed.contains(&action.hash())
+        let written_here = self.origin == ConfigOrigin::WrittenHere && !action.is_guests();
+        written_here || self.confirmed.contains(&action.hash())
     }
 
     /// Confirms these actions, and no others.

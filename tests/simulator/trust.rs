@@ -219,3 +219,53 @@ fn a_nixbox_directory_that_is_a_mount_point_is_refused() {
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("is a mount point"), "{said:?}");
 }
+
+#[test]
+fn a_script_that_the_guest_can_write_is_confirmed_again_when_the_guest_has_changed_it() {
+    let workspace = Workspace::new("simulator-v53", true);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let hooks = "[hooks]\npre-up = [\"sh shared/setup\"]\npost-up = [\"sh shared/after\"]\npre-down = [\"sh shared/down\", \"touch said\"]\n";
+    fs::write(&config, text.replace("[[disks]]", &format!("{hooks}[[disks]]"))).unwrap();
+    for name in ["setup", "after", "down"] {
+        fs::write(workspace.path().join("shared").join(name), format!("touch {name}")).unwrap();
+    }
+    // The owner of the workspace confirms the scripts, and not the rest.
+    refused(
+        &workspace.run(&["up"]),
+        &["shared/setup\", which the guest can write", "shared/after", "shared/down"],
+        &["no sandbox", "touch said"],
+    );
+    assert!(!workspace.path().join("setup").exists());
+    workspace.ok(&["trust", "--yes"]);
+    workspace.ok(&["up"]);
+    assert!(workspace.path().join("setup").exists() && workspace.path().join("after").exists());
+
+    workspace.guest("echo 'touch taken' > ~/shared/down");
+    refused(&workspace.run(&["snapshot"]), &["shared/down"], &["shared/setup"]);
+    let said = workspace.ok(&["down"]);
+    assert!(said.stderr.contains("not run: 1"), "{said:?}");
+    assert!(workspace.path().join("said").exists(), "the other script is run: {said:?}");
+    assert!(!workspace.path().join("taken").exists() && !workspace.path().join("down").exists());
+    refused(&workspace.run(&["up"]), &["shared/down"], &["shared/setup"]);
+    workspace.ok(&["up", "--trust"]);
+    workspace.ok(&["down"]);
+    assert!(workspace.path().join("taken").exists());
+}
+
+#[test]
+fn a_script_that_changes_after_the_command_has_begun_is_not_run() {
+    let workspace = Workspace::new("simulator-v53", true);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    // The first script stands for a guest that waits for its moment.
+    let hooks = "[hooks]\npre-up = [\"echo 'touch taken' > shared/setup\", \"sh shared/setup\"]\n";
+    fs::write(&config, text.replace("[[disks]]", &format!("{hooks}[[disks]]"))).unwrap();
+    fs::write(workspace.path().join("shared/setup"), "true").unwrap();
+    workspace.ok(&["trust", "--yes"]);
+    let said = workspace.run(&["up"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("script 2 of hooks.pre-up was not run"), "{said:?}");
+    assert!(!workspace.path().join("taken").exists());
+    assert!(!workspace.check());
+}
