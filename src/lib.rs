@@ -19,8 +19,8 @@
 //! operations/   up, down, snapshot, restore, delete: the table of stages first, then one struct per transition;
 //!               uses the engine and the seams of world, and nothing else
 //! simulator/    a stand-in for Cloud Hypervisor and its guest, for machines without KVM
-//! workspace.rs  the directory .nixbox, its lock, the configuration that init writes, the registry of workspaces, and what
-//!               was confirmed of their configurations
+//! workspace.rs  the directory .nixbox, the state of a workspace, its lock, the configuration that init writes, the registry,
+//!               and what was confirmed of configurations
 //! vmm/          Cloud Hypervisor: its processes, its API, the configuration and the saved state of a VM
 //! guest/        the system in the VM, spoken to over SSH: credentials, entropy, clock, mounts
 //! host/         this machine: processes, network, share daemons, disks, RAM files, hooks
@@ -44,6 +44,7 @@
 //! | word | meaning | type |
 //! |---|---|---|
 //! | workspace | a directory with `.nixbox/` in it, which has one VM | [`workspace::Workspace`] |
+//! | state directory | where everything of a workspace is that a guest must not reach | [`workspace::places`] |
 //! | operation | one run of a state machine: `up`, `down`, `snapshot`, `restore`, `delete` | [`engine::transition::Operation`] |
 //! | stage | transitions of one operation that may run at the same time; the next stage waits for all of them | [`engine::transition::Stage`] |
 //! | transition | one journaled change of the world: prepare, then apply; probe and undo after a crash | [`engine::transition::Transition`] |

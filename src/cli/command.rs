@@ -18,14 +18,14 @@ use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
-use crate::files::copy::NoProgress;
+use crate::files::copy::{NoProgress, Progress};
 use crate::guest::ssh_guest::UnsettledObserver;
 use crate::host::hooks::FailedScriptObserver;
 use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
 use crate::workspace::registry::{Registry, RegistryError};
-use crate::workspace::{Lock, Workspace};
+use crate::workspace::{self, Lock, MoveError, Workspace, WorkspaceError};
 use crate::world::{Failure, Generation, VmmState};
 
 /// How long a copy on another thread may take to notice that its result is no longer awaited.
@@ -158,7 +158,8 @@ impl OpenWorkspace {
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
         let open = Self::open(location)?;
         // A copy would speak to the VM of the original. A registry that cannot be used does not keep a person from a VM.
-        let standing = Registry::open().and_then(|registry| registry.examine(&open.workspace));
+        let registry = Registry::open(open.workspace.places());
+        let standing = registry.and_then(|registry| registry.examine(&open.workspace));
         if let Err(error @ RegistryError::Copy(_)) = standing {
             return Err(error.into());
         }
@@ -242,10 +243,11 @@ impl LockedWorkspace {
         trust: TrustOption,
     ) -> Result<Self, Problem> {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
-        let workspace = location.workspace()?;
-        let lock = workspace.lock(command)?;
+        let copies: Arc<dyn Progress> = progress.clone();
+        let (workspace, lock) = location.lock(command, &copies)?;
         let ends_vm = preflight == Preflight::EndVm;
         WorkspaceLocation::registered(&workspace, ends_vm, |words| progress.print(words))?;
+        let (workspace, lock) = move_state_out(workspace, lock, command, &progress)?;
         let config = match WorkspaceLocation::config(&workspace) {
             Ok(mut config) => {
                 if ends_vm {
@@ -335,6 +337,39 @@ impl LockedWorkspace {
     }
 }
 
+/// Moves the state of a workspace out of its directory, if an earlier nixbox kept it there and the workspace is down. A VM
+/// that runs has files of the state open by their paths, so its workspace is left as it is until the VM is down.
+fn move_state_out(
+    workspace: Workspace,
+    lock: Lock,
+    command: &str,
+    progress: &Arc<ProgressDisplay>,
+) -> Result<(Workspace, Lock), Problem> {
+    workspace.remove_former_lock().map_err(WorkspaceError::File)?;
+    let at_rest = |journal: JournalState| journal.is_down() && journal.open().is_none();
+    if workspace.state_is_apart() || !journal_state::read(&workspace).is_ok_and(at_rest) {
+        return Ok((workspace, lock));
+    }
+    let copies: Arc<dyn Progress> = progress.clone();
+    let interrupt = Interrupt::new();
+    let moved = block_on(async { Ok(workspace.move_state(&copies, &interrupt).await) })?;
+    let moved = match moved {
+        Ok(Some(moved)) => moved,
+        Ok(None) => return Ok((workspace, lock)),
+        Err(WorkspaceError::Move(error @ MoveError::NoRoom { .. })) => {
+            let why = error::chain(&error);
+            progress.print(&format!("the state of the workspace stays in {}: {why}", workspace::DIRECTORY));
+            return Ok((workspace, lock));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    progress.print(&format!("the state of the workspace was moved to {}", moved.state().path().display()));
+    let lock = moved.lock(command)?;
+    moved.remove_former_lock().map_err(WorkspaceError::File)?;
+    Registry::open(moved.places())?.follow(&moved)?;
+    Ok((moved, lock))
+}
+
 /// What the worlds of a command are wired from.
 #[derive(Clone, Copy)]
 struct Wire<'a> {
@@ -373,6 +408,7 @@ impl Wire<'_> {
                 Ok((self.world(preflight, &Description::of_config(self.workspace, config)?)?, None))
             }
             // Without a record there is no VM, or an earlier nixbox built it. Then only the configuration describes it.
+            (None, None) if self.workspace.nixbox().is_err() => Err(CliError::NotRunning.into()),
             (None, None) => {
                 WorkspaceLocation::config(self.workspace).map(|_| ()).and(Err(CliError::NotRunning.into()))
             }

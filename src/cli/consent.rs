@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 
 use super::error::{self, ExitKind, Problem};
 use crate::config::{self, Config, CredentialsTable, HostAction, ShownArguments};
-use crate::files::{Folder, real_path};
+use crate::files::real_path;
 use crate::workspace::Workspace;
 use crate::workspace::confirmations::{ConfigOrigin, Confirmations};
 use crate::workspace::guest_writable::GuestWritable;
-use crate::workspace::registry::Registry;
 use crate::world::HookPoint;
 
 /// The option of commands that may confirm a configuration.
@@ -55,13 +54,12 @@ fn sentences(actions: &[HostAction]) -> Vec<String> {
 /// What a configuration does on the host, and how much of it was confirmed.
 pub(super) struct Consent<'a> {
     workspace: &'a Workspace,
-    state: Folder,
     pub(super) confirmations: Confirmations,
 }
 
-/// The actions of the configuration of a workspace in the directory `root`.
-pub(super) fn actions(root: &Path, config: &Config) -> Vec<HostAction> {
-    let mut actions = config.host_actions(root, &real_path);
+/// The actions of the configuration of a workspace in the directory `root`, whose own keys are in `keys`.
+pub(super) fn actions(root: &Path, keys: &Path, config: &Config) -> Vec<HostAction> {
+    let mut actions = config.host_actions(&[root, &real_path(keys)], &real_path);
     actions.extend(GuestWritable::of(config, root).actions(config));
     actions
 }
@@ -69,9 +67,12 @@ pub(super) fn actions(root: &Path, config: &Config) -> Vec<HostAction> {
 impl<'a> Consent<'a> {
     /// Reads what was confirmed in this workspace.
     pub(super) fn load(workspace: &'a Workspace) -> Result<Self, Problem> {
-        let state = Registry::open()?.into_folder();
-        let confirmations = Confirmations::load(&state, workspace)?;
-        Ok(Self { workspace, state, confirmations })
+        Ok(Self { workspace, confirmations: Confirmations::load(workspace)? })
+    }
+
+    /// The actions of the configuration of this workspace.
+    pub(super) fn actions(&self, config: &Config) -> Vec<HostAction> {
+        actions(self.workspace.root(), &self.workspace.ssh(), config)
     }
 
     /// The actions that nixbox may not take yet.
@@ -87,10 +88,10 @@ impl<'a> Consent<'a> {
         given: TrustOption,
         tell: impl Fn(&str),
     ) -> Result<(), Problem> {
-        let actions = actions(self.workspace.root(), config);
+        let actions = self.actions(config);
         let missing = self.missing(&actions);
         if !missing.is_empty() {
-            agree(&self.workspace.nixbox().path_of(config::FILE), &missing, given, tell)?;
+            agree(&self.workspace.nixbox()?.path_of(config::FILE), &missing, given, tell)?;
         }
         self.confirm(&actions)
     }
@@ -105,12 +106,12 @@ impl<'a> Consent<'a> {
     /// Writes down where the configuration comes from, if it is not known.
     pub(super) fn written_here(&mut self) -> Result<(), Problem> {
         self.confirmations = Confirmations::none(ConfigOrigin::WrittenHere, self.workspace)?;
-        Ok(self.confirmations.save(&self.state, self.workspace)?)
+        Ok(self.confirmations.save(self.workspace)?)
     }
 
     /// Hands on what was confirmed to a copy of the workspace, which has an id of its own.
     pub(super) fn hand_on(&self, copy: &Workspace) -> Result<(), Problem> {
-        Ok(self.confirmations.of_copy(self.workspace, copy)?.save(&self.state, copy)?)
+        Ok(self.confirmations.of_copy(self.workspace, copy)?.save(copy)?)
     }
 
     /// Writes down that a guest may have written the configuration.
@@ -121,8 +122,8 @@ impl<'a> Consent<'a> {
     }
 
     fn save_after(&self, before: &Confirmations) -> Result<(), Problem> {
-        if self.confirmations != *before {
-            self.confirmations.save(&self.state, self.workspace)?;
+        if self.confirmations != *before || Confirmations::are_left_behind(self.workspace)? {
+            self.confirmations.save(self.workspace)?;
         }
         Ok(())
     }
@@ -163,8 +164,10 @@ pub(super) fn agree(
 pub(super) fn withhold(workspace: &Workspace, config: &mut Config, tell: impl Fn(&str)) {
     let consent = Consent::load(workspace);
     let allowed = |action: &HostAction| consent.as_ref().is_ok_and(|known| known.confirmations.allow(action));
-    let refused: Vec<HostAction> =
-        actions(workspace.root(), config).into_iter().filter(|action| !allowed(action)).collect();
+    let refused: Vec<HostAction> = actions(workspace.root(), &workspace.ssh(), config)
+        .into_iter()
+        .filter(|action| !allowed(action))
+        .collect();
     if refused.is_empty() {
         return;
     }

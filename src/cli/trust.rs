@@ -36,12 +36,12 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
     WorkspaceLocation::registered(&workspace, false, tell)?;
     let config = WorkspaceLocation::config(&workspace)?;
     let mut consent = Consent::load(&workspace)?;
-    let actions = consent::actions(workspace.root(), &config);
+    let actions = consent.actions(&config);
     let missing = consent.missing(&actions);
     let may_confirm = !arguments.json || arguments.yes;
     if !missing.is_empty() && may_confirm {
         consent::agree(
-            &workspace.nixbox().path_of(config::FILE),
+            &workspace.nixbox()?.path_of(config::FILE),
             &missing,
             TrustOption { trust: arguments.yes },
             |words| {

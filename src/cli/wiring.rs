@@ -50,10 +50,10 @@ pub enum WiringError {
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
     #[error(
-        "mounts.source {} contains {}, where nixbox has the VM's sockets: the guest must not reach them",
-        source_path.display(), runtime.display()
+        "mounts.source {} gives access to {}, where nixbox has {what}: the guest must not reach that",
+        source_path.display(), directory.display()
     )]
-    SharedRuntime { source_path: PathBuf, runtime: PathBuf },
+    SharedPrivate { source_path: PathBuf, what: &'static str, directory: PathBuf },
     #[error(
         "mounts.source {} lies inside a {}, which the guest must not reach: share another directory",
         source_path.display(), workspace::DIRECTORY
@@ -171,7 +171,7 @@ pub fn assemble(
     let Description { spec, runtime } = description.clone();
     if let Purpose::Any(_) = purpose {
         // A VM that is there was checked before it was built, and has to be ended whatever lies at these paths now.
-        check_apart(&spec, &runtime)?;
+        check_apart(&spec, &private_directories(workspace, &runtime))?;
     }
     let version = simulated(spec.vmm);
     let disk = Arc::new(disks(workspace, &spec, &progress));
@@ -261,9 +261,10 @@ pub fn assemble(
 
 /// Returns the function that decides right before a script is started whether it may run.
 fn script_check(workspace: &Workspace, config: Option<&Config>) -> Arc<ScriptCheck> {
-    let (root, config) = (workspace.root().to_owned(), config.cloned());
+    let (root, places) = (workspace.root().to_owned(), workspace.places().clone());
+    let config = config.cloned();
     Arc::new(move |point, script| match &config {
-        Some(config) => Ok(guest_writable::check_script(&root, config, point, script)?),
+        Some(config) => Ok(guest_writable::check_script(&root, &places, config, (point, script))?),
         None => Ok(()),
     })
 }
@@ -286,16 +287,30 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
     }
 }
 
-/// Refuses a mount that contains the runtime directory: a guest that can reach the VMM's socket can attach any file of
-/// the host to its VM. Refuses a mount inside a `.nixbox` too, of which a guest sees two files only.
-fn check_apart(spec: &VmSpec, runtime: &Path) -> Result<()> {
-    let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
+/// The directories of the host that no guest may reach, each with what nixbox has there. A guest that can reach the VMM's
+/// socket can attach any file of the host to its VM, and the other two decide what nixbox does on the host.
+fn private_directories<'a>(workspace: &'a Workspace, runtime: &'a Path) -> [(&'static str, &'a Path); 3] {
+    [
+        ("the VM's sockets", runtime),
+        ("the state of the workspace", workspace.state().path()),
+        ("your configuration", workspace.places().user_config()),
+    ]
+}
+
+/// Refuses a mount that contains a private directory, or that lies in one. Refuses a mount inside a `.nixbox` too, of which
+/// a guest sees two files only.
+fn check_apart(spec: &VmSpec, private: &[(&'static str, &Path)]) -> Result<()> {
     for mount in &spec.mounts {
         let source = mount.source.as_path();
         // A missing source is reported by `Config::check_files`.
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
-        if runtime.starts_with(&real) {
-            return Err(WiringError::SharedRuntime { source_path: source.to_owned(), runtime });
+        for (what, directory) in private {
+            let directory = std::fs::canonicalize(directory).unwrap_or_else(|_| (*directory).to_owned());
+            // The state of an earlier nixbox is in `.nixbox`, which a mask hides.
+            let masked = directory.ends_with(workspace::DIRECTORY);
+            if !masked && (directory.starts_with(&real) || real.starts_with(&directory)) {
+                return Err(WiringError::SharedPrivate { source_path: source.to_owned(), what, directory });
+            }
         }
         if real.components().any(|part| part.as_os_str() == workspace::DIRECTORY) {
             return Err(WiringError::InsideNixbox { source_path: source.to_owned() });
@@ -332,9 +347,10 @@ fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Ra
 /// Where the user's other workspaces have RAM files on disk. A registry that cannot be read does not keep a person from
 /// a VM, as elsewhere; its workspaces are not counted then.
 fn other_run_directories(workspace: &Workspace) -> Vec<PathBuf> {
-    let entries = Registry::open().and_then(|registry| registry.list()).unwrap_or_default();
+    let registry = Registry::open(workspace.places());
+    let entries = registry.and_then(|registry| registry.list()).unwrap_or_default();
     let others = entries.into_iter().flatten().filter(|entry| entry.id != workspace.id());
-    others.map(|entry| entry.path.join(workspace::DIRECTORY).join("run")).collect()
+    others.map(|entry| entry.state_directory().join("run")).collect()
 }
 
 fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker) -> ShareSettings {

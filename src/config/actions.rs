@@ -197,19 +197,20 @@ fn one_line(text: &str) -> String {
 }
 
 impl Config {
-    /// What this configuration makes nixbox do on the host, for a workspace in the directory `root`. `real` says where a
-    /// path leads when links are followed. A file below `root` that only a VM uses is not listed.
+    /// What this configuration makes nixbox do on the host. `own` are the directories of the workspace and of its keys, and
+    /// `real` says where a path leads when links are followed. A file below `own` that only a VM uses is not listed.
     ///
     /// Each table is taken apart here without `..`, so that a new key does not compile until this function says whether it
     /// acts on the host. What is bound to `_` decides about the guest alone, or about what nixbox itself made.
     #[must_use]
-    pub fn host_actions(&self, root: &Path, real: &dyn Fn(&Path) -> PathBuf) -> Vec<HostAction> {
+    pub fn host_actions(&self, own: &[&Path], real: &dyn Fn(&Path) -> PathBuf) -> Vec<HostAction> {
         let Self { name: _, vmm, vm, disks, mounts, network: _, guest, env, credentials, hooks, snapshot } =
             self;
         let VmTable { vcpus: _, memory: _, kernel, initramfs, cmdline: _, backing: _ } = vm;
         let GuestTable { user: _, ssh_key, require_entropy: _ } = guest;
         let CredentialsTable { files, wipe: _, overwrite: _, outbound_key } = credentials;
         let SnapshotTable { keep: _ } = snapshot;
+        let inside = |path: &Path| own.iter().any(|own| path.starts_with(own));
         let mut actions = Vec::new();
         for (point, scripts) in hooks.by_point() {
             let numbered = scripts.into_iter().enumerate();
@@ -244,7 +245,7 @@ impl Config {
         let used = used.chain(initramfs.iter().map(|path| ("vm.initramfs", path)));
         for (key, path) in used.chain(images.map(|path| ("disks.image", path))) {
             let path = real(path.as_path());
-            if !path.starts_with(root) {
+            if !inside(&path) {
                 actions.push(HostAction::ReadFile { purpose: key.to_owned(), path });
             }
         }
@@ -254,7 +255,7 @@ impl Config {
                 let left = PathInShare::DEFAULT.into_iter().filter(|within| !protect.contains(within));
                 actions.extend(left.map(|within| HostAction::Unprotected { path: path.clone(), within }));
             }
-            if !path.starts_with(root) {
+            if !inside(&path) {
                 actions.push(HostAction::Share { path, readonly: *readonly });
             }
         }
@@ -277,8 +278,9 @@ mod tests {
     fn actions(text: &str) -> Vec<HostAction> {
         let host = HostFacts { vcpus: 4, memory: 8 << 30, home: Some("/home/me".into()) };
         let text = format!("{text}\n[vm]\nkernel = \"vmlinuz\"\n");
-        let config = Config::parse(&text, Path::new("c"), Path::new("/w"), &host).unwrap();
-        config.host_actions(Path::new("/w"), &|path| match path.to_str() {
+        let config =
+            Config::parse(&text, Path::new("c"), Path::new("/w"), Path::new("/keys"), &host).unwrap();
+        config.host_actions(&["/w".as_ref(), "/keys".as_ref()], &|path| match path.to_str() {
             Some("/w/link") => "/etc/shadow".into(),
             _ => path.to_owned(),
         })

@@ -101,6 +101,12 @@ impl DirectoryIdentity {
     pub fn is_same_inode(&self, other: &Self) -> bool {
         (self.inode, self.born) == (other.inode, other.born)
     }
+
+    /// Whether two directories are on one file system.
+    #[must_use]
+    pub fn same_file_system(self, other: Self) -> bool {
+        self.file_system == other.file_system
+    }
 }
 
 impl Folder {
@@ -368,6 +374,25 @@ impl Folder {
         let (from, to) = (plain(from.as_ref())?, plain(to.as_ref())?);
         fs::renameat_with(&self.handle, from, &self.handle, to, RenameFlags::NOREPLACE)
             .map_err(FileError::system("rename", self.path_of(from)))
+    }
+
+    /// Gives an entry a name in another directory, which must not have that name. Returns `false` if the directories are on
+    /// two file systems, and changes nothing then.
+    ///
+    /// # Errors
+    /// Those of [`Folder::rename`].
+    pub fn rename_into(
+        &self,
+        from: impl AsRef<OsStr>,
+        directory: &Self,
+        to: impl AsRef<OsStr>,
+    ) -> Result<bool> {
+        let (from, to) = (plain(from.as_ref())?, plain(to.as_ref())?);
+        match fs::renameat_with(&self.handle, from, &directory.handle, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::XDEV) => Ok(false),
+            Err(error) => Err(FileError::system("move", self.path_of(from))(error)),
+        }
     }
 
     /// Waits until its entries are on the medium.

@@ -13,7 +13,7 @@
 //!
 //! A file that a guest can write and a command of the host uses ([`super::guest_writable`]) is confirmed in all three.
 //!
-//! The confirmations lie in the state directory of the user, which no guest and no repository can write. They are bound to
+//! The confirmations lie in the state of the workspace, which no guest and no repository can write. They are bound to
 //! the inode of `.nixbox`, because a directory that was made anew has other content. May use `config` and `files`.
 
 use std::collections::BTreeSet;
@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{self, ActionHash, HostAction};
 use crate::files::{DirectoryIdentity, FileError, Folder};
 
-use super::Workspace;
+use super::{DirectoryGone, Workspace};
 
 /// The format that this nixbox writes, and the only one that it reads.
 const FORMAT: u32 = 1;
@@ -38,6 +38,8 @@ const LIMIT: u64 = 4 << 20;
 pub enum ConfirmationError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    DirectoryGone(#[from] DirectoryGone),
     #[error("{} is not what nixbox wrote; if it is removed, the next command asks again", path.display())]
     Unreadable { path: PathBuf, source: serde_json::Error },
     #[error("{} is of format {found}, which a newer nixbox wrote; this nixbox reads format {FORMAT}", path.display())]
@@ -79,8 +81,13 @@ struct ConfirmationsHead {
     format: u32,
 }
 
-fn file_name(workspace: &Workspace) -> String {
-    format!("{}.confirmed.json", workspace.id())
+const FILE: &str = "confirmed.json";
+
+/// The `.nixbox` of a workspace, if the confirmations are still there although the state was moved out of it.
+fn former(workspace: &Workspace) -> Result<Option<&Folder>, ConfirmationError> {
+    let nixbox = workspace.nixbox()?;
+    let left = workspace.state_is_apart() && nixbox.examine(FILE)?.is_some();
+    Ok(left.then_some(nixbox))
 }
 
 impl Confirmations {
@@ -89,39 +96,48 @@ impl Confirmations {
     /// # Errors
     /// If the directory `.nixbox` cannot be examined.
     pub fn none(origin: ConfigOrigin, workspace: &Workspace) -> Result<Self, ConfirmationError> {
-        Ok(Self { origin, identity: workspace.nixbox().identity()?, confirmed: BTreeSet::new() })
+        Ok(Self { origin, identity: workspace.nixbox()?.identity()?, confirmed: BTreeSet::new() })
     }
 
-    /// Reads the confirmations of a workspace from its `state` directory. If there are none, or they are about another
-    /// `.nixbox`, the origin is foreign.
+    /// Reads the confirmations of a workspace from its state. If there are none, or they are about another `.nixbox`, the
+    /// origin is foreign.
     ///
     /// # Errors
     /// [`ConfirmationError`].
-    pub fn load(state: &Folder, workspace: &Workspace) -> Result<Self, ConfirmationError> {
+    pub fn load(workspace: &Workspace) -> Result<Self, ConfirmationError> {
+        let state = workspace.state();
         let mut fresh = Self::none(ConfigOrigin::Foreign, workspace)?;
-        let name = file_name(workspace);
-        let Some(bytes) = state.read_private(&name, LIMIT)? else {
-            return Ok(fresh);
+        let (state, bytes) = match state.read_private(FILE, LIMIT)? {
+            Some(bytes) => (state, bytes),
+            None => match former(workspace)? {
+                Some(nixbox) => (nixbox, nixbox.read_private(FILE, LIMIT)?.unwrap_or_default()),
+                None => return Ok(fresh),
+            },
         };
-        let path = state.path_of(&name);
+        let path = state.path_of(FILE);
         let unreadable = |source| ConfirmationError::Unreadable { path: path.clone(), source };
         let ConfirmationsHead { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
         if format != FORMAT {
             return Err(ConfirmationError::Newer { path, found: format });
         }
         let text: ConfirmationsText = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        fresh.confirmed = text.confirmed.iter().filter_map(|digits| ActionHash::from_hex(digits)).collect();
-        if text.identity.is_same_inode(&fresh.identity) {
+        let same = text.identity.is_same_inode(&fresh.identity);
+        if same {
             fresh.origin = text.origin;
+        }
+        // What lies in `.nixbox` may have come with it. But nobody knows beforehand which inode that will be.
+        if same || state.path() != workspace.nixbox()?.path() {
+            let confirmed = text.confirmed.iter().filter_map(|digits| ActionHash::from_hex(digits));
+            fresh.confirmed = confirmed.collect();
         }
         Ok(fresh)
     }
 
-    /// Writes the confirmations into the `state` directory of the workspace. They are on the medium when this returns.
+    /// Writes the confirmations into the state of the workspace. They are on the medium when this returns.
     ///
     /// # Errors
     /// [`ConfirmationError`]. Then the earlier ones are still there.
-    pub fn save(&self, state: &Folder, workspace: &Workspace) -> Result<(), ConfirmationError> {
+    pub fn save(&self, workspace: &Workspace) -> Result<(), ConfirmationError> {
         let text = ConfirmationsText {
             format: FORMAT,
             origin: self.origin,
@@ -129,7 +145,19 @@ impl Confirmations {
             confirmed: self.confirmed.iter().map(|hash| hash.to_hex()).collect(),
         };
         let text = serde_json::to_vec(&text).map_err(ConfirmationError::Unwritable)?;
-        Ok(state.replace(file_name(workspace), &text)?)
+        workspace.state().replace(FILE, &text)?;
+        if let Some(nixbox) = former(workspace)? {
+            nixbox.remove_file(FILE)?;
+        }
+        Ok(())
+    }
+
+    /// Whether they are still in `.nixbox`, out of which the rest of the state was moved.
+    ///
+    /// # Errors
+    /// If the directory cannot be examined.
+    pub fn are_left_behind(workspace: &Workspace) -> Result<bool, ConfirmationError> {
+        Ok(former(workspace)?.is_some())
     }
 
     /// Where the configuration comes from.
@@ -145,8 +173,8 @@ impl Confirmations {
     /// If a directory or a configuration cannot be read.
     pub fn of_copy(&self, original: &Workspace, copy: &Workspace) -> Result<Self, ConfirmationError> {
         let text = |workspace: &Workspace| {
-            let read = workspace.nixbox().read_private(config::FILE, config::LIMIT);
-            read.map(|bytes| bytes.map(Zeroizing::new))
+            let read = workspace.nixbox()?.read_private(config::FILE, config::LIMIT);
+            read.map(|bytes| bytes.map(Zeroizing::new)).map_err(ConfirmationError::from)
         };
         let (there, here) = (text(original)?, text(copy)?);
         let same = there.is_some() && there == here;
@@ -177,7 +205,18 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::workspace::places::StatePlaces;
     use crate::workspace::{DIRECTORY, init};
+
+    /// A directory with a workspace `w` in it and the state beside that.
+    fn workspace() -> (tempfile::TempDir, StatePlaces, Workspace) {
+        let directory = tempfile::tempdir().unwrap();
+        let places = StatePlaces::below(&std::fs::canonicalize(directory.path()).unwrap());
+        let root = directory.path().join("w");
+        std::fs::create_dir(&root).unwrap();
+        let (workspace, _) = init(&root, &places).unwrap();
+        (directory, places, workspace)
+    }
 
     fn actions(purposes: &[&str]) -> Vec<HostAction> {
         let read = |purpose: &&str| HostAction::ReadFile {
@@ -193,15 +232,13 @@ mod tests {
 
     #[test]
     fn only_the_actions_that_were_confirmed_last_are_allowed_of_foreign_content() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = Folder::open(directory.path()).unwrap();
-        let (workspace, _) = init(directory.path()).unwrap();
-        let mut confirmations = Confirmations::load(&state, &workspace).unwrap();
+        let (_directory, _, workspace) = workspace();
+        let mut confirmations = Confirmations::load(&workspace).unwrap();
         assert_eq!(confirmations.origin(), ConfigOrigin::Foreign, "nothing is known");
         assert_eq!(allowed(&confirmations, &["a"]), [false]);
         confirmations.confirm(&actions(&["a", "b"]));
-        confirmations.save(&state, &workspace).unwrap();
-        let mut confirmations = Confirmations::load(&state, &workspace).unwrap();
+        confirmations.save(&workspace).unwrap();
+        let mut confirmations = Confirmations::load(&workspace).unwrap();
         assert_eq!(allowed(&confirmations, &["b", "c", "a"]), [true, false, true]);
         confirmations.confirm(&actions(&["c"]));
         assert_eq!(allowed(&confirmations, &["b", "c", "a"]), [false, true, false]);
@@ -209,41 +246,36 @@ mod tests {
 
     #[test]
     fn what_was_written_here_is_foreign_once_its_directory_was_made_anew() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = tempfile::tempdir().unwrap();
-        let state = Folder::open(state.path()).unwrap();
-        let (workspace, _) = init(directory.path()).unwrap();
+        let (directory, places, workspace) = workspace();
         let mut confirmations = Confirmations::none(ConfigOrigin::WrittenHere, &workspace).unwrap();
         confirmations.confirm(&actions(&["a"]));
-        confirmations.save(&state, &workspace).unwrap();
-        assert_eq!(allowed(&Confirmations::load(&state, &workspace).unwrap(), &["a", "b"]), [true, true]);
-        let nixbox = directory.path().join(DIRECTORY);
+        confirmations.save(&workspace).unwrap();
+        assert_eq!(allowed(&Confirmations::load(&workspace).unwrap(), &["a", "b"]), [true, true]);
+        let nixbox = workspace.root().join(DIRECTORY);
         std::fs::rename(&nixbox, directory.path().join("aside")).unwrap();
         let mut copy = std::process::Command::new("cp");
         assert!(copy.arg("-a").arg(directory.path().join("aside")).arg(&nixbox).status().unwrap().success());
-        let workspace = Workspace::find(directory.path()).unwrap();
-        let confirmations = Confirmations::load(&state, &workspace).unwrap();
+        let workspace = Workspace::find(workspace.root(), &places).unwrap();
+        let confirmations = Confirmations::load(&workspace).unwrap();
         assert_eq!(confirmations.origin(), ConfigOrigin::Foreign);
         assert_eq!(allowed(&confirmations, &["a", "b"]), [true, false]);
     }
 
     #[test]
     fn confirmations_that_nixbox_did_not_write_are_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = Folder::open(directory.path()).unwrap();
-        let (workspace, _) = init(directory.path()).unwrap();
-        let path = directory.path().join(file_name(&workspace));
+        let (_directory, _, workspace) = workspace();
+        let path = workspace.state().path_of(FILE);
         for (text, expected) in [
             ("", "is not what nixbox wrote"),
             ("{\"format\":1,\"origin\":\"elsewhere\"}", "is not what nixbox wrote"),
             ("{\"format\":2,\"more\":1}", "is of format 2"),
         ] {
             std::fs::write(&path, text).unwrap();
-            let error = Confirmations::load(&state, &workspace).unwrap_err();
+            let error = Confirmations::load(&workspace).unwrap_err();
             assert!(error.to_string().contains(expected), "{error}");
         }
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
-        let error = Confirmations::load(&state, &workspace).unwrap_err();
+        let error = Confirmations::load(&workspace).unwrap_err();
         assert!(matches!(error, ConfirmationError::File(FileError::Writable { .. })), "{error}");
     }
 }

@@ -19,7 +19,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::confirmations::{ConfirmationError, Confirmations};
-use super::registry::{Registry, RegistryError};
+use super::places::StatePlaces;
 use super::{DIRECTORY, Workspace, WorkspaceError};
 use crate::config::{Config, HostAction, MountTable};
 use crate::files::real_path;
@@ -181,8 +181,6 @@ pub enum ScriptRefusal {
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
     #[error(transparent)]
-    Registry(#[from] RegistryError),
-    #[error(transparent)]
     Confirmation(#[from] ConfirmationError),
     #[error("the guest can write {}, and nobody has confirmed it as it is now: `nixbox trust` does", path.display())]
     Changed { path: PathBuf },
@@ -195,16 +193,15 @@ pub enum ScriptRefusal {
 /// [`ScriptRefusal`].
 pub fn check_script(
     root: &Path,
+    places: &StatePlaces,
     config: &Config,
-    point: HookPoint,
-    script: &str,
+    (point, script): (HookPoint, &str),
 ) -> Result<(), ScriptRefusal> {
     let used = GuestWritable::of(config, root).of_script(point, script);
     if used.is_empty() {
         return Ok(());
     }
-    let workspace = Workspace::find(root)?;
-    let confirmations = Confirmations::load(&Registry::open()?.into_folder(), &workspace)?;
+    let confirmations = Confirmations::load(&Workspace::find(root, places)?)?;
     match used.into_iter().find(|action| !confirmations.allow(action)) {
         Some(HostAction::UseGuestFile { path, .. }) => Err(ScriptRefusal::Changed { path }),
         _ => Ok(()),
@@ -298,7 +295,7 @@ mod tests {
         fn config(&self, text: &str) -> Config {
             let host = HostFacts { vcpus: 4, memory: 8 << 30, home: None };
             let text = format!("{text}\n[vm]\nkernel = \"vmlinuz\"\n");
-            Config::parse(&text, Path::new("c"), &self.root, &host).unwrap()
+            Config::parse(&text, Path::new("c"), &self.root, Path::new("/keys"), &host).unwrap()
         }
 
         fn actions(&self, text: &str) -> Vec<HostAction> {

@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use crate::workspace::{Said, Workspace};
 
 /// The configuration of a stranger. Its scripts leave files in the workspace.
-const STRANGE: &str = "vmm = \"simulator-v53\"\nmounts = []\n[vm]\nvcpus = 1\nmemory = \"64MiB\"\nkernel = \".nixbox/image/kernel\"\n\
-    cmdline = \"init_on_free=1\"\n[[disks]]\nimage = \".nixbox/image/root.img\"\n\
+const STRANGE: &str = "vmm = \"simulator-v53\"\nmounts = []\n[vm]\nvcpus = 1\nmemory = \"64MiB\"\nkernel = \"image/kernel\"\n\
+    cmdline = \"init_on_free=1\"\n[[disks]]\nimage = \"image/root.img\"\n\
     [env]\nTOKEN = { command = [\"sh\", \"-c\", \"touch sourced; echo s3cret-4711-of-the-host\"] }\n\
     [hooks]\npre-up = [\"touch ran\"]\npre-down = [\"touch ran-down\"]\n";
 
@@ -105,16 +105,24 @@ fn a_strangers_configuration_is_obeyed_when_it_was_confirmed_and_no_sooner() {
 }
 
 #[test]
-fn a_workspace_that_came_from_elsewhere_whole_is_confirmed_at_the_first_up() {
+fn confirmations_that_came_with_a_workspace_confirm_nothing() {
     let directory = cloned();
+    let id = format!("{:032x}\n", fastrand::u128(..));
+    fs::write(directory.path().join(".nixbox/workspace-id"), id).unwrap();
+    refused(&nixbox(&directory, &["init", "--simulator"]), &ALL, &[]);
+    // The state of an earlier nixbox lies in the workspace, and so may confirmations.
     for name in ["journal", "run", "snapshots", "ssh"] {
         fs::create_dir(directory.path().join(".nixbox").join(name)).unwrap();
         let private = fs::Permissions::from_mode(0o700);
         fs::set_permissions(directory.path().join(".nixbox").join(name), private).unwrap();
     }
-    let id = format!("{:032x}\n", fastrand::u128(..));
-    fs::write(directory.path().join(".nixbox/workspace-id"), id).unwrap();
-    for arguments in [&["up"] as &[&str], &["init", "--simulator"]] {
+    let other = Workspace::new("simulator-v53", false);
+    fs::write(other.nixbox().join("config.toml"), STRANGE).unwrap();
+    other.ok(&["up"]);
+    let confirmed = other.state().join("confirmed.json");
+    assert!(fs::read_to_string(&confirmed).unwrap().contains("written-here"));
+    fs::copy(&confirmed, directory.path().join(".nixbox/confirmed.json")).unwrap();
+    for arguments in [&["init", "--simulator"] as &[&str], &["up"], &["recover"]] {
         refused(&nixbox(&directory, arguments), &ALL, &[]);
     }
     assert!(!exists(&directory, "ran"));
