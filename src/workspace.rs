@@ -24,6 +24,7 @@ use crate::config;
 use crate::engine::transition::Interrupt;
 use crate::files::copy::Progress;
 use crate::files::{FileError, Folder};
+use crate::host::lifetime::Lifetime;
 use crate::host::process::{self, ProcessError};
 use crate::world::WorkspaceId;
 
@@ -277,9 +278,9 @@ impl Workspace {
         self.state.path_of("ssh")
     }
 
-    /// The directory for sockets, which is made if it is missing. Its path is short, and its mode is 0700. The path does
-    /// not depend on the environment, because a later command has to find the sockets again. So `XDG_RUNTIME_DIR` is not
-    /// used; where it is set, it is `/run/user/<user>`.
+    /// The directory for the sockets of a new VM, which is made if it is missing. Its path is short, and its mode is 0700. The
+    /// files in it outlive a login session (see [`crate::host::lifetime`]), so `XDG_RUNTIME_DIR` is not used. A later
+    /// command has the path from the built record of the VM.
     ///
     /// # Errors
     /// If the directory cannot be made, or belongs to another user.
@@ -287,8 +288,13 @@ impl Workspace {
         let user = rustix::process::geteuid();
         let own = PathBuf::from(format!("/run/user/{user}", user = user.as_raw()));
         // The end of root's session removes /run/user/0, and root's VMs outlive the session.
-        let bases =
-            if user.is_root() { vec!["/run".into()] } else { vec![own, "/dev/shm".into(), "/tmp".into()] };
+        let bases = if user.is_root() {
+            vec!["/run".into()]
+        } else if Lifetime::of_this_process()?.files_end_at_log_out {
+            vec![self.places.made_state()?.path().to_owned()]
+        } else {
+            vec![own, "/dev/shm".into(), "/tmp".into()]
+        };
         self.runtime_in(&bases)
     }
 

@@ -21,6 +21,7 @@ use crate::engine::transition::Interrupt;
 use crate::files::copy::{NoProgress, Progress};
 use crate::guest::ssh_guest::UnsettledObserver;
 use crate::host::hooks::FailedScriptObserver;
+use crate::host::lifetime::Lifetime;
 use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
@@ -302,6 +303,8 @@ impl LockedWorkspace {
             block_on(async { Ok(shares.rehearse().await.map_err(CliError::Shares)?) })?;
         }
         if starts_vm {
+            let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
+            lifetime.warnings().iter().filter(|_| !output.silent()).for_each(|words| progress.print(words));
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
         }
         Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })

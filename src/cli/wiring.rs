@@ -21,6 +21,7 @@ use crate::host::cpu;
 use crate::host::disk::Disks;
 use crate::host::hooks::{FailedScriptObserver, NoScripts, ScriptCheck, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
+use crate::host::lifetime::Lifetime;
 use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, HostNetwork};
 use crate::host::process::Daemons;
@@ -35,7 +36,7 @@ use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::registry::Registry;
 use crate::workspace::{self, Workspace, WorkspaceError, guest_writable};
 use crate::world::capability::{self, Capability};
-use crate::world::{self, Failure, SecretSource, ShareTag, VmmChoice, World};
+use crate::world::{self, Backing, Failure, SecretSource, ShareTag, VmmChoice, World};
 
 /// How long a guest may take until it answers. A boot in software emulation takes half a minute; the rest is a reserve.
 const READY: Duration = Duration::from_secs(110);
@@ -175,7 +176,7 @@ pub fn assemble(
     }
     let version = simulated(spec.vmm);
     let disk = Arc::new(disks(workspace, &spec, &progress));
-    let memory = Arc::new(ram(workspace, &spec, &progress));
+    let memory = Arc::new(ram(workspace, &spec, &progress)?);
     let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
@@ -288,11 +289,12 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
 }
 
 /// The directories of the host that no guest may reach, each with what nixbox has there. A guest that can reach the VMM's
-/// socket can attach any file of the host to its VM, and the other two decide what nixbox does on the host.
-fn private_directories<'a>(workspace: &'a Workspace, runtime: &'a Path) -> [(&'static str, &'a Path); 3] {
+/// socket can attach any file of the host to its VM, and the others decide what nixbox does on the host.
+fn private_directories<'a>(workspace: &'a Workspace, runtime: &'a Path) -> [(&'static str, &'a Path); 4] {
     [
         ("the VM's sockets", runtime),
         ("the state of the workspace", workspace.state().path()),
+        ("the registry of workspaces", workspace.places().state()),
         ("your configuration", workspace.places().user_config()),
     ]
 }
@@ -328,8 +330,16 @@ fn disks(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> 
     Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress))
 }
 
-fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> RamFiles {
-    RamFiles {
+/// Where RAM is put. A log-out empties `/dev/shm` of the files of a user who does not linger, so RAM is put on disk then,
+/// unless the configuration asks for tmpfs.
+fn backing(configured: Backing) -> Result<Backing> {
+    let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
+    let on_disk = configured == Backing::Auto && lifetime.files_end_at_log_out;
+    Ok(if on_disk { Backing::Disk } else { configured })
+}
+
+fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Result<RamFiles> {
+    Ok(RamFiles {
         run: workspace.run(),
         snapshots: workspace.snapshots(),
         tmpfs: memory::tmpfs_directories(),
@@ -337,11 +347,11 @@ fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Ra
         others: other_run_directories(workspace),
         workspace: workspace.id(),
         size: spec.vm.memory.bytes(),
-        backing: spec.vm.backing,
+        backing: backing(spec.vm.backing)?,
         // No check is needed, because a restore verifies every file of the snapshot just before the copy.
         check: false,
         progress: Arc::clone(progress),
-    }
+    })
 }
 
 /// Where the user's other workspaces have RAM files on disk. A registry that cannot be read does not keep a person from

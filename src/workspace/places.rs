@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! STATE/registry/<id>.json       which directory a workspace is, and where its state is
+//! STATE/nixbox-<user>/<half of an id>/ sockets of a VM, for a user whose other directories end at a log-out
 //! STATE/workspaces/<id>/         the state of a workspace: everything that a guest must not reach
 //!   journal/                     what was done and what is being done
 //!   run/                         images and records of the VM that runs
@@ -103,10 +104,14 @@ impl StatePlaces {
     /// # Errors
     /// If it cannot be made, belongs to another user, or may be written by others.
     pub(super) fn registry(&self) -> Result<Folder, PlacesError> {
-        private(&self.open_state()?, "registry")
+        private(&self.made_state()?, "registry")
     }
 
-    fn open_state(&self) -> Result<Folder, PlacesError> {
+    /// STATE, which is made if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be made, belongs to another user, or may be written by others.
+    pub(super) fn made_state(&self) -> Result<Folder, PlacesError> {
         make_private(&self.state)
     }
 
@@ -117,7 +122,7 @@ impl StatePlaces {
     pub(super) fn for_new_state(&self) -> Result<Folder, PlacesError> {
         match self.chosen()? {
             Some(chosen) => make_private(&chosen),
-            None => private(&self.open_state()?, "workspaces"),
+            None => private(&self.made_state()?, "workspaces"),
         }
     }
 

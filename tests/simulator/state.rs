@@ -133,7 +133,8 @@ fn a_share_that_gives_access_to_the_state_is_refused() {
     let config = workspace.nixbox().join("config.toml");
     let text = fs::read_to_string(&config).unwrap();
     let state = workspace.state();
-    for source in [state.as_path(), state.parent().unwrap(), &state.join("ssh"), "/".as_ref()] {
+    let registry = state.parent().unwrap().with_file_name("registry");
+    for source in [state.as_path(), state.parent().unwrap(), &state.join("ssh"), &registry, "/".as_ref()] {
         let mounts = format!("[[mounts]]\nsource = {source:?}\ntarget = \"~/there\"\n");
         fs::write(&config, text.replace("mounts = []\n", "") + &mounts).unwrap();
         let refused = workspace.run(&["up"]);
