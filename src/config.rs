@@ -11,6 +11,7 @@ use secrecy::zeroize::Zeroizing;
 
 use crate::files::Folder;
 
+mod actions;
 mod error;
 mod keys;
 mod read;
@@ -18,6 +19,7 @@ mod tables;
 mod types;
 mod user;
 
+pub use actions::{ActionHash, HostAction, ShownArguments};
 use error::Result;
 pub use error::{ConfigError, Position};
 pub use types::{
@@ -31,7 +33,7 @@ pub(crate) use {keys::all as all_keys, tests::keys_of};
 /// The name of the file in `.nixbox`.
 pub const FILE: &str = "config.toml";
 /// The longest configuration file that is read, in bytes.
-const LIMIT: u64 = 256 << 10;
+pub const LIMIT: u64 = 256 << 10;
 
 impl Config {
     /// Reads the configuration of the workspace at `root`, whose directory `.nixbox` is open, and whose own keys are in the
@@ -41,7 +43,8 @@ impl Config {
     /// See [`ConfigError`].
     pub fn load(nixbox: &Folder, root: &Path, keys: &Path, host: &HostFacts) -> Result<Self> {
         let path = nixbox.path_of(FILE);
-        let bytes = nixbox.read(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
+        let bytes =
+            nixbox.read_private(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
         // The text may contain secrets, so its memory is overwritten when this function returns.
         let bytes = Zeroizing::new(bytes);
         let text = std::str::from_utf8(&bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?;

@@ -28,7 +28,9 @@ use crate::host::lifetime::Lifetime;
 use crate::host::process::{self, ProcessError};
 use crate::world::WorkspaceId;
 
+pub mod confirmations;
 mod entries;
+pub mod guest_writable;
 mod identity;
 mod lock;
 pub mod places;
@@ -407,6 +409,7 @@ pub async fn finish_move(
 fn open_nixbox(root: &Path) -> Result<(Folder, WorkspaceId), WorkspaceError> {
     let nixbox = Folder::open(&root.join(DIRECTORY))?;
     nixbox.check_private()?;
+    nixbox.check_not_mounted(&Folder::open(root)?)?;
     let path = nixbox.path_of(ID_FILE);
     let id = read_id(&nixbox)?.ok_or(WorkspaceError::Incomplete { path })?;
     Ok((nixbox, id))
@@ -474,8 +477,10 @@ pub fn init_with(
 ) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
     let root = std::fs::canonicalize(directory)
         .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
-    let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
+    let above = Folder::open(&root)?;
+    let (nixbox, _) = above.make_folder(DIRECTORY)?;
     nixbox.check_private()?;
+    nixbox.check_not_mounted(&above)?;
     let mut made = Vec::new();
     for (name, content) in [(config::FILE, config), (".gitignore", template::GITIGNORE)] {
         if nixbox.write_new(name, content.as_bytes())? {
@@ -508,7 +513,10 @@ pub fn init_with(
 }
 
 /// The id that the registry has of this directory, whose file with the id was removed, as by `git clean -x`.
-fn known_id(
+///
+/// # Errors
+/// If the registry or the directory cannot be read.
+pub fn known_id(
     root: &Path,
     nixbox: &Folder,
     places: &StatePlaces,

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::consent::{self, Consent, TrustOption};
 use super::error::{self, CliError, Problem};
 use super::journal_state::JournalState;
 use super::preflight::{self, Preflight};
@@ -110,8 +111,17 @@ pub(super) fn exposed(wiring: &Wiring, vmm: Generation) -> Option<CliError> {
 
 /// If the guest of the running VM can reach a `.nixbox`, refuses a command that relies on the configuration, and makes any
 /// other command run no script, because the scripts may be the guest's.
-fn mind_exposed(wiring: &mut Wiring, vmm: Generation, preflight: Preflight) -> Result<(), Problem> {
+/// What the configuration does is confirmed anew afterwards.
+fn mind_exposed(
+    workspace: &Workspace,
+    wiring: &mut Wiring,
+    vmm: Generation,
+    preflight: Preflight,
+) -> Result<(), Problem> {
     let Some(exposed) = exposed(wiring, vmm) else { return Ok(()) };
+    if let Err(problem) = Consent::load(workspace).and_then(Consent::distrust) {
+        error::print_stderr(&format!("nixbox: {}\n", problem.one_line()));
+    }
     if !matches!(preflight, Preflight::None | Preflight::EndVm) {
         return Err(exposed.into());
     }
@@ -222,6 +232,17 @@ impl LockedWorkspace {
         preflight: Preflight,
         output: OutputOptions,
     ) -> Result<Self, Problem> {
+        Self::open_trusting(location, command, preflight, output, TrustOption { trust: false })
+    }
+
+    /// The same for a command that can confirm what the configuration does on the host.
+    pub(super) fn open_trusting(
+        location: &WorkspaceLocation,
+        command: &str,
+        preflight: Preflight,
+        output: OutputOptions,
+        trust: TrustOption,
+    ) -> Result<Self, Problem> {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
         let copies: Arc<dyn Progress> = progress.clone();
         let (workspace, lock) = location.lock(command, &copies)?;
@@ -229,7 +250,12 @@ impl LockedWorkspace {
         WorkspaceLocation::registered(&workspace, ends_vm, |words| progress.print(words))?;
         let (workspace, lock) = move_state_out(workspace, lock, command, &progress)?;
         let config = match WorkspaceLocation::config(&workspace) {
-            Ok(config) => Some(config),
+            Ok(mut config) => {
+                if ends_vm {
+                    consent::withhold(&workspace, &mut config, |words| progress.print(words));
+                }
+                Some(config)
+            }
             Err(problem) if preflight == Preflight::EndVm => {
                 progress
                     .print(&format!("no script of the configuration runs, because {}", problem.one_line()));
@@ -251,13 +277,24 @@ impl LockedWorkspace {
             }
             Err(problem) => return Err(problem),
         };
+        let consent = || match &config {
+            Some(config) if !ends_vm => {
+                Consent::load(&workspace)?.obtain(config, trust, |words| progress.print(words))
+            }
+            _ => Ok(()),
+        };
+        if vm.is_none() {
+            consent()?;
+        }
         if let Some(config) = &config {
             preflight.check_config(config, starts_vm)?;
         }
         let wire = Wire { workspace: &workspace, config: config.as_ref(), progress: &progress };
         let (mut wiring, next) = wire.both(preflight, record)?;
         if let Some(vm) = vm {
-            mind_exposed(&mut wiring, vm, preflight)?;
+            mind_exposed(&workspace, &mut wiring, vm, preflight)?;
+            // A guest may have written the configuration if it could reach it, which is known only now.
+            consent()?;
         }
         if preflight == Preflight::Snapshot || preflight == Preflight::Restore {
             // These may end daemons before they start others. A share that is refused only then would cost the guest.

@@ -23,8 +23,9 @@ use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::store::built::RecordFileError;
+use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
-use crate::workspace::{LockError, WorkspaceError};
+use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
 /// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with
@@ -379,6 +380,18 @@ impl From<RegistryError> for Problem {
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
+    }
+}
+
+impl From<DirectoryGone> for Problem {
+    fn from(error: DirectoryGone) -> Self {
+        WorkspaceError::from(error).into()
+    }
+}
+
+impl From<ConfirmationError> for Problem {
+    fn from(error: ConfirmationError) -> Self {
+        Self::new(ExitKind::Failed, error)
     }
 }
 

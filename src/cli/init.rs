@@ -4,15 +4,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::consent::{self, Consent, TrustOption};
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
-use crate::config;
+use crate::config::{self, Config, HostAction, HostFacts};
+use crate::files::Folder;
 use crate::files::copy::{NoProgress, Progress};
 use crate::guest::key::{self, KeyError};
 use crate::host::share_view::standing::{self, LiveShare};
 use crate::simulator;
-use crate::workspace::registry::{Registry, RegistryError};
-use crate::workspace::{self, Workspace};
+use crate::workspace::places::StatePlaces;
+use crate::workspace::registry::{CopiedWorkspace, Registry, RegistryError};
+use crate::workspace::{self, Workspace, WorkspaceError};
 
 /// Make this directory a workspace: a commented configuration and a key for its VM
 #[derive(Debug, clap::Args)]
@@ -33,6 +36,8 @@ pub(super) struct Arguments {
     /// snapshots and disks stay with the original
     #[arg(long, conflicts_with_all = ["simulator", "kernel", "initramfs"])]
     new_id: bool,
+    #[command(flatten)]
+    trust: TrustOption,
 }
 
 impl Arguments {
@@ -104,10 +109,16 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     }
     refuse_below_share(&place.directory)?;
     let places = WorkspaceLocation::places()?;
+    let existing = confirm_existing(&place.directory, &places, arguments.trust)?;
     let (workspace, mut made) = workspace::init_with(&place.directory, &places, &arguments.config())?;
-    WorkspaceLocation::registered(&workspace, false, |words| {
-        error::print_stderr(&format!("nixbox: {words}\n"))
-    })?;
+    register(&workspace)?;
+    let mut consent = Consent::load(&workspace)?;
+    match existing {
+        _ if made.contains(&workspace.nixbox()?.path_of(config::FILE)) => consent.written_here()?,
+        ExistingConfig::Settled => {}
+        ExistingConfig::Confirmed(actions) => consent.confirm(&actions)?,
+        ExistingConfig::Known(config) => consent.obtain(&config, arguments.trust, tell)?,
+    }
     let path = wiring::own_key(&workspace);
     // Nothing that has this name is overwritten, not even a broken link.
     if std::fs::symlink_metadata(&path).is_err() {
@@ -127,6 +138,59 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         error::print(&format!("made {}", path.display()))?;
     }
     success()
+}
+
+fn register(workspace: &Workspace) -> Result<(), Problem> {
+    WorkspaceLocation::registered(workspace, false, tell)
+}
+
+fn tell(words: &str) {
+    error::print_stderr(&format!("nixbox: {words}\n"));
+}
+
+/// What is to be written down about a configuration when the workspace is whole.
+enum ExistingConfig {
+    /// Nothing: there is none, it was confirmed already, or `up` will say what is wrong with it.
+    Settled,
+    /// It came from elsewhere, and a person has confirmed these actions.
+    Confirmed(Vec<HostAction>),
+    /// It is that of a workspace which the registry knows and which lacks some of its files.
+    Known(Box<Config>),
+}
+
+/// Makes sure that a person confirms what a configuration that is there already does on the host.
+fn confirm_existing(
+    directory: &Path,
+    places: &StatePlaces,
+    trust: TrustOption,
+) -> Result<ExistingConfig, Problem> {
+    if std::fs::symlink_metadata(directory.join(workspace::DIRECTORY).join(config::FILE)).is_err() {
+        return Ok(ExistingConfig::Settled);
+    }
+    let Ok(root) = std::fs::canonicalize(directory) else { return Ok(ExistingConfig::Settled) };
+    let whole = Workspace::find(&root, places).ok().filter(|workspace| workspace.root() == root);
+    let nixbox = Folder::open(&root.join(workspace::DIRECTORY)).map_err(WorkspaceError::File)?;
+    nixbox.check_private().map_err(WorkspaceError::File)?;
+    // A workspace that is not made yet has no place for its keys.
+    let keys = nixbox.path_of("ssh");
+    let config = match Config::load(&nixbox, &root, &keys, &HostFacts::of_this_machine()) {
+        Ok(config) => config,
+        Err(error) if trust.trust => return Err(error.into()),
+        Err(_) => return Ok(ExistingConfig::Settled),
+    };
+    if let Some(workspace) = whole {
+        register(&workspace)?;
+        Consent::load(&workspace)?.obtain(&config, trust, tell)?;
+        return Ok(ExistingConfig::Settled);
+    }
+    if workspace::known_id(&root, &nixbox, places)?.is_some() {
+        return Ok(ExistingConfig::Known(Box::new(config)));
+    }
+    let actions = consent::actions(&root, &keys, &config);
+    if !actions.is_empty() {
+        consent::agree(&nixbox.path_of(config::FILE), &actions, trust, tell)?;
+    }
+    Ok(ExistingConfig::Confirmed(actions))
 }
 
 /// Refuses to make a workspace that a running guest could write in. A workspace that is there was masked when the share
@@ -154,14 +218,19 @@ fn no_progress() -> Arc<dyn Progress> {
 fn give_new_id(place: &WorkspaceLocation) -> Outcome {
     let (workspace, _lock) = place.lock("init --new-id", &no_progress())?;
     let registry = Registry::open(workspace.places())?;
-    match registry.examine(&workspace) {
-        Err(RegistryError::Copy(_)) => {}
+    let original = match registry.examine(&workspace) {
+        Err(RegistryError::Copy(CopiedWorkspace { original, .. })) => original,
         Err(error) => return Err(error.into()),
         Ok(_) => return Err(Problem::new(ExitKind::Usage, InitError::NoCopy(workspace.root().to_owned()))),
-    }
+    };
     let id = workspace::give_new_id(&workspace)?;
     // It is opened again, because it has another id now.
-    registry.follow(&place.workspace()?)?;
+    let workspace = place.workspace()?;
+    registry.follow(&workspace)?;
+    // Where the original cannot be read, the copy is confirmed anew.
+    if let Ok(original) = Workspace::find(&original, workspace.places()) {
+        Consent::load(&original)?.hand_on(&workspace)?;
+    }
     error::print(&format!("{} is a workspace of its own now, with the id {id}", workspace.root().display()))?;
     success()
 }

@@ -21,6 +21,7 @@ use crate::world::WorkspaceId;
 
 mod command;
 mod config;
+mod consent;
 mod demo;
 mod doctor;
 mod down;
@@ -44,6 +45,7 @@ mod signals;
 mod simulator;
 mod snapshot;
 mod status;
+mod trust;
 mod up;
 mod visible;
 pub mod wiring;
@@ -80,6 +82,7 @@ enum NixboxCommand {
     List(list::Arguments),
     Forget(forget::Arguments),
     Config(config::Arguments),
+    Trust(trust::Arguments),
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
@@ -198,6 +201,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Forget(arguments) => forget::run(location, &arguments),
         NixboxCommand::Config(arguments) => config::run(location, &arguments),
+        NixboxCommand::Trust(arguments) => trust::run(location, &arguments),
         NixboxCommand::Doctor(arguments) => doctor::run(location, &arguments),
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),

@@ -19,7 +19,7 @@ use crate::guest::ssh_guest::{self, SshGuest, UnsettledObserver};
 use crate::host::clock::HostClock;
 use crate::host::cpu;
 use crate::host::disk::Disks;
-use crate::host::hooks::{FailedScriptObserver, NoScripts, ShellHooks};
+use crate::host::hooks::{FailedScriptObserver, NoScripts, ScriptCheck, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
 use crate::host::lifetime::Lifetime;
 use crate::host::memory::{self, RamFiles};
@@ -34,7 +34,7 @@ use crate::store::Snapshots;
 use crate::store::built::RecordFiles;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::registry::Registry;
-use crate::workspace::{self, Workspace, WorkspaceError};
+use crate::workspace::{self, Workspace, WorkspaceError, guest_writable};
 use crate::world::capability::{self, Capability};
 use crate::world::{self, Backing, Failure, SecretSource, ShareTag, VmmChoice, World};
 
@@ -252,11 +252,22 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks {
             directory: workspace.root().to_owned(),
             scripts: purpose.config().map(|config| config.hooks.by_point()).unwrap_or_default(),
+            check: script_check(workspace, purpose.config()),
             on_failed_script,
         }),
         clock: Arc::new(HostClock),
     };
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some(), spec })
+}
+
+/// Returns the function that decides right before a script is started whether it may run.
+fn script_check(workspace: &Workspace, config: Option<&Config>) -> Arc<ScriptCheck> {
+    let (root, places) = (workspace.root().to_owned(), workspace.places().clone());
+    let config = config.cloned();
+    Arc::new(move |point, script| match &config {
+        Some(config) => Ok(guest_writable::check_script(&root, &places, config, (point, script))?),
+        None => Ok(()),
+    })
 }
 
 /// Returns the function that computes the address of a guest's SSH server from the VM's slot.

@@ -7,6 +7,7 @@
 //!   journal/                     what was done and what is being done
 //!   run/                         images and records of the VM that runs
 //!   snapshots/  ssh/
+//!   confirmed.json               what a person has confirmed that the configuration does on the host
 //!   lock                         held while something is changed; never removed
 //! ```
 //!

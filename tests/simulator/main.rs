@@ -17,4 +17,5 @@ mod kills;
 mod masks;
 mod signals;
 mod state;
+mod trust;
 mod workspace;
