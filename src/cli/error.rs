@@ -23,8 +23,9 @@ use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult, Refusal};
 use crate::store::built::RecordFileError;
+use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
-use crate::workspace::{LockError, WorkspaceError};
+use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
 
 /// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with
@@ -191,6 +192,11 @@ impl Problem {
         self.exit
     }
 
+    /// Whether the error is that no VM runs.
+    pub(super) fn is_not_running(&self) -> bool {
+        matches!(self.error.downcast_ref(), Some(CliError::NotRunning))
+    }
+
     /// The error and its causes on one line.
     pub(super) fn one_line(&self) -> String {
         messages(&*self.error).join(": ")
@@ -348,7 +354,9 @@ impl From<CliError> for Problem {
 impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
         let exit = match error {
+            WorkspaceError::Registry(error) => return (*error).into(),
             WorkspaceError::None { .. } | WorkspaceError::Start { .. } => ExitKind::NotFound,
+            WorkspaceError::Lock(LockError::Locked(_)) => ExitKind::Locked,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -358,7 +366,7 @@ impl From<WorkspaceError> for Problem {
 impl From<WiringError> for Problem {
     fn from(error: WiringError) -> Self {
         let exit = match error {
-            WiringError::SharedRuntime { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
+            WiringError::SharedPrivate { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -367,6 +375,22 @@ impl From<WiringError> for Problem {
 
 impl From<RegistryError> for Problem {
     fn from(error: RegistryError) -> Self {
+        let exit = match error {
+            RegistryError::Unknown { .. } => ExitKind::NotFound,
+            _ => ExitKind::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<DirectoryGone> for Problem {
+    fn from(error: DirectoryGone) -> Self {
+        WorkspaceError::from(error).into()
+    }
+}
+
+impl From<ConfirmationError> for Problem {
+    fn from(error: ConfirmationError) -> Self {
         Self::new(ExitKind::Failed, error)
     }
 }

@@ -16,4 +16,6 @@ mod identity;
 mod kills;
 mod masks;
 mod signals;
+mod state;
+mod trust;
 mod workspace;
