@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::decided::Defaulted;
 use crate::world::{
     Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
     UserName, VariableName, VmmChoice, WorkspaceName,
@@ -64,6 +65,9 @@ pub struct Config {
     pub hooks: HooksTable,
     /// Which snapshots are kept.
     pub snapshot: SnapshotTable,
+    /// The values above that are defaults and follow the host.
+    #[serde(skip)]
+    pub defaulted: Defaulted,
 }
 
 /// `[vm]`.
@@ -236,6 +240,7 @@ impl Config {
             credentials: _,
             hooks: _,
             snapshot: _,
+            defaulted: _,
         } = self.clone();
         VmSpec { vmm, vm, disks, mounts, network, guest }
     }

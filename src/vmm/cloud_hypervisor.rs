@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use super::client::{ApiClient, ApiError};
 use super::config::{FsConfig, MachineDescription, VmConfig};
-use super::error::VmmError;
+use super::error::{VmmError, text};
 use super::live_vmm::{LiveVmm, remove_sockets};
 use super::state::{self, SavedShares, StateError};
 use crate::host::process::{DaemonRole, Daemons};
@@ -489,13 +489,6 @@ impl Vmm for CloudHypervisor {
             })
         })
         .await
-    }
-}
-
-fn text(path: PathBuf) -> std::result::Result<String, VmmError> {
-    match path.to_str() {
-        Some(text) if path.is_absolute() => Ok(text.to_owned()),
-        _ => Err(VmmError::Path { path }),
     }
 }
 
