@@ -253,7 +253,7 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks {
             directory: workspace.root().to_owned(),
             scripts: purpose.config().map(|config| config.hooks.by_point()).unwrap_or_default(),
-            check: script_check(workspace, purpose.config()),
+            check: script_check(workspace, purpose.config(), &spec),
             on_failed_script,
         }),
         clock: Arc::new(HostClock),
@@ -261,10 +261,14 @@ pub fn assemble(
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some(), spec })
 }
 
-/// Returns the function that decides right before a script is started whether it may run.
-fn script_check(workspace: &Workspace, config: Option<&Config>) -> Arc<ScriptCheck> {
+/// Returns the function that decides right before a script is started whether it may run. The guest can write in the shares
+/// of the VM that there is, and in those of the configuration.
+fn script_check(workspace: &Workspace, config: Option<&Config>, spec: &VmSpec) -> Arc<ScriptCheck> {
     let (root, places) = (workspace.root().to_owned(), workspace.places().clone());
-    let config = config.cloned();
+    let config = config.cloned().map(|mut config| {
+        config.mounts.extend(spec.mounts.iter().cloned());
+        config
+    });
     Arc::new(move |point, script| match &config {
         Some(config) => Ok(guest_writable::check_script(&root, &places, config, (point, script))?),
         None => Ok(()),

@@ -331,3 +331,21 @@ fn a_guest_that_puts_links_in_the_place_of_files_of_the_configuration_gains_noth
     workspace.ok(&["up"]);
     workspace.ok(&["down"]);
 }
+
+#[test]
+fn a_script_in_a_share_of_the_running_vm_is_not_run_though_the_configuration_has_no_share_any_more() {
+    let workspace = Workspace::new("simulator-v53", true);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let hooks = "[hooks]\npre-down = [\"sh shared/down\"]\n";
+    fs::write(&config, text.replace("[[disks]]", &format!("{hooks}[[disks]]"))).unwrap();
+    fs::write(workspace.path().join("shared/down"), "true").unwrap();
+    workspace.ok(&["up", "--trust"]);
+    workspace.guest("echo 'touch taken' > ~/shared/down");
+    let (head, _) = text.split_once("[[mounts]]").unwrap();
+    fs::write(&config, format!("mounts = []\n{}", head.replace("[[disks]]", &format!("{hooks}[[disks]]"))))
+        .unwrap();
+    let said = workspace.ok(&["down"]);
+    assert!(said.stderr.contains("script 1 of hooks.pre-down was not run"), "{said:?}");
+    assert!(!workspace.path().join("taken").exists());
+}
