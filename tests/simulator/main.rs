@@ -18,4 +18,5 @@ mod masks;
 mod signals;
 mod state;
 mod trust;
+mod unrest;
 mod workspace;
