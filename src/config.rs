@@ -12,6 +12,7 @@ use secrecy::zeroize::Zeroizing;
 use crate::files::Folder;
 
 mod actions;
+mod decided;
 mod error;
 mod keys;
 mod read;
@@ -20,6 +21,7 @@ mod types;
 mod user;
 
 pub use actions::{ActionHash, HostAction, ShownArguments};
+pub use decided::{DecidedDefaults, Defaulted};
 use error::Result;
 pub use error::{ConfigError, Position};
 pub use types::{

@@ -36,6 +36,8 @@ pub(crate) enum Need {
     Virtiofsd,
     /// A virtiofsd that a user who is not root may run.
     VirtiofsdForUsers,
+    /// `/dev/kvm`, which this user may open.
+    Kvm,
 }
 
 /// The id of a user that no machine has, for tests that run a program as another user than root.
@@ -73,6 +75,7 @@ impl Need {
                 let user = Invoker::user(USER, USER).unwrap();
                 spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD").is_ok()
             }
+            Self::Kvm => std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
         }
     }
 }
@@ -92,6 +95,7 @@ pub(crate) fn have(needs: &[Need]) -> bool {
         Need::CloudHypervisor => "cloud-hypervisor",
         Need::Virtiofsd => "virtiofsd",
         Need::VirtiofsdForUsers => "a virtiofsd that every user may run, such as in /usr/local/bin",
+        Need::Kvm => "access to /dev/kvm",
     };
     let promised = std::env::var("NIXBOX_TESTS").is_ok_and(|text| text == "all");
     assert!(!promised, "{test} needs {missing}, and all was promised to be there");

@@ -14,7 +14,7 @@ use super::preflight::{self, Preflight};
 use super::progress::ProgressDisplay;
 use super::wiring::{self, Description, Purpose, Wiring};
 use super::{WorkspaceLocation, journal_state, signals};
-use crate::config::Config;
+use crate::config::{Config, DecidedDefaults};
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
@@ -308,6 +308,11 @@ impl LockedWorkspace {
             let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
             lifetime.warnings().iter().filter(|_| !output.silent()).for_each(|words| progress.print(words));
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
+        }
+        if let Some(config) = &config
+            && (starts_vm || preflight == Preflight::Restore)
+        {
+            DecidedDefaults::decide(workspace.state(), config)?;
         }
         Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
     }

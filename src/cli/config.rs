@@ -2,8 +2,12 @@
 
 use super::error::{self, CliError, Outcome};
 use super::{WorkspaceLocation, success};
+use crate::config::DecidedDefaults;
 
 /// Show the configuration, with defaults filled in and secrets masked
+///
+/// The defaults of vm.vcpus and vm.memory follow the host until a VM is started from them. They stay the same from then on,
+/// and `decided-at-first-up` names them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox config --json | jq .vm.memory")]
 pub(super) struct Arguments {
@@ -13,12 +17,17 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let config = WorkspaceLocation::config(&location.workspace()?)?;
+    let workspace = location.workspace()?;
+    let config = WorkspaceLocation::config(&workspace)?;
+    let decided = DecidedDefaults::read(workspace.state())?.keys(&config);
+    let mut value = serde_json::to_value(&config).map_err(|error| CliError::Stdout(error.into()))?;
+    if let Some(top) = value.as_object_mut().filter(|_| !decided.is_empty()) {
+        top.insert("decided-at-first-up".to_owned(), decided.into());
+    }
     if arguments.json {
-        error::print_json(&config)?;
+        error::print_json(&value)?;
         return success();
     }
-    let value = serde_json::to_value(&config).map_err(|error| CliError::Stdout(error.into()))?;
     let mut lines = Vec::new();
     flatten(&mut lines, "", &value);
     error::print(&lines.join("\n"))?;

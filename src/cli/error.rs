@@ -465,6 +465,9 @@ impl From<Refusal> for Problem {
                 Failed,
                 Some("nothing was changed; end those programs, or have them leave the shared directories"),
             ),
+            Refusal::Unfit(_, ref why) if why.can_be_overridden() => {
+                (Failed, Some("nothing was changed; with --force it is tried in spite of that"))
+            }
             Refusal::Unfit(..) | Refusal::NothingFits(_) => {
                 (Failed, Some("nothing was changed; `nixbox up` boots without a snapshot"))
             }

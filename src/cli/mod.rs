@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, HostFacts};
+use crate::config::{Config, DecidedDefaults, HostFacts};
 use crate::engine::transition::Interrupt;
 use crate::files::copy::Progress;
 use crate::host::sudo;
@@ -165,7 +165,9 @@ impl WorkspaceLocation {
     fn config(workspace: &Workspace) -> Result<Config, Problem> {
         let host = HostFacts::of_this_machine();
         let nixbox = workspace.nixbox().map_err(WorkspaceError::from)?;
-        Ok(Config::load(nixbox, workspace.root(), &workspace.ssh(), &host)?)
+        let mut config = Config::load(nixbox, workspace.root(), &workspace.ssh(), &host)?;
+        DecidedDefaults::read(workspace.state())?.apply(&mut config, &host);
+        Ok(config)
     }
 }
 

@@ -22,6 +22,16 @@ pub(super) struct Arguments {
     /// Bring a running VM down first, once it is known that the snapshot fits
     #[arg(long)]
     replace: bool,
+    /// Restore this snapshot although the processor lacks features that its guest was given, or a file or key of the
+    /// configuration has changed that a restore does not need
+    ///
+    /// These keys are the kernel, the initramfs, the command line, the guest's user, and what a disk or a mount is made
+    /// from: the VM keeps what it was saved with. What is certain to fail is refused as before: a damaged snapshot, another
+    /// major version of Cloud Hypervisor, another size of RAM, another number of processors, disks or mounts, a mount whose
+    /// source is missing, and a slot that another VM has. A restore that fails leaves the workspace down, with its former
+    /// disk.
+    #[arg(long, requires = "snapshot")]
+    force: bool,
     #[command(flatten)]
     trust: TrustOption,
     #[command(flatten)]
@@ -37,7 +47,8 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         arguments.trust,
     )?;
     let wanted = arguments.snapshot.as_ref();
-    let result = workspace.run(async |session| Ok(session.restore(wanted, arguments.replace).await?))?;
+    let result = workspace
+        .run(async |session| Ok(session.restore(wanted, arguments.replace, arguments.force).await?))?;
     report(&workspace, arguments.output, result)
 }
 

@@ -18,6 +18,7 @@ use crate::guest::key::{self, KeyError};
 use crate::guest::mounts::Mount;
 use crate::guest::ssh_guest::{self, SshGuest, UnsettledObserver};
 use crate::host::clock::HostClock;
+use crate::host::contents::SourceContents;
 use crate::host::cpu;
 use crate::host::disk::Disks;
 use crate::host::hooks::{FailedScriptObserver, NoScripts, ScriptCheck, ShellHooks};
@@ -176,6 +177,7 @@ pub fn assemble(
         check_apart(&spec, &private_directories(workspace, &runtime))?;
     }
     let version = simulated(spec.vmm);
+    let source_progress = Arc::clone(&progress);
     let disk = Arc::new(disks(workspace, &spec, &progress));
     let memory = Arc::new(ram(workspace, &spec, &progress)?);
     let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
@@ -241,9 +243,14 @@ pub fn assemble(
         }),
         guest: guest.clone(),
         catalog,
-        cpu: Arc::new(|| cpu::features().map_err(Failure::world)),
+        cpu: Arc::new(move || cpu::of_this_machine(version.is_none()).map_err(Failure::world)),
         shape: Arc::new(spec.shape(workspace.root())),
         absolute_shape: Arc::new(spec.shape("/".as_ref())),
+        sources: Arc::new(SourceContents {
+            files: spec.source_files(),
+            directory: workspace.run(),
+            progress: source_progress,
+        }),
         missing_mounts: missing_mounts(&spec),
         leftovers: Arc::new(HostLeftovers {
             daemons: Daemons::new(runtime.clone(), workspace.id()),

@@ -204,8 +204,20 @@ impl Config {
     /// acts on the host. What is bound to `_` decides about the guest alone, or about what nixbox itself made.
     #[must_use]
     pub fn host_actions(&self, own: &[&Path], real: &dyn Fn(&Path) -> PathBuf) -> Vec<HostAction> {
-        let Self { name: _, vmm, vm, disks, mounts, network: _, guest, env, credentials, hooks, snapshot } =
-            self;
+        let Self {
+            name: _,
+            vmm,
+            vm,
+            disks,
+            mounts,
+            network: _,
+            guest,
+            env,
+            credentials,
+            hooks,
+            snapshot,
+            defaulted: _,
+        } = self;
         let VmTable { vcpus: _, memory: _, kernel, initramfs, cmdline: _, backing: _ } = vm;
         let GuestTable { user: _, ssh_key, require_entropy: _ } = guest;
         let CredentialsTable { files, wipe: _, overwrite: _, outbound_key } = credentials;

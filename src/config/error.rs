@@ -56,6 +56,10 @@ pub enum ConfigError {
     /// The value conflicts with another value, or with this host.
     #[error("{at}: {key}: {problem}")]
     Conflict { at: Position, key: String, problem: String },
+    #[error("what was decided for the workspace cannot be read or written")]
+    State(#[source] FileError),
+    #[error("{}, which nixbox wrote, is not as nixbox writes it: if it is removed, the defaults are decided anew", path.display())]
+    Decided { path: PathBuf, source: serde_json::Error },
     #[error("{key} is {}, and there is no {wanted} there", path.display())]
     NotThere { key: &'static str, path: PathBuf, wanted: &'static str },
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
+use super::decided::Defaulted;
 use super::error::{ConfigError, Position, Result};
 use super::keys;
 use super::read::{SourceText, TomlTable, TomlValue};
@@ -56,13 +57,14 @@ impl ConfigReader<'_> {
         let guest = self.guest(&top)?;
         let home = GuestHome::usual(&guest.user);
         let mounts = self.mounts(&top, &home)?;
+        let (vm, defaulted) = self.vm(&top)?;
         Ok(Config {
             name: match top.get("name") {
                 Some(name) => name.parse()?,
                 None => WorkspaceName::of_directory(self.root),
             },
             vmm: top.get("vmm").map_or(Ok(VmmChoice::CloudHypervisor), |value| value.parse())?,
-            vm: self.vm(&top)?,
+            vm,
             disks: self.disks(&top)?,
             network: network(&top)?,
             env: self.env(&top)?,
@@ -71,6 +73,7 @@ impl ConfigReader<'_> {
             guest,
             hooks: hooks(&top)?,
             snapshot: snapshot(&top)?,
+            defaulted,
         })
     }
 
@@ -79,11 +82,12 @@ impl ConfigReader<'_> {
             .map_err(|error| value.refuse(error))
     }
 
-    fn vm(&self, top: &TomlTable<'_>) -> Result<VmTable> {
+    fn vm(&self, top: &TomlTable<'_>) -> Result<(VmTable, Defaulted)> {
         let vm = top.get("vm").ok_or_else(|| missing(top, "vm.kernel"))?.table(keys::VM.keys)?;
         let vcpus = vm.get("vcpus").map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
+        let defaulted = Defaulted { vcpus: vcpus == 0, memory: vm.get("memory").is_none() };
         let vcpus = if vcpus == 0 { (self.host.vcpus / 2).min(MAX_VCPUS) } else { vcpus };
-        Ok(VmTable {
+        let vm = VmTable {
             // At most MAX_VCPUS, the number fits into a `u8`. Half of one processor is 0, and the default is then 1.
             vcpus: u8::try_from(vcpus).ok().and_then(NonZeroU8::new).unwrap_or(NonZeroU8::MIN),
             memory: match vm.get("memory") {
@@ -97,7 +101,8 @@ impl ConfigReader<'_> {
                 None => "console=ttyS0 quiet".to_owned(),
             },
             backing: vm.get("backing").map_or(Ok(Backing::Auto), |value| value.parse())?,
-        })
+        };
+        Ok((vm, defaulted))
     }
 
     fn default_memory(&self) -> ByteSize {

@@ -287,8 +287,20 @@ fn missing_files_are_named() {
 #[test]
 fn the_shape_has_these_keys_and_values_and_no_others() {
     let config = parse(EXAMPLE).unwrap();
-    let Config { name: _, vmm: _, vm, disks, mounts, network, guest, env: _, credentials, hooks, snapshot } =
-        config.clone();
+    let Config {
+        name: _,
+        vmm: _,
+        vm,
+        disks,
+        mounts,
+        network,
+        guest,
+        env: _,
+        credentials,
+        hooks,
+        snapshot,
+        defaulted: _,
+    } = config.clone();
     let VmTable { vcpus: _, memory: _, kernel: _, initramfs: _, cmdline: _, backing: _ } = vm.clone();
     let GuestTable { user: _, ssh_key: _, require_entropy: _ } = guest.clone();
     let NetworkPolicy { mode: _, domains: _, ports: _ } = network;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::decided::Defaulted;
 use crate::world::{
     Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
     UserName, VariableName, VmmChoice, WorkspaceName,
@@ -64,6 +65,9 @@ pub struct Config {
     pub hooks: HooksTable,
     /// Which snapshots are kept.
     pub snapshot: SnapshotTable,
+    /// The values above that are defaults and follow the host.
+    #[serde(skip)]
+    pub defaulted: Defaulted,
 }
 
 /// `[vm]`.
@@ -236,6 +240,7 @@ impl Config {
             credentials: _,
             hooks: _,
             snapshot: _,
+            defaulted: _,
         } = self.clone();
         VmSpec { vmm, vm, disks, mounts, network, guest }
     }
@@ -289,6 +294,18 @@ impl VmSpec {
             shape.insert(format!("mounts.{n}"), format!("{} at {target}, {access}", path(source)));
         }
         shape
+    }
+
+    /// The files that the shape names by path, by the same key.
+    #[must_use]
+    pub fn source_files(&self) -> Vec<(String, PathBuf)> {
+        let disks = self.disks.iter().enumerate();
+        let images = disks.filter_map(|(n, disk)| Some((format!("disks.{n}"), disk.image.as_ref()?)));
+        std::iter::once(("vm.kernel".to_owned(), &self.vm.kernel))
+            .chain(self.vm.initramfs.iter().map(|initramfs| ("vm.initramfs".to_owned(), initramfs)))
+            .chain(images)
+            .map(|(key, path)| (key, path.as_path().to_owned()))
+            .collect()
     }
 
     /// The values of `today` that differ from this one, by key.

@@ -47,6 +47,19 @@ pub enum Fault {
     StorageFails(u64, std::io::ErrorKind),
 }
 
+/// The loads of saved states that the VMM refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RefusedLoads {
+    /// None.
+    None,
+    /// The next ones, and none after them.
+    Next(u32),
+    /// Those with shares.
+    WithShares,
+    /// All.
+    All,
+}
+
 /// What stops working beside nixbox: on the host, or in a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Loss {

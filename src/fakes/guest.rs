@@ -60,4 +60,20 @@ pub(super) struct SavedState {
     pub(super) ticks: u64,
     /// Whether the shares are among the devices.
     pub(super) shares: bool,
+    /// EBX of the first subleaf of leaf 7 of CPUID in the guest.
+    pub(super) leaf_7: u32,
+}
+
+impl DiskImage {
+    pub(super) fn blank() -> Self {
+        Self { ticks: 0, secrets: BTreeSet::new(), residue: BTreeSet::new() }
+    }
+}
+
+impl FakeRam {
+    pub(super) fn booted(boot: u64) -> Self {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&boot.to_le_bytes());
+        Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: FakeMount::No, seeded: true, clock: true }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::fault::{Counts, Fault, Loss};
+use super::fault::{Counts, Fault, Loss, RefusedLoads};
 use super::files::{Content, Survival};
 use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
 use crate::engine::journal::Name;
@@ -103,6 +103,11 @@ impl Host {
         self.lock().unloadable.insert((workspace, snapshot));
     }
 
+    /// Sets which loads of any saved state the VMM refuses.
+    pub fn refuse_loads(&self, refused: RefusedLoads) {
+        self.lock().refused_loads = refused;
+    }
+
     /// Whether an authenticated command can run in the workspace's guest.
     #[must_use]
     pub fn is_ssh_ready(&self, workspace: WorkspaceId) -> bool {
@@ -129,6 +134,16 @@ impl Host {
         if let Some(directory) = state.workspace_directory(workspace) {
             memories.into_iter().for_each(|memory| state.files.remove(directory, &record_name(memory)));
         }
+    }
+
+    /// Sets EBX of the first subleaf of leaf 7 of CPUID that KVM can give to guests, or that KVM does not say it.
+    pub fn set_cpuid(&self, leaf_7: Option<u32>) {
+        self.lock().leaf_7 = leaf_7;
+    }
+
+    /// Sets the content of a file that VMs are built from.
+    pub fn set_content(&self, key: &str, content: u8) {
+        self.lock().contents.insert(key.to_owned(), [content; 32]);
     }
 
     /// Takes a feature from the host's processor, as if the host were another one.

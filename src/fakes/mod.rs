@@ -28,7 +28,7 @@ mod seams;
 mod state;
 mod storage;
 
-pub use fault::{CallFault, Counts, Crash, Fault, Loss};
+pub use fault::{CallFault, Counts, Crash, Fault, Loss, RefusedLoads};
 pub use files::Survival;
 pub use host::{Host, WorkspaceLock};
 pub use invariants::Violation;

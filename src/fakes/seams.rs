@@ -1,6 +1,6 @@
 //! The traits of `world`, implemented on the fake host for one workspace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,10 +16,10 @@ use super::state::{
     record_name,
 };
 use crate::world::{
-    Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,
-    Guest, HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network,
-    Presence, Result, Settlement, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm, VmmState, VmmVersion,
-    WaitObserver, WorkspaceId, World,
+    Ability, BootId, BuiltRecords, Catalog, Clock, Cpuid, Depth, Disk, Equipment, Failure, FileRecord,
+    Generation, Guest, HookPoint, Hooks, HostCpu, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest,
+    Memory, Network, Presence, Result, Settlement, Shares, Slot, Slots, SnapshotId, SnapshotState,
+    SourceFiles, Vmm, VmmState, VmmVersion, WaitObserver, WorkspaceId, World,
 };
 
 mod catalog;
@@ -64,10 +64,15 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generatio
         hooks: seams.clone(),
         cpu: Arc::new({
             let host = host.clone();
-            move || Ok(host.lock().cpu.clone())
+            move || {
+                let state = host.lock();
+                let cpuid = state.leaf_7.map(|ebx| Cpuid::of(&[(7, 0, [0, ebx, 0, 0])]));
+                Ok(HostCpu { flags: state.cpu.clone(), cpuid })
+            }
         }),
         absolute_shape: shape.clone(),
         shape,
+        sources: seams.clone(),
         missing_mounts: Arc::new([]),
         leftovers: seams.clone(),
         clock: seams,
@@ -226,6 +231,14 @@ impl Hooks for WorkspaceSeams {
             Ok(())
         };
         self.change("hooks.run", vec![Box::new(run)]).await
+    }
+}
+
+#[async_trait]
+impl SourceFiles for WorkspaceSeams {
+    async fn contents(&self, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>> {
+        interrupt.check()?;
+        self.query("sources.contents", |state| Ok(state.contents.clone())).await
     }
 }
 

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::fault::{Counts, Crash, FakeError, Fault, Loss};
+use super::fault::{Counts, Crash, FakeError, Fault, Loss, RefusedLoads};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
-use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
+use super::guest::{DiskImage, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
     Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
     WorkspaceId,
@@ -121,12 +121,18 @@ pub(super) struct FakeState {
     pub(super) loss_at: Option<(u64, Loss)>,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
+    /// EBX of the first subleaf of leaf 7 of CPUID that KVM can give to guests, if it says so.
+    pub(super) leaf_7: Option<u32>,
+    /// The contents of the files that a VM is built from.
+    pub(super) contents: BTreeMap<String, [u8; 32]>,
     /// The space for snapshots, in bytes.
     pub(super) room: u64,
     /// How much of that space is promised to RAM files, in bytes.
     pub(super) promised: u64,
     /// The snapshots whose state the VMM refuses to restore, though their files are whole.
     pub(super) unloadable: BTreeSet<(WorkspaceId, SnapshotId)>,
+    /// The loads that the VMM refuses to roll VMs over with, beginning with the next.
+    pub(super) refused_loads: RefusedLoads,
     /// The processes that use a share in a guest.
     pub(super) share_users: Vec<String>,
     pub(super) boots: u64,
@@ -170,9 +176,13 @@ impl FakeState {
             lost: BTreeSet::new(),
             loss_at: None,
             cpu: BTreeSet::from(["sse2".to_owned()]),
+            // avx2 and avx512f.
+            leaf_7: Some(1 << 5 | 1 << 16),
+            contents: BTreeMap::new(),
             room: 1 << 40,
             promised: 0,
             unloadable: BTreeSet::new(),
+            refused_loads: RefusedLoads::None,
             share_users: Vec::new(),
             boots: 0,
             salts: 0,
@@ -202,6 +212,25 @@ impl FakeState {
         self.answers(key)?;
         let lives = self.vmms.get(&key).filter(|vmm| vmm.state != VmmState::Gone);
         lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
+    }
+
+    /// Whether the VMM refuses this load.
+    pub(super) fn refuses_to_load(
+        &mut self,
+        workspace: WorkspaceId,
+        from: SnapshotId,
+        with_shares: bool,
+    ) -> bool {
+        let refused = match self.refused_loads {
+            RefusedLoads::None | RefusedLoads::Next(0) => false,
+            RefusedLoads::Next(loads) => {
+                self.refused_loads = RefusedLoads::Next(loads - 1);
+                true
+            }
+            RefusedLoads::WithShares => with_shares,
+            RefusedLoads::All => true,
+        };
+        refused || self.unloadable.contains(&(workspace, from))
     }
 
     /// An error if there is a VMM and it hangs.
@@ -441,20 +470,6 @@ pub(super) fn record_name(generation: Generation) -> String {
 
 pub(super) fn disk_name(generation: Generation) -> String {
     format!("disk-{generation}")
-}
-
-impl DiskImage {
-    pub(super) fn blank() -> Self {
-        Self { ticks: 0, secrets: BTreeSet::new(), residue: BTreeSet::new() }
-    }
-}
-
-impl FakeRam {
-    pub(super) fn booted(boot: u64) -> Self {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&boot.to_le_bytes());
-        Self { boot: id, ticks: 0, secrets: BTreeSet::new(), mount: FakeMount::No, seeded: true, clock: true }
-    }
 }
 
 #[cfg(test)]

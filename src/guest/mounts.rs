@@ -181,6 +181,36 @@ pub async fn unmount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> 
     Ok(())
 }
 
+/// Removes the devices of shares that answer no more. The configuration space of a PCI device that is gone reads as ones,
+/// and the kernel keeps the device until it is told to remove it. The kernel then waits for the device to say that it was
+/// reset, which the device says that takes its place (seen with Linux 6.1 and v53.0). Hence the removal goes on in the
+/// background, and the script ends when no request can reach the device any more.
+const REMOVE_DEAD_DEVICES: &str = r#"for v in /sys/bus/virtio/drivers/virtiofs/virtio*; do
+  [ -e "$v" ] || continue
+  p=$(readlink -f "$v/..") || continue
+  [ "$(od -An -tx2 -N2 "$p/config" | tr -d ' ')" = ffff ] || continue
+  d=$(readlink -f "$v")
+  (echo 1 > "$p/remove") </dev/null >/dev/null 2>&1 &
+  i=0
+  while [ -e "$d/driver" ] && [ $i -lt 20 ]; do sleep 1; i=$((i + 1)); done
+done"#;
+
+/// Makes the guest forget the shares whose devices are gone. A mount that a process uses is detached from the tree; the
+/// process keeps what it has open, and every use of it fails.
+///
+/// # Errors
+/// Any [`ScriptError`].
+pub async fn forget(shell: &Shell, mounts: &[Mount]) -> Result<(), ScriptError> {
+    run(shell, "remove the devices of shares that are gone", Rights::Root, REMOVE_DEAD_DEVICES).await?;
+    for there in table(shell).await?.iter().rev() {
+        if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
+            let script = format!("umount -l {}", quoted(&there.target));
+            run(shell, "remove the mount of a share that is gone", Rights::Root, &script).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
     let script = format!("umount {}", quoted(place));
     let error = match run(shell, "unmount a share in the guest", Rights::Root, &script).await {

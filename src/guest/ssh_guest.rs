@@ -308,6 +308,12 @@ impl Guest for SshGuest {
         .await
     }
 
+    async fn forget_shares(&self, machine: &Machine) -> Result<()> {
+        let mounts = &self.settings.mounts;
+        self.with(machine, async |shell: &Shell| mounts::forget(shell, mounts).await.map_err(Failure::world))
+            .await
+    }
+
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let mounts = &self.settings.mounts;
         self.with_last(machine, async |shell: &Shell| {

@@ -1,8 +1,9 @@
-//! Kernel calls that no safe crate has: making a TAP, making a mount read-only, and which blocks of a file are shared. The
-//! unsafe code is inside, and safe functions are exported.
+//! Kernel calls that no safe crate has: making a TAP, making a mount read-only, which blocks of a file are shared, and what
+//! KVM can give to guests. The unsafe code is inside, and safe functions are exported.
 //!
 //! Source: Linux `Documentation/networking/tuntap.rst`, `include/uapi/linux/if_tun.h`,
-//! `Documentation/filesystems/fiemap.rst` and `include/uapi/linux/fiemap.h`.
+//! `Documentation/filesystems/fiemap.rst`, `include/uapi/linux/fiemap.h`, `Documentation/virt/kvm/api.rst` and
+//! `arch/x86/include/uapi/asm/kvm.h`.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -215,6 +216,54 @@ pub fn shared_bytes(file: impl AsFd) -> io::Result<u64> {
     }
 }
 
+/// The size in the number of the call is that of `struct kvm_cpuid2` without the entries that follow it.
+#[cfg(target_arch = "x86_64")]
+const KVM_GET_SUPPORTED_CPUID: Opcode = opcode::read_write::<CpuidHeader>(0xAE, 0x05);
+/// The most entries that KVM has (`KVM_MAX_CPUID_ENTRIES`).
+#[cfg(target_arch = "x86_64")]
+const CPUID_ENTRIES: usize = 256;
+
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+struct CpuidHeader {
+    count: u32,
+    padding: u32,
+}
+
+/// `struct kvm_cpuid_entry2`.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct CpuidEntry {
+    function: u32,
+    index: u32,
+    flags: u32,
+    registers: [u32; 4],
+    padding: [u32; 3],
+}
+
+#[cfg(target_arch = "x86_64")]
+#[repr(C)]
+struct CpuidRequest {
+    header: CpuidHeader,
+    entries: [CpuidEntry; CPUID_ENTRIES],
+}
+
+/// What CPUID can say in a guest of this host: each leaf with its subleaf and registers.
+///
+/// # Errors
+/// If `kvm` is not `/dev/kvm`.
+#[cfg(target_arch = "x86_64")]
+pub fn supported_cpuid(kvm: impl AsFd) -> io::Result<Vec<(u32, u32, [u32; 4])>> {
+    let header = CpuidHeader { count: CPUID_ENTRIES as u32, padding: 0 };
+    let mut request = CpuidRequest { header, entries: [CpuidEntry::default(); CPUID_ENTRIES] };
+    // SAFETY: KVM_GET_SUPPORTED_CPUID reads and writes one `struct kvm_cpuid2` (`CpuidHeader` has its layout), and writes at
+    // most `count` of `struct kvm_cpuid_entry2` behind it, for which `CpuidRequest` has the room. It keeps no pointer.
+    unsafe { ioctl(&kvm, Updater::<KVM_GET_SUPPORTED_CPUID, _>::new(&mut request)) }?;
+    let found = &request.entries[..CPUID_ENTRIES.min(request.header.count as usize)];
+    Ok(found.iter().map(|entry| (entry.function, entry.index, entry.registers)).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +279,16 @@ mod tests {
         assert_eq!((size_of::<ExtentsHeader>(), size_of::<Extent>()), (32, 56));
         assert_eq!(std::mem::offset_of!(ExtentsRequest, extents), 32);
         assert_eq!(FS_IOC_FIEMAP, 0xc020_660b);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_entries_of_cpuid_have_the_layout_that_the_kernel_expects() {
+        assert_eq!((size_of::<CpuidHeader>(), size_of::<CpuidEntry>()), (8, 40));
+        assert_eq!(std::mem::offset_of!(CpuidRequest, entries), 8);
+        assert_eq!(KVM_GET_SUPPORTED_CPUID, 0xc008_ae05);
+        let other = std::fs::File::open("/dev/null").unwrap();
+        assert!(supported_cpuid(&other).is_err());
     }
 
     #[test]

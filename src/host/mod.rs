@@ -3,6 +3,7 @@
 //! May use `world`, `files` and `store`, and knows nothing of operations.
 
 pub mod clock;
+pub mod contents;
 pub mod cpu;
 pub mod disk;
 pub mod hooks;

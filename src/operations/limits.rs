@@ -13,6 +13,9 @@ pub(super) const LOOK: Duration = Duration::from_secs(180);
 pub(super) const QUICK: Duration = Duration::from_secs(180);
 /// For daemons that start, and for guests that answer.
 pub(super) const GUEST: Duration = Duration::from_secs(240);
+/// For one of the three attempts to load a VM into a new VMM, all of which [`GUEST`] covers. A VMM waits a minute for a share
+/// daemon that does not listen.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(70);
 /// For entropy and the time in an undo, which goes on without them.
 pub(super) const SETTLES: Duration = Duration::from_secs(60);
 /// For copies and hashes of disks and RAM, and for scripts of users. A person can interrupt all of them.

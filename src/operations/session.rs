@@ -205,7 +205,8 @@ impl<S: Storage> Session<'_, S> {
     }
 
     /// Restores a snapshot: the one that is wanted, or the newest that can be. A VM that runs is brought down first if
-    /// it is to be replaced, once it is known that the snapshot can be restored.
+    /// it is to be replaced, once it is known that the snapshot can be restored. With `force` it is restored in spite of
+    /// reasons that are not certain to make that fail.
     ///
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
@@ -213,12 +214,13 @@ impl<S: Storage> Session<'_, S> {
         &mut self,
         wanted: Option<&SnapshotReference>,
         replace: bool,
+        force: bool,
     ) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
         if !replace && matches!(self.state()?, WorkspaceState::Up(_)) {
             return Err(Refusal::Running);
         }
-        let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted, &[]).await?;
+        let SnapshotChoice { chosen, mut passed_over } = self.choose(wanted, &[], force).await?;
         match (chosen, wanted) {
             (Some(manifest), _) => self.bring_back(manifest, passed_over).await,
             (None, Some(_)) if passed_over.len() == 1 => {
@@ -244,7 +246,7 @@ impl<S: Storage> Session<'_, S> {
         }
         let mut passed_over = Vec::new();
         loop {
-            let choice = self.choose(wanted, &passed_over).await?;
+            let choice = self.choose(wanted, &passed_over, false).await?;
             passed_over.extend(choice.passed_over);
             let Some(manifest) = choice.chosen else {
                 let (report, condition) = (self.boot().await?, VmCondition::Good);
@@ -279,6 +281,7 @@ impl<S: Storage> Session<'_, S> {
         &self,
         wanted: Option<&SnapshotReference>,
         before: &[(SnapshotId, NotRestorable)],
+        force: bool,
     ) -> Result<SnapshotChoice, Refusal> {
         let mut listed = self.listed().await?;
         listed.retain(|one| !before.iter().any(|(id, _)| *id == one.id));
@@ -286,7 +289,7 @@ impl<S: Storage> Session<'_, S> {
             let id = find(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
-        compatibility::choose(self.next, listed.into_iter().rev(), &self.interrupt)
+        compatibility::choose(self.next, listed.into_iter().rev(), force, &self.interrupt)
             .await
             .map_err(Refusal::Look)
     }

@@ -41,7 +41,7 @@
 //! a crash the VM may stay paused until recovery, which makes it run again.
 //!
 //! **Resume** lets the VM go on: by `vm.resume`, or by a roll-over into a new VMM. Half a roll-over cannot be taken
-//! back, so that undoing finishes it: the VM runs, as it did before. **Settle**, **attach** and **reinject** give the
+//! back, so that undoing finishes it: the VM runs, as it did before. Only a VM that no attempt can load is lost. **Settle**, **attach** and **reinject** give the
 //! guest entropy, the time, its shares and its credentials. They have nothing to undo, because the guest had all of it
 //! before the snapshot; a rollback gives it by undoing *wipe* and *detach*.
 //!
@@ -59,9 +59,10 @@ use serde::{Deserialize, Serialize};
 
 pub use super::roll_over::ShareStrategy;
 
+use super::compatibility::given;
 use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
-use super::roll_over::{alive, make_it_run};
+use super::roll_over::{alive, make_it_run, make_it_run_again};
 use super::shared::clear_away::clear_away;
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount, condition};
 use super::shared::machine::Target;
@@ -313,7 +314,7 @@ impl Transition<World> for Pause {
     }
 
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        make_it_run(context, machine, self.strategy).await
+        make_it_run_again(context, machine, self.strategy).await
     }
 }
 
@@ -346,7 +347,7 @@ impl Transition<World> for SaveState {
 
     /// A roll-over needs the saved state, so the VM is made to run before the staging directory is removed.
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        make_it_run(context, machine, self.strategy).await
+        make_it_run_again(context, machine, self.strategy).await
     }
 }
 
@@ -381,7 +382,7 @@ impl Transition<World> for ResumeSource {
     }
 
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        make_it_run(context, machine, self.strategy).await
+        make_it_run_again(context, machine, self.strategy).await
     }
 }
 
@@ -404,6 +405,8 @@ impl Transition<World> for Commit {
 
     async fn prepare(&self, context: &Context<'_>) -> Result<Manifest> {
         let id = SnapshotId(context.generation);
+        // A first reading of the files may take long and can be interrupted here. Afterwards their contents are known.
+        let given = given(context.world, id, &context.interrupt).await?;
         Ok(Manifest {
             id,
             name: self.name.clone(),
@@ -413,6 +416,7 @@ impl Transition<World> for Commit {
             shares: self.shares,
             origin: self.origin.clone(),
             files: context.world.catalog.digest(id, &context.interrupt).await?,
+            given,
         })
     }
 
@@ -428,6 +432,8 @@ impl Transition<World> for Commit {
     }
 
     async fn apply(&self, context: &Context<'_>, manifest: &Manifest) -> Result<()> {
-        context.world.catalog.commit(manifest.clone()).await
+        // The intent in the journal does not have this.
+        let given = given(context.world, manifest.id, &context.interrupt).await?;
+        context.world.catalog.commit(Manifest { given, ..manifest.clone() }).await
     }
 }

@@ -4,13 +4,20 @@
 //! an empty `check`. A text is accepted only if it is, byte for byte, what this module writes for the values in it. So a
 //! changed byte is noticed wherever it is: in a name, in a hash, or in a blank. This guards against accidents. It is not
 //! a signature.
+//!
+//! The second format has `sections`: parts with a name, each of which a reader may pass over. A reader passes over a
+//! section that it does not know, which the check covers too. There are two so far. `contents` has the BLAKE3 of
+//! kernel, initramfs and disk templates by their keys in `shape`, and `cpuid` the features that the guest's processors
+//! have. The first format has no sections, and its `shape` may have absolute paths. Both are read, and the second is
+//! written.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::world::{
-    BootId, FileRecord, Generation, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
+    BootId, FileRecord, Generation, Given, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
     VmmVersion,
 };
 
@@ -18,8 +25,10 @@ use crate::world::{
 pub const FILE: &str = "manifest.json";
 /// The most that is read, in bytes.
 pub const LIMIT: u64 = 1 << 20;
-/// The version that this program writes, and the only one that it reads.
-pub const FORMAT: u32 = 1;
+/// The format that this program writes. It reads this one and those before.
+pub const FORMAT: u32 = 2;
+/// The format without sections.
+const FIRST_FORMAT: u32 = 1;
 
 /// Why a text is not a manifest, or a manifest cannot be written as one.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -27,7 +36,7 @@ pub const FORMAT: u32 = 1;
 pub enum ManifestError {
     #[error("it is not the JSON of a manifest")]
     Json(#[from] serde_json::Error),
-    #[error("it has format {0}, and this nixbox reads format {FORMAT}")]
+    #[error("it has format {0}, and this nixbox reads formats {FIRST_FORMAT} to {FORMAT}")]
     Format(u32),
     #[error("it was changed after nixbox wrote it: its check does not fit")]
     Check,
@@ -64,6 +73,9 @@ struct ManifestText {
     cpu: Vec<String>,
     shape: BTreeMap<String, String>,
     files: Vec<ManifestFileText>,
+    /// Absent in the first format.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sections: Option<BTreeMap<String, Value>>,
     check: String,
 }
 
@@ -105,6 +117,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         cpu: manifest.origin.cpu.iter().cloned().collect(),
         shape: manifest.origin.shape.clone(),
         files: files.collect(),
+        sections: Some(sections(&manifest.given)?),
         check: String::new(),
     };
     text.check = check(&text)?;
@@ -118,7 +131,7 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
 /// If they are not exactly what [`encode`] gives for it.
 pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
     let FormatOnly { format } = serde_json::from_slice(encoded)?;
-    if format != FORMAT {
+    if !(FIRST_FORMAT..=FORMAT).contains(&format) {
         return Err(ManifestError::Format(format));
     }
     let mut text: ManifestText = serde_json::from_slice(encoded)?;
@@ -126,15 +139,25 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
     if check(&text)? != written {
         return Err(ManifestError::Check);
     }
+    text.check = written;
+    if bytes(&text)? != encoded || text.sections.is_some() != (format > FIRST_FORMAT) {
+        return Err(ManifestError::Rewritten);
+    }
+    manifest(text)
+}
+
+/// The manifest in a text that is known to be as it was written.
+fn manifest(text: ManifestText) -> Result<Manifest, ManifestError> {
+    let boot: [u8; 16] = unhex(&text.boot)?;
     let file = |file: ManifestFileText| {
-        Ok(FileRecord { name: file.name, size: file.size, hash: unhex(&file.blake3)? })
+        Ok(FileRecord { hash: unhex(&file.blake3)?, name: file.name, size: file.size })
     };
     let manifest = Manifest {
         id: SnapshotId(Generation(text.id)),
         name: text.name.map(SnapshotName::try_from).transpose()?,
         created_ms: text.created_ms,
         slot: Slot::try_from(text.slot)?,
-        boot: BootId(unhex(&text.boot)?),
+        boot: BootId(boot),
         shares: text.shares,
         origin: Origin {
             vmm: VmmVersion { major: text.vmm_major, text: text.vmm },
@@ -142,8 +165,39 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
             shape: text.shape,
         },
         files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
+        given: given(text.sections.unwrap_or_default())?,
     };
-    if encode(&manifest)? == encoded { Ok(manifest) } else { Err(ManifestError::Rewritten) }
+    check_files(&manifest.files)?;
+    Ok(manifest)
+}
+
+const CONTENTS: &str = "contents";
+const CPUID: &str = "cpuid";
+
+fn sections(given: &Given) -> Result<BTreeMap<String, Value>, ManifestError> {
+    let mut sections = BTreeMap::new();
+    if !given.contents.is_empty() {
+        let contents: BTreeMap<&String, String> =
+            given.contents.iter().map(|(key, hash)| (key, hex::encode(hash))).collect();
+        sections.insert(CONTENTS.to_owned(), serde_json::to_value(contents)?);
+    }
+    if let Some(cpuid) = &given.cpuid {
+        sections.insert(CPUID.to_owned(), serde_json::to_value(cpuid)?);
+    }
+    Ok(sections)
+}
+
+/// What the sections say that this nixbox knows.
+fn given(mut sections: BTreeMap<String, Value>) -> Result<Given, ManifestError> {
+    let contents = match sections.remove(CONTENTS) {
+        Some(contents) => serde_json::from_value::<BTreeMap<String, String>>(contents)?,
+        None => BTreeMap::new(),
+    };
+    let hash = |(key, hash): (String, String)| Ok((key, unhex(&hash)?));
+    Ok(Given {
+        contents: contents.into_iter().map(hash).collect::<Result<_, ManifestError>>()?,
+        cpuid: sections.remove(CPUID).map(serde_json::from_value).transpose()?,
+    })
 }
 
 /// Whether a snapshot may have a file of this name besides its manifest.
@@ -182,7 +236,8 @@ fn check(text: &ManifestText) -> Result<String, ManifestError> {
 fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
     let mut bytes = [0; N];
     hex::decode_to_slice(text, &mut bytes).map_err(|_| ManifestError::Hex(text.to_owned(), N))?;
-    Ok(bytes)
+    // Digits in upper case say the same in other bytes.
+    if hex::encode(bytes) == text { Ok(bytes) } else { Err(ManifestError::Rewritten) }
 }
 
 #[cfg(test)]
@@ -190,6 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::world::Cpuid;
 
     fn origin() -> Origin {
         Origin {
@@ -201,6 +257,7 @@ mod tests {
 
     fn manifest() -> Manifest {
         let file = |name: &str, size, byte| FileRecord { name: name.to_owned(), size, hash: [byte; 32] };
+        let leaf = (7, 0, [0, 0x219c_03ab, 0, 0x10]);
         Manifest {
             id: SnapshotId(Generation(12)),
             name: Some(SnapshotName::try_from("warm".to_owned()).unwrap()),
@@ -214,6 +271,10 @@ mod tests {
                 file("memory.img", 4096, 2),
                 file("state.json", 7, 3),
             ],
+            given: Given {
+                cpuid: Some(Cpuid::of(&[leaf])),
+                contents: BTreeMap::from([("vm.kernel".to_owned(), [4; 32])]),
+            },
         }
     }
 
@@ -233,7 +294,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for manifest in [manifest(), Manifest { name: None, files: vec![], ..manifest() }] {
+        for manifest in
+            [manifest(), Manifest { name: None, files: vec![], given: Given::default(), ..manifest() }]
+        {
             assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
         }
     }
@@ -270,8 +333,65 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_named() {
-        let newer = r#"{"format": 2, "something": "else"}"#;
-        assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Format(2))));
+        let newer = r#"{"format": 3, "something": "else"}"#;
+        assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Format(3))));
+    }
+
+    /// The manifest of a test, byte for byte. A nixbox that wrote or read the formats differently would not read the
+    /// snapshots that there are.
+    const FIRST: &str = include_str!("manifest/format-1.json");
+    const SECOND: &str = include_str!("manifest/format-2.json");
+
+    #[test]
+    fn both_formats_are_read_and_the_second_is_written() {
+        assert_eq!(decode(FIRST.as_bytes()).unwrap(), Manifest { given: Given::default(), ..manifest() });
+        assert_eq!(decode(SECOND.as_bytes()).unwrap(), manifest());
+        assert_eq!(String::from_utf8(encode(&manifest()).unwrap()).unwrap(), SECOND);
+    }
+
+    /// The same text with a check of its own.
+    fn resealed(text: &str, change: impl FnOnce(&mut ManifestText)) -> Vec<u8> {
+        let mut text: ManifestText = serde_json::from_str(text).unwrap();
+        change(&mut text);
+        text.check.clear();
+        text.check = check(&text).unwrap();
+        bytes(&text).unwrap()
+    }
+
+    #[test]
+    fn a_section_of_a_later_nixbox_is_passed_over_and_is_covered_by_the_check() {
+        let later = resealed(SECOND, |text| {
+            let receipt = serde_json::json!({ "wiped": ["a", "b"], "bytes": 7 });
+            text.sections.as_mut().unwrap().insert("receipt".to_owned(), receipt);
+        });
+        assert_eq!(decode(&later).unwrap(), manifest());
+        let changed = String::from_utf8(later).unwrap().replace("\"bytes\": 7", "\"bytes\": 8");
+        assert!(matches!(decode(changed.as_bytes()), Err(ManifestError::Check)));
+    }
+
+    #[test]
+    fn sections_belong_to_the_second_format_and_their_values_are_exact() {
+        let odd: [fn(&mut ManifestText); 4] = [
+            |text| text.sections = None,
+            |text| text.format = 1,
+            |text| {
+                drop(
+                    text.sections.as_mut().unwrap().insert("contents".into(), serde_json::json!({"a": "AB"})),
+                )
+            },
+            |text| {
+                drop(
+                    text.sections
+                        .as_mut()
+                        .unwrap()
+                        .insert("cpuid".into(), serde_json::json!({"1.0.eax": "00000001"})),
+                )
+            },
+        ];
+        for change in odd {
+            assert!(decode(&resealed(SECOND, change)).is_err());
+        }
+        assert!(decode(&resealed(FIRST, |text| text.format = 2)).is_err());
     }
 
     proptest! {
@@ -286,6 +406,7 @@ mod tests {
             shares in any::<bool>(), cpu in proptest::collection::btree_set("[a-z0-9_]{1,9}", 0..4),
             shape in proptest::collection::btree_map("[a-z.]{1,9}", any::<String>(), 0..4), name in proptest::option::of("[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}"),
             files in proptest::collection::btree_map("[a-z0-9][a-z0-9._-]{0,63}", any::<(u64, [u8; 32])>(), 0..5),
+            contents in proptest::collection::btree_map("[a-z.]{1,9}", any::<[u8; 32]>(), 0..4), cpuid in any::<bool>(), leaf in any::<[u32; 4]>(),
         ) {
             let manifest = Manifest {
                 id: SnapshotId(Generation(id)),
@@ -293,6 +414,7 @@ mod tests {
                 created_ms, slot: Slot::try_from(slot).unwrap(), boot: BootId(boot), shares,
                 origin: Origin { cpu, shape, ..origin() },
                 files: files.into_iter().map(|(name, (size, hash))| FileRecord { name, size, hash }).collect(),
+                given: Given { cpuid: cpuid.then(|| Cpuid::of(&[(1, 0, leaf)])), contents },
             };
             prop_assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
         }

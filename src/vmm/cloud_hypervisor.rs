@@ -29,17 +29,17 @@ use tokio::time::Instant;
 use super::boot_files::{BootFileError, BootFiles};
 use super::client::{ApiClient, ApiError};
 use super::config::{FsConfig, MachineDescription, VmConfig};
-use super::error::VmmError;
-use super::live_vmm::LiveVmm;
-use super::state::{self, StateError};
+use super::error::{VmmError, text};
+use super::live_vmm::{LiveVmm, remove_sockets};
+use super::state::{self, SavedShares, StateError};
 use crate::files::shared_paths::SharedPaths;
 use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
-use crate::host::socket::{self, SocketPath};
+use crate::host::socket::SocketPath;
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
 use crate::world::{
-    Ability, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm, VmmState,
-    VmmVersion, WorkspaceId, capability,
+    Ability, Cpuid, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm,
+    VmmState, VmmVersion, WorkspaceId, capability,
 };
 
 /// How long a VMM may take until its API answers.
@@ -320,6 +320,7 @@ impl CloudHypervisor {
         live: &LiveVmm,
         machine: &Machine,
         from: SnapshotId,
+        shares: SavedShares,
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
@@ -331,7 +332,11 @@ impl CloudHypervisor {
         }
         let directory = self.restore_directory(machine.vmm);
         let source = (self.settings.snapshot)(from).map_err(VmmError::Parts)?;
-        state::prepare_restore(&source, &directory, &self.describe(machine)?, &self.settings.invoker)?;
+        let mut description = self.describe(machine)?;
+        if shares == SavedShares::LeftOut {
+            description.shares.clear();
+        }
+        state::prepare_restore(&source, &directory, &description, shares, &self.settings.invoker)?;
         let restored = live.client.restore(&text(directory.clone())?).await;
         let removed = state::remove(&directory);
         restored?;
@@ -431,8 +436,19 @@ impl Vmm for CloudHypervisor {
         .await
     }
 
+    async fn saved_cpuid(&self, of: SnapshotId) -> Result<Option<Cpuid>> {
+        let directory = (self.settings.snapshot)(of).map_err(VmmError::Parts)?;
+        Ok(state::cpuid(&directory).map_err(VmmError::from)?)
+    }
+
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
-        self.with(machine.vmm, async |live| self.load_into(live, machine, from).await).await
+        self.with(machine.vmm, async |live| self.load_into(live, machine, from, SavedShares::Kept).await)
+            .await
+    }
+
+    async fn load_without_shares(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
+        self.with(machine.vmm, async |live| self.load_into(live, machine, from, SavedShares::LeftOut).await)
+            .await
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
@@ -517,19 +533,6 @@ impl Vmm for CloudHypervisor {
         })
         .await
     }
-}
-
-fn text(path: PathBuf) -> std::result::Result<String, VmmError> {
-    match path.to_str() {
-        Some(text) if path.is_absolute() => Ok(text.to_owned()),
-        _ => Err(VmmError::Path { path }),
-    }
-}
-
-/// Removes the API socket and the lock file of v53 and later. Only to be called once the process is known to be dead.
-async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), VmmError> {
-    socket::remove_stale(socket).await?;
-    Ok(socket::remove_file(&socket.with_suffix(".lock"))?)
 }
 
 #[cfg(test)]

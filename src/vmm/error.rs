@@ -51,3 +51,11 @@ impl From<VmmError> for Failure {
         Self::world(error)
     }
 }
+
+/// A path as the VMM's API takes it.
+pub(super) fn text(path: PathBuf) -> Result<String, VmmError> {
+    match path.to_str() {
+        Some(text) if path.is_absolute() => Ok(text.to_owned()),
+        _ => Err(VmmError::Path { path }),
+    }
+}

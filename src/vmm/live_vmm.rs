@@ -44,6 +44,12 @@ impl SilenceTimer {
     }
 }
 
+/// Removes the API socket and the lock file of v53 and later. Only to be called once the process is known to be dead.
+pub(super) async fn remove_sockets(socket: &SocketPath) -> Result<(), VmmError> {
+    socket::remove_stale(socket).await?;
+    Ok(socket::remove_file(&socket.with_suffix(".lock"))?)
+}
+
 /// A VMM process that was alive when it was found.
 pub(super) struct LiveVmm {
     pub(super) daemon: Daemon,

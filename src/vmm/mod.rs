@@ -2,7 +2,8 @@
 //!
 //! [`cloud_hypervisor`] implements [`crate::world::Vmm`] with the other modules. [`client`] makes the HTTP calls of the
 //! API. [`config`] is the body of `vm.create`. [`state`] handles the files that `vm.snapshot` writes and `vm.restore`
-//! reads, [`restore`] rewrites the paths in one of them, and [`boot_files`] copies what a guest could replace. The table of [`crate::world::capability`] lists the
+//! reads, [`restore`] rewrites the paths in one of them, [`saved`] leaves out devices in the other, and [`boot_files`] copies
+//! what a guest could replace. The table of [`crate::world::capability`] lists the
 //! differences between versions. A module here either takes a row of that table, or works the same way for all
 //! versions.
 //!
@@ -26,4 +27,5 @@ pub mod config;
 pub mod error;
 mod live_vmm;
 pub mod restore;
+pub mod saved;
 pub mod state;

@@ -7,6 +7,8 @@
 //! host. A kind of device that nixbox never gives a VM is an error. A restore cannot change the number, size and kind of
 //! the devices: if they differ from those of the wanted machine, that is an error, and the copy is not written.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value};
 
 use super::config::{FsConfig, MachineDescription, RNG_SOURCE};
@@ -71,6 +73,20 @@ pub fn rewrite(config: &[u8], machine: &MachineDescription) -> Result<Vec<u8>, R
     }
     values::check(&config, machine)?;
     serde_json::to_vec(&config).map_err(RewriteError::NotJson)
+}
+
+/// Removes the shares from a snapshot's `config`, and returns the ids of their devices too.
+///
+/// # Errors
+/// [`RewriteError`].
+pub fn leave_out_shares(config: &[u8]) -> Result<(Vec<u8>, BTreeSet<String>), RewriteError> {
+    let mut config: Value = serde_json::from_slice(config).map_err(RewriteError::NotJson)?;
+    let top = config.as_object_mut().ok_or(RewriteError::Form("object"))?;
+    let id = |share: &mut Map<String, Value>| share.get("id").and_then(Value::as_str).map(str::to_owned);
+    let ids = list(top, "fs")?.into_iter().map(|share| id(share).ok_or(RewriteError::Form("fs")));
+    let ids = ids.collect::<Result<_, _>>()?;
+    top.remove("fs");
+    Ok((serde_json::to_vec(&config).map_err(RewriteError::NotJson)?, ids))
 }
 
 fn is_on(value: &Value) -> bool {
@@ -259,6 +275,18 @@ mod tests {
         assert_eq!(rewritten, serde_json::from_slice::<Value>(&expected).unwrap());
         let text = rewritten.to_string();
         assert!(!text.contains("/run/old") && !text.contains("/srv/guest"), "{text}");
+    }
+
+    #[test]
+    fn a_configuration_without_its_shares_is_that_of_a_machine_without_shares() {
+        let (config, ids) = leave_out_shares(REAL.as_bytes()).unwrap();
+        assert_eq!(ids.into_iter().collect::<Vec<_>>(), ["share-work"]);
+        let machine = MachineDescription { shares: Vec::new(), ..machine() };
+        let rewritten: Value = serde_json::from_slice(&rewrite(&config, &machine).unwrap()).unwrap();
+        assert_eq!(rewritten.get("fs"), None);
+        assert!(leave_out_shares(&with(|config| config["fs"][0]["id"] = Value::Null)).is_err());
+        let (_, none) = leave_out_shares(&with(|config| config["fs"] = Value::Null)).unwrap();
+        assert!(none.is_empty());
     }
 
     #[test]

@@ -10,7 +10,9 @@ use rustix::fs::OFlags;
 
 use super::config::MachineDescription;
 use super::restore::{self, RewriteError};
+use super::saved::{self, SavedStateError};
 use crate::host::spawn::Invoker;
+use crate::world::Cpuid;
 
 /// The file with the VM's configuration.
 const CONFIG: &str = "config.json";
@@ -21,6 +23,8 @@ const MEMORY: &str = "memory-ranges";
 
 /// The longest `config.json` that is read, in bytes. The `config.json` of a VM that nixbox makes has about 3 KiB.
 const CONFIG_LIMIT: u64 = 1 << 20;
+/// The longest `state.json` that is read, in bytes. Each vCPU takes about 20 KiB of it.
+const STATE_LIMIT: u64 = 64 << 20;
 
 /// Why VMM state cannot be kept or used.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -30,10 +34,12 @@ pub enum StateError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the VMM reported a finished snapshot, but {path:?} is missing or empty")]
     Missing { path: PathBuf },
-    #[error("{path:?} has more than {CONFIG_LIMIT} bytes, which no configuration of a VM has")]
-    TooLong { path: PathBuf },
+    #[error("{path:?} has more than {limit} bytes, which no file of this kind has")]
+    TooLong { path: PathBuf, limit: u64 },
     #[error(transparent)]
     Rewrite(#[from] RewriteError),
+    #[error(transparent)]
+    Saved(#[from] SavedStateError),
     #[error("syncing the VMM state ended early")]
     Died(#[source] io::Error),
 }
@@ -108,8 +114,25 @@ pub fn sync(directory: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Fills `directory` with the state of `source` and a rewritten copy of its configuration, so that `vm.restore` from it
-/// makes `machine`. Nothing in `source` is changed.
+/// What CPUID says in the guest whose state is in this directory.
+///
+/// # Errors
+/// [`StateError`].
+pub fn cpuid(directory: &Path) -> Result<Option<Cpuid>, StateError> {
+    Ok(saved::cpuid(&read(&directory.join(STATE), STATE_LIMIT)?)?)
+}
+
+/// What becomes of the shares that a saved VM has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavedShares {
+    /// The machine has the same.
+    Kept,
+    /// The machine has none, and they are left out of the copies.
+    LeftOut,
+}
+
+/// Fills `directory` with a copy of the state of `source` and a rewritten copy of its configuration, so that `vm.restore`
+/// from it makes `machine`. Nothing in `source` is changed.
 ///
 /// # Errors
 /// [`StateError`].
@@ -117,18 +140,22 @@ pub fn prepare_restore(
     source: &Path,
     directory: &Path,
     machine: &MachineDescription,
+    shares: SavedShares,
     invoker: &Invoker,
 ) -> Result<(), StateError> {
     make_directory(directory, invoker)?;
-    let config = restore::rewrite(&read_config(&source.join(CONFIG))?, machine)?;
-    let path = directory.join(CONFIG);
-    let mut file = create(&path)?;
-    file.write_all(&config).map_err(io_error("write", &path))?;
-    give_to_invoker(&path, invoker)?;
-    let (from, to) = (source.join(STATE), directory.join(STATE));
-    let mut original = File::open(&from).map_err(io_error("open", &from))?;
-    io::copy(&mut original, &mut create(&to)?).map_err(io_error("copy", &from))?;
-    give_to_invoker(&to, invoker)?;
+    let mut config = read(&source.join(CONFIG), CONFIG_LIMIT)?;
+    let mut state = read(&source.join(STATE), STATE_LIMIT)?;
+    if shares == SavedShares::LeftOut {
+        let (rest, ids) = restore::leave_out_shares(&config)?;
+        (config, state) = (rest, saved::without_devices(&state, &ids)?);
+    }
+    let config = restore::rewrite(&config, machine)?;
+    for (name, bytes) in [(CONFIG, config), (STATE, state)] {
+        let path = directory.join(name);
+        create(&path)?.write_all(&bytes).map_err(io_error("write", &path))?;
+        give_to_invoker(&path, invoker)?;
+    }
     let memory = source.join(MEMORY);
     if memory.try_exists().map_err(io_error("look at", &memory))? {
         // The file is linked and not copied, because it is as large as the RAM and the VMM only reads it.
@@ -138,14 +165,14 @@ pub fn prepare_restore(
     Ok(())
 }
 
-fn read_config(path: &Path) -> Result<Vec<u8>, StateError> {
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, StateError> {
     use io::Read;
     let mut bytes = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(CONFIG_LIMIT + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(limit + 1).read_to_end(&mut bytes))
         .map_err(io_error("read", path))?;
-    if bytes.len() as u64 > CONFIG_LIMIT {
-        Err(StateError::TooLong { path: path.to_owned() })
+    if bytes.len() as u64 > limit {
+        Err(StateError::TooLong { path: path.to_owned(), limit })
     } else {
         Ok(bytes)
     }

@@ -17,6 +17,7 @@
 //!   has made; the call that removes such things removes it.
 
 pub mod capability;
+mod cpuid;
 mod machine;
 mod names;
 mod network;
@@ -30,6 +31,7 @@ mod value;
 mod vmm_choice;
 
 pub use self::capability::{Ability, VmmVersion};
+pub use self::cpuid::{Cpuid, CpuidLeaf, HostCpu};
 pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, Settlement, VmmState};
 pub use self::names::{
     FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
@@ -38,12 +40,12 @@ pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
 pub use self::paths::{GuestHome, GuestPath, HostPath, PathInShare, is_within};
 pub use self::seams::{
     BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network,
-    Shares, Slots, Vmm, WaitObserver, World,
+    Shares, Slots, SourceFiles, Vmm, WaitObserver, World,
 };
 pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};
 pub use self::slots::Slot;
-pub use self::snapshots::{Depth, FileRecord, ListedSnapshot, Manifest, Origin, SnapshotState};
+pub use self::snapshots::{Depth, FileRecord, Given, ListedSnapshot, Manifest, Origin, SnapshotState};
 pub use self::value::InvalidValue;
 pub use self::vmm_choice::VmmChoice;
 pub use crate::engine::record::WorkspaceId;

@@ -223,6 +223,7 @@ mod tests {
                 shares: false,
                 origin,
                 files: Vec::new(),
+                given: Default::default(),
             };
             ListedSnapshot { id, manifest: Ok(manifest) }
         };

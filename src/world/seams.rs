@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, ListedSnapshot, Machine, Manifest,
-    Presence, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+    Ability, BootId, Cpuid, Depth, Equipment, FileRecord, Generation, HostCpu, Interrupt, ListedSnapshot,
+    Machine, Manifest, Presence, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -33,9 +33,14 @@ pub trait Vmm: Send + Sync {
     async fn resume(&self, generation: Generation) -> Result<()>;
     /// `vm.snapshot` into the staging directory of `into`, synced.
     async fn save(&self, generation: Generation, into: SnapshotId) -> Result<()>;
+    /// What CPUID says in the guest of a snapshot, staged or listed, as far as the VMM has saved it.
+    async fn saved_cpuid(&self, of: SnapshotId) -> Result<Option<Cpuid>>;
     /// `vm.restore` from a copy of the VMM state of `from`, staged or listed, with its paths rewritten to `machine`'s.
     /// The VM is paused then.
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
+    /// The same without the shares that the saved VM has as devices. Its guest still knows the devices, and they no longer
+    /// answer.
+    async fn load_without_shares(&self, machine: &Machine, from: SnapshotId) -> Result<()>;
     /// Presses the power button, and waits for the VM to stop, with a time limit.
     async fn power_button(&self, generation: Generation) -> Result<()>;
     /// Whether the VMM ends by itself within that time, because a guest that an earlier nixbox asked to shut down may
@@ -171,6 +176,9 @@ pub trait Guest: Send + Sync {
     /// The guest's processes that keep a share from being unmounted, because they have a file or a directory of it in
     /// use. For people to read.
     async fn share_users(&self, machine: &Machine) -> Result<Vec<String>>;
+    /// Makes the guest forget the shares whose devices the VM no longer has: removes their mounts, also those that are in
+    /// use, and their devices.
+    async fn forget_shares(&self, machine: &Machine) -> Result<()>;
     /// Unmounts the shares.
     async fn unmount(&self, machine: &Machine) -> Result<()>;
     /// Whether credentials and mounts are as `inject` and `mount` leave them.
@@ -215,8 +223,16 @@ pub trait Catalog: Send + Sync {
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
 }
 
-/// Says what the host's processor can do: `flags` of /proc/cpuinfo.
-pub type CpuFeatures = dyn Fn() -> Result<BTreeSet<String>> + Send + Sync;
+/// Says what the host's processor can do.
+pub type CpuFeatures = dyn Fn() -> Result<HostCpu> + Send + Sync;
+
+/// The files of the host that a VM is built from, and that its shape names by path.
+#[async_trait]
+pub trait SourceFiles: Send + Sync {
+    /// BLAKE3 of the content of each file, by the key of the shape that names it. A file that cannot be read is left out.
+    /// A file that has not changed since the last call is not read again.
+    async fn contents(&self, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>>;
+}
 
 /// Finds resources that this workspace left behind.
 #[async_trait]
@@ -296,6 +312,8 @@ pub struct World {
     pub shape: Arc<BTreeMap<String, String>>,
     /// The same with all paths absolute, as an earlier nixbox wrote them into manifests.
     pub absolute_shape: Arc<BTreeMap<String, String>>,
+    /// The files that the shape names by path.
+    pub sources: Arc<dyn SourceFiles>,
     /// The sources of shares that were not there when the configuration was read.
     pub missing_mounts: Arc<[PathBuf]>,
     /// Resources that may be left behind.

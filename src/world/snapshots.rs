@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootId, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
+use super::{BootId, Cpuid, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
 
 /// The circumstances in which a snapshot was made. It can be restored only where they are compatible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +15,15 @@ pub struct Origin {
     pub cpu: BTreeSet<String>,
     /// The values of the configuration that shape a VM, by key.
     pub shape: BTreeMap<String, String>,
+}
+
+/// What the guest of a snapshot was given, by content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The features of its processors. An older nixbox did not write them down, and neither does the simulator.
+    pub cpuid: Option<Cpuid>,
+    /// BLAKE3 of the files that the shape names by path, by the same key.
+    pub contents: BTreeMap<String, [u8; 32]>,
 }
 
 /// The state of a snapshot on disk.
@@ -49,6 +58,9 @@ pub struct Manifest {
     pub origin: Origin,
     /// Every file of the snapshot.
     pub files: Vec<FileRecord>,
+    /// What the guest was given. It is found out when the manifest is written, and is no part of a journal.
+    #[serde(skip)]
+    pub given: Given,
 }
 
 /// A snapshot in the list, damaged or not.

@@ -160,7 +160,9 @@ fn an_interrupt_rolls_back_before_the_commit_point_and_finishes_after_it() {
                 Said::Report(OperationResult::Done) => finished += 1,
                 Said::Report(OperationResult::RolledBack(_)) => back += 1,
                 // The interrupt came before the operation was begun.
-                Said::Refused(Refusal::Credentials(Failure::Interrupted)) => back += 1,
+                Said::Refused(
+                    Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted),
+                ) => back += 1,
                 // The VM that was to be replaced is down by then, and it says so.
                 Said::Report(OperationResult::ReplacedInVain(_)) if command == Replace => back += 1,
                 _ => panic!("{context}"),

@@ -197,10 +197,11 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
             session.snapshot(request(Some("warm"), false)).await.map(|result| result.report)
         }
         Command::SnapshotStop => session.snapshot(request(None, true)).await.map(|result| result.report),
-        Command::RestoreNewest => {
-            session.restore(Some(&SnapshotReference::from(newest())), false).await.map(|warm| warm.report)
-        }
-        Command::Replace => session.restore(None, true).await.map(|warm| warm.report),
+        Command::RestoreNewest => session
+            .restore(Some(&SnapshotReference::from(newest())), false, false)
+            .await
+            .map(|warm| warm.report),
+        Command::Replace => session.restore(None, true, false).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
         Command::SnapshotKeepOne => {
             let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };

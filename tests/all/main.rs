@@ -15,6 +15,7 @@ mod journal_files;
 mod model;
 mod names;
 mod pictures;
+mod roll_over;
 mod sources;
 mod storage;
 mod warm;

@@ -49,7 +49,7 @@ fn incompatible_snapshots_are_named_and_a_boot_takes_their_place() {
     type Change = fn(&Host);
     let changes: [(Change, &str); 3] = [
         (|host| host.set_shape("vm.memory", "8GiB"), "vm.memory was absent and is \"8GiB\" now"),
-        (|host| host.lose_cpu_feature("sse2"), "lacks sse2"),
+        (|host| host.set_cpuid(Some(1 << 16)), "lacks avx2"),
         (|host| host.install_vmm(54), "it was saved by Cloud Hypervisor v53.0, and v54.0 is installed"),
     ];
     for (change, words) in changes {
@@ -57,7 +57,8 @@ fn incompatible_snapshots_are_named_and_a_boot_takes_their_place() {
         change(&host);
         let reference = SnapshotReference::from(host.snapshots(WORKSPACE)[0].0);
         let before = host.fingerprint();
-        let refused = in_session(&host, async |session| session.restore(Some(&reference), false).await);
+        let refused =
+            in_session(&host, async |session| session.restore(Some(&reference), false, false).await);
         let Err(Refusal::Unfit(_, unfit)) = refused else { panic!("{refused:?}") };
         assert!(unfit.to_string().contains(words), "{unfit}");
         assert_eq!(host.fingerprint(), before, "a refusal changes nothing");
@@ -71,10 +72,10 @@ fn incompatible_snapshots_are_named_and_a_boot_takes_their_place() {
 fn a_running_vm_is_replaced_only_when_told_and_only_by_a_compatible_snapshot() {
     let host = host_after(53, true, &[Up, Snapshot]);
     let before = host.fingerprint();
-    let refused = in_session(&host, async |session| session.restore(None, false).await);
+    let refused = in_session(&host, async |session| session.restore(None, false, false).await);
     assert!(matches!(refused, Err(Refusal::Running)), "{refused:?}");
     host.set_shape("vm.memory", "8GiB");
-    let refused = in_session(&host, async |session| session.restore(None, true).await);
+    let refused = in_session(&host, async |session| session.restore(None, true, false).await);
     let misfits = match refused {
         Err(Refusal::NothingFits(passed_over)) => passed_over.to_string(),
         other => panic!("{other:?}"),
@@ -82,7 +83,7 @@ fn a_running_vm_is_replaced_only_when_told_and_only_by_a_compatible_snapshot() {
     assert!(misfits.contains("vm.memory"), "{misfits}");
     assert_eq!(host.fingerprint(), before, "the VM runs on as if nothing had been asked");
     let none = "nothing".parse::<SnapshotReference>().unwrap();
-    let refused = in_session(&host, async |session| session.restore(Some(&none), true).await);
+    let refused = in_session(&host, async |session| session.restore(Some(&none), true, false).await);
     assert!(matches!(refused, Err(Refusal::NoSuchSnapshot(_))), "{refused:?}");
 }
 
@@ -116,7 +117,8 @@ fn the_oldest_unnamed_snapshots_are_pruned_except_the_one_that_the_vm_came_from(
     let host = host_after(54, true, &[Up, Snapshot, Command::SnapshotNamed, Snapshot, Down]);
     let [oldest, named, newer] = numbers(&host)[..] else { panic!() };
     let reference = oldest.to_string().parse::<SnapshotReference>().unwrap();
-    let warm = in_session(&host, async |session| session.restore(Some(&reference), false).await).unwrap();
+    let warm =
+        in_session(&host, async |session| session.restore(Some(&reference), false, false).await).unwrap();
     assert!(matches!(warm.report, OperationResult::Done));
     let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
     let result = in_session(&host, async |session| session.snapshot(request).await).unwrap();
@@ -226,4 +228,75 @@ fn a_snapshot_that_fails_to_load_is_passed_over_with_its_reason() {
     let warm = warm_up(&host);
     assert!(matches!(warm.report, OperationResult::Done) && warm.restored.is_none(), "{warm:?}");
     assert_eq!(warm.passed_over.len(), 2);
+}
+
+/// Restores the newest snapshot by its number.
+fn restore_newest(host: &Host, force: bool) -> Result<RestoreResult, Refusal> {
+    let newest = SnapshotReference::from(host.snapshots(WORKSPACE).last().unwrap().0);
+    in_session(host, async |session| session.restore(Some(&newest), false, force).await)
+}
+
+#[test]
+fn a_person_may_override_what_is_not_certain_to_fail() {
+    let changes: [fn(&Host); 4] = [
+        |host| host.set_shape("vm.cmdline", "quiet"),
+        |host| host.set_content("vm.kernel", 2),
+        // avx2 without avx512f.
+        |host| host.set_cpuid(Some(1 << 5)),
+        |host| {
+            host.set_cpuid(None);
+            host.lose_cpu_feature("sse2");
+        },
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let host = host_after(53, true, &[]);
+        host.set_shape("vm.cmdline", "");
+        host.set_shape("vm.kernel", "./vmlinuz");
+        host.set_content("vm.kernel", 1);
+        assert!(run(&host, Up).done() && run(&host, SnapshotStop).done());
+        change(&host);
+        let looks = host.fingerprint();
+        let refused = restore_newest(&host, false);
+        let Err(Refusal::Unfit(_, why)) = refused else { panic!("{number}: {refused:?}") };
+        assert!(why.can_be_overridden(), "{number}: {why}");
+        assert_eq!(host.fingerprint(), looks, "{number}");
+        // A snapshot that nobody asked for is passed over.
+        let warm = warm_up(&host.fork());
+        assert!(warm.restored.is_none() && warm.passed_over.len() == 1, "{number}: {warm:?}");
+
+        let restored = restore_newest(&host, true).unwrap();
+        assert!(matches!(restored.report, OperationResult::Done), "{number}: {restored:?}");
+        assert_eq!(host.violations(WORKSPACE), [], "{number}");
+    }
+}
+
+#[test]
+fn a_person_cannot_override_what_is_certain_to_fail() {
+    let changes: [fn(&Host); 4] = [
+        |host| host.set_shape("vm.memory", "8GiB"),
+        |host| host.install_vmm(54),
+        |host| host.damage_snapshot(WORKSPACE, host.snapshots(WORKSPACE)[0].0),
+        |host| host.take_slot(nixbox::world::Slot::all().nth(1).unwrap()),
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let host = host_after(53, true, &[Up, SnapshotStop]);
+        change(&host);
+        let refused = restore_newest(&host, true);
+        assert!(matches!(refused, Err(Refusal::Unfit(..))), "{number}: {refused:?}");
+        assert!(!host.is_ssh_ready(WORKSPACE), "{number}");
+    }
+}
+
+#[test]
+fn the_features_that_a_guest_was_not_given_are_not_asked_of_a_host() {
+    let host = host_after(53, true, &[Up, SnapshotStop]);
+    host.lose_cpu_feature("sse2");
+    let warm = warm_up(&host);
+    assert!(matches!(warm.report, OperationResult::Done) && warm.restored.is_some(), "{warm:?}");
+
+    run(&host, Down);
+    host.set_cpuid(Some(1 << 16));
+    let warm = warm_up(&host);
+    let [(_, NotRestorable::Misfits(misfits))] = &warm.passed_over[..] else { panic!("{warm:?}") };
+    assert_eq!(misfits[..], [Incompatibility::Cpu(["avx2".to_owned()].into())]);
 }

@@ -10,6 +10,7 @@
 mod conformance;
 mod demo;
 mod edits;
+mod fit;
 mod guest;
 mod identity;
 #[cfg(feature = "failpoints")]

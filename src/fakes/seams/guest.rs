@@ -90,6 +90,19 @@ impl Guest for WorkspaceSeams {
         .await
     }
 
+    async fn forget_shares(&self, machine: &Machine) -> Result<()> {
+        let key = self.key(machine.vmm);
+        let forget = |state: &mut FakeState| {
+            let attached = state.vmms.get(&key).is_some_and(|vmm| vmm.shares != Presence::Absent);
+            let ram = self.guest(state, machine)?;
+            if !attached {
+                ram.mount = FakeMount::No;
+            }
+            Ok(())
+        };
+        self.change("guest.forget_shares", vec![Box::new(forget)]).await
+    }
+
     async fn unmount(&self, machine: &Machine) -> Result<()> {
         let unmount = |state: &mut FakeState| {
             let ram = self.guest(state, machine)?;

@@ -112,9 +112,25 @@ impl Vmm for WorkspaceSeams {
         self.change("vmm.save", vec![Box::new(begin), Box::new(finish)]).await
     }
 
+    async fn saved_cpuid(&self, of: SnapshotId) -> Result<Option<Cpuid>> {
+        self.query("vmm.saved_cpuid", |state| {
+            let directory = self.staged_or_listed(state, of)?;
+            match state.files.get(directory, SAVED) {
+                Some(Content::State(saved)) => Ok(Some(Cpuid::of(&[(7, 0, [0, saved.leaf_7, 0, 0])]))),
+                _ => refused("the saved state does not parse"),
+            }
+        })
+        .await
+    }
+
     async fn load(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
-        let load = |state: &mut FakeState| self.load_now(state, machine, from);
+        let load = |state: &mut FakeState| self.load_now(state, machine, from, true);
         self.change("vmm.load", vec![nothing(), Box::new(load)]).await
+    }
+
+    async fn load_without_shares(&self, machine: &Machine, from: SnapshotId) -> Result<()> {
+        let load = |state: &mut FakeState| self.load_now(state, machine, from, false);
+        self.change("vmm.load_without_shares", vec![nothing(), Box::new(load)]).await
     }
 
     async fn power_button(&self, generation: Generation) -> Result<()> {
@@ -288,16 +304,23 @@ impl WorkspaceSeams {
         vmm.shares_spoilt |= shares && !survives;
         let memory = vmm.machine.map(|machine| machine.memory).unwrap_or_default();
         let ticks = state.ram(self.workspace, memory).map_or(0, |ram| ram.ticks);
+        let leaf_7 = state.leaf_7.unwrap_or_default();
         let Ok(staging) = self.staging(state, into) else {
             return Ok(());
         };
         if let Some(ino) = state.files.find(staging, SAVED) {
-            state.files.write_whole(ino, Content::State(SavedState { ticks, shares }));
+            state.files.write_whole(ino, Content::State(SavedState { ticks, shares, leaf_7 }));
         }
         Ok(())
     }
 
-    fn load_now(&self, state: &mut FakeState, machine: &Machine, from: SnapshotId) -> Result<()> {
+    fn load_now(
+        &self,
+        state: &mut FakeState,
+        machine: &Machine,
+        from: SnapshotId,
+        with_shares: bool,
+    ) -> Result<()> {
         let key = self.key(machine.vmm);
         state.answers(key)?;
         match state.vmms.get(&key).map(|vmm| vmm.state) {
@@ -306,16 +329,16 @@ impl WorkspaceSeams {
             Some(VmmState::Gone) | None => return Err(Failure::Lost),
             Some(_) => return refused("there is a VM already"),
         }
-        if state.unloadable.contains(&(self.workspace, from)) {
+        if state.refuses_to_load(self.workspace, from, with_shares) {
             return refused("the VM could not be restored");
         }
         let directory = self.staged_or_listed(state, from)?;
         let Some(Content::State(saved)) = state.files.get(directory, SAVED).cloned() else {
             return refused("the saved state does not parse");
         };
-        self.check_parts(state, machine, saved.shares)?;
-        let breaks_mounts =
-            saved.shares && !FakeState::ability(state.version_of(Some(key))?).shares_survive_restore;
+        let shares = saved.shares && with_shares;
+        self.check_parts(state, machine, shares)?;
+        let survive = shares && FakeState::ability(state.version_of(Some(key))?).shares_survive_restore;
         let disk = state.disk(self.workspace, machine.disk).map(|disk| disk.ticks);
         let Some(ram) = state.ram_mut(self.workspace, machine.memory) else {
             return Err(Failure::Lost);
@@ -323,14 +346,14 @@ impl WorkspaceSeams {
         let mangled = ram.ticks != saved.ticks || disk != Some(saved.ticks);
         ram.seeded = false;
         ram.clock = false;
-        if breaks_mounts && ram.mount == FakeMount::Works {
+        if !survive && ram.mount == FakeMount::Works {
             ram.mount = FakeMount::Dead;
         }
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Paused;
             vmm.machine = Some(*machine);
             vmm.mangled = mangled;
-            vmm.shares = if saved.shares { Presence::Whole } else { Presence::Absent };
+            vmm.shares = if shares { Presence::Whole } else { Presence::Absent };
         }
         Ok(())
     }

@@ -19,58 +19,9 @@ use crate::world::{
 mod fitness;
 mod left_running;
 mod real;
+mod state_only_vmm;
 
-/// A VMM that answers only questions about the state of its VM.
-struct StateOnlyVmm(Mutex<VmmState>);
-
-#[async_trait]
-impl Vmm for StateOnlyVmm {
-    async fn find(&self, _: Generation) -> Result<VmmState> {
-        Ok(*self.0.lock().unwrap())
-    }
-    async fn ability(&self, _: Option<Generation>) -> Result<Ability> {
-        unreachable!()
-    }
-    async fn version(&self, _: Option<Generation>) -> Result<VmmVersion> {
-        unreachable!()
-    }
-    async fn start(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn boot(&self, _: &Machine) -> Result<()> {
-        unreachable!()
-    }
-    async fn pause(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn resume(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn save(&self, _: Generation, _: SnapshotId) -> Result<()> {
-        unreachable!()
-    }
-    async fn load(&self, _: &Machine, _: SnapshotId) -> Result<()> {
-        unreachable!()
-    }
-    async fn power_button(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn ends(&self, _: Generation, _: Duration) -> Result<bool> {
-        unreachable!()
-    }
-    async fn stop(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn attach_shares(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn detach_shares(&self, _: Generation) -> Result<()> {
-        unreachable!()
-    }
-    async fn shares_attached(&self, _: Generation) -> Result<Presence> {
-        unreachable!()
-    }
-}
+use state_only_vmm::StateOnlyVmm;
 
 fn machine() -> Machine {
     let slot = Slot::try_from(3).unwrap();

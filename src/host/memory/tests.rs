@@ -55,6 +55,7 @@ async fn commit(catalog: &Snapshots) -> Manifest {
             shape: Default::default(),
         },
         files: catalog.digest(SNAPSHOT, &Interrupt::new()).await.unwrap(),
+        given: Default::default(),
     };
     catalog.commit(manifest.clone()).await.unwrap();
     manifest

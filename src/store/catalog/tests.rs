@@ -49,6 +49,7 @@ async fn staged(snapshots: &Snapshots, number: u64, name: Option<&str>) -> Manif
         shares: true,
         origin: origin(),
         files: snapshots.digest(id(number), &Interrupt::new()).await.unwrap(),
+        given: Default::default(),
     }
 }
 

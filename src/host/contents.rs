@@ -1,0 +1,191 @@
+//! The content of the files that a VM is built from: kernel, initramfs and the templates of disks.
+//!
+//! A template may have many gigabytes, so the hashes are kept in a file of the workspace with what `stat` said of each file
+//! when it was read. The kernel sets the change time at every write, and no program can choose it: a file that looks as it
+//! did has the same bytes. The record is a hint: if it is missing or does not fit, files are read.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::files::Folder;
+use crate::files::copy::{self, CopyError, NamedFile, Progress};
+use crate::world::{Failure, Interrupt, Result, SourceFiles};
+
+/// The file with the hashes.
+const FILE: &str = "contents.json";
+/// More than the record of a kernel, an initramfs and 16 disks takes.
+const LIMIT: u64 = 1 << 20;
+/// A file that was changed so short a time ago may be changed again without another change time.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// What `stat` says of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceStamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl SourceStamp {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let status = file.metadata()?;
+        Ok(Self {
+            device: status.dev(),
+            inode: status.ino(),
+            size: status.len(),
+            modified: (status.mtime(), status.mtime_nsec()),
+            changed: (status.ctime(), status.ctime_nsec()),
+        })
+    }
+
+    /// Whether the file was changed long enough ago for its change time to tell it from a later content.
+    fn is_settled(&self) -> bool {
+        let changed = u64::try_from(self.changed.0).unwrap_or(0);
+        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(changed);
+        then.elapsed().is_ok_and(|since| since > SETTLED)
+    }
+}
+
+/// A file that was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KnownContent {
+    stamp: SourceStamp,
+    blake3: String,
+}
+
+/// [`SourceFiles`] of one workspace.
+#[allow(missing_docs, reason = "the types say it")]
+pub struct SourceContents {
+    /// The files by the key of the shape that names them.
+    pub files: Vec<(String, PathBuf)>,
+    /// The directory of the record.
+    pub directory: PathBuf,
+    pub progress: Arc<dyn Progress>,
+}
+
+impl SourceContents {
+    /// The hash of one file, from the record or from its bytes; `None` if the file cannot be read, or changes meanwhile.
+    async fn content(
+        &self,
+        path: &Path,
+        known: &BTreeMap<PathBuf, KnownContent>,
+        interrupt: &Interrupt,
+    ) -> Result<Option<KnownContent>> {
+        let opened = File::open(path).and_then(|file| Ok((SourceStamp::of(&file)?, file)));
+        let Ok((stamp, file)) = opened else { return Ok(None) };
+        if let Some(known) = known.get(path).filter(|known| known.stamp == stamp) {
+            return Ok(Some(known.clone()));
+        }
+        let what = format!("content of {}", path.display());
+        let source = NamedFile { file, path: path.to_owned() };
+        let hashes = match copy::hash(what, source, Arc::clone(&self.progress), interrupt).await {
+            Err(CopyError::Interrupted) => return Err(Failure::Interrupted),
+            Err(_unreadable) => return Ok(None),
+            Ok(hashes) => hashes,
+        };
+        let never = Interrupt::new();
+        let hash = tokio::task::spawn_blocking(move || hashes.finish(&never)).await;
+        let blake3 = hex::encode(hash.map_err(Failure::world)??);
+        let after = File::open(path).and_then(|file| SourceStamp::of(&file)).ok();
+        Ok((after == Some(stamp)).then_some(KnownContent { stamp, blake3 }))
+    }
+}
+
+#[async_trait]
+impl SourceFiles for SourceContents {
+    async fn contents(&self, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>> {
+        let folder = Folder::open(&self.directory).ok();
+        let bytes = folder.as_ref().and_then(|folder| folder.read(FILE, LIMIT).ok().flatten());
+        let known: BTreeMap<PathBuf, KnownContent> =
+            bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let (mut contents, mut next) = (BTreeMap::new(), BTreeMap::new());
+        for (key, path) in &self.files {
+            let Some(content) = self.content(path, &known, interrupt).await? else { continue };
+            let mut hash = [0; 32];
+            // A record that somebody has written otherwise is none.
+            if hex::decode_to_slice(&content.blake3, &mut hash).is_err() {
+                continue;
+            }
+            contents.insert(key.clone(), hash);
+            if content.stamp.is_settled() {
+                next.insert(path.clone(), content);
+            }
+        }
+        if let Some(folder) = folder.filter(|_| next != known) {
+            let text = serde_json::to_vec(&next).map_err(Failure::world)?;
+            // A record that cannot be written costs time at the next call.
+            drop(folder.replace(FILE, &text));
+        }
+        Ok(contents)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::copy::NoProgress;
+
+    fn contents(root: &Path, files: &[(&str, &str)]) -> BTreeMap<String, [u8; 32]> {
+        let files = files.iter().map(|(key, name)| ((*key).to_owned(), root.join(name))).collect();
+        let source = SourceContents { files, directory: root.to_owned(), progress: Arc::new(NoProgress) };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(source.contents(&Interrupt::new())).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_content_wherever_it_is() {
+        let root = tempfile::tempdir().unwrap();
+        for (name, bytes) in [("a", "kernel"), ("b", "kernel"), ("c", "other")] {
+            std::fs::write(root.path().join(name), bytes).unwrap();
+        }
+        let found = contents(root.path(), &[("x", "a"), ("y", "b"), ("z", "c"), ("gone", "d")]);
+        assert_eq!(found["x"], *blake3::hash(b"kernel").as_bytes());
+        assert_eq!(found["x"], found["y"]);
+        assert_ne!(found["x"], found["z"]);
+        assert_eq!(found.len(), 3);
+    }
+
+    #[test]
+    fn a_file_that_was_changed_long_ago_is_written_down() {
+        let root = tempfile::tempdir().unwrap();
+        let old = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let found = contents(root.path(), &[("x", old)]);
+        let record = std::fs::read_to_string(root.path().join(FILE)).unwrap();
+        assert!(record.contains(&hex::encode(found["x"])) && record.contains(old), "{record}");
+        assert_eq!(contents(root.path(), &[("x", old)]), found);
+        // A file that is not asked for any more is forgotten.
+        contents(root.path(), &[]);
+        assert_eq!(std::fs::read_to_string(root.path().join(FILE)).unwrap(), "{}");
+    }
+
+    #[test]
+    fn a_hash_is_used_again_only_if_the_file_looks_as_it_did() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a");
+        std::fs::write(&path, "kernel").unwrap();
+        let stamp = SourceStamp::of(&File::open(&path).unwrap()).unwrap();
+        let invented = KnownContent { stamp, blake3: hex::encode([7; 32]) };
+        let record = BTreeMap::from([(&path, invented)]);
+        std::fs::write(root.path().join(FILE), serde_json::to_vec(&record).unwrap()).unwrap();
+        assert_eq!(contents(root.path(), &[("x", "a")])["x"], [7; 32]);
+
+        // The same size, and another content.
+        std::fs::write(&path, "KERNEL").unwrap();
+        assert_eq!(contents(root.path(), &[("x", "a")])["x"], *blake3::hash(b"KERNEL").as_bytes());
+        for bad in ["", "{}", "[]", "{\"a\": 1}"] {
+            std::fs::write(root.path().join(FILE), bad).unwrap();
+            assert_eq!(contents(root.path(), &[("x", "a")])["x"], *blake3::hash(b"KERNEL").as_bytes());
+        }
+    }
+}
