@@ -111,7 +111,7 @@ pub(super) fn exposed(wiring: &Wiring, vmm: Generation) -> Option<CliError> {
 
 /// If the guest of the running VM can reach a `.nixbox`, refuses a command that relies on the configuration, and makes any
 /// other command run no script, because the scripts may be the guest's.
-/// What the configuration does is confirmed anew afterwards.
+/// If it is the workspace's own, what the configuration does is confirmed anew afterwards.
 fn mind_exposed(
     workspace: &Workspace,
     wiring: &mut Wiring,
@@ -119,7 +119,9 @@ fn mind_exposed(
     preflight: Preflight,
 ) -> Result<(), Problem> {
     let Some(exposed) = exposed(wiring, vmm) else { return Ok(()) };
-    if let Err(problem) = Consent::load(workspace).and_then(Consent::distrust) {
+    let own = workspace.root().join(workspace::DIRECTORY);
+    let others_only = matches!(&exposed, CliError::Exposed(paths) if !paths.contains(&own));
+    if !others_only && let Err(problem) = Consent::load(workspace).and_then(Consent::distrust) {
         error::print_stderr(&format!("nixbox: {}\n", problem.one_line()));
     }
     if !matches!(preflight, Preflight::None | Preflight::EndVm) {

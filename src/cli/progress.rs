@@ -47,6 +47,10 @@ pub(super) struct Timings {
     /// From the start of the command until the guest was SSH-ready, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ready_ms: Option<u64>,
+    /// From the start of the command until its operation began, in milliseconds: everything that is checked before
+    /// anything is changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) checks_ms: Option<u64>,
     /// How long the guest was paused, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) paused_ms: Option<u64>,
@@ -171,6 +175,7 @@ impl Observer for ProgressDisplay {
             Event::Begun { operation, generation, commit, recovery } => {
                 self.past_commit.store(false, Ordering::SeqCst);
                 (current.operation, current.commit, current.stage) = (operation, commit, None);
+                current.times.checks_ms = Some(millis(self.since.elapsed()));
                 if recovery {
                     self.print_progress(&format!(
                         "`{operation}` of generation {generation} was left half done"

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use crate::config::{self, Config, VmSpec};
 use crate::files::copy::Progress;
+use crate::files::shared_paths::SharedPaths;
 use crate::guest::channel::Limits;
 use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::key::{self, KeyError};
@@ -213,7 +214,7 @@ pub fn assemble(
             Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
         },
     });
-    let vmm = Arc::new(vmm.by(vmm_stand_in));
+    let vmm = Arc::new(vmm.by(vmm_stand_in).beside(shared_paths(&spec)));
     let address = address(version, &runtime);
     let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address, on_unsettled)?);
     let network: Arc<dyn world::Network> = match version {
@@ -259,7 +260,7 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks {
             directory: workspace.root().to_owned(),
             scripts: purpose.config().map(|config| config.hooks.by_point()).unwrap_or_default(),
-            check: script_check(workspace, purpose.config()),
+            check: script_check(workspace, purpose.config(), &spec),
             on_failed_script,
         }),
         clock: Arc::new(HostClock),
@@ -267,10 +268,14 @@ pub fn assemble(
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some(), spec })
 }
 
-/// Returns the function that decides right before a script is started whether it may run.
-fn script_check(workspace: &Workspace, config: Option<&Config>) -> Arc<ScriptCheck> {
+/// Returns the function that decides right before a script is started whether it may run. The guest can write in the shares
+/// of the VM that there is, and in those of the configuration.
+fn script_check(workspace: &Workspace, config: Option<&Config>, spec: &VmSpec) -> Arc<ScriptCheck> {
     let (root, places) = (workspace.root().to_owned(), workspace.places().clone());
-    let config = config.cloned();
+    let config = config.cloned().map(|mut config| {
+        config.mounts.extend(spec.mounts.iter().cloned());
+        config
+    });
     Arc::new(move |point, script| match &config {
         Some(config) => Ok(guest_writable::check_script(&root, &places, config, (point, script))?),
         None => Ok(()),
@@ -328,6 +333,12 @@ fn check_apart(spec: &VmSpec, private: &[(&'static str, &Path)]) -> Result<()> {
     Ok(())
 }
 
+/// Where the guest of this VM can replace what the configuration names.
+fn shared_paths(spec: &VmSpec) -> SharedPaths {
+    let writable = spec.mounts.iter().filter(|mount| !mount.readonly);
+    SharedPaths::new(writable.map(|mount| mount.source.as_path()))
+}
+
 fn missing_mounts(spec: &VmSpec) -> Arc<[PathBuf]> {
     let sources = spec.mounts.iter().map(|mount| mount.source.as_path());
     sources.filter(|source| !source.is_dir()).map(Path::to_owned).collect()
@@ -335,6 +346,7 @@ fn missing_mounts(spec: &VmSpec) -> Arc<[PathBuf]> {
 
 fn disks(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Disks {
     Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress))
+        .beside(shared_paths(spec))
 }
 
 /// Where RAM is put. A log-out empties `/dev/shm` of the files of a user who does not linger, so RAM is put on disk then,
@@ -409,13 +421,13 @@ fn guest(
     let disk = Arc::clone(disk);
     let settings = ssh_guest::GuestSettings {
         user: spec.guest.user.clone(),
-        key: match (key::load(spec.guest.ssh_key.as_path()), purpose) {
+        key: match (key::load(spec.guest.ssh_key.as_path(), &shared_paths(spec)), purpose) {
             (Err(error), Purpose::Any(_)) => return Err(WiringError::LoginKey(error)),
             (loaded, _) => loaded.map(Arc::new).map_err(Arc::new),
         },
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
-        wanted: wanted(workspace, purpose)?,
+        wanted: wanted(workspace, spec, purpose)?,
         require_entropy: spec.guest.require_entropy,
         on_unsettled,
         mounts: spec.mounts.iter().enumerate().map(mount).collect(),
@@ -425,7 +437,7 @@ fn guest(
     Ok(SshGuest::new(settings, vmm.clone()))
 }
 
-fn wanted(workspace: &Workspace, purpose: Purpose<'_>) -> Result<Wanted> {
+fn wanted(workspace: &Workspace, spec: &VmSpec, purpose: Purpose<'_>) -> Result<Wanted> {
     let Purpose::Any(config) = purpose else {
         return Ok(Wanted::default());
     };
@@ -438,11 +450,14 @@ fn wanted(workspace: &Workspace, purpose: Purpose<'_>) -> Result<Wanted> {
         environment: config.env.iter().map(|(name, source)| (name.clone(), source.clone())).collect(),
         files: config.credentials.files.iter().map(file).collect(),
         key: if config.credentials.outbound_key {
-            Some(Arc::new(key::load(&own_key(workspace)).map_err(WiringError::OwnKey)?))
+            Some(Arc::new(
+                key::load(&own_key(workspace), &SharedPaths::default()).map_err(WiringError::OwnKey)?,
+            ))
         } else {
             None
         },
         wipe: config.credentials.wipe.clone(),
         overwrite: config.credentials.overwrite.clone(),
+        shared: shared_paths(spec),
     })
 }

@@ -4,10 +4,11 @@
 //! [`Folder`] is an open directory: what it opens, makes, renames and removes are plain names in it, and a link in the
 //! place of a file or directory of nixbox's is refused.
 //!
-//! [`copy`] copies large files, and [`hash`] computes their hashes. May use `world`.
+//! [`copy`] copies large files, and [`hash`] computes their hashes. [`shared_paths`] opens what a guest may have replaced. May use `world`.
 
 pub mod copy;
 pub mod hash;
+pub mod shared_paths;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -46,6 +47,11 @@ pub enum FileError {
     Writable { path: PathBuf },
     #[error("{} is a mount point, and nixbox uses only what is in the workspace itself: unmount it", path.display())]
     MountPoint { path: PathBuf },
+    #[error(
+        "{} leads through a link in a directory that the guest can write, and is not followed there: put what it leads to in \
+         its place", path.display()
+    )]
+    SharedLink { path: PathBuf },
     /// The name is empty, `.` or `..`, or has a slash or a NUL in it.
     #[error("{0:?} cannot be the name of a file")]
     Name(OsString),

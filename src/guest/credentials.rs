@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::key;
 use super::sources::{PendingSources, SourceError};
+use crate::files::shared_paths::SharedPaths;
 use crate::world::{FileOwner, GuestPath, Secret, SecretSource, VariableName, WaitObserver};
 
 /// SHA-256 of a file's content.
@@ -41,6 +42,8 @@ pub struct Wanted {
     pub wipe: Vec<GuestPath>,
     /// The files that an injection may overwrite although nixbox did not write them.
     pub overwrite: Vec<GuestPath>,
+    /// Where a guest can replace files that credentials are read from.
+    pub shared: SharedPaths,
 }
 
 impl fmt::Debug for Wanted {
@@ -88,7 +91,7 @@ impl Wanted {
     /// # Errors
     /// Any [`SourceError`]: that of the first source that fails. The others are given up.
     pub async fn resolve(&self, waits: &WaitObserver<'_>) -> Result<Vec<Credential>, SourceError> {
-        let pending = PendingSources::default();
+        let pending = PendingSources::new(self.shared.clone());
         let environment = try_join_all(self.environment.iter().map(|(_, source)| pending.resolve(source)));
         let files = try_join_all(self.files.iter().map(|file| pending.resolve(&file.source)));
         let all = try_join(environment, files);
@@ -181,7 +184,7 @@ mod tests {
             }],
             key: Some(Arc::new(key::generate().unwrap())),
             wipe: Vec::new(),
-            overwrite: Vec::new(),
+            ..Wanted::default()
         };
         let credentials = wanted.resolve(&|_| ()).await.unwrap();
         let told = format!("{wanted:?} {credentials:?}");

@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::Ed25519Keypair;
 use russh::keys::{self, PrivateKey, ssh_key};
-use rustix::fs::OFlags;
 use zeroize::Zeroizing;
+
+use crate::files::FileError;
+use crate::files::shared_paths::SharedPaths;
 
 /// The most bytes that are read of a key file. No private key is longer.
 const LONGEST: u64 = 64 * 1024;
@@ -23,6 +25,8 @@ pub enum KeyError {
     Random(#[source] getrandom::Error),
     #[error("cannot write the key to {path}, which must not exist yet")]
     Write { path: PathBuf, source: io::Error },
+    #[error("cannot open the key in {path}")]
+    Open { path: PathBuf, source: FileError },
     #[error("cannot read the key in {path}")]
     Read { path: PathBuf, source: io::Error },
     #[error("the key in {path} can be read by others, or is not yours: make it yours alone (chmod 600)")]
@@ -88,14 +92,14 @@ fn create(path: &Path, mode: u32, content: &[u8]) -> Result<(), KeyError> {
 /// may be able to read the file.
 ///
 /// # Errors
-/// [`KeyError::Read`], [`KeyError::Exposed`], [`KeyError::NotAKey`].
-pub fn load(path: &Path) -> Result<PrivateKey, KeyError> {
+/// [`KeyError::Open`], [`KeyError::Read`], [`KeyError::Exposed`], [`KeyError::NotAKey`].
+pub fn load(path: &Path, shared: &SharedPaths) -> Result<PrivateKey, KeyError> {
     let read = |source| KeyError::Read { path: path.to_owned(), source };
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(read)?;
+    let opened = shared.open_file(path);
+    let file = opened.map_err(|source| KeyError::Open { path: path.to_owned(), source })?;
     let about = file.metadata().map_err(read)?;
-    if !about.is_file() || about.len() > LONGEST {
-        return Err(read(io::Error::new(io::ErrorKind::InvalidData, "it is no small regular file")));
+    if about.len() > LONGEST {
+        return Err(read(io::Error::new(io::ErrorKind::InvalidData, "it is too long for a key")));
     }
     if about.uid() != rustix::process::geteuid().as_raw() || about.mode() & 0o077 != 0 {
         return Err(KeyError::Exposed { path: path.to_owned() });
@@ -132,13 +136,13 @@ mod tests {
         assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
         assert_eq!(String::from_utf8(told.stdout).unwrap(), public_text(&key).unwrap());
         assert_eq!(fs::read_to_string(directory.path().join("key.pub")).unwrap(), public_text(&key).unwrap());
-        assert_eq!(load(&path).unwrap().public_key(), key.public_key());
+        assert_eq!(load(&path, &SharedPaths::default()).unwrap().public_key(), key.public_key());
 
         let theirs = directory.path().join("theirs");
         let made =
             Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&theirs).status();
         assert!(made.unwrap().success());
-        load(&theirs).unwrap();
+        load(&theirs, &SharedPaths::default()).unwrap();
     }
 
     #[test]
@@ -149,7 +153,7 @@ mod tests {
         assert_ne!(first.public_key().key_data(), second.public_key().key_data());
         write(&first, &path).unwrap();
         assert!(matches!(write(&second, &path), Err(KeyError::Write { .. })));
-        assert_eq!(load(&path).unwrap().public_key(), first.public_key());
+        assert_eq!(load(&path, &SharedPaths::default()).unwrap().public_key(), first.public_key());
     }
 
     #[test]
@@ -158,10 +162,10 @@ mod tests {
         let path = directory.path().join("key");
         write(&generate().unwrap(), &path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(load(&path), Err(KeyError::Exposed { .. })));
+        assert!(matches!(load(&path, &SharedPaths::default()), Err(KeyError::Exposed { .. })));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&path, "no key").unwrap();
-        assert!(matches!(load(&path), Err(KeyError::NotAKey { .. })));
-        assert!(matches!(load(directory.path()), Err(KeyError::Read { .. })));
+        assert!(matches!(load(&path, &SharedPaths::default()), Err(KeyError::NotAKey { .. })));
+        assert!(matches!(load(directory.path(), &SharedPaths::default()), Err(KeyError::Open { .. })));
     }
 }

@@ -7,19 +7,19 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::key::KeyError;
+use crate::files::FileError;
+use crate::files::shared_paths::SharedPaths;
 use crate::world::{Secret, SecretCommand, SecretSource, VariableName, WaitObserver};
 
 /// The most bytes that a value may have.
@@ -45,6 +45,8 @@ pub enum SourceError {
     NoVariable(VariableName),
     #[error("cannot read the credential file {path}")]
     File { path: PathBuf, source: io::Error },
+    #[error("cannot read the credential file {path}")]
+    Open { path: PathBuf, source: FileError },
     #[error("cannot run {program:?}, which prints a credential")]
     Run { program: String, source: io::Error },
     #[error("{program:?}, which prints a credential, ended with {status}")]
@@ -63,11 +65,20 @@ pub enum SourceError {
 
 /// The sources that have not answered yet, each with its name and the time at which it is given up.
 #[derive(Default)]
-pub struct PendingSources(Mutex<BTreeMap<usize, (String, Instant)>>);
+pub struct PendingSources {
+    pending: Mutex<BTreeMap<usize, (String, Instant)>>,
+    shared: SharedPaths,
+}
 
 impl PendingSources {
+    /// None yet. Files that a guest can replace lie in `shared`.
+    #[must_use]
+    pub fn new(shared: SharedPaths) -> Self {
+        Self { pending: Mutex::default(), shared }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, (String, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads the value of a source, byte for byte, within the time limit of its kind. The source is pending meanwhile.
@@ -81,7 +92,13 @@ impl PendingSources {
             SecretSource::File(path) => {
                 let path = path.as_path();
                 let slow = || SourceError::SlowFile { path: path.to_owned(), limit: FILE_LIMIT };
-                self.within(format!("the file {}", path.display()), FILE_LIMIT, slow, read_file(path)).await
+                self.within(
+                    format!("the file {}", path.display()),
+                    FILE_LIMIT,
+                    slow,
+                    read_file(path, &self.shared),
+                )
+                .await
             }
             SecretSource::Command(command) => {
                 let program = &command.program;
@@ -154,22 +171,17 @@ fn first(mut buffer: Zeroizing<Vec<u8>>, filled: usize) -> Secret {
 }
 
 /// Reads a file on another thread, because a file system that does not answer holds up the thread that asks it.
-async fn read_file(path: &Path) -> Result<Secret, SourceError> {
-    let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || read_file_now(&owned)).await;
+async fn read_file(path: &Path, shared: &SharedPaths) -> Result<Secret, SourceError> {
+    let (owned, shared) = (path.to_owned(), shared.clone());
+    let read = tokio::task::spawn_blocking(move || read_file_now(&owned, &shared)).await;
     read.map_err(|error| SourceError::File { path: path.to_owned(), source: io::Error::other(error) })?
 }
 
-fn read_file_now(path: &Path) -> Result<Secret, SourceError> {
+fn read_file_now(path: &Path, shared: &SharedPaths) -> Result<Secret, SourceError> {
     let failed = |source| SourceError::File { path: path.to_owned(), source };
-    // Opening a pipe that has no writer must not block. A path that is not a regular file is refused before anything is
-    // read.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    let mut file =
+        shared.open_file(path).map_err(|source| SourceError::Open { path: path.to_owned(), source })?;
     let about = file.metadata().map_err(failed)?;
-    if !about.is_file() {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")));
-    }
     // The vector has room for the whole file, because a vector that grows leaves copies of its content behind.
     let room = usize::try_from(about.len()).unwrap_or(LONGEST).min(LONGEST) + 1;
     let mut bytes = Zeroizing::new(vec![0; room]);

@@ -5,14 +5,14 @@
 //! in snapshots (`disk-<n>.img`), are opened for reading only.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::files::copy::{self, CopyError, CopyMethod, CopyRequest, NamedFile, Progress};
+use crate::files::shared_paths::SharedPaths;
 use crate::files::{FileError, Folder};
 use crate::host::program::ProgramError;
 use crate::store::{self, StoreError};
@@ -42,6 +42,8 @@ pub enum DiskError {
     Store(#[from] StoreError),
     #[error("the disk image {} is not a regular file", path.display())]
     TemplateKind { path: PathBuf },
+    #[error("cannot open the disk image {}", path.display())]
+    Template { path: PathBuf, source: FileError },
     /// The template does not fit.
     #[error(
         "the disk image {} has {found} bytes, and its disk is to have {wanted}: raise `size` or leave it out",
@@ -94,6 +96,7 @@ pub struct Disks {
     pub specs: Vec<DiskSpec>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
+    shared: SharedPaths,
     methods: Mutex<Vec<CopyMethod>>,
 }
 
@@ -118,7 +121,13 @@ impl Disks {
     /// The disk images of the workspace whose state has these two directories.
     #[must_use]
     pub fn new(run: PathBuf, snapshots: PathBuf, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) -> Self {
-        Self { run, snapshots, specs, progress, methods: Mutex::default() }
+        Self { run, snapshots, specs, progress, shared: SharedPaths::default(), methods: Mutex::default() }
+    }
+
+    /// The same, where a guest can replace templates in these directories.
+    #[must_use]
+    pub fn beside(self, shared: SharedPaths) -> Self {
+        Self { shared, ..self }
     }
 
     /// The paths of the images of a generation in order, for the VMM's configuration.
@@ -238,7 +247,11 @@ impl Disks {
             let made = mkfs::ext4(&path, interrupt).await;
             return made.map_err(|source| DiskError::Mkfs { path, source });
         };
-        let source = open_template(template)?;
+        let path_of_template = || template.to_owned();
+        let source = self.shared.open_file(template).map_err(|error| match error {
+            FileError::Kind { .. } => DiskError::TemplateKind { path: path_of_template() },
+            source => DiskError::Template { path: path_of_template(), source },
+        })?;
         let found = source.metadata().map_err(FileError::system("examine", template))?.len();
         let wanted = spec.size.map_or(found, ByteSize::bytes);
         if wanted < found {
@@ -269,15 +282,6 @@ fn copy_host_key(from: &Folder, to: &Folder) -> Result<()> {
         Some(bytes) => Ok(to.replace(HOST_KEY, &bytes)?),
         None => Ok(to.remove_file(HOST_KEY)?),
     }
-}
-
-fn open_template(path: &Path) -> Result<File> {
-    let failed = |error| FileError::system("open the disk image", path)(error);
-    // Examined before it is opened, because opening a FIFO would wait for a writer.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(DiskError::TemplateKind { path: path.to_owned() });
-    }
-    Ok(File::open(path).map_err(failed)?)
 }
 
 fn inventory(folder: &Folder) -> Result<Option<Vec<Image>>> {

@@ -19,6 +19,7 @@ use super::share_view::{self, ShareView, ShareViewError, standing};
 use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
 use crate::files::FileError;
+use crate::files::shared_paths::SharedPaths;
 use crate::world::{Failure, Generation, PathInShare, Presence, Result, ShareTag, Shares, WorkspaceId};
 
 /// The most shares that a configuration can have.
@@ -35,7 +36,7 @@ const OPEN_FILES: u64 = 1_000_000;
 #[derive(Debug, thiserror::Error)]
 pub enum ShareError {
     #[error("the mount source {source_path:?} is not a directory that can be shared")]
-    Source { source_path: PathBuf, source: std::io::Error },
+    Source { source_path: PathBuf, source: FileError },
     #[error("the mount source {source_path:?} is refused")]
     View { source_path: PathBuf, source: ShareViewError },
     /// The reason is what the launcher of the daemon wrote.
@@ -154,11 +155,11 @@ impl Virtiofs {
 
     /// What the daemon of a share sees.
     fn view(&self, share: &Share) -> std::result::Result<ShareView, ShareError> {
-        let directory = std::fs::canonicalize(&share.source).and_then(|path| match path.is_dir() {
-            true => Ok(path),
-            false => Err(std::io::ErrorKind::NotADirectory.into()),
-        });
+        let writable = self.settings.shares.iter().filter(|share| !share.readonly);
+        let shared = SharedPaths::new(writable.map(|share| share.source.as_path()));
         let source_path = || share.source.clone();
+        // The launcher opens this path again, and refuses a directory that is not at the path by now.
+        let directory = shared.open(&share.source).and_then(|opened| opened.directory());
         let source = directory.map_err(|source| ShareError::Source { source_path: source_path(), source })?;
         let view = ShareView {
             source,

@@ -26,11 +26,13 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use super::boot_files::{BootFileError, BootFiles};
 use super::client::{ApiClient, ApiError};
 use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::error::{VmmError, text};
 use super::live_vmm::{LiveVmm, remove_sockets};
 use super::state::{self, SavedShares, StateError};
+use crate::files::shared_paths::SharedPaths;
 use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
 use crate::host::socket::SocketPath;
@@ -101,6 +103,8 @@ pub struct CloudHypervisor {
     /// The version of the installed program.
     installed: OnceCell<String>,
     stand_in: Option<StandIn>,
+    /// Where a guest can replace files that the VM boots from.
+    shared: SharedPaths,
 }
 
 impl CloudHypervisor {
@@ -108,13 +112,26 @@ impl CloudHypervisor {
     #[must_use]
     pub fn new(settings: VmmSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
-        Self { settings, daemons, role: DaemonRole::vmm(), installed: OnceCell::new(), stand_in: None }
+        Self {
+            settings,
+            daemons,
+            role: DaemonRole::vmm(),
+            installed: OnceCell::new(),
+            stand_in: None,
+            shared: SharedPaths::default(),
+        }
     }
 
     /// Creates the seam like `new`, and runs `stand_in` instead of Cloud Hypervisor if it is given.
     #[must_use]
     pub fn by(self, stand_in: Option<StandIn>) -> Self {
         Self { stand_in, ..self }
+    }
+
+    /// Creates the seam like `new`, for a VM whose guest can replace files in these directories.
+    #[must_use]
+    pub fn beside(self, shared: SharedPaths) -> Self {
+        Self { shared, ..self }
     }
 
     /// The file that the output of a generation's serial console is written to.
@@ -271,6 +288,28 @@ impl CloudHypervisor {
         })
     }
 
+    fn boot_files(&self, generation: Generation) -> BootFiles {
+        BootFiles {
+            directory: self.settings.runtime.join(format!("boot-{generation}.files")),
+            shared: self.shared.clone(),
+            invoker: self.settings.invoker.clone(),
+        }
+    }
+
+    /// The machine for a boot, whose files are those that were opened once.
+    async fn describe_boot(
+        &self,
+        machine: &Machine,
+        files: &BootFiles,
+    ) -> std::result::Result<MachineDescription, VmmError> {
+        let (files, settings) = (files.clone(), &self.settings);
+        let (kernel, initramfs) = (settings.kernel.clone(), settings.initramfs.clone());
+        let taken = tokio::task::spawn_blocking(move || files.take(&kernel, initramfs.as_deref())).await;
+        let (kernel, initramfs) = taken.map_err(|error| BootFileError::Died(error.into()))??;
+        let initramfs = initramfs.map(text).transpose()?;
+        Ok(MachineDescription { kernel: text(kernel)?, initramfs, ..self.describe(machine)? })
+    }
+
     /// The directory that `vm.restore` of a generation reads.
     fn restore_directory(&self, generation: Generation) -> PathBuf {
         self.settings.runtime.join(format!("restore-{generation}"))
@@ -351,8 +390,11 @@ impl Vmm for CloudHypervisor {
                 VmmState::Empty => {}
             }
             let capability = capability::of(&live.client.ping().await?.build_version)?;
-            live.client.create(&VmConfig::new(&self.describe(machine)?, capability)).await?;
-            Ok(live.client.boot().await?)
+            let files = self.boot_files(machine.vmm);
+            let description = self.describe_boot(machine, &files).await?;
+            live.client.create(&VmConfig::new(&description, capability)).await?;
+            live.client.boot().await?;
+            Ok(files.remove()?)
         })
         .await
     }
@@ -445,6 +487,7 @@ impl Vmm for CloudHypervisor {
     async fn stop(&self, generation: Generation) -> Result<()> {
         self.daemons.stop(&self.role, generation, GRACE).await.map_err(VmmError::from)?;
         remove_sockets(&self.socket(generation)?).await?;
+        self.boot_files(generation).remove().map_err(VmmError::from)?;
         Ok(state::remove(&self.restore_directory(generation)).map_err(VmmError::from)?)
     }
 

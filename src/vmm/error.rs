@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::boot_files::BootFileError;
 use super::client::ApiError;
 use super::state::StateError;
 use crate::host::process::ProcessError;
@@ -27,6 +28,8 @@ pub enum VmmError {
     Version(#[from] VersionError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error("the VM cannot be booted from the files of the configuration")]
+    BootFiles(#[from] BootFileError),
     #[error("the VM's disks, RAM or saved state cannot be given to the VMM")]
     Parts(#[source] Failure),
     #[error("cannot ask {program:?} for its version")]

@@ -2,7 +2,8 @@
 //!
 //! [`cloud_hypervisor`] implements [`crate::world::Vmm`] with the other modules. [`client`] makes the HTTP calls of the
 //! API. [`config`] is the body of `vm.create`. [`state`] handles the files that `vm.snapshot` writes and `vm.restore`
-//! reads; [`restore`] rewrites the paths in one of them, and [`saved`] leaves out devices in the other. The table of [`crate::world::capability`] lists the
+//! reads, [`restore`] rewrites the paths in one of them, [`saved`] leaves out devices in the other, and [`boot_files`] copies
+//! what a guest could replace. The table of [`crate::world::capability`] lists the
 //! differences between versions. A module here either takes a row of that table, or works the same way for all
 //! versions.
 //!
@@ -19,6 +20,7 @@
 //!
 //! This module uses `world`, and `host` for processes and sockets. It does not depend on operations.
 
+pub mod boot_files;
 pub mod client;
 pub mod cloud_hypervisor;
 pub mod config;

@@ -44,7 +44,7 @@ pub enum StateError {
     Died(#[source] io::Error),
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     move |source| StateError::Io { action, path: path.to_owned(), source }
 }
 
@@ -65,7 +65,7 @@ pub fn make_directory(directory: &Path, invoker: &Invoker) -> Result<(), StateEr
     give_to_invoker(directory, invoker)
 }
 
-fn gone(result: io::Result<()>) -> io::Result<()> {
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         other => other,
@@ -191,7 +191,7 @@ fn create(path: &Path) -> Result<File, StateError> {
 }
 
 /// Gives a file to the user that the VMM runs as. Under sudo, nixbox itself runs as another user.
-fn give_to_invoker(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
+pub(super) fn give_to_invoker(path: &Path, invoker: &Invoker) -> Result<(), StateError> {
     if !invoker.is_other() {
         return Ok(());
     }

@@ -160,7 +160,7 @@ impl Entries {
     /// Reads the entry of a workspace. Returns `None` if the registry has no entry of it.
     pub(super) fn read(&self, id: WorkspaceId) -> Result<Option<RegisteredWorkspace>, RegistryError> {
         let name = file_name(id);
-        let Some(bytes) = self.folder.read(&name, LIMIT)? else {
+        let Some(bytes) = self.folder.read_private(&name, LIMIT)? else {
             return Ok(None);
         };
         let path = self.folder.path_of(&name);

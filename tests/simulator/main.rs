@@ -19,4 +19,5 @@ mod masks;
 mod signals;
 mod state;
 mod trust;
+mod unrest;
 mod workspace;

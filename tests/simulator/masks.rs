@@ -53,6 +53,28 @@ fn commands_notice_a_nixbox_that_the_guest_can_reach() {
 }
 
 #[test]
+fn what_a_guest_wrote_into_a_nixbox_that_it_could_reach_is_confirmed_before_it_is_obeyed() {
+    let workspace = shared_whole();
+    replace_nixbox(&workspace);
+    workspace
+        .guest("printf '[hooks]\\npre-up = [\"touch taken\"]\\n' >> ~/workspace/inner/.nixbox/config.toml");
+    workspace.ok(&["down", "--quiet"]);
+    let said = workspace.run(&["-C", "inner", "up"]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.stderr.contains("script 1 of hooks.pre-up: touch taken"), "{said:?}");
+    assert!(!workspace.path().join("inner/taken").exists());
+    // The workspace around it is not concerned.
+    let shown = workspace.ok(&["trust", "--json"]).json();
+    assert_eq!((&shown["origin"], &shown["confirmed"]), (&"written-here".into(), &true.into()), "{shown}");
+    fs::rename(workspace.nixbox(), workspace.path().join("aside")).unwrap();
+    let copied =
+        Command::new("cp").arg("-a").args([workspace.path().join("aside"), workspace.nixbox()]).status();
+    assert!(copied.unwrap().success());
+    let shown = workspace.ok(&["trust", "--json"]).json();
+    assert_eq!((&shown["origin"], &shown["confirmed"]), (&"foreign".into(), &true.into()), "{shown}");
+}
+
+#[test]
 fn a_snapshot_is_refused_before_the_guest_loses_shares_that_cannot_be_served_again() {
     let workspace = Workspace::new("simulator-v53", true);
     workspace.ok(&["up", "--quiet"]);

@@ -142,3 +142,82 @@ fn a_share_that_gives_access_to_the_state_is_refused() {
     }
     fs::write(&config, text).unwrap();
 }
+
+/// Runs nixbox in a mount namespace of its own, in which `prepare` was run with the registry as `$1`.
+fn with_registry(workspace: &Workspace, prepare: &str, arguments: &[&str]) -> crate::workspace::Said {
+    let registry = workspace.state().parent().unwrap().with_file_name("registry");
+    let script = format!("set -e; {prepare}; shift; exec \"$@\"");
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(registry);
+    command.arg(env!("CARGO_BIN_EXE_nixbox")).args(arguments).current_dir(workspace.path());
+    command.env_remove("SUDO_UID").output().unwrap().into()
+}
+
+/// Commands that act are refused with these words, `status` and `down` work, and the VM is as before.
+fn refused_but_down_works(
+    words: &str,
+    nixbox: &dyn Fn(&Workspace, &[&str]) -> crate::workspace::Said,
+    damage: &dyn Fn(&Workspace),
+) {
+    let workspace = Workspace::new("simulator-v53", true);
+    workspace.ok(&["up"]);
+    let vmm = workspace.vmm();
+    damage(&workspace);
+    for arguments in [&["up"] as &[&str], &["snapshot"], &["recover"]] {
+        let refused = nixbox(&workspace, arguments);
+        assert!(refused.code == Some(1) && refused.stderr.contains(words), "{words}: {refused:?}");
+    }
+    let status = nixbox(&workspace, &["status", "--json"]);
+    assert_eq!((status.code, status.json()["state"].as_str()), (Some(0), Some("running")), "{status:?}");
+    assert!(status.json()["not_the_workspace"].as_str().unwrap().contains(words), "{status:?}");
+    assert_eq!(workspace.vmm(), vmm);
+    let down = nixbox(&workspace, &["down"]);
+    assert!(down.code == Some(0) && down.stderr.contains("without the registry"), "{words}: {down:?}");
+    assert!(workspace.marked().is_empty());
+    let registry = workspace.state().parent().unwrap().with_file_name("registry");
+    fs::remove_file(registry.join(crate::workspace::name(&workspace.state()) + ".json")).unwrap();
+    assert!(!workspace.check());
+}
+
+#[test]
+fn a_vm_goes_down_with_a_registry_that_cannot_be_read() {
+    let entry = |workspace: &Workspace| {
+        let state = workspace.state();
+        let name = format!("{}.json", crate::workspace::name(&state));
+        state.parent().unwrap().with_file_name("registry").join(name)
+    };
+    let plain = |workspace: &Workspace, arguments: &[&str]| workspace.run(arguments);
+    let write = |text: &'static str| move |workspace: &Workspace| fs::write(entry(workspace), text).unwrap();
+    refused_but_down_works("is not an entry that nixbox wrote", &plain, &write("{\"format\":2,\"id\":"));
+    refused_but_down_works("a newer nixbox wrote it", &plain, &write("{\"format\":3}"));
+    let cut = |workspace: &Workspace| {
+        let text = fs::read(entry(workspace)).unwrap();
+        fs::write(entry(workspace), &text[..text.len() / 2]).unwrap();
+    };
+    refused_but_down_works("is not an entry that nixbox wrote", &plain, &cut);
+    if !rustix::process::geteuid().is_root() {
+        crate::workspace::skipped("a_vm_goes_down_with_a_registry_that_cannot_be_read", "root's rights");
+        return;
+    }
+    let foreign =
+        |workspace: &Workspace| std::os::unix::fs::chown(entry(workspace), Some(12345), None).unwrap();
+    refused_but_down_works("belongs to user 12345", &plain, &foreign);
+    let nothing = |_: &Workspace| {};
+    let writable = |workspace: &Workspace, arguments: &[&str]| {
+        with_registry(workspace, "mount -t tmpfs -o mode=777 none \"$1\"", arguments)
+    };
+    refused_but_down_works("others may write", &writable, &nothing);
+    let full = |workspace: &Workspace, arguments: &[&str]| {
+        let fill = "mount -t tmpfs -o size=4k,mode=700 none \"$1\"; touch \"$1/lock\"; chmod 600 \"$1/lock\"; \
+                    head -c 4096 /dev/zero > \"$1/full\"";
+        with_registry(workspace, fill, arguments)
+    };
+    let workspace = Workspace::new("simulator-v53", true);
+    workspace.ok(&["up"]);
+    let refused = full(&workspace, &["snapshot"]);
+    assert!(refused.code == Some(1) && refused.stderr.contains("No space left"), "{refused:?}");
+    assert_eq!(full(&workspace, &["status", "--json"]).json()["state"], "running");
+    let down = full(&workspace, &["down"]);
+    assert!(down.code == Some(0) && down.stderr.contains("without the registry"), "{down:?}");
+    assert!(!workspace.check());
+}

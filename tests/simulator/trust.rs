@@ -277,3 +277,75 @@ fn a_script_that_changes_after_the_command_has_begun_is_not_run() {
     assert!(!workspace.path().join("taken").exists());
     assert!(!workspace.check());
 }
+
+#[test]
+fn a_guest_that_puts_links_in_the_place_of_files_of_the_configuration_gains_nothing() {
+    let workspace = Workspace::new("simulator-v53", true);
+    let path = |name: &str| workspace.path().join(name);
+    fs::create_dir(path("shared/data")).unwrap();
+    fs::create_dir(path("elsewhere")).unwrap();
+    fs::write(path("shared/token"), "token").unwrap();
+    fs::write(path("elsewhere/key"), "of the host").unwrap();
+    for name in ["kernel", "root.img"] {
+        fs::copy(path("image").join(name), path("shared").join(name)).unwrap();
+    }
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap().replace("\"image/", "\"shared/");
+    let more = "[[mounts]]\nsource = \"shared/data\"\ntarget = \"~/data\"\n\
+        [credentials]\nfiles = [{ source = \"shared/token\", target = \"~/token\" }]\n";
+    fs::write(&config, format!("{text}{more}")).unwrap();
+    workspace.ok(&["up"]);
+    assert_eq!(workspace.guest("cat ~/token; touch ~/data/made"), "token");
+    assert!(
+        !workspace
+            .runtime()
+            .read_dir()
+            .unwrap()
+            .any(|entry| { entry.unwrap().file_name().to_str().unwrap().starts_with("boot-") })
+    );
+    for (name, target) in [("token", "elsewhere/key"), ("data", "elsewhere")] {
+        let target = path(target).display().to_string();
+        workspace.guest(&format!("cd ~/shared && mv {name} kept && ln -s {target} {name}"));
+        refused(&workspace.run(&["snapshot"]), &[name, "leads through a link"], &["of the host"]);
+        workspace.guest(&format!("cd ~/shared && rm {name} && mv kept {name}"));
+    }
+    workspace.ok(&["snapshot", "--stop"]);
+    // The image is read when there is no disk yet.
+    let fresh = Workspace::new("simulator-v53", true);
+    fs::copy(config, fresh.nixbox().join("config.toml")).unwrap();
+    fs::create_dir(fresh.path().join("shared/data")).unwrap();
+    for name in ["token", "kernel", "root.img"] {
+        fs::copy(path("shared").join(name), fresh.path().join("shared").join(name)).unwrap();
+    }
+    for (workspace, name) in
+        [(&workspace, "token"), (&workspace, "data"), (&workspace, "kernel"), (&fresh, "root.img")]
+    {
+        let path = |name: &str| workspace.path().join(name);
+        let (here, kept) = (path("shared").join(name), path("shared/kept"));
+        fs::rename(&here, &kept).unwrap();
+        std::os::unix::fs::symlink(&kept, &here).unwrap();
+        refused(&workspace.run(&["up"]), &[name, "leads through a link"], &[]);
+        fs::remove_file(&here).unwrap();
+        fs::rename(&kept, &here).unwrap();
+    }
+    workspace.ok(&["up"]);
+    workspace.ok(&["down"]);
+}
+
+#[test]
+fn a_script_in_a_share_of_the_running_vm_is_not_run_though_the_configuration_has_no_share_any_more() {
+    let workspace = Workspace::new("simulator-v53", true);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let hooks = "[hooks]\npre-down = [\"sh shared/down\"]\n";
+    fs::write(&config, text.replace("[[disks]]", &format!("{hooks}[[disks]]"))).unwrap();
+    fs::write(workspace.path().join("shared/down"), "true").unwrap();
+    workspace.ok(&["up", "--trust"]);
+    workspace.guest("echo 'touch taken' > ~/shared/down");
+    let (head, _) = text.split_once("[[mounts]]").unwrap();
+    fs::write(&config, format!("mounts = []\n{}", head.replace("[[disks]]", &format!("{hooks}[[disks]]"))))
+        .unwrap();
+    let said = workspace.ok(&["down"]);
+    assert!(said.stderr.contains("script 1 of hooks.pre-down was not run"), "{said:?}");
+    assert!(!workspace.path().join("taken").exists());
+}

@@ -182,7 +182,7 @@ impl Fixture {
             files,
             key: Some(Arc::clone(&self.workspace_key)),
             wipe: vec![path("~/.docker"), path("~/linked")],
-            overwrite: Vec::new(),
+            ..Wanted::default()
         }
     }
 

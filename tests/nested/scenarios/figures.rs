@@ -1,6 +1,7 @@
 //! Measures how much longer nixbox takes than the bare calls that it has to make, both in one run on one host.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use serde_json::Value;
 
@@ -73,4 +74,24 @@ pub(super) fn the_guest_is_paused_little_longer_than_by_the_bare_calls() {
     workspace.ok(&["down"]);
     println!("FIGURE pause: {paused:.0} ms; cold boot {cold:.0} ms; ratio {:.2}", paused / cold);
     tell("paused by `snapshot`", paused, best(|| bare(&workspace, "pause", &frozen)));
+}
+
+/// What is checked before the guest of a VM of 1 GiB, a third of it in use, is touched. The guest runs meanwhile.
+pub(super) fn the_checks_of_a_snapshot_take_a_small_part_of_it() {
+    const WANTED: f64 = 0.1;
+    let workspace = Workspace::new("checks");
+    workspace.configure(&Workspace::configuration("").replace("192MiB", "1GiB"));
+    workspace.ok(&["up"]);
+    workspace.guest("head -c 350000000 /dev/urandom > /tmp/fill");
+    let ratio = best(|| {
+        let since = Instant::now();
+        let said = workspace.ok(&["snapshot", "--json"]).json();
+        let whole = since.elapsed().as_secs_f64() * 1000.0;
+        let checks = milliseconds(&said, "checks_ms");
+        println!("FIGURE checks of a live snapshot: {checks:.0} ms of {whole:.0} ms");
+        checks / whole
+    });
+    println!("FIGURE checks of a live snapshot: ratio {ratio:.3}, wanted {WANTED}");
+    workspace.ok(&["down"]);
+    workspace.assert_down();
 }

@@ -107,6 +107,7 @@ pub(super) const ALL: &[Scenario] = &[
     own!(warm::an_interrupted_snapshot_leaves_the_vm_as_it_was),
     own!(figures::a_warm_start_takes_little_longer_than_the_bare_calls).alone(),
     own!(figures::the_guest_is_paused_little_longer_than_by_the_bare_calls).alone(),
+    own!(figures::the_checks_of_a_snapshot_take_a_small_part_of_it).alone(),
     own!(seam::a_guest_is_saved_and_loaded_as_root_with_a_memory_file),
     own!(seam::a_guest_is_saved_and_loaded_as_a_user_with_memory_of_the_vmm),
     shared_vm!(shared_vm::up_of_a_running_vm_changes_nothing),

@@ -1,6 +1,7 @@
 //! A guest in a real VM, if the environment names one.
 
 use super::*;
+use crate::files::shared_paths::SharedPaths;
 
 /// `NIXBOX_TEST_GUEST` is the address of a VM with the virtiofs device `share`, and `NIXBOX_TEST_GUEST_KEY` the key of
 /// its root. Without them the test does nothing.
@@ -9,7 +10,10 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     let Ok(at) = std::env::var("NIXBOX_TEST_GUEST") else {
         return;
     };
-    let key = Arc::new(key::load(Path::new(&std::env::var("NIXBOX_TEST_GUEST_KEY").unwrap())).unwrap());
+    let key = Arc::new(
+        key::load(Path::new(&std::env::var("NIXBOX_TEST_GUEST_KEY").unwrap()), &SharedPaths::default())
+            .unwrap(),
+    );
     let directory = tempfile::tempdir().unwrap();
     let secret = token();
     let wanted =
