@@ -21,12 +21,12 @@ mod types;
 mod user;
 
 pub use actions::{ActionHash, HostAction, ShownArguments};
-pub use decided::{DecidedDefaults, Defaulted};
+pub use decided::DecidedDefaults;
 use error::Result;
 pub use error::{ConfigError, Position};
 pub use types::{
-    Config, CredentialFile, CredentialsTable, GuestTable, HooksTable, HostFacts, MountTable, PendingEdit,
-    SnapshotTable, VmSpec, VmTable,
+    Config, CredentialFile, CredentialsTable, Defaulted, GuestTable, HooksTable, HostFacts, MountTable,
+    PendingEdit, SnapshotTable, VmSpec, VmTable,
 };
 pub use user::{USER_DIRECTORY, UserConfig};
 #[cfg(test)]

@@ -19,16 +19,7 @@ const FILE: &str = "decided.json";
 /// More than the file ever has.
 const LIMIT: u64 = 4 << 10;
 
-/// The values of `[vm]` that `config.toml` does not have.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Defaulted {
-    /// `vm.vcpus`.
-    pub vcpus: bool,
-    /// `vm.memory`.
-    pub memory: bool,
-}
-
-/// The defaults that are decided. One that is absent is decided when a VM is started from it.
+/// The defaults that are decided. An absent default is decided when a VM is started from it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecidedDefaults {

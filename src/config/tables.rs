@@ -7,13 +7,12 @@ use std::path::Path;
 
 use toml::de::DeTable;
 
-use super::decided::Defaulted;
 use super::error::{ConfigError, Position, Result};
 use super::keys;
 use super::read::{SourceText, TomlTable, TomlValue};
 use super::types::{
-    Config, CredentialFile, CredentialsTable, GuestTable, HooksTable, HostFacts, MountTable, SnapshotTable,
-    VmTable,
+    Config, CredentialFile, CredentialsTable, Defaulted, GuestTable, HooksTable, HostFacts, MountTable,
+    SnapshotTable, VmTable,
 };
 use crate::world::{
     Backing, ByteSize, DiskSpec, Domain, GuestHome, GuestPath, HostPath, InvalidValue, NetworkMode,

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::decided::Defaulted;
 use crate::world::{
     Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
     UserName, VariableName, VmmChoice, WorkspaceName,
@@ -68,6 +67,15 @@ pub struct Config {
     /// The values above that are defaults and follow the host.
     #[serde(skip)]
     pub defaulted: Defaulted,
+}
+
+/// The values of `[vm]` that `config.toml` does not have.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Defaulted {
+    /// `vm.vcpus`.
+    pub vcpus: bool,
+    /// `vm.memory`.
+    pub memory: bool,
 }
 
 /// `[vm]`.
