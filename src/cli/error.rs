@@ -144,6 +144,12 @@ pub enum CliError {
          is down, and its disk is kept"
     )]
     ClearedAway(#[source] TransitionFailure),
+    #[error(
+        "the guest did not answer, and its VM was shut down and cleared away. The workspace is down, and its disk is kept"
+    )]
+    NeverAnswered(#[source] TransitionFailure),
+    #[error("the guest was not brought to SSH-ready, and its VM was left running for you to look at")]
+    LeftRunning(#[source] TransitionFailure),
     #[error("the operation can be neither completed nor rolled back")]
     Stuck(#[source] TransitionFailure),
 }
@@ -283,7 +289,11 @@ pub fn check_result(result: OperationResult) -> Result<bool, Problem> {
         OperationResult::Already => return Ok(false),
         OperationResult::RolledBack(failure) => CliError::RolledBack(failure),
         OperationResult::ReplacedInVain(failure) => CliError::ReplacedInVain(failure),
+        OperationResult::ClearedAway(failure) if matches!(failure.failure, Failure::WaitedOut(_)) => {
+            CliError::NeverAnswered(failure)
+        }
         OperationResult::ClearedAway(failure) => CliError::ClearedAway(failure),
+        OperationResult::LeftRunning(failure) => CliError::LeftRunning(failure),
         OperationResult::Stuck(failure) => CliError::Stuck(failure),
     }
     .into())
@@ -331,6 +341,19 @@ impl From<CliError> for Problem {
             CliError::ReplacedInVain(failure) => {
                 (rolled_back(failure), Some("`nixbox up` boots from that disk"))
             }
+            CliError::NeverAnswered(_) => (
+                Failed,
+                Some(
+                    "[guest] ready-timeout says how long a guest may take, and --keep leaves the VM running for a look",
+                ),
+            ),
+            CliError::LeftRunning(_) => (
+                Failed,
+                Some(
+                    "`nixbox status` names the serial console, and `nixbox down` ends the VM; [guest] ready-timeout says how \
+                     long a guest may take",
+                ),
+            ),
             CliError::Stuck(_) => (
                 Stuck,
                 Some(
@@ -340,7 +363,8 @@ impl From<CliError> for Problem {
             ),
             _ => (Failed, None),
         };
-        let lost = matches!(error, CliError::ClearedAway(_));
+        let lost =
+            matches!(error, CliError::ClearedAway(_) | CliError::NeverAnswered(_) | CliError::LeftRunning(_));
         Self { hint, lost, ..Self::new(exit, error) }
     }
 }
@@ -446,6 +470,9 @@ impl From<Refusal> for Problem {
             }
             Refusal::NoSnapshot => (NotFound, Some("`nixbox snapshot` makes one of a running VM")),
             Refusal::NotRunning => (NotFound, Some("`nixbox up` starts one")),
+            Refusal::LeftRunning => {
+                (Failed, Some("`nixbox down` ends it, and then `nixbox up` starts another"))
+            }
             Refusal::NoSuchSnapshot(_) => (NotFound, Some("`nixbox snapshot list` shows the snapshots")),
             Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
                 (Stuck, None)
@@ -457,30 +484,4 @@ impl From<Refusal> for Problem {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_names_every_cause_once() {
-        let io = io::Error::new(io::ErrorKind::NotFound, "it is gone");
-        let poisoned = || JournalError::Poisoned { path: "journal".to_owned() };
-        let nested = CliError::Vmm(Failure::world(CliError::Kvm(io)));
-        assert_eq!(chain(&nested), "Cloud Hypervisor cannot be used: /dev/kvm cannot be opened: it is gone");
-        // Two of these layers are transparent.
-        assert_eq!(chain(&Refusal::Engine(EngineError::Journal(poisoned()))), poisoned().to_string());
-    }
-
-    #[test]
-    fn an_interrupted_operation_has_the_exit_code_of_sigint_only_if_it_was_rolled_back() {
-        let failure = || TransitionFailure { label: "boot", failure: Failure::Interrupted };
-        let exit = |result| check_result(result).map_err(|problem| problem.exit());
-        assert_eq!(exit(OperationResult::Done), Ok(true));
-        assert_eq!(exit(OperationResult::Already), Ok(false));
-        assert_eq!(exit(OperationResult::RolledBack(failure())), Err(ExitKind::Interrupted));
-        assert_eq!(exit(OperationResult::ReplacedInVain(failure())), Err(ExitKind::Interrupted));
-        assert_eq!(exit(OperationResult::ClearedAway(failure())), Err(ExitKind::Failed));
-        assert_eq!(exit(OperationResult::Stuck(failure())), Err(ExitKind::Stuck));
-        let failure = TransitionFailure { label: "boot", failure: Failure::Lost };
-        assert_eq!(exit(OperationResult::RolledBack(failure)), Err(ExitKind::Failed));
-    }
-}
+mod tests;

@@ -21,6 +21,9 @@ pub(super) struct Arguments {
     /// Bring a running VM down first, once it is known that the snapshot fits
     #[arg(long)]
     replace: bool,
+    /// Leave the VM running if its guest does not become SSH-ready, to look at it; `nixbox down` ends it
+    #[arg(long)]
+    keep: bool,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -28,7 +31,10 @@ pub(super) struct Arguments {
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let workspace = LockedWorkspace::open(location, "restore", Preflight::Restore, arguments.output)?;
     let wanted = arguments.snapshot.as_ref();
-    let result = workspace.run(async |session| Ok(session.restore(wanted, arguments.replace).await?))?;
+    let result = workspace.run(async |session| {
+        session.keep = arguments.keep;
+        Ok(session.restore(wanted, arguments.replace).await?)
+    })?;
     report(&workspace, arguments.output, result)
 }
 
@@ -68,7 +74,7 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
         + match condition {
             VmCondition::NoClock => "; its clock could not be set, and may be wrong",
             VmCondition::NoEntropy => "; it could not be given fresh entropy, and its clock may be wrong",
-            VmCondition::Good | VmCondition::Condemned => "",
+            VmCondition::Good | VmCondition::Condemned | VmCondition::LeftRunning => "",
         };
     let json = serde_json::json!({
         "clock_set": !matches!(condition, VmCondition::NoClock | VmCondition::NoEntropy),

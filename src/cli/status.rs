@@ -64,6 +64,8 @@ struct VmReport {
     clock_set: bool,
     /// Whether the guest got fresh entropy then.
     entropy_given: bool,
+    /// Whether the VM was left running though it was not brought to SSH-ready.
+    left_running: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -142,6 +144,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         tap: machine.slot.tap(),
         clock_set: !matches!(running.condition, VmCondition::NoClock | VmCondition::NoEntropy),
         entropy_given: running.condition != VmCondition::NoEntropy,
+        left_running: running.condition == VmCondition::LeftRunning,
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         exposed: command::exposed(&wiring, machine.vmm).map(|error| error::chain(&error)),
     };
@@ -161,6 +164,12 @@ fn text(status: &StatusReport) -> String {
         lines.push(format!("  serial console: {}", vm.serial_log));
         if let Some(exposed) = &vm.exposed {
             lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
+        }
+        if vm.left_running {
+            lines.push(
+                "  the VM was not brought to SSH-ready, and was left running for you to look at: `nixbox down` ends it"
+                    .to_owned(),
+            );
         }
         if !vm.entropy_given {
             lines.push("  the guest could not be given fresh entropy, nor could its clock be set".to_owned());

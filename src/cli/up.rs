@@ -9,13 +9,17 @@ use crate::world::SnapshotReference;
 /// Start this workspace's VM and wait until it is SSH-ready
 ///
 /// The VM boots from the disk of its last session. A VM that runs already is left as it is. If the boot fails or is
-/// interrupted, all that was set up for the VM is removed again, and the disk is kept.
+/// interrupted, all that was set up for the VM is removed again, and the disk is kept. A guest that does not answer within
+/// [guest] ready-timeout is shut down, unless --keep is given.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox up --snapshot && nixbox shell")]
 pub(super) struct Arguments {
     /// Restore this snapshot (a name or number), or the newest that fits; boot if none fits
     #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
     snapshot: Option<Option<SnapshotReference>>,
+    /// Leave the VM running if its guest does not become SSH-ready, to look at it; `nixbox down` ends it
+    #[arg(long)]
+    keep: bool,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -23,10 +27,16 @@ pub(super) struct Arguments {
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let workspace = LockedWorkspace::open(location, "up", Preflight::Boot, arguments.output)?;
     if let Some(wanted) = &arguments.snapshot {
-        let result = workspace.run(async |session| Ok(session.warm_up(wanted.as_ref()).await?))?;
+        let result = workspace.run(async |session| {
+            session.keep = arguments.keep;
+            Ok(session.warm_up(wanted.as_ref()).await?)
+        })?;
         return restore::report(&workspace, arguments.output, result);
     }
-    let started = workspace.run(async |session| error::check_result(session.up().await?))?;
+    let started = workspace.run(async |session| {
+        session.keep = arguments.keep;
+        error::check_result(session.up().await?)
+    })?;
     let times = workspace.progress.times();
     let (word, sentence) = match times.ready_ms {
         _ if !started => ("already", "the VM is running already".to_owned()),

@@ -19,7 +19,7 @@ pub(super) const MOUNT: KnownTable =
     KnownTable { name: "mounts", keys: &["source", "target", "readonly", "protect"] };
 pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mode", "domains", "ports"] };
 pub(super) const GUEST: KnownTable =
-    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy"] };
+    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy", "ready-timeout"] };
 /// A value of `[env]` that is a table.
 pub(super) const SOURCE: KnownTable = KnownTable { name: "env", keys: &["from-env", "file", "command"] };
 pub(super) const CREDENTIALS: KnownTable =

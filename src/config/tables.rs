@@ -16,8 +16,8 @@ use super::types::{
 };
 use crate::world::{
     Backing, ByteSize, DiskSpec, Domain, GuestHome, GuestPath, HostPath, InvalidValue, NetworkMode,
-    NetworkPolicy, PathInShare, Port, Secret, SecretCommand, SecretSource, UserName, VariableName, VmmChoice,
-    WorkspaceName, is_within,
+    NetworkPolicy, PathInShare, Port, ReadyTimeout, Secret, SecretCommand, SecretSource, UserName,
+    VariableName, VmmChoice, WorkspaceName, is_within,
 };
 
 /// The most processors that Cloud Hypervisor and the guest's kernel support, because 255 is the broadcast APIC id.
@@ -184,6 +184,7 @@ impl ConfigReader<'_> {
                 None => HostPath::below(self.root, ".nixbox/ssh/vm_key"),
             },
             require_entropy: value("require-entropy").map_or(Ok(true), |value| value.truth())?,
+            ready_timeout: value("ready-timeout").map_or(Ok(ReadyTimeout::DEFAULT), |value| value.parse())?,
         })
     }
 

@@ -43,6 +43,7 @@ ports = [443, 80, 443]
 user = "user"
 ssh-key = "/keys/id"
 require-entropy = false
+ready-timeout = "10min"
 [env]
 GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
 FROM_FILE = { file = "~/token" }
@@ -278,7 +279,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     let Config { name: _, vmm: _, vm, disks, mounts, network, guest, env: _, credentials, hooks, snapshot } =
         config.clone();
     let VmTable { vcpus: _, memory: _, kernel: _, initramfs: _, cmdline: _, backing: _ } = vm.clone();
-    let GuestTable { user: _, ssh_key: _, require_entropy: _ } = guest.clone();
+    let GuestTable { user: _, ssh_key: _, require_entropy: _, ready_timeout: _ } = guest.clone();
     let NetworkPolicy { mode: _, domains: _, ports: _ } = network;
     let CredentialsTable { files: _, wipe: _, overwrite: _, outbound_key: _ } = credentials;
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;

@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fault::{Counts, Fault, Loss};
 use super::files::{Content, Survival};
-use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
+use super::state::{FakeState, NEIGHBOUR, RAM, VmmProcess, record_name};
 use crate::engine::journal::Name;
-use crate::world::{Failure, Generation, Interrupt, Slot, SnapshotId, WorkspaceId};
+use crate::world::{Failure, Generation, Interrupt, Slot, SnapshotId, VmmState, WorkspaceId};
 
 /// A host. Clones are handles to the same host.
 #[derive(Clone)]
@@ -101,6 +101,26 @@ impl Host {
     /// Makes the VMM refuse to restore the state of a snapshot, although its files are whole.
     pub fn refuse_to_load(&self, workspace: WorkspaceId, snapshot: SnapshotId) {
         self.lock().unloadable.insert((workspace, snapshot));
+    }
+
+    /// How many guests were ended while they ran, as if their power were cut, and were not let shut down.
+    #[must_use]
+    pub fn guests_cut_off(&self) -> u64 {
+        self.lock().cut_off
+    }
+
+    /// How many VMs of a workspace run, whether their guests answer or not.
+    #[must_use]
+    pub fn running_vms(&self, workspace: WorkspaceId) -> usize {
+        let running = |vmm: &&VmmProcess| vmm.state == VmmState::Running;
+        let state = self.lock();
+        let ours = state.vmms.iter().filter(|((of, _), _)| *of == workspace).map(|(_, vmm)| vmm);
+        ours.filter(running).count()
+    }
+
+    /// Lets something that has stopped working work again.
+    pub fn restore_loss(&self, loss: Loss) {
+        self.lock().lost.remove(&loss);
     }
 
     /// Whether an authenticated command can run in the workspace's guest.

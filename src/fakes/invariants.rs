@@ -43,7 +43,10 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
     let machine = match workspace_state {
         WorkspaceState::Up(vm) => {
             forbid(4, vm.condition == VmCondition::Condemned, "a condemned VM was not cleared away");
-            running(state, workspace, &vm.machine, &mut forbid);
+            match vm.condition {
+                VmCondition::LeftRunning => left_running(state, workspace, &vm.machine, &mut forbid),
+                _ => running(state, workspace, &vm.machine, &mut forbid),
+            }
             Some(vm.machine)
         }
         WorkspaceState::Down { .. } => None,
@@ -130,6 +133,17 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
         state.settle_failed || [Loss::Entropy, Loss::Clock].iter().any(|loss| state.lost.contains(loss));
     let settled = ram.seeded && ram.clock;
     forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
+}
+
+/// A VM that a person wanted to look at although it was not brought to SSH-ready.
+fn left_running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid: &mut Forbid<'_>) {
+    let vmm = state.vmms.get(&(workspace, machine.vmm));
+    forbid(
+        4,
+        vmm.is_none_or(|vmm| vmm.state != VmmState::Running),
+        "the VM that was left running does not run",
+    );
+    forbid(12, state.built(workspace, machine.memory).is_none(), "nothing says what the VM was built from");
 }
 
 fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {

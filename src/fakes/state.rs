@@ -133,6 +133,8 @@ pub(super) struct FakeState {
     pub(super) salts: u64,
     pub(super) clock_ms: u64,
     pub(super) hooks_run: u64,
+    /// How many guests were ended while they ran, as if the power were cut.
+    pub(super) cut_off: u64,
     pub(super) fault: Fault,
     pub(super) counts: Counts,
     pub(super) dead: bool,
@@ -178,6 +180,7 @@ impl FakeState {
             salts: 0,
             clock_ms: 1_800_000_000_000,
             hooks_run: 0,
+            cut_off: 0,
             fault: Fault::None,
             counts: Counts::default(),
             dead: false,

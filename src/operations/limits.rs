@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 pub(super) use crate::engine::transition::within;
+use crate::world::ReadyTimeout;
 
 /// For a look at the world before or after an operation. A VMM may be silent for half of it.
 pub(super) const LOOK: Duration = Duration::from_secs(180);
@@ -13,6 +14,11 @@ pub(super) const LOOK: Duration = Duration::from_secs(180);
 pub(super) const QUICK: Duration = Duration::from_secs(180);
 /// For daemons that start, and for guests that answer.
 pub(super) const GUEST: Duration = Duration::from_secs(240);
+/// For the first call of a guest that may still be booting, or that was just restored. The seam gives up after the
+/// person's time limit; the rest is for the VMM that the seam asks then.
+pub(super) fn until_ready(timeout: ReadyTimeout) -> Duration {
+    timeout.duration() + Duration::from_secs(130)
+}
 /// For entropy and the time in an undo, which goes on without them.
 pub(super) const SETTLES: Duration = Duration::from_secs(60);
 /// For copies and hashes of disks and RAM, and for scripts of users. A person can interrupt all of them.

@@ -22,6 +22,8 @@ pub enum OperationResult {
     ReplacedInVain(TransitionFailure),
     /// It failed after its commit point, or its VM is gone; what was left is cleared away, and the workspace is down.
     ClearedAway(TransitionFailure),
+    /// It failed after its commit point, and its VM was left running for a person to look at.
+    LeftRunning(TransitionFailure),
     /// A person is needed.
     Stuck(TransitionFailure),
 }
@@ -60,6 +62,8 @@ pub enum Refusal {
     Running,
     #[error("no VM is running")]
     NotRunning,
+    #[error("the VM was left running by an operation that could not bring it to SSH-ready")]
+    LeftRunning,
     #[error("the VM is {0}, and it has to be running")]
     NotInOrder(VmmState),
     #[error(

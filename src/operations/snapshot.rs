@@ -131,7 +131,7 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
     }
     captured
         .stage("resume", vec![Box::new(ResumeSource { machine, strategy })])
-        .stage("settle", vec![Box::new(Settle(target))])
+        .stage("settle", vec![Box::new(Settle { target, limit: GUEST })])
         .stage_if(detach, "attach", vec![Box::new(MountShares(target))])
         .stage("reinject", vec![Box::new(Inject(target))])
         .commit(Box::new(commit))
@@ -149,7 +149,7 @@ async fn final_state(
     let machine = alive(context, &vm.machine).await?;
     // A VM that was not paused to the end has the condition that it had.
     let condition = if ended == Ended::Done { condition(context) } else { vm.condition };
-    Ok(WorkspaceState::Up(RunningVm { machine, condition: condition.after(ended), ..vm }))
+    Ok(WorkspaceState::Up(RunningVm { machine, condition: condition.after(ended, false), ..vm }))
 }
 
 /// The staging directory.

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::down::DownPlan;
+use super::down::{DownPlan, StopMode};
+use super::restore::RestorePlan;
+use super::up::UpPlan;
 use super::{RunningVm, VmCondition, WorkspaceState, ids, label, table, tables};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, OperationId, UndoPolicy};
-use crate::world::{Machine, Slot};
+use crate::world::{BootId, Machine, ReadyTimeout, Slot, SnapshotId};
 
 fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
@@ -136,7 +138,7 @@ fn labels_contain_no_word_to_avoid() {
 
 #[test]
 fn parameters_are_read_back_from_their_bytes() {
-    let plan = DownPlan { vm: vm(Some(Generation(1))), ask: true };
+    let plan = DownPlan { vm: vm(Some(Generation(1))), mode: StopMode::Ordinary };
     let bytes = record::encode_payload(&plan).unwrap();
     assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
     assert_eq!(table(ids::DOWN, &bytes).unwrap().label, label(ids::DOWN));
@@ -145,9 +147,32 @@ fn parameters_are_read_back_from_their_bytes() {
 }
 
 #[test]
+fn parameters_of_an_earlier_nixbox_are_read() {
+    let (disk, timeout) = (Some(Generation(4)), ReadyTimeout::DEFAULT);
+    let bytes = record::encode_payload(&(disk, true)).unwrap();
+    assert_eq!(UpPlan::of(&bytes).unwrap(), UpPlan { disk, shares: true, timeout, keep: false });
+    let (snapshot, boot) = (SnapshotId(Generation(2)), BootId([7; 16]));
+    let slot = Slot::all().next().unwrap();
+    let bytes = record::encode_payload(&(snapshot, slot, boot, false, disk)).unwrap();
+    let plan = RestorePlan { snapshot, slot, boot, shares: false, former_disk: disk, timeout, keep: false };
+    assert_eq!(RestorePlan::of(&bytes).unwrap(), plan);
+    let bytes = record::encode_payload(&(vm(disk), true)).unwrap();
+    let plan = DownPlan { vm: vm(disk), mode: StopMode::Ordinary };
+    assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
+    for (id, cut) in [(ids::UP, 1), (ids::RESTORE, 1), (ids::DOWN, 1)] {
+        assert!(table(id, &bytes[..bytes.len() - cut]).is_err(), "{id:?}");
+    }
+}
+
+#[test]
 fn a_state_is_read_back_and_other_bytes_are_refused() {
-    let conditions =
-        [VmCondition::Good, VmCondition::Condemned, VmCondition::NoClock, VmCondition::NoEntropy];
+    let conditions = [
+        VmCondition::Good,
+        VmCondition::Condemned,
+        VmCondition::NoClock,
+        VmCondition::NoEntropy,
+        VmCondition::LeftRunning,
+    ];
     let up = conditions.map(|condition| WorkspaceState::Up(RunningVm { condition, ..vm(None) }));
     for (byte, state) in (0..).zip(up) {
         // The last byte was a truth value in older journals.

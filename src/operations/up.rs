@@ -28,11 +28,14 @@
 //! runs was booted, and anything else rolls back. After a crash the same probe decides. It cannot explain a paused VM,
 //! which nothing in `up` makes: then recovery is stuck.
 //!
-//! **SSH-ready** waits until an authenticated command has run in the guest. **Equip** then injects the credentials of
-//! today's configuration and mounts the shares, and the **post-up scripts** run. A failure in one of these stages is
-//! tried once more. If it fails again, or the VM is lost (the VMM was killed, or the host rebooted), the operation ends
-//! as lost: the VM is condemned and cleared away, and its disk is kept for the next `up`. A post-up script that fails
-//! is reported and changes nothing else. A crash in these stages is recovered forward, to a guest that is SSH-ready.
+//! **SSH-ready** waits until an authenticated command has run in the guest, for `[guest] ready-timeout` at most.
+//! **Equip** then injects the credentials of today's configuration and mounts the shares, and the **post-up scripts** run.
+//! A failure in one of these stages is tried once more, but a guest that did not answer in time is not waited for again. If
+//! it fails again, or the VM is lost (the VMM was killed, or the host rebooted), the operation ends as lost: the VM is
+//! condemned, and the session shuts the guest down and clears the VM away. Its disk is kept for the next `up`. With `--keep`
+//! the VM is left running instead, for a person to look at, until a `down`; what is left of a VM that is gone is cleared away even then.
+//! A post-up script that fails is reported and changes nothing else. A crash in these stages is recovered forward, to a
+//! guest that is SSH-ready.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
@@ -43,24 +46,48 @@ use super::shared::guest::{Inject, MountShares, Ready};
 use super::shared::hooks::{POST_UP, PRE_UP};
 use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
-use super::shared::{Context, Part};
+use super::shared::{Context, Part, parameters};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
-use crate::engine::record::Ended;
+use crate::engine::record::{Ended, PayloadError};
 use crate::engine::transition::{
     AfterCommit, ErasedTransition, Operation, Probe, Transition, TransitionSpec,
 };
-use crate::world::{Generation, Machine, Result, VmmState, World};
+use crate::world::{Generation, Machine, ReadyTimeout, Result, VmmState, World};
 
 /// The parameters of `up` in the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpPlan {
     /// The disk of an earlier session.
     pub disk: Option<Generation>,
     /// Whether there are shares.
     pub shares: bool,
+    /// How long the guest may take until it is SSH-ready.
+    pub timeout: ReadyTimeout,
+    /// Whether a VM that does not become SSH-ready is left running.
+    pub keep: bool,
+}
+
+/// The parameters as an earlier nixbox wrote them.
+#[derive(Deserialize)]
+struct OlderUpPlan {
+    disk: Option<Generation>,
+    shares: bool,
+}
+
+impl From<OlderUpPlan> for UpPlan {
+    fn from(OlderUpPlan { disk, shares }: OlderUpPlan) -> Self {
+        Self { disk, shares, timeout: ReadyTimeout::DEFAULT, keep: false }
+    }
+}
+
+impl UpPlan {
+    pub(super) fn of(bytes: &[u8]) -> std::result::Result<Self, PayloadError> {
+        parameters::<Self, OlderUpPlan>(bytes)
+    }
 }
 
 pub(super) fn table(plan: UpPlan) -> Operation<World> {
+    let timeout = plan.timeout;
     let target = Target::New { disk: plan.disk, shares: plan.shares };
     let mut parts: Vec<Box<dyn ErasedTransition<World>>> =
         vec![Box::new(make_memory()), Box::new(BuildNetwork), Box::new(start_shares()), Box::new(StartVmm)];
@@ -68,30 +95,25 @@ pub(super) fn table(plan: UpPlan) -> Operation<World> {
         parts.insert(0, Box::new(make_disk()));
     }
     Operation::new(ids::UP, "up", AfterCommit::ClearAway, move |context, ended| {
-        async move { Ok(final_state(plan.disk, target, &context, ended)?.bytes()?) }.boxed()
+        async move { Ok(final_state(&plan, target, &context, ended)?.bytes()?) }.boxed()
     })
     .stage("pre-up scripts", vec![Box::new(PRE_UP)])
     .stage("claim slot", vec![Box::new(ClaimSlot { only: None }), Box::new(write_record())])
     .stage("build", parts)
     .commit(Box::new(Boot(target)))
-    .stage("connect", vec![Box::new(Ready { target, same_as: None })])
+    .stage("connect", vec![Box::new(Ready { target, same_as: None, timeout })])
     .stage("equip", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
     .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
 
-fn final_state(
-    disk: Option<Generation>,
-    target: Target,
-    context: &Context<'_>,
-    ended: Ended,
-) -> Result<WorkspaceState> {
+fn final_state(plan: &UpPlan, target: Target, context: &Context<'_>, ended: Ended) -> Result<WorkspaceState> {
     Ok(match ended {
-        Ended::RolledBack => WorkspaceState::Down { disk },
+        Ended::RolledBack => WorkspaceState::Down { disk: plan.disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
             machine: target.machine(context)?,
             former_disk: None,
             from: None,
-            condition: VmCondition::Good.after(ended),
+            condition: VmCondition::Good.after(ended, plan.keep),
         }),
     })
 }

@@ -31,7 +31,7 @@ use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::error::VmmError;
 use super::live_vmm::LiveVmm;
 use super::state::{self, StateError};
-use crate::host::process::{DaemonRole, Daemons};
+use crate::host::process::{self, DaemonRole, Daemons};
 use crate::host::shares;
 use crate::host::socket::{self, SocketPath};
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
@@ -121,6 +121,12 @@ impl CloudHypervisor {
     #[must_use]
     pub fn serial_log(&self, generation: Generation) -> PathBuf {
         self.settings.runtime.join(format!("serial-{generation}.log"))
+    }
+
+    /// The last line that the guest wrote to its serial console, if there is one.
+    #[must_use]
+    pub fn console_line(&self, generation: Generation) -> Option<String> {
+        process::last_line(&self.serial_log(generation))
     }
 
     /// The last lines of the newest VMM's log and of the newest serial log, to be shown to a person. Logs are kept

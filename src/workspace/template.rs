@@ -35,6 +35,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # user = "user"
 # ssh-key = ".nixbox/ssh/vm_key"    # private key that the image lets in
 # require-entropy = true            # false: a restored guest that refuses fresh entropy runs on without it
+# ready-timeout = "110s"            # how long a guest may take to answer SSH (s, min, h); then its VM is shut down
 
 # [env]                             # kept out of every snapshot
 # GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }

@@ -26,6 +26,7 @@ mod secrets;
 mod sizes;
 mod slots;
 mod snapshots;
+mod timeouts;
 mod value;
 mod vmm_choice;
 
@@ -44,6 +45,7 @@ pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};
 pub use self::slots::Slot;
 pub use self::snapshots::{Depth, FileRecord, ListedSnapshot, Manifest, Origin, SnapshotState};
+pub use self::timeouts::ReadyTimeout;
 pub use self::value::InvalidValue;
 pub use self::vmm_choice::VmmChoice;
 pub use crate::engine::record::WorkspaceId;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, ListedSnapshot, Machine, Manifest,
-    Presence, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+    Presence, ReadyTimeout, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -180,6 +180,8 @@ pub trait Guest: Send + Sync {
     async fn settle(&self, machine: &Machine) -> Result<Settlement>;
     /// Whether a guest that cannot be given fresh entropy must not go on.
     fn requires_entropy(&self) -> bool;
+    /// How long a guest may take until it is SSH-ready.
+    fn ready_timeout(&self) -> ReadyTimeout;
     /// Asks the guest to shut down.
     async fn shut_down(&self, machine: &Machine) -> Result<()>;
 }

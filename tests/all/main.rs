@@ -17,4 +17,5 @@ mod names;
 mod pictures;
 mod sources;
 mod storage;
+mod unanswered;
 mod warm;

@@ -16,4 +16,5 @@ mod identity;
 mod kills;
 mod masks;
 mod signals;
+mod unanswered;
 mod workspace;
