@@ -473,6 +473,7 @@ impl From<Refusal> for Problem {
             Refusal::LeftRunning => {
                 (Failed, Some("`nixbox down` ends it, and then `nixbox up` starts another"))
             }
+            Refusal::NoSuchDisk(_) => (NotFound, Some("`nixbox status` lists the disks that are kept")),
             Refusal::NoSuchSnapshot(_) => (NotFound, Some("`nixbox snapshot list` shows the snapshots")),
             Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
                 (Stuck, None)

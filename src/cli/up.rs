@@ -4,7 +4,7 @@ use super::command::{LockedWorkspace, OutputOptions};
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, restore, success};
-use crate::world::SnapshotReference;
+use crate::world::{Generation, SnapshotReference};
 
 /// Start this workspace's VM and wait until it is SSH-ready
 ///
@@ -17,6 +17,9 @@ pub(super) struct Arguments {
     /// Restore this snapshot (a name or number), or the newest that fits; boot if none fits
     #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
     snapshot: Option<Option<SnapshotReference>>,
+    /// Boot from this disk of an earlier session, which `nixbox status` lists; the present disk is kept in its place
+    #[arg(long, value_name = "GENERATION", conflicts_with = "snapshot")]
+    disk: Option<u64>,
     /// Leave the VM running if its guest does not become SSH-ready, to look at it; `nixbox down` ends it
     #[arg(long)]
     keep: bool,
@@ -35,7 +38,11 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
     }
     let started = workspace.run(async |session| {
         session.keep = arguments.keep;
-        error::check_result(session.up().await?)
+        let result = match arguments.disk {
+            Some(disk) => session.up_on(Generation(disk)).await?,
+            None => session.up().await?,
+        };
+        error::check_result(result)
     })?;
     let times = workspace.progress.times();
     let (word, sentence) = match times.ready_ms {

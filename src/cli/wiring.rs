@@ -192,7 +192,8 @@ pub fn assemble(
         check_apart(&spec, &runtime)?;
     }
     let version = simulated(spec.vmm);
-    let disk = Arc::new(disks(workspace, &spec, &progress));
+    let keep = purpose.config().map(|config| config.snapshot.keep_disks);
+    let disk = Arc::new(disks(workspace, &spec, keep, &progress));
     let memory = Arc::new(ram(workspace, &spec, &progress));
     let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
@@ -317,8 +318,11 @@ fn missing_mounts(spec: &VmSpec) -> Arc<[PathBuf]> {
     sources.filter(|source| !source.is_dir()).map(Path::to_owned).collect()
 }
 
-fn disks(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Disks {
-    Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress))
+fn disks(workspace: &Workspace, spec: &VmSpec, keep: Option<u32>, progress: &Arc<dyn Progress>) -> Disks {
+    let mut disks =
+        Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress));
+    disks.keep = keep;
+    disks
 }
 
 fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> RamFiles {

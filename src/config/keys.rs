@@ -27,7 +27,7 @@ pub(super) const CREDENTIALS: KnownTable =
 pub(super) const CREDENTIAL_FILE: KnownTable = KnownTable { name: "files", keys: &["source", "target"] };
 pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };
-pub(super) const SNAPSHOT: KnownTable = KnownTable { name: "snapshot", keys: &["keep"] };
+pub(super) const SNAPSHOT: KnownTable = KnownTable { name: "snapshot", keys: &["keep", "keep-disks"] };
 
 /// The tables that occur at most once, so that each of their keys names at most one value.
 const SINGLE: [KnownTable; 6] = [VM, NETWORK, GUEST, CREDENTIALS, HOOKS, SNAPSHOT];

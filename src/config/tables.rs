@@ -374,10 +374,15 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
         return Ok(SnapshotTable::default());
     };
+    let table = value.table(keys::SNAPSHOT.keys)?;
     // If `keep` were zero, every snapshot would be removed as soon as it is made.
-    let keep =
-        value.table(keys::SNAPSHOT.keys)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
-    Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })
+    let keep = table.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
+    let keep_disks = table.get("keep-disks").map(|value| value.number(0, u32::MAX)).transpose()?;
+    let default = SnapshotTable::default();
+    Ok(SnapshotTable {
+        keep: keep.and_then(NonZeroU32::new),
+        keep_disks: keep_disks.unwrap_or(default.keep_disks),
+    })
 }
 
 fn command_line(value: &TomlValue<'_>) -> Result<String> {

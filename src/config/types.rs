@@ -161,11 +161,19 @@ pub struct HooksTable {
 }
 
 /// `[snapshot]`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SnapshotTable {
     /// How many snapshots without a name are kept; all if the key is absent.
     pub keep: Option<NonZeroU32>,
+    /// How many disks of earlier sessions are kept when a snapshot's disk takes their place.
+    pub keep_disks: u32,
+}
+
+impl Default for SnapshotTable {
+    fn default() -> Self {
+        Self { keep: None, keep_disks: 1 }
+    }
 }
 
 impl HooksTable {

@@ -4,7 +4,7 @@
 use super::fault::Loss;
 use super::files::Content;
 use super::guest::FakeMount;
-use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, record_name};
+use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, kept_name, record_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
@@ -194,7 +194,9 @@ fn disks(
     for (name, _) in state.files.list(directory).filter(|(name, _)| name.starts_with("disk-")) {
         forbid(5, !wanted.iter().any(|wanted| wanted == name), &format!("{name} was left behind"));
     }
-    for name in wanted {
+    let kept = state.kept_disks(workspace);
+    forbid(5, kept.len() > state.keep_disks, "more disks are kept than were to be");
+    for name in wanted.into_iter().chain(kept.into_iter().map(kept_name)) {
         let whole = matches!(state.files.get(directory, &name), Some(Content::Disk(_)));
         forbid(9, !whole, &format!("{name} is gone or torn"));
     }

@@ -13,13 +13,13 @@ use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
 use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
-    record_name,
+    kept_name, record_name,
 };
 use crate::world::{
     Ability, BootId, BuiltRecords, Catalog, Clock, Depth, Disk, Equipment, Failure, FileRecord, Generation,
-    Guest, HookPoint, Hooks, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest, Memory, Network,
-    Presence, ReadyTimeout, Result, Settlement, Shares, Slot, Slots, SnapshotId, SnapshotState, Vmm,
-    VmmState, VmmVersion, WaitObserver, WorkspaceId, World,
+    Guest, HookPoint, Hooks, Interrupt, KeptDisk, KeptDiskId, Leftovers, ListedSnapshot, Machine, Manifest,
+    Memory, Network, Presence, ReadyTimeout, Result, Settlement, Shares, Slot, Slots, SnapshotId,
+    SnapshotState, Vmm, VmmState, VmmVersion, WaitObserver, WorkspaceId, World,
 };
 
 mod catalog;

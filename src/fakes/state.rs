@@ -7,8 +7,8 @@ use super::fault::{Counts, Crash, FakeError, Fault, Loss};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeMount, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
-    Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
-    WorkspaceId,
+    Ability, Failure, FileRecord, Generation, Interrupt, KeptDiskId, Machine, Presence, Slot, SnapshotId,
+    VmmState, WorkspaceId,
 };
 
 /// The files of a snapshot.
@@ -119,6 +119,8 @@ pub(super) struct FakeState {
     pub(super) lost: BTreeSet<Loss>,
     /// The point at which something stops working.
     pub(super) loss_at: Option<(u64, Loss)>,
+    /// How many disks of earlier sessions are kept.
+    pub(super) keep_disks: usize,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
     /// The space for snapshots, in bytes.
@@ -171,6 +173,7 @@ impl FakeState {
             requires_entropy: true,
             lost: BTreeSet::new(),
             loss_at: None,
+            keep_disks: 1,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             room: 1 << 40,
             promised: 0,
@@ -317,6 +320,21 @@ impl FakeState {
         }
     }
 
+    /// The kept disks of a workspace, first the one that was kept first.
+    pub(super) fn kept_disks(&self, workspace: WorkspaceId) -> Vec<KeptDiskId> {
+        let names = self.workspace_directory(workspace).into_iter().flat_map(|at| self.files.list(at));
+        let kept = names.filter_map(|(name, _)| {
+            let (disk, kept_by) = name.strip_prefix("kept-")?.split_once('-')?;
+            Some(KeptDiskId {
+                disk: Generation(disk.parse().ok()?),
+                kept_by: Generation(kept_by.parse().ok()?),
+            })
+        });
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort();
+        kept
+    }
+
     /// What the VM was built from whose RAM bears this generation.
     pub(super) fn built(&self, workspace: WorkspaceId, generation: Generation) -> Option<&FakeSpec> {
         match self.files.get(self.workspace_directory(workspace)?, &record_name(generation)) {
@@ -444,6 +462,10 @@ pub(super) fn record_name(generation: Generation) -> String {
 
 pub(super) fn disk_name(generation: Generation) -> String {
     format!("disk-{generation}")
+}
+
+pub(super) fn kept_name(kept: KeptDiskId) -> String {
+    format!("kept-{}-{}", kept.disk, kept.kept_by)
 }
 
 impl DiskImage {

@@ -21,10 +21,11 @@
 //! stops answering within [`ENDS_OR_ANSWERS`], or does so slowly within [`ENDS`], stopping is done and recovery goes
 //! forward; if it answers, nobody had asked, and recovery goes back.
 //!
-//! **Clear away** ends the VMM and the share daemons and removes the network and the RAM file. **Former disk** removes
-//! one of two disks: after a restore, the VM's disk has taken the place of that of the session before, which goes now.
-//! If that restore failed after its commit point, the VM's own disk goes instead, and the session's is kept, also if the
-//! VM was left running for a while.
+//! **Clear away** ends the VMM and the share daemons and removes the network and the RAM file. **Former disk** retires
+//! one of two disks: after a restore, the VM's disk has taken the place of that of the session before, which is kept now
+//! as `[snapshot] keep-disks` says, so that `up --disk` can go back to it; the disk that was kept first goes if there are
+//! too many. If that restore failed after its commit point, the VM's own disk is removed instead, and the session's is the
+//! workspace's again, also if the VM was left running for a while.
 //! **Release slot** comes last, so that no other VM takes the slot while its network is there, and the **built record**
 //! goes with it, because a recovery needs the record until everything else is gone. A failure in these
 //! stages leaves the operation stuck, for there is nothing to fall back to: every later command that changes something
@@ -39,7 +40,7 @@ use serde::{Deserialize, Serialize};
 use super::ids;
 use super::limits::{GUEST, LONG, LOOK, QUICK, within};
 use super::shared::Context;
-use super::shared::clear_away::clear_away;
+use super::shared::clear_away::{FormerDisk, clear_away};
 use super::shared::hooks::{POST_DOWN, PRE_DOWN};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
 use crate::engine::record::Ended;
@@ -96,12 +97,15 @@ impl TryFrom<u8> for StopMode {
 }
 
 pub(super) fn table(plan: DownPlan) -> Operation<World> {
-    let RunningVm { machine, former_disk, condition, .. } = plan.vm;
+    let RunningVm { machine, former_disk, from, condition } = plan.vm;
     let (kept, superseded) = match former_disk {
         Some(former) if matches!(condition, VmCondition::Condemned | VmCondition::LeftRunning) => {
-            (former, Some(machine.disk))
+            // A VM that did not come from a snapshot has the disk of a session that a person went back to.
+            let of_session = from.is_none();
+            let own = if of_session { FormerDisk::Kept } else { FormerDisk::Removed };
+            (former, Some(own(machine.disk)))
         }
-        former => (machine.disk, former),
+        former => (machine.disk, former.map(FormerDisk::Kept)),
     };
     let scripts = plan.mode == StopMode::Ordinary;
     let final_state = move |ended| match ended {

@@ -7,7 +7,7 @@ use super::tables::NoTable;
 use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
-use crate::world::{Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
+use crate::world::{Generation, Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
 
 /// How an operation ended.
 #[derive(Debug)]
@@ -72,6 +72,8 @@ pub enum Refusal {
     NoRecord,
     #[error("a snapshot named {0} exists")]
     NameTaken(SnapshotName),
+    #[error("no disk of generation {0} is kept")]
+    NoSuchDisk(Generation),
     #[error("there is no snapshot {0}")]
     NoSuchSnapshot(SnapshotReference),
     #[error("there is no snapshot")]
@@ -139,6 +141,8 @@ pub struct RestoreResult {
     pub passed_over: Vec<(SnapshotId, NotRestorable)>,
     /// What is known to be wrong with the VM.
     pub condition: VmCondition,
+    /// The disk of the session before, which the snapshot's disk has taken the place of.
+    pub former_disk: Option<Generation>,
 }
 
 /// What was asked of a snapshot.

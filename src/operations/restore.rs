@@ -36,8 +36,9 @@
 //! as lost: the VM is condemned, and the session shuts the guest down and clears the VM away, or with `--keep` leaves it
 //! running as in `up`. A crash in these stages is recovered forward, to a guest that is SSH-ready.
 //!
-//! The disk of the session before the restore is kept until the restored VM goes down. A restore that rolls back, or
-//! that ends as lost, falls back to it, and what is lost is only what the restored guest had written.
+//! The disk of the session before the restore stays until the restored VM goes down, and is then kept as `down.rs` says. A
+//! restore that rolls back, or that ends as lost, falls back to it, and what is lost is only what the restored guest had
+//! written.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};

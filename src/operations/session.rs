@@ -65,7 +65,9 @@ use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World};
+use crate::world::{
+    Generation, KeptDiskId, ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World,
+};
 
 /// After so long without an answer of the VMM a person is told what is waited for.
 const SOON: Duration = Duration::from_secs(3);
@@ -132,17 +134,34 @@ impl<S: Storage> Session<'_, S> {
     /// If the operation was not begun, or if the journal failed.
     pub async fn up(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
-        self.boot().await
+        self.boot(None).await
     }
 
-    async fn boot(&mut self) -> Result<OperationResult, Refusal> {
+    /// Boots a VM from a disk that was kept. The workspace's disk is kept in its place when that VM goes down.
+    ///
+    /// # Errors
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn up_on(&mut self, wanted: Generation) -> Result<OperationResult, Refusal> {
+        self.recover_first().await?;
+        match self.state()? {
+            WorkspaceState::Up(_) => Err(Refusal::Running),
+            WorkspaceState::Down { disk } if disk == Some(wanted) => self.boot(None).await,
+            WorkspaceState::Down { .. } => {
+                let kept = examine(self.world.disk.kept()).await?;
+                let found = kept.into_iter().map(|kept| kept.id).find(|id| id.disk == wanted);
+                self.boot(Some(found.ok_or(Refusal::NoSuchDisk(wanted))?)).await
+            }
+        }
+    }
+
+    async fn boot(&mut self, back_to: Option<KeptDiskId>) -> Result<OperationResult, Refusal> {
         match self.state()? {
             WorkspaceState::Up(vm) => already(&vm),
             WorkspaceState::Down { disk } => {
                 self.sources().hold(self.next).await?;
                 self.world = self.next;
                 let (timeout, keep) = (self.world.guest.ready_timeout(), self.keep);
-                let plan = UpPlan { disk, shares: self.world.shares.wanted(), timeout, keep };
+                let plan = UpPlan { disk, back_to, shares: self.world.shares.wanted(), timeout, keep };
                 self.run(plan, up::table).await
             }
         }
@@ -246,15 +265,22 @@ impl<S: Storage> Session<'_, S> {
         self.recover_first().await?;
         if let WorkspaceState::Up(vm) = self.state()? {
             let (report, condition) = (already(&vm)?, vm.condition);
-            return Ok(RestoreResult { report, restored: None, passed_over: Vec::new(), condition });
+            let (passed_over, former_disk) = (Vec::new(), vm.former_disk);
+            return Ok(RestoreResult { report, restored: None, passed_over, condition, former_disk });
         }
         let mut passed_over = Vec::new();
         loop {
             let choice = self.choose(wanted, &passed_over).await?;
             passed_over.extend(choice.passed_over);
             let Some(manifest) = choice.chosen else {
-                let (report, condition) = (self.boot().await?, VmCondition::Good);
-                return Ok(RestoreResult { report, restored: None, passed_over, condition });
+                let (report, condition) = (self.boot(None).await?, VmCondition::Good);
+                return Ok(RestoreResult {
+                    report,
+                    restored: None,
+                    passed_over,
+                    condition,
+                    former_disk: None,
+                });
             };
             let (id, mut result) = (manifest.id, self.bring_back(manifest, Vec::new()).await?);
             match result.report {
@@ -315,7 +341,8 @@ impl<S: Storage> Session<'_, S> {
                 OperationResult::Done | OperationResult::Already => replaced = true,
                 report => {
                     let condition = VmCondition::Good;
-                    return Ok(RestoreResult { report, restored: None, passed_over, condition });
+                    let former_disk = None;
+                    return Ok(RestoreResult { report, restored: None, passed_over, condition, former_disk });
                 }
             }
         }
@@ -331,7 +358,7 @@ impl<S: Storage> Session<'_, S> {
             report => report,
         };
         let condition = self.condition()?;
-        Ok(RestoreResult { report, restored: Some(manifest), passed_over, condition })
+        Ok(RestoreResult { report, restored: Some(manifest), passed_over, condition, former_disk: disk })
     }
 
     /// Deletes a snapshot.

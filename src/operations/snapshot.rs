@@ -62,7 +62,7 @@ pub use super::roll_over::ShareStrategy;
 use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
 use super::roll_over::{alive, make_it_run};
-use super::shared::clear_away::clear_away;
+use super::shared::clear_away::{FormerDisk, clear_away};
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount, condition};
 use super::shared::machine::Target;
 use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
@@ -127,7 +127,7 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
         ],
     );
     if stop {
-        return clear_away(captured.commit(Box::new(commit)), &machine, vm.former_disk);
+        return clear_away(captured.commit(Box::new(commit)), &machine, vm.former_disk.map(FormerDisk::Kept));
     }
     captured
         .stage("resume", vec![Box::new(ResumeSource { machine, strategy })])

@@ -24,7 +24,8 @@ pub enum WorkspaceState {
 pub struct RunningVm {
     /// Its parts.
     pub machine: Machine,
-    /// The disk of a session before the restore that this VM came from. It is removed when the VM goes down.
+    /// The disk of the session before the restore that this VM came from, or before a person went back to an earlier disk. It
+    /// is kept when the VM goes down, as long as the configuration says.
     pub former_disk: Option<Generation>,
     /// The snapshot that it came from, if it was not booted.
     pub from: Option<SnapshotId>,

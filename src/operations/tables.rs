@@ -11,7 +11,9 @@ use super::up::UpPlan;
 use super::{delete, down, ids, restore, snapshot, up};
 use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{Operation, OperationId};
-use crate::world::{BootId, Generation, Machine, Origin, ReadyTimeout, Slot, SnapshotId, VmmVersion, World};
+use crate::world::{
+    BootId, Generation, KeptDiskId, Machine, Origin, ReadyTimeout, Slot, SnapshotId, VmmVersion, World,
+};
 
 /// An operation that this nixbox does not have.
 #[derive(Debug, thiserror::Error)]
@@ -71,8 +73,11 @@ pub fn tables() -> Vec<(&'static str, Operation<World>)> {
     let timeout = ReadyTimeout::DEFAULT;
     let mut tables = Vec::new();
     for disk in [None, Some(Generation(1))] {
-        tables.push(("up", up::table(UpPlan { disk, shares: true, timeout, keep: false })));
+        tables.push(("up", up::table(UpPlan { disk, back_to: None, shares: true, timeout, keep: false })));
     }
+    let back_to = Some(KeptDiskId { kept_by: generation, disk: Generation(1) });
+    let plan = UpPlan { disk: Some(Generation(2)), back_to, shares: true, timeout, keep: false };
+    tables.push(("up --disk", up::table(plan)));
     for mode in [StopMode::Ordinary, StopMode::WithoutScripts, StopMode::ClearAway] {
         tables.extend(former_disks.map(|former| ("down", down::table(DownPlan { vm: vm(former), mode }))));
     }

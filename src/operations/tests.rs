@@ -9,7 +9,7 @@ use super::{RunningVm, VmCondition, WorkspaceState, ids, label, table, tables};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, OperationId, UndoPolicy};
-use crate::world::{BootId, Machine, ReadyTimeout, Slot, SnapshotId};
+use crate::world::{BootId, KeptDiskId, Machine, ReadyTimeout, Slot, SnapshotId};
 
 fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
@@ -49,7 +49,7 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
 }
 
 /// Every id on disk and its label, as they are written to journals.
-const ON_DISK: [(u16, &str); 40] = [
+const ON_DISK: [(u16, &str); 41] = [
     (1, "claim slot"),
     (2, "network"),
     (3, "shares"),
@@ -90,6 +90,7 @@ const ON_DISK: [(u16, &str); 40] = [
     (49, "flush disk"),
     (50, "built record"),
     (51, "built record"),
+    (52, "take the kept disk"),
 ];
 
 #[test]
@@ -150,7 +151,10 @@ fn parameters_are_read_back_from_their_bytes() {
 fn parameters_of_an_earlier_nixbox_are_read() {
     let (disk, timeout) = (Some(Generation(4)), ReadyTimeout::DEFAULT);
     let bytes = record::encode_payload(&(disk, true)).unwrap();
-    assert_eq!(UpPlan::of(&bytes).unwrap(), UpPlan { disk, shares: true, timeout, keep: false });
+    assert_eq!(
+        UpPlan::of(&bytes).unwrap(),
+        UpPlan { disk, back_to: None, shares: true, timeout, keep: false }
+    );
     let (snapshot, boot) = (SnapshotId(Generation(2)), BootId([7; 16]));
     let slot = Slot::all().next().unwrap();
     let bytes = record::encode_payload(&(snapshot, slot, boot, false, disk)).unwrap();
@@ -159,6 +163,9 @@ fn parameters_of_an_earlier_nixbox_are_read() {
     let bytes = record::encode_payload(&(vm(disk), true)).unwrap();
     let plan = DownPlan { vm: vm(disk), mode: StopMode::Ordinary };
     assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
+    let back_to = Some(KeptDiskId { kept_by: Generation(7), disk: Generation(3) });
+    let plan = UpPlan { disk, back_to, shares: true, timeout, keep: true };
+    assert_eq!(UpPlan::of(&record::encode_payload(&plan).unwrap()).unwrap(), plan);
     for (id, cut) in [(ids::UP, 1), (ids::RESTORE, 1), (ids::DOWN, 1)] {
         assert!(table(id, &bytes[..bytes.len() - cut]).is_err(), "{id:?}");
     }

@@ -1,13 +1,22 @@
 //! `up`: a fresh boot.
 //!
 //! ```text
+//! up:
 //! pre-up scripts ─► claim slot ↶ ∥ built record ↶
 //!   ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
+//!   ─► inject credentials ∥ mount shares ─► post-up scripts
+//!
+//! up --disk:
+//! pre-up scripts ─► claim slot ↶ ∥ built record ↶
+//!   ─► take the kept disk ↶ ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
 //!   ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session makes sure that no VM runs, reads the credentials from their sources, and takes
-//! the disk of an earlier session if there is one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
+//! the disk of an earlier session if there is one. Then there is no `disk` in the table: a disk that this operation did not
+//! make must not go when it rolls back. With `--disk` the VM gets a kept disk in place of that one: **take the kept disk**
+//! gives it its former name, and rolling back keeps it again. The disk that it takes the place of stays until the VM goes
+//! down, as after a restore (`down.rs`).
 //!
 //! **Pre-up scripts** are the user's. A script that fails ends the operation before anything was made. Nothing tells
 //! whether a script ran, so a recovery does not look for it, and what the script did is not taken back.
@@ -52,13 +61,15 @@ use crate::engine::record::{Ended, PayloadError};
 use crate::engine::transition::{
     AfterCommit, ErasedTransition, Operation, Probe, Transition, TransitionSpec,
 };
-use crate::world::{Generation, Machine, ReadyTimeout, Result, VmmState, World};
+use crate::world::{Generation, KeptDiskId, Machine, ReadyTimeout, Result, VmmState, World};
 
 /// The parameters of `up` in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpPlan {
     /// The disk of an earlier session.
     pub disk: Option<Generation>,
+    /// The kept disk that the VM gets in place of that one.
+    pub back_to: Option<KeptDiskId>,
     /// Whether there are shares.
     pub shares: bool,
     /// How long the guest may take until it is SSH-ready.
@@ -76,7 +87,7 @@ struct OlderUpPlan {
 
 impl From<OlderUpPlan> for UpPlan {
     fn from(OlderUpPlan { disk, shares }: OlderUpPlan) -> Self {
-        Self { disk, shares, timeout: ReadyTimeout::DEFAULT, keep: false }
+        Self { disk, back_to: None, shares, timeout: ReadyTimeout::DEFAULT, keep: false }
     }
 }
 
@@ -88,11 +99,14 @@ impl UpPlan {
 
 pub(super) fn table(plan: UpPlan) -> Operation<World> {
     let timeout = plan.timeout;
-    let target = Target::New { disk: plan.disk, shares: plan.shares };
+    let disk = plan.back_to.map(|kept| kept.disk).or(plan.disk);
+    let target = Target::New { disk, shares: plan.shares };
     let mut parts: Vec<Box<dyn ErasedTransition<World>>> =
         vec![Box::new(make_memory()), Box::new(BuildNetwork), Box::new(start_shares()), Box::new(StartVmm)];
-    if plan.disk.is_none() {
-        parts.insert(0, Box::new(make_disk()));
+    match (plan.back_to, plan.disk) {
+        (Some(kept), _) => parts.insert(0, Box::new(take_disk(kept))),
+        (None, None) => parts.insert(0, Box::new(make_disk())),
+        (None, Some(_)) => {}
     }
     Operation::new(ids::UP, "up", AfterCommit::ClearAway, move |context, ended| {
         async move { Ok(final_state(&plan, target, &context, ended)?.bytes()?) }.boxed()
@@ -111,7 +125,7 @@ fn final_state(plan: &UpPlan, target: Target, context: &Context<'_>, ended: Ende
         Ended::RolledBack => WorkspaceState::Down { disk: plan.disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
             machine: target.machine(context)?,
-            former_disk: None,
+            former_disk: plan.back_to.and(plan.disk),
             from: None,
             condition: VmCondition::Good.after(ended, plan.keep),
         }),
@@ -126,6 +140,17 @@ fn make_disk() -> Part<()> {
         find: |context, ()| context.world.disk.find(context.generation),
         make: |context, ()| context.world.disk.create(context.generation, &context.interrupt),
         remove: |context, ()| context.world.disk.remove(context.generation),
+    }
+}
+
+/// The disk images of an earlier session, which a person goes back to.
+fn take_disk(kept: KeptDiskId) -> Part<KeptDiskId> {
+    Part {
+        spec: TransitionSpec::undoable(ids::TAKE_DISK, "take the kept disk", QUICK),
+        intent: kept,
+        find: |context, kept| context.world.disk.find(kept.disk),
+        make: |context, kept| context.world.disk.take(*kept),
+        remove: |context, kept| context.world.disk.keep(*kept),
     }
 }
 

@@ -57,6 +57,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 
 # [snapshot]
 # keep = 5                          # prune the oldest unnamed ones; absent: keep all
+# keep-disks = 1                    # disks of earlier sessions kept when a snapshot's disk takes their place
 "#;
 
 /// Keeps everything out of version control except itself and the configuration.

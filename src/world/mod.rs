@@ -31,7 +31,9 @@ mod value;
 mod vmm_choice;
 
 pub use self::capability::{Ability, VmmVersion};
-pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, Settlement, VmmState};
+pub use self::machine::{
+    BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, VmmState,
+};
 pub use self::names::{
     FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
 };

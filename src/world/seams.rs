@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, ListedSnapshot, Machine, Manifest,
-    Presence, ReadyTimeout, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+    Ability, BootId, Depth, Equipment, FileRecord, Generation, Interrupt, KeptDisk, KeptDiskId,
+    ListedSnapshot, Machine, Manifest, Presence, ReadyTimeout, Result, Settlement, Slot, SnapshotId,
+    SnapshotState, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -110,6 +111,14 @@ pub trait Disk: Send + Sync {
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Removes the images.
     async fn remove(&self, generation: Generation) -> Result<()>;
+    /// The kept disks, first the one that was kept first.
+    async fn kept(&self) -> Result<Vec<KeptDisk>>;
+    /// Keeps the images beside those that VMs use.
+    async fn keep(&self, kept: KeptDiskId) -> Result<()>;
+    /// Makes a kept disk one that a VM uses.
+    async fn take(&self, kept: KeptDiskId) -> Result<()>;
+    /// Keeps the images, and removes those that were kept first, until there are as many as the configuration says.
+    async fn retire(&self, kept: KeptDiskId) -> Result<()>;
 }
 
 /// The VM's RAM file, one per generation.

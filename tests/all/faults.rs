@@ -43,6 +43,7 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
         Said::Report(OperationResult::Done) => match command {
             Up
             | Command::UpKeep
+            | Command::UpOnKept
             | Command::RestoreKeep
             | UpWarm
             | RestoreNewest

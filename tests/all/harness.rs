@@ -69,6 +69,8 @@ pub(crate) enum Command {
     Up,
     /// With `--keep`.
     UpKeep,
+    /// On the disk that was kept last.
+    UpOnKept,
     Down,
     Snapshot,
     SnapshotNamed,
@@ -210,6 +212,10 @@ async fn session(
     };
     let report = match command {
         Command::Up => session.up().await,
+        Command::UpOnKept => {
+            let kept = host.kept_disks(workspace).last().map_or(Generation(0), |kept| kept.disk);
+            session.up_on(kept).await
+        }
         Command::UpKeep => {
             session.keep = true;
             session.up().await

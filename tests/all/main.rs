@@ -12,6 +12,7 @@ mod format;
 mod harness;
 mod journal_bytes;
 mod journal_files;
+mod kept_disks;
 mod model;
 mod names;
 mod pictures;

@@ -250,7 +250,7 @@ impl Workspace {
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        left.retain(|name| !name.starts_with("disk-"));
+        left.retain(|name| !name.starts_with("disk-") && !name.starts_with("kept-"));
         assert!(left.is_empty(), "left in .nixbox/run: {left:?}");
         let disks = fs::read_dir(self.path.join(".nixbox/run")).unwrap().count();
         assert!(disks <= 1, "{disks} disks are left");

@@ -12,6 +12,7 @@ mod demo;
 mod edits;
 mod guest;
 mod identity;
+mod kept_disks;
 #[cfg(feature = "failpoints")]
 mod kills;
 mod masks;

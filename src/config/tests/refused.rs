@@ -367,6 +367,10 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             "2:17: snapshot.keep: 0 is not from 1 to 4294967295",
         ),
         (
+            "snapshot.keep-disks = -1",
+            "2:23: snapshot.keep-disks: -1 is not from 0 to 4294967295",
+        ),
+        (
             "snapshot.keep = -3",
             "2:17: snapshot.keep: -3 is not from 1 to 4294967295",
         ),
