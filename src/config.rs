@@ -11,48 +11,54 @@ use secrecy::zeroize::Zeroizing;
 
 use crate::files::Folder;
 
+mod actions;
 mod error;
 mod keys;
 mod read;
 mod tables;
 mod types;
+mod user;
 
+pub use actions::{ActionHash, HostAction, ShownArguments};
 use error::Result;
 pub use error::{ConfigError, Position};
 pub use types::{
     Config, CredentialFile, CredentialsTable, GuestTable, HooksTable, HostFacts, MountTable, PendingEdit,
     SnapshotTable, VmSpec, VmTable,
 };
+pub use user::{USER_DIRECTORY, UserConfig};
 #[cfg(test)]
 pub(crate) use {keys::all as all_keys, tests::keys_of};
 
 /// The name of the file in `.nixbox`.
 pub const FILE: &str = "config.toml";
 /// The longest configuration file that is read, in bytes.
-const LIMIT: u64 = 256 << 10;
+pub const LIMIT: u64 = 256 << 10;
 
 impl Config {
-    /// Reads the configuration of the workspace at `root`, whose directory `.nixbox` is open.
+    /// Reads the configuration of the workspace at `root`, whose directory `.nixbox` is open, and whose own keys are in the
+    /// directory `keys`.
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn load(nixbox: &Folder, root: &Path, host: &HostFacts) -> Result<Self> {
+    pub fn load(nixbox: &Folder, root: &Path, keys: &Path, host: &HostFacts) -> Result<Self> {
         let path = nixbox.path_of(FILE);
-        let bytes = nixbox.read(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
+        let bytes =
+            nixbox.read_private(FILE, LIMIT)?.ok_or_else(|| ConfigError::Absent { path: path.clone() })?;
         // The text may contain secrets, so its memory is overwritten when this function returns.
         let bytes = Zeroizing::new(bytes);
         let text = std::str::from_utf8(&bytes).map_err(|_| ConfigError::NotText { path: path.clone() })?;
-        Self::parse(text, &path, root, host)
+        Self::parse(text, &path, root, keys, host)
     }
 
-    /// Parses a text, which is the content of the file `path` of the workspace at `root`.
+    /// Parses a text, which is the content of the file `path` of the workspace at `root`, whose own keys are in `keys`.
     ///
     /// # Errors
     /// The first [`ConfigError`], in the order in which the tables are read.
-    pub fn parse(text: &str, path: &Path, root: &Path, host: &HostFacts) -> Result<Self> {
+    pub fn parse(text: &str, path: &Path, root: &Path, keys: &Path, host: &HostFacts) -> Result<Self> {
         let text = read::SourceText { path, text };
         let tree = text.parse()?;
-        tables::ConfigReader { root, host }.config(text, tree.get_ref())
+        tables::ConfigReader { root, keys, host }.config(text, tree.get_ref())
     }
 
     /// Checks that the files that the VM needs exist now: kernel, initramfs, templates, and sources of mounts.

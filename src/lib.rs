@@ -19,7 +19,8 @@
 //! operations/   up, down, snapshot, restore, delete: the table of stages first, then one struct per transition;
 //!               uses the engine and the seams of world, and nothing else
 //! simulator/    a stand-in for Cloud Hypervisor and its guest, for machines without KVM
-//! workspace.rs  the directory .nixbox, its lock, the configuration that init writes, and the registry of workspaces
+//! workspace.rs  the directory .nixbox, the state of a workspace, its lock, the configuration that init writes, the registry,
+//!               and what was confirmed of configurations
 //! vmm/          Cloud Hypervisor: its processes, its API, the configuration and the saved state of a VM
 //! guest/        the system in the VM, spoken to over SSH: credentials, entropy, clock, mounts
 //! host/         this machine: processes, network, share daemons, disks, RAM files, hooks
@@ -43,6 +44,7 @@
 //! | word | meaning | type |
 //! |---|---|---|
 //! | workspace | a directory with `.nixbox/` in it, which has one VM | [`workspace::Workspace`] |
+//! | state directory | where everything of a workspace is that a guest must not reach | [`workspace::places`] |
 //! | operation | one run of a state machine: `up`, `down`, `snapshot`, `restore`, `delete` | [`engine::transition::Operation`] |
 //! | stage | transitions of one operation that may run at the same time; the next stage waits for all of them | [`engine::transition::Stage`] |
 //! | transition | one journaled change of the world: prepare, then apply; probe and undo after a crash | [`engine::transition::Transition`] |
@@ -54,6 +56,7 @@
 //! | stuck | an undo failed or a probe cannot tell: nixbox waits for a person and does not guess | [`engine::executor::Ending::Stuck`] |
 //! | built record | what a VM was built from, written down before it is built; it describes the VM as long as the VM lives | [`store::built::BuiltRecord`] |
 //! | registry | which directory each workspace of a user is on this host, so that a copy can be told from the original | [`workspace::registry::Registry`] |
+//! | confirmation | a person's word that nixbox may do on the host what a configuration from elsewhere says | [`workspace::confirmations::Confirmations`] |
 //! | generation | a number that grows with every operation of a workspace; what an operation makes carries it | [`engine::ids::Generation`] |
 //! | torn tail | an incomplete end of a journal after a crash, which is cut off; damage elsewhere is corruption | [`engine::reader::Tail`] |
 //! | poisoned | a journal that had an I/O error, and accepts nothing more in this process | [`engine::journal::Journal`] |
@@ -75,7 +78,7 @@
 //!
 //! **A configuration key.** Add the key to `config/keys.rs`, the field to `config/types.rs`, the reading of it to
 //! `config/tables.rs`, and its comment to `workspace/template.rs`; tests compare the four. `VmSpec::shape` does not compile
-//! until it says whether the key shapes a VM. `cli/wiring.rs` hands the value to the layer that acts on it. A table that a VM
+//! until it says whether the key shapes a VM, nor `Config::host_actions` until it says whether the key acts on the host. `cli/wiring.rs` hands the value to the layer that acts on it. A table that a VM
 //! is built from belongs into `VmSpec`, so that an edit of it waits for the next VM.
 //!
 //! **A command.** Add a file to `cli/` with its arguments, whose comments are the help text, and with its `run`; name it in

@@ -1,48 +1,54 @@
-//! A workspace: a directory with `.nixbox/` in it.
+//! A workspace: a directory with `.nixbox/` in it, and its state elsewhere.
 //!
 //! ```text
 //! .nixbox/                  0700, belongs to the invoking user, not a link
 //!   config.toml             written by the user
 //!   .gitignore              keeps everything but itself and config.toml out of version control
 //!   workspace-id            32 hexadecimal digits, made by `init`
-//!   lock                    held while something is changed; never removed
-//!   journal/                what was done and what is being done
-//!   run/                    images and records of the VM that runs
-//!   snapshots/  ssh/
 //! ```
+//!
+//! Everything else lies in the state of the workspace, where no share reaches it: [`places`] has the tree. An earlier nixbox
+//! kept the state in `.nixbox`; such a workspace is used as it is until [`Workspace::move_state`] moves it ([`relocate`]).
+//! [`registry`] tells a workspace from a copy of it.
 //!
 //! Sockets are in [`Workspace::runtime`], because their paths have to be short. May use `world`, `config`, `files` and
 //! `host`.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
 
-use fs2::FileExt;
-use rustix::fs::FileType;
-use serde::{Deserialize, Serialize};
+use secrecy::zeroize::Zeroizing;
 
 use crate::config;
+use crate::engine::transition::Interrupt;
+use crate::files::copy::Progress;
 use crate::files::{FileError, Folder};
-use crate::host::clock::utc;
+use crate::host::lifetime::Lifetime;
+use crate::host::process::{self, ProcessError};
 use crate::world::WorkspaceId;
 
+pub mod confirmations;
+mod entries;
+pub mod guest_writable;
+mod identity;
+mod lock;
+pub mod places;
 pub mod registry;
+mod relocate;
 mod template;
 
+use entries::{Entries, RegisteredWorkspace, RegistryError};
+pub use identity::{DIRECTORY, DirectoryGone, IdError};
+use identity::{ID_FILE, fresh_id, read_id};
+pub use lock::{Lock, LockError, LockHolder};
+use places::{DIRECTORIES, PlacesError, StatePlaces, moving_name, state_name};
+use relocate::Move;
+pub use relocate::MoveError;
 pub use template::CONFIG;
 
-/// The directory that makes a directory a workspace.
-pub const DIRECTORY: &str = ".nixbox";
-const ID_FILE: &str = "workspace-id";
-const LOCK_FILE: &str = "lock";
-const DIRECTORIES: [&str; 4] = ["journal", "run", "snapshots", "ssh"];
-/// How long a child may keep the lock of a dead nixbox: from its fork to its exec.
-const BEQUEST_LIMIT: Duration = Duration::from_secs(2);
-/// More than the holder of a lock writes into its file.
-const LOCK_LIMIT: u64 = 4096;
+/// More than a file of a key has, in bytes.
+const KEY_LIMIT: u64 = 64 << 10;
 
 /// Why there is no workspace to work in.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -50,104 +56,163 @@ const LOCK_LIMIT: u64 = 4096;
 pub enum WorkspaceError {
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Id(#[from] IdError),
+    #[error(transparent)]
+    Places(#[from] PlacesError),
+    #[error(transparent)]
+    Registry(#[from] Box<RegistryError>),
+    #[error(transparent)]
+    Move(#[from] MoveError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     #[error("cannot find the directory {}", path.display())]
     Start { path: PathBuf, source: io::Error },
     #[error("neither {} nor a directory above it is a workspace: `nixbox init` makes one", from.display())]
     None { from: PathBuf },
     #[error("{} is missing: `nixbox init` makes what is missing and leaves the rest as it is", path.display())]
     Incomplete { path: PathBuf },
-    #[error("{} does not hold 32 hexadecimal digits: it is not what `nixbox init` wrote", path.display())]
-    BadId { path: PathBuf },
-    #[error("the system gives no random bytes")]
-    Random(#[source] getrandom::Error),
+    /// The registry knows where the state is, and it is not there.
+    #[error(
+        "the state of the workspace is not at {}: if that is on a disk that is not mounted, mount it; if it is lost, remove \
+         {}, and `nixbox init` makes a new one", path.display(), entry.display()
+    )]
+    StateGone { path: PathBuf, entry: PathBuf },
+    #[error(
+        "the state of the workspace is not below {}, and a VM of it runs: XDG_STATE_HOME or state.directory was another when \
+         it was brought up, and has to be so again", state.display()
+    )]
+    StateElsewhere { state: PathBuf },
+    #[error(
+        "the state of the workspace is half moved out of it: the next command that changes something goes on"
+    )]
+    HalfMoved,
+    #[error(transparent)]
+    DirectoryGone(#[from] DirectoryGone),
+    #[error("cannot tell whether a VM of the workspace lives")]
+    Processes(#[from] ProcessError),
     /// Each directory that was tried for sockets, and why none can be there.
     #[error("no directory for sockets can be made: {}", tried.join("; "))]
     NoRuntime { tried: Vec<String> },
 }
 
-/// Why the lock of the workspace was not taken.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum LockError {
-    #[error("another nixbox is at work in this workspace: {}", describe(.0.as_ref()))]
-    Locked(Option<LockHolder>),
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-fn describe(holder: Option<&LockHolder>) -> String {
-    match holder {
-        Some(holder) => {
-            let seconds = now_ms().saturating_sub(holder.since_ms) / 1000;
-            let since = utc(holder.since_ms);
-            format!("process {} runs `{}` since {since}, {seconds} s ago", holder.pid, holder.operation)
-        }
-        None => "it has not written yet what it runs".to_owned(),
+impl From<RegistryError> for WorkspaceError {
+    fn from(error: RegistryError) -> Self {
+        Box::new(error).into()
     }
 }
 
-/// The process that holds the lock of a workspace, as the lock's file says. The file is for people: the kernel keeps the
-/// lock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LockHolder {
-    /// Its process id.
-    pub pid: u32,
-    /// The command that it runs.
-    pub operation: String,
-    /// When it took the lock: milliseconds since 1970, UTC.
-    pub since_ms: u64,
-}
-
-/// An exclusive lock on a workspace. It is released when dropped, and by the kernel when the process ends.
+/// Where the state of a workspace is.
 #[derive(Debug)]
-pub struct Lock(File);
+enum StateLocation {
+    /// In a directory of its own.
+    Apart(Folder),
+    /// In `.nixbox`, where an earlier nixbox kept it.
+    InTree,
+    /// On its way out of `.nixbox`, into this directory.
+    Moving(Folder),
+    /// Nowhere. It would be in this directory.
+    Missing(PathBuf),
+}
 
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Both results may be dropped: the text in the file has no meaning without the lock, and the lock ends with the
-        // handle of the file in any case.
-        drop(self.0.set_len(0));
-        drop(FileExt::unlock(&self.0));
+impl StateLocation {
+    /// Finds the state of the workspace with this `.nixbox`. The registry decides. If it cannot be read, the usual places
+    /// do, so that a VM can be ended.
+    fn find(nixbox: Option<&Folder>, id: WorkspaceId, places: &StatePlaces) -> Result<Self, WorkspaceError> {
+        let entry = Entries::open(places).and_then(|entries| Ok((entries.read(id)?, entries.path_of(id))));
+        if let Ok((Some(entry), path)) = &entry
+            && let Some(state) = &entry.state
+        {
+            return match Folder::open(state) {
+                Ok(state) => Ok(Self::Apart(state)),
+                Err(error) if error.is(io::ErrorKind::NotFound) => {
+                    Err(WorkspaceError::StateGone { path: state.clone(), entry: path.clone() })
+                }
+                Err(error) => Err(error.into()),
+            };
+        }
+        if let Some(parent) = places.search(id)? {
+            if let Some(state) = parent.folder(state_name(id))? {
+                return Ok(Self::Apart(state));
+            }
+            if parent.examine(moving_name(id))?.is_some() {
+                return Ok(Self::Moving(parent));
+            }
+        }
+        for name in DIRECTORIES {
+            if let Some(nixbox) = nixbox
+                && nixbox.examine(name)?.is_some()
+            {
+                return Ok(Self::InTree);
+            }
+        }
+        // Without an entry the state may be anywhere that only the entry knows.
+        entry?;
+        Ok(Self::Missing(places.state().join("workspaces").join(state_name(id))))
     }
 }
 
-/// A workspace that was found, and whose `.nixbox` is complete and safe.
+/// A workspace that was found, and whose directories are complete and safe.
 #[derive(Debug)]
 pub struct Workspace {
     root: PathBuf,
-    nixbox: Folder,
+    /// `None` if the directory of the workspace is gone.
+    nixbox: Option<Folder>,
+    state: Folder,
     id: WorkspaceId,
+    places: StatePlaces,
 }
 
 impl Workspace {
     /// The nearest workspace at or above `from`.
     ///
     /// # Errors
-    /// If there is none, or its `.nixbox` is a link, belongs to another user, can be written by others, or is incomplete.
-    pub fn find(from: &Path) -> Result<Self, WorkspaceError> {
+    /// If there is none, or its `.nixbox` or its state is a link, belongs to another user, can be written by others, or is
+    /// incomplete.
+    pub fn find(from: &Path, places: &StatePlaces) -> Result<Self, WorkspaceError> {
+        Self::open(&Self::root_above(from)?, places)
+    }
+
+    fn root_above(from: &Path) -> Result<PathBuf, WorkspaceError> {
         let start = std::fs::canonicalize(from)
             .map_err(|source| WorkspaceError::Start { path: from.to_owned(), source })?;
         for root in start.ancestors() {
             // Whatever has the name ends the search, even a dangling link: further up could be the workspace of another
             // user.
             if std::fs::symlink_metadata(root.join(DIRECTORY)).is_ok() {
-                return Self::open(root);
+                return Ok(root.to_owned());
             }
         }
         Err(WorkspaceError::None { from: start })
     }
 
-    fn open(root: &Path) -> Result<Self, WorkspaceError> {
-        let nixbox = Folder::open(&root.join(DIRECTORY))?;
-        nixbox.check_private()?;
-        for name in DIRECTORIES {
-            let path = nixbox.path_of(name);
-            nixbox.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_private()?;
+    fn open(root: &Path, places: &StatePlaces) -> Result<Self, WorkspaceError> {
+        let (nixbox, id) = open_nixbox(root)?;
+        let state = match StateLocation::find(Some(&nixbox), id, places)? {
+            StateLocation::Apart(state) => state,
+            StateLocation::InTree => Folder::open(&root.join(DIRECTORY))?,
+            StateLocation::Moving(_) => return Err(WorkspaceError::HalfMoved),
+            StateLocation::Missing(path) => return Err(WorkspaceError::Incomplete { path }),
+        };
+        check_state(&state)?;
+        Ok(Self { root: root.to_owned(), nixbox: Some(nixbox), state, id, places: places.clone() })
+    }
+
+    /// The workspace with this id, whose directory may be gone.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unknown`] if the registry has no such workspace; otherwise those of [`Workspace::find`].
+    pub fn of_id(id: WorkspaceId, places: &StatePlaces) -> Result<Self, WorkspaceError> {
+        let entry = Entries::open(places)?.read(id)?.ok_or(RegistryError::Unknown { id })?;
+        match open_nixbox(&entry.path) {
+            Ok((_, found)) if found == id => return Self::open(&entry.path, places),
+            _ => {}
         }
-        let path = nixbox.path_of(ID_FILE);
-        let id = read_id(&nixbox)?.ok_or(WorkspaceError::Incomplete { path })?;
-        Ok(Self { root: root.to_owned(), nixbox, id })
+        let StateLocation::Apart(state) = StateLocation::find(None, id, places)? else {
+            return Err(DirectoryGone { path: entry.path }.into());
+        };
+        check_state(&state)?;
+        Ok(Self { root: entry.path, nixbox: None, state, id, places: places.clone() })
     }
 
     /// The path of the workspace.
@@ -157,9 +222,30 @@ impl Workspace {
     }
 
     /// Its `.nixbox`.
+    ///
+    /// # Errors
+    /// [`DirectoryGone`].
+    pub fn nixbox(&self) -> Result<&Folder, DirectoryGone> {
+        let gone = || DirectoryGone { path: self.root.clone() };
+        self.nixbox.as_ref().ok_or_else(gone)
+    }
+
+    /// The directory of its state.
     #[must_use]
-    pub fn nixbox(&self) -> &Folder {
-        &self.nixbox
+    pub fn state(&self) -> &Folder {
+        &self.state
+    }
+
+    /// Whether the state is in a directory of its own, and not in `.nixbox`, where an earlier nixbox kept it.
+    #[must_use]
+    pub fn state_is_apart(&self) -> bool {
+        self.state.path() != self.root.join(DIRECTORY)
+    }
+
+    /// The places of the user's state.
+    #[must_use]
+    pub fn places(&self) -> &StatePlaces {
+        &self.places
     }
 
     /// The id of the workspace.
@@ -168,33 +254,33 @@ impl Workspace {
         self.id
     }
 
-    /// `.nixbox/journal`.
+    /// The directory of its journal.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
-        self.nixbox.path_of("journal")
+        self.state.path_of("journal")
     }
 
-    /// `.nixbox/run`.
+    /// The directory of the images and records of the VM that runs.
     #[must_use]
     pub fn run(&self) -> PathBuf {
-        self.nixbox.path_of("run")
+        self.state.path_of("run")
     }
 
-    /// `.nixbox/snapshots`.
+    /// The directory of its snapshots.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
-        self.nixbox.path_of("snapshots")
+        self.state.path_of("snapshots")
     }
 
-    /// `.nixbox/ssh`.
+    /// The directory of its own key.
     #[must_use]
     pub fn ssh(&self) -> PathBuf {
-        self.nixbox.path_of("ssh")
+        self.state.path_of("ssh")
     }
 
-    /// The directory for sockets, which is made if it is missing. Its path is short, and its mode is 0700. The path does
-    /// not depend on the environment, because a later command has to find the sockets again. So `XDG_RUNTIME_DIR` is not
-    /// used; where it is set, it is `/run/user/<user>`.
+    /// The directory for the sockets of a new VM, which is made if it is missing. Its path is short, and its mode is 0700. The
+    /// files in it outlive a login session (see [`crate::host::lifetime`]), so `XDG_RUNTIME_DIR` is not used. A later
+    /// command has the path from the built record of the VM.
     ///
     /// # Errors
     /// If the directory cannot be made, or belongs to another user.
@@ -202,8 +288,13 @@ impl Workspace {
         let user = rustix::process::geteuid();
         let own = PathBuf::from(format!("/run/user/{user}", user = user.as_raw()));
         // The end of root's session removes /run/user/0, and root's VMs outlive the session.
-        let bases =
-            if user.is_root() { vec!["/run".into()] } else { vec![own, "/dev/shm".into(), "/tmp".into()] };
+        let bases = if user.is_root() {
+            vec!["/run".into()]
+        } else if Lifetime::of_this_process()?.files_end_at_log_out {
+            vec![self.places.made_state()?.path().to_owned()]
+        } else {
+            vec![own, "/dev/shm".into(), "/tmp".into()]
+        };
         self.runtime_in(&bases)
     }
 
@@ -251,33 +342,18 @@ impl Workspace {
     /// # Errors
     /// [`LockError::Locked`] with the process that has the lock.
     pub fn lock(&self, operation: &str) -> Result<Lock, LockError> {
-        let path = self.nixbox.path_of(LOCK_FILE);
-        let mut file = match self.nixbox.file_to_write(LOCK_FILE)? {
-            Some(file) => file,
-            None => self.make_lock_file()?,
-        };
-        let deadline = Instant::now() + BEQUEST_LIMIT;
-        loop {
-            match FileExt::try_lock_exclusive(&file) {
-                Ok(()) => break,
-                Err(error) if error.raw_os_error() == fs2::lock_contended_error().raw_os_error() => {
-                    let holder = read_holder(&mut file);
-                    if holder.as_ref().is_none_or(is_alive) || Instant::now() > deadline {
-                        return Err(LockError::Locked(holder));
-                    }
-                    // No event reports an exec.
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(error) => return Err(FileError::system("lock", path)(error).into()),
-            }
+        lock::lock(&self.state, operation)
+    }
+
+    /// Removes the file of the lock that an earlier nixbox used, after the state was moved.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn remove_former_lock(&self) -> Result<(), FileError> {
+        match &self.nixbox {
+            Some(nixbox) if self.state_is_apart() => nixbox.remove_file(lock::LOCK_FILE),
+            _ => Ok(()),
         }
-        let holder =
-            LockHolder { pid: std::process::id(), operation: operation.to_owned(), since_ms: now_ms() };
-        let written = serde_json::to_vec(&holder)
-            .map_err(io::Error::from)
-            .and_then(|text| file.set_len(0).and_then(|()| file.write_all(&text)));
-        written.map_err(FileError::system("write", path))?;
-        Ok(Lock(file))
     }
 
     /// The process that is at work in the workspace. This call does not take the lock, which would keep other commands
@@ -286,150 +362,169 @@ impl Workspace {
     /// # Errors
     /// If the file of the lock cannot be read.
     pub fn holder(&self) -> Result<Option<LockHolder>, LockError> {
-        let Some(mut file) = self.nixbox.file_to_write(LOCK_FILE)? else {
-            return Ok(None);
-        };
-        let path = self.nixbox.path_of(LOCK_FILE);
-        let inode = file.metadata().map_err(FileError::system("examine", path))?.ino();
-        let locks = Path::new("/proc/locks");
-        let locks = std::fs::read_to_string(locks).map_err(FileError::system("read", locks))?;
-        // `1: FLOCK  ADVISORY  WRITE 1234 08:01:567 0 EOF`: process 1234 holds inode 567 (proc_locks(5)).
-        let holder = |line: &str| -> Option<u32> {
-            let words: Vec<_> = line.split_whitespace().collect();
-            let locked: u64 = words.get(5)?.rsplit(':').next()?.parse().ok()?;
-            let pid = words.get(4)?.parse().ok()?;
-            (words.get(1) == Some(&"FLOCK") && locked == inode).then_some(pid)
-        };
-        let pids: Vec<u32> = locks.lines().filter_map(holder).collect();
-        if pids.is_empty() {
+        lock::holder(&self.state)
+    }
+
+    /// Moves the state out of `.nixbox`, and opens the workspace again. The caller holds the lock, and the workspace is down.
+    /// Returns `None` if the state is in a directory of its own already.
+    ///
+    /// # Errors
+    /// [`MoveError::NoRoom`], and then nothing was changed. After other errors the next nixbox goes on with the move.
+    pub async fn move_state(
+        &self,
+        progress: &Arc<dyn Progress>,
+        interrupt: &Interrupt,
+    ) -> Result<Option<Self>, WorkspaceError> {
+        if self.state_is_apart() {
             return Ok(None);
         }
-        // The text in the file outlives its writer, so it counts only if the kernel names the same process.
-        Ok(read_holder(&mut file).filter(|holder| pids.contains(&holder.pid)))
-    }
-
-    /// If two processes make the file at once, both open the file of the first.
-    fn make_lock_file(&self) -> Result<File, FileError> {
-        match self.nixbox.new_file(LOCK_FILE) {
-            Ok(file) => Ok(file),
-            Err(error) if error.is(io::ErrorKind::AlreadyExists) => {
-                let gone = || {
-                    FileError::system("open", self.nixbox.path_of(LOCK_FILE))(io::Error::from(
-                        io::ErrorKind::NotFound,
-                    ))
-                };
-                self.nixbox.file_to_write(LOCK_FILE)?.ok_or_else(gone)
-            }
-            Err(error) => Err(error),
-        }
+        let (from, id) = (&self.state, self.id);
+        let parent = self.places.for_new_state()?;
+        let moving = Move { from, parent: &parent, id, progress, interrupt };
+        moving.check()?;
+        moving.run().await?;
+        Self::open(&self.root, &self.places).map(Some)
     }
 }
 
-fn is_alive(holder: &LockHolder) -> bool {
-    Path::new("/proc").join(holder.pid.to_string()).exists()
-}
-
-/// What the holder wrote into the file. It writes right after it took the lock, so an empty file is read a few times more.
-fn read_holder(file: &mut File) -> Option<LockHolder> {
-    for _ in 0..10 {
-        let mut text = Vec::new();
-        let read = file.rewind().and_then(|()| file.take(LOCK_LIMIT).read_to_end(&mut text));
-        if let (Ok(_), Ok(holder)) = (read, serde_json::from_slice(&text)) {
-            return Some(holder);
-        }
-        // An event for a write to a file would cost more than this.
-        std::thread::sleep(Duration::from_millis(5));
+/// Goes on with the move of a state that a killed nixbox has begun, if there is one, in the workspace at or above `from`.
+///
+/// # Errors
+/// [`LockError::Locked`] as [`WorkspaceError`]'s source if another nixbox moves it now; otherwise those of
+/// [`Workspace::move_state`].
+pub async fn finish_move(
+    from: &Path,
+    places: &StatePlaces,
+    progress: &Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<(), WorkspaceError> {
+    let (nixbox, id) = open_nixbox(&Workspace::root_above(from)?)?;
+    if let StateLocation::Moving(parent) = StateLocation::find(Some(&nixbox), id, places)? {
+        let _lock = lock::lock(&nixbox, "move of the state")?;
+        Move { from: &nixbox, parent: &parent, id, progress, interrupt }.run().await?;
     }
-    None
+    Ok(())
 }
 
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+fn open_nixbox(root: &Path) -> Result<(Folder, WorkspaceId), WorkspaceError> {
+    let nixbox = Folder::open(&root.join(DIRECTORY))?;
+    nixbox.check_private()?;
+    nixbox.check_not_mounted(&Folder::open(root)?)?;
+    let path = nixbox.path_of(ID_FILE);
+    let id = read_id(&nixbox)?.ok_or(WorkspaceError::Incomplete { path })?;
+    Ok((nixbox, id))
 }
 
-/// Reads the id in a directory `.nixbox`. Returns `None` if the directory has no file for the id.
-fn read_id(nixbox: &Folder) -> Result<Option<WorkspaceId>, WorkspaceError> {
-    let Some(text) = nixbox.read(ID_FILE, 33)? else {
-        return Ok(None);
-    };
-    parse_id(&text).map(Some).ok_or_else(|| WorkspaceError::BadId { path: nixbox.path_of(ID_FILE) })
+/// Makes sure that a state is safe and has all its directories.
+fn check_state(state: &Folder) -> Result<(), WorkspaceError> {
+    state.check_private()?;
+    for name in DIRECTORIES {
+        let path = state.path_of(name);
+        state.folder(name)?.ok_or(WorkspaceError::Incomplete { path })?.check_private()?;
+    }
+    Ok(())
 }
 
-/// The id in the text of its file: exactly as nixbox writes it, with or without a line break at its end.
-fn parse_id(text: &[u8]) -> Option<WorkspaceId> {
-    let digits = text.strip_suffix(b"\n").unwrap_or(text);
-    let mut id = [0; 16];
-    hex::decode_to_slice(digits, &mut id).ok()?;
-    let id = WorkspaceId(id);
-    (id.to_string().as_bytes() == digits).then_some(id)
-}
-
-fn fresh_id() -> Result<WorkspaceId, WorkspaceError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random).map_err(WorkspaceError::Random)?;
-    Ok(WorkspaceId(random))
-}
-
-/// Gives a copy of a workspace an id of its own. What the copy has of the original's journal and VM is removed; the
-/// configuration, the key and the snapshots stay.
+/// Gives a copy of a workspace an id and a state of its own. The configuration stays. The copy gets the key of the
+/// original, which the image lets in; the journal, the disks and the snapshots stay with the original. A copy of a workspace
+/// whose state was in `.nixbox` has copies of these too: it keeps the snapshots, and what belongs to the original's VM is
+/// removed.
 ///
 /// The id is written last, so that the directory counts as a copy until all is done.
 ///
 /// # Errors
-/// If something cannot be removed or written.
+/// If something cannot be made or written.
 pub fn give_new_id(workspace: &Workspace) -> Result<WorkspaceId, WorkspaceError> {
-    for name in ["journal", "run"] {
-        // The directory itself stays: without it this would be no workspace if nixbox were killed here.
-        let folder = workspace.nixbox.make_folder(name)?.0;
-        for entry in folder.names()? {
-            let status = folder.examine(&entry)?;
-            if status.is_some_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory) {
-                folder.remove_tree(entry)?;
-            } else {
-                folder.remove_file(entry)?;
+    let nixbox = workspace.nixbox()?;
+    let id = fresh_id()?;
+    if nixbox.folder("ssh")?.is_some() {
+        for name in ["journal", "run"] {
+            nixbox.remove_tree(name)?;
+        }
+        places::complete(nixbox)?;
+    } else {
+        let (state, _) = workspace.places.for_new_state()?.make_folder(state_name(id))?;
+        places::complete(&state)?;
+        lock::make_file(&state)?;
+        let (from, to) = (Folder::open(&workspace.ssh())?, Folder::open(&state.path_of("ssh"))?);
+        for name in from.names()? {
+            if let Some(bytes) = from.read(&name, KEY_LIMIT)? {
+                to.write_new(&name, &Zeroizing::new(bytes))?;
             }
         }
-        folder.sync()?;
     }
-    let id = fresh_id()?;
-    workspace.nixbox.replace(ID_FILE, format!("{id}\n").as_bytes())?;
+    nixbox.replace(ID_FILE, format!("{id}\n").as_bytes())?;
     Ok(id)
 }
 
-/// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and directories. What exists already
-/// is left as it is. Returns which files were made.
+/// Makes `directory` a workspace: a commented configuration, a `.gitignore`, an id, and a state. What exists already is left
+/// as it is. Returns which files were made.
 ///
 /// # Errors
 /// If something cannot be made, or exists and is not safe to use.
-pub fn init(directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
-    init_with(directory, template::CONFIG)
+pub fn init(directory: &Path, places: &StatePlaces) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
+    init_with(directory, places, template::CONFIG)
 }
 
 /// The same with another configuration.
 ///
 /// # Errors
 /// Those of [`init`].
-pub fn init_with(directory: &Path, config: &str) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
+pub fn init_with(
+    directory: &Path,
+    places: &StatePlaces,
+    config: &str,
+) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
     let root = std::fs::canonicalize(directory)
         .map_err(|source| WorkspaceError::Start { path: directory.to_owned(), source })?;
-    let (nixbox, _) = Folder::open(&root)?.make_folder(DIRECTORY)?;
+    let above = Folder::open(&root)?;
+    let (nixbox, _) = above.make_folder(DIRECTORY)?;
     nixbox.check_private()?;
-    for name in DIRECTORIES {
-        nixbox.make_folder(name)?.0.check_private()?;
-    }
-    let id = format!("{}\n", fresh_id()?);
+    nixbox.check_not_mounted(&above)?;
     let mut made = Vec::new();
-    for (name, content) in
-        [(config::FILE, config), (".gitignore", template::GITIGNORE), (ID_FILE, id.as_str())]
-    {
+    for (name, content) in [(config::FILE, config), (".gitignore", template::GITIGNORE)] {
         if nixbox.write_new(name, content.as_bytes())? {
             made.push(nixbox.path_of(name));
         }
     }
+    let id = match read_id(&nixbox)? {
+        Some(id) => id,
+        None => {
+            let id = known_id(&root, &nixbox, places)?.map_or_else(fresh_id, Ok)?;
+            nixbox.write_new(ID_FILE, format!("{id}\n").as_bytes())?;
+            made.push(nixbox.path_of(ID_FILE));
+            id
+        }
+    };
+    let state = match StateLocation::find(Some(&nixbox), id, places)? {
+        StateLocation::Apart(state) => state,
+        StateLocation::InTree => Folder::open(nixbox.path())?,
+        StateLocation::Moving(_) => return Err(WorkspaceError::HalfMoved),
+        StateLocation::Missing(_) if !process::generations(id)?.is_empty() => {
+            return Err(WorkspaceError::StateElsewhere { state: places.state().to_owned() });
+        }
+        StateLocation::Missing(_) => places.for_new_state()?.make_folder(state_name(id))?.0,
+    };
+    state.check_private()?;
+    places::complete(&state)?;
     // The file of the lock is made here, so that a command that is refused does not have to make it.
-    nixbox.write_new(LOCK_FILE, b"")?;
-    Ok((Workspace::open(&root)?, made))
+    lock::make_file(&state)?;
+    Ok((Workspace::open(&root, places)?, made))
+}
+
+/// The id that the registry has of this directory, whose file with the id was removed, as by `git clean -x`.
+///
+/// # Errors
+/// If the registry or the directory cannot be read.
+pub fn known_id(
+    root: &Path,
+    nixbox: &Folder,
+    places: &StatePlaces,
+) -> Result<Option<WorkspaceId>, WorkspaceError> {
+    let identity = nixbox.identity()?;
+    let entries = Entries::open(places)?.list()?;
+    let same = |entry: &RegisteredWorkspace| entry.path == root && entry.identity == identity;
+    Ok(entries.into_iter().flatten().find(same).map(|entry| entry.id))
 }
 
 #[cfg(test)]

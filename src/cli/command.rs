@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::consent::{self, Consent, TrustOption};
 use super::error::{self, CliError, Problem};
 use super::journal_state::JournalState;
 use super::preflight::{self, Preflight};
@@ -17,12 +18,13 @@ use crate::config::Config;
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
-use crate::files::copy::NoProgress;
+use crate::files::copy::{NoProgress, Progress};
+use crate::host::lifetime::Lifetime;
 use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
 use crate::workspace::registry::{Registry, RegistryError};
-use crate::workspace::{Lock, Workspace};
+use crate::workspace::{self, Lock, MoveError, Workspace, WorkspaceError};
 use crate::world::{Failure, Generation, VmmState};
 
 /// How long a copy on another thread may take to notice that its result is no longer awaited.
@@ -112,8 +114,17 @@ pub(super) fn exposed(wiring: &Wiring, vmm: Generation) -> Option<CliError> {
 
 /// If the guest of the running VM can reach a `.nixbox`, refuses a command that relies on the configuration, and makes any
 /// other command run no script, because the scripts may be the guest's.
-fn mind_exposed(wiring: &mut Wiring, vmm: Generation, preflight: Preflight) -> Result<(), Problem> {
+/// What the configuration does is confirmed anew afterwards.
+fn mind_exposed(
+    workspace: &Workspace,
+    wiring: &mut Wiring,
+    vmm: Generation,
+    preflight: Preflight,
+) -> Result<(), Problem> {
     let Some(exposed) = exposed(wiring, vmm) else { return Ok(()) };
+    if let Err(problem) = Consent::load(workspace).and_then(Consent::distrust) {
+        error::print_stderr(&format!("nixbox: {}\n", problem.one_line()));
+    }
     if !matches!(preflight, Preflight::None | Preflight::EndVm) {
         return Err(exposed.into());
     }
@@ -151,7 +162,8 @@ impl OpenWorkspace {
     pub(super) fn of_running_vm(location: &WorkspaceLocation) -> Result<(Self, RunningVm), Problem> {
         let open = Self::open(location)?;
         // A copy would speak to the VM of the original. A registry that cannot be used does not keep a person from a VM.
-        let standing = Registry::open().and_then(|registry| registry.examine(&open.workspace));
+        let registry = Registry::open(open.workspace.places());
+        let standing = registry.and_then(|registry| registry.examine(&open.workspace));
         if let Err(error @ RegistryError::Copy(_)) = standing {
             return Err(error.into());
         }
@@ -216,13 +228,30 @@ impl LockedWorkspace {
         preflight: Preflight,
         output: OutputOptions,
     ) -> Result<Self, Problem> {
+        Self::open_trusting(location, command, preflight, output, TrustOption { trust: false })
+    }
+
+    /// The same for a command that can confirm what the configuration does on the host.
+    pub(super) fn open_trusting(
+        location: &WorkspaceLocation,
+        command: &str,
+        preflight: Preflight,
+        output: OutputOptions,
+        trust: TrustOption,
+    ) -> Result<Self, Problem> {
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
-        let workspace = location.workspace()?;
-        let lock = workspace.lock(command)?;
+        let copies: Arc<dyn Progress> = progress.clone();
+        let (workspace, lock) = location.lock(command, &copies)?;
         let ends_vm = preflight == Preflight::EndVm;
         WorkspaceLocation::registered(&workspace, ends_vm, |words| progress.print(words))?;
+        let (workspace, lock) = move_state_out(workspace, lock, command, &progress)?;
         let config = match WorkspaceLocation::config(&workspace) {
-            Ok(config) => Some(config),
+            Ok(mut config) => {
+                if ends_vm {
+                    consent::withhold(&workspace, &mut config, |words| progress.print(words));
+                }
+                Some(config)
+            }
             Err(problem) if preflight == Preflight::EndVm => {
                 progress
                     .print(&format!("no script of the configuration runs, because {}", problem.one_line()));
@@ -244,13 +273,24 @@ impl LockedWorkspace {
             }
             Err(problem) => return Err(problem),
         };
+        let consent = || match &config {
+            Some(config) if !ends_vm => {
+                Consent::load(&workspace)?.obtain(config, trust, |words| progress.print(words))
+            }
+            _ => Ok(()),
+        };
+        if vm.is_none() {
+            consent()?;
+        }
         if let Some(config) = &config {
             preflight.check_config(config, starts_vm)?;
         }
         let wire = Wire { workspace: &workspace, config: config.as_ref(), progress: &progress };
         let (mut wiring, next) = wire.both(preflight, record)?;
         if let Some(vm) = vm {
-            mind_exposed(&mut wiring, vm, preflight)?;
+            mind_exposed(&workspace, &mut wiring, vm, preflight)?;
+            // A guest may have written the configuration if it could reach it, which is known only now.
+            consent()?;
         }
         if preflight == Preflight::Snapshot || preflight == Preflight::Restore {
             // These may end daemons before they start others. A share that is refused only then would cost the guest.
@@ -259,6 +299,8 @@ impl LockedWorkspace {
             block_on(async { Ok(shares.rehearse().await.map_err(CliError::Shares)?) })?;
         }
         if starts_vm {
+            let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
+            lifetime.warnings().iter().filter(|_| !output.silent()).for_each(|words| progress.print(words));
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
         }
         Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
@@ -301,6 +343,39 @@ impl LockedWorkspace {
     }
 }
 
+/// Moves the state of a workspace out of its directory, if an earlier nixbox kept it there and the workspace is down. A VM
+/// that runs has files of the state open by their paths, so its workspace is left as it is until the VM is down.
+fn move_state_out(
+    workspace: Workspace,
+    lock: Lock,
+    command: &str,
+    progress: &Arc<ProgressDisplay>,
+) -> Result<(Workspace, Lock), Problem> {
+    workspace.remove_former_lock().map_err(WorkspaceError::File)?;
+    let at_rest = |journal: JournalState| journal.is_down() && journal.open().is_none();
+    if workspace.state_is_apart() || !journal_state::read(&workspace).is_ok_and(at_rest) {
+        return Ok((workspace, lock));
+    }
+    let copies: Arc<dyn Progress> = progress.clone();
+    let interrupt = Interrupt::new();
+    let moved = block_on(async { Ok(workspace.move_state(&copies, &interrupt).await) })?;
+    let moved = match moved {
+        Ok(Some(moved)) => moved,
+        Ok(None) => return Ok((workspace, lock)),
+        Err(WorkspaceError::Move(error @ MoveError::NoRoom { .. })) => {
+            let why = error::chain(&error);
+            progress.print(&format!("the state of the workspace stays in {}: {why}", workspace::DIRECTORY));
+            return Ok((workspace, lock));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    progress.print(&format!("the state of the workspace was moved to {}", moved.state().path().display()));
+    let lock = moved.lock(command)?;
+    moved.remove_former_lock().map_err(WorkspaceError::File)?;
+    Registry::open(moved.places())?.follow(&moved)?;
+    Ok((moved, lock))
+}
+
 /// What the worlds of a command are wired from.
 #[derive(Clone, Copy)]
 struct Wire<'a> {
@@ -339,6 +414,7 @@ impl Wire<'_> {
                 Ok((self.world(preflight, &Description::of_config(self.workspace, config)?)?, None))
             }
             // Without a record there is no VM, or an earlier nixbox built it. Then only the configuration describes it.
+            (None, None) if self.workspace.nixbox().is_err() => Err(CliError::NotRunning.into()),
             (None, None) => {
                 WorkspaceLocation::config(self.workspace).map(|_| ()).and(Err(CliError::NotRunning.into()))
             }

@@ -40,6 +40,8 @@ enum DemoError {
     Leaked(PathBuf),
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] std::io::Error),
+    #[error("`nixbox status --json` does not say the {0} of the workspace")]
+    Status(&'static str),
     #[error("interrupted")]
     Interrupted,
 }
@@ -78,8 +80,13 @@ impl Drop for DemoWorkspace {
             return;
         }
         // Errors of the clean-up are ignored: an error of the demonstration itself is the one to report.
+        let id = self.status("id");
         self.command(&["down", "--quiet"]).stderr(Stdio::null()).status().ok();
         std::fs::remove_dir_all(&self.directory).ok();
+        if let Ok(id) = id {
+            let mut forget = self.command(&["forget", &id]);
+            forget.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
+        }
     }
 }
 
@@ -108,6 +115,14 @@ impl DemoWorkspace {
         }
         let (words, stderr) = (words.join(" "), text(&output.stderr));
         Err(DemoError::Failed { words, status: output.status, stderr })
+    }
+
+    /// A text of the report of `nixbox status`.
+    fn status(&self, key: &'static str) -> Result<String, DemoError> {
+        let output = self.command(&["status", "--json"]).output();
+        let output = output.map_err(|error| DemoError::Run("status".to_owned(), error))?;
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        report[key].as_str().map(ToOwned::to_owned).ok_or(DemoError::Status(key))
     }
 
     fn guest(&self, script: &str) -> Result<String, DemoError> {
@@ -141,7 +156,7 @@ impl DemoWorkspace {
     /// Searches every file of every snapshot for the secret. Returns the number of bytes that were searched.
     fn search_snapshots(&self) -> Result<u64, DemoError> {
         let mut searched = 0;
-        let mut paths = vec![self.directory.join(".nixbox/snapshots")];
+        let mut paths = vec![PathBuf::from(self.status("state_directory")?).join("snapshots")];
         while let Some(path) = paths.pop() {
             let failed = |error| DemoError::Read(path.clone(), error);
             if path.is_dir() {
@@ -207,7 +222,8 @@ pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     play(&workspace)?;
     report(began, "in all")?;
     workspace.keep = arguments.keep;
-    error::print(&ending(&workspace.directory, arguments.keep))?;
+    let state = workspace.status("state_directory")?;
+    error::print(&ending(&workspace.directory, &state, arguments.keep))?;
     drop(workspace);
     success()
 }
@@ -253,13 +269,13 @@ fn play(workspace: &DemoWorkspace) -> Result<(), Problem> {
     Ok(())
 }
 
-fn ending(directory: &Path, keep: bool) -> String {
+fn ending(directory: &Path, state: &str, keep: bool) -> String {
     let mut enter = OsString::from("cd ");
     enter.push(directory);
     let files = if keep {
         format!(
             "The workspace was kept, and its guest runs: {} && nixbox status\n\
-             The journal is in .nixbox/journal, the snapshot in .nixbox/snapshots; `nixbox down` ends the guest.",
+             The journal and the snapshot are in {state}; `nixbox down` ends the guest.",
             enter.display()
         )
     } else {

@@ -5,6 +5,7 @@ use super::error::{self, CliError, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, success};
 use crate::operations;
+use crate::world::WorkspaceId;
 
 /// Shut down this workspace's VM and keep its disk
 ///
@@ -14,18 +15,33 @@ use crate::operations;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox down")]
 pub(super) struct Arguments {
+    /// End the VM of the workspace with this id, of which the directory may be gone; `nixbox list` shows the ids
+    #[arg(long, value_name = "ID")]
+    id: Option<WorkspaceId>,
     #[command(flatten)]
     output: OutputOptions,
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "down", Preflight::EndVm, arguments.output)?;
+    let of_id =
+        arguments.id.map(|id| WorkspaceLocation { directory: location.directory.clone(), id: Some(id) });
+    let location = of_id.as_ref().unwrap_or(location);
+    let workspace = match LockedWorkspace::open(location, "down", Preflight::EndVm, arguments.output) {
+        Err(problem) if location.id.is_some() && problem.is_not_running() => {
+            return report(false, arguments.output);
+        }
+        opened => opened?,
+    };
     if let Some(problem) = &workspace.journal_problem {
         return end_without_journal(&workspace, &problem.one_line(), arguments.output);
     }
     let stopped = workspace.run(async |session| error::check_result(session.down().await?))?;
+    report(stopped, arguments.output)
+}
+
+fn report(stopped: bool, output: OutputOptions) -> Outcome {
     let (word, sentence) = if stopped { ("done", "the VM is down") } else { ("already", "no VM is running") };
-    arguments.output.report(&serde_json::json!({ "result": word }), sentence)?;
+    output.report(&serde_json::json!({ "result": word }), sentence)?;
     success()
 }
 

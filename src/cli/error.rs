@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::visible::{visible, visible_json};
 use super::wiring::WiringError;
 use crate::config::ConfigError;
-use crate::engine::executor::{EngineError, TransitionFailure};
+use crate::engine::executor::TransitionFailure;
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::JournalError;
 use crate::engine::reader::ReadError;
@@ -21,11 +21,14 @@ use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
 use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
-use crate::operations::{DryRunError, OperationResult, Refusal};
+use crate::operations::{DryRunError, OperationResult};
 use crate::store::built::RecordFileError;
+use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
-use crate::workspace::{LockError, WorkspaceError};
+use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
+
+mod refusal;
 
 /// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with
 /// its status instead.
@@ -195,6 +198,11 @@ impl Problem {
     #[must_use]
     pub fn exit(&self) -> ExitKind {
         self.exit
+    }
+
+    /// Whether the error is that no VM runs.
+    pub(super) fn is_not_running(&self) -> bool {
+        matches!(self.error.downcast_ref(), Some(CliError::NotRunning))
     }
 
     /// The error and its causes on one line.
@@ -372,7 +380,9 @@ impl From<CliError> for Problem {
 impl From<WorkspaceError> for Problem {
     fn from(error: WorkspaceError) -> Self {
         let exit = match error {
+            WorkspaceError::Registry(error) => return (*error).into(),
             WorkspaceError::None { .. } | WorkspaceError::Start { .. } => ExitKind::NotFound,
+            WorkspaceError::Lock(LockError::Locked(_)) => ExitKind::Locked,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -382,7 +392,7 @@ impl From<WorkspaceError> for Problem {
 impl From<WiringError> for Problem {
     fn from(error: WiringError) -> Self {
         let exit = match error {
-            WiringError::SharedRuntime { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
+            WiringError::SharedPrivate { .. } | WiringError::InsideNixbox { .. } => ExitKind::Usage,
             _ => ExitKind::Failed,
         };
         Self::new(exit, error)
@@ -391,6 +401,22 @@ impl From<WiringError> for Problem {
 
 impl From<RegistryError> for Problem {
     fn from(error: RegistryError) -> Self {
+        let exit = match error {
+            RegistryError::Unknown { .. } => ExitKind::NotFound,
+            _ => ExitKind::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<DirectoryGone> for Problem {
+    fn from(error: DirectoryGone) -> Self {
+        WorkspaceError::from(error).into()
+    }
+}
+
+impl From<ConfirmationError> for Problem {
+    fn from(error: ConfirmationError) -> Self {
         Self::new(ExitKind::Failed, error)
     }
 }
@@ -427,60 +453,6 @@ impl From<JournalError> for Problem {
             }
             error => Self::new(ExitKind::Failed, error),
         }
-    }
-}
-
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        use ExitKind::{Failed, Interrupted, NotFound, Stuck};
-        let (exit, hint) = match refusal {
-            Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
-            Refusal::Engine(EngineError::Journal(error)) => return error.into(),
-            Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted) => {
-                (Interrupted, None)
-            }
-            Refusal::GuestUnfit(_) => {
-                (Failed, Some("nothing was changed; the guest runs on with its credentials"))
-            }
-            Refusal::Credentials(_) => (
-                Failed,
-                Some(
-                    "nothing was changed; make that source readable, or take it out of [env] or [credentials] in the \
-                     configuration",
-                ),
-            ),
-            Refusal::Running => (
-                Failed,
-                Some(
-                    "`nixbox down` brings the VM down; `nixbox restore --replace` does so before it restores",
-                ),
-            ),
-            Refusal::NameTaken(_) => {
-                (Failed, Some("choose another name, or delete that snapshot with `nixbox snapshot delete`"))
-            }
-            Refusal::NoRoom { .. } => {
-                (Failed, Some("nothing was changed; `nixbox snapshot list` shows what could be deleted"))
-            }
-            Refusal::SharesInUse(_) => (
-                Failed,
-                Some("nothing was changed; end those programs, or have them leave the shared directories"),
-            ),
-            Refusal::Unfit(..) | Refusal::NothingFits(_) => {
-                (Failed, Some("nothing was changed; `nixbox up` boots without a snapshot"))
-            }
-            Refusal::NoSnapshot => (NotFound, Some("`nixbox snapshot` makes one of a running VM")),
-            Refusal::NotRunning => (NotFound, Some("`nixbox up` starts one")),
-            Refusal::LeftRunning => {
-                (Failed, Some("`nixbox down` ends it, and then `nixbox up` starts another"))
-            }
-            Refusal::NoSuchDisk(_) => (NotFound, Some("`nixbox status` lists the disks that are kept")),
-            Refusal::NoSuchSnapshot(_) => (NotFound, Some("`nixbox snapshot list` shows the snapshots")),
-            Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
-                (Stuck, None)
-            }
-            _ => (Failed, None),
-        };
-        Self { hint, ..Self::new(exit, refusal) }
     }
 }
 

@@ -2,15 +2,20 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::consent::{self, Consent, TrustOption};
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
-use crate::config;
+use crate::config::{self, Config, HostAction, HostFacts};
+use crate::files::Folder;
+use crate::files::copy::{NoProgress, Progress};
 use crate::guest::key::{self, KeyError};
 use crate::host::share_view::standing::{self, LiveShare};
 use crate::simulator;
-use crate::workspace::registry::{Registry, RegistryError};
-use crate::workspace::{self, Workspace};
+use crate::workspace::places::StatePlaces;
+use crate::workspace::registry::{CopiedWorkspace, Registry, RegistryError};
+use crate::workspace::{self, Workspace, WorkspaceError};
 
 /// Make this directory a workspace: a commented configuration and a key for its VM
 #[derive(Debug, clap::Args)]
@@ -27,10 +32,12 @@ pub(super) struct Arguments {
     /// The initramfs to boot with, named in the same way
     #[arg(long, value_name = "PATH", conflicts_with = "simulator")]
     initramfs: Option<String>,
-    /// Make a copy of a workspace a workspace of its own: it keeps the configuration, the key and the snapshots, and
-    /// what it has of the original's journal, disks and VM is removed
+    /// Make a copy of a workspace a workspace of its own, with the configuration and the key of the original. The
+    /// snapshots and disks stay with the original
     #[arg(long, conflicts_with_all = ["simulator", "kernel", "initramfs"])]
     new_id: bool,
+    #[command(flatten)]
+    trust: TrustOption,
 }
 
 impl Arguments {
@@ -79,11 +86,11 @@ vmm = "simulator"
 [vm]
 vcpus = 1
 memory = "64MiB"
-kernel = ".nixbox/image/kernel"
+kernel = "image/kernel"
 cmdline = "init_on_free=1"          # freed memory is zeroed, so that no snapshot has what was in it
 
 [[disks]]
-image = ".nixbox/image/root.img"
+image = "image/root.img"
 
 [env]                               # kept out of every snapshot
 TOKEN = "a-secret-of-the-demonstration"
@@ -101,10 +108,17 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
     }
     refuse_below_share(&place.directory)?;
-    let (workspace, mut made) = workspace::init_with(&place.directory, &arguments.config())?;
-    WorkspaceLocation::registered(&workspace, false, |words| {
-        error::print_stderr(&format!("nixbox: {words}\n"))
-    })?;
+    let places = WorkspaceLocation::places()?;
+    let existing = confirm_existing(&place.directory, &places, arguments.trust)?;
+    let (workspace, mut made) = workspace::init_with(&place.directory, &places, &arguments.config())?;
+    register(&workspace)?;
+    let mut consent = Consent::load(&workspace)?;
+    match existing {
+        _ if made.contains(&workspace.nixbox()?.path_of(config::FILE)) => consent.written_here()?,
+        ExistingConfig::Settled => {}
+        ExistingConfig::Confirmed(actions) => consent.confirm(&actions)?,
+        ExistingConfig::Known(config) => consent.obtain(&config, arguments.trust, tell)?,
+    }
     let path = wiring::own_key(&workspace);
     // Nothing that has this name is overwritten, not even a broken link.
     if std::fs::symlink_metadata(&path).is_err() {
@@ -126,6 +140,59 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     success()
 }
 
+fn register(workspace: &Workspace) -> Result<(), Problem> {
+    WorkspaceLocation::registered(workspace, false, tell)
+}
+
+fn tell(words: &str) {
+    error::print_stderr(&format!("nixbox: {words}\n"));
+}
+
+/// What is to be written down about a configuration when the workspace is whole.
+enum ExistingConfig {
+    /// Nothing: there is none, it was confirmed already, or `up` will say what is wrong with it.
+    Settled,
+    /// It came from elsewhere, and a person has confirmed these actions.
+    Confirmed(Vec<HostAction>),
+    /// It is that of a workspace which the registry knows and which lacks some of its files.
+    Known(Box<Config>),
+}
+
+/// Makes sure that a person confirms what a configuration that is there already does on the host.
+fn confirm_existing(
+    directory: &Path,
+    places: &StatePlaces,
+    trust: TrustOption,
+) -> Result<ExistingConfig, Problem> {
+    if std::fs::symlink_metadata(directory.join(workspace::DIRECTORY).join(config::FILE)).is_err() {
+        return Ok(ExistingConfig::Settled);
+    }
+    let Ok(root) = std::fs::canonicalize(directory) else { return Ok(ExistingConfig::Settled) };
+    let whole = Workspace::find(&root, places).ok().filter(|workspace| workspace.root() == root);
+    let nixbox = Folder::open(&root.join(workspace::DIRECTORY)).map_err(WorkspaceError::File)?;
+    nixbox.check_private().map_err(WorkspaceError::File)?;
+    // A workspace that is not made yet has no place for its keys.
+    let keys = nixbox.path_of("ssh");
+    let config = match Config::load(&nixbox, &root, &keys, &HostFacts::of_this_machine()) {
+        Ok(config) => config,
+        Err(error) if trust.trust => return Err(error.into()),
+        Err(_) => return Ok(ExistingConfig::Settled),
+    };
+    if let Some(workspace) = whole {
+        register(&workspace)?;
+        Consent::load(&workspace)?.obtain(&config, trust, tell)?;
+        return Ok(ExistingConfig::Settled);
+    }
+    if workspace::known_id(&root, &nixbox, places)?.is_some() {
+        return Ok(ExistingConfig::Known(Box::new(config)));
+    }
+    let actions = consent::actions(&root, &keys, &config);
+    if !actions.is_empty() {
+        consent::agree(&nixbox.path_of(config::FILE), &actions, trust, tell)?;
+    }
+    Ok(ExistingConfig::Confirmed(actions))
+}
+
 /// Refuses to make a workspace that a running guest could write in. A workspace that is there was masked when the share
 /// was started.
 fn refuse_below_share(directory: &Path) -> Result<(), Problem> {
@@ -143,26 +210,34 @@ fn refuse_below_share(directory: &Path) -> Result<(), Problem> {
     }
 }
 
+fn no_progress() -> Arc<dyn Progress> {
+    Arc::new(NoProgress)
+}
+
 /// Gives a copy an id of its own. A workspace that is no copy keeps its id, because its VM and its journal bear it.
 fn give_new_id(place: &WorkspaceLocation) -> Outcome {
-    let workspace = place.workspace()?;
-    let _lock = workspace.lock("init --new-id")?;
-    let registry = Registry::open()?;
-    match registry.examine(&workspace) {
-        Err(RegistryError::Copy(_)) => {}
+    let (workspace, _lock) = place.lock("init --new-id", &no_progress())?;
+    let registry = Registry::open(workspace.places())?;
+    let original = match registry.examine(&workspace) {
+        Err(RegistryError::Copy(CopiedWorkspace { original, .. })) => original,
         Err(error) => return Err(error.into()),
         Ok(_) => return Err(Problem::new(ExitKind::Usage, InitError::NoCopy(workspace.root().to_owned()))),
-    }
+    };
     let id = workspace::give_new_id(&workspace)?;
     // It is opened again, because it has another id now.
-    registry.follow(&place.workspace()?)?;
+    let workspace = place.workspace()?;
+    registry.follow(&workspace)?;
+    // Where the original cannot be read, the copy is confirmed anew.
+    if let Ok(original) = Workspace::find(&original, workspace.places()) {
+        Consent::load(&original)?.hand_on(&workspace)?;
+    }
     error::print(&format!("{} is a workspace of its own now, with the id {id}", workspace.root().display()))?;
     success()
 }
 
 /// Makes the kernel and disk files of the simulated VM that do not exist yet.
 fn make_images(workspace: &Workspace) -> Result<Vec<PathBuf>, Problem> {
-    let directory = workspace.nixbox().path_of(IMAGES);
+    let directory = workspace.root().join(IMAGES);
     let (kernel, disk) = (directory.join("kernel"), directory.join("root.img"));
     let failed = |path: &PathBuf| {
         let path = path.clone();

@@ -9,12 +9,14 @@ use super::status::{self, StatusReport};
 use super::{WorkspaceLocation, success};
 use crate::host::process;
 use crate::workspace::Workspace;
+use crate::workspace::places::StatePlaces;
 use crate::workspace::registry::{RegisteredWorkspace, Registry};
 
 /// List the workspaces of this user on this host, and which of them have a VM
 ///
 /// The state is one of `nixbox status`, or `gone` if the directory was deleted or moved and no command has run in it
-/// since. The list has a workspace that is gone only while processes of its VM live. It works from every directory.
+/// since. `nixbox down --id` ends the VM of such a workspace, and `nixbox forget` removes what nixbox keeps of it. This works
+/// from every directory.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nixbox list --json | jq -r '.[] | select(.state == \"running\") | .directory'"
@@ -29,6 +31,8 @@ pub(super) struct Arguments {
 struct ListedWorkspace {
     id: String,
     directory: String,
+    /// Where its state is, if it is not in the directory.
+    state_directory: Option<String>,
     /// One of the states of `nixbox status`, `gone`, or `unknown`.
     state: &'static str,
     /// The generations of its processes that live.
@@ -38,11 +42,12 @@ struct ListedWorkspace {
 }
 
 pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let registry = Registry::open()?;
     let (mut listed, mut problems) = (Vec::new(), Vec::new());
+    let places = WorkspaceLocation::places()?;
+    let registry = Registry::open(&places)?;
     for entry in registry.list()? {
         match entry {
-            Ok(entry) => listed.extend(list(&entry)?),
+            Ok(entry) => listed.extend(list(&entry, &places)?),
             Err(error) => problems.push(error::chain(&error)),
         }
     }
@@ -58,24 +63,31 @@ pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
 }
 
 /// The row of a workspace; `None` if nothing is left of it.
-fn list(entry: &RegisteredWorkspace) -> Result<Option<ListedWorkspace>, Problem> {
+fn list(entry: &RegisteredWorkspace, places: &StatePlaces) -> Result<Option<ListedWorkspace>, Problem> {
     let generations = process::generations(entry.id).map_err(CliError::Processes)?;
     let processes: Vec<u64> = generations.iter().map(|generation| generation.0).collect();
-    let (state, problem) = match status_at(&entry.path, entry) {
+    let state_directory = entry.state.as_ref().filter(|state| state.exists());
+    let (state, problem) = match status_at(&entry.path, entry, places) {
         Some(Ok(status)) => (status.state, None),
         Some(Err(problem)) => ("unknown", Some(problem.one_line())),
-        None if processes.is_empty() => return Ok(None),
+        None if processes.is_empty() && state_directory.is_none() => return Ok(None),
         None => ("gone", None),
     };
     let (id, directory) = (entry.id.to_string(), entry.path.display().to_string());
-    Ok(Some(ListedWorkspace { id, directory, state, processes, problem }))
+    let state_directory = state_directory.map(|state| state.display().to_string());
+    Ok(Some(ListedWorkspace { id, directory, state_directory, state, processes, problem }))
 }
 
 /// The status of the workspace, if it is still at its path.
-fn status_at(path: &Path, entry: &RegisteredWorkspace) -> Option<Result<StatusReport, Problem>> {
-    let there = Workspace::find(path).ok().filter(|there| there.root() == path && there.id() == entry.id)?;
+fn status_at(
+    path: &Path,
+    entry: &RegisteredWorkspace,
+    places: &StatePlaces,
+) -> Option<Result<StatusReport, Problem>> {
+    let there =
+        Workspace::find(path, places).ok().filter(|there| there.root() == path && there.id() == entry.id)?;
     drop(there);
-    Some(status::read_status(&WorkspaceLocation { directory: path.to_owned() }))
+    Some(status::read_status(&WorkspaceLocation::of_directory(path.to_owned())))
 }
 
 fn table(listed: &[ListedWorkspace]) -> String {
@@ -84,10 +96,10 @@ fn table(listed: &[ListedWorkspace]) -> String {
     }
     let row = |one: &ListedWorkspace| {
         let problem = one.problem.as_ref().map(|problem| format!("  ({problem})")).unwrap_or_default();
-        format!("{:<8}  {:<8}  {}{problem}", &one.id[..8], one.state, one.directory)
+        format!("{:<32}  {:<8}  {}{problem}", one.id, one.state, one.directory)
     };
     let rows = listed.iter().map(row);
-    std::iter::once(format!("{:<8}  {:<8}  DIRECTORY", "ID", "STATE"))
+    std::iter::once(format!("{:<32}  {:<8}  DIRECTORY", "ID", "STATE"))
         .chain(rows)
         .collect::<Vec<_>>()
         .join("\n")

@@ -6,22 +6,29 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, HostFacts};
+use crate::engine::transition::Interrupt;
+use crate::files::copy::Progress;
 use crate::host::sudo;
-use crate::workspace::Workspace;
+use crate::workspace::places::StatePlaces;
 use crate::workspace::registry::{Registry, RegistryError, Standing};
+use crate::workspace::{self, Lock, Workspace, WorkspaceError};
+use crate::world::WorkspaceId;
 
 mod command;
 mod config;
+mod consent;
 mod demo;
 mod doctor;
 mod down;
 pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod forget;
 mod image;
 mod init;
 mod journal;
@@ -38,6 +45,7 @@ mod signals;
 mod simulator;
 mod snapshot;
 mod status;
+mod trust;
 mod up;
 mod visible;
 pub mod wiring;
@@ -72,7 +80,9 @@ enum NixboxCommand {
     Run(run::Arguments),
     Status(status::Arguments),
     List(list::Arguments),
+    Forget(forget::Arguments),
     Config(config::Arguments),
+    Trust(trust::Arguments),
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
@@ -82,20 +92,59 @@ enum NixboxCommand {
     ShareDaemon(share_daemon::Arguments),
 }
 
-/// The directory in which a command works.
+/// Which workspace a command works in.
 struct WorkspaceLocation {
+    /// The workspace is that of this directory.
     directory: PathBuf,
+    /// The workspace has this id, wherever its directory is or was. The directory does not matter then.
+    id: Option<WorkspaceId>,
 }
 
 impl WorkspaceLocation {
+    fn of_directory(directory: PathBuf) -> Self {
+        Self { directory, id: None }
+    }
+
+    fn places() -> Result<StatePlaces, Problem> {
+        Ok(StatePlaces::of_this_user().map_err(WorkspaceError::Places)?)
+    }
+
     fn workspace(&self) -> Result<Workspace, Problem> {
-        Ok(Workspace::find(&self.directory)?)
+        let places = Self::places()?;
+        Ok(match self.id {
+            Some(id) => Workspace::of_id(id, &places)?,
+            None => Workspace::find(&self.directory, &places)?,
+        })
+    }
+
+    /// The workspace, whose lock is taken for an operation. A move of its state that a killed nixbox has begun is finished
+    /// first.
+    fn lock(&self, operation: &str, progress: &Arc<dyn Progress>) -> Result<(Workspace, Lock), Problem> {
+        if self.id.is_none() {
+            let (places, interrupt) = (Self::places()?, Interrupt::new());
+            let finished = workspace::finish_move(&self.directory, &places, progress, &interrupt);
+            command::block_on(async { Ok(finished.await?) })?;
+        }
+        let mut workspace = self.workspace()?;
+        loop {
+            let lock = workspace.lock(operation)?;
+            // Another nixbox may have moved the state, and with it the lock, before this one had the lock.
+            let now = self.workspace()?;
+            if now.state().path() == workspace.state().path() {
+                return Ok((now, lock));
+            }
+            workspace = now;
+        }
     }
 
     /// The workspace, unless the directory is a copy of one. Registers where it is, and says with `tell` if it was moved.
     /// A registry that cannot be used is an error, except for a command that ends a VM.
     fn registered(workspace: &Workspace, ends_vm: bool, tell: impl Fn(&str)) -> Result<(), Problem> {
-        match Registry::open().and_then(|registry| registry.follow(workspace)) {
+        if workspace.nixbox().is_err() {
+            // The directory is gone, so it is neither moved nor a copy.
+            return Ok(());
+        }
+        match Registry::open(workspace.places()).and_then(|registry| registry.follow(workspace)) {
             Ok(Standing::Same) => {}
             Ok(Standing::Moved { from }) => {
                 tell(&format!("the workspace was moved here from {}", from.display()))
@@ -115,7 +164,8 @@ impl WorkspaceLocation {
 
     fn config(workspace: &Workspace) -> Result<Config, Problem> {
         let host = HostFacts::of_this_machine();
-        Ok(Config::load(workspace.nixbox(), workspace.root(), &host)?)
+        let nixbox = workspace.nixbox().map_err(WorkspaceError::from)?;
+        Ok(Config::load(nixbox, workspace.root(), &workspace.ssh(), &host)?)
     }
 }
 
@@ -123,7 +173,7 @@ impl WorkspaceLocation {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let location = WorkspaceLocation { directory: arguments.directory };
+    let location = WorkspaceLocation::of_directory(arguments.directory);
     let ran = sudo::become_invoker()
         .map_err(|error| Problem::new(ExitKind::Failed, error))
         .and_then(|()| run(&location, arguments.command));
@@ -149,7 +199,9 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Run(arguments) => run::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),
+        NixboxCommand::Forget(arguments) => forget::run(location, &arguments),
         NixboxCommand::Config(arguments) => config::run(location, &arguments),
+        NixboxCommand::Trust(arguments) => trust::run(location, &arguments),
         NixboxCommand::Doctor(arguments) => doctor::run(location, &arguments),
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),

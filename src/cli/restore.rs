@@ -1,6 +1,7 @@
 //! `nixbox restore`, and the report that it shares with `nixbox up --snapshot`.
 
 use super::command::{LockedWorkspace, OutputOptions};
+use super::consent::TrustOption;
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::snapshot::{SnapshotSummary, snapshot_label};
@@ -25,11 +26,19 @@ pub(super) struct Arguments {
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
+    trust: TrustOption,
+    #[command(flatten)]
     output: OutputOptions,
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "restore", Preflight::Restore, arguments.output)?;
+    let workspace = LockedWorkspace::open_trusting(
+        location,
+        "restore",
+        Preflight::Restore,
+        arguments.output,
+        arguments.trust,
+    )?;
     let wanted = arguments.snapshot.as_ref();
     let result = workspace.run(async |session| {
         session.keep = arguments.keep;

@@ -12,7 +12,7 @@ use crate::world::{ByteSize, UserName};
 
 /// Stand in for Cloud Hypervisor where there is no KVM
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nixbox simulator disk root.img --key .nixbox/ssh/vm_key.pub")]
+#[command(after_help = "Example: nixbox simulator disk root.img --key vm_key.pub")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     process: SimulatorProcess,

@@ -33,6 +33,8 @@ pub(super) struct StatusReport {
     name: String,
     workspace: String,
     id: String,
+    /// The directory of everything of the workspace that a guest must not reach.
+    state_directory: String,
     /// `cloud-hypervisor` or `simulator`. The simulator runs no VM.
     vmm: &'static str,
     /// One of the states that the help text of the command explains.
@@ -113,7 +115,9 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         _ => Vec::new(),
     };
     let id = open.workspace.id().to_string();
-    let standing = Registry::open().and_then(|registry| registry.examine(&open.workspace));
+    let registry = Registry::open(open.workspace.places());
+    let standing = registry.and_then(|registry| registry.examine(&open.workspace));
+    let state_directory = open.workspace.state().path().display().to_string();
     let not_the_workspace = standing.err().map(|error| error::chain(&error));
     let kept_disks = kept::in_directory(&open.workspace.run())
         .map_err(|error| Problem::new(ExitKind::Failed, error))?
@@ -129,6 +133,7 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         name: name.as_str().to_owned(),
         workspace: root.display().to_string(),
         id,
+        state_directory,
         vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
@@ -176,6 +181,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
 
 fn text(status: &StatusReport) -> String {
     let mut lines = vec![format!("{} ({}): {}", status.name, status.workspace, status.state)];
+    lines.push(format!("  state directory: {}", status.state_directory));
     if status.vmm == "simulator" {
         lines.push("  simulated: no VM runs, and this is no sandbox".to_owned());
     }

@@ -1,6 +1,7 @@
 //! `nixbox up`.
 
 use super::command::{LockedWorkspace, OutputOptions};
+use super::consent::TrustOption;
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, restore, success};
@@ -24,11 +25,14 @@ pub(super) struct Arguments {
     #[arg(long)]
     keep: bool,
     #[command(flatten)]
+    trust: TrustOption,
+    #[command(flatten)]
     output: OutputOptions,
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "up", Preflight::Boot, arguments.output)?;
+    let workspace =
+        LockedWorkspace::open_trusting(location, "up", Preflight::Boot, arguments.output, arguments.trust)?;
     if let Some(wanted) = &arguments.snapshot {
         let result = workspace.run(async |session| {
             session.keep = arguments.keep;

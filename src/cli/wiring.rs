@@ -19,8 +19,9 @@ use crate::guest::ssh_guest::{self, SshGuest, UnsettledObserver};
 use crate::host::clock::HostClock;
 use crate::host::cpu;
 use crate::host::disk::Disks;
-use crate::host::hooks::{FailedScriptObserver, NoScripts, ShellHooks};
+use crate::host::hooks::{FailedScriptObserver, NoScripts, ScriptCheck, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
+use crate::host::lifetime::Lifetime;
 use crate::host::memory::{self, RamFiles};
 use crate::host::network::{self, HostNetwork};
 use crate::host::process::Daemons;
@@ -33,9 +34,9 @@ use crate::store::Snapshots;
 use crate::store::built::RecordFiles;
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::registry::Registry;
-use crate::workspace::{self, Workspace, WorkspaceError};
+use crate::workspace::{self, Workspace, WorkspaceError, guest_writable};
 use crate::world::capability::{self, Capability};
-use crate::world::{self, Failure, ReadyTimeout, SecretSource, ShareTag, VmmChoice, World};
+use crate::world::{self, Backing, Failure, ReadyTimeout, SecretSource, ShareTag, VmmChoice, World};
 
 /// The uid of the first user of an image, by the convention of most distributions.
 const FIRST_USER: u32 = 1000;
@@ -47,10 +48,10 @@ pub enum WiringError {
     #[error(transparent)]
     Workspace(#[from] WorkspaceError),
     #[error(
-        "mounts.source {} contains {}, where nixbox has the VM's sockets: the guest must not reach them",
-        source_path.display(), runtime.display()
+        "mounts.source {} gives access to {}, where nixbox has {what}: the guest must not reach that",
+        source_path.display(), directory.display()
     )]
-    SharedRuntime { source_path: PathBuf, runtime: PathBuf },
+    SharedPrivate { source_path: PathBuf, what: &'static str, directory: PathBuf },
     #[error(
         "mounts.source {} lies inside a {}, which the guest must not reach: share another directory",
         source_path.display(), workspace::DIRECTORY
@@ -189,12 +190,12 @@ pub fn assemble(
     let Description { spec, runtime } = description.clone();
     if let Purpose::Any(_) = purpose {
         // A VM that is there was checked before it was built, and has to be ended whatever lies at these paths now.
-        check_apart(&spec, &runtime)?;
+        check_apart(&spec, &private_directories(workspace, &runtime))?;
     }
     let version = simulated(spec.vmm);
     let keep = purpose.config().map(|config| config.snapshot.keep_disks);
     let disk = Arc::new(disks(workspace, &spec, keep, &progress));
-    let memory = Arc::new(ram(workspace, &spec, &progress));
+    let memory = Arc::new(ram(workspace, &spec, &progress)?);
     let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
@@ -270,11 +271,22 @@ pub fn assemble(
         hooks: Arc::new(ShellHooks {
             directory: workspace.root().to_owned(),
             scripts: purpose.config().map(|config| config.hooks.by_point()).unwrap_or_default(),
+            check: script_check(workspace, purpose.config()),
             on_failed_script: observers.failed_script,
         }),
         clock: Arc::new(HostClock),
     };
     Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some(), spec })
+}
+
+/// Returns the function that decides right before a script is started whether it may run.
+fn script_check(workspace: &Workspace, config: Option<&Config>) -> Arc<ScriptCheck> {
+    let (root, places) = (workspace.root().to_owned(), workspace.places().clone());
+    let config = config.cloned();
+    Arc::new(move |point, script| match &config {
+        Some(config) => Ok(guest_writable::check_script(&root, &places, config, (point, script))?),
+        None => Ok(()),
+    })
 }
 
 /// Returns the function that computes the address of a guest's SSH server from the VM's slot.
@@ -295,16 +307,31 @@ fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> Path
     }
 }
 
-/// Refuses a mount that contains the runtime directory: a guest that can reach the VMM's socket can attach any file of
-/// the host to its VM. Refuses a mount inside a `.nixbox` too, of which a guest sees two files only.
-fn check_apart(spec: &VmSpec, runtime: &Path) -> Result<()> {
-    let runtime = std::fs::canonicalize(runtime).unwrap_or_else(|_| runtime.to_owned());
+/// The directories of the host that no guest may reach, each with what nixbox has there. A guest that can reach the VMM's
+/// socket can attach any file of the host to its VM, and the others decide what nixbox does on the host.
+fn private_directories<'a>(workspace: &'a Workspace, runtime: &'a Path) -> [(&'static str, &'a Path); 4] {
+    [
+        ("the VM's sockets", runtime),
+        ("the state of the workspace", workspace.state().path()),
+        ("the registry of workspaces", workspace.places().state()),
+        ("your configuration", workspace.places().user_config()),
+    ]
+}
+
+/// Refuses a mount that contains a private directory, or that lies in one. Refuses a mount inside a `.nixbox` too, of which
+/// a guest sees two files only.
+fn check_apart(spec: &VmSpec, private: &[(&'static str, &Path)]) -> Result<()> {
     for mount in &spec.mounts {
         let source = mount.source.as_path();
         // A missing source is reported by `Config::check_files`.
         let real = std::fs::canonicalize(source).unwrap_or_else(|_| source.to_owned());
-        if runtime.starts_with(&real) {
-            return Err(WiringError::SharedRuntime { source_path: source.to_owned(), runtime });
+        for (what, directory) in private {
+            let directory = std::fs::canonicalize(directory).unwrap_or_else(|_| (*directory).to_owned());
+            // The state of an earlier nixbox is in `.nixbox`, which a mask hides.
+            let masked = directory.ends_with(workspace::DIRECTORY);
+            if !masked && (directory.starts_with(&real) || real.starts_with(&directory)) {
+                return Err(WiringError::SharedPrivate { source_path: source.to_owned(), what, directory });
+            }
         }
         if real.components().any(|part| part.as_os_str() == workspace::DIRECTORY) {
             return Err(WiringError::InsideNixbox { source_path: source.to_owned() });
@@ -325,8 +352,16 @@ fn disks(workspace: &Workspace, spec: &VmSpec, keep: Option<u32>, progress: &Arc
     disks
 }
 
-fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> RamFiles {
-    RamFiles {
+/// Where RAM is put. A log-out empties `/dev/shm` of the files of a user who does not linger, so RAM is put on disk then,
+/// unless the configuration asks for tmpfs.
+fn backing(configured: Backing) -> Result<Backing> {
+    let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
+    let on_disk = configured == Backing::Auto && lifetime.files_end_at_log_out;
+    Ok(if on_disk { Backing::Disk } else { configured })
+}
+
+fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Result<RamFiles> {
+    Ok(RamFiles {
         run: workspace.run(),
         snapshots: workspace.snapshots(),
         tmpfs: memory::tmpfs_directories(),
@@ -334,19 +369,20 @@ fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Ra
         others: other_run_directories(workspace),
         workspace: workspace.id(),
         size: spec.vm.memory.bytes(),
-        backing: spec.vm.backing,
+        backing: backing(spec.vm.backing)?,
         // No check is needed, because a restore verifies every file of the snapshot just before the copy.
         check: false,
         progress: Arc::clone(progress),
-    }
+    })
 }
 
 /// Where the user's other workspaces have RAM files on disk. A registry that cannot be read does not keep a person from
 /// a VM, as elsewhere; its workspaces are not counted then.
 fn other_run_directories(workspace: &Workspace) -> Vec<PathBuf> {
-    let entries = Registry::open().and_then(|registry| registry.list()).unwrap_or_default();
+    let registry = Registry::open(workspace.places());
+    let entries = registry.and_then(|registry| registry.list()).unwrap_or_default();
     let others = entries.into_iter().flatten().filter(|entry| entry.id != workspace.id());
-    others.map(|entry| entry.path.join(workspace::DIRECTORY).join("run")).collect()
+    others.map(|entry| entry.state_directory().join("run")).collect()
 }
 
 fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker) -> ShareSettings {

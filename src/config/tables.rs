@@ -45,6 +45,8 @@ const NOT_A_COMMAND: &str = "it is empty, or has a NUL in it";
 /// Reads a configuration for a workspace on a host.
 pub(super) struct ConfigReader<'a> {
     pub(super) root: &'a Path,
+    /// The directory of the workspace's own keys.
+    pub(super) keys: &'a Path,
     pub(super) host: &'a HostFacts,
 }
 
@@ -180,8 +182,13 @@ impl ConfigReader<'_> {
         Ok(GuestTable {
             user: value("user").map_or(Ok(UserName::DEFAULT), |value| value.parse())?,
             ssh_key: match value("ssh-key") {
-                Some(value) => self.path(&value)?,
-                None => HostPath::below(self.root, ".nixbox/ssh/vm_key"),
+                Some(value) => {
+                    let mut path = self.path(&value)?;
+                    // An earlier nixbox kept its keys there, and configurations name them.
+                    path.follow(&self.root.join(".nixbox/ssh"), self.keys);
+                    path
+                }
+                None => HostPath::below(self.keys, "vm_key"),
             },
             require_entropy: value("require-entropy").map_or(Ok(true), |value| value.truth())?,
             ready_timeout: value("ready-timeout").map_or(Ok(ReadyTimeout::DEFAULT), |value| value.parse())?,

@@ -61,12 +61,15 @@ keep = 3
 keep-disks = 0
 "##;
 
+/// The directory of the workspace's own keys.
+const KEYS: &str = "/state/ssh";
+
 fn host(gib: u64) -> HostFacts {
     HostFacts { vcpus: 5, memory: gib << 30, home: Some("/home/me".into()) }
 }
 
 fn parse(text: &str) -> Result<Config> {
-    Config::parse(text, Path::new("config.toml"), Path::new("/srv/my project"), &host(16))
+    Config::parse(text, Path::new("config.toml"), Path::new("/srv/my project"), Path::new(KEYS), &host(16))
 }
 
 /// Prepends the one key that is required.
@@ -160,13 +163,19 @@ fn defaults_come_from_the_host() {
     assert_eq!(config.mounts.len(), 1);
     assert_eq!(config.mounts[0].target.to_string(), "~/workspace");
     assert_eq!(config.network.mode, NetworkMode::Open);
-    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/srv/my project/.nixbox/ssh/vm_key"));
+    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/state/ssh/vm_key"));
     assert_eq!(config.snapshot.keep_disks, 1);
     assert!(config.snapshot.keep.is_none() && config.env.is_empty());
     assert!(parse(&with_kernel("mounts = []")).unwrap().mounts.is_empty());
     for (host_gib, memory_gib) in [(2, 1), (4, 4), (6, 4), (8, 4), (64, 32)] {
-        let config =
-            Config::parse("vm.kernel = \"k\"", Path::new("c"), Path::new("/w"), &host(host_gib)).unwrap();
+        let config = Config::parse(
+            "vm.kernel = \"k\"",
+            Path::new("c"),
+            Path::new("/w"),
+            Path::new(KEYS),
+            &host(host_gib),
+        )
+        .unwrap();
         assert_eq!(config.vm.memory.bytes(), memory_gib << 30, "{host_gib} GiB");
     }
 }
@@ -231,7 +240,9 @@ fn wrong_types_are_refused_with_place_and_type() {
 #[test]
 fn a_tilde_without_a_home_is_refused() {
     let nowhere = HostFacts { home: None, ..host(16) };
-    let error = Config::parse("vm.kernel = \"~/k\"", Path::new("c"), Path::new("/w"), &nowhere).unwrap_err();
+    let error =
+        Config::parse("vm.kernel = \"~/k\"", Path::new("c"), Path::new("/w"), Path::new(KEYS), &nowhere)
+            .unwrap_err();
     let ConfigError::Value { source, .. } = error else { panic!("{error:?}") };
     assert_eq!(source.to_string(), "\"~/k\" begins with ~, and HOME is not set to an absolute path");
 }
@@ -240,7 +251,7 @@ fn a_tilde_without_a_home_is_refused() {
 fn links_large_files_and_other_encodings_are_refused() {
     let root = tempfile::tempdir().unwrap();
     let folder = Folder::open(root.path()).unwrap();
-    let load = || Config::load(&folder, root.path(), &host(16));
+    let load = || Config::load(&folder, root.path(), Path::new(KEYS), &host(16));
     assert!(matches!(load(), Err(ConfigError::Absent { .. })));
     std::os::unix::fs::symlink("/etc/hostname", root.path().join(FILE)).unwrap();
     assert!(matches!(load(), Err(ConfigError::File(FileError::Symlink { .. }))));
@@ -256,7 +267,8 @@ fn links_large_files_and_other_encodings_are_refused() {
 #[test]
 fn missing_files_are_named() {
     let root = tempfile::tempdir().unwrap();
-    let read = |text: &str| Config::parse(text, Path::new("c"), root.path(), &host(16)).unwrap();
+    let read =
+        |text: &str| Config::parse(text, Path::new("c"), root.path(), Path::new(KEYS), &host(16)).unwrap();
     let missing = |text: &str| match read(text).check_files() {
         Err(ConfigError::NotThere { key, .. }) => Some(key),
         Ok(()) => None,

@@ -188,6 +188,17 @@ impl HooksTable {
             (HookPoint::PostDown, post_down),
         ])
     }
+
+    /// The same lists, to be changed.
+    pub fn by_point_mut(&mut self) -> [(HookPoint, &mut Vec<String>); 4] {
+        let Self { pre_up, post_up, pre_down, post_down } = self;
+        [
+            (HookPoint::PreUp, pre_up),
+            (HookPoint::PostUp, post_up),
+            (HookPoint::PreDown, pre_down),
+            (HookPoint::PostDown, post_down),
+        ]
+    }
 }
 
 /// What a VM is built from: the values of the configuration that nixbox writes down when it builds a VM, and that

@@ -14,6 +14,22 @@ impl fmt::Display for WorkspaceId {
     }
 }
 
+/// The text is not the id of a workspace.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a workspace has 32 hexadecimal digits in lower case")]
+pub struct InvalidWorkspaceId;
+
+impl std::str::FromStr for WorkspaceId {
+    type Err = InvalidWorkspaceId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWorkspaceId> {
+        let number = u128::from_str_radix(text, 16).map_err(|_| InvalidWorkspaceId)?;
+        let id = Self(number.to_be_bytes());
+        // This refuses what the number may have too: a sign, capital letters, fewer digits.
+        if id.to_string() == text { Ok(id) } else { Err(InvalidWorkspaceId) }
+    }
+}
+
 /// The id of a transition on disk. An id is never used again for another transition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TransitionId(pub u16);

@@ -13,7 +13,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxFlags};
@@ -42,8 +42,10 @@ pub enum FileError {
     TooLarge { path: PathBuf, limit: u64 },
     #[error("{} belongs to user {owner}, and nixbox runs as user {user}", path.display())]
     Owner { path: PathBuf, owner: u32, user: u32 },
-    #[error("others may write in {}: run `chmod go-w` on it once you have looked at what is there", path.display())]
+    #[error("others may write {}: run `chmod go-w` on it once you have looked at what is there", path.display())]
     Writable { path: PathBuf },
+    #[error("{} is a mount point, and nixbox uses only what is in the workspace itself: unmount it", path.display())]
+    MountPoint { path: PathBuf },
     /// The name is empty, `.` or `..`, or has a slash or a NUL in it.
     #[error("{0:?} cannot be the name of a file")]
     Name(OsString),
@@ -91,6 +93,20 @@ pub struct DirectoryIdentity {
     /// When the inode was made, in seconds and nanoseconds since 1970 (statx(2)), if the file system keeps it. A number
     /// of an inode that was removed is used again, and the time is not.
     born: Option<(i64, u32)>,
+}
+
+impl DirectoryIdentity {
+    /// Whether the two are the same inode, on a file system whose id may have changed with a reboot of the host.
+    #[must_use]
+    pub fn is_same_inode(&self, other: &Self) -> bool {
+        (self.inode, self.born) == (other.inode, other.born)
+    }
+
+    /// Whether two directories are on one file system.
+    #[must_use]
+    pub fn same_file_system(self, other: Self) -> bool {
+        self.file_system == other.file_system
+    }
 }
 
 impl Folder {
@@ -146,14 +162,24 @@ impl Folder {
     /// # Errors
     /// [`FileError::Owner`], [`FileError::Writable`].
     pub fn check_private(&self) -> Result<()> {
-        let (status, user) = (self.status()?, rustix::process::geteuid().as_raw());
-        if status.st_uid != user {
-            return Err(FileError::Owner { path: self.path.clone(), owner: status.st_uid, user });
+        check_owner(&self.status()?, &self.path)
+    }
+
+    /// Makes sure that nothing is mounted on the directory, which was opened in the directory `above`.
+    ///
+    /// # Errors
+    /// [`FileError::MountPoint`].
+    pub fn check_not_mounted(&self, above: &Self) -> Result<()> {
+        let mount = |folder: &Self| {
+            fs::statx(&folder.handle, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+                .map(|status| status.stx_mnt_id)
+                .map_err(FileError::system("examine", &folder.path))
+        };
+        if mount(self)? == mount(above)? {
+            Ok(())
+        } else {
+            Err(FileError::MountPoint { path: self.path.clone() })
         }
-        if Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
-            return Err(FileError::Writable { path: self.path.clone() });
-        }
-        Ok(())
     }
 
     /// How many bytes its file system has left for users without privileges.
@@ -269,9 +295,24 @@ impl Folder {
     /// If the entry is something else, larger than `limit` bytes, or cannot be read.
     pub fn read(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>> {
         let name = name.as_ref();
+        self.file(name)?.map(|file| self.read_open(name, file, limit)).transpose()
+    }
+
+    /// The same for a file that decides what nixbox does: only its owner, who is the user that runs nixbox, may write it.
+    ///
+    /// # Errors
+    /// Those of [`Folder::read`], [`FileError::Owner`] and [`FileError::Writable`].
+    pub fn read_private(&self, name: impl AsRef<OsStr>, limit: u64) -> Result<Option<Vec<u8>>> {
+        let name = name.as_ref();
         let Some(file) = self.file(name)? else {
             return Ok(None);
         };
+        let status = fs::fstat(&file).map_err(FileError::system("examine", self.path_of(name)))?;
+        check_owner(&status, &self.path_of(name))?;
+        self.read_open(name, file, limit).map(Some)
+    }
+
+    fn read_open(&self, name: &OsStr, file: File, limit: u64) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         file.take(limit + 1)
             .read_to_end(&mut bytes)
@@ -279,7 +320,7 @@ impl Folder {
         if bytes.len() as u64 > limit {
             return Err(FileError::TooLarge { path: self.path_of(name), limit });
         }
-        Ok(Some(bytes))
+        Ok(bytes)
     }
 
     /// Makes a file with these bytes, which are on the medium when this returns. If a file has the name already, it is
@@ -333,6 +374,25 @@ impl Folder {
         let (from, to) = (plain(from.as_ref())?, plain(to.as_ref())?);
         fs::renameat_with(&self.handle, from, &self.handle, to, RenameFlags::NOREPLACE)
             .map_err(FileError::system("rename", self.path_of(from)))
+    }
+
+    /// Gives an entry a name in another directory, which must not have that name. Returns `false` if the directories are on
+    /// two file systems, and changes nothing then.
+    ///
+    /// # Errors
+    /// Those of [`Folder::rename`].
+    pub fn rename_into(
+        &self,
+        from: impl AsRef<OsStr>,
+        directory: &Self,
+        to: impl AsRef<OsStr>,
+    ) -> Result<bool> {
+        let (from, to) = (plain(from.as_ref())?, plain(to.as_ref())?);
+        match fs::renameat_with(&self.handle, from, &directory.handle, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::XDEV) => Ok(false),
+            Err(error) => Err(FileError::system("move", self.path_of(from))(error)),
+        }
     }
 
     /// Waits until its entries are on the medium.
@@ -435,6 +495,35 @@ fn open_directory(at: impl rustix::fd::AsFd, name: &OsStr, path: &Path) -> Resul
         },
         Err(error) => Err(FileError::system("open", path)(error)),
     }
+}
+
+fn check_owner(status: &Stat, path: &Path) -> Result<()> {
+    let user = rustix::process::geteuid().as_raw();
+    if status.st_uid != user {
+        return Err(FileError::Owner { path: path.to_owned(), owner: status.st_uid, user });
+    }
+    if Mode::from_raw_mode(status.st_mode).intersects(Mode::WGRP | Mode::WOTH) {
+        return Err(FileError::Writable { path: path.to_owned() });
+    }
+    Ok(())
+}
+
+/// Where an absolute path leads when links are followed. The part that does not exist stays as it is, without `..`.
+#[must_use]
+pub fn real_path(path: &Path) -> PathBuf {
+    let mut real = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                real.pop();
+            }
+            part => real.push(part),
+        }
+        if let Ok(followed) = std::fs::canonicalize(&real) {
+            real = followed;
+        }
+    }
+    real
 }
 
 /// The name, if it can only mean an entry of the directory itself.

@@ -1,4 +1,4 @@
-//! The VM's disk images: `.nixbox/run/disk-<generation>/<n>.img`.
+//! The VM's disk images: `run/disk-<generation>/<n>.img` of a workspace's state.
 //!
 //! A set of images is made in `disk-<generation>.partial/`, synced, and renamed when it is whole, so that [`Disk::find`]
 //! can tell after a crash whether it is. `images.json` in the set says which images belong to it. Templates, and images
@@ -88,9 +88,9 @@ struct Image {
 
 /// The disk images of one workspace.
 pub struct Disks {
-    /// `.nixbox/run`.
+    /// The directory of the VM's images and records.
     pub run: PathBuf,
-    /// `.nixbox/snapshots`.
+    /// The directory of the snapshots.
     pub snapshots: PathBuf,
     /// What the configuration asks for.
     pub specs: Vec<DiskSpec>,
@@ -119,7 +119,7 @@ fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
 }
 
 impl Disks {
-    /// The disk images of the workspace whose `.nixbox` has these two directories. All disks of earlier sessions are kept.
+    /// The disk images of the workspace whose state has these two directories. All disks of earlier sessions are kept.
     #[must_use]
     pub fn new(run: PathBuf, snapshots: PathBuf, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) -> Self {
         Self { run, snapshots, specs, keep: None, progress, methods: Mutex::default() }

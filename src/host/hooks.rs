@@ -29,17 +29,13 @@ pub enum HookError {
     Shell { action: &'static str, point: &'static str, number: usize, source: io::Error },
     #[error("script {number} of {point} failed: {status}")]
     Failed { point: &'static str, number: usize, status: ExitStatus },
+    #[error("script {number} of {point} was not run")]
+    NotAllowed { point: &'static str, number: usize, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
-/// The key of the configuration that lists the scripts of a point.
-fn key(point: HookPoint) -> &'static str {
-    match point {
-        HookPoint::PreUp => "hooks.pre-up",
-        HookPoint::PostUp => "hooks.post-up",
-        HookPoint::PreDown => "hooks.pre-down",
-        HookPoint::PostDown => "hooks.post-down",
-    }
-}
+/// Decides right before a script of a point is started whether it may run.
+pub type ScriptCheck =
+    dyn Fn(HookPoint, &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + Send + Sync;
 
 /// Hears of a script that failed after the commit point of its operation, which does not fail with it.
 pub type FailedScriptObserver = dyn Fn(&HookError) + Send + Sync;
@@ -51,7 +47,10 @@ pub struct ShellHooks {
     pub directory: PathBuf,
     /// The command lines of each point for a shell, in order.
     pub scripts: BTreeMap<HookPoint, Vec<String>>,
-    /// Hears of scripts that fail at [`HookPoint::PostUp`] and [`HookPoint::PostDown`].
+    /// Says whether a script may run.
+    pub check: Arc<ScriptCheck>,
+    /// Hears of scripts that fail at [`HookPoint::PostUp`] and [`HookPoint::PostDown`], and of those that may not run when
+    /// the VM goes down.
     pub on_failed_script: Arc<FailedScriptObserver>,
 }
 
@@ -138,13 +137,22 @@ impl From<HookError> for HookExit {
 
 impl ShellHooks {
     async fn run_all(&self, at: HookPoint, interrupt: &Interrupt) -> Result<(), HookExit> {
-        let point = key(at);
+        let point = at.key();
         for (index, script) in self.scripts.get(&at).into_iter().flatten().enumerate() {
             if interrupt.requested() {
                 return Err(HookExit::Interrupted);
             }
             let number = index + 1;
             let failed = |action| move |source| HookError::Shell { action, point, number, source };
+            if let Err(source) = (self.check)(at, script) {
+                let refused = HookError::NotAllowed { point, number, source };
+                if at == HookPoint::PreDown {
+                    // A VM can be ended whatever its guest did with the script.
+                    (self.on_failed_script)(&refused);
+                    continue;
+                }
+                return Err(refused.into());
+            }
             let mut group = self.start(script).map_err(failed("start a shell for"))?;
             let status = tokio::select! {
                 status = group.0.wait() => status,
@@ -170,7 +178,12 @@ mod tests {
     fn hooks(directory: &tempfile::TempDir, scripts: &[&str]) -> ShellHooks {
         let scripts = scripts.iter().map(|script| (*script).to_owned()).collect();
         let scripts = BTreeMap::from([(HookPoint::PreUp, scripts)]);
-        ShellHooks { directory: directory.path().to_owned(), scripts, on_failed_script: Arc::new(|_| {}) }
+        ShellHooks {
+            directory: directory.path().to_owned(),
+            scripts,
+            check: Arc::new(|_, _| Ok(())),
+            on_failed_script: Arc::new(|_| {}),
+        }
     }
 
     #[tokio::test]
@@ -182,6 +195,27 @@ mod tests {
         let written = std::fs::read_to_string(directory.path().join("out")).unwrap();
         assert_eq!(written, "a\nb\n");
         hooks.run(HookPoint::PostUp, &Interrupt::new()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_script_that_may_not_run_is_an_error_and_is_passed_over_when_the_vm_goes_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut hooks = hooks(&directory, &["echo a >> out", "echo b >> out", "echo c >> out"]);
+        let scripts = hooks.scripts.remove(&HookPoint::PreUp).unwrap();
+        hooks.scripts = BTreeMap::from([(HookPoint::PreUp, scripts.clone()), (HookPoint::PreDown, scripts)]);
+        hooks.check = Arc::new(|_, script| match script {
+            "echo b >> out" => Err("the guest changed it".into()),
+            _ => Ok(()),
+        });
+        let (send, told) = std::sync::mpsc::channel();
+        hooks.on_failed_script = Arc::new(move |error| send.send(error.to_string()).unwrap());
+        let written = || std::fs::read_to_string(directory.path().join("out")).unwrap();
+        let failure = hooks.run(HookPoint::PreUp, &Interrupt::new()).await.unwrap_err();
+        assert!(failure.to_string().contains("script 2 of hooks.pre-up was not run"));
+        assert_eq!(written(), "a\n");
+        hooks.run(HookPoint::PreDown, &Interrupt::new()).await.unwrap();
+        assert_eq!(written(), "a\na\nc\n");
+        assert_eq!(told.try_iter().collect::<Vec<_>>(), ["script 2 of hooks.pre-down was not run"]);
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! The VM's RAM file, and its copies into and out of snapshots.
 //!
-//! Where the file lies is decided when it is made, and written down beforehand in `.nixbox/run/memory-<generation>.json`
+//! Where the file lies is decided when it is made, and written down beforehand in `run/memory-<generation>.json`
 //! ([`backing`]). So a later command finds it, even if the environment or the configuration has changed since. A file that
 //! is being filled has another name until it is whole. In a snapshot the file is [`SNAPSHOT_FILE`].
 //!
@@ -35,16 +35,16 @@ pub use room::Room;
 
 /// The RAM of one workspace's VM.
 pub struct RamFiles {
-    /// `.nixbox/run`.
+    /// The directory of the VM's images and records.
     pub run: PathBuf,
-    /// `.nixbox/snapshots`.
+    /// The directory of the snapshots.
     pub snapshots: PathBuf,
     /// Directories on tmpfs where a file may be put, in order of preference: see [`tmpfs_directories`].
     pub tmpfs: Vec<PathBuf>,
     /// Directories where an earlier nixbox put files: see [`former_directories`]. Files are found and removed there, and
     /// no file is made on their file systems.
     pub former: Vec<PathBuf>,
-    /// The `.nixbox/run` of the user's other workspaces, as far as they are known: their RAM files are counted.
+    /// The same directory of the user's other workspaces, as far as they are known: their RAM files are counted.
     pub others: Vec<PathBuf>,
     /// The workspace: directories on tmpfs are shared by all workspaces.
     pub workspace: WorkspaceId,

@@ -8,6 +8,7 @@ pub mod disk;
 pub mod hooks;
 pub mod ioctl;
 pub mod leftovers;
+pub mod lifetime;
 pub mod memory;
 pub mod network;
 pub mod process;

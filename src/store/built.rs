@@ -1,4 +1,4 @@
-//! Built records on disk: `.nixbox/run/built-<generation>.json` says what the VM was built from whose RAM bears that
+//! Built records on disk: `run/built-<generation>.json` of the state says what the VM was built from whose RAM bears that
 //! generation.
 //!
 //! A roll-over gives a VM a new VMM and leaves its RAM, so the record of a VM keeps its name for as long as the VM lives.
@@ -119,7 +119,7 @@ pub fn newest(run: &Folder) -> Result<Option<BuiltRecord>, RecordFileError> {
 
 /// [`BuiltRecords`] of one workspace.
 pub struct RecordFiles {
-    /// `.nixbox/run`.
+    /// The directory of the VM's images and records.
     pub run: PathBuf,
     /// The directory of the workspace.
     pub root: PathBuf,

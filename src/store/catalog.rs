@@ -23,13 +23,13 @@ const VMM_STATE: [&str; 2] = ["config.json", "state.json"];
 
 /// The snapshots of one workspace.
 pub struct Snapshots {
-    /// `.nixbox/snapshots`.
+    /// The directory of the snapshots.
     pub root: PathBuf,
     /// Hears how far hashing is.
     pub progress: Arc<dyn Progress>,
 }
 
-/// One directory of `.nixbox/snapshots`.
+/// One directory of the snapshots.
 #[derive(Debug)]
 struct SnapshotDirectory {
     id: SnapshotId,

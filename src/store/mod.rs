@@ -1,4 +1,4 @@
-//! Snapshots on disk, `.nixbox/snapshots/<id>/`, and the files of the journal.
+//! Snapshots on disk, `snapshots/<id>/` of a workspace's state, and the files of the journal.
 //!
 //! ```text
 //! snapshots/.staging-12/   is being made, and is known to the operation that makes it only
@@ -11,7 +11,7 @@
 //! has the names, [`manifest`] the bytes of `manifest.json`, [`scan`] reads all files of a snapshot, and [`catalog`] is
 //! the list with its renames. Every file is reached through a [`Folder`](crate::files::Folder): no link is followed.
 //!
-//! The built records of VMs ([`built`]) are beside the images of the VMs, in `.nixbox/run`.
+//! The built records of VMs ([`built`]) are beside the images of the VMs, in `run`.
 //!
 //! May use: the engine's storage seam, `world`, `config` and `files`.
 

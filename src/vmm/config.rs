@@ -10,6 +10,9 @@ use serde::Serialize;
 use crate::world::Slot;
 use crate::world::capability::Capability;
 
+/// The source of entropy of every VM.
+pub(super) const RNG_SOURCE: &str = "/dev/urandom";
+
 /// The devices and files of a VM. Paths are in the form that the VMM uses: absolute, and UTF-8 because they are sent as
 /// JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,7 +199,7 @@ impl VmConfig {
                 .map(|slot| NetConfig { id: "net", tap: slot.tap(), mac: slot.mac() })
                 .collect(),
             fs: machine.shares.clone(),
-            rng: RngConfig { src: "/dev/urandom" },
+            rng: RngConfig { src: RNG_SOURCE },
             balloon: BalloonConfig {
                 size: 0,
                 deflate_on_oom: true,

@@ -2,13 +2,16 @@
 //! sockets and serial log of another generation.
 //!
 //! `vm.snapshot` writes absolute host paths of everything that the VM had into `config.json` (form of v51 to v53), and
-//! `vm.restore` opens the paths that it finds there. All paths are replaced. A kind of device that nixbox never gives a
-//! VM is an error, because the VMM would open its unchanged path. A restore cannot change the number, size and kind of
+//! `vm.restore` opens the paths that it finds there. All paths are replaced by those of the wanted machine. What remains of
+//! the snapshot's configuration is checked by [`values`], so that a snapshot that was made elsewhere names nothing on this
+//! host. A kind of device that nixbox never gives a VM is an error. A restore cannot change the number, size and kind of
 //! the devices: if they differ from those of the wanted machine, that is an error, and the copy is not written.
 
 use serde_json::{Map, Value};
 
-use super::config::{FsConfig, MachineDescription};
+use super::config::{FsConfig, MachineDescription, RNG_SOURCE};
+
+mod values;
 
 /// Why a snapshot's configuration cannot be restored as this machine.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -63,6 +66,10 @@ pub fn rewrite(config: &[u8], machine: &MachineDescription) -> Result<Vec<u8>, R
     rewrite_net(top, machine)?;
     rewrite_shares(top, machine)?;
     rewrite_consoles(top, machine)?;
+    if let Some(rng) = top.get_mut("rng").and_then(Value::as_object_mut) {
+        set(rng, "src", RNG_SOURCE);
+    }
+    values::check(&config, machine)?;
     serde_json::to_vec(&config).map_err(RewriteError::NotJson)
 }
 
@@ -283,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_device_that_nixbox_never_makes_is_refused() {
-        let foreign: [fn(&mut Value); 8] = [
+        let foreign: [fn(&mut Value); 17] = [
             |config| config["vsock"] = json!({"cid": 3, "socket": "/etc/x"}),
             |config| config["pmem"] = json!([{"file": "/etc/shadow"}]),
             |config| config["devices"] = json!([{"path": "/sys/x"}]),
@@ -292,6 +299,15 @@ mod tests {
             |config| config["net"][0]["fds"] = json!([3]),
             |config| config["debug_console"]["file"] = json!("/etc/x"),
             |config| config["payload"]["firmware"] = json!("/etc/x"),
+            |config| config["console"] = json!({"mode": "Tty"}),
+            |config| config["rng"]["socket"] = json!("/etc/x"),
+            |config| config["memory"]["zones"][0]["something_new"] = json!("/etc/x"),
+            |config| config["platform"] = json!({"iommufd": true}),
+            |config| config["cpus"]["affinity"] = json!([{"vcpu": 0, "host_cpus": "0-3"}]),
+            |config| config["disks"][0]["image_type"] = json!("Qcow2"),
+            |config| config["disks"][0]["rate_limit_group"] = json!("x"),
+            |config| config["memory"]["zones"][0]["id"] = json!("/etc/x"),
+            |config| config["landlock_enable"] = json!(true),
         ];
         for change in foreign {
             let config = with(change);
@@ -299,6 +315,13 @@ mod tests {
             assert!(matches!(result, Err(RewriteError::Foreign(_))), "{result:?}");
         }
         assert!(rewrite(&with(|config| config["pmem"] = json!([])), &machine()).is_ok());
+    }
+
+    #[test]
+    fn the_source_of_entropy_is_ours() {
+        let foreign = with(|config| config["rng"]["src"] = json!("/home/me/.ssh/id_ed25519"));
+        let rewritten: Value = serde_json::from_slice(&rewrite(&foreign, &machine()).unwrap()).unwrap();
+        assert_eq!(rewritten["rng"]["src"], "/dev/urandom");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The registry: which directory each workspace of this user is on this host, `STATE/registry/<id>.json`.
+//! The registry: which directory each workspace of this user is on this host.
 //!
 //! A workspace's id is a file in its directory, so a copy of the directory has the same id, and everything on the host
 //! that bears the id belongs to the VM of the original. The registry tells the two apart: it keeps the identity of the
@@ -11,91 +11,20 @@
 //! | has another, and a VM of this id lives, which was built in the registered one | a copy; at the same path, a replacement |
 //! | has another, and neither is so | the workspace, from a backup or another file system: it takes the place |
 //!
-//! STATE is `/var/lib/nixbox` for root, and for another user `$XDG_STATE_HOME/nixbox`, which is
-//! `~/.local/state/nixbox` if the variable is not set. The home is that of the password database, so that a command
-//! finds the registry from every environment; for a user without an entry there it is `$HOME`.
-//!
 //! The identity is the inode with its time of birth (statx(2)) and the id of the file system (`f_fsid` of statfs(2)).
 //! Device numbers are not part of it, because they change between boots of the host. May use `world`, `files` and `host`.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use fs2::FileExt;
-use serde::{Deserialize, Serialize};
-
-use super::{DIRECTORY, Workspace, read_id};
+use super::Workspace;
+use super::entries::Entries;
+pub use super::entries::{CopiedWorkspace, RegisteredWorkspace, RegistryError};
+use super::identity::{DIRECTORY, read_id};
+use super::places::{StatePlaces, state_name, trash_name};
 use crate::files::{DirectoryIdentity, FileError, Folder};
-use crate::host::process::{self, ProcessError};
+use crate::host::process;
 use crate::world::WorkspaceId;
-
-/// The format that this nixbox writes, and the only one that it reads.
-const FORMAT: u32 = 1;
-/// More than an entry takes: a path has at most 4096 bytes, each with two digits.
-const LIMIT: u64 = 32 << 10;
-const LOCK_FILE: &str = "lock";
-/// How long another nixbox may hold the lock of the registry: for as long as it takes to write a small file.
-const LOCK_LIMIT: Duration = Duration::from_secs(10);
-
-/// Why the registry does not say whose workspace a directory is.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(
-        "no directory for nixbox's state: user {0} has no home, and neither HOME nor XDG_STATE_HOME is an absolute path"
-    )]
-    NoHome(u32),
-    #[error("{} is not an entry that nixbox wrote; if it is removed, the next command writes another", path.display())]
-    Unreadable { path: PathBuf, source: serde_json::Error },
-    #[error("{} is not an entry that nixbox wrote; if it is removed, the next command writes another", path.display())]
-    OtherEntry { path: PathBuf },
-    #[error("{} has format {found} and this nixbox reads format {FORMAT}: a newer nixbox wrote it", path.display())]
-    Newer { path: PathBuf, found: u32 },
-    #[error("another nixbox has held {} for {LOCK_LIMIT:?}", path.display())]
-    Locked { path: PathBuf },
-    #[error("cannot tell whether a VM of the workspace lives")]
-    Processes(#[from] ProcessError),
-    #[error("an entry of the registry cannot be written")]
-    Unwritable(#[source] serde_json::Error),
-    /// The VM was built in a directory that had this path before.
-    #[error(
-        "{} is another directory than the one in which its VM was built, and the VM runs: nothing was changed; `nixbox down` \
-         ends the VM", path.display()
-    )]
-    Replaced { path: PathBuf },
-    /// The directory is a copy.
-    #[error(transparent)]
-    Copy(#[from] CopiedWorkspace),
-}
-
-/// The directory has the id of another workspace. Nothing that bears the id belongs to it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{} is a copy of the workspace {}: nothing was changed; `nixbox init --new-id` makes the copy a workspace of its own",
-    copy.display(), original.display()
-)]
-pub struct CopiedWorkspace {
-    /// The directory of the copy.
-    pub copy: PathBuf,
-    /// The directory that the registry has.
-    pub original: PathBuf,
-}
-
-/// A workspace as the registry has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegisteredWorkspace {
-    /// Its id.
-    pub id: WorkspaceId,
-    /// The identity of its `.nixbox`.
-    pub identity: DirectoryIdentity,
-    /// Where it was seen last.
-    pub path: PathBuf,
-}
 
 /// Whose workspace a directory is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,70 +43,19 @@ pub enum Standing {
     },
 }
 
-/// The text of an entry. The path is in hexadecimal digits, because it may have any bytes.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryText {
-    format: u32,
-    id: String,
-    identity: DirectoryIdentity,
-    path: String,
-}
-
-/// The one key that is read of an entry before it is known to have this nixbox's format.
-#[derive(Deserialize)]
-struct EntryHead {
-    format: u32,
-}
-
-/// The registry of the user who runs nixbox.
+/// The registry of one user.
 #[derive(Debug)]
 pub struct Registry {
-    folder: Folder,
-}
-
-/// The directory of everything that nixbox keeps for this user.
-fn state_directory() -> Result<PathBuf, RegistryError> {
-    let user = rustix::process::geteuid();
-    if user.is_root() {
-        return Ok("/var/lib/nixbox".into());
-    }
-    let configured = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-    if let Some(state) = configured {
-        return Ok(state.join("nixbox"));
-    }
-    let entry = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user.as_raw()));
-    // A user of a container may have no entry.
-    let home =
-        entry.ok().flatten().map(|entry| entry.dir).or_else(|| std::env::var_os("HOME").map(PathBuf::from));
-    let home = home.filter(|home| home.is_absolute());
-    Ok(home.ok_or(RegistryError::NoHome(user.as_raw()))?.join(".local/state/nixbox"))
-}
-
-fn file_name(id: WorkspaceId) -> String {
-    format!("{id}.json")
+    entries: Entries,
 }
 
 impl Registry {
-    /// Opens the registry of this user, and makes it if it is missing.
+    /// Opens the registry, and makes it if it is missing.
     ///
     /// # Errors
     /// If it cannot be made, belongs to another user, or may be written by others.
-    pub fn open() -> Result<Self, RegistryError> {
-        Self::at(&state_directory()?)
-    }
-
-    /// The registry in this state directory.
-    fn at(state: &Path) -> Result<Self, RegistryError> {
-        let above = state.parent().unwrap_or(state);
-        std::fs::create_dir_all(above).map_err(FileError::system("make", above))?;
-        let (state, _) =
-            Folder::open(&std::fs::canonicalize(above).map_err(FileError::system("open", above))?)?
-                .make_folder(state.file_name().unwrap_or_default())?;
-        state.check_private()?;
-        let (folder, _) = state.make_folder("registry")?;
-        folder.check_private()?;
-        Ok(Self { folder })
+    pub fn open(places: &StatePlaces) -> Result<Self, RegistryError> {
+        Ok(Self { entries: Entries::open(places)? })
     }
 
     /// Whose workspace this is, without a change of the registry.
@@ -185,8 +63,8 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Copy`]; otherwise if the entry or a directory cannot be read.
     pub fn examine(&self, workspace: &Workspace) -> Result<Standing, RegistryError> {
-        let found = RegisteredWorkspace::of(workspace)?;
-        match self.read(workspace.id())? {
+        let found = registered(workspace)?;
+        match self.entries.read(workspace.id())? {
             None => Ok(Standing::Same),
             Some(entry) => compare(&entry, &found, lives),
         }
@@ -198,31 +76,33 @@ impl Registry {
     /// # Errors
     /// Those of [`Registry::examine`], and if the entry cannot be written. Then the earlier entry is still there.
     pub fn follow(&self, workspace: &Workspace) -> Result<Standing, RegistryError> {
-        let _lock = self.lock()?;
-        let found = RegisteredWorkspace::of(workspace)?;
-        let entry = self.read(workspace.id())?;
+        let _lock = self.entries.lock()?;
+        let found = registered(workspace)?;
+        let entry = self.entries.read(workspace.id())?;
         if entry.is_none() {
             self.forget_gone()?;
         }
         let standing = entry.as_ref().map_or(Ok(Standing::Same), |entry| compare(entry, &found, lives))?;
         // A workspace that is reached through a bind mount stays registered where it is.
-        let known = entry.is_some_and(|entry| {
-            entry == found || standing == Standing::Same && entry.identity == found.identity
-        });
-        if !known {
-            self.write(&found)?;
+        let kept =
+            entry.as_ref().filter(|entry| standing == Standing::Same && entry.identity == found.identity);
+        let path = kept.map_or_else(|| found.path.clone(), |entry| entry.path.clone());
+        let found = RegisteredWorkspace { path, ..found };
+        if entry.as_ref() != Some(&found) {
+            self.entries.write(&found)?;
         }
         Ok(standing)
     }
 
-    /// Removes the entries of workspaces that are not at their paths and have no process of a VM. If one of them was moved,
-    /// the next command in it registers it anew. Entries that cannot be read stay.
+    /// Removes the entries of workspaces that are not at their paths and have neither a state nor a process of a VM.
+    /// Entries that cannot be read stay.
     fn forget_gone(&self) -> Result<(), RegistryError> {
         for entry in self.list()?.into_iter().flatten() {
             // A path that cannot be looked at may be the workspace's.
             let gone = matches!(identity_at(&entry.path, entry.id), Ok(None));
-            if gone && !lives(entry.id)? {
-                self.folder.remove_file(file_name(entry.id))?;
+            let state = entry.state.as_ref().is_some_and(|state| state.exists());
+            if gone && !state && !lives(entry.id)? {
+                self.entries.remove(entry.id)?;
             }
         }
         Ok(())
@@ -233,85 +113,52 @@ impl Registry {
     /// # Errors
     /// If the directory cannot be read.
     pub fn list(&self) -> Result<Vec<Result<RegisteredWorkspace, RegistryError>>, RegistryError> {
-        let id =
-            |name: &std::ffi::OsString| super::parse_id(name.to_str()?.strip_suffix(".json")?.as_bytes());
-        let ids: Vec<WorkspaceId> = self.folder.names()?.iter().filter_map(id).collect();
-        let mut all: Vec<_> = ids.into_iter().filter_map(|id| self.read(id).transpose()).collect();
-        all.sort_by_key(|entry| entry.as_ref().map(|entry| entry.path.clone()).unwrap_or_default());
-        Ok(all)
+        self.entries.list()
     }
 
-    /// Reads the entry of a workspace. Returns `None` if the registry has no entry of it.
+    /// Removes the entry and the state of a workspace whose directory is gone: its snapshots, its disks, its key and its
+    /// journal. Returns what was removed. If nixbox is killed in the middle, the entry is still there.
     ///
     /// # Errors
-    /// If the entry cannot be read, or is not one that this nixbox reads.
-    pub fn read(&self, id: WorkspaceId) -> Result<Option<RegisteredWorkspace>, RegistryError> {
-        let name = file_name(id);
-        let Some(bytes) = self.folder.read(&name, LIMIT)? else {
-            return Ok(None);
-        };
-        let path = self.folder.path_of(&name);
-        let unreadable = |source| RegistryError::Unreadable { path: path.clone(), source };
-        let EntryHead { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        if format != FORMAT {
-            return Err(RegistryError::Newer { path, found: format });
+    /// [`RegistryError::NotGone`] or [`RegistryError::Lives`], and nothing was changed then;
+    /// [`RegistryError::Unknown`] if the registry has no such workspace.
+    pub fn forget(&self, id: WorkspaceId) -> Result<RegisteredWorkspace, RegistryError> {
+        let _lock = self.entries.lock()?;
+        let entry = self.entries.read(id)?.ok_or(RegistryError::Unknown { id })?;
+        if identity_at(&entry.path, id)?.is_some() {
+            return Err(RegistryError::NotGone { path: entry.path });
         }
-        let text: EntryText = serde_json::from_slice(&bytes).map_err(unreadable)?;
-        let place =
-            hex::decode(&text.path).ok().map(|bytes| PathBuf::from(std::ffi::OsString::from_vec(bytes)));
-        match place.filter(|place| place.is_absolute() && text.id == id.to_string()) {
-            Some(place) => Ok(Some(RegisteredWorkspace { id, identity: text.identity, path: place })),
-            None => Err(RegistryError::OtherEntry { path }),
+        if lives(id)? {
+            return Err(RegistryError::Lives { id });
         }
-    }
-
-    fn write(&self, entry: &RegisteredWorkspace) -> Result<(), RegistryError> {
-        let text = EntryText {
-            format: FORMAT,
-            id: entry.id.to_string(),
-            identity: entry.identity,
-            path: hex::encode(entry.path.as_os_str().as_bytes()),
-        };
-        let text = serde_json::to_vec(&text).map_err(RegistryError::Unwritable)?;
-        Ok(self.folder.replace(file_name(entry.id), &text)?)
-    }
-
-    fn lock(&self) -> Result<File, RegistryError> {
-        let path = self.folder.path_of(LOCK_FILE);
-        let file = loop {
-            if let Some(file) = self.folder.file_to_write(LOCK_FILE)? {
-                break file;
-            }
-            match self.folder.new_file(LOCK_FILE) {
-                Ok(file) => break file,
-                Err(error) if error.is(io::ErrorKind::AlreadyExists) => {}
-                Err(error) => return Err(error.into()),
-            }
-        };
-        let (send, receive) = std::sync::mpsc::channel();
-        // A thread of its own waits for the lock, because flock(2) has no time limit.
-        let wait = move || {
-            // If the limit has passed, nobody receives the lock, and it is released with the file.
-            drop(send.send(FileExt::lock_exclusive(&file).map(|()| file)));
-        };
-        std::thread::Builder::new()
-            .name("registry lock".to_owned())
-            .spawn(wait)
-            .map_err(FileError::system("start a thread to lock", &path))?;
-        match receive.recv_timeout(LOCK_LIMIT) {
-            Ok(Ok(file)) => Ok(file),
-            Ok(Err(error)) => Err(FileError::system("lock", path)(error).into()),
-            Err(_) => Err(RegistryError::Locked { path }),
+        if let Some(state) = &entry.state {
+            remove_state(state, id)?;
         }
+        self.entries.remove(id)?;
+        Ok(entry)
     }
 }
 
-impl RegisteredWorkspace {
-    /// The workspace as it is now.
-    fn of(workspace: &Workspace) -> Result<Self, FileError> {
-        let identity = workspace.nixbox().identity()?;
-        Ok(Self { id: workspace.id(), identity, path: workspace.root().to_owned() })
+/// Removes a state. Its directory gets another name first, so that nothing takes half of it for a state.
+fn remove_state(state: &Path, id: WorkspaceId) -> Result<(), FileError> {
+    let parent = match Folder::open(state.parent().unwrap_or(state)) {
+        Err(error) if error.is(io::ErrorKind::NotFound) => return Ok(()),
+        opened => opened?,
+    };
+    let trash = trash_name(id);
+    if parent.examine(state_name(id))?.is_some() {
+        parent.remove_tree(&trash)?;
+        parent.rename(state_name(id), &trash)?;
+        parent.sync()?;
     }
+    parent.remove_tree(&trash)
+}
+
+/// The workspace as it is now.
+fn registered(workspace: &Workspace) -> Result<RegisteredWorkspace, RegistryError> {
+    let identity = workspace.nixbox()?.identity()?;
+    let state = workspace.state_is_apart().then(|| workspace.state().path().to_owned());
+    Ok(RegisteredWorkspace { id: workspace.id(), identity, path: workspace.root().to_owned(), state })
 }
 
 /// Whether a process of a VM of the workspace lives on this host.

@@ -17,7 +17,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # backing = "auto"                  # guest RAM: auto (tmpfs if there is room, else vmm) | tmpfs | disk | vmm
 
 # [[disks]]
-# image = "image/root.img"          # template, never written; cloned to .nixbox/run/
+# image = "image/root.img"          # template, never written; cloned for the VM
 # size = "64GiB"                    # grown to this; without an image: an empty ext4
 
 # [[mounts]]                        # this one is there when none is given; `mounts = []` for none
@@ -33,7 +33,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 
 # [guest]
 # user = "user"
-# ssh-key = ".nixbox/ssh/vm_key"    # private key that the image lets in
+# ssh-key = "~/.ssh/vm_key"         # private key that the image lets in; absent: the one that `init` made
 # require-entropy = true            # false: a restored guest that refuses fresh entropy runs on without it
 # ready-timeout = "110s"            # how long a guest may take to answer SSH (s, min, h); then its VM is shut down
 
@@ -47,7 +47,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
 # wipe = ["~/.docker/config.json"]  # removed before a snapshot though nixbox did not put it there
 # overwrite = ["~/.env"]            # replaced by a credential though nixbox did not write it; else it is refused
-# outbound-key = false              # true: the guest gets .nixbox/ssh/vm_key as ~/.ssh/id_ed25519
+# outbound-key = false              # true: the guest gets the key that `init` made as ~/.ssh/id_ed25519
 
 # [hooks]                           # run on the host in the workspace
 # pre-up = []                      # the credentials are read before these run

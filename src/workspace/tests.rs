@@ -1,31 +1,66 @@
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use super::*;
 use crate::testing::{Need, have};
 
-fn workspace() -> (tempfile::TempDir, Workspace) {
-    let directory = tempfile::tempdir().unwrap();
-    let (workspace, _) = init(directory.path()).unwrap();
-    (directory, workspace)
+/// A directory for workspaces, and places for their state beside it.
+struct Arena {
+    directory: tempfile::TempDir,
+    /// Removed with the arena.
+    _state: tempfile::TempDir,
+    places: StatePlaces,
 }
 
-fn nixbox(directory: &tempfile::TempDir) -> PathBuf {
-    directory.path().join(DIRECTORY)
+impl Arena {
+    fn new() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let places = StatePlaces::below(&std::fs::canonicalize(state.path()).unwrap());
+        Self { directory: tempfile::tempdir().unwrap(), _state: state, places }
+    }
+
+    /// A directory that is a workspace.
+    fn workspace() -> (Self, Workspace) {
+        let arena = Self::new();
+        let (workspace, _) = arena.init(arena.directory.path()).unwrap();
+        (arena, workspace)
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn nixbox(&self) -> PathBuf {
+        self.path().join(DIRECTORY)
+    }
+
+    fn init(&self, directory: &Path) -> Result<(Workspace, Vec<PathBuf>), WorkspaceError> {
+        init(directory, &self.places)
+    }
+
+    fn find(&self, from: &Path) -> Result<Workspace, WorkspaceError> {
+        Workspace::find(from, &self.places)
+    }
+
+    fn found(&self) -> Result<Workspace, WorkspaceError> {
+        self.find(self.path())
+    }
 }
 
 #[test]
 fn init_makes_a_workspace_whose_configuration_is_read() {
-    let directory = tempfile::tempdir().unwrap();
-    let (workspace, made) = init(directory.path()).unwrap();
+    let arena = Arena::new();
+    let (workspace, made) = arena.init(arena.path()).unwrap();
     assert_eq!(made.len(), 3);
     let facts = config::HostFacts { vcpus: 4, memory: 8 << 30, home: None };
-    config::Config::load(workspace.nixbox(), workspace.root(), &facts).unwrap();
-    for name in ["", "run", "snapshots", "ssh"] {
-        let mode = std::fs::metadata(nixbox(&directory).join(name)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o700, "{name}");
+    let nixbox = workspace.nixbox().unwrap();
+    config::Config::load(nixbox, workspace.root(), &workspace.ssh(), &facts).unwrap();
+    for directory in [arena.nixbox(), workspace.run(), workspace.snapshots(), workspace.ssh()] {
+        let mode = std::fs::metadata(&directory).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{directory:?}");
     }
-    assert_ne!(workspace.id(), self::workspace().1.id());
+    assert_eq!(nixbox.names().unwrap(), [".gitignore", "config.toml", "workspace-id"]);
+    assert_ne!(workspace.id(), Arena::workspace().1.id());
 }
 
 #[test]
@@ -36,7 +71,9 @@ fn every_commented_line_of_the_template_can_be_used() {
         .map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line)))
         .collect();
     let facts = config::HostFacts { vcpus: 4, memory: 8 << 30, home: Some("/home/me".into()) };
-    let config = config::Config::parse(&uncommented, Path::new("c"), Path::new("/w"), &facts).unwrap();
+    let config =
+        config::Config::parse(&uncommented, Path::new("c"), Path::new("/w"), Path::new("/k"), &facts)
+            .unwrap();
     assert_eq!(config.snapshot.keep.unwrap().get(), 5);
     assert_eq!(config.env.len(), 4);
     let tree: toml::Table = uncommented.parse().unwrap();
@@ -51,10 +88,9 @@ fn git_sees_the_configuration_and_nothing_else() {
     if !have(&[Need::Program("git")]) {
         return;
     }
-    let (directory, _workspace) = workspace();
-    std::fs::write(nixbox(&directory).join("ssh/vm_key"), "key").unwrap();
+    let (arena, _workspace) = Arena::workspace();
     let git = |arguments: &[&str]| {
-        let output = Command::new("git").arg("-C").arg(directory.path()).args(arguments).output().unwrap();
+        let output = Command::new("git").arg("-C").arg(arena.path()).args(arguments).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
@@ -65,89 +101,97 @@ fn git_sees_the_configuration_and_nothing_else() {
 
 #[test]
 fn init_overwrites_nothing_and_makes_what_is_missing() {
-    let (directory, workspace) = workspace();
-    std::fs::write(nixbox(&directory).join("config.toml"), "mine").unwrap();
-    std::fs::remove_dir(nixbox(&directory).join("run")).unwrap();
-    assert!(matches!(Workspace::find(directory.path()), Err(WorkspaceError::Incomplete { .. })));
-    let (again, made) = init(directory.path()).unwrap();
+    let (arena, workspace) = Arena::workspace();
+    std::fs::write(arena.nixbox().join("config.toml"), "mine").unwrap();
+    std::fs::remove_dir(workspace.run()).unwrap();
+    assert!(matches!(arena.found(), Err(WorkspaceError::Incomplete { .. })));
+    let (again, made) = arena.init(arena.path()).unwrap();
     assert!(made.is_empty());
     assert_eq!(again.id(), workspace.id());
-    assert_eq!(std::fs::read(nixbox(&directory).join("config.toml")).unwrap(), b"mine");
+    assert_eq!(std::fs::read(arena.nixbox().join("config.toml")).unwrap(), b"mine");
+    std::fs::remove_dir_all(workspace.state().path()).unwrap();
+    assert!(matches!(arena.found(), Err(WorkspaceError::Incomplete { .. })));
+    let (again, _) = arena.init(arena.path()).unwrap();
+    assert_eq!((again.id(), again.state().path()), (workspace.id(), workspace.state().path()));
 }
 
 #[test]
 fn a_workspace_is_found_from_any_directory_below() {
-    let (directory, workspace) = workspace();
-    let below = directory.path().join("a/b/c");
+    let (arena, workspace) = Arena::workspace();
+    let below = arena.path().join("a/b/c");
     std::fs::create_dir_all(&below).unwrap();
-    symlink(&below, directory.path().join("link")).unwrap();
-    for from in
-        [below.clone(), directory.path().to_owned(), nixbox(&directory), directory.path().join("link")]
-    {
-        let found = Workspace::find(&from).unwrap();
+    symlink(&below, arena.path().join("link")).unwrap();
+    for from in [below.clone(), arena.path().to_owned(), arena.nixbox(), arena.path().join("link")] {
+        let found = arena.find(&from).unwrap();
         assert_eq!((found.id(), found.root()), (workspace.id(), workspace.root()), "{from:?}");
     }
-    let (inner, _) = init(&below).unwrap();
-    assert_eq!(Workspace::find(&below).unwrap().id(), inner.id());
+    let (inner, _) = arena.init(&below).unwrap();
+    assert_eq!(arena.find(&below).unwrap().id(), inner.id());
     let nowhere = tempfile::tempdir().unwrap();
-    assert!(matches!(Workspace::find(nowhere.path()), Err(WorkspaceError::None { .. })));
-    assert!(matches!(Workspace::find(&below.join("absent")), Err(WorkspaceError::Start { .. })));
+    assert!(matches!(arena.find(nowhere.path()), Err(WorkspaceError::None { .. })));
+    assert!(matches!(arena.find(&below.join("absent")), Err(WorkspaceError::Start { .. })));
 }
 
 #[test]
 fn a_directory_that_others_own_or_write_is_refused() {
     let mode =
         |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
-    let (directory, _) = workspace();
-    let refused = || Workspace::find(directory.path()).unwrap_err();
+    let (arena, workspace) = Arena::workspace();
+    let refused = || arena.found().unwrap_err();
     for bits in [0o770, 0o702, 0o777] {
-        mode(&nixbox(&directory), bits);
+        mode(&arena.nixbox(), bits);
         assert!(matches!(refused(), WorkspaceError::File(FileError::Writable { .. })));
-        assert!(init(directory.path()).is_err());
+        assert!(arena.init(arena.path()).is_err());
     }
-    mode(&nixbox(&directory), 0o755);
-    mode(&nixbox(&directory).join("snapshots"), 0o777);
-    assert!(matches!(refused(), WorkspaceError::File(FileError::Writable { .. })));
-    mode(&nixbox(&directory).join("snapshots"), 0o700);
-    Workspace::find(directory.path()).unwrap();
+    mode(&arena.nixbox(), 0o755);
+    for directory in [workspace.snapshots(), workspace.state().path().to_owned()] {
+        mode(&directory, 0o777);
+        assert!(matches!(refused(), WorkspaceError::File(FileError::Writable { .. })));
+        mode(&directory, 0o700);
+    }
+    arena.found().unwrap();
     if have(&[Need::Root]) {
-        chown(nixbox(&directory), Some(12345), None).unwrap();
+        chown(arena.nixbox(), Some(12345), None).unwrap();
         assert!(matches!(refused(), WorkspaceError::File(FileError::Owner { owner: 12345, .. })));
     }
 }
 
 #[test]
 fn links_and_other_files_in_the_place_of_directories_are_refused() {
-    let (elsewhere, _) = workspace();
-    let directory = tempfile::tempdir().unwrap();
-    for target in [nixbox(&elsewhere), "dangling".into()] {
-        symlink(target, nixbox(&directory)).unwrap();
-        let below = directory.path().join("below");
+    let (elsewhere, _) = Arena::workspace();
+    let arena = Arena::new();
+    for target in [elsewhere.nixbox(), "dangling".into()] {
+        symlink(target, arena.nixbox()).unwrap();
+        let below = arena.path().join("below");
         std::fs::create_dir_all(&below).unwrap();
-        assert!(matches!(Workspace::find(&below), Err(WorkspaceError::File(FileError::Symlink { .. }))));
-        assert!(matches!(init(directory.path()), Err(WorkspaceError::File(FileError::Symlink { .. }))));
-        std::fs::remove_file(nixbox(&directory)).unwrap();
+        assert!(matches!(arena.find(&below), Err(WorkspaceError::File(FileError::Symlink { .. }))));
+        assert!(matches!(arena.init(arena.path()), Err(WorkspaceError::File(FileError::Symlink { .. }))));
+        std::fs::remove_file(arena.nixbox()).unwrap();
     }
-    std::fs::write(nixbox(&directory), "").unwrap();
-    assert!(matches!(Workspace::find(directory.path()), Err(WorkspaceError::File(FileError::Kind { .. }))));
-    std::fs::remove_file(nixbox(&directory)).unwrap();
+    std::fs::write(arena.nixbox(), "").unwrap();
+    assert!(matches!(arena.found(), Err(WorkspaceError::File(FileError::Kind { .. }))));
+    std::fs::remove_file(arena.nixbox()).unwrap();
 
-    for name in ["run", "workspace-id"] {
-        let (directory, _) = workspace();
-        let path = nixbox(&directory).join(name);
-        std::fs::rename(&path, directory.path().join("moved")).unwrap();
-        symlink(directory.path().join("moved"), &path).unwrap();
-        assert!(matches!(
-            Workspace::find(directory.path()),
-            Err(WorkspaceError::File(FileError::Symlink { .. }))
-        ));
+    let places: [fn(&Arena, &Workspace) -> PathBuf; 3] = [
+        |_, workspace| workspace.run(),
+        |arena, _| arena.nixbox().join(ID_FILE),
+        |_, workspace| workspace.state().path().to_owned(),
+    ];
+    for place in places {
+        let (arena, workspace) = Arena::workspace();
+        let path = place(&arena, &workspace);
+        std::fs::rename(&path, path.with_extension("moved")).unwrap();
+        symlink(path.with_extension("moved"), &path).unwrap();
+        let error = arena.found().unwrap_err();
+        let chain = format!("{error}");
+        assert!(chain.contains("symbolic link"), "{chain}");
     }
 }
 
 #[test]
 fn a_malformed_id_is_refused() {
-    let (directory, workspace) = workspace();
-    let path = nixbox(&directory).join(ID_FILE);
+    let (arena, workspace) = Arena::workspace();
+    let path = arena.nixbox().join(ID_FILE);
     for text in [
         "",
         "x",
@@ -156,62 +200,16 @@ fn a_malformed_id_is_refused() {
         "+123456789abcdef0123456789abcdef\n",
     ] {
         std::fs::write(&path, text).unwrap();
-        assert!(matches!(Workspace::find(directory.path()), Err(WorkspaceError::BadId { .. })), "{text:?}");
+        let error = arena.found().unwrap_err();
+        assert!(matches!(error, WorkspaceError::Id(IdError::Malformed { .. })), "{text:?}: {error}");
     }
     std::fs::write(&path, workspace.id().to_string()).unwrap();
-    assert_eq!(Workspace::find(directory.path()).unwrap().id(), workspace.id());
-}
-
-#[test]
-fn the_lock_is_held_by_one_and_names_its_holder() {
-    let (directory, workspace) = workspace();
-    let lock = workspace.lock("snapshot").unwrap();
-    let other = Workspace::find(directory.path()).unwrap();
-    let error = other.lock("up").unwrap_err();
-    let LockError::Locked(Some(holder)) = &error else { panic!("{error:?}") };
-    assert_eq!((holder.pid, holder.operation.as_str()), (std::process::id(), "snapshot"));
-    assert!(error.to_string().contains(&format!("process {} runs `snapshot` since 20", std::process::id())));
-    drop(lock);
-    let lock = other.lock("up").unwrap();
-    std::fs::write(nixbox(&directory).join(LOCK_FILE), "garbage").unwrap();
-    assert!(matches!(workspace.lock("down"), Err(LockError::Locked(None))));
-    drop(lock);
-    drop(workspace.lock("down").unwrap());
-    assert!(nixbox(&directory).join(LOCK_FILE).exists());
-    std::fs::remove_file(nixbox(&directory).join(LOCK_FILE)).unwrap();
-    symlink("/tmp/elsewhere", nixbox(&directory).join(LOCK_FILE)).unwrap();
-    assert!(matches!(workspace.lock("down"), Err(LockError::File(FileError::Symlink { .. }))));
-}
-
-#[test]
-fn the_lock_of_a_killed_process_is_free() {
-    const ROLE: &str = "NIXBOX_TEST_LOCK_IN";
-    if let Some(directory) = std::env::var_os(ROLE) {
-        let _lock = Workspace::find(Path::new(&directory)).unwrap().lock("victim").unwrap();
-        println!("\nlocked");
-        loop {
-            std::thread::park();
-        }
-    }
-    let (directory, workspace) = workspace();
-    let mut victim = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "workspace::tests::the_lock_of_a_killed_process_is_free", "--nocapture"])
-        .env(ROLE, directory.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let output = io::BufReader::new(victim.stdout.take().unwrap());
-    assert!(io::BufRead::lines(output).any(|line| line.unwrap() == "locked"));
-    let LockError::Locked(Some(holder)) = workspace.lock("up").unwrap_err() else { panic!() };
-    assert_eq!((holder.pid, holder.operation.as_str()), (victim.id(), "victim"));
-    victim.kill().unwrap();
-    victim.wait().unwrap();
-    drop(workspace.lock("up").unwrap());
+    assert_eq!(arena.found().unwrap().id(), workspace.id());
 }
 
 #[test]
 fn the_directory_for_sockets_is_short_and_private() {
-    let (_directory, workspace) = workspace();
+    let (_arena, workspace) = Arena::workspace();
     let base = tempfile::tempdir().unwrap();
     let nowhere = base.path().join("absent");
     let folder = workspace.runtime_in(&[nowhere.clone(), base.path().to_owned()]).unwrap();
@@ -231,20 +229,77 @@ fn the_directory_for_sockets_is_short_and_private() {
     std::fs::remove_dir(real.path()).unwrap();
 }
 
-/// If nixbox is killed between the fork and the exec of a daemon, the child has its lock for a moment.
+/// `git clean -x` removes the file with the id, and the state is the same afterwards.
 #[test]
-fn a_lock_that_a_dead_process_left_to_a_child_is_waited_for() {
-    let (directory, workspace) = workspace();
-    let mut dead = Command::new("true").spawn().unwrap();
-    let pid = dead.id();
-    dead.wait().unwrap();
-    let path = nixbox(&directory).join(LOCK_FILE);
-    let mut left = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    FileExt::try_lock_exclusive(&left).unwrap();
-    left.write_all(format!("{{\"pid\":{pid},\"operation\":\"up\",\"since_ms\":1}}").as_bytes()).unwrap();
-    let inherited = left.try_clone().unwrap();
-    let child = Command::new("sleep").arg("0.1").stdin(inherited).spawn();
-    drop(left);
-    drop(workspace.lock("recover").unwrap());
-    assert!(child.unwrap().wait().unwrap().success());
+fn a_workspace_whose_id_was_removed_gets_it_again() {
+    let (arena, workspace) = Arena::workspace();
+    let entries = Entries::open(&arena.places).unwrap();
+    let identity = workspace.nixbox().unwrap().identity().unwrap();
+    let state = Some(workspace.state().path().to_owned());
+    let path = workspace.root().to_owned();
+    entries.write(&RegisteredWorkspace { id: workspace.id(), identity, path, state }).unwrap();
+    std::fs::remove_file(arena.nixbox().join(ID_FILE)).unwrap();
+    assert!(matches!(arena.found(), Err(WorkspaceError::Incomplete { .. })));
+    let (again, made) = arena.init(arena.path()).unwrap();
+    assert_eq!((again.id(), made.len()), (workspace.id(), 1));
+    // A directory that only has the name gets an id of its own.
+    std::fs::rename(arena.nixbox(), arena.path().join("aside")).unwrap();
+    assert_ne!(arena.init(arena.path()).unwrap().0.id(), workspace.id());
+}
+
+/// State on a disk that is not mounted is not made anew elsewhere.
+#[test]
+fn a_state_that_the_registry_knows_and_that_is_gone_is_an_error_that_says_where_it_was() {
+    let (arena, workspace) = Arena::workspace();
+    let entries = Entries::open(&arena.places).unwrap();
+    let identity = workspace.nixbox().unwrap().identity().unwrap();
+    let (id, path) = (workspace.id(), workspace.root().to_owned());
+    let state = Some(arena.path().join("unmounted").join(id.to_string()));
+    entries.write(&RegisteredWorkspace { id, identity, path, state }).unwrap();
+    for result in [arena.found().map(drop), arena.init(arena.path()).map(drop)] {
+        let error = result.unwrap_err();
+        assert!(matches!(error, WorkspaceError::StateGone { .. }), "{error}");
+        assert!(error.to_string().contains("unmounted") && error.to_string().contains("mount it"), "{error}");
+    }
+}
+
+#[test]
+fn new_state_is_made_where_the_user_chose_and_stays_there() {
+    let arena = Arena::new();
+    let chosen = arena.path().join("fast/nixbox");
+    let config = arena.places.user_config();
+    std::fs::create_dir(config).unwrap();
+    std::fs::set_permissions(config, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::write(config.join("config.toml"), format!("[state]\ndirectory = {chosen:?}\n")).unwrap();
+    let directory = arena.path().join("project");
+    std::fs::create_dir(&directory).unwrap();
+    let (workspace, _) = arena.init(&directory).unwrap();
+    let real = std::fs::canonicalize(&chosen).unwrap();
+    assert_eq!(workspace.state().path(), real.join(workspace.id().to_string()));
+    registry::Registry::open(&arena.places).unwrap().follow(&workspace).unwrap();
+    // An edit of the key moves nothing.
+    std::fs::write(config.join("config.toml"), "nonsense").unwrap();
+    assert_eq!(arena.find(&directory).unwrap().state().path(), workspace.state().path());
+    let other = arena.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let error = arena.init(&other).unwrap_err();
+    assert!(matches!(error, WorkspaceError::Places(PlacesError::UserConfig(_))), "{error}");
+}
+
+#[test]
+fn a_workspace_whose_directory_is_gone_is_found_by_its_id() {
+    let (arena, workspace) = Arena::workspace();
+    let registry = registry::Registry::open(&arena.places).unwrap();
+    registry.follow(&workspace).unwrap();
+    let of_id = || Workspace::of_id(workspace.id(), &arena.places);
+    assert_eq!(of_id().unwrap().nixbox().unwrap().path(), workspace.nixbox().unwrap().path());
+    assert!(matches!(registry.forget(workspace.id()), Err(RegistryError::NotGone { .. })));
+    std::fs::remove_dir_all(arena.path()).unwrap();
+    let found = of_id().unwrap();
+    assert_eq!((found.root(), found.run()), (workspace.root(), workspace.run()));
+    assert!(found.nixbox().is_err());
+    registry.forget(workspace.id()).unwrap();
+    assert!(!workspace.state().path().exists());
+    assert!(matches!(registry.forget(workspace.id()), Err(RegistryError::Unknown { .. })));
+    assert!(of_id().unwrap_err().to_string().contains("the registry has no workspace"));
 }

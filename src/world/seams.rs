@@ -249,6 +249,19 @@ pub enum HookPoint {
     PostDown,
 }
 
+impl HookPoint {
+    /// The key of the configuration that lists the scripts of the point.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::PreUp => "hooks.pre-up",
+            Self::PostUp => "hooks.post-up",
+            Self::PreDown => "hooks.pre-down",
+            Self::PostDown => "hooks.post-down",
+        }
+    }
+}
+
 /// The user's own scripts on the host. They run at least once for each operation that is not interrupted, and once more
 /// if a crash makes it impossible to know whether they ran.
 #[async_trait]

@@ -92,7 +92,7 @@ fn a_minimal_image_belongs_to_root_but_for_the_users_home() {
     let open = tempfile::tempdir_in("/tmp").unwrap();
     fs::set_permissions(open.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let key = open.path().join("key.pub");
-    fs::copy(directory.nixbox().join("ssh/vm_key.pub"), &key).unwrap();
+    fs::copy(directory.state().join("ssh/vm_key.pub"), &key).unwrap();
     let mut command = if rustix::process::geteuid().is_root() {
         chown(open.path(), Some(USER), Some(USER)).unwrap();
         chown(&key, Some(USER), Some(USER)).unwrap();

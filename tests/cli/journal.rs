@@ -6,14 +6,13 @@ use nixbox::engine::journal::Journal;
 use nixbox::engine::record::Ended;
 use nixbox::engine::transition::{OperationId, TransitionId};
 use nixbox::store::journal_files::FileStorage;
-use nixbox::workspace::Workspace;
 use nixbox::world::{Generation, WorkspaceId};
 
 use super::TestDirectory;
 
 /// Writes a journal with a `down` that is done and an `up` that is not. Returns its path.
 fn written(directory: &TestDirectory, workspace: WorkspaceId) -> std::path::PathBuf {
-    let directory = directory.nixbox().join("journal");
+    let directory = directory.state().join("journal");
     let storage = FileStorage::new(&directory).unwrap();
     let mut journal = Journal::open(storage, workspace, Generation(6), 1_000).unwrap();
     journal.begin(OperationId(2), &[], 2_000).unwrap();
@@ -27,7 +26,7 @@ fn written(directory: &TestDirectory, workspace: WorkspaceId) -> std::path::Path
 }
 
 fn id(directory: &TestDirectory) -> WorkspaceId {
-    Workspace::find(directory.path()).unwrap().id()
+    directory.found().id()
 }
 
 #[test]

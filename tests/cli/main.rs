@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nixbox::workspace::Workspace;
+use nixbox::workspace::places::StatePlaces;
 
 /// A temporary directory, and nixbox run in it.
 struct TestDirectory {
@@ -43,13 +44,27 @@ impl TestDirectory {
         self.path().join(".nixbox")
     }
 
+    /// The workspace, as nixbox finds it.
+    fn found(&self) -> Workspace {
+        Workspace::find(self.path(), &StatePlaces::of_this_user().unwrap()).unwrap()
+    }
+
+    /// The directory of its state.
+    fn state(&self) -> PathBuf {
+        self.found().state().path().to_owned()
+    }
+
     fn configure(&self, text: &str) {
         fs::write(self.nixbox().join("config.toml"), text).unwrap();
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
+        self.command_in(self.path(), arguments)
+    }
+
+    fn command_in(&self, directory: impl AsRef<Path>, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-        command.args(arguments).current_dir(self.path()).env_remove("SUDO_UID").stdin(Stdio::null());
+        command.args(arguments).current_dir(directory).env_remove("SUDO_UID").stdin(Stdio::null());
         command
     }
 
@@ -69,6 +84,16 @@ impl TestDirectory {
         list(self.path(), &mut lines);
         lines.sort();
         lines
+    }
+}
+
+impl Drop for TestDirectory {
+    fn drop(&mut self) {
+        // The state of the workspace is kept elsewhere. A test may have made the workspace unusable.
+        let id = fs::read_to_string(self.nixbox().join("workspace-id"));
+        if let (Ok(id), Ok(())) = (id, fs::remove_dir_all(self.path())) {
+            self.command_in("/", &["forget", id.trim()]).output().unwrap();
+        }
     }
 }
 
@@ -133,14 +158,16 @@ fn skipped(test: &str, want: &str) {
 fn init_makes_a_workspace_and_overwrites_nothing() {
     let directory = TestDirectory::empty();
     let said = directory.ok(&["init"]);
-    for name in ["config.toml", ".gitignore", "workspace-id", "ssh/vm_key"] {
-        assert!(said.stdout.contains(name), "{said:?}");
-        assert!(directory.nixbox().join(name).is_file());
+    let state = directory.state();
+    let own = ["config.toml", ".gitignore", "workspace-id"].map(|name| directory.nixbox().join(name));
+    for path in own.iter().chain(&[state.join("ssh/vm_key")]) {
+        assert!(said.stdout.contains(path.to_str().unwrap()) && path.is_file(), "{path:?}: {said:?}");
     }
-    let key = directory.nixbox().join("ssh/vm_key");
+    assert_eq!(fs::read_dir(directory.nixbox()).unwrap().count(), 3);
+    let key = state.join("ssh/vm_key");
     let mode = fs::metadata(&key).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
-    assert!(directory.nixbox().join("ssh/vm_key.pub").is_file());
+    assert!(state.join("ssh/vm_key.pub").is_file());
     directory.configure("# mine\n");
     let before = directory.listing();
     let again = directory.ok(&["init"]);
@@ -228,8 +255,8 @@ fn a_wrong_command_line_exits_with_2() {
 fn every_command_has_help_with_an_example() {
     let directory = TestDirectory::empty();
     for command in [
-        "init", "image", "up", "down", "shell", "run", "status", "config", "demo", "doctor", "recover",
-        "journal",
+        "init", "image", "up", "down", "shell", "run", "status", "config", "trust", "demo", "doctor",
+        "recover", "journal",
     ] {
         let said = directory.ok(&[command, "--help"]);
         assert!(said.stdout.contains("Example: "), "{said:?}");
@@ -239,7 +266,7 @@ fn every_command_has_help_with_an_example() {
 #[test]
 fn a_locked_workspace_names_its_holder() {
     let directory = TestDirectory::workspace();
-    let workspace = Workspace::find(directory.path()).unwrap();
+    let workspace = directory.found();
     let lock = workspace.lock("snapshot").unwrap();
     let pid = std::process::id().to_string();
     for command in ["up", "down", "recover"] {

@@ -103,7 +103,7 @@ fn a_mount_that_contains_the_vms_sockets_is_refused() {
         CONFIG.replace("mounts = []\n", "")
     ));
     if kvm().is_ok() {
-        refused(&directory, 2, &["mounts.source / contains"]);
+        refused(&directory, 2, &["mounts.source / gives access to"]);
     }
 }
 
@@ -172,16 +172,24 @@ fn a_nixbox_directory_that_others_can_write_is_refused() {
 #[test]
 fn symbolic_links_in_place_of_nixbox_files_are_refused() {
     let directory = TestDirectory::workspace();
-    for name in ["config.toml", "workspace-id", "lock", "run", "journal"] {
-        let (path, aside) = (directory.nixbox().join(name), directory.path().join("aside"));
-        fs::rename(&path, &aside).unwrap();
-        symlink(&aside, &path).unwrap();
+    let state = directory.state();
+    for place in [
+        directory.nixbox().join("config.toml"),
+        directory.nixbox().join("workspace-id"),
+        state.join("lock"),
+        state.join("run"),
+        state.join("journal"),
+    ] {
+        let (path, aside) = (&place, &place.with_extension("aside"));
+        let name = path.display();
+        fs::rename(path, aside).unwrap();
+        symlink(aside, path).unwrap();
         let before = directory.listing();
         let said = directory.run(&["up"]);
         assert!(matches!(said.code, Some(1 | 2)), "{said:?}");
         assert!(said.stderr.contains("symbolic link"), "{name}: {said:?}");
         assert_eq!(directory.listing(), before);
-        fs::remove_file(&path).unwrap();
-        fs::rename(&aside, &path).unwrap();
+        fs::remove_file(path).unwrap();
+        fs::rename(aside, path).unwrap();
     }
 }

@@ -17,6 +17,8 @@ const TRIPLE_FAULT: &str = "Guest likely triple-faulted";
 /// What nixbox says when the guest that it had reached does not answer ARP any more, though its VMM lives. The emulated
 /// processor loses interrupts now and then, and a guest whose timer interrupt is lost never goes on.
 const NO_ANSWER: &str = "No route to host (os error 113)";
+/// What the guest prints when it has booted.
+const BOOTED: &str = "GUEST-READY";
 /// What begins a line about it in the log of a scenario.
 pub(super) const EXCUSE: &str = "excuse: ";
 /// Where scenarios without a workspace leave the logs of their VMMs when they fail.
@@ -49,6 +51,28 @@ pub(super) fn standstill(since: SystemTime, scenario_log: &str) -> Option<String
     let (_, newest) = logs.filter_map(|log| started(&log).map(|at| (at, log))).max()?;
     (reached && was_booted(&newest))
         .then(|| format!("{EXCUSE}by {newest:?} a guest that was booted and had answered stood still"))
+}
+
+/// The guests that were booted by `up` since this time and whose boot came to no end, if nixbox said that a guest did not
+/// answer: the serial log lacks the last line of the boot of the guest that these tests have. A guest that ended its boot and
+/// cannot be reached is nixbox's fault.
+pub(super) fn unfinished_boots(since: SystemTime, scenario_log: &str) -> Vec<String> {
+    if !scenario_log.contains(NO_ANSWER) {
+        return Vec::new();
+    }
+    let unfinished = |log: &PathBuf| {
+        let serial = log.with_file_name(log.file_name()?.to_str()?.replacen("vmm-", "serial-", 1));
+        let text = fs::read(serial).ok()?;
+        (!String::from_utf8_lossy(&text).contains(BOOTED)).then_some(())
+    };
+    let recent =
+        |path: &PathBuf| path.metadata().and_then(|file| file.modified()).is_ok_and(|at| at >= since);
+    let logs = outside::homes().into_iter().flat_map(|home| outside::below(&home));
+    logs.filter(|log| recent(log) && was_booted(log) && unfinished(log).is_some())
+        .map(|log| {
+            format!("{EXCUSE}by {log:?} a guest that was booted stood still before its boot had ended")
+        })
+        .collect()
 }
 
 /// Whether the VM with this log was booted or rolled over, as the journal of its workspace says. In a scenario without a workspace, the VM of

@@ -146,6 +146,10 @@ fn furnish(guest: &Path, part: &str) {
     }
     // Every user may have a workspace there.
     fs::set_permissions(work, fs::Permissions::from_mode(0o1777)).unwrap();
+    // The state of root's workspaces is there too: on a file system that shares blocks, and that outlives a power cut.
+    fs::create_dir_all(workspace::USER_CONFIG).unwrap();
+    let text = format!("[state]\ndirectory = {:?}\n", workspace::STATE);
+    fs::write(Path::new(workspace::USER_CONFIG).join("config.toml"), text).unwrap();
     let target = Path::new(workspace::GUEST);
     fs::create_dir_all(target).unwrap();
     for name in ["vmlinuz", "initramfs.gz", "key"] {
@@ -180,7 +184,9 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
 /// Adds to the log of a failed scenario, which began then, what can be known of its failure.
 fn failed(scenario: &Scenario, begun: SystemTime) -> End {
     let mut crashed = crashed::triple_faults(begun);
-    crashed.extend(crashed::standstill(begun, &fs::read_to_string(log(scenario.name)).unwrap_or_default()));
+    let said = fs::read_to_string(log(scenario.name)).unwrap_or_default();
+    crashed.extend(crashed::standstill(begun, &said));
+    crashed.extend(crashed::unfinished_boots(begun, &said));
     add(scenario, &outside::testimony());
     add(scenario, &crashed.join("\n"));
     if crashed.is_empty() { End::Failed } else { End::Crashed }

@@ -22,7 +22,7 @@
 //!
 //! The emulated processor crashes a guest now and then, or the kernel of the host, or leaves a guest standing still. A
 //! scenario that failed, and in which a guest that was booted and not restored triple-faulted, or stopped answering ARP
-//! after it had answered over SSH, is run once more in another host, and so is one under which the host's kernel panicked; a
+//! after it had answered over SSH, or stood still before its boot had ended, is run once more in another host, and so is one under which the host's kernel panicked; a
 //! line says so each time.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.

@@ -11,6 +11,10 @@ use super::outside::{self, Thing};
 
 /// The directory of all workspaces, on btrfs. After a power cut it has again what had reached the disk.
 pub(super) const WORK: &str = "/run/work";
+/// The state of root's workspaces.
+pub(super) const STATE: &str = "/run/work/.state";
+/// Where root's configuration is.
+pub(super) const USER_CONFIG: &str = "/etc/nixbox";
 /// `vmlinuz`, `initramfs.gz` and the key that they let in.
 pub(super) const GUEST: &str = "/run/guest";
 /// The variable that says what is run as nixbox.
@@ -158,6 +162,16 @@ impl Workspace {
         fs::read_to_string(self.path.join(".nixbox/workspace-id")).unwrap().trim().to_owned()
     }
 
+    /// A directory of the state of this workspace.
+    pub(super) fn state_directory(&self, name: &str) -> PathBuf {
+        // A user who is not root has the state in the home.
+        let above = match self.user {
+            None => PathBuf::from(STATE),
+            Some(_) => Path::new(WORK).join("home/.local/state/nixbox/workspaces"),
+        };
+        above.join(self.id()).join(name)
+    }
+
     /// A program as this workspace's user, in this workspace.
     pub(super) fn program(&self, program: &Path) -> Command {
         let mut command = match self.user {
@@ -246,13 +260,15 @@ impl Workspace {
     pub(super) fn assert_down(&self) {
         assert_eq!(self.state(), "down");
         assert_eq!(self.things(), [], "left of {:?}", self.path);
-        let mut left: Vec<String> = fs::read_dir(self.path.join(".nixbox/run"))
+        let mut left: Vec<String> = fs::read_dir(self.state_directory("run"))
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
         left.retain(|name| !name.starts_with("disk-") && !name.starts_with("kept-"));
-        assert!(left.is_empty(), "left in .nixbox/run: {left:?}");
-        let disks = fs::read_dir(self.path.join(".nixbox/run")).unwrap().count();
+        assert!(left.is_empty(), "left of the VM: {left:?}");
+        let names =
+            fs::read_dir(self.state_directory("run")).unwrap().map(|entry| entry.unwrap().file_name());
+        let disks = names.filter(|name| name.to_str().unwrap().starts_with("disk-")).count();
         assert!(disks <= 1, "{disks} disks are left");
     }
 

@@ -23,7 +23,7 @@ fn edit(workspace: &Workspace, from: &str, to: &str) {
 
 /// The VM's files in `.nixbox/run` whose names begin like this.
 fn files(workspace: &Workspace, prefix: &str) -> Vec<PathBuf> {
-    let entries = fs::read_dir(workspace.nixbox().join("run")).unwrap();
+    let entries = fs::read_dir(workspace.state().join("run")).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(prefix)).collect()
 }
@@ -74,7 +74,7 @@ fn a_vm_goes_down_with_a_configuration_that_cannot_be_used() {
         }),
         ("a key that others may read", |workspace| {
             for key in ["vm_key", "simulator_key", "key"] {
-                let path = workspace.nixbox().join("ssh").join(key);
+                let path = workspace.state().join("ssh").join(key);
                 if path.exists() {
                     fs::set_permissions(path, fs::Permissions::from_mode(0o644)).unwrap();
                 }
@@ -132,7 +132,7 @@ fn a_vm_goes_down_though_its_journal_cannot_be_used() {
     for in_header in [false, true] {
         let workspace = up();
         workspace.ok(&["snapshot"]);
-        let journal = fs::read_dir(workspace.nixbox().join("journal"))
+        let journal = fs::read_dir(workspace.state().join("journal"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .find(|path| path.metadata().unwrap().len() > 0)

@@ -7,7 +7,7 @@ fn written_data_stays_in_ram_and_on_disk_until_it_is_overwritten() {
     let workspace = Workspace::new("simulator", true);
     workspace.ok(&["up"]);
     let ram = workspace.memory_files().remove(0);
-    let disk = workspace.nixbox().join("run/disk-1/0.img");
+    let disk = workspace.state().join("run/disk-1/0.img");
     assert!(count(&ram, SECRET) > 0 && count(&disk, SECRET) > 0);
     // The blocks of a removed file keep their content.
     workspace.guest("echo plain-removal-0815 > ~/secret; sync; rm ~/secret; sync");

@@ -17,5 +17,7 @@ mod kept_disks;
 mod kills;
 mod masks;
 mod signals;
+mod state;
+mod trust;
 mod unanswered;
 mod workspace;

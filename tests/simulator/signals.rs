@@ -167,7 +167,7 @@ fn interrupted_operations_leave_a_consistent_workspace() {
 
 /// Mounts a small file system; `None` where this process may not.
 fn small(workspace: &Workspace, directory: &str, size: &str) -> Option<Mounted> {
-    let path = workspace.nixbox().join(directory);
+    let path = workspace.state().join(directory);
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"])
         .arg(&path)

@@ -83,6 +83,12 @@ impl Workspace {
         self.path().join(".nixbox")
     }
 
+    /// The directory of its state.
+    pub(crate) fn state(&self) -> PathBuf {
+        let places = nixbox::workspace::places::StatePlaces::of_this_user().unwrap();
+        places.state().join("workspaces").join(&self.id)
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
         command.args(arguments).current_dir(self.path()).env_remove("SUDO_UID").stdin(Stdio::null());
@@ -121,6 +127,11 @@ impl Workspace {
 
     pub(crate) fn status(&self) -> serde_json::Value {
         self.ok(&["status", "--json"]).json()
+    }
+
+    /// A text of the report of `nixbox status`.
+    pub(crate) fn status_text(&self, key: &str) -> String {
+        self.status()[key].as_str().unwrap().to_owned()
     }
 
     #[cfg(feature = "failpoints")]
@@ -186,8 +197,7 @@ impl Workspace {
 
     /// The snapshots, by the names in their directory. Beside them are the notes of which were read whole.
     pub(crate) fn snapshots(&self) -> Vec<String> {
-        let all: Vec<String> =
-            names(&self.nixbox().join("snapshots")).iter().map(|path| name(path)).collect();
+        let all: Vec<String> = names(&self.state().join("snapshots")).iter().map(|path| name(path)).collect();
         let (seen, listed): (Vec<String>, Vec<String>) =
             all.into_iter().partition(|name| name.trim_start_matches('.').starts_with("seen-"));
         for name in seen {
@@ -241,7 +251,7 @@ impl Workspace {
         assert_eq!(self.memory_files().len(), 1, "{:?}", self.memory_files());
         assert_eq!(self.slots(), 1);
         let mut run: BTreeMap<String, usize> = BTreeMap::new();
-        for path in names(&self.nixbox().join("run")) {
+        for path in names(&self.state().join("run")) {
             let name = name(&path);
             assert!(!name.contains("partial") && !name.contains("new"), "{name}");
             *run.entry(name.split('-').next().unwrap().to_owned()).or_default() += 1;
@@ -267,7 +277,7 @@ impl Workspace {
         }
         assert_eq!(self.memory_files(), Vec::<PathBuf>::new());
         assert_eq!(self.slots(), 0);
-        let run: Vec<String> = names(&self.nixbox().join("run")).iter().map(|path| name(path)).collect();
+        let run: Vec<String> = names(&self.state().join("run")).iter().map(|path| name(path)).collect();
         let (disks, kept): (Vec<_>, Vec<_>) = run.iter().partition(|name| name.starts_with("disk-"));
         assert!(disks.len() <= 1 && kept.len() <= 1, "{run:?}");
         assert!(kept.iter().all(|name| name.starts_with("kept-")), "{run:?}");
@@ -282,7 +292,7 @@ impl Workspace {
 
     fn check_snapshots(&self) {
         for listed in self.snapshots() {
-            let directory = self.nixbox().join("snapshots").join(&listed);
+            let directory = self.state().join("snapshots").join(&listed);
             assert!(listed.bytes().all(|byte| byte.is_ascii_digit()), "{listed} is left in the list");
             let text = fs::read_to_string(directory.join("manifest.json")).unwrap();
             let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -313,7 +323,7 @@ impl Workspace {
     }
 
     fn check_secrets(&self) {
-        for directory in [self.nixbox().join("journal"), self.runtime(), self.nixbox().join("snapshots")] {
+        for directory in [self.state().join("journal"), self.runtime(), self.state().join("snapshots")] {
             // What is in a snapshot was searched with it.
             for path in names(&directory).iter().filter(|path| path.is_file()) {
                 self.holds_no_secret(path);
@@ -322,7 +332,7 @@ impl Workspace {
     }
 
     fn holds_no_secret(&self, path: &Path) {
-        let key = fs::read_to_string(self.nixbox().join("ssh/vm_key")).unwrap();
+        let key = fs::read_to_string(self.state().join("ssh/vm_key")).unwrap();
         // A line of the key's body that no public key has.
         for secret in [SECRET, key.lines().nth(3).unwrap()] {
             assert_eq!(count(path, secret), 0, "{} holds a secret", path.display());
@@ -346,6 +356,10 @@ impl Drop for Workspace {
             // Left by a failed test. It may have ended by itself.
             rustix::process::Pid::from_raw(process.pid)
                 .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+        }
+        // The state of the workspace is kept elsewhere.
+        if !std::thread::panicking() && fs::remove_dir_all(self.path()).is_ok() {
+            self.command(&["forget", &self.id]).current_dir("/").output().unwrap();
         }
     }
 }

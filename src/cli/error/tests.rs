@@ -1,4 +1,6 @@
 use super::*;
+use crate::engine::executor::EngineError;
+use crate::operations::Refusal;
 
 #[test]
 fn a_chain_names_every_cause_once() {

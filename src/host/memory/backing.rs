@@ -23,7 +23,7 @@ const LIMIT: u64 = 16 << 10;
 pub(super) enum RamLocation {
     /// In a file on tmpfs, below the directory `base`, which all users and workspaces share.
     Tmpfs { base: PathBuf, size: u64 },
-    /// In a file in `.nixbox/run`.
+    /// In a file in the state of the workspace.
     Disk { size: u64 },
     /// In the VMM, which saves and loads RAM itself.
     Vmm,

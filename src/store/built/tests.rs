@@ -29,7 +29,9 @@ ports = [443]
 TOKEN = "not to be written down"
 "#;
     let host = HostFacts { vcpus: 4, memory: 1 << 30, home: Some("/home/me".into()) };
-    Config::parse(text, "config.toml".as_ref(), "/srv/project".as_ref(), &host).unwrap().vm_spec()
+    Config::parse(text, "config.toml".as_ref(), "/srv/project".as_ref(), "/state/ssh".as_ref(), &host)
+        .unwrap()
+        .vm_spec()
 }
 
 fn files(directory: &tempfile::TempDir) -> RecordFiles {

@@ -8,16 +8,18 @@ use crate::workspace;
 /// A directory with a state directory and a workspace named `original` in it.
 struct Arena {
     directory: tempfile::TempDir,
+    places: StatePlaces,
     registry: Registry,
 }
 
 impl Arena {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let registry = Registry::at(&directory.path().join("deep/state/nixbox")).unwrap();
-        let arena = Self { directory, registry };
+        let places = StatePlaces::below(&fs::canonicalize(directory.path()).unwrap().join("deep"));
+        let registry = Registry::open(&places).unwrap();
+        let arena = Self { directory, places, registry };
         fs::create_dir(arena.path("original")).unwrap();
-        workspace::init(&arena.path("original")).unwrap();
+        workspace::init(&arena.path("original"), &arena.places).unwrap();
         assert_eq!(arena.follow("original").unwrap(), Standing::Same);
         arena
     }
@@ -27,7 +29,7 @@ impl Arena {
     }
 
     fn workspace(&self, name: &str) -> Workspace {
-        Workspace::find(&self.path(name)).unwrap()
+        Workspace::find(&self.path(name), &self.places).unwrap()
     }
 
     fn follow(&self, name: &str) -> Result<Standing, RegistryError> {
@@ -45,7 +47,7 @@ impl Arena {
     }
 
     fn entry(&self, name: &str) -> PathBuf {
-        self.registry.folder.path_of(file_name(self.workspace(name).id()))
+        self.registry.entries.path_of(self.workspace(name).id())
     }
 }
 
@@ -91,41 +93,45 @@ fn a_copy_at_the_place_of_the_original_is_the_workspace_and_the_original_elsewhe
 #[test]
 fn a_copy_with_a_new_id_is_another_workspace() {
     let arena = Arena::new();
-    fs::write(arena.path("original/.nixbox/journal/current"), "a journal").unwrap();
-    fs::create_dir_all(arena.path("original/.nixbox/run/disk-1")).unwrap();
-    fs::create_dir(arena.path("original/.nixbox/snapshots/7")).unwrap();
+    let original = arena.workspace("original");
+    fs::write(original.journal().join("current"), "a journal").unwrap();
+    fs::write(original.ssh().join("vm_key"), "a key").unwrap();
+    fs::create_dir(original.snapshots().join("7")).unwrap();
     arena.copy("original", "copy");
-    // As a nixbox leaves it that was killed before it wrote the id: the directory is still a copy, and the next one goes on.
-    fs::remove_file(arena.path("copy/.nixbox/journal/current")).unwrap();
     assert!(matches!(arena.follow("copy"), Err(RegistryError::Copy(_))));
     let id = workspace::give_new_id(&arena.workspace("copy")).unwrap();
-    assert_eq!(arena.workspace("copy").id(), id);
+    let copy = arena.workspace("copy");
+    assert_eq!(copy.id(), id);
     assert_ne!(arena.workspace("original").id(), id);
     assert_eq!(arena.follow("copy").unwrap(), Standing::Same);
     assert_eq!(arena.follow("original").unwrap(), Standing::Same);
-    let count = |name: &str| fs::read_dir(arena.path(name)).unwrap().count();
-    assert_eq!((count("copy/.nixbox/journal"), count("copy/.nixbox/run")), (0, 0));
-    assert_eq!((count("original/.nixbox/journal"), count("original/.nixbox/run")), (1, 1));
-    assert_eq!(count("copy/.nixbox/snapshots"), 1);
+    let count = |directory: PathBuf| fs::read_dir(directory).unwrap().count();
+    assert_eq!((count(copy.journal()), count(copy.snapshots()), count(copy.run())), (0, 0, 0));
+    assert_eq!((count(original.journal()), count(original.snapshots())), (1, 1));
+    assert_eq!(fs::read(copy.ssh().join("vm_key")).unwrap(), b"a key");
     let listed: BTreeSet<PathBuf> =
         arena.registry.list().unwrap().into_iter().map(|entry| entry.unwrap().path).collect();
     assert_eq!(listed, BTreeSet::from([arena.path("copy"), arena.path("original")]));
 }
 
 #[test]
-fn a_new_workspace_takes_the_entries_of_removed_ones_out() {
+fn a_new_workspace_takes_the_entries_of_removed_ones_without_state_out() {
     let arena = Arena::new();
-    let entry = arena.entry("original");
+    let (entry, state) = (arena.entry("original"), arena.workspace("original").state().path().to_owned());
     fs::remove_dir_all(arena.path("original")).unwrap();
-    assert!(entry.exists());
-    fs::create_dir(arena.path("second")).unwrap();
-    workspace::init(&arena.path("second")).unwrap();
+    for name in ["second", "third"] {
+        fs::create_dir(arena.path(name)).unwrap();
+        workspace::init(&arena.path(name), &arena.places).unwrap();
+    }
     arena.follow("second").unwrap();
-    assert!(!entry.exists() && arena.entry("second").exists());
+    assert!(entry.exists(), "its state is there");
+    fs::remove_dir_all(state).unwrap();
+    arena.follow("third").unwrap();
+    assert!(!entry.exists() && arena.entry("second").exists() && arena.entry("third").exists());
 }
 
 fn registered(path: &Path, identity: DirectoryIdentity) -> RegisteredWorkspace {
-    RegisteredWorkspace { id: WorkspaceId([7; 16]), identity, path: path.to_owned() }
+    RegisteredWorkspace { id: WorkspaceId([7; 16]), identity, path: path.to_owned(), state: None }
 }
 
 #[test]
@@ -159,8 +165,10 @@ fn entries_that_nixbox_did_not_write_are_refused_and_left() {
         good.replacen("\"path\":\"2f", "\"path\":\"2e", 1),
         good.replacen("\"path\":\"2f", "\"path\":\"2", 1),
         good.replacen(&id, &id.replace(|_: char| true, "0"), 1),
-        good.replacen("\"format\":1", "\"format\":1,\"more\":2", 1),
-        good.replacen("\"format\":1", "\"format\":2,\"more\":2", 1),
+        good.replacen("\"state\":\"2f", "\"state\":\"2e", 1),
+        good.replacen("\"format\":2", "\"format\":2,\"more\":2", 1),
+        good.replacen("\"format\":2", "\"format\":3,\"more\":2", 1),
+        good.replacen("\"format\":2", "\"format\":0", 1),
     ];
     for text in texts {
         assert_ne!(text, good);
@@ -177,16 +185,16 @@ fn entries_that_nixbox_did_not_write_are_refused_and_left() {
 fn a_registry_that_others_may_write_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     let arena = Arena::new();
-    let state = arena.path("deep/state/nixbox");
-    fs::set_permissions(&state, fs::Permissions::from_mode(0o777)).unwrap();
-    let refused = Registry::at(&state).unwrap_err().to_string();
-    assert!(refused.contains("nixbox"), "{refused}");
+    let state = arena.places.state();
+    fs::set_permissions(state, fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = Registry::open(&arena.places).unwrap_err().to_string();
+    assert!(refused.contains(state.to_str().unwrap()), "{refused}");
 }
 
 #[test]
 fn a_second_nixbox_waits_for_the_lock_of_the_first() {
     let arena = Arena::new();
-    let held = arena.registry.lock().unwrap();
+    let held = arena.registry.entries.lock().unwrap();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| arena.follow("original").unwrap());
         drop(held);
@@ -197,9 +205,41 @@ fn a_second_nixbox_waits_for_the_lock_of_the_first() {
 #[test]
 fn a_path_of_any_bytes_is_kept() {
     let arena = Arena::new();
-    let path = Path::new(std::ffi::OsStr::from_bytes(b"/srv/\xff\n"));
+    let path = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"/srv/\xff\n"));
     let identity = Folder::open(&arena.path("original")).unwrap().identity().unwrap();
     let entry = registered(path, identity);
-    arena.registry.write(&entry).unwrap();
-    assert_eq!(arena.registry.read(entry.id).unwrap(), Some(entry));
+    arena.registry.entries.write(&entry).unwrap();
+    assert_eq!(arena.registry.entries.read(entry.id).unwrap(), Some(entry));
+}
+
+#[test]
+fn an_entry_of_an_earlier_nixbox_is_read_and_written_anew() {
+    let arena = Arena::new();
+    let path = arena.entry("original");
+    let good = fs::read_to_string(&path).unwrap();
+    let (before, _) = good.split_once(",\"state\"").unwrap();
+    fs::write(&path, format!("{}}}", before.replacen("\"format\":2", "\"format\":1", 1))).unwrap();
+    let id = arena.workspace("original").id();
+    assert_eq!(arena.registry.entries.read(id).unwrap().unwrap().state, None);
+    assert_eq!(arena.follow("original").unwrap(), Standing::Same);
+    assert_eq!(fs::read_to_string(&path).unwrap(), good);
+}
+
+/// A removal that was killed in the middle is completed.
+#[test]
+fn what_is_kept_of_a_gone_workspace_is_removed_also_after_a_kill() {
+    for killed in [false, true] {
+        let arena = Arena::new();
+        let original = arena.workspace("original");
+        fs::write(original.ssh().join("vm_key"), "a key").unwrap();
+        let state = original.state().path().to_owned();
+        let trash = state.with_file_name(trash_name(original.id()));
+        fs::remove_dir_all(arena.path("original")).unwrap();
+        if killed {
+            fs::rename(&state, &trash).unwrap();
+        }
+        arena.registry.forget(original.id()).unwrap();
+        assert!(!state.exists() && !trash.exists());
+        assert_eq!(arena.registry.list().unwrap().len(), 0);
+    }
 }

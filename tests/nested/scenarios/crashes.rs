@@ -82,7 +82,7 @@ fn assert_snapshots(workspace: &Workspace) {
         assert!(one.get("damaged").is_none(), "{one}");
         whole.push(one["id"].to_string());
     }
-    for name in std::fs::read_dir(workspace.path.join(".nixbox/snapshots")).unwrap() {
+    for name in std::fs::read_dir(workspace.state_directory("snapshots")).unwrap() {
         let name = name.unwrap().file_name().into_string().unwrap();
         let seen = name.strip_prefix(".seen-").and_then(|name| name.strip_suffix(".json"));
         let of = seen.unwrap_or(&name);

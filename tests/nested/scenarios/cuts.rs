@@ -15,7 +15,7 @@ fn stride() -> usize {
 }
 
 fn listed(workspace: &Workspace) -> Vec<String> {
-    let entries = fs::read_dir(workspace.path.join(".nixbox/snapshots")).unwrap();
+    let entries = fs::read_dir(workspace.state_directory("snapshots")).unwrap();
     let mut names: Vec<String> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.retain(|name| !name.starts_with(".seen-"));

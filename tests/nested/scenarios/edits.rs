@@ -61,8 +61,8 @@ pub(super) fn a_vm_goes_down_without_credentials_and_without_a_journal() {
     assert_eq!(said.code, Some(0), "{said:?}");
     workspace.assert_down();
     workspace.ok(&["up"]);
-    let journal = workspace.path.join(".nixbox/journal/current");
-    let journal = if journal.exists() { journal } else { newest(&workspace.path.join(".nixbox/journal")) };
+    let journal = workspace.state_directory("journal").join("current");
+    let journal = if journal.exists() { journal } else { newest(&workspace.state_directory("journal")) };
     let good = fs::read(&journal).unwrap();
     let mut bad = good.clone();
     let middle = bad.len() / 2;

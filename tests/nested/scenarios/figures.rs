@@ -17,7 +17,7 @@ fn milliseconds(said: &Value, what: &str) -> f64 {
 }
 
 fn bare(workspace: &Workspace, what: &str, frozen: &Value) -> f64 {
-    let snapshot = workspace.path.join(".nixbox/snapshots").join(frozen["snapshot"]["id"].to_string());
+    let snapshot = workspace.state_directory("snapshots").join(frozen["snapshot"]["id"].to_string());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nested/bare");
     let key: PathBuf = workspace.path.join("key");
     let arguments = [what, snapshot.to_str().unwrap(), key.to_str().unwrap()];

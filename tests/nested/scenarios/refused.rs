@@ -12,8 +12,9 @@ use crate::workspace::{GUEST, Said, Workspace};
 fn refused(workspace: &Workspace, environment: &[(&str, &str)], code: i32, words: &[&str]) {
     // The lock names its last holder. Every command that looks for a VM makes the directory for sockets.
     let listing = || {
-        let path = workspace.path.join(".nixbox");
-        shell(&format!("cd {} && find . ! -name lock -printf '%p %m %U %s %T@\\n' | sort", path.display()))
+        let (path, state) = (workspace.path.join(".nixbox"), workspace.state_directory(""));
+        let find = format!("find {path:?} {state:?} ! -name lock -printf '%p %m %U %s %T@\\n' | sort");
+        shell(&find)
     };
     let before = (listing(), everything());
     let output = workspace.nixbox(&["up"]).envs(environment.iter().copied()).output().unwrap();

@@ -25,7 +25,7 @@ pub(super) fn credentials_have_their_owner_and_mode(workspace: &Workspace) {
         ".env 600 1000\n.aws 700 1000\n.aws/credentials 600 1000\n.ssh 700 1000\n.ssh/id_ed25519 600 1000\n"
     );
     assert_eq!(workspace.guest("cat ~/.aws/credentials"), FILE);
-    let own = fs::read_to_string(workspace.path.join(".nixbox/ssh/vm_key.pub")).unwrap();
+    let own = fs::read_to_string(workspace.state_directory("ssh").join("vm_key.pub")).unwrap();
     let told = workspace.guest("cat ~/.ssh/id_ed25519.pub");
     let key = |text: &str| text.split(' ').take(2).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(key(&told), key(&own));
@@ -52,8 +52,9 @@ pub(super) fn credentials_are_in_no_process_log_or_journal(workspace: &Workspace
     }
     // The configuration names the sources of two of them, and the guest's disk may hold what the guest has.
     let listing = outside::shell(&format!(
-        "find {}/.nixbox /run/nixbox-0 -type f ! -name config.toml ! -path '*/run/disk-*/0.img'",
-        workspace.path.display()
+        "find {}/.nixbox {} /run/nixbox-0 -type f ! -name config.toml ! -path '*/run/disk-*/0.img'",
+        workspace.path.display(),
+        workspace.state_directory("").display()
     ));
     assert!(listing.contains("/journal/"), "{listing}");
     assert!(listing.contains("/serial-"), "{listing}");

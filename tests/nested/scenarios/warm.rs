@@ -60,7 +60,7 @@ fn refuses_while_a_share_is_in_use(workspace: &Workspace) {
 }
 
 fn snapshots(workspace: &Workspace) -> Vec<PathBuf> {
-    let entries = fs::read_dir(workspace.path.join(".nixbox/snapshots")).unwrap();
+    let entries = fs::read_dir(workspace.state_directory("snapshots")).unwrap();
     let mut listed: Vec<PathBuf> =
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
     listed.sort();
@@ -231,7 +231,7 @@ pub(super) fn refused_snapshots_and_restores_change_nothing() {
 pub(super) fn a_full_disk_fails_the_snapshot_and_keeps_the_vm() {
     let (workspace, nonce) = busy("full");
     // The snapshots are on a small file system of their own, which has enough space when it is checked beforehand.
-    let small = workspace.path.join(".nixbox/snapshots");
+    let small = workspace.state_directory("snapshots");
     outside::must("mount", &["-t", "tmpfs", "-o", "size=400m,mode=700", "none", small.to_str().unwrap()]);
     let mut child = workspace.nixbox(&["snapshot"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
