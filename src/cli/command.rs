@@ -12,15 +12,13 @@ use super::error::{self, CliError, Problem};
 use super::journal_state::JournalState;
 use super::preflight::{self, Preflight};
 use super::progress::ProgressDisplay;
-use super::wiring::{self, Description, Purpose, Wiring};
+use super::wiring::{self, Description, Observers, Purpose, Wiring};
 use super::{WorkspaceLocation, journal_state, signals};
 use crate::config::{Config, DecidedDefaults};
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
 use crate::files::copy::{NoProgress, Progress};
-use crate::guest::ssh_guest::UnsettledObserver;
-use crate::host::hooks::FailedScriptObserver;
 use crate::host::lifetime::Lifetime;
 use crate::operations::{RunningVm, Session, WorkspaceState};
 use crate::store::built::BuiltRecord;
@@ -80,18 +78,23 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
     result
 }
 
-/// Creates the observer that prints why a script of the user failed, for scripts without which the operation continues.
-fn report_failed_script() -> Arc<FailedScriptObserver> {
-    Arc::new(|error| {
-        error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
-    })
-}
-
-/// Creates the observer that prints what a guest was not given when it went on, and why.
-fn report_unsettled() -> Arc<UnsettledObserver> {
-    Arc::new(|unsettled| {
-        error::print_stderr(&format!("nixbox: the guest was not settled: {}\n", error::chain(unsettled)));
-    })
+/// Creates the observers of a world. They print why a script of the user failed, for scripts without which the operation
+/// continues, and what a guest was not given when it went on, and why. `progress` shows what is waited for.
+fn observers(progress: Option<&Arc<ProgressDisplay>>) -> Observers {
+    let progress = progress.cloned();
+    Observers {
+        failed_script: Arc::new(|error| {
+            error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
+        }),
+        unsettled: Arc::new(|unsettled| {
+            error::print_stderr(&format!("nixbox: the guest was not settled: {}\n", error::chain(unsettled)));
+        }),
+        silent_guest: Arc::new(move |guest| {
+            if let Some(progress) = &progress {
+                progress.waits_for(guest);
+            }
+        }),
+    }
 }
 
 /// The state of a VM for commands that only read: [`VmmState::Silent`] if its VMM does not answer within [`VMM_WAIT`].
@@ -191,14 +194,7 @@ impl OpenWorkspace {
         };
         let purpose = Purpose::PresentVm(config.as_ref());
         let progress = Arc::new(NoProgress);
-        Ok(wiring::assemble(
-            &workspace,
-            &description,
-            purpose,
-            progress,
-            report_failed_script(),
-            report_unsettled(),
-        )?)
+        Ok(wiring::assemble(&workspace, &description, purpose, progress, observers(None))?)
     }
 }
 
@@ -331,9 +327,16 @@ impl LockedWorkspace {
             let world = &self.wiring.world;
             let next = &self.next.as_ref().unwrap_or(&self.wiring).world;
             let journal = Journal::open(storage, self.workspace.id(), floor, world.clock.unix_ms())?;
-            act(&mut Session { world, next, journal, interrupt: interrupt.clone(), observer }).await
+            let interrupt = interrupt.clone();
+            act(&mut Session { world, next, journal, interrupt, observer, keep: false }).await
         })
-        .map_err(|problem| problem.with_last_words(|| self.wiring.vmm.last_words()))
+        .map_err(|problem| {
+            problem.with_last_words(|| {
+                let line =
+                    self.progress.console().map(|line| format!("its console's last line then: {line}"));
+                line.into_iter().chain(self.wiring.vmm.last_words()).collect()
+            })
+        })
     }
 
     /// Runs `act`, and asks it to stop at the first signal that interrupts nixbox.
@@ -428,14 +431,7 @@ impl Wire<'_> {
     fn world(self, preflight: Preflight, description: &Description) -> Result<Wiring, Problem> {
         let assemble = |purpose| {
             let progress = self.progress.clone();
-            wiring::assemble(
-                self.workspace,
-                description,
-                purpose,
-                progress,
-                report_failed_script(),
-                report_unsettled(),
-            )
+            wiring::assemble(self.workspace, description, purpose, progress, observers(Some(self.progress)))
         };
         let ends_vm = preflight == Preflight::EndVm;
         Ok(match self.config.map(|config| assemble(Purpose::Any(config))) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::visible::{visible, visible_json};
 use super::wiring::WiringError;
 use crate::config::ConfigError;
-use crate::engine::executor::{EngineError, TransitionFailure};
+use crate::engine::executor::TransitionFailure;
 use crate::engine::history::IllegalHistory;
 use crate::engine::journal::JournalError;
 use crate::engine::reader::ReadError;
@@ -21,12 +21,14 @@ use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
 use crate::host::process::ProcessError;
 use crate::host::spawn::SpawnError;
-use crate::operations::{DryRunError, OperationResult, Refusal};
+use crate::operations::{DryRunError, OperationResult};
 use crate::store::built::RecordFileError;
 use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
 use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
 use crate::world::{Slot, SnapshotId};
+
+mod refusal;
 
 /// The exit codes of nixbox. Once a command of the user runs in the guest, `nixbox run` and `nixbox shell` exit with
 /// its status instead.
@@ -145,6 +147,12 @@ pub enum CliError {
          is down, and its disk is kept"
     )]
     ClearedAway(#[source] TransitionFailure),
+    #[error(
+        "the guest did not answer, and its VM was shut down and cleared away. The workspace is down, and its disk is kept"
+    )]
+    NeverAnswered(#[source] TransitionFailure),
+    #[error("the guest was not brought to SSH-ready, and its VM was left running for you to look at")]
+    LeftRunning(#[source] TransitionFailure),
     #[error("the operation can be neither completed nor rolled back")]
     Stuck(#[source] TransitionFailure),
 }
@@ -289,7 +297,11 @@ pub fn check_result(result: OperationResult) -> Result<bool, Problem> {
         OperationResult::Already => return Ok(false),
         OperationResult::RolledBack(failure) => CliError::RolledBack(failure),
         OperationResult::ReplacedInVain(failure) => CliError::ReplacedInVain(failure),
+        OperationResult::ClearedAway(failure) if matches!(failure.failure, Failure::WaitedOut(_)) => {
+            CliError::NeverAnswered(failure)
+        }
         OperationResult::ClearedAway(failure) => CliError::ClearedAway(failure),
+        OperationResult::LeftRunning(failure) => CliError::LeftRunning(failure),
         OperationResult::Stuck(failure) => CliError::Stuck(failure),
     }
     .into())
@@ -337,6 +349,19 @@ impl From<CliError> for Problem {
             CliError::ReplacedInVain(failure) => {
                 (rolled_back(failure), Some("`nixbox up` boots from that disk"))
             }
+            CliError::NeverAnswered(_) => (
+                Failed,
+                Some(
+                    "[guest] ready-timeout says how long a guest may take, and --keep leaves the VM running for a look",
+                ),
+            ),
+            CliError::LeftRunning(_) => (
+                Failed,
+                Some(
+                    "`nixbox status` names the serial console, and `nixbox down` ends the VM; [guest] ready-timeout says how \
+                     long a guest may take",
+                ),
+            ),
             CliError::Stuck(_) => (
                 Stuck,
                 Some(
@@ -346,7 +371,8 @@ impl From<CliError> for Problem {
             ),
             _ => (Failed, None),
         };
-        let lost = matches!(error, CliError::ClearedAway(_));
+        let lost =
+            matches!(error, CliError::ClearedAway(_) | CliError::NeverAnswered(_) | CliError::LeftRunning(_));
         Self { hint, lost, ..Self::new(exit, error) }
     }
 }
@@ -430,84 +456,5 @@ impl From<JournalError> for Problem {
     }
 }
 
-impl From<Refusal> for Problem {
-    fn from(refusal: Refusal) -> Self {
-        use ExitKind::{Failed, Interrupted, NotFound, Stuck};
-        let (exit, hint) = match refusal {
-            Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
-            Refusal::Engine(EngineError::Journal(error)) => return error.into(),
-            Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted) => {
-                (Interrupted, None)
-            }
-            Refusal::GuestUnfit(_) => {
-                (Failed, Some("nothing was changed; the guest runs on with its credentials"))
-            }
-            Refusal::Credentials(_) => (
-                Failed,
-                Some(
-                    "nothing was changed; make that source readable, or take it out of [env] or [credentials] in the \
-                     configuration",
-                ),
-            ),
-            Refusal::Running => (
-                Failed,
-                Some(
-                    "`nixbox down` brings the VM down; `nixbox restore --replace` does so before it restores",
-                ),
-            ),
-            Refusal::NameTaken(_) => {
-                (Failed, Some("choose another name, or delete that snapshot with `nixbox snapshot delete`"))
-            }
-            Refusal::NoRoom { .. } => {
-                (Failed, Some("nothing was changed; `nixbox snapshot list` shows what could be deleted"))
-            }
-            Refusal::SharesInUse(_) => (
-                Failed,
-                Some("nothing was changed; end those programs, or have them leave the shared directories"),
-            ),
-            Refusal::Unfit(_, ref why) if why.can_be_overridden() => {
-                (Failed, Some("nothing was changed; with --force it is tried in spite of that"))
-            }
-            Refusal::Unfit(..) | Refusal::NothingFits(_) => {
-                (Failed, Some("nothing was changed; `nixbox up` boots without a snapshot"))
-            }
-            Refusal::NoSnapshot => (NotFound, Some("`nixbox snapshot` makes one of a running VM")),
-            Refusal::NotRunning => (NotFound, Some("`nixbox up` starts one")),
-            Refusal::NoSuchSnapshot(_) => (NotFound, Some("`nixbox snapshot list` shows the snapshots")),
-            Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
-                (Stuck, None)
-            }
-            _ => (Failed, None),
-        };
-        Self { hint, ..Self::new(exit, refusal) }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_chain_names_every_cause_once() {
-        let io = io::Error::new(io::ErrorKind::NotFound, "it is gone");
-        let poisoned = || JournalError::Poisoned { path: "journal".to_owned() };
-        let nested = CliError::Vmm(Failure::world(CliError::Kvm(io)));
-        assert_eq!(chain(&nested), "Cloud Hypervisor cannot be used: /dev/kvm cannot be opened: it is gone");
-        // Two of these layers are transparent.
-        assert_eq!(chain(&Refusal::Engine(EngineError::Journal(poisoned()))), poisoned().to_string());
-    }
-
-    #[test]
-    fn an_interrupted_operation_has_the_exit_code_of_sigint_only_if_it_was_rolled_back() {
-        let failure = || TransitionFailure { label: "boot", failure: Failure::Interrupted };
-        let exit = |result| check_result(result).map_err(|problem| problem.exit());
-        assert_eq!(exit(OperationResult::Done), Ok(true));
-        assert_eq!(exit(OperationResult::Already), Ok(false));
-        assert_eq!(exit(OperationResult::RolledBack(failure())), Err(ExitKind::Interrupted));
-        assert_eq!(exit(OperationResult::ReplacedInVain(failure())), Err(ExitKind::Interrupted));
-        assert_eq!(exit(OperationResult::ClearedAway(failure())), Err(ExitKind::Failed));
-        assert_eq!(exit(OperationResult::Stuck(failure())), Err(ExitKind::Stuck));
-        let failure = TransitionFailure { label: "boot", failure: Failure::Lost };
-        assert_eq!(exit(OperationResult::RolledBack(failure)), Err(ExitKind::Failed));
-    }
-}
+mod tests;

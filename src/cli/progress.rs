@@ -12,12 +12,19 @@ use serde::Serialize;
 
 use super::error;
 use super::visible::visible;
+use super::wiring::SilentGuest;
 use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
 use crate::files::copy::{CopyMethod, Progress};
 
 /// The template of a bar. The bar fits into 80 columns with the names that nixbox gives to its copies.
 const BAR: &str = "  {prefix:16} [{bar:24}] {bytes:>10} of {total_bytes} {binary_bytes_per_sec}";
+
+/// The template of the line about a guest that is waited for.
+const WAIT: &str = "  {wide_msg}";
+
+/// A guest that answers sooner is not worth a line.
+const SOON: Duration = Duration::from_secs(3);
 
 /// Copies of fewer bytes end too soon to need a bar.
 const BAR_MINIMUM: u64 = 4 << 20;
@@ -30,6 +37,17 @@ pub(super) struct ProgressDisplay {
     current: Mutex<CurrentOperation>,
     bars: MultiProgress,
     copies: Mutex<BTreeMap<String, ProgressBar>>,
+    wait: Mutex<GuestWait>,
+}
+
+/// What is shown of a guest that is waited for.
+#[derive(Default)]
+struct GuestWait {
+    /// Whether a line was printed where no bar can be drawn.
+    printed: bool,
+    bar: Option<ProgressBar>,
+    /// The last line of the guest's console that was seen.
+    console: Option<String>,
 }
 
 #[derive(Default)]
@@ -77,6 +95,7 @@ impl ProgressDisplay {
             current: Mutex::default(),
             bars: MultiProgress::with_draw_target(target),
             copies: Mutex::default(),
+            wait: Mutex::default(),
         }
     }
 
@@ -118,8 +137,49 @@ impl ProgressDisplay {
         }
     }
 
+    fn wait(&self) -> MutexGuard<'_, GuestWait> {
+        self.wait.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows that a guest is waited for, for how long, and what it last wrote to its console.
+    pub(super) fn waits_for(&self, SilentGuest { waited, timeout, console }: SilentGuest) {
+        let mut wait = self.wait();
+        wait.console = console.or(wait.console.take());
+        if self.silent || waited < SOON {
+            return;
+        }
+        if self.bars.is_hidden() {
+            if !std::mem::replace(&mut wait.printed, true) {
+                self.print(&format!("waiting for the guest to answer SSH, for {timeout} at most"));
+            }
+            return;
+        }
+        let seconds = waited.as_secs();
+        let mut text = format!("waiting for the guest to answer SSH: {seconds} s of {timeout}");
+        if let Some(line) = &wait.console {
+            text.push_str(&format!("; its console: {line}"));
+        }
+        let bar = wait.bar.get_or_insert_with(|| {
+            let style =
+                ProgressStyle::with_template(WAIT).unwrap_or_else(|_| ProgressStyle::default_spinner());
+            self.bars.add(ProgressBar::no_length().with_style(style))
+        });
+        bar.set_message(visible(&text));
+        bar.tick();
+    }
+
+    /// The last line of the console of a guest that was waited for.
+    pub(super) fn console(&self) -> Option<String> {
+        self.wait().console.clone()
+    }
+
     /// Removes the bars, also those of copies that failed or were interrupted.
     fn end_copies(&self) {
+        let mut wait = self.wait();
+        wait.printed = false;
+        if let Some(bar) = wait.bar.take() {
+            bar.finish_and_clear();
+        }
         for bar in std::mem::take(&mut *self.copies()).into_values() {
             bar.finish_and_clear();
         }

@@ -60,9 +60,13 @@ impl RecoverySummary {
         if let Some(failure) = recovered.stuck {
             return Err(CliError::Stuck(failure).into());
         }
+        let left_running = recovered.cleared.is_none();
         let ended = |ending| match ending {
             Ending::Done => "was finished",
             Ending::RolledBack(_) => "was rolled back",
+            Ending::Lost(_) if left_running => {
+                "could not be finished, and its VM was left running for you to look at"
+            }
             Ending::Lost(_) => "had lost its VM",
             Ending::Stuck(_) => "is stuck",
         };

@@ -12,8 +12,8 @@ use crate::world::SnapshotReference;
 /// Start a VM from a snapshot, on copies of its files
 ///
 /// Without an argument, the newest snapshot that fits this host and this configuration is restored. The snapshot itself
-/// is never changed. The disk that the workspace had before is removed when the restored VM goes down. A restore that
-/// is refused changes nothing. A restore that fails leaves the workspace down, with its former disk.
+/// is never changed. The disk that the workspace had before is kept when the restored VM goes down, as [snapshot]
+/// keep-disks says, and `nixbox up --disk` goes back to it. A restore that is refused changes nothing. A restore that fails leaves the workspace down, with its former disk.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox restore warm --replace")]
 pub(super) struct Arguments {
@@ -32,6 +32,9 @@ pub(super) struct Arguments {
     /// disk.
     #[arg(long, requires = "snapshot")]
     force: bool,
+    /// Leave the VM running if its guest does not become SSH-ready, to look at it; `nixbox down` ends it
+    #[arg(long)]
+    keep: bool,
     #[command(flatten)]
     trust: TrustOption,
     #[command(flatten)]
@@ -47,14 +50,16 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         arguments.trust,
     )?;
     let wanted = arguments.snapshot.as_ref();
-    let result = workspace
-        .run(async |session| Ok(session.restore(wanted, arguments.replace, arguments.force).await?))?;
+    let result = workspace.run(async |session| {
+        session.keep = arguments.keep;
+        Ok(session.restore(wanted, arguments.replace, arguments.force).await?)
+    })?;
     report(&workspace, arguments.output, result)
 }
 
 /// Prints how the workspace came up, from which snapshot, and which snapshots could not be restored.
 pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result: RestoreResult) -> Outcome {
-    let RestoreResult { report, restored, passed_over, condition } = result;
+    let RestoreResult { report, restored, passed_over, condition, former_disk } = result;
     let why: Vec<_> = passed_over
         .iter()
         .map(|(id, reason)| serde_json::json!({ "id": id.0.0, "why": error::chain(reason) }))
@@ -88,9 +93,19 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
         + match condition {
             VmCondition::NoClock => "; its clock could not be set, and may be wrong",
             VmCondition::NoEntropy => "; it could not be given fresh entropy, and its clock may be wrong",
-            VmCondition::Good | VmCondition::Condemned => "",
+            VmCondition::Good | VmCondition::Condemned | VmCondition::LeftRunning => "",
         };
+    let former_disk = former_disk.filter(|_| restored.is_some());
+    let keeps = workspace.config.as_ref().is_none_or(|config| config.snapshot.keep_disks > 0);
+    let sentence = match former_disk {
+        Some(disk) if keeps => format!(
+            "{sentence}; the disk of the session before, generation {disk}, is kept: after `nixbox down`, `nixbox up \
+             --disk {disk}` goes back to it"
+        ),
+        _ => sentence,
+    };
     let json = serde_json::json!({
+        "former_disk": former_disk.map(|disk| disk.0),
         "clock_set": !matches!(condition, VmCondition::NoClock | VmCondition::NoEntropy),
         "entropy_given": condition != VmCondition::NoEntropy,
         "result": word,

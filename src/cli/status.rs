@@ -1,17 +1,19 @@
 //! `nixbox status`: shows the state of the workspace. The command only reads, and takes no lock.
 
+use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::command::{self, OpenWorkspace, block_on, vm_state};
-use super::error::{self, CliError, Outcome, Problem};
+use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, success, wiring};
 use crate::config::PendingEdit;
 use crate::host::clock::utc;
+use crate::host::disk::kept;
 use crate::operations::{RunningVm, VmCondition, WorkspaceState};
 use crate::simulator;
 use crate::workspace::LockHolder;
 use crate::workspace::registry::Registry;
-use crate::world::{VmmState, WorkspaceName};
+use crate::world::{KeptDisk, VmmState, WorkspaceName};
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
 ///
@@ -38,6 +40,8 @@ pub(super) struct StatusReport {
     /// One of the states that the help text of the command explains.
     pub(super) state: &'static str,
     vm: Option<VmReport>,
+    /// The disks of earlier sessions that `nixbox up --disk` can go back to, first the one that was kept first.
+    kept_disks: Vec<DiskReport>,
     /// The values of the configuration that differ from what the VM was built from. They wait for the next VM.
     pending_edits: Vec<PendingEdit>,
     /// Why the built record of the VM cannot be used; `None` if it can.
@@ -66,6 +70,20 @@ struct VmReport {
     clock_set: bool,
     /// Whether the guest got fresh entropy then.
     entropy_given: bool,
+    /// The disk of the session before, which is kept when the VM goes down.
+    former_disk: Option<u64>,
+    /// Whether the VM was left running though it was not brought to SSH-ready.
+    left_running: bool,
+}
+
+/// The disk of an earlier session.
+#[derive(Debug, Serialize)]
+struct DiskReport {
+    generation: u64,
+    /// How much space it occupies.
+    bytes: u64,
+    /// When it was last written, in milliseconds since 1970, UTC.
+    written_ms: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,6 +119,11 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
     let standing = registry.and_then(|registry| registry.examine(&open.workspace));
     let state_directory = open.workspace.state().path().display().to_string();
     let not_the_workspace = standing.err().map(|error| error::chain(&error));
+    let kept_disks = kept::in_directory(&open.workspace.run())
+        .map_err(|error| Problem::new(ExitKind::Failed, error))?
+        .into_iter()
+        .map(|KeptDisk { id, bytes, written_ms }| DiskReport { generation: id.disk.0, bytes, written_ms })
+        .collect();
     let (mut state, mut vm) = ("down", None);
     if let WorkspaceState::Up(running) = open.journal.state {
         let report = vm_report(open, &running)?;
@@ -114,6 +137,7 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         vmm: if simulated { "simulator" } else { "cloud-hypervisor" },
         state,
         vm,
+        kept_disks,
         pending_edits,
         record_problem,
         config_problem,
@@ -147,6 +171,8 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         tap: machine.slot.tap(),
         clock_set: !matches!(running.condition, VmCondition::NoClock | VmCondition::NoEntropy),
         entropy_given: running.condition != VmCondition::NoEntropy,
+        former_disk: running.former_disk.map(|disk| disk.0),
+        left_running: running.condition == VmCondition::LeftRunning,
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         exposed: command::exposed(&wiring, machine.vmm).map(|error| error::chain(&error)),
     };
@@ -168,6 +194,15 @@ fn text(status: &StatusReport) -> String {
         if let Some(exposed) = &vm.exposed {
             lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
         }
+        if let Some(disk) = vm.former_disk {
+            lines.push(format!("  the disk of the session before has generation {disk}"));
+        }
+        if vm.left_running {
+            lines.push(
+                "  the VM was not brought to SSH-ready, and was left running for you to look at: `nixbox down` ends it"
+                    .to_owned(),
+            );
+        }
         if !vm.entropy_given {
             lines.push("  the guest could not be given fresh entropy, nor could its clock be set".to_owned());
         } else if !vm.clock_set {
@@ -177,6 +212,15 @@ fn text(status: &StatusReport) -> String {
             lines
                 .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());
         }
+    }
+    for disk in &status.kept_disks {
+        lines.push(format!(
+            "  kept disk: generation {}, {}, last written {}: `nixbox up --disk {}` goes back to it",
+            disk.generation,
+            HumanBytes(disk.bytes),
+            utc(disk.written_ms),
+            disk.generation
+        ));
     }
     for edit in &status.pending_edits {
         let value = |value: &Option<serde_json::Value>| {

@@ -38,10 +38,7 @@ use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::workspace::registry::Registry;
 use crate::workspace::{self, Workspace, WorkspaceError, guest_writable};
 use crate::world::capability::{self, Capability};
-use crate::world::{self, Backing, Failure, SecretSource, ShareTag, VmmChoice, World};
-
-/// How long a guest may take until it answers. A boot in software emulation takes half a minute; the rest is a reserve.
-const READY: Duration = Duration::from_secs(110);
+use crate::world::{self, Backing, Failure, ReadyTimeout, SecretSource, ShareTag, VmmChoice, World};
 
 /// The uid of the first user of an image, by the convention of most distributions.
 const FIRST_USER: u32 = 1000;
@@ -78,6 +75,28 @@ type Result<T, E = WiringError> = std::result::Result<T, E>;
 #[must_use]
 pub fn own_key(workspace: &Workspace) -> PathBuf {
     workspace.ssh().join("vm_key")
+}
+
+/// A guest that does not answer yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SilentGuest {
+    /// How long it has not answered.
+    pub waited: Duration,
+    /// How long it may take.
+    pub timeout: ReadyTimeout,
+    /// The last line of its serial console.
+    pub console: Option<String>,
+}
+
+/// Who is told what happens in a world and is no result of a call.
+#[derive(Clone)]
+pub struct Observers {
+    /// Is told which script of the user failed.
+    pub failed_script: Arc<FailedScriptObserver>,
+    /// Is told what a guest was not given when it went on.
+    pub unsettled: Arc<UnsettledObserver>,
+    /// Is told, several times a second, that a guest is waited for.
+    pub silent_guest: Arc<dyn Fn(SilentGuest) + Send + Sync>,
 }
 
 /// A world, and the parts of it that commands use beyond the seams.
@@ -167,8 +186,7 @@ pub fn assemble(
     description: &Description,
     purpose: Purpose<'_>,
     progress: Arc<dyn Progress>,
-    on_failed_script: Arc<FailedScriptObserver>,
-    on_unsettled: Arc<UnsettledObserver>,
+    observers: Observers,
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
     let Description { spec, runtime } = description.clone();
@@ -178,7 +196,8 @@ pub fn assemble(
     }
     let version = simulated(spec.vmm);
     let source_progress = Arc::clone(&progress);
-    let disk = Arc::new(disks(workspace, &spec, &progress));
+    let keep = purpose.config().map(|config| config.snapshot.keep_disks);
+    let disk = Arc::new(disks(workspace, &spec, keep, &progress));
     let memory = Arc::new(ram(workspace, &spec, &progress)?);
     let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
     let vmm_stand_in = version
@@ -216,7 +235,7 @@ pub fn assemble(
     });
     let vmm = Arc::new(vmm.by(vmm_stand_in).beside(shared_paths(&spec)));
     let address = address(version, &runtime);
-    let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address, on_unsettled)?);
+    let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address, &observers)?);
     let network: Arc<dyn world::Network> = match version {
         Some(_) => Arc::new(Loopback::new(runtime.clone())),
         None => Arc::new(HostNetwork::new(network::NetworkSettings {
@@ -261,7 +280,7 @@ pub fn assemble(
             directory: workspace.root().to_owned(),
             scripts: purpose.config().map(|config| config.hooks.by_point()).unwrap_or_default(),
             check: script_check(workspace, purpose.config(), &spec),
-            on_failed_script,
+            on_failed_script: observers.failed_script,
         }),
         clock: Arc::new(HostClock),
     };
@@ -344,9 +363,11 @@ fn missing_mounts(spec: &VmSpec) -> Arc<[PathBuf]> {
     sources.filter(|source| !source.is_dir()).map(Path::to_owned).collect()
 }
 
-fn disks(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Disks {
-    Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress))
-        .beside(shared_paths(spec))
+fn disks(workspace: &Workspace, spec: &VmSpec, keep: Option<u32>, progress: &Arc<dyn Progress>) -> Disks {
+    let mut disks =
+        Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress));
+    disks.keep = keep;
+    disks.beside(shared_paths(spec))
 }
 
 /// Where RAM is put. A log-out empties `/dev/shm` of the files of a user who does not linger, so RAM is put on disk then,
@@ -411,7 +432,7 @@ fn guest(
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
     address: Arc<ssh_guest::Address>,
-    on_unsettled: Arc<UnsettledObserver>,
+    observers: &Observers,
 ) -> Result<SshGuest> {
     let mount = |(index, mount): (usize, &config::MountTable)| Mount {
         tag: ShareTag::numbered(index),
@@ -429,9 +450,16 @@ fn guest(
         address,
         wanted: wanted(workspace, spec, purpose)?,
         require_entropy: spec.guest.require_entropy,
-        on_unsettled,
+        on_unsettled: Arc::clone(&observers.unsettled),
+        on_waiting: {
+            let (vmm, timeout) = (Arc::clone(vmm), spec.guest.ready_timeout);
+            let tell = Arc::clone(&observers.silent_guest);
+            Arc::new(move |machine, waited| {
+                tell(SilentGuest { waited, timeout, console: vmm.console_line(machine.vmm) });
+            })
+        },
         mounts: spec.mounts.iter().enumerate().map(mount).collect(),
-        ready: READY,
+        ready: spec.guest.ready_timeout,
         limits: Limits::default(),
     };
     Ok(SshGuest::new(settings, vmm.clone()))

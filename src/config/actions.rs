@@ -219,9 +219,9 @@ impl Config {
             defaulted: _,
         } = self;
         let VmTable { vcpus: _, memory: _, kernel, initramfs, cmdline: _, backing: _ } = vm;
-        let GuestTable { user: _, ssh_key, require_entropy: _ } = guest;
+        let GuestTable { user: _, ssh_key, require_entropy: _, ready_timeout: _ } = guest;
         let CredentialsTable { files, wipe: _, overwrite: _, outbound_key } = credentials;
-        let SnapshotTable { keep: _ } = snapshot;
+        let SnapshotTable { keep: _, keep_disks: _ } = snapshot;
         let inside = |path: &Path| own.iter().any(|own| path.starts_with(own));
         let mut actions = Vec::new();
         for (point, scripts) in hooks.by_point() {

@@ -19,7 +19,7 @@ pub(super) const MOUNT: KnownTable =
     KnownTable { name: "mounts", keys: &["source", "target", "readonly", "protect"] };
 pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mode", "domains", "ports"] };
 pub(super) const GUEST: KnownTable =
-    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy"] };
+    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy", "ready-timeout"] };
 /// A value of `[env]` that is a table.
 pub(super) const SOURCE: KnownTable = KnownTable { name: "env", keys: &["from-env", "file", "command"] };
 pub(super) const CREDENTIALS: KnownTable =
@@ -27,7 +27,7 @@ pub(super) const CREDENTIALS: KnownTable =
 pub(super) const CREDENTIAL_FILE: KnownTable = KnownTable { name: "files", keys: &["source", "target"] };
 pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };
-pub(super) const SNAPSHOT: KnownTable = KnownTable { name: "snapshot", keys: &["keep"] };
+pub(super) const SNAPSHOT: KnownTable = KnownTable { name: "snapshot", keys: &["keep", "keep-disks"] };
 
 /// The tables that occur at most once, so that each of their keys names at most one value.
 const SINGLE: [KnownTable; 6] = [VM, NETWORK, GUEST, CREDENTIALS, HOOKS, SNAPSHOT];

@@ -16,8 +16,8 @@ use super::types::{
 };
 use crate::world::{
     Backing, ByteSize, DiskSpec, Domain, GuestHome, GuestPath, HostPath, InvalidValue, NetworkMode,
-    NetworkPolicy, PathInShare, Port, Secret, SecretCommand, SecretSource, UserName, VariableName, VmmChoice,
-    WorkspaceName, is_within,
+    NetworkPolicy, PathInShare, Port, ReadyTimeout, Secret, SecretCommand, SecretSource, UserName,
+    VariableName, VmmChoice, WorkspaceName, is_within,
 };
 
 /// The most processors that Cloud Hypervisor and the guest's kernel support, because 255 is the broadcast APIC id.
@@ -195,6 +195,7 @@ impl ConfigReader<'_> {
                 None => HostPath::below(self.keys, "vm_key"),
             },
             require_entropy: value("require-entropy").map_or(Ok(true), |value| value.truth())?,
+            ready_timeout: value("ready-timeout").map_or(Ok(ReadyTimeout::DEFAULT), |value| value.parse())?,
         })
     }
 
@@ -384,10 +385,15 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let Some(value) = top.get("snapshot") else {
         return Ok(SnapshotTable::default());
     };
+    let table = value.table(keys::SNAPSHOT.keys)?;
     // If `keep` were zero, every snapshot would be removed as soon as it is made.
-    let keep =
-        value.table(keys::SNAPSHOT.keys)?.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
-    Ok(SnapshotTable { keep: keep.and_then(NonZeroU32::new) })
+    let keep = table.get("keep").map(|value| value.number(1, u32::MAX)).transpose()?;
+    let keep_disks = table.get("keep-disks").map(|value| value.number(0, u32::MAX)).transpose()?;
+    let default = SnapshotTable::default();
+    Ok(SnapshotTable {
+        keep: keep.and_then(NonZeroU32::new),
+        keep_disks: keep_disks.unwrap_or(default.keep_disks),
+    })
 }
 
 fn command_line(value: &TomlValue<'_>) -> Result<String> {

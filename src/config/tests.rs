@@ -43,6 +43,7 @@ ports = [443, 80, 443]
 user = "user"
 ssh-key = "/keys/id"
 require-entropy = false
+ready-timeout = "10min"
 [env]
 GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
 FROM_FILE = { file = "~/token" }
@@ -57,6 +58,7 @@ outbound-key = true
 post-up = ["echo up"]
 [snapshot]
 keep = 3
+keep-disks = 0
 "##;
 
 /// The directory of the workspace's own keys.
@@ -108,7 +110,7 @@ fn the_documented_example_is_read_in_full() {
     assert_eq!(config.guest.ssh_key.as_path(), Path::new("/keys/id"));
     assert_eq!(config.credentials.files[0].target.as_str(), "~/.aws/credentials");
     assert_eq!(config.hooks.post_up, ["echo up"]);
-    assert_eq!(config.snapshot.keep.unwrap().get(), 3);
+    assert_eq!((config.snapshot.keep.unwrap().get(), config.snapshot.keep_disks), (3, 0));
     let env: Vec<_> = config.env.values().collect();
     let SecretSource::Command(command) = env[0] else { panic!("{env:?}") };
     assert_eq!(command.program, "op");
@@ -162,6 +164,7 @@ fn defaults_come_from_the_host() {
     assert_eq!(config.mounts[0].target.to_string(), "~/workspace");
     assert_eq!(config.network.mode, NetworkMode::Open);
     assert_eq!(config.guest.ssh_key.as_path(), Path::new("/state/ssh/vm_key"));
+    assert_eq!(config.snapshot.keep_disks, 1);
     assert!(config.snapshot.keep.is_none() && config.env.is_empty());
     assert!(parse(&with_kernel("mounts = []")).unwrap().mounts.is_empty());
     for (host_gib, memory_gib) in [(2, 1), (4, 4), (6, 4), (8, 4), (64, 32)] {
@@ -302,11 +305,11 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         defaulted: _,
     } = config.clone();
     let VmTable { vcpus: _, memory: _, kernel: _, initramfs: _, cmdline: _, backing: _ } = vm.clone();
-    let GuestTable { user: _, ssh_key: _, require_entropy: _ } = guest.clone();
+    let GuestTable { user: _, ssh_key: _, require_entropy: _, ready_timeout: _ } = guest.clone();
     let NetworkPolicy { mode: _, domains: _, ports: _ } = network;
     let CredentialsTable { files: _, wipe: _, overwrite: _, outbound_key: _ } = credentials;
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
-    let SnapshotTable { keep: _ } = snapshot;
+    let SnapshotTable { keep: _, keep_disks: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}
     for MountTable { source: _, target: _, readonly: _, protect: _ } in mounts {}
     let expected = [

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::world::{
-    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, SecretSource,
-    UserName, VariableName, VmmChoice, WorkspaceName,
+    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, ReadyTimeout,
+    SecretSource, UserName, VariableName, VmmChoice, WorkspaceName,
 };
 
 /// The facts about this host that decide defaults and limits.
@@ -121,10 +121,17 @@ pub struct GuestTable {
     /// Whether a guest that cannot be given fresh entropy after a restore is ended. An older built record does not say.
     #[serde(default = "entropy_is_required")]
     pub require_entropy: bool,
+    /// How long the guest may take until it is SSH-ready. An older built record does not say.
+    #[serde(default = "default_ready_timeout")]
+    pub ready_timeout: ReadyTimeout,
 }
 
 fn entropy_is_required() -> bool {
     true
+}
+
+fn default_ready_timeout() -> ReadyTimeout {
+    ReadyTimeout::DEFAULT
 }
 
 /// `[credentials]`.
@@ -166,11 +173,19 @@ pub struct HooksTable {
 }
 
 /// `[snapshot]`.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct SnapshotTable {
     /// How many snapshots without a name are kept; all if the key is absent.
     pub keep: Option<NonZeroU32>,
+    /// How many disks of earlier sessions are kept when a snapshot's disk takes their place.
+    pub keep_disks: u32,
+}
+
+impl Default for SnapshotTable {
+    fn default() -> Self {
+        Self { keep: None, keep_disks: 1 }
+    }
 }
 
 impl HooksTable {
@@ -278,7 +293,7 @@ impl VmSpec {
     pub fn shape(&self, root: &Path) -> BTreeMap<String, String> {
         let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
-        let GuestTable { user, ssh_key: _, require_entropy: _ } = guest;
+        let GuestTable { user, ssh_key: _, require_entropy: _, ready_timeout: _ } = guest;
         let path = |path: &HostPath| match path.as_path().strip_prefix(root) {
             Ok(below) if below.as_os_str().is_empty() => ".".to_owned(),
             Ok(below) if root != Path::new("/") => format!("./{}", below.display()),

@@ -25,7 +25,8 @@
 //!
 //! **A failure after the commit point** leads to a second forward, because the world may have done what it did not
 //! report. If that fails too, the operation ends as lost and its VM is cleared away; or it is stuck, if the operation
-//! is itself one that clears away ([`AfterCommit`]).
+//! is itself one that clears away ([`AfterCommit`]). There is no second forward if the VM is gone, or if the failure is
+//! that a person's time limit is over.
 //!
 //! **Conclude** determines the final state of the workspace and writes the end of the operation. If the state cannot be
 //! determined, the run is stuck and the operation stays open.
@@ -165,13 +166,19 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
                 self.back(operation, &decisions).await?;
                 return self.conclude(operation, Ended::RolledBack, failure).await;
             }
-            let failed = match self.forward(operation, shape, &decisions).await {
-                Ok(()) => return self.conclude(operation, Ended::Done, None).await,
-                Err(Halt::Failed(failed)) => failed,
-                Err(halt) => return Err(halt),
+            let failed = match failure.take() {
+                // A person's time limit was over after the commit point.
+                Some(failed) if !again && matches!(failed.failure, Failure::WaitedOut(_)) => failed,
+                _ => match self.forward(operation, shape, &decisions).await {
+                    Ok(()) => return self.conclude(operation, Ended::Done, None).await,
+                    Err(Halt::Failed(failed)) => failed,
+                    Err(halt) => return Err(halt),
+                },
             };
             match operation.after_commit {
-                _ if again && !matches!(failed.failure, Failure::Lost) => again = false,
+                _ if again && !matches!(failed.failure, Failure::Lost | Failure::WaitedOut(_)) => {
+                    again = false
+                }
                 AfterCommit::ClearAway => return self.conclude(operation, Ended::Lost, Some(failed)).await,
                 AfterCommit::Stuck => return Ok(Ending::Stuck(failed)),
             }

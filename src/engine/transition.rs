@@ -96,6 +96,10 @@ pub enum Failure {
     /// The VM that it acts on is gone.
     #[error("the VM is gone")]
     Lost,
+    /// The layer below waited for as long as a person allows. It is not tried again, because that would only be a second
+    /// wait of the same length.
+    #[error(transparent)]
+    WaitedOut(Box<dyn std::error::Error + Send + Sync>),
     /// An intent or outcome does not fit into a record, or does not decode as the transition's type.
     #[error(transparent)]
     Payload(#[from] record::PayloadError),

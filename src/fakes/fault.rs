@@ -73,6 +73,8 @@ pub enum Loss {
     Root,
     /// The files for the credentials can no longer be written in the guests.
     Targets,
+    /// The guests run, and answer no connection.
+    Answers,
 }
 
 /// What the program has done since the fault was set.
@@ -95,6 +97,9 @@ pub(super) enum FakeError {
     /// The program that calls was killed at a point before.
     #[error("the program has died")]
     ProgramDied,
+    /// The guest did not answer for as long as the configuration allows.
+    #[error("the guest does not answer")]
+    NoAnswer,
     /// The VMM that is asked hangs.
     #[error("the VMM does not answer")]
     VmmHangs,

@@ -1,12 +1,13 @@
 //! The host as a test holds it: the test sets faults, cuts the power, kills VMMs, and compares what is there.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fault::{Counts, Fault, Loss, RefusedLoads};
 use super::files::{Content, Survival};
-use super::state::{FakeState, NEIGHBOUR, RAM, record_name};
+use super::state::{FakeState, NEIGHBOUR, RAM, VmmProcess, record_name};
 use crate::engine::journal::Name;
-use crate::world::{Failure, Generation, Interrupt, Slot, SnapshotId, WorkspaceId};
+use crate::world::{Failure, Generation, Interrupt, KeptDiskId, Slot, SnapshotId, VmmState, WorkspaceId};
 
 /// A host. Clones are handles to the same host.
 #[derive(Clone)]
@@ -108,6 +109,26 @@ impl Host {
         self.lock().refused_loads = refused;
     }
 
+    /// How many guests were ended while they ran, as if their power were cut, and were not let shut down.
+    #[must_use]
+    pub fn guests_cut_off(&self) -> u64 {
+        self.lock().cut_off
+    }
+
+    /// How many VMs of a workspace run, whether their guests answer or not.
+    #[must_use]
+    pub fn running_vms(&self, workspace: WorkspaceId) -> usize {
+        let running = |vmm: &&VmmProcess| vmm.state == VmmState::Running;
+        let state = self.lock();
+        let ours = state.vmms.iter().filter(|((of, _), _)| *of == workspace).map(|(_, vmm)| vmm);
+        ours.filter(running).count()
+    }
+
+    /// Lets something that has stopped working work again.
+    pub fn restore_loss(&self, loss: Loss) {
+        self.lock().lost.remove(&loss);
+    }
+
     /// Whether an authenticated command can run in the workspace's guest.
     #[must_use]
     pub fn is_ssh_ready(&self, workspace: WorkspaceId) -> bool {
@@ -164,6 +185,27 @@ impl Host {
     /// Lets something stop working at this point, counted from 0 since the fault was set.
     pub fn lose_at(&self, point: u64, loss: Loss) {
         self.lock().loss_at = Some((point, loss));
+    }
+
+    /// Sets how many disks of earlier sessions are kept.
+    pub fn keep_disks(&self, most: usize) {
+        self.lock().keep_disks = most;
+    }
+
+    /// The kept disks of a workspace, first the one that was kept first.
+    #[must_use]
+    pub fn kept_disks(&self, workspace: WorkspaceId) -> Vec<KeptDiskId> {
+        self.lock().kept_disks(workspace)
+    }
+
+    /// The generations of all disks of a workspace, kept or in use.
+    #[must_use]
+    pub fn disks(&self, workspace: WorkspaceId) -> BTreeSet<Generation> {
+        let state = self.lock();
+        let kept = state.kept_disks(workspace).into_iter().map(|kept| kept.disk);
+        let names = state.workspace_directory(workspace).into_iter().flat_map(|at| state.files.list(at));
+        let number = |name: &str| Some(Generation(name.strip_prefix("disk-")?.parse().ok()?));
+        kept.chain(names.filter_map(|(name, _)| number(name))).collect()
     }
 
     /// Sets whether a guest without fresh entropy must not go on.

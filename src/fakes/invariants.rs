@@ -4,7 +4,7 @@
 use super::fault::Loss;
 use super::files::Content;
 use super::guest::FakeMount;
-use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, record_name};
+use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, kept_name, record_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
@@ -43,7 +43,10 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
     let machine = match workspace_state {
         WorkspaceState::Up(vm) => {
             forbid(4, vm.condition == VmCondition::Condemned, "a condemned VM was not cleared away");
-            running(state, workspace, &vm.machine, &mut forbid);
+            match vm.condition {
+                VmCondition::LeftRunning => left_running(state, workspace, &vm.machine, &mut forbid),
+                _ => running(state, workspace, &vm.machine, &mut forbid),
+            }
             Some(vm.machine)
         }
         WorkspaceState::Down { .. } => None,
@@ -132,6 +135,17 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
 }
 
+/// A VM that a person wanted to look at although it was not brought to SSH-ready.
+fn left_running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid: &mut Forbid<'_>) {
+    let vmm = state.vmms.get(&(workspace, machine.vmm));
+    forbid(
+        4,
+        vmm.is_none_or(|vmm| vmm.state != VmmState::Running),
+        "the VM that was left running does not run",
+    );
+    forbid(12, state.built(workspace, machine.memory).is_none(), "nothing says what the VM was built from");
+}
+
 fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine>, forbid: &mut Forbid<'_>) {
     let of_vm = |generation: Generation, of: fn(&Machine) -> Generation| {
         machine.is_some_and(|machine| of(&machine) == generation)
@@ -180,7 +194,9 @@ fn disks(
     for (name, _) in state.files.list(directory).filter(|(name, _)| name.starts_with("disk-")) {
         forbid(5, !wanted.iter().any(|wanted| wanted == name), &format!("{name} was left behind"));
     }
-    for name in wanted {
+    let kept = state.kept_disks(workspace);
+    forbid(5, kept.len() > state.keep_disks, "more disks are kept than were to be");
+    for name in wanted.into_iter().chain(kept.into_iter().map(kept_name)) {
         let whole = matches!(state.files.get(directory, &name), Some(Content::Disk(_)));
         forbid(9, !whole, &format!("{name} is gone or torn"));
     }

@@ -13,13 +13,13 @@ use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
 use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
-    record_name,
+    kept_name, record_name,
 };
 use crate::world::{
     Ability, BootId, BuiltRecords, Catalog, Clock, Cpuid, Depth, Disk, Equipment, Failure, FileRecord,
-    Generation, Guest, HookPoint, Hooks, HostCpu, Interrupt, Leftovers, ListedSnapshot, Machine, Manifest,
-    Memory, Network, Presence, Result, Settlement, Shares, Slot, Slots, SnapshotId, SnapshotState,
-    SourceFiles, Vmm, VmmState, VmmVersion, WaitObserver, WorkspaceId, World,
+    Generation, Guest, HookPoint, Hooks, HostCpu, Interrupt, KeptDisk, KeptDiskId, Leftovers, ListedSnapshot,
+    Machine, Manifest, Memory, Network, Presence, ReadyTimeout, Result, Settlement, Shares, Slot, Slots,
+    SnapshotId, SnapshotState, SourceFiles, Vmm, VmmState, VmmVersion, WaitObserver, WorkspaceId, World,
 };
 
 mod catalog;
@@ -190,6 +190,7 @@ impl WorkspaceSeams {
             Some(Loss::Entropy) => refused("the guest refuses fresh entropy"),
             Some(Loss::Clock) => refused("the guest's clock cannot be set"),
             Some(Loss::Root) => refused("nobody can become root in the guest"),
+            Some(Loss::Answers) => Err(Failure::WaitedOut(FakeError::NoAnswer.into())),
             Some(Loss::Targets) => refused("the files for the credentials cannot be written"),
             None => Ok(()),
         }
@@ -202,6 +203,7 @@ impl WorkspaceSeams {
         let found = state.vmms.get(&vmm).map_or(VmmState::Never, |vmm| vmm.state);
         match found {
             VmmState::Running if state.is_ssh_ready(self.workspace) => {
+                Self::works(state, &[Loss::Answers])?;
                 state.ram_mut(self.workspace, machine.memory).ok_or(Failure::Lost)
             }
             VmmState::Never | VmmState::Gone => Err(Failure::Lost),

@@ -7,8 +7,8 @@ use super::fault::{Counts, Crash, FakeError, Fault, Loss, RefusedLoads};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
 use super::guest::{DiskImage, FakeRam, FakeSecret, FakeSpec};
 use crate::world::{
-    Ability, Failure, FileRecord, Generation, Interrupt, Machine, Presence, Slot, SnapshotId, VmmState,
-    WorkspaceId,
+    Ability, Failure, FileRecord, Generation, Interrupt, KeptDiskId, Machine, Presence, Slot, SnapshotId,
+    VmmState, WorkspaceId,
 };
 
 /// The files of a snapshot.
@@ -119,6 +119,8 @@ pub(super) struct FakeState {
     pub(super) lost: BTreeSet<Loss>,
     /// The point at which something stops working.
     pub(super) loss_at: Option<(u64, Loss)>,
+    /// How many disks of earlier sessions are kept.
+    pub(super) keep_disks: usize,
     /// The features of the host's processor.
     pub(super) cpu: BTreeSet<String>,
     /// EBX of the first subleaf of leaf 7 of CPUID that KVM can give to guests, if it says so.
@@ -139,6 +141,8 @@ pub(super) struct FakeState {
     pub(super) salts: u64,
     pub(super) clock_ms: u64,
     pub(super) hooks_run: u64,
+    /// How many guests were ended while they ran, as if the power were cut.
+    pub(super) cut_off: u64,
     pub(super) fault: Fault,
     pub(super) counts: Counts,
     pub(super) dead: bool,
@@ -175,6 +179,7 @@ impl FakeState {
             requires_entropy: true,
             lost: BTreeSet::new(),
             loss_at: None,
+            keep_disks: 1,
             cpu: BTreeSet::from(["sse2".to_owned()]),
             // avx2 and avx512f.
             leaf_7: Some(1 << 5 | 1 << 16),
@@ -188,6 +193,7 @@ impl FakeState {
             salts: 0,
             clock_ms: 1_800_000_000_000,
             hooks_run: 0,
+            cut_off: 0,
             fault: Fault::None,
             counts: Counts::default(),
             dead: false,
@@ -343,6 +349,21 @@ impl FakeState {
         }
     }
 
+    /// The kept disks of a workspace, first the one that was kept first.
+    pub(super) fn kept_disks(&self, workspace: WorkspaceId) -> Vec<KeptDiskId> {
+        let names = self.workspace_directory(workspace).into_iter().flat_map(|at| self.files.list(at));
+        let kept = names.filter_map(|(name, _)| {
+            let (disk, kept_by) = name.strip_prefix("kept-")?.split_once('-')?;
+            Some(KeptDiskId {
+                disk: Generation(disk.parse().ok()?),
+                kept_by: Generation(kept_by.parse().ok()?),
+            })
+        });
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort();
+        kept
+    }
+
     /// What the VM was built from whose RAM bears this generation.
     pub(super) fn built(&self, workspace: WorkspaceId, generation: Generation) -> Option<&FakeSpec> {
         match self.files.get(self.workspace_directory(workspace)?, &record_name(generation)) {
@@ -470,6 +491,10 @@ pub(super) fn record_name(generation: Generation) -> String {
 
 pub(super) fn disk_name(generation: Generation) -> String {
     format!("disk-{generation}")
+}
+
+pub(super) fn kept_name(kept: KeptDiskId) -> String {
+    format!("kept-{}-{}", kept.disk, kept.kept_by)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use russh::keys::PrivateKey;
 use tokio::sync::OnceCell;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::channel::{ChannelError, Endpoint, Limits, SshSession};
 use super::credentials::{Credential, Wanted};
@@ -28,8 +28,8 @@ use super::shell::{Rights, ScriptError, Shell};
 use super::sources::SourceError;
 use super::{examine, settle, stale_scripts, wipe};
 use crate::world::{
-    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, Result, Settlement, Slot, UserName,
-    Vmm, VmmState, WaitObserver,
+    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, ReadyTimeout, Result, Settlement,
+    Slot, UserName, Vmm, VmmState, WaitObserver,
 };
 
 /// How often the VMM is asked whether it still has the VM.
@@ -50,6 +50,9 @@ pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
 /// Is told what a guest was not given when it went on, and why.
 pub type UnsettledObserver = dyn Fn(&Unsettled) + Send + Sync;
 
+/// Is told how long a guest has not answered yet, as long as it does not.
+pub type WaitingObserver = dyn Fn(&Machine, Duration) + Send + Sync;
+
 /// The settings for reaching the guests of one workspace, and the credentials and shares that the guests get.
 pub struct GuestSettings {
     /// The user to log in as: root, or a user with `sudo` without a password.
@@ -67,10 +70,12 @@ pub struct GuestSettings {
     pub require_entropy: bool,
     /// Is told why a guest could not be settled, also where an operation goes on without it.
     pub on_unsettled: Arc<UnsettledObserver>,
+    /// Is told that the guest is waited for, several times a second.
+    pub on_waiting: Arc<WaitingObserver>,
     /// The shares that the guest mounts.
     pub mounts: Vec<Mount>,
     /// The time limit from the first attempt until a command has run. It includes the boot of the guest.
-    pub ready: Duration,
+    pub ready: ReadyTimeout,
     /// Limits of single connections.
     pub limits: Limits,
 }
@@ -118,6 +123,13 @@ impl SshGuest {
     /// # Errors
     /// [`Failure::Lost`] if the VM is lost; [`Failure::Interrupted`]; otherwise the error of the last attempt.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
+        let since = Instant::now();
+        let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
+        self.reach(machine, interrupt, waiting).await
+    }
+
+    /// Does the same as [`SshGuest::connect`], and calls `waiting` from time to time.
+    async fn reach(&self, machine: &Machine, interrupt: &Interrupt, waiting: impl Fn()) -> Result<Shell> {
         let GuestSettings { user, key, address, ready, limits, .. } = &self.settings;
         let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
         let endpoint = Endpoint {
@@ -131,8 +143,9 @@ impl SshGuest {
             let session = SshSession::open(endpoint, limits).await?;
             Ok(Shell::greet(session, limits.connect).await?)
         };
-        let connected = async { until_ready(*ready, *limits, interrupt, attempt).await.map_err(failure) };
-        self.while_there(machine, connected).await
+        let connected =
+            async { until_ready(ready.duration(), *limits, interrupt, attempt).await.map_err(failure) };
+        self.watching(machine, connected, waiting).await
     }
 
     /// Runs `act` on a connection, until it ends or the VM is gone. Keeps the connection if `act` succeeds.
@@ -184,9 +197,20 @@ impl SshGuest {
 
     /// Runs `act`, and returns [`Failure::Lost`] as soon as the VM is gone, or if `act` fails and the VM is gone.
     async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
+        self.watching(machine, act, || ()).await
+    }
+
+    /// The same, and calls `watched` each time that the VM is looked at.
+    async fn watching<T>(
+        &self,
+        machine: &Machine,
+        act: impl Future<Output = Result<T>>,
+        watched: impl Fn(),
+    ) -> Result<T> {
         let watch = async {
             loop {
                 sleep(WATCH).await;
+                watched();
                 if self.is_gone(machine).await {
                     return;
                 }
@@ -195,7 +219,7 @@ impl SshGuest {
         tokio::select! {
             () = watch => Err(Failure::Lost),
             done = act => match done {
-                Err(Failure::World(_)) if self.is_gone(machine).await => Err(Failure::Lost),
+                Err(Failure::World(_) | Failure::WaitedOut(_)) if self.is_gone(machine).await => Err(Failure::Lost),
                 done => done,
             },
         }
@@ -235,6 +259,7 @@ impl Drop for UsedConnection<'_> {
 fn failure(error: ChannelError) -> Failure {
     match error {
         ChannelError::Interrupted => Failure::Interrupted,
+        error @ ChannelError::NotReady { .. } => Failure::WaitedOut(error.into()),
         error => Failure::world(error),
     }
 }
@@ -355,8 +380,13 @@ impl Guest for SshGuest {
         self.settings.require_entropy
     }
 
+    fn ready_timeout(&self) -> ReadyTimeout {
+        self.settings.ready
+    }
+
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
-        let connected = timeout(SHUT_DOWN_LIMIT, self.connect(machine, &Interrupt::new())).await;
+        // Nobody is told of a wait, because this one is for a guest that is to go.
+        let connected = timeout(SHUT_DOWN_LIMIT, self.reach(machine, &Interrupt::new(), || ())).await;
         let shell = connected.map_err(|_elapsed| Failure::TimedOut(SHUT_DOWN_LIMIT))??;
         let what = "ask the guest to shut down";
         match shell.script(what, Rights::Root, SHUT_DOWN, &[], SHUT_DOWN_LIMIT).await {

@@ -2,7 +2,7 @@
 //!
 //! A set of images is made in `disk-<generation>.partial/`, synced, and renamed when it is whole, so that [`Disk::find`]
 //! can tell after a crash whether it is. `images.json` in the set says which images belong to it. Templates, and images
-//! in snapshots (`disk-<n>.img`), are opened for reading only.
+//! in snapshots (`disk-<n>.img`), are opened for reading only. `disk/kept.rs` has the disks of earlier sessions.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,9 +17,11 @@ use crate::files::{FileError, Folder};
 use crate::host::program::ProgramError;
 use crate::store::{self, StoreError};
 use crate::world::{
-    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, Presence, SnapshotId,
+    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, KeptDisk, KeptDiskId, Presence,
+    SnapshotId,
 };
 
+pub mod kept;
 mod mkfs;
 
 /// The SSH host key of the system on the disks. It is kept with the disks, because a clone of them has the same key.
@@ -94,6 +96,8 @@ pub struct Disks {
     pub snapshots: PathBuf,
     /// What the configuration asks for.
     pub specs: Vec<DiskSpec>,
+    /// How many disks of earlier sessions are kept; `None` if nobody knows, and then all are.
+    pub keep: Option<u32>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
     shared: SharedPaths,
@@ -118,10 +122,18 @@ fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
 }
 
 impl Disks {
-    /// The disk images of the workspace whose state has these two directories.
+    /// The disk images of the workspace whose state has these two directories. All disks of earlier sessions are kept.
     #[must_use]
     pub fn new(run: PathBuf, snapshots: PathBuf, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) -> Self {
-        Self { run, snapshots, specs, progress, shared: SharedPaths::default(), methods: Mutex::default() }
+        Self {
+            run,
+            snapshots,
+            specs,
+            keep: None,
+            progress,
+            shared: SharedPaths::default(),
+            methods: Mutex::default(),
+        }
     }
 
     /// The same, where a guest can replace templates in these directories.
@@ -300,6 +312,15 @@ fn all_there(folder: &Folder, images: &[Image]) -> bool {
     })
 }
 
+/// Gives a directory of images another name; succeeds if it has that name already, or is not there any more. The name is
+/// on the medium when this returns.
+fn rename_set(run: &Folder, from: &str, to: &str) -> Result<()> {
+    if run.folder(from)?.is_some() {
+        run.rename(from, to)?;
+    }
+    Ok(run.sync()?)
+}
+
 /// Removes a directory of images, if there is nothing else in it.
 fn remove_set(run: &Folder, name: &str) -> Result<()> {
     let Some(folder) = run.folder(name)? else {
@@ -422,6 +443,33 @@ impl Disk for Disks {
         let run = Folder::open(&self.run)?;
         remove_set(&run, &Self::name(generation))?;
         Ok(remove_set(&run, &Self::partial(generation))?)
+    }
+
+    async fn kept(&self) -> world::Result<Vec<KeptDisk>> {
+        Ok(kept::list(&Folder::open(&self.run)?)?)
+    }
+
+    async fn keep(&self, kept: KeptDiskId) -> world::Result<()> {
+        Ok(rename_set(&Folder::open(&self.run)?, &Self::name(kept.disk), &kept::name(kept))?)
+    }
+
+    async fn take(&self, kept: KeptDiskId) -> world::Result<()> {
+        let run = Folder::open(&self.run)?;
+        rename_set(&run, &kept::name(kept), &Self::name(kept.disk))?;
+        self.whole(kept.disk)?;
+        Ok(())
+    }
+
+    async fn retire(&self, kept: KeptDiskId) -> world::Result<()> {
+        self.keep(kept).await?;
+        let run = Folder::open(&self.run)?;
+        let Some(most) = self.keep else { return Ok(()) };
+        let kept = kept::list(&run)?;
+        let surplus = kept.len().saturating_sub(usize::try_from(most).unwrap_or(usize::MAX));
+        for disk in kept.iter().take(surplus) {
+            remove_set(&run, &kept::name(disk.id))?;
+        }
+        Ok(())
     }
 }
 

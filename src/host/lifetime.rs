@@ -25,7 +25,7 @@ pub struct Lifetime {
 }
 
 /// Where systemd says it.
-struct Sources {
+struct SystemdFiles {
     /// The directory that logind has when it runs.
     users: PathBuf,
     /// The directory with a file for each user who lingers.
@@ -43,23 +43,23 @@ impl Lifetime {
         let user = rustix::process::geteuid();
         let entry = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(user.as_raw()));
         let name = entry.ok().flatten().map(|entry| entry.name);
-        let sources = Sources {
+        let files = SystemdFiles {
             users: "/run/systemd/users".into(),
             lingering: "/var/lib/systemd/linger".into(),
             cgroup: "/proc/self/cgroup".into(),
         };
-        Self::read(&sources, user.is_root(), name.as_deref())
+        Self::read(&files, user.is_root(), name.as_deref())
     }
 
-    fn read(sources: &Sources, root: bool, name: Option<&str>) -> Result<Self, FileError> {
-        let lingers = name.is_some_and(|name| sources.lingering.join(name).exists());
-        let text = match std::fs::read_to_string(&sources.cgroup) {
+    fn read(files: &SystemdFiles, root: bool, name: Option<&str>) -> Result<Self, FileError> {
+        let lingers = name.is_some_and(|name| files.lingering.join(name).exists());
+        let text = match std::fs::read_to_string(&files.cgroup) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(FileError::system("read", &sources.cgroup)(error)),
+            Err(error) => return Err(FileError::system("read", &files.cgroup)(error)),
         };
         Ok(Self {
-            files_end_at_log_out: !root && sources.users.is_dir() && !lingers,
+            files_end_at_log_out: !root && files.users.is_dir() && !lingers,
             service: service_in(&text),
         })
     }
@@ -124,18 +124,18 @@ mod tests {
     fn files_end_at_a_log_out_of_a_user_who_does_not_linger_where_logind_runs() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let sources = Sources { users: path("users"), lingering: path("linger"), cgroup: path("cgroup") };
+        let files = SystemdFiles { users: path("users"), lingering: path("linger"), cgroup: path("cgroup") };
         let ends = |root, name| {
-            let lifetime = Lifetime::read(&sources, root, name).unwrap();
+            let lifetime = Lifetime::read(&files, root, name).unwrap();
             assert_eq!(lifetime.warnings().len(), usize::from(lifetime.files_end_at_log_out));
             lifetime.files_end_at_log_out
         };
         assert!(!ends(false, Some("me")), "there is no logind");
-        fs::create_dir(&sources.users).unwrap();
+        fs::create_dir(&files.users).unwrap();
         assert!(ends(false, Some("me")) && ends(false, None) && !ends(true, Some("root")));
-        fs::create_dir(&sources.lingering).unwrap();
+        fs::create_dir(&files.lingering).unwrap();
         assert!(ends(false, Some("me")));
-        fs::write(sources.lingering.join("me"), "").unwrap();
+        fs::write(files.lingering.join("me"), "").unwrap();
         assert!(!ends(false, Some("me")) && ends(false, Some("other")));
     }
 }

@@ -341,6 +341,12 @@ fn write_atomically(path: &Path, record: &PidRecord) -> Result<(), ProcessError>
 }
 
 fn tail(path: &Path) -> io::Result<String> {
+    let lines = last_lines(path)?;
+    Ok(lines[lines.len().saturating_sub(10)..].join(" | "))
+}
+
+/// The last lines of a log that are not empty, printable.
+fn last_lines(path: &Path) -> io::Result<Vec<String>> {
     const BYTES: u64 = 2000;
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
@@ -348,12 +354,16 @@ fn tail(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.take(BYTES).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<String> = text
+    Ok(text
         .lines()
         .map(|line| line.replace(char::is_control, " ").trim().to_owned())
         .filter(|line| !line.is_empty())
-        .collect();
-    Ok(lines[lines.len().saturating_sub(10)..].join(" | "))
+        .collect())
+}
+
+/// The last line of a log that is not empty, printable; `None` if there is none that can be read.
+pub(crate) fn last_line(path: &Path) -> Option<String> {
+    last_lines(path).ok()?.pop()
 }
 
 #[cfg(test)]

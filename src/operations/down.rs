@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Before the first stage the session finds out from the journal that there is a VM. The same table clears away what is
-//! left of a VM that was lost or condemned: then no guest is asked, and neither script runs.
+//! left of a VM that was lost: then no guest is asked, and neither script runs. A VM that is condemned still has a guest,
+//! which may have begun to work: it is asked, without the scripts, for which the VM was never there.
 //!
 //! **Pre-down scripts** are the user's. A script that fails ends the operation, and the VM runs on.
 //!
@@ -20,9 +21,11 @@
 //! stops answering within [`ENDS_OR_ANSWERS`], or does so slowly within [`ENDS`], stopping is done and recovery goes
 //! forward; if it answers, nobody had asked, and recovery goes back.
 //!
-//! **Clear away** ends the VMM and the share daemons and removes the network and the RAM file. **Former disk** removes
-//! one of two disks: after a restore, the VM's disk has taken the place of that of the session before, which goes now.
-//! If that restore failed after its commit point, the VM's own disk goes instead, and the session's is kept.
+//! **Clear away** ends the VMM and the share daemons and removes the network and the RAM file. **Former disk** retires
+//! one of two disks: after a restore, the VM's disk has taken the place of that of the session before, which is kept now
+//! as `[snapshot] keep-disks` says, so that `up --disk` can go back to it; the disk that was kept first goes if there are
+//! too many. If that restore failed after its commit point, the VM's own disk is removed instead, and the session's is the
+//! workspace's again, also if the VM was left running for a while.
 //! **Release slot** comes last, so that no other VM takes the slot while its network is there, and the **built record**
 //! goes with it, because a recovery needs the record until everything else is gone. A failure in these
 //! stages leaves the operation stuck, for there is nothing to fall back to: every later command that changes something
@@ -35,9 +38,9 @@ use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::ids;
-use super::limits::LONG;
+use super::limits::{GUEST, LONG, LOOK, QUICK, within};
 use super::shared::Context;
-use super::shared::clear_away::clear_away;
+use super::shared::clear_away::{FormerDisk, clear_away};
 use super::shared::hooks::{POST_DOWN, PRE_DOWN};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
 use crate::engine::record::Ended;
@@ -49,16 +52,62 @@ use crate::world::{Machine, Result, VmmState, World};
 pub struct DownPlan {
     /// The VM.
     pub vm: RunningVm,
-    /// Whether there is a guest to be asked; if not, what is left of a lost VM is cleared away.
-    pub ask: bool,
+    /// How the VM is ended.
+    pub mode: StopMode,
+}
+
+/// How a VM is ended. In the journal this is one byte, and older journals have only the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum StopMode {
+    /// No guest is asked: what is left of a lost VM is cleared away.
+    ClearAway,
+    /// The guest is asked, between the scripts of the user.
+    Ordinary,
+    /// The guest is asked, and no script runs: the operation that made the VM could not finish it.
+    WithoutScripts,
+}
+
+/// A byte that no nixbox writes for a [`StopMode`].
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is no way to end a VM")]
+pub struct UnknownStopMode(u8);
+
+impl From<StopMode> for u8 {
+    fn from(mode: StopMode) -> Self {
+        match mode {
+            StopMode::ClearAway => 0,
+            StopMode::Ordinary => 1,
+            StopMode::WithoutScripts => 2,
+        }
+    }
+}
+
+impl TryFrom<u8> for StopMode {
+    type Error = UnknownStopMode;
+
+    fn try_from(byte: u8) -> std::result::Result<Self, UnknownStopMode> {
+        Ok(match byte {
+            0 => Self::ClearAway,
+            1 => Self::Ordinary,
+            2 => Self::WithoutScripts,
+            unknown => return Err(UnknownStopMode(unknown)),
+        })
+    }
 }
 
 pub(super) fn table(plan: DownPlan) -> Operation<World> {
-    let RunningVm { machine, former_disk, condition, .. } = plan.vm;
+    let RunningVm { machine, former_disk, from, condition } = plan.vm;
     let (kept, superseded) = match former_disk {
-        Some(former) if condition == VmCondition::Condemned => (former, Some(machine.disk)),
-        former => (machine.disk, former),
+        Some(former) if matches!(condition, VmCondition::Condemned | VmCondition::LeftRunning) => {
+            // A VM that did not come from a snapshot has the disk of a session that a person went back to.
+            let of_session = from.is_none();
+            let own = if of_session { FormerDisk::Kept } else { FormerDisk::Removed };
+            (former, Some(own(machine.disk)))
+        }
+        former => (machine.disk, former.map(FormerDisk::Kept)),
     };
+    let scripts = plan.mode == StopMode::Ordinary;
     let final_state = move |ended| match ended {
         Ended::RolledBack => WorkspaceState::Up(plan.vm),
         Ended::Done | Ended::Lost => WorkspaceState::Down { disk: Some(kept) },
@@ -66,10 +115,10 @@ pub(super) fn table(plan: DownPlan) -> Operation<World> {
     let operation = Operation::new(ids::DOWN, "down", AfterCommit::Stuck, move |_, ended| {
         async move { Ok(final_state(ended).bytes()?) }.boxed()
     })
-    .stage_if(plan.ask, "pre-down scripts", vec![Box::new(PRE_DOWN)])
-    .commit(Box::new(StopGuest { machine, ask: plan.ask }));
+    .stage_if(scripts, "pre-down scripts", vec![Box::new(PRE_DOWN)])
+    .commit(Box::new(StopGuest { machine, ask: plan.mode != StopMode::ClearAway }));
     clear_away(operation, &machine, superseded).stage_if(
-        plan.ask,
+        scripts,
         "post-down scripts",
         vec![Box::new(POST_DOWN)],
     )
@@ -102,14 +151,23 @@ impl Transition<World> for StopGuest {
 
     async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
         let world = context.world;
-        if self.ask && world.vmm.find(machine.vmm).await? == VmmState::Running {
-            let asked = world.guest.shut_down(machine).await;
-            if asked.is_err() || world.vmm.find(machine.vmm).await?.has_system() {
-                // A power button that does nothing is no failure: the VMM is ended next.
-                world.vmm.power_button(machine.vmm).await.ok();
-            }
+        if self.ask {
+            shut_down(world, machine).await;
         }
         world.vmm.stop(machine.vmm).await
+    }
+}
+
+/// Asks a guest that runs to shut down, and presses the power button if it does not. Nothing of this is a failure if it
+/// does not help or gets no answer: the VMM is ended next.
+async fn shut_down(world: &World, machine: &Machine) {
+    let state = async || within(LOOK, world.vmm.find(machine.vmm)).await;
+    if !matches!(state().await, Ok(VmmState::Running)) {
+        return;
+    }
+    let asked = within(GUEST, world.guest.shut_down(machine)).await;
+    if asked.is_err() || !matches!(state().await, Ok(state) if !state.has_system()) {
+        within(QUICK, world.vmm.power_button(machine.vmm)).await.ok();
     }
 }
 

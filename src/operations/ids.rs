@@ -29,7 +29,7 @@ pub(super) const REMOVE_NETWORK: TransitionId = TransitionId(13);
 pub(super) const REMOVE_SHARES: TransitionId = TransitionId(14);
 pub(super) const REMOVE_MEMORY: TransitionId = TransitionId(15);
 pub(super) const RELEASE_SLOT: TransitionId = TransitionId(16);
-pub(super) const REMOVE_DISK: TransitionId = TransitionId(17);
+pub(super) const RETIRE_DISK: TransitionId = TransitionId(17);
 pub(super) const PURGE: TransitionId = TransitionId(18);
 pub(super) const SETTLE: TransitionId = TransitionId(19);
 
@@ -63,3 +63,4 @@ pub(super) const FLUSH: TransitionId = TransitionId(49);
 // Shared by several operations, with the first free numbers.
 pub(super) const WRITE_RECORD: TransitionId = TransitionId(50);
 pub(super) const REMOVE_RECORD: TransitionId = TransitionId(51);
+pub(super) const TAKE_DISK: TransitionId = TransitionId(52);

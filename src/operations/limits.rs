@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 pub(super) use crate::engine::transition::within;
+use crate::world::ReadyTimeout;
 
 /// For a look at the world before or after an operation. A VMM may be silent for half of it.
 pub(super) const LOOK: Duration = Duration::from_secs(180);
@@ -16,6 +17,11 @@ pub(super) const GUEST: Duration = Duration::from_secs(240);
 /// For one of the three attempts to load a VM into a new VMM, all of which [`GUEST`] covers. A VMM waits a minute for a share
 /// daemon that does not listen.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(70);
+/// For the first call of a guest that may still be booting, or that was just restored. The seam gives up after the
+/// person's time limit; the rest is for the VMM that the seam asks then.
+pub(super) fn until_ready(timeout: ReadyTimeout) -> Duration {
+    timeout.duration() + Duration::from_secs(130)
+}
 /// For entropy and the time in an undo, which goes on without them.
 pub(super) const SETTLES: Duration = Duration::from_secs(60);
 /// For copies and hashes of disks and RAM, and for scripts of users. A person can interrupt all of them.

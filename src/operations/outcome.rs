@@ -7,7 +7,7 @@ use super::tables::NoTable;
 use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
-use crate::world::{Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
+use crate::world::{Generation, Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
 
 /// How an operation ended.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub enum OperationResult {
     ReplacedInVain(TransitionFailure),
     /// It failed after its commit point, or its VM is gone; what was left is cleared away, and the workspace is down.
     ClearedAway(TransitionFailure),
+    /// It failed after its commit point, and its VM was left running for a person to look at.
+    LeftRunning(TransitionFailure),
     /// A person is needed.
     Stuck(TransitionFailure),
 }
@@ -60,6 +62,8 @@ pub enum Refusal {
     Running,
     #[error("no VM is running")]
     NotRunning,
+    #[error("the VM was left running by an operation that could not bring it to SSH-ready")]
+    LeftRunning,
     #[error("the VM is {0}, and it has to be running")]
     NotInOrder(VmmState),
     #[error(
@@ -68,6 +72,8 @@ pub enum Refusal {
     NoRecord,
     #[error("a snapshot named {0} exists")]
     NameTaken(SnapshotName),
+    #[error("no disk of generation {0} is kept")]
+    NoSuchDisk(Generation),
     #[error("there is no snapshot {0}")]
     NoSuchSnapshot(SnapshotReference),
     #[error("there is no snapshot")]
@@ -135,6 +141,8 @@ pub struct RestoreResult {
     pub passed_over: Vec<(SnapshotId, NotRestorable)>,
     /// What is known to be wrong with the VM.
     pub condition: VmCondition,
+    /// The disk of the session before, which the snapshot's disk has taken the place of.
+    pub former_disk: Option<Generation>,
 }
 
 /// What was asked of a snapshot.

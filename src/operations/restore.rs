@@ -31,27 +31,29 @@
 //! then sets its clock. Without entropy the operation fails, unless `[guest] require-entropy = false`; a clock that
 //! cannot be set is written down as the VM's condition, and the operation goes on. **Ready** waits for SSH and compares the boot id: a guest that was rebooted meanwhile is
 //! another system than the snapshot's, and gets no credential. **Reinject** injects today's credentials and mounts the
-//! shares, and the **post-up scripts** run. A failure in one of these stages is tried once more. If it fails again, or
-//! the VM is lost, the operation ends as lost: the VM is condemned and cleared away. A crash in these stages is
-//! recovered forward, to a guest that is SSH-ready.
+//! shares, and the **post-up scripts** run. A failure in one of these stages is tried once more, but a guest that did not
+//! answer within `[guest] ready-timeout` is not waited for again. If it fails again, or the VM is lost, the operation ends
+//! as lost: the VM is condemned, and the session shuts the guest down and clears the VM away, or with `--keep` leaves it
+//! running as in `up`. A crash in these stages is recovered forward, to a guest that is SSH-ready.
 //!
-//! The disk of the session before the restore is kept until the restored VM goes down. A restore that rolls back, or
-//! that ends as lost, falls back to it, and what is lost is only what the restored guest had written.
+//! The disk of the session before the restore stays until the restored VM goes down, and is then kept as `down.rs` says. A
+//! restore that rolls back, or that ends as lost, falls back to it, and what is lost is only what the restored guest had
+//! written.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::ids;
-use super::limits::{LONG, QUICK};
+use super::limits::{LONG, QUICK, until_ready};
 use super::shared::guest::{Inject, MountShares, Ready, Settle, condition};
 use super::shared::hooks::POST_UP;
 use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
-use super::shared::{Context, Part};
+use super::shared::{Context, Part, parameters};
 use super::state::{RunningVm, WorkspaceState};
-use crate::engine::record::Ended;
+use crate::engine::record::{Ended, PayloadError};
 use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionSpec};
-use crate::world::{BootId, Generation, Machine, Result, Slot, SnapshotId, VmmState, World};
+use crate::world::{BootId, Generation, Machine, ReadyTimeout, Result, Slot, SnapshotId, VmmState, World};
 
 /// The parameters of `restore` in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +68,32 @@ pub struct RestorePlan {
     pub shares: bool,
     /// The disk of an earlier session, which the snapshot's takes the place of.
     pub former_disk: Option<Generation>,
+    /// How long the guest may take until it is SSH-ready.
+    pub timeout: ReadyTimeout,
+    /// Whether a VM that does not become SSH-ready is left running.
+    pub keep: bool,
+}
+
+/// The parameters as an earlier nixbox wrote them.
+#[derive(Deserialize)]
+struct OlderRestorePlan {
+    snapshot: SnapshotId,
+    slot: Slot,
+    boot: BootId,
+    shares: bool,
+    former_disk: Option<Generation>,
+}
+
+impl From<OlderRestorePlan> for RestorePlan {
+    fn from(OlderRestorePlan { snapshot, slot, boot, shares, former_disk }: OlderRestorePlan) -> Self {
+        Self { snapshot, slot, boot, shares, former_disk, timeout: ReadyTimeout::DEFAULT, keep: false }
+    }
+}
+
+impl RestorePlan {
+    pub(super) fn of(bytes: &[u8]) -> std::result::Result<Self, PayloadError> {
+        parameters::<Self, OlderRestorePlan>(bytes)
+    }
 }
 
 pub(super) fn table(plan: RestorePlan) -> Operation<World> {
@@ -87,8 +115,8 @@ pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     )
     .stage("load", vec![Box::new(Load { target, from })])
     .commit(Box::new(ResumeRestored(target)))
-    .stage("settle", vec![Box::new(Settle(target))])
-    .stage("ready", vec![Box::new(Ready { target, same_as: Some(plan.boot) })])
+    .stage("settle", vec![Box::new(Settle { target, limit: until_ready(plan.timeout) })])
+    .stage("ready", vec![Box::new(Ready { target, same_as: Some(plan.boot), timeout: plan.timeout })])
     .stage("reinject", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
     .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
@@ -105,7 +133,7 @@ fn final_state(
             machine: target.machine(context)?,
             former_disk: plan.former_disk,
             from: Some(plan.snapshot),
-            condition: condition(context).after(ended),
+            condition: condition(context).after(ended, plan.keep),
         }),
     })
 }

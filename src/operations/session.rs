@@ -22,7 +22,9 @@
 //!
 //! **Clear away a lost VM**: the journal may say that there is a VM where none is any more, because the VMM was killed
 //! or the host was rebooted since; or the VM may be condemned, because the operation that made it failed after its
-//! commit point. What is left of it is removed by a `down` that asks no guest. The VM's disk stays. A VMM that lives
+//! commit point. What is left of it is removed by a `down` that asks no guest; the guest of a condemned VM is asked to shut
+//! down first, as in any `down`, because it may have begun to work. The VM's disk stays. A VM that was to be left running
+//! ([`VmCondition::LeftRunning`]) is no lost VM: `down` ends it, and no other operation goes on with it. A VMM that lives
 //! but does not answer counts as lost after the time that the VMM seam allows it.
 //!
 //! **Sweep** removes what bears the mark of this workspace and belongs to neither its VM nor its disk (`sweep.rs`).
@@ -47,7 +49,7 @@ use serde::Serialize;
 
 use super::compatibility::{self, NotRestorable, SnapshotChoice};
 use super::delete::{self, DeletePlan};
-use super::down::{self, DownPlan};
+use super::down::{self, DownPlan, StopMode};
 use super::limits::{LOOK, within};
 use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
@@ -63,7 +65,9 @@ use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
-use crate::world::{ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World};
+use crate::world::{
+    Generation, KeptDiskId, ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World,
+};
 
 /// After so long without an answer of the VMM a person is told what is waited for.
 const SOON: Duration = Duration::from_secs(3);
@@ -81,6 +85,8 @@ pub struct Session<'a, S> {
     pub interrupt: Interrupt,
     /// Sees what happens.
     pub observer: &'a dyn Observer,
+    /// Whether a VM that does not become SSH-ready is left running for a person to look at.
+    pub keep: bool,
 }
 
 impl<S: Storage> Session<'_, S> {
@@ -128,16 +134,35 @@ impl<S: Storage> Session<'_, S> {
     /// If the operation was not begun, or if the journal failed.
     pub async fn up(&mut self) -> Result<OperationResult, Refusal> {
         self.recover_first().await?;
-        self.boot().await
+        self.boot(None).await
     }
 
-    async fn boot(&mut self) -> Result<OperationResult, Refusal> {
+    /// Boots a VM from a disk that was kept. The workspace's disk is kept in its place when that VM goes down.
+    ///
+    /// # Errors
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn up_on(&mut self, wanted: Generation) -> Result<OperationResult, Refusal> {
+        self.recover_first().await?;
         match self.state()? {
-            WorkspaceState::Up(_) => Ok(OperationResult::Already),
+            WorkspaceState::Up(_) => Err(Refusal::Running),
+            WorkspaceState::Down { disk } if disk == Some(wanted) => self.boot(None).await,
+            WorkspaceState::Down { .. } => {
+                let kept = examine(self.world.disk.kept()).await?;
+                let found = kept.into_iter().map(|kept| kept.id).find(|id| id.disk == wanted);
+                self.boot(Some(found.ok_or(Refusal::NoSuchDisk(wanted))?)).await
+            }
+        }
+    }
+
+    async fn boot(&mut self, back_to: Option<KeptDiskId>) -> Result<OperationResult, Refusal> {
+        match self.state()? {
+            WorkspaceState::Up(vm) => already(&vm),
             WorkspaceState::Down { disk } => {
                 self.sources().hold(self.next).await?;
                 self.world = self.next;
-                self.run(UpPlan { disk, shares: self.world.shares.wanted() }, up::table).await
+                let (timeout, keep) = (self.world.guest.ready_timeout(), self.keep);
+                let plan = UpPlan { disk, back_to, shares: self.world.shares.wanted(), timeout, keep };
+                self.run(plan, up::table).await
             }
         }
     }
@@ -156,7 +181,7 @@ impl<S: Storage> Session<'_, S> {
             self.recover_first().await?;
         }
         match self.state()? {
-            WorkspaceState::Up(vm) => self.run(DownPlan { vm, ask: true }, down::table).await,
+            WorkspaceState::Up(vm) => self.run(DownPlan { vm, mode: StopMode::Ordinary }, down::table).await,
             WorkspaceState::Down { .. } if stuck => Ok(OperationResult::Done),
             WorkspaceState::Down { .. } => Ok(OperationResult::Already),
         }
@@ -171,6 +196,7 @@ impl<S: Storage> Session<'_, S> {
         let WorkspaceState::Up(vm) = self.state()? else {
             return Err(Refusal::NotRunning);
         };
+        already(&vm)?;
         let keep = request.keep;
         let plan = plan_snapshot(self.world, vm, request, self.sources()).await?;
         let report = self.run(plan, snapshot::table).await?;
@@ -239,18 +265,24 @@ impl<S: Storage> Session<'_, S> {
     /// If the operation was not begun, or if the journal failed.
     pub async fn warm_up(&mut self, wanted: Option<&SnapshotReference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
-        if matches!(self.state()?, WorkspaceState::Up(_)) {
-            let report = OperationResult::Already;
-            let condition = self.condition()?;
-            return Ok(RestoreResult { report, restored: None, passed_over: Vec::new(), condition });
+        if let WorkspaceState::Up(vm) = self.state()? {
+            let (report, condition) = (already(&vm)?, vm.condition);
+            let (passed_over, former_disk) = (Vec::new(), vm.former_disk);
+            return Ok(RestoreResult { report, restored: None, passed_over, condition, former_disk });
         }
         let mut passed_over = Vec::new();
         loop {
             let choice = self.choose(wanted, &passed_over, false).await?;
             passed_over.extend(choice.passed_over);
             let Some(manifest) = choice.chosen else {
-                let (report, condition) = (self.boot().await?, VmCondition::Good);
-                return Ok(RestoreResult { report, restored: None, passed_over, condition });
+                let (report, condition) = (self.boot(None).await?, VmCondition::Good);
+                return Ok(RestoreResult {
+                    report,
+                    restored: None,
+                    passed_over,
+                    condition,
+                    former_disk: None,
+                });
             };
             let (id, mut result) = (manifest.id, self.bring_back(manifest, Vec::new()).await?);
             match result.report {
@@ -308,11 +340,12 @@ impl<S: Storage> Session<'_, S> {
                      lost too, unless [guest] require-entropy is false",
                 );
             }
-            match self.run(DownPlan { vm, ask: true }, down::table).await? {
+            match self.run(DownPlan { vm, mode: StopMode::Ordinary }, down::table).await? {
                 OperationResult::Done | OperationResult::Already => replaced = true,
                 report => {
                     let condition = VmCondition::Good;
-                    return Ok(RestoreResult { report, restored: None, passed_over, condition });
+                    let former_disk = None;
+                    return Ok(RestoreResult { report, restored: None, passed_over, condition, former_disk });
                 }
             }
         }
@@ -321,13 +354,14 @@ impl<S: Storage> Session<'_, S> {
         };
         self.world = self.next;
         let Manifest { id: snapshot, slot, boot, shares, .. } = manifest;
-        let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk };
+        let (timeout, keep) = (self.world.guest.ready_timeout(), self.keep);
+        let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk, timeout, keep };
         let report = match self.run(plan, restore::table).await? {
             OperationResult::RolledBack(failure) if replaced => OperationResult::ReplacedInVain(failure),
             report => report,
         };
         let condition = self.condition()?;
-        Ok(RestoreResult { report, restored: Some(manifest), passed_over, condition })
+        Ok(RestoreResult { report, restored: Some(manifest), passed_over, condition, former_disk: disk })
     }
 
     /// Deletes a snapshot.
@@ -360,7 +394,11 @@ impl<S: Storage> Session<'_, S> {
         let Some(reason) = self.loss(&vm).await? else {
             return Ok(None);
         };
-        let plan = DownPlan { vm, ask: false };
+        let mode = match reason {
+            LossReason::Condemned => StopMode::WithoutScripts,
+            LossReason::Gone | LossReason::Silent => StopMode::ClearAway,
+        };
+        let plan = DownPlan { vm, mode };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
         Ok(Some((reason, self.executor().run(&down::table(plan), &parameters).await?)))
     }
@@ -403,7 +441,8 @@ impl<S: Storage> Session<'_, S> {
                 OperationResult::Stuck(failure)
             }
             (Ending::Done, _) => OperationResult::Done,
-            (Ending::Lost(failure), _) => OperationResult::ClearedAway(failure),
+            (Ending::Lost(failure), Some(_)) => OperationResult::ClearedAway(failure),
+            (Ending::Lost(failure), None) => OperationResult::LeftRunning(failure),
             (Ending::RolledBack(failure), cleared) => {
                 let failure =
                     failure.unwrap_or(TransitionFailure { label: operation.label, failure: Failure::Lost });
@@ -429,6 +468,14 @@ impl<S: Storage> Session<'_, S> {
             unix_ms: Box::new(|| clock.unix_ms()),
             observer: self.observer,
         }
+    }
+}
+
+/// The result for a VM that is there already. A VM that was left running is there, and is not of use.
+fn already(vm: &RunningVm) -> Result<OperationResult, Refusal> {
+    match vm.condition {
+        VmCondition::LeftRunning => Err(Refusal::LeftRunning),
+        _ => Ok(OperationResult::Already),
     }
 }
 

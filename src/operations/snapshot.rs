@@ -63,7 +63,7 @@ use super::compatibility::given;
 use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
 use super::roll_over::{alive, make_it_run, make_it_run_again};
-use super::shared::clear_away::clear_away;
+use super::shared::clear_away::{FormerDisk, clear_away};
 use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount, condition};
 use super::shared::machine::Target;
 use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
@@ -128,11 +128,11 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
         ],
     );
     if stop {
-        return clear_away(captured.commit(Box::new(commit)), &machine, vm.former_disk);
+        return clear_away(captured.commit(Box::new(commit)), &machine, vm.former_disk.map(FormerDisk::Kept));
     }
     captured
         .stage("resume", vec![Box::new(ResumeSource { machine, strategy })])
-        .stage("settle", vec![Box::new(Settle(target))])
+        .stage("settle", vec![Box::new(Settle { target, limit: GUEST })])
         .stage_if(detach, "attach", vec![Box::new(MountShares(target))])
         .stage("reinject", vec![Box::new(Inject(target))])
         .commit(Box::new(commit))
@@ -150,7 +150,7 @@ async fn final_state(
     let machine = alive(context, &vm.machine).await?;
     // A VM that was not paused to the end has the condition that it had.
     let condition = if ended == Ended::Done { condition(context) } else { vm.condition };
-    Ok(WorkspaceState::Up(RunningVm { machine, condition: condition.after(ended), ..vm }))
+    Ok(WorkspaceState::Up(RunningVm { machine, condition: condition.after(ended, false), ..vm }))
 }
 
 /// The staging directory.

@@ -24,7 +24,8 @@ pub enum WorkspaceState {
 pub struct RunningVm {
     /// Its parts.
     pub machine: Machine,
-    /// The disk of a session before the restore that this VM came from. It is removed when the VM goes down.
+    /// The disk of the session before the restore that this VM came from, or before a person went back to an earlier disk. It
+    /// is kept when the VM goes down, as long as the configuration says.
     pub former_disk: Option<Generation>,
     /// The snapshot that it came from, if it was not booted.
     pub from: Option<SnapshotId>,
@@ -32,7 +33,7 @@ pub struct RunningVm {
     pub condition: VmCondition,
 }
 
-/// What is known to be wrong with a VM. In the journal this is one byte, and older journals have only the first two.
+/// What is known to be wrong with a VM. In the journal this is one byte, and older journals have only the first ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
 pub enum VmCondition {
@@ -44,6 +45,9 @@ pub enum VmCondition {
     NoClock,
     /// Neither fresh entropy could be given to the guest nor its clock be set.
     NoEntropy,
+    /// The operation that made the VM failed after its commit point, and the VM was left running for a person to look at,
+    /// as the person had asked.
+    LeftRunning,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,7 @@ impl From<VmCondition> for u8 {
             VmCondition::Condemned => 1,
             VmCondition::NoClock => 2,
             VmCondition::NoEntropy => 3,
+            VmCondition::LeftRunning => 4,
         }
     }
 }
@@ -70,6 +75,7 @@ impl TryFrom<u8> for VmCondition {
             1 => Self::Condemned,
             2 => Self::NoClock,
             3 => Self::NoEntropy,
+            4 => Self::LeftRunning,
             unknown => return Err(UnknownCondition(unknown)),
         })
     }
@@ -85,9 +91,14 @@ impl VmCondition {
         }
     }
 
-    /// This condition after an operation that ended so.
-    pub(super) fn after(self, ended: Ended) -> Self {
-        if ended == Ended::Lost { Self::Condemned } else { self }
+    /// This condition after an operation that ended so. With `keep`, a VM that the operation could not finish is left
+    /// running.
+    pub(super) fn after(self, ended: Ended, keep: bool) -> Self {
+        match (ended, keep) {
+            (Ended::Lost, false) => Self::Condemned,
+            (Ended::Lost, true) => Self::LeftRunning,
+            (Ended::Done | Ended::RolledBack, _) => self,
+        }
     }
 }
 

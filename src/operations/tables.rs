@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::delete::DeletePlan;
-use super::down::DownPlan;
+use super::down::{DownPlan, StopMode};
 use super::restore::RestorePlan;
 use super::snapshot::{ShareStrategy, SnapshotPlan};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
@@ -11,7 +11,9 @@ use super::up::UpPlan;
 use super::{delete, down, ids, restore, snapshot, up};
 use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{Operation, OperationId};
-use crate::world::{BootId, Generation, Machine, Origin, Slot, SnapshotId, VmmVersion, World};
+use crate::world::{
+    BootId, Generation, KeptDiskId, Machine, Origin, ReadyTimeout, Slot, SnapshotId, VmmVersion, World,
+};
 
 /// An operation that this nixbox does not have.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +31,10 @@ pub enum NoTable {
 /// If there is no such operation, or if the parameters are not its own.
 pub fn table(id: OperationId, parameters: &[u8]) -> Result<Operation<World>, NoTable> {
     Ok(match id {
-        ids::UP => up::table(record::decode_payload(parameters)?),
+        ids::UP => up::table(UpPlan::of(parameters)?),
         ids::DOWN => down::table(record::decode_payload(parameters)?),
         ids::SNAPSHOT => snapshot::table(record::decode_payload(parameters)?),
-        ids::RESTORE => restore::table(record::decode_payload(parameters)?),
+        ids::RESTORE => restore::table(RestorePlan::of(parameters)?),
         ids::DELETE => delete::table(record::decode_payload(parameters)?),
         unknown => return Err(NoTable::Unknown(unknown)),
     })
@@ -68,12 +70,16 @@ pub fn tables() -> Vec<(&'static str, Operation<World>)> {
         RunningVm { machine, former_disk, from: None, condition: VmCondition::Good }
     };
     let former_disks = [Some(Generation(1)), None];
+    let timeout = ReadyTimeout::DEFAULT;
     let mut tables = Vec::new();
     for disk in [None, Some(Generation(1))] {
-        tables.push(("up", up::table(UpPlan { disk, shares: true })));
+        tables.push(("up", up::table(UpPlan { disk, back_to: None, shares: true, timeout, keep: false })));
     }
-    for ask in [true, false] {
-        tables.extend(former_disks.map(|former| ("down", down::table(DownPlan { vm: vm(former), ask }))));
+    let back_to = Some(KeptDiskId { kept_by: generation, disk: Generation(1) });
+    let plan = UpPlan { disk: Some(Generation(2)), back_to, shares: true, timeout, keep: false };
+    tables.push(("up --disk", up::table(plan)));
+    for mode in [StopMode::Ordinary, StopMode::WithoutScripts, StopMode::ClearAway] {
+        tables.extend(former_disks.map(|former| ("down", down::table(DownPlan { vm: vm(former), mode }))));
     }
     for (command, stop) in [("snapshot", false), ("snapshot --stop", true)] {
         for strategy in [ShareStrategy::Detach, ShareStrategy::InPlace, ShareStrategy::RollOver] {
@@ -86,7 +92,7 @@ pub fn tables() -> Vec<(&'static str, Operation<World>)> {
             }));
         }
     }
-    let plan = RestorePlan { snapshot, slot, boot, shares: true, former_disk: None };
+    let plan = RestorePlan { snapshot, slot, boot, shares: true, former_disk: None, timeout, keep: false };
     tables.push(("restore", restore::table(plan)));
     let state = WorkspaceState::Down { disk: None };
     tables.push(("delete", delete::table(DeletePlan { snapshot, state })));

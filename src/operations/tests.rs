@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::down::DownPlan;
+use super::down::{DownPlan, StopMode};
+use super::restore::RestorePlan;
+use super::up::UpPlan;
 use super::{RunningVm, VmCondition, WorkspaceState, ids, label, table, tables};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, OperationId, UndoPolicy};
-use crate::world::{Machine, Slot};
+use crate::world::{BootId, KeptDiskId, Machine, ReadyTimeout, Slot, SnapshotId};
 
 fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
@@ -47,7 +49,7 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
 }
 
 /// Every id on disk and its label, as they are written to journals.
-const ON_DISK: [(u16, &str); 40] = [
+const ON_DISK: [(u16, &str); 41] = [
     (1, "claim slot"),
     (2, "network"),
     (3, "shares"),
@@ -88,6 +90,7 @@ const ON_DISK: [(u16, &str); 40] = [
     (49, "flush disk"),
     (50, "built record"),
     (51, "built record"),
+    (52, "take the kept disk"),
 ];
 
 #[test]
@@ -136,7 +139,7 @@ fn labels_contain_no_word_to_avoid() {
 
 #[test]
 fn parameters_are_read_back_from_their_bytes() {
-    let plan = DownPlan { vm: vm(Some(Generation(1))), ask: true };
+    let plan = DownPlan { vm: vm(Some(Generation(1))), mode: StopMode::Ordinary };
     let bytes = record::encode_payload(&plan).unwrap();
     assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
     assert_eq!(table(ids::DOWN, &bytes).unwrap().label, label(ids::DOWN));
@@ -145,9 +148,38 @@ fn parameters_are_read_back_from_their_bytes() {
 }
 
 #[test]
+fn parameters_of_an_earlier_nixbox_are_read() {
+    let (disk, timeout) = (Some(Generation(4)), ReadyTimeout::DEFAULT);
+    let bytes = record::encode_payload(&(disk, true)).unwrap();
+    assert_eq!(
+        UpPlan::of(&bytes).unwrap(),
+        UpPlan { disk, back_to: None, shares: true, timeout, keep: false }
+    );
+    let (snapshot, boot) = (SnapshotId(Generation(2)), BootId([7; 16]));
+    let slot = Slot::all().next().unwrap();
+    let bytes = record::encode_payload(&(snapshot, slot, boot, false, disk)).unwrap();
+    let plan = RestorePlan { snapshot, slot, boot, shares: false, former_disk: disk, timeout, keep: false };
+    assert_eq!(RestorePlan::of(&bytes).unwrap(), plan);
+    let bytes = record::encode_payload(&(vm(disk), true)).unwrap();
+    let plan = DownPlan { vm: vm(disk), mode: StopMode::Ordinary };
+    assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
+    let back_to = Some(KeptDiskId { kept_by: Generation(7), disk: Generation(3) });
+    let plan = UpPlan { disk, back_to, shares: true, timeout, keep: true };
+    assert_eq!(UpPlan::of(&record::encode_payload(&plan).unwrap()).unwrap(), plan);
+    for (id, cut) in [(ids::UP, 1), (ids::RESTORE, 1), (ids::DOWN, 1)] {
+        assert!(table(id, &bytes[..bytes.len() - cut]).is_err(), "{id:?}");
+    }
+}
+
+#[test]
 fn a_state_is_read_back_and_other_bytes_are_refused() {
-    let conditions =
-        [VmCondition::Good, VmCondition::Condemned, VmCondition::NoClock, VmCondition::NoEntropy];
+    let conditions = [
+        VmCondition::Good,
+        VmCondition::Condemned,
+        VmCondition::NoClock,
+        VmCondition::NoEntropy,
+        VmCondition::LeftRunning,
+    ];
     let up = conditions.map(|condition| WorkspaceState::Up(RunningVm { condition, ..vm(None) }));
     for (byte, state) in (0..).zip(up) {
         // The last byte was a truth value in older journals.

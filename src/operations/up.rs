@@ -1,13 +1,22 @@
 //! `up`: a fresh boot.
 //!
 //! ```text
+//! up:
 //! pre-up scripts ─► claim slot ↶ ∥ built record ↶
 //!   ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
+//!   ─► inject credentials ∥ mount shares ─► post-up scripts
+//!
+//! up --disk:
+//! pre-up scripts ─► claim slot ↶ ∥ built record ↶
+//!   ─► take the kept disk ↶ ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
 //!   ─► inject credentials ∥ mount shares ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session makes sure that no VM runs, reads the credentials from their sources, and takes
-//! the disk of an earlier session if there is one. Then there is no `disk` in the table: a disk that this operation did not make must not go when it rolls back.
+//! the disk of an earlier session if there is one. Then there is no `disk` in the table: a disk that this operation did not
+//! make must not go when it rolls back. With `--disk` the VM gets a kept disk in place of that one: **take the kept disk**
+//! gives it its former name, and rolling back keeps it again. The disk that it takes the place of stays until the VM goes
+//! down, as after a restore (`down.rs`).
 //!
 //! **Pre-up scripts** are the user's. A script that fails ends the operation before anything was made. Nothing tells
 //! whether a script ran, so a recovery does not look for it, and what the script did is not taken back.
@@ -28,11 +37,14 @@
 //! runs was booted, and anything else rolls back. After a crash the same probe decides. It cannot explain a paused VM,
 //! which nothing in `up` makes: then recovery is stuck.
 //!
-//! **SSH-ready** waits until an authenticated command has run in the guest. **Equip** then injects the credentials of
-//! today's configuration and mounts the shares, and the **post-up scripts** run. A failure in one of these stages is
-//! tried once more. If it fails again, or the VM is lost (the VMM was killed, or the host rebooted), the operation ends
-//! as lost: the VM is condemned and cleared away, and its disk is kept for the next `up`. A post-up script that fails
-//! is reported and changes nothing else. A crash in these stages is recovered forward, to a guest that is SSH-ready.
+//! **SSH-ready** waits until an authenticated command has run in the guest, for `[guest] ready-timeout` at most.
+//! **Equip** then injects the credentials of today's configuration and mounts the shares, and the **post-up scripts** run.
+//! A failure in one of these stages is tried once more, but a guest that did not answer in time is not waited for again. If
+//! it fails again, or the VM is lost (the VMM was killed, or the host rebooted), the operation ends as lost: the VM is
+//! condemned, and the session shuts the guest down and clears the VM away. Its disk is kept for the next `up`. With `--keep`
+//! the VM is left running instead, for a person to look at, until a `down`; what is left of a VM that is gone is cleared away even then.
+//! A post-up script that fails is reported and changes nothing else. A crash in these stages is recovered forward, to a
+//! guest that is SSH-ready.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
@@ -43,55 +55,79 @@ use super::shared::guest::{Inject, MountShares, Ready};
 use super::shared::hooks::{POST_UP, PRE_UP};
 use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
-use super::shared::{Context, Part};
+use super::shared::{Context, Part, parameters};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
-use crate::engine::record::Ended;
+use crate::engine::record::{Ended, PayloadError};
 use crate::engine::transition::{
     AfterCommit, ErasedTransition, Operation, Probe, Transition, TransitionSpec,
 };
-use crate::world::{Generation, Machine, Result, VmmState, World};
+use crate::world::{Generation, KeptDiskId, Machine, ReadyTimeout, Result, VmmState, World};
 
 /// The parameters of `up` in the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpPlan {
     /// The disk of an earlier session.
     pub disk: Option<Generation>,
+    /// The kept disk that the VM gets in place of that one.
+    pub back_to: Option<KeptDiskId>,
     /// Whether there are shares.
     pub shares: bool,
+    /// How long the guest may take until it is SSH-ready.
+    pub timeout: ReadyTimeout,
+    /// Whether a VM that does not become SSH-ready is left running.
+    pub keep: bool,
+}
+
+/// The parameters as an earlier nixbox wrote them.
+#[derive(Deserialize)]
+struct OlderUpPlan {
+    disk: Option<Generation>,
+    shares: bool,
+}
+
+impl From<OlderUpPlan> for UpPlan {
+    fn from(OlderUpPlan { disk, shares }: OlderUpPlan) -> Self {
+        Self { disk, back_to: None, shares, timeout: ReadyTimeout::DEFAULT, keep: false }
+    }
+}
+
+impl UpPlan {
+    pub(super) fn of(bytes: &[u8]) -> std::result::Result<Self, PayloadError> {
+        parameters::<Self, OlderUpPlan>(bytes)
+    }
 }
 
 pub(super) fn table(plan: UpPlan) -> Operation<World> {
-    let target = Target::New { disk: plan.disk, shares: plan.shares };
+    let timeout = plan.timeout;
+    let disk = plan.back_to.map(|kept| kept.disk).or(plan.disk);
+    let target = Target::New { disk, shares: plan.shares };
     let mut parts: Vec<Box<dyn ErasedTransition<World>>> =
         vec![Box::new(make_memory()), Box::new(BuildNetwork), Box::new(start_shares()), Box::new(StartVmm)];
-    if plan.disk.is_none() {
-        parts.insert(0, Box::new(make_disk()));
+    match (plan.back_to, plan.disk) {
+        (Some(kept), _) => parts.insert(0, Box::new(take_disk(kept))),
+        (None, None) => parts.insert(0, Box::new(make_disk())),
+        (None, Some(_)) => {}
     }
     Operation::new(ids::UP, "up", AfterCommit::ClearAway, move |context, ended| {
-        async move { Ok(final_state(plan.disk, target, &context, ended)?.bytes()?) }.boxed()
+        async move { Ok(final_state(&plan, target, &context, ended)?.bytes()?) }.boxed()
     })
     .stage("pre-up scripts", vec![Box::new(PRE_UP)])
     .stage("claim slot", vec![Box::new(ClaimSlot { only: None }), Box::new(write_record())])
     .stage("build", parts)
     .commit(Box::new(Boot(target)))
-    .stage("connect", vec![Box::new(Ready { target, same_as: None })])
+    .stage("connect", vec![Box::new(Ready { target, same_as: None, timeout })])
     .stage("equip", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
     .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
 
-fn final_state(
-    disk: Option<Generation>,
-    target: Target,
-    context: &Context<'_>,
-    ended: Ended,
-) -> Result<WorkspaceState> {
+fn final_state(plan: &UpPlan, target: Target, context: &Context<'_>, ended: Ended) -> Result<WorkspaceState> {
     Ok(match ended {
-        Ended::RolledBack => WorkspaceState::Down { disk },
+        Ended::RolledBack => WorkspaceState::Down { disk: plan.disk },
         Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
             machine: target.machine(context)?,
-            former_disk: None,
+            former_disk: plan.back_to.and(plan.disk),
             from: None,
-            condition: VmCondition::Good.after(ended),
+            condition: VmCondition::Good.after(ended, plan.keep),
         }),
     })
 }
@@ -104,6 +140,17 @@ fn make_disk() -> Part<()> {
         find: |context, ()| context.world.disk.find(context.generation),
         make: |context, ()| context.world.disk.create(context.generation, &context.interrupt),
         remove: |context, ()| context.world.disk.remove(context.generation),
+    }
+}
+
+/// The disk images of an earlier session, which a person goes back to.
+fn take_disk(kept: KeptDiskId) -> Part<KeptDiskId> {
+    Part {
+        spec: TransitionSpec::undoable(ids::TAKE_DISK, "take the kept disk", QUICK),
+        intent: kept,
+        find: |context, kept| context.world.disk.find(kept.disk),
+        make: |context, kept| context.world.disk.take(*kept),
+        remove: |context, kept| context.world.disk.keep(*kept),
     }
 }
 

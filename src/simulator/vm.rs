@@ -75,6 +75,7 @@ struct ConnectedDevices {
     shares: BTreeMap<String, (String, UnixStream)>,
     attached: BTreeMap<String, AttachedShare>,
     zero_freed: bool,
+    emergency: bool,
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
@@ -143,8 +144,12 @@ fn connect_devices(config: &Value, context: &VmmContext, saved: Option<&Path>) -
         shares.insert(text(fs, "id").to_owned(), (text(fs, "tag").to_owned(), stream));
         attached.insert(text(fs, "tag").to_owned(), AttachedShare { source, hung: false });
     }
-    let zero_freed = text(payload, "cmdline").split_whitespace().any(|word| word == "init_on_free=1");
-    Ok(ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed })
+    let boots_with = |wanted: &str| text(payload, "cmdline").split_whitespace().any(|word| word == wanted);
+    let zero_freed = boots_with("init_on_free=1");
+    // As in a guest with systemd, no SSH server is started then, and the console waits for a person.
+    let emergency = boots_with("emergency");
+    let ssh = ssh.filter(|_| !emergency);
+    Ok(ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed, emergency })
 }
 
 fn device_error(what: &'static str) -> impl Fn(io::Error) -> ApiRefusal {
@@ -246,10 +251,22 @@ fn io_error(error: io::Error) -> ApiRefusal {
 impl SimulatedVm {
     /// Boots a guest from the first disk.
     pub(super) fn boot(config: &Value, context: &VmmContext) -> Result<Self> {
-        let ConnectedDevices { ram, disk, serial, ssh, locked_files, shares, attached, zero_freed } =
-            connect_devices(config, context, None)?;
+        let ConnectedDevices {
+            ram,
+            disk,
+            serial,
+            ssh,
+            locked_files,
+            shares,
+            attached,
+            zero_freed,
+            emergency,
+        } = connect_devices(config, context, None)?;
         let view = network::view_path(&context.runtime);
-        let kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
+        let mut kernel = Kernel::boot(ram, disk, &view, serial, zero_freed).map_err(io_error)?;
+        if emergency {
+            kernel.print("You are in emergency mode.\nGive root password for maintenance: \x1b[0m");
+        }
         let guest = guest(kernel, attached, ssh, context).map_err(io_error)?;
         guest.settle();
         guest.run([0; 16]).map_err(io_error)?;

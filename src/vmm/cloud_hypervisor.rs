@@ -33,7 +33,7 @@ use super::error::{VmmError, text};
 use super::live_vmm::{LiveVmm, remove_sockets};
 use super::state::{self, SavedShares, StateError};
 use crate::files::shared_paths::SharedPaths;
-use crate::host::process::{DaemonRole, Daemons};
+use crate::host::process::{self, DaemonRole, Daemons};
 use crate::host::shares;
 use crate::host::socket::SocketPath;
 use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
@@ -138,6 +138,12 @@ impl CloudHypervisor {
     #[must_use]
     pub fn serial_log(&self, generation: Generation) -> PathBuf {
         self.settings.runtime.join(format!("serial-{generation}.log"))
+    }
+
+    /// The last line that the guest wrote to its serial console, if there is one.
+    #[must_use]
+    pub fn console_line(&self, generation: Generation) -> Option<String> {
+        process::last_line(&self.serial_log(generation))
     }
 
     /// The last lines of the newest VMM's log and of the newest serial log, to be shown to a person. Logs are kept

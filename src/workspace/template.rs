@@ -35,6 +35,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # user = "user"
 # ssh-key = "~/.ssh/vm_key"         # private key that the image lets in; absent: the one that `init` made
 # require-entropy = true            # false: a restored guest that refuses fresh entropy runs on without it
+# ready-timeout = "110s"            # how long a guest may take to answer SSH (s, min, h); then its VM is shut down
 
 # [env]                             # kept out of every snapshot
 # GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
@@ -56,6 +57,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 
 # [snapshot]
 # keep = 5                          # prune the oldest unnamed ones; absent: keep all
+# keep-disks = 1                    # disks of earlier sessions kept when a snapshot's disk takes their place
 "#;
 
 /// Keeps everything out of version control except itself and the configuration.

@@ -36,6 +36,26 @@ pub struct DiskSpec {
     pub size: Option<ByteSize>,
 }
 
+/// The name of a kept disk. The disks of a workspace are ordered by when they were kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KeptDiskId {
+    /// The operation that kept it.
+    pub kept_by: Generation,
+    /// The generation that the disk has, and has again when a VM gets it.
+    pub disk: Generation,
+}
+
+/// The disk of an earlier session, which another disk has taken the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptDisk {
+    /// Which one.
+    pub id: KeptDiskId,
+    /// How much space it occupies.
+    pub bytes: u64,
+    /// When it was last written, in milliseconds since 1970, UTC.
+    pub written_ms: u64,
+}
+
 /// The state of the VMM of one generation, and of the VM in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum VmmState {

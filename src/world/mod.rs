@@ -27,12 +27,15 @@ mod secrets;
 mod sizes;
 mod slots;
 mod snapshots;
+mod timeouts;
 mod value;
 mod vmm_choice;
 
 pub use self::capability::{Ability, VmmVersion};
 pub use self::cpuid::{Cpuid, CpuidLeaf, HostCpu};
-pub use self::machine::{BootId, DiskSpec, Equipment, Machine, Presence, Settlement, VmmState};
+pub use self::machine::{
+    BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, VmmState,
+};
 pub use self::names::{
     FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
 };
@@ -46,6 +49,7 @@ pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};
 pub use self::slots::Slot;
 pub use self::snapshots::{Depth, FileRecord, Given, ListedSnapshot, Manifest, Origin, SnapshotState};
+pub use self::timeouts::ReadyTimeout;
 pub use self::value::InvalidValue;
 pub use self::vmm_choice::VmmChoice;
 pub use crate::engine::record::WorkspaceId;

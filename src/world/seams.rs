@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ability, BootId, Cpuid, Depth, Equipment, FileRecord, Generation, HostCpu, Interrupt, ListedSnapshot,
-    Machine, Manifest, Presence, Result, Settlement, Slot, SnapshotId, SnapshotState, VmmState, VmmVersion,
+    Ability, BootId, Cpuid, Depth, Equipment, FileRecord, Generation, HostCpu, Interrupt, KeptDisk,
+    KeptDiskId, ListedSnapshot, Machine, Manifest, Presence, ReadyTimeout, Result, Settlement, Slot,
+    SnapshotId, SnapshotState, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -115,6 +116,14 @@ pub trait Disk: Send + Sync {
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Removes the images.
     async fn remove(&self, generation: Generation) -> Result<()>;
+    /// The kept disks, first the one that was kept first.
+    async fn kept(&self) -> Result<Vec<KeptDisk>>;
+    /// Keeps the images beside those that VMs use.
+    async fn keep(&self, kept: KeptDiskId) -> Result<()>;
+    /// Makes a kept disk one that a VM uses.
+    async fn take(&self, kept: KeptDiskId) -> Result<()>;
+    /// Keeps the images, and removes those that were kept first, until there are as many as the configuration says.
+    async fn retire(&self, kept: KeptDiskId) -> Result<()>;
 }
 
 /// The VM's RAM file, one per generation.
@@ -188,6 +197,8 @@ pub trait Guest: Send + Sync {
     async fn settle(&self, machine: &Machine) -> Result<Settlement>;
     /// Whether a guest that cannot be given fresh entropy must not go on.
     fn requires_entropy(&self) -> bool;
+    /// How long a guest may take until it is SSH-ready.
+    fn ready_timeout(&self) -> ReadyTimeout;
     /// Asks the guest to shut down.
     async fn shut_down(&self, machine: &Machine) -> Result<()>;
 }

@@ -4,7 +4,9 @@ use nixbox::fakes::{Crash, Fault, Host, Survival};
 
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
-use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotKeepOne, SnapshotStop, Up};
+use Command::{
+    DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotKeepOne, SnapshotStop, Up, UpOnKept,
+};
 
 /// How the first run and the recovery are ended.
 const CRASHES: [Crash; 6] = [
@@ -100,12 +102,22 @@ fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &s
     let may_lose = usize::from(matches!(command, DeleteNewest | SnapshotKeepOne));
     assert!(lost <= may_lose, "{context}: snapshots were lost");
 
+    // The disk of a session is never lost but by a newer one that is kept in its place.
+    let may_go: Vec<_> = before.kept_disks(WORKSPACE).into_iter().map(|kept| kept.disk).collect();
+    let (had, has) = (before.disks(WORKSPACE), host.disks(WORKSPACE));
+    let gone: Vec<_> = had.difference(&has).collect();
+    let full = host.kept_disks(WORKSPACE).len() == 1;
+    assert!(
+        gone.is_empty() || full && gone.iter().all(|disk| may_go.contains(disk)),
+        "{context}: the disks {gone:?} are gone"
+    );
+
     // Nothing but a power cut or a VMM that is dead or hangs takes a VM that was there away from a snapshot.
     if command == Snapshot && crash == Crash::Death {
         assert!(host.is_ssh_ready(WORKSPACE), "{context}: the VM is gone");
     }
     // Whether it is written down or not: a guest that has begun to run is past the commit point.
-    if matches!(command, Up | RestoreNewest) && crash == Crash::Death && ran {
+    if matches!(command, Up | UpOnKept | RestoreNewest) && crash == Crash::Death && ran {
         assert!(host.is_ssh_ready(WORKSPACE), "{context}: the commit point was taken back");
     }
 }
@@ -151,5 +163,8 @@ scenarios! {
     replace: 54, true, [Up, Snapshot] => Replace;
     snapshot_and_prune: 54, false, [Up, Snapshot] => SnapshotKeepOne;
     restored_goes_down: 54, true, [Up, SnapshotStop, RestoreNewest] => Down;
+    restored_twice_goes_down: 53, false, [Up, SnapshotStop, RestoreNewest, Down, RestoreNewest] => Down;
+    up_on_a_kept_disk: 53, false, [Up, SnapshotStop, RestoreNewest, Down] => UpOnKept;
+    kept_disk_goes_down: 53, false, [Up, SnapshotStop, RestoreNewest, Down, UpOnKept] => Down;
     delete: 53, false, [Up, SnapshotStop] => DeleteNewest;
 }

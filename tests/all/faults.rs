@@ -41,7 +41,14 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
     let (is_up, has) = essence(host);
     match said {
         Said::Report(OperationResult::Done) => match command {
-            Up | UpWarm | RestoreNewest | Replace | Command::SnapshotNamed => {
+            Up
+            | Command::UpKeep
+            | Command::UpOnKept
+            | Command::RestoreKeep
+            | UpWarm
+            | RestoreNewest
+            | Replace
+            | Command::SnapshotNamed => {
                 assert!(is_up, "{context}: done, and not up")
             }
             Snapshot => assert!(is_up && has.len() == had.len() + 1, "{context}: done, and no snapshot"),

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::Write;
 use std::sync::Mutex;
 
-use nixbox::engine::executor::{EngineError, Unobserved};
+use nixbox::engine::executor::{EngineError, Observer, Unobserved};
 use nixbox::engine::journal::{Journal, Storage};
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
@@ -67,11 +67,17 @@ pub(crate) fn cases(cases: u32) -> Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Command {
     Up,
+    /// With `--keep`.
+    UpKeep,
+    /// On the disk that was kept last.
+    UpOnKept,
     Down,
     Snapshot,
     SnapshotNamed,
     SnapshotStop,
     RestoreNewest,
+    /// With `--keep`.
+    RestoreKeep,
     /// Restores with `--replace`, while a VM runs.
     Replace,
     /// Restores the newest compatible snapshot, or boots.
@@ -132,15 +138,23 @@ pub(crate) fn run(host: &Host, command: Command) -> Said {
 pub(crate) fn run_with(host: &Host, command: Command, fault: Fault) -> Said {
     let interrupt = Interrupt::new();
     host.set_fault(fault, Some(interrupt.clone()));
-    RUNTIME.with_borrow(|runtime| runtime.block_on(session(host, WORKSPACE, command, interrupt)))
+    RUNTIME.with_borrow(|runtime| runtime.block_on(session(host, WORKSPACE, command, interrupt, &Unobserved)))
+}
+
+/// Runs a command without a fault, and lets somebody see what happens.
+pub(crate) fn run_observed(host: &Host, command: Command, observer: &dyn Observer) -> Said {
+    host.set_fault(Fault::None, None);
+    RUNTIME.with_borrow(|runtime| {
+        runtime.block_on(session(host, WORKSPACE, command, Interrupt::new(), observer))
+    })
 }
 
 /// Runs two commands at the same time, each in a workspace, with a fault set.
 pub(crate) fn run_both(host: &Host, commands: [(WorkspaceId, Command); 2], fault: Fault) -> (Said, Said) {
     let interrupt = Interrupt::new();
     host.set_fault(fault, Some(interrupt.clone()));
-    let [first, second] =
-        commands.map(|(workspace, command)| session(host, workspace, command, interrupt.clone()));
+    let [first, second] = commands
+        .map(|(workspace, command)| session(host, workspace, command, interrupt.clone(), &Unobserved));
     RUNTIME.with_borrow(|runtime| runtime.block_on(async { tokio::join!(first, second) }))
 }
 
@@ -156,7 +170,8 @@ pub(crate) fn in_session<T>(
     let journal = Journal::open(host.storage(WORKSPACE), WORKSPACE, Generation(0), now).unwrap();
     let world = present(host, WORKSPACE, &journal);
     let interrupt = Interrupt::new();
-    let mut session = Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved };
+    let mut session =
+        Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved, keep: false };
     RUNTIME.with_borrow(|runtime| runtime.block_on(act(&mut session)))
 }
 
@@ -168,7 +183,13 @@ fn present<S: Storage>(host: &Host, workspace: WorkspaceId, journal: &Journal<S>
     }
 }
 
-async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrupt: Interrupt) -> Said {
+async fn session(
+    host: &Host,
+    workspace: WorkspaceId,
+    command: Command,
+    interrupt: Interrupt,
+    observer: &dyn Observer,
+) -> Said {
     let Some(_lock) = host.try_lock(workspace) else {
         return Said::Locked;
     };
@@ -179,7 +200,7 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
         Err(error) => return Said::JournalFailed(error),
     };
     let world = present(host, workspace, &journal);
-    let mut session = Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved };
+    let mut session = Session { world: &world, next: &next, journal, interrupt, observer, keep: false };
     let newest = || {
         let snapshots = host.snapshots(workspace);
         snapshots.last().map_or(SnapshotId(Generation(0)), |(id, _)| *id)
@@ -191,6 +212,18 @@ async fn session(host: &Host, workspace: WorkspaceId, command: Command, interrup
     };
     let report = match command {
         Command::Up => session.up().await,
+        Command::UpOnKept => {
+            let kept = host.kept_disks(workspace).last().map_or(Generation(0), |kept| kept.disk);
+            session.up_on(kept).await
+        }
+        Command::UpKeep => {
+            session.keep = true;
+            session.up().await
+        }
+        Command::RestoreKeep => {
+            session.keep = true;
+            session.restore(None, false, false).await.map(|warm| warm.report)
+        }
         Command::Down => session.down().await,
         Command::Snapshot => session.snapshot(request(None, false)).await.map(|result| result.report),
         Command::SnapshotNamed => {

@@ -264,9 +264,11 @@ impl Workspace {
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
-        left.retain(|name| !name.starts_with("disk-"));
+        left.retain(|name| !name.starts_with("disk-") && !name.starts_with("kept-"));
         assert!(left.is_empty(), "left of the VM: {left:?}");
-        let disks = fs::read_dir(self.state_directory("run")).unwrap().count();
+        let names =
+            fs::read_dir(self.state_directory("run")).unwrap().map(|entry| entry.unwrap().file_name());
+        let disks = names.filter(|name| name.to_str().unwrap().starts_with("disk-")).count();
         assert!(disks <= 1, "{disks} disks are left");
     }
 

@@ -13,11 +13,13 @@ mod edits;
 mod fit;
 mod guest;
 mod identity;
+mod kept_disks;
 #[cfg(feature = "failpoints")]
 mod kills;
 mod masks;
 mod signals;
 mod state;
 mod trust;
+mod unanswered;
 mod unrest;
 mod workspace;

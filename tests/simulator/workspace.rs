@@ -257,8 +257,9 @@ impl Workspace {
             *run.entry(name.split('-').next().unwrap().to_owned()).or_default() += 1;
         }
         assert_eq!((run.get("memory"), run.get("built")), (Some(&1), Some(&1)), "{run:?}");
-        // The disk from before a restore stays until the VM has gone down.
-        assert!(matches!(run.get("disk"), Some(1..=2)) && run.len() == 3, "{run:?}");
+        // The disk from before a restore stays until the VM has gone down, and one is kept then.
+        let kept = run.remove("kept").unwrap_or_default();
+        assert!(matches!(run.get("disk"), Some(1..=2)) && kept <= 1 && run.len() == 3, "{run:?}, {kept}");
         for path in names(&self.runtime()).iter().map(|path| name(path)) {
             let known =
                 ["guest", "guest.sock", "slots", "tap-vm"].iter().any(|known| path.starts_with(known));
@@ -277,7 +278,9 @@ impl Workspace {
         assert_eq!(self.memory_files(), Vec::<PathBuf>::new());
         assert_eq!(self.slots(), 0);
         let run: Vec<String> = names(&self.state().join("run")).iter().map(|path| name(path)).collect();
-        assert!(run.len() <= 1 && run.iter().all(|name| name.starts_with("disk-")), "{run:?}");
+        let (disks, kept): (Vec<_>, Vec<_>) = run.iter().partition(|name| name.starts_with("disk-"));
+        assert!(disks.len() <= 1 && kept.len() <= 1, "{run:?}");
+        assert!(kept.iter().all(|name| name.starts_with("kept-")), "{run:?}");
         assert!(run.iter().all(|name| !name.contains("partial")), "{run:?}");
         let left: Vec<String> = names(&self.runtime())
             .iter()

@@ -49,6 +49,18 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             "2:12: vm.vcpus: -1 is not from 0 to 254",
         ),
         (
+            r#"guest.ready-timeout = "110""#,
+            r#"2:23: guest.ready-timeout is wrong: "110" is not a time: a whole number and one of s, min, h, as in "110s""#,
+        ),
+        (
+            r#"guest.ready-timeout = "25h""#,
+            r#"2:23: guest.ready-timeout is wrong: "25h" is not from 1s to 24h"#,
+        ),
+        (
+            "guest.ready-timeout = 110",
+            "2:23: guest.ready-timeout has to be of type string, and is of type integer",
+        ),
+        (
             r#"vm.memory = "17GiB""#,
             "2:13: vm.memory: 17GiB is more than this host has, which is 16GiB",
         ),
@@ -353,6 +365,10 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
         (
             "snapshot.keep = 0",
             "2:17: snapshot.keep: 0 is not from 1 to 4294967295",
+        ),
+        (
+            "snapshot.keep-disks = -1",
+            "2:23: snapshot.keep-disks: -1 is not from 0 to 4294967295",
         ),
         (
             "snapshot.keep = -3",

@@ -134,9 +134,62 @@ impl Disk for WorkspaceSeams {
         };
         self.change("disk.remove", vec![Box::new(remove), Box::new(sync)]).await
     }
+
+    async fn kept(&self) -> Result<Vec<KeptDisk>> {
+        self.query("disk.kept", |state| {
+            let kept = state.kept_disks(self.workspace);
+            Ok(kept.into_iter().map(|id| KeptDisk { id, bytes: 1, written_ms: 0 }).collect())
+        })
+        .await
+    }
+
+    async fn keep(&self, kept: KeptDiskId) -> Result<()> {
+        self.rename_disk("disk.keep", disk_name(kept.disk), kept_name(kept)).await
+    }
+
+    async fn take(&self, kept: KeptDiskId) -> Result<()> {
+        self.rename_disk("disk.take", kept_name(kept), disk_name(kept.disk)).await
+    }
+
+    async fn retire(&self, kept: KeptDiskId) -> Result<()> {
+        let keep = move |state: &mut FakeState| {
+            let directory = self.directory(state);
+            state.files.rename(directory, &disk_name(kept.disk), &kept_name(kept));
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        let prune = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            let kept = state.kept_disks(self.workspace);
+            let surplus = kept.len().saturating_sub(state.keep_disks);
+            kept.iter().take(surplus).for_each(|id| state.files.remove(directory, &kept_name(*id)));
+            Ok(())
+        };
+        let sync = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        self.change("disk.retire", vec![Box::new(keep), Box::new(prune), Box::new(sync)]).await
+    }
 }
 
 impl WorkspaceSeams {
+    /// Gives a disk another name, unless it has that name already.
+    async fn rename_disk(&self, kind: &'static str, from: String, to: String) -> Result<()> {
+        let rename = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            state.files.rename(directory, &from, &to);
+            Ok(())
+        };
+        let sync = |state: &mut FakeState| {
+            let directory = self.directory(state);
+            state.files.sync_names(directory);
+            Ok(())
+        };
+        self.change(kind, vec![Box::new(rename), Box::new(sync)]).await
+    }
+
     /// Makes the disk image of a generation. It is torn until it is whole, and durable when this returns.
     async fn put_disk(
         &self,

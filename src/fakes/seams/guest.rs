@@ -167,6 +167,10 @@ impl Guest for WorkspaceSeams {
         Ok(settlement)
     }
 
+    fn ready_timeout(&self) -> ReadyTimeout {
+        ReadyTimeout::DEFAULT
+    }
+
     fn requires_entropy(&self) -> bool {
         self.host.lock().requires_entropy
     }

@@ -160,6 +160,8 @@ impl Vmm for WorkspaceSeams {
     async fn stop(&self, generation: Generation) -> Result<()> {
         let key = self.key(generation);
         let end = move |state: &mut FakeState| {
+            let running = state.vmms.get(&key).is_some_and(|vmm| vmm.state == VmmState::Running);
+            state.cut_off += u64::from(running);
             state.end_vmm(key);
             Ok(())
         };

@@ -59,8 +59,9 @@ fn settings(
         wanted,
         require_entropy: true,
         on_unsettled: Arc::new(|_| ()),
+        on_waiting: Arc::new(|_, _| ()),
         mounts: Vec::new(),
-        ready: LIMIT,
+        ready: ReadyTimeout::DEFAULT,
         limits: Limits::default(),
     }
 }
@@ -111,7 +112,7 @@ async fn shutting_down_a_silent_guest_gives_up_after_its_limit() {
     let pins = tempfile::tempdir().unwrap();
     let key = Arc::new(key::generate().unwrap());
     let settings = settings(silent.local_addr().unwrap(), "user", key, pins.path(), Wanted::default());
-    let settings = GuestSettings { ready: Duration::from_secs(1000), ..settings };
+    let settings = GuestSettings { ready: "1h".parse().unwrap(), ..settings };
     let guest = SshGuest::new(settings, Arc::new(StateOnlyVmm(Mutex::new(VmmState::Running))));
     let begun = tokio::time::Instant::now();
     let failed = guest.shut_down(&machine()).await;
@@ -405,12 +406,12 @@ async fn ready_returns_the_boot_and_a_vm_that_is_gone_is_lost() {
     let directory = tempfile::tempdir().unwrap();
     let nobody = ([127, 0, 0, 1], free_port()).into();
     let runs = Arc::new(StateOnlyVmm(Mutex::new(VmmState::Running)));
-    let of = |ready| {
-        let key = Arc::clone(&server.key);
-        let settings = settings(nobody, "user", key, directory.path(), Wanted::default());
-        SshGuest::new(GuestSettings { ready, ..settings }, Arc::clone(&runs) as Arc<dyn Vmm>)
+    let of = |ready: &str| {
+        let settings = settings(nobody, "user", server.key.clone(), directory.path(), Wanted::default());
+        let settings = GuestSettings { ready: ready.parse().unwrap(), ..settings };
+        SshGuest::new(settings, runs.clone())
     };
-    let guest = of(LIMIT);
+    let guest = of("30s");
     let going = async { *runs.0.lock().unwrap() = VmmState::Gone };
     let (machine, interrupt) = (machine(), Interrupt::new());
     let (outcome, ()) = tokio::join!(guest.ready(&machine), going);
@@ -420,7 +421,7 @@ async fn ready_returns_the_boot_and_a_vm_that_is_gone_is_lost() {
     assert!(matches!(guest.connect(&machine, &interrupt).await, Err(Failure::Interrupted)));
     // A VMM that does not answer may still have a running guest.
     *runs.0.lock().unwrap() = VmmState::Silent;
-    assert!(matches!(of(WATCH * 3).ready(&machine).await, Err(Failure::World(_))));
+    assert!(matches!(of("1s").ready(&machine).await, Err(Failure::WaitedOut(_))));
 }
 
 #[tokio::test]

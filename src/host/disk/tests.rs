@@ -219,3 +219,47 @@ async fn a_snapshot_with_a_gap_or_without_a_directory_fills_nothing() {
     assert!(disks.capture(GENERATION, SNAPSHOT, &never).await.is_err());
     assert_eq!(find(&disks).await, Presence::Absent);
 }
+
+#[tokio::test]
+async fn disks_of_earlier_sessions_are_kept_taken_back_and_removed_first_come_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let template = directory.path().join("template");
+    std::fs::write(&template, b"a system").unwrap();
+    let specs = vec![spec(Some(&template), Some(8 << 10))];
+    let mut disks = disks(directory.path(), specs, Arc::new(NoProgress));
+    let id = |disk, kept_by| KeptDiskId { disk: Generation(disk), kept_by: Generation(kept_by) };
+    let kept = async |disks: &Disks| -> Vec<u64> {
+        disks.kept().await.unwrap().into_iter().map(|kept| kept.id.disk.0).collect()
+    };
+    for generation in [2, 9, 10] {
+        disks.create(Generation(generation), &Interrupt::new()).await.unwrap();
+    }
+    std::fs::write(disks.host_key(Generation(9)), b"ssh-ed25519 AAAA").unwrap();
+    // The second was kept first. Without a limit nothing is removed.
+    disks.retire(id(9, 11)).await.unwrap();
+    disks.retire(id(2, 100)).await.unwrap();
+    disks.retire(id(2, 100)).await.unwrap();
+    assert_eq!(kept(&disks).await, [9, 2]);
+    assert_eq!(disks.generations().unwrap(), [Generation(10)].into());
+    assert_eq!(disks.find(Generation(9)).await.unwrap(), Presence::Absent);
+    let described = disks.kept().await.unwrap()[0];
+    assert!(described.bytes > 0 && described.written_ms > 1_600_000_000_000, "{described:?}");
+    // What lies with the images comes back with them.
+    disks.take(id(9, 11)).await.unwrap();
+    disks.take(id(9, 11)).await.unwrap();
+    assert_eq!(disks.find(Generation(9)).await.unwrap(), Presence::Whole);
+    assert!(bytes(&disks.images(Generation(9)).unwrap()[0]).starts_with(b"a system"));
+    assert_eq!(bytes(&disks.host_key(Generation(9))), b"ssh-ed25519 AAAA");
+    disks.keep(id(9, 11)).await.unwrap();
+    // A name that nixbox would not have written is somebody else's.
+    std::fs::create_dir(disks.run.join("kept-09-1")).unwrap();
+    disks.keep = Some(2);
+    disks.retire(id(10, 101)).await.unwrap();
+    assert_eq!(kept(&disks).await, [2, 10]);
+    assert!(disks.run.join("kept-09-1").exists());
+    disks.keep = Some(0);
+    disks.retire(id(10, 101)).await.unwrap();
+    assert!(kept(&disks).await.is_empty());
+    // A disk that is not there cannot be taken.
+    assert!(disks.take(id(2, 100)).await.is_err());
+}

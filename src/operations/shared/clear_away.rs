@@ -9,7 +9,7 @@ use super::{SeamCall, Unprobed};
 use crate::engine::transition::{ErasedTransition, Operation, TransitionId, TransitionSpec};
 use crate::operations::ids;
 use crate::operations::limits::QUICK;
-use crate::world::{Generation, Machine, SnapshotId, World};
+use crate::world::{Generation, KeptDiskId, Machine, SnapshotId, World};
 
 type Removal = Box<dyn ErasedTransition<World>>;
 
@@ -21,18 +21,34 @@ where
     Box::new(Unprobed { spec, intent: what, apply })
 }
 
-/// Adds the stages in which all of a VM goes but its disk: the VMM and what it used, then the disk that the VM's disk
-/// has taken the place of, and the slot last, so that no other VM takes the slot while its network is still there. The built record
+/// A disk that the VM's disk has taken the place of, or the VM's own disk if another takes its place again.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::operations) enum FormerDisk {
+    /// It is the disk of a session, and kept as long as the configuration says.
+    Kept(Generation),
+    /// It is a clone of a snapshot's disk, and removed.
+    Removed(Generation),
+}
+
+/// Adds the stages in which all of a VM goes but its disk: the VMM and what it used, then one of two disks, and the slot last, so that no other VM takes the slot while its network is still there. The built record
 /// goes with the slot, because a nixbox that clears away needs it until everything else is gone.
 pub(in crate::operations) fn clear_away(
     operation: Operation<World>,
     machine: &Machine,
-    superseded: Option<Generation>,
+    former: Option<FormerDisk>,
 ) -> Operation<World> {
     let Machine { vmm, memory, slot, .. } = *machine;
-    let remove_disk: SeamCall<Generation, ()> = |context, disk| context.world.disk.remove(*disk);
-    let removed_disk =
-        superseded.map(|disk| removal(ids::REMOVE_DISK, "retire the former disk", disk, remove_disk));
+    let remove: SeamCall<Generation, ()> = |context, disk| context.world.disk.remove(*disk);
+    // The name that the disk gets is the same in a recovery, which has the generation of the operation.
+    let keep: SeamCall<Generation, ()> =
+        |context, disk| context.world.disk.retire(KeptDiskId { disk: *disk, kept_by: context.generation });
+    let retired = former.map(|former| {
+        let (disk, apply) = match former {
+            FormerDisk::Kept(disk) => (disk, keep),
+            FormerDisk::Removed(disk) => (disk, remove),
+        };
+        removal(ids::RETIRE_DISK, "retire the former disk", disk, apply)
+    });
     operation
         .stage(
             "clear away",
@@ -47,7 +63,7 @@ pub(in crate::operations) fn clear_away(
                 }),
             ],
         )
-        .stage_if(removed_disk.is_some(), "former disk", removed_disk.into_iter().collect())
+        .stage_if(retired.is_some(), "former disk", retired.into_iter().collect())
         .stage(
             "release slot",
             vec![

@@ -1,12 +1,14 @@
 //! What is done in a guest that runs: wait for SSH, give it entropy and the time, credentials and shares.
 
+use std::time::Duration;
+
 use super::machine::Target;
 use super::{Context, done_if_whole, probe_if_alive};
 use crate::engine::transition::{Failure, Probe, Transition, TransitionSpec};
 use crate::operations::ids;
-use crate::operations::limits::GUEST;
+use crate::operations::limits::{GUEST, until_ready};
 use crate::operations::state::VmCondition;
-use crate::world::{BootId, Machine, Presence, Result, Settlement, World};
+use crate::world::{BootId, Machine, Presence, ReadyTimeout, Result, Settlement, World};
 
 const HAD_BEFORE: &str = "where it can be taken back, the guest had them before";
 
@@ -15,6 +17,8 @@ pub(in crate::operations) struct Ready {
     pub(in crate::operations) target: Target,
     /// The boot that the guest has to be in; a guest in any other is refused.
     pub(in crate::operations) same_as: Option<BootId>,
+    /// How long the guest may take.
+    pub(in crate::operations) timeout: ReadyTimeout,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +30,7 @@ impl Transition<World> for Ready {
     type Outcome = BootId;
 
     fn spec(&self) -> TransitionSpec {
-        TransitionSpec::nothing_to_undo(ids::READY, "SSH-ready", "it only asks", GUEST)
+        TransitionSpec::nothing_to_undo(ids::READY, "SSH-ready", "it only asks", until_ready(self.timeout))
     }
 
     async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
@@ -48,7 +52,11 @@ impl Transition<World> for Ready {
 
 /// Fresh entropy, then the wall clock. In this order, because a restored guest must not draw random numbers that
 /// another guest of the same snapshot draws too.
-pub(in crate::operations) struct Settle(pub(in crate::operations) Target);
+pub(in crate::operations) struct Settle {
+    pub(in crate::operations) target: Target,
+    /// For each of its functions.
+    pub(in crate::operations) limit: Duration,
+}
 
 /// The condition of the VM that the operation has settled. An earlier nixbox wrote no such outcome, because it failed if a
 /// guest could not be settled.
@@ -62,11 +70,11 @@ impl Transition<World> for Settle {
 
     fn spec(&self) -> TransitionSpec {
         const WHY: &str = "entropy and a right clock do no harm";
-        TransitionSpec::nothing_to_undo(ids::SETTLE, "entropy and clock", WHY, GUEST)
+        TransitionSpec::nothing_to_undo(ids::SETTLE, "entropy and clock", WHY, self.limit)
     }
 
     async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
-        self.0.machine(context)
+        self.target.machine(context)
     }
 
     async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<Settlement>> {

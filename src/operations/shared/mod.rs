@@ -14,6 +14,7 @@ pub(super) mod slot;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{self, Called, Failure, Probe, Transition, TransitionSpec};
 use crate::world::{Generation, Presence, Result, World};
 
@@ -84,6 +85,15 @@ impl<I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Transition
     async fn apply(&self, context: &Context<'_>, intent: &I) -> Result<()> {
         (self.apply)(context, intent).await
     }
+}
+
+/// The parameters of an operation. An earlier nixbox wrote fewer of them, and what it did not write has a meaning of its
+/// own then. The two cannot be confused, because parameters fill their bytes.
+pub(super) fn parameters<P: DeserializeOwned, Older: DeserializeOwned + Into<P>>(
+    bytes: &[u8],
+) -> Result<P, PayloadError> {
+    record::decode_payload(bytes)
+        .or_else(|error| record::decode_payload::<Older>(bytes).map(Into::into).map_err(|_| error))
 }
 
 /// What is found of something that a transition makes.
