@@ -267,7 +267,7 @@ pub fn assemble(
         absolute_shape: Arc::new(spec.shape("/".as_ref())),
         sources: Arc::new(SourceContents {
             files: spec.source_files(),
-            directory: workspace.run(),
+            directory: workspace.state().path().to_owned(),
             progress: source_progress,
         }),
         missing_mounts: missing_mounts(&spec),

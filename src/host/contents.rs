@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -82,7 +82,7 @@ impl SourceContents {
         known: &BTreeMap<PathBuf, KnownContent>,
         interrupt: &Interrupt,
     ) -> Result<Option<KnownContent>> {
-        let opened = File::open(path).and_then(|file| Ok((SourceStamp::of(&file)?, file)));
+        let opened = open(path).and_then(|file| Ok((SourceStamp::of(&file)?, file)));
         let Ok((stamp, file)) = opened else { return Ok(None) };
         if let Some(known) = known.get(path).filter(|known| known.stamp == stamp) {
             return Ok(Some(known.clone()));
@@ -97,9 +97,16 @@ impl SourceContents {
         let never = Interrupt::new();
         let hash = tokio::task::spawn_blocking(move || hashes.finish(&never)).await;
         let blake3 = hex::encode(hash.map_err(Failure::world)??);
-        let after = File::open(path).and_then(|file| SourceStamp::of(&file)).ok();
+        let after = open(path).and_then(|file| SourceStamp::of(&file)).ok();
         Ok((after == Some(stamp)).then_some(KnownContent { stamp, blake3 }))
     }
+}
+
+/// Opens a regular file. A guest may have put a FIFO in its place, the opening of which would wait for a writer.
+fn open(path: &Path) -> std::io::Result<File> {
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(std::io::ErrorKind::InvalidInput.into()) }
 }
 
 #[async_trait]
@@ -149,7 +156,12 @@ mod tests {
         for (name, bytes) in [("a", "kernel"), ("b", "kernel"), ("c", "other")] {
             std::fs::write(root.path().join(name), bytes).unwrap();
         }
-        let found = contents(root.path(), &[("x", "a"), ("y", "b"), ("z", "c"), ("gone", "d")]);
+        // A guest can put a FIFO in the place of a template. It has no content, and nobody waits for one.
+        let fifo = root.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .unwrap();
+        let files = [("x", "a"), ("y", "b"), ("z", "c"), ("gone", "d"), ("fifo", "fifo"), ("directory", ".")];
+        let found = contents(root.path(), &files);
         assert_eq!(found["x"], *blake3::hash(b"kernel").as_bytes());
         assert_eq!(found["x"], found["y"]);
         assert_ne!(found["x"], found["z"]);

@@ -52,7 +52,7 @@ pub(super) fn credentials_are_in_no_process_log_or_journal(workspace: &Workspace
     }
     // The configuration names the sources of two of them, and the guest's disk may hold what the guest has.
     let listing = outside::shell(&format!(
-        "find {}/.nixbox {} /run/nixbox-0 -type f ! -name config.toml ! -path '*/run/disk-*/0.img'",
+        "find {}/.nixbox {} /run/nixbox-0 -type f ! -name config.toml ! -path '*/run/disk-*/0.img' ! -path '*/run/kept-*/0.img'",
         workspace.path.display(),
         workspace.state_directory("").display()
     ));
