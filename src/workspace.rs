@@ -285,16 +285,12 @@ impl Workspace {
     /// # Errors
     /// If the directory cannot be made, or belongs to another user.
     pub fn runtime(&self) -> Result<Folder, WorkspaceError> {
-        let user = rustix::process::geteuid();
-        let own = PathBuf::from(format!("/run/user/{user}", user = user.as_raw()));
-        // The end of root's session removes /run/user/0, and root's VMs outlive the session.
-        let bases = if user.is_root() {
-            vec!["/run".into()]
-        } else if Lifetime::of_this_process()?.files_end_at_log_out {
-            vec![self.places.made_state()?.path().to_owned()]
-        } else {
-            vec![own, "/dev/shm".into(), "/tmp".into()]
-        };
+        let bases =
+            if !rustix::process::geteuid().is_root() && Lifetime::of_this_process()?.files_end_at_log_out {
+                vec![self.places.made_state()?.path().to_owned()]
+            } else {
+                places::runtime_bases()
+            };
         self.runtime_in(&bases)
     }
 
@@ -315,13 +311,11 @@ impl Workspace {
     }
 
     fn runtime_in(&self, bases: &[PathBuf]) -> Result<Folder, WorkspaceError> {
-        let name = format!("nixbox-{}", rustix::process::geteuid().as_raw());
-        // Half of the id is enough to tell workspaces apart, and the path of a socket has at most 108 bytes.
-        let id = &self.id.to_string()[..16];
+        let [name, id] = places::runtime_names(self.id);
         let make = |base: &Path| -> Result<Folder, FileError> {
             let (user, _) = Folder::open(base)?.make_folder(&name)?;
             user.check_private()?;
-            let (folder, _) = user.make_folder(id)?;
+            let (folder, _) = user.make_folder(&id)?;
             folder.check_private()?;
             Ok(folder)
         };

@@ -277,12 +277,13 @@ impl LockedWorkspace {
         };
         let consent = || match &config {
             Some(config) if !ends_vm => {
-                Consent::load(&workspace)?.obtain(config, trust, |words| progress.print(words))
+                Consent::load(&workspace)?.obtain(config, trust, |words| progress.print(words)).map(Some)
             }
-            _ => Ok(()),
+            _ => Ok(None),
         };
+        let mut obeyed = None;
         if vm.is_none() {
-            consent()?;
+            obeyed = consent()?;
         }
         if let Some(config) = &config {
             preflight.check_config(config, starts_vm)?;
@@ -292,7 +293,7 @@ impl LockedWorkspace {
         if let Some(vm) = vm {
             mind_exposed(&workspace, &mut wiring, vm, preflight)?;
             // A guest may have written the configuration if it could reach it, which is known only now.
-            consent()?;
+            obeyed = consent()?;
         }
         if preflight == Preflight::Snapshot || preflight == Preflight::Restore {
             // These may end daemons before they start others. A share that is refused only then would cost the guest.
@@ -309,6 +310,9 @@ impl LockedWorkspace {
             && (starts_vm || preflight == Preflight::Restore)
         {
             DecidedDefaults::decide(workspace.state(), config)?;
+        }
+        if let Some(obeyed) = obeyed {
+            obeyed.write_down()?;
         }
         Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
     }

@@ -81,19 +81,21 @@ impl<'a> Consent<'a> {
     }
 
     /// Makes sure that nixbox may do all that the configuration says. With the option, the person who runs the command
-    /// has said so already, and `tell` hears what that means.
+    /// has said so already, and `tell` hears what that means. What a person confirms is written down at once; that the
+    /// command obeys the rest is written down by the caller, when nothing can refuse the command any more.
     pub(super) fn obtain(
         mut self,
         config: &Config,
         given: TrustOption,
         tell: impl Fn(&str),
-    ) -> Result<(), Problem> {
+    ) -> Result<ObeyedActions<'a>, Problem> {
         let actions = self.actions(config);
         let missing = self.missing(&actions);
         if !missing.is_empty() {
             agree(&self.workspace.nixbox()?.path_of(config::FILE), &missing, given, tell)?;
+            self.confirm(&actions)?;
         }
-        self.confirm(&actions)
+        Ok(ObeyedActions { consent: self, actions })
     }
 
     /// Writes down that these actions are confirmed, and no others.
@@ -126,6 +128,19 @@ impl<'a> Consent<'a> {
             self.confirmations.save(self.workspace)?;
         }
         Ok(())
+    }
+}
+
+/// The actions that a command is about to obey.
+pub(super) struct ObeyedActions<'a> {
+    consent: Consent<'a>,
+    actions: Vec<HostAction>,
+}
+
+impl ObeyedActions<'_> {
+    /// Writes down that these actions are confirmed, and no others.
+    pub(super) fn write_down(mut self) -> Result<(), Problem> {
+        self.consent.confirm(&self.actions)
     }
 }
 

@@ -7,7 +7,7 @@ use crate::world::WorkspaceId;
 
 /// Remove what nixbox keeps of a workspace whose directory is gone
 ///
-/// This removes the snapshots, the disks, the key and the journal of the workspace. It is refused while the directory is
+/// This removes the snapshots, the disks, the key, the journal and the logs of the workspace. It is refused while the directory is
 /// there, or the VM runs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox forget 0f6a1c8e2d4b5a69788796a5b4c3d2e1")]

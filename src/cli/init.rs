@@ -117,7 +117,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         _ if made.contains(&workspace.nixbox()?.path_of(config::FILE)) => consent.written_here()?,
         ExistingConfig::Settled => {}
         ExistingConfig::Confirmed(actions) => consent.confirm(&actions)?,
-        ExistingConfig::Known(config) => consent.obtain(&config, arguments.trust, tell)?,
+        ExistingConfig::Known(config) => consent.obtain(&config, arguments.trust, tell)?.write_down()?,
     }
     let path = wiring::own_key(&workspace);
     // Nothing that has this name is overwritten, not even a broken link.
@@ -180,7 +180,7 @@ fn confirm_existing(
     };
     if let Some(workspace) = whole {
         register(&workspace)?;
-        Consent::load(&workspace)?.obtain(&config, trust, tell)?;
+        Consent::load(&workspace)?.obtain(&config, trust, tell)?.write_down()?;
         return Ok(ExistingConfig::Settled);
     }
     if workspace::known_id(&root, &nixbox, places)?.is_some() {

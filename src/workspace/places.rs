@@ -170,6 +170,24 @@ pub(super) fn trash_name(id: WorkspaceId) -> String {
     format!(".trash-{id}")
 }
 
+/// The directories in which the runtime directory of a workspace may be, unless it is in STATE.
+pub(super) fn runtime_bases() -> Vec<PathBuf> {
+    let user = rustix::process::geteuid();
+    // The end of root's session removes /run/user/0, and root's VMs outlive the session.
+    if user.is_root() {
+        return vec!["/run".into()];
+    }
+    vec![format!("/run/user/{}", user.as_raw()).into(), "/dev/shm".into(), "/tmp".into()]
+}
+
+/// The names of the runtime directory of a workspace below a base: one for the user, and one for the workspace.
+pub(super) fn runtime_names(id: WorkspaceId) -> [String; 2] {
+    let mut digits = id.to_string();
+    // Half of the id is enough to tell workspaces apart, and the path of a socket has at most 108 bytes.
+    digits.truncate(16);
+    [format!("nixbox-{}", rustix::process::geteuid().as_raw()), digits]
+}
+
 /// Makes a directory with the directories above it.
 fn make_private(path: &Path) -> Result<Folder, PlacesError> {
     let above = path.parent().unwrap_or(path);

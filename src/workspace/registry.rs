@@ -21,7 +21,7 @@ use super::Workspace;
 use super::entries::Entries;
 pub use super::entries::{CopiedWorkspace, RegisteredWorkspace, RegistryError};
 use super::identity::{DIRECTORY, read_id};
-use super::places::{StatePlaces, state_name, trash_name};
+use super::places::{StatePlaces, runtime_bases, runtime_names, state_name, trash_name};
 use crate::files::{DirectoryIdentity, FileError, Folder};
 use crate::host::process;
 use crate::world::WorkspaceId;
@@ -47,6 +47,8 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Registry {
     entries: Entries,
+    /// STATE.
+    state: PathBuf,
 }
 
 impl Registry {
@@ -55,7 +57,7 @@ impl Registry {
     /// # Errors
     /// If it cannot be made, belongs to another user, or may be written by others.
     pub fn open(places: &StatePlaces) -> Result<Self, RegistryError> {
-        Ok(Self { entries: Entries::open(places)? })
+        Ok(Self { entries: Entries::open(places)?, state: places.state().to_owned() })
     }
 
     /// Whose workspace this is, without a change of the registry.
@@ -116,8 +118,8 @@ impl Registry {
         self.entries.list()
     }
 
-    /// Removes the entry and the state of a workspace whose directory is gone: its snapshots, its disks, its key and its
-    /// journal. Returns what was removed. If nixbox is killed in the middle, the entry is still there.
+    /// Removes the entry and the state of a workspace whose directory is gone: its snapshots, its disks, its key, its journal
+    /// and the logs of its daemons. Returns what was removed. If nixbox is killed in the middle, the entry is still there.
     ///
     /// # Errors
     /// [`RegistryError::NotGone`] or [`RegistryError::Lives`], and nothing was changed then;
@@ -131,11 +133,26 @@ impl Registry {
         if lives(id)? {
             return Err(RegistryError::Lives { id });
         }
+        for base in runtime_bases().iter().chain([&self.state]) {
+            remove_runtime(base, id)?;
+        }
         if let Some(state) = &entry.state {
             remove_state(state, id)?;
         }
         self.entries.remove(id)?;
         Ok(entry)
+    }
+}
+
+/// Removes the runtime directory of a workspace below a base, which has the logs of its daemons. Whatever is not this user's
+/// own directory is left.
+fn remove_runtime(base: &Path, id: WorkspaceId) -> Result<(), FileError> {
+    let [user, name] = runtime_names(id);
+    match Folder::open(&base.join(user)) {
+        Ok(folder) if folder.check_private().is_ok() => folder.remove_tree(name),
+        Ok(_) => Ok(()),
+        Err(error) if error.is(io::ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -106,6 +106,7 @@ fn a_vm_whose_directory_was_deleted_is_ended_by_its_id_and_its_state_is_removed(
     let forgotten = outside(&["forget", &id]);
     assert_eq!(forgotten.code, Some(0), "{forgotten:?}");
     assert!(!state.exists() && row(&listed()).is_none());
+    assert!(!workspace.runtime().exists(), "the logs are gone too");
     for arguments in [&["forget", &id] as &[&str], &["down", "--id", &id]] {
         let unknown = outside(arguments);
         assert!(unknown.code == Some(3) && unknown.stderr.contains("nixbox list"), "{unknown:?}");
