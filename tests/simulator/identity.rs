@@ -59,10 +59,13 @@ fn no_command_in_a_copy_touches_the_original() {
         let said = nixbox(&copy, arguments);
         assert_eq!(said.code, Some(0), "{arguments:?}: {said:?}");
     }
+    let id = fs::read_to_string(copy.join(".nixbox/workspace-id")).unwrap();
     let refused = nixbox(&copy, &["init", "--new-id"]);
     assert!(refused.code == Some(2) && refused.stderr.contains("no copy"), "{refused:?}");
     assert!(workspace.check(), "the VM of the original runs on");
     workspace.ok(&["down"]);
+    fs::remove_dir_all(&copy).unwrap();
+    assert_eq!(nixbox(Path::new("/"), &["forget", id.trim()]).code, Some(0));
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn a_half_moved_state_is_completed_by_the_next_command_that_changes_something() 
 fn a_vm_whose_directory_was_deleted_is_ended_by_its_id_and_its_state_is_removed() {
     let workspace = warm();
     workspace.ok(&["up"]);
-    let (state, id) = (workspace.state(), workspace.status_text("id"));
+    let (state, id, runtime) = (workspace.state(), workspace.status_text("id"), workspace.runtime());
     let outside = |arguments: &[&str]| -> crate::workspace::Said {
         workspace.command(arguments).current_dir("/").output().unwrap().into()
     };
@@ -106,7 +106,7 @@ fn a_vm_whose_directory_was_deleted_is_ended_by_its_id_and_its_state_is_removed(
     let forgotten = outside(&["forget", &id]);
     assert_eq!(forgotten.code, Some(0), "{forgotten:?}");
     assert!(!state.exists() && row(&listed()).is_none());
-    assert!(!workspace.runtime().exists(), "the logs are gone too");
+    assert!(!runtime.exists(), "the logs are gone too");
     for arguments in [&["forget", &id] as &[&str], &["down", "--id", &id]] {
         let unknown = outside(arguments);
         assert!(unknown.code == Some(3) && unknown.stderr.contains("nixbox list"), "{unknown:?}");
