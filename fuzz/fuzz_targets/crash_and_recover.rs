@@ -97,7 +97,8 @@ async fn run(host: &Host, command: Command, fault: Fault) {
         Some(built) => host.world_of(WORKSPACE, built),
         None => host.world(WORKSPACE),
     };
-    let mut session = Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved };
+    let mut session =
+        Session { world: &world, next: &next, journal, interrupt, observer: &Unobserved, keep: false };
     let snapshots = host.snapshots(WORKSPACE);
     let pick = |which: u8| {
         let at = usize::from(which) % snapshots.len().max(1);
@@ -111,7 +112,9 @@ async fn run(host: &Host, command: Command, fault: Fault) {
             let wish = SnapshotRequest { name: None, stop, keep: keep_one.then_some(1) };
             session.snapshot(wish).await.map(drop)
         }
-        Command::Restore { which, replace } => session.restore(Some(&pick(which)), replace).await.map(drop),
+        Command::Restore { which, replace } => {
+            session.restore(Some(&pick(which)), replace, false).await.map(drop)
+        }
         Command::Delete { which } => session.delete(&pick(which)).await.map(drop),
         Command::Recover => session.recover().await.map(drop),
         Command::Edit { .. } => Ok(()),

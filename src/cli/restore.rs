@@ -12,8 +12,9 @@ use crate::world::SnapshotReference;
 /// Start a VM from a snapshot, on copies of its files
 ///
 /// Without an argument, the newest snapshot that fits this host and this configuration is restored. The snapshot itself
-/// is never changed. The disk that the workspace had before is kept when the restored VM goes down, as [snapshot]
-/// keep-disks says, and `nixbox up --disk` goes back to it. A restore that is refused changes nothing. A restore that fails leaves the workspace down, with its former disk.
+/// is never changed. The disk that the workspace had before is kept when the restored VM goes down, as the key
+/// snapshot.keep-disks says, and `nixbox up --disk` goes back to it. A restore that is refused changes nothing. A restore
+/// that fails leaves the workspace down, with its former disk.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox restore warm --replace")]
 pub(super) struct Arguments {
