@@ -89,10 +89,15 @@ impl TestDirectory {
 
 impl Drop for TestDirectory {
     fn drop(&mut self) {
-        // The state of the workspace is kept elsewhere. A test may have made the workspace unusable.
-        let id = fs::read_to_string(self.nixbox().join("workspace-id"));
-        if let (Ok(id), Ok(())) = (id, fs::remove_dir_all(self.path())) {
-            self.command_in("/", &["forget", id.trim()]).output().unwrap();
+        // The state of each workspace that was made here is kept elsewhere. A test may have made a workspace unusable.
+        let place = self.path().canonicalize();
+        if let (Ok(place), Ok(())) = (place, fs::remove_dir_all(self.path())) {
+            let listed = Said::new(self.command_in("/", &["list", "--json"]).output().unwrap()).json();
+            for one in listed.as_array().unwrap() {
+                if one["directory"].as_str().unwrap().starts_with(place.to_str().unwrap()) {
+                    self.command_in("/", &["forget", one["id"].as_str().unwrap()]).output().unwrap();
+                }
+            }
         }
     }
 }

@@ -43,4 +43,7 @@ fn demo_keep_leaves_a_workspace_with_a_running_vm() {
     let status: serde_json::Value = serde_json::from_slice(&nixbox(&["status", "--json"]).stdout).unwrap();
     assert_eq!(status["state"], "running");
     assert!(nixbox(&["down"]).status.success());
+    let place = directory.path().canonicalize().unwrap();
+    drop(directory);
+    crate::workspace::forget_below(&place);
 }

@@ -357,9 +357,23 @@ impl Drop for Workspace {
             rustix::process::Pid::from_raw(process.pid)
                 .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::KILL));
         }
-        // The state of the workspace is kept elsewhere.
-        if !std::thread::panicking() && fs::remove_dir_all(self.path()).is_ok() {
-            self.command(&["forget", &self.id]).current_dir("/").output().unwrap();
+        if !std::thread::panicking() {
+            fs::remove_dir_all(self.path()).ok();
+            forget_below(self.path());
+        }
+    }
+}
+
+/// Removes what nixbox keeps of the workspaces whose directories were at or beside this path, and are gone.
+pub(crate) fn forget_below(place: &Path) {
+    let nixbox = |arguments: &[&str]| -> Said {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
+        command.args(arguments).current_dir("/").env_remove("SUDO_UID").output().unwrap().into()
+    };
+    let place = place.to_str().unwrap();
+    for one in nixbox(&["list", "--json"]).json().as_array().unwrap() {
+        if one["directory"].as_str().unwrap().starts_with(place) {
+            nixbox(&["forget", one["id"].as_str().unwrap()]);
         }
     }
 }
