@@ -424,18 +424,19 @@ fn check_state(state: &Folder) -> Result<(), WorkspaceError> {
 /// whose state was in `.nixbox` has copies of these too: it keeps the snapshots, and what belongs to the original's VM is
 /// removed.
 ///
-/// The id is written last, so that the directory counts as a copy until all is done.
+/// The id is written last, so that the directory counts as a copy until all is done. Before anything is made that bears the
+/// id, it is noted in the copy, so that a nixbox that goes on after a kill makes no second state.
 ///
 /// # Errors
 /// If something cannot be made or written.
 pub fn give_new_id(workspace: &Workspace) -> Result<WorkspaceId, WorkspaceError> {
     let nixbox = workspace.nixbox()?;
-    let id = fresh_id()?;
+    let id = identity::noted_id(nixbox)?;
     if nixbox.folder("ssh")?.is_some() {
         for name in ["journal", "run"] {
-            nixbox.remove_tree(name)?;
+            // The directory itself stays: without it this would be no workspace if nixbox were killed here.
+            nixbox.make_folder(name)?.0.remove_content()?;
         }
-        places::complete(nixbox)?;
     } else {
         let (state, _) = workspace.places.for_new_state()?.make_folder(state_name(id))?;
         places::complete(&state)?;
@@ -448,6 +449,7 @@ pub fn give_new_id(workspace: &Workspace) -> Result<WorkspaceId, WorkspaceError>
         }
     }
     nixbox.replace(ID_FILE, format!("{id}\n").as_bytes())?;
+    nixbox.remove_file(identity::NEXT_ID_FILE)?;
     Ok(id)
 }
 

@@ -26,7 +26,7 @@ pub(super) struct TrustOption {
 /// Why a configuration is not obeyed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConsentError {
-    #[error("nobody has confirmed yet what {} does on this host; nothing was changed{}", path.display(), list(actions))]
+    #[error("what {} does on this host has not been confirmed yet; nothing was changed{}", path.display(), list(actions))]
     Unconfirmed { path: PathBuf, actions: Vec<String> },
     #[error("what {} does on this host was not confirmed; nothing was changed", path.display())]
     Declined { path: PathBuf },
@@ -207,7 +207,7 @@ pub(super) fn withhold(workspace: &Workspace, config: &mut Config, tell: impl Fn
     }
     if left_out > 0 {
         let why = match &consent {
-            Ok(_) => "nobody has confirmed them; `nixbox trust` shows them".to_owned(),
+            Ok(_) => "these scripts have not been confirmed; `nixbox trust` shows them".to_owned(),
             Err(problem) => problem.one_line(),
         };
         tell(&format!("scripts of the configuration that are not run: {left_out}, because {why}"));

@@ -150,7 +150,8 @@ fn tell(words: &str) {
 
 /// What is to be written down about a configuration when the workspace is whole.
 enum ExistingConfig {
-    /// Nothing: there is none, it was confirmed already, or `up` will say what is wrong with it.
+    /// Nothing is to be written down: the workspace has no configuration, the configuration was confirmed before, or it
+    /// cannot be read, which `up` reports.
     Settled,
     /// It came from elsewhere, and a person has confirmed these actions.
     Confirmed(Vec<HostAction>),

@@ -8,6 +8,7 @@
 
 pub mod copy;
 pub mod hash;
+mod identity;
 pub mod shared_paths;
 
 use std::ffi::{OsStr, OsString};
@@ -19,7 +20,8 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
+
+pub use identity::DirectoryIdentity;
 
 use crate::world::Failure;
 
@@ -87,32 +89,6 @@ type Result<T, E = FileError> = std::result::Result<T, E>;
 pub struct Folder {
     handle: OwnedFd,
     path: PathBuf,
-}
-
-/// What tells a directory from a copy of it: the same in every boot of the host, and through every mount of the file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DirectoryIdentity {
-    /// `f_fsid` of statfs(2).
-    file_system: u64,
-    inode: u64,
-    /// When the inode was made, in seconds and nanoseconds since 1970 (statx(2)), if the file system keeps it. A number
-    /// of an inode that was removed is used again, and the time is not.
-    born: Option<(i64, u32)>,
-}
-
-impl DirectoryIdentity {
-    /// Whether the two are the same inode, on a file system whose id may have changed with a reboot of the host.
-    #[must_use]
-    pub fn is_same_inode(&self, other: &Self) -> bool {
-        (self.inode, self.born) == (other.inode, other.born)
-    }
-
-    /// Whether two directories are on one file system.
-    #[must_use]
-    pub fn same_file_system(self, other: Self) -> bool {
-        self.file_system == other.file_system
-    }
 }
 
 impl Folder {
@@ -451,6 +427,18 @@ impl Folder {
         }
     }
 
+    /// Removes all that is in it, and not the directory itself. Links in it are removed and not followed. The removal is on
+    /// the medium when this returns.
+    ///
+    /// # Errors
+    /// Those of [`Folder::remove_tree`].
+    pub fn remove_content(&self) -> Result<()> {
+        for name in self.names()? {
+            self.remove_entry(&name, 0)?;
+        }
+        self.sync()
+    }
+
     /// Removes a directory and all that is in it; succeeds if there is none. Links in it are removed and not followed.
     /// The removal is on the medium when this returns.
     ///
@@ -459,6 +447,14 @@ impl Folder {
     pub fn remove_tree(&self, name: impl AsRef<OsStr>) -> Result<()> {
         self.remove_below(name.as_ref(), 0)?;
         self.sync()
+    }
+
+    fn remove_entry(&self, name: &OsStr, depth: usize) -> Result<()> {
+        let status = self.examine(name)?;
+        match status.map(|status| FileType::from_raw_mode(status.st_mode)) {
+            Some(FileType::Directory) => self.remove_below(name, depth),
+            _ => self.remove_file(name),
+        }
     }
 
     fn remove_below(&self, name: &OsStr, depth: usize) -> Result<()> {
@@ -472,14 +468,7 @@ impl Folder {
             });
         }
         for entry in folder.names()? {
-            let directory = folder
-                .examine(&entry)?
-                .is_some_and(|status| FileType::from_raw_mode(status.st_mode) == FileType::Directory);
-            if directory {
-                folder.remove_below(&entry, depth + 1)?;
-            } else {
-                folder.remove_file(&entry)?;
-            }
+            folder.remove_entry(&entry, depth + 1)?;
         }
         self.remove_empty(name)?.then_some(()).ok_or_else(|| {
             FileError::system("remove", self.path_of(name))(io::Error::from(io::ErrorKind::DirectoryNotEmpty))

@@ -120,7 +120,7 @@ impl SourceFiles for SourceContents {
         for (key, path) in &self.files {
             let Some(content) = self.content(path, &known, interrupt).await? else { continue };
             let mut hash = [0; 32];
-            // A record that somebody has written otherwise is none.
+            // A hash that is malformed is not used, as if the record did not have it.
             if hex::decode_to_slice(&content.blake3, &mut hash).is_err() {
                 continue;
             }

@@ -361,7 +361,8 @@ fn last_lines(path: &Path) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// The last line of a log that is not empty, printable; `None` if there is none that can be read.
+/// Returns the last line with text of a log, with control characters replaced. Returns `None` if the log cannot be read or
+/// has no line with text.
 pub(crate) fn last_line(path: &Path) -> Option<String> {
     last_lines(path).ok()?.pop()
 }

@@ -182,12 +182,12 @@ pub enum ScriptRefusal {
     Workspace(#[from] WorkspaceError),
     #[error(transparent)]
     Confirmation(#[from] ConfirmationError),
-    #[error("the guest can write {}, and nobody has confirmed it as it is now: `nixbox trust` does", path.display())]
+    #[error("the guest can write {}, and the present content of that file has not been confirmed: `nixbox trust` confirms it", path.display())]
     Changed { path: PathBuf },
 }
 
-/// Makes sure, right before a script is started, that nobody has changed a file of the guest's that it uses since the
-/// file was confirmed.
+/// Checks, right before a script is started, that each file which the script uses and a guest can write still has the
+/// content that was confirmed.
 ///
 /// # Errors
 /// [`ScriptRefusal`].

@@ -10,6 +10,9 @@ pub const DIRECTORY: &str = ".nixbox";
 /// The file with the id, in [`DIRECTORY`].
 pub(super) const ID_FILE: &str = "workspace-id";
 
+/// The file with the id that a copy is about to get, in [`DIRECTORY`].
+pub(super) const NEXT_ID_FILE: &str = "next-workspace-id";
+
 /// Why the id of a workspace cannot be told, or made.
 #[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +35,24 @@ pub struct DirectoryGone {
 
 /// Reads the id in a directory `.nixbox`. Returns `None` if the directory has no file for the id.
 pub(super) fn read_id(nixbox: &Folder) -> Result<Option<WorkspaceId>, IdError> {
-    let Some(text) = nixbox.read(ID_FILE, 33)? else {
+    read_id_in(nixbox, ID_FILE)
+}
+
+fn read_id_in(nixbox: &Folder, file: &str) -> Result<Option<WorkspaceId>, IdError> {
+    let Some(text) = nixbox.read(file, 33)? else {
         return Ok(None);
     };
-    parse_id(&text).map(Some).ok_or_else(|| IdError::Malformed { path: nixbox.path_of(ID_FILE) })
+    parse_id(&text).map(Some).ok_or_else(|| IdError::Malformed { path: nixbox.path_of(file) })
+}
+
+/// The id that a copy is about to get, which is noted in its directory `.nixbox` if it is not yet.
+pub(super) fn noted_id(nixbox: &Folder) -> Result<WorkspaceId, IdError> {
+    if let Some(id) = read_id_in(nixbox, NEXT_ID_FILE)? {
+        return Ok(id);
+    }
+    let id = fresh_id()?;
+    nixbox.replace(NEXT_ID_FILE, format!("{id}\n").as_bytes())?;
+    Ok(id)
 }
 
 /// The id in the text of its file: exactly as nixbox writes it, with or without a line break at its end.

@@ -66,8 +66,8 @@ impl Drop for Lock {
     }
 }
 
-/// Takes the lock of the workspace with this state for an operation, without waiting for another nixbox. A nixbox that was killed
-/// while it started a daemon leaves the lock to a child that has not become the daemon yet. This call waits until the
+/// Takes the lock of the workspace with this state for an operation, without waiting for another nixbox. A nixbox that was
+/// killed while it started a daemon leaves the lock to a child that has not become the daemon yet. This call waits until the
 /// child has, so that the daemon can be found afterwards.
 ///
 /// # Errors

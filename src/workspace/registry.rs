@@ -21,7 +21,7 @@ use super::Workspace;
 use super::entries::Entries;
 pub use super::entries::{CopiedWorkspace, RegisteredWorkspace, RegistryError};
 use super::identity::{DIRECTORY, read_id};
-use super::places::{StatePlaces, runtime_bases, runtime_names, state_name, trash_name};
+use super::places::{StatePlaces, moving_name, runtime_bases, runtime_names, state_name, trash_name};
 use crate::files::{DirectoryIdentity, FileError, Folder};
 use crate::host::process;
 use crate::world::WorkspaceId;
@@ -47,8 +47,7 @@ pub enum Standing {
 #[derive(Debug)]
 pub struct Registry {
     entries: Entries,
-    /// STATE.
-    state: PathBuf,
+    places: StatePlaces,
 }
 
 impl Registry {
@@ -57,7 +56,7 @@ impl Registry {
     /// # Errors
     /// If it cannot be made, belongs to another user, or may be written by others.
     pub fn open(places: &StatePlaces) -> Result<Self, RegistryError> {
-        Ok(Self { entries: Entries::open(places)?, state: places.state().to_owned() })
+        Ok(Self { entries: Entries::open(places)?, places: places.clone() })
     }
 
     /// Whose workspace this is, without a change of the registry.
@@ -133,11 +132,14 @@ impl Registry {
         if lives(id)? {
             return Err(RegistryError::Lives { id });
         }
-        for base in runtime_bases().iter().chain([&self.state]) {
+        for base in runtime_bases().iter().map(PathBuf::as_path).chain([self.places.state()]) {
             remove_runtime(base, id)?;
         }
         if let Some(state) = &entry.state {
             remove_state(state, id)?;
+        } else if let Some(parent) = self.places.search(id)? {
+            // The directory was removed while its state was moved out of it.
+            parent.remove_tree(moving_name(id))?;
         }
         self.entries.remove(id)?;
         Ok(entry)

@@ -55,7 +55,7 @@ fn exists(directory: &tempfile::TempDir, name: &str) -> bool {
 }
 
 const ALL: [&str; 7] = [
-    "nobody has confirmed yet",
+    "has not been confirmed yet",
     "script 1 of hooks.pre-up: touch ran",
     "script 1 of hooks.pre-down: touch ran-down",
     "for env.TOKEN: sh -c 'touch sourced; echo s3cret-4711-of-the-host'",

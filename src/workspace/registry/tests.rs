@@ -99,7 +99,13 @@ fn a_copy_with_a_new_id_is_another_workspace() {
     fs::create_dir(original.snapshots().join("7")).unwrap();
     arena.copy("original", "copy");
     assert!(matches!(arena.follow("copy"), Err(RegistryError::Copy(_))));
+    // As a nixbox leaves it that was killed before it wrote the id: the next one goes on with the same state.
+    let begun = WorkspaceId([3; 16]);
+    fs::write(arena.path("copy/.nixbox/next-workspace-id"), format!("{begun}\n")).unwrap();
+    fs::create_dir(original.state().path().with_file_name(state_name(begun))).unwrap();
     let id = workspace::give_new_id(&arena.workspace("copy")).unwrap();
+    assert_eq!(id, begun);
+    assert_eq!(fs::read_dir(arena.path("copy/.nixbox")).unwrap().count(), 3);
     let copy = arena.workspace("copy");
     assert_eq!(copy.id(), id);
     assert_ne!(arena.workspace("original").id(), id);
