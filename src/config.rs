@@ -10,6 +10,7 @@ use std::path::Path;
 use secrecy::zeroize::Zeroizing;
 
 use crate::files::Folder;
+use crate::world::zeroes_freed_memory;
 
 mod actions;
 mod decided;
@@ -21,12 +22,12 @@ mod types;
 mod user;
 
 pub use actions::{ActionHash, HostAction, ShownArguments};
-pub use decided::DecidedDefaults;
+pub use decided::{DecidedDefaults, DecidedUser};
 use error::Result;
 pub use error::{ConfigError, Position};
 pub use types::{
-    Config, CredentialFile, CredentialsTable, Defaulted, GuestTable, HooksTable, HostFacts, MountTable,
-    PendingEdit, SnapshotTable, VmSpec, VmTable,
+    Config, ConfiguredGuest, CredentialFile, CredentialsTable, Defaulted, GuestScriptsTable, GuestTable,
+    HooksTable, HostFacts, MountTable, PendingEdit, SnapshotTable, VmSpec, VmTable,
 };
 pub use user::{USER_DIRECTORY, UserConfig};
 #[cfg(test)]
@@ -61,6 +62,24 @@ impl Config {
         let text = read::SourceText { path, text };
         let tree = text.parse()?;
         tables::ConfigReader { root, keys, host }.config(text, tree.get_ref())
+    }
+
+    /// Whether the guest is given anything that a snapshot must not hold.
+    #[must_use]
+    pub fn gives_credentials(&self) -> bool {
+        let CredentialsTable { files, wipe: _, overwrite: _, outbound_key } = &self.credentials;
+        !self.env.is_empty() || !files.is_empty() || *outbound_key
+    }
+
+    /// What it means for snapshots that the guest's kernel does not zero the memory that it frees; `None` if it does.
+    #[must_use]
+    pub fn unzeroed_memory(&self) -> Option<&'static str> {
+        (!zeroes_freed_memory(&self.vm.cmdline)).then_some(
+            "the guest's kernel keeps what programs have freed, so a snapshot may hold a credential in a form that the \
+             search does not find: `init_on_free=1` in vm.cmdline zeroes it. It is not the default, because the kernel fills \
+             all of vm.memory at boot then, which takes that much of the host's memory (measured: 1,024 MiB instead of 122 \
+             MiB)",
+        )
     }
 
     /// Checks that the files that the VM needs exist now: kernel, initramfs, templates, and sources of mounts.

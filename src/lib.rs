@@ -16,17 +16,18 @@
 //! ```text
 //! cli/          the command line: one file per command; the only code that prints errors and chooses exit codes
 //! fakes/        the whole world in memory: it crashes at any point, and keeps only what was durable
-//! operations/   up, down, snapshot, restore, delete: the table of stages first, then one struct per transition;
+//! operations/   up, down, snapshot, restore, equip, delete: the table of stages first, then one struct per transition;
 //!               uses the engine and the seams of world, and nothing else
 //! simulator/    a stand-in for Cloud Hypervisor and its guest, for machines without KVM
 //! workspace.rs  the directory .nixbox, the state of a workspace, its lock, the configuration that init writes, the registry,
 //!               and what was confirmed of configurations
+//! image/        images: container images and root file systems made into what a VM boots from, and kept once per user
 //! vmm/          Cloud Hypervisor: its processes, its API, the configuration and the saved state of a VM
 //! guest/        the system in the VM, spoken to over SSH: credentials, entropy, clock, mounts
 //! host/         this machine: processes, network, share daemons, disks, RAM files, hooks
 //! store/        the journal's files, and snapshots on disk
 //! config/       config.toml, read strictly into the values of world
-//! files/        directories opened without following links, copies of large files, their hashes
+//! files/        directories opened without following links, copies of large files, their holes and hashes
 //! world/        the seams (VMM, network, shares, disk, memory, guest, catalog, …) and the values that cross them
 //! engine/       the state machine and its journal, generic over the world
 //!   ids.rs          workspaces, generations, and the ids of operations and transitions
@@ -45,7 +46,7 @@
 //! |---|---|---|
 //! | workspace | a directory with `.nixbox/` in it, which has one VM | [`workspace::Workspace`] |
 //! | state directory | where everything of a workspace is that a guest must not reach | [`workspace::places`] |
-//! | operation | one run of a state machine: `up`, `down`, `snapshot`, `restore`, `delete` | [`engine::transition::Operation`] |
+//! | operation | one run of a state machine: `up`, `down`, `snapshot`, `restore`, `equip`, `delete` | [`engine::transition::Operation`] |
 //! | stage | transitions of one operation that may run at the same time; the next stage waits for all of them | [`engine::transition::Stage`] |
 //! | transition | one journaled change of the world: prepare, then apply; probe and undo after a crash | [`engine::transition::Transition`] |
 //! | intent | what a transition is about to do, on disk before it acts | `Transition::Intent` |
@@ -55,6 +56,7 @@
 //! | lost | the VM that an operation is about is gone; recovery clears away what is left of it | [`engine::transition::Failure::Lost`] |
 //! | stuck | an undo failed or a probe cannot tell: nixbox waits for a person and does not guess | [`engine::executor::Ending::Stuck`] |
 //! | built record | what a VM was built from, written down before it is built; it describes the VM as long as the VM lives | [`store::built::BuiltRecord`] |
+//! | piece | 64 KiB of a file, hashed by themselves; a manifest has the root over the pieces of each file of a snapshot | [`files::hash::pieces`] |
 //! | registry | which directory each workspace of a user is on this host, so that a copy can be told from the original | [`workspace::registry::Registry`] |
 //! | confirmation | a person's word that nixbox may do on the host what a configuration from elsewhere says | [`workspace::confirmations::Confirmations`] |
 //! | generation | a number that grows with every operation of a workspace; what an operation makes carries it | [`engine::ids::Generation`] |
@@ -62,8 +64,16 @@
 //! | poisoned | a journal that had an I/O error, and accepts nothing more in this process | [`engine::journal::Journal`] |
 //! | SSH-ready | an authenticated command has run in the guest; "ready" means nothing else | [`world::Guest::ready`] |
 //! | VMM state | Cloud Hypervisor's own snapshot files; a snapshot is disk, RAM, VMM state and a manifest | [`world::Manifest`] |
+//! | backup | what a wipe takes from a guest that runs on, kept beside its RAM until the guest has it back | [`world::Backups`] |
+//! | audit | what a guest holds that no wipe reaches, found before a wipe and named in the receipt of the snapshot | [`world::GuestAudit`] |
 //! | share | a directory of the host that the guest mounts, served by one daemon (virtiofsd) | [`world::Shares`] |
-//! | slot | one of 64 numbers per host, which decides a VM's TAP, addresses and MAC | [`world::Slot`] |
+//! | supervisor | the process of nixbox's that owns the socket of a share, and starts a virtiofsd for each connection of the VMM | `host/share_view/supervisor.rs` |
+//! | slot | a number that decides a VM's TAP, addresses and MAC; VMs in the host's network have one each | [`world::Slot`] |
+//! | image | a disk, a kernel and an initramfs that a VM boots from, kept once per user by what is in them | [`image::store::StoredImage`] |
+//! | layer | an archive of changes of a root file system; a container image is a list of them | [`image::layer`] |
+//! | uplink | the pair of devices between a VM's network namespace and the host | `host/network/uplink.rs` |
+//! | keeper | the process of nixbox's that stays with a VM's network namespace: DNS, and sockets for nixbox | `host/network/keeper.rs` |
+//! | follower | the process of nixbox's that keeps a VM's uplink and the addresses it refuses in step with the host's networks | `host/network/follow.rs` |
 //! | roll over | to move a running guest to a new VMM and new daemons on the same RAM file | `operations/roll_over.rs` |
 //!
 //! # Where to change what
@@ -93,6 +103,7 @@ pub mod fakes;
 pub mod files;
 pub mod guest;
 pub mod host;
+pub mod image;
 pub mod operations;
 pub mod simulator;
 pub mod store;

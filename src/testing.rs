@@ -3,23 +3,46 @@
 use std::error::Error as _;
 use std::io::Write as _;
 
+use crate::host::network::{child, inside};
 use crate::host::spawn::{self, Invoker};
-use crate::host::{program, share_view};
+use crate::host::systemd::{SystemdError, scope};
+use crate::host::{confinement, program, share_view};
 
-/// Makes the binary of the unit tests the launcher of share daemons too, as the program nixbox is: nixbox starts the
-/// program that it runs itself, and the harness of the tests would start threads before a test could be the launcher.
+/// Makes the binary of the unit tests the launcher of daemons, and the child for network namespaces, too, as the program nixbox
+/// is: nixbox starts the program that it runs itself, and the harness of the tests would start threads before a test could be
+/// such a child.
 #[used]
 #[allow(unsafe_code, reason = "the section is the list of functions that run before main")]
 #[unsafe(link_section = ".init_array")]
-static LAUNCHER: extern "C" fn() = launch_share_daemon;
+static LAUNCHER: extern "C" fn() = launch;
 
-extern "C" fn launch_share_daemon() {
+extern "C" fn launch() {
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == share_view::COMMAND) {
-        let arguments: Vec<_> = arguments.collect();
-        let Err(error) = share_view::launch(&arguments) else { std::process::exit(0) };
+    let first = arguments.next().unwrap_or_default();
+    let arguments: Vec<_> = arguments.collect();
+    let end = |error: &dyn std::error::Error, status: u8| {
         std::io::stderr().write_all(format!("{error}: {:?}\n", error.source()).as_bytes()).ok();
-        std::process::exit(share_view::REFUSED.into());
+        std::process::exit(status.into())
+    };
+    if first == inside::COMMAND {
+        let Err(error) = child::launch(&arguments) else { std::process::exit(0) };
+        end(&error, inside::REFUSED);
+    }
+    if first == share_view::COMMAND {
+        match share_view::launch(&arguments) {
+            Ok(status) => std::process::exit(status.into()),
+            Err(error) => end(&error, share_view::REFUSED),
+        }
+    }
+    if first == confinement::COMMAND {
+        end(&confinement::launch(&arguments), confinement::REFUSED);
+    }
+    if first == scope::COMMAND {
+        let stays = |error: &SystemdError| {
+            std::io::stderr().write_all(format!("{error}: {:?}\n", error.source()).as_bytes()).ok();
+        };
+        let Err(error) = scope::launch(&arguments, stays) else { std::process::exit(0) };
+        end(&error, scope::FAILED);
     }
 }
 
@@ -38,6 +61,8 @@ pub(crate) enum Need {
     VirtiofsdForUsers,
     /// `/dev/kvm`, which this user may open.
     Kvm,
+    /// A kernel that has Landlock, turned on.
+    Landlock,
 }
 
 /// The id of a user that no machine has, for tests that run a program as another user than root.
@@ -76,6 +101,7 @@ impl Need {
                 spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD").is_ok()
             }
             Self::Kvm => std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok(),
+            Self::Landlock => confinement::is_available(),
         }
     }
 }
@@ -96,9 +122,21 @@ pub(crate) fn have(needs: &[Need]) -> bool {
         Need::Virtiofsd => "virtiofsd",
         Need::VirtiofsdForUsers => "a virtiofsd that every user may run, such as in /usr/local/bin",
         Need::Kvm => "access to /dev/kvm",
+        Need::Landlock => "a kernel with Landlock",
     };
     let promised = std::env::var("NIXBOX_TESTS").is_ok_and(|text| text == "all");
     assert!(!promised, "{test} needs {missing}, and all was promised to be there");
     std::io::stderr().write_all(format!("{test}: skipped, for want of {missing}\n").as_bytes()).ok();
     false
+}
+
+/// The bytes of the code that a source file of this crate assembles to.
+pub(crate) fn assembled(source: &str) -> Vec<u8> {
+    let directory = tempfile::tempdir().unwrap();
+    let (object, code) = (directory.path().join("o"), directory.path().join("code"));
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let run = |command: &mut std::process::Command| assert!(command.status().unwrap().success());
+    run(std::process::Command::new("as").arg("--64").arg(source).arg("-o").arg(&object));
+    run(std::process::Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).arg(&object).arg(&code));
+    std::fs::read(code).unwrap()
 }

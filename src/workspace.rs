@@ -25,11 +25,12 @@ use crate::engine::transition::Interrupt;
 use crate::files::copy::Progress;
 use crate::files::{FileError, Folder};
 use crate::host::lifetime::Lifetime;
-use crate::host::process::{self, ProcessError};
+use crate::host::process;
 use crate::world::WorkspaceId;
 
 pub mod confirmations;
 mod entries;
+mod error;
 pub mod guest_writable;
 mod identity;
 mod lock;
@@ -39,68 +40,17 @@ mod relocate;
 mod template;
 
 use entries::{Entries, RegisteredWorkspace, RegistryError};
+pub use error::WorkspaceError;
 pub use identity::{DIRECTORY, DirectoryGone, IdError};
 use identity::{ID_FILE, fresh_id, read_id};
 pub use lock::{Lock, LockError, LockHolder};
-use places::{DIRECTORIES, PlacesError, StatePlaces, moving_name, state_name};
+use places::{DIRECTORIES, StatePlaces, moving_name, state_name};
 use relocate::Move;
 pub use relocate::MoveError;
 pub use template::CONFIG;
 
 /// More than a file of a key has, in bytes.
 const KEY_LIMIT: u64 = 64 << 10;
-
-/// Why there is no workspace to work in.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum WorkspaceError {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(transparent)]
-    Id(#[from] IdError),
-    #[error(transparent)]
-    Places(#[from] PlacesError),
-    #[error(transparent)]
-    Registry(#[from] Box<RegistryError>),
-    #[error(transparent)]
-    Move(#[from] MoveError),
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    #[error("cannot find the directory {}", path.display())]
-    Start { path: PathBuf, source: io::Error },
-    #[error("neither {} nor a directory above it is a workspace: `nixbox init` makes one", from.display())]
-    None { from: PathBuf },
-    #[error("{} is missing: `nixbox init` makes what is missing and leaves the rest as it is", path.display())]
-    Incomplete { path: PathBuf },
-    /// The registry knows where the state is, and it is not there.
-    #[error(
-        "the state of the workspace is not at {}: if that is on a disk that is not mounted, mount it; if it is lost, remove \
-         {}, and `nixbox init` makes a new one", path.display(), entry.display()
-    )]
-    StateGone { path: PathBuf, entry: PathBuf },
-    #[error(
-        "the state of the workspace is not below {}, and a VM of it runs: XDG_STATE_HOME or state.directory was another when \
-         it was brought up, and has to be so again", state.display()
-    )]
-    StateElsewhere { state: PathBuf },
-    #[error(
-        "the state of the workspace is half moved out of it: the next command that changes something goes on"
-    )]
-    HalfMoved,
-    #[error(transparent)]
-    DirectoryGone(#[from] DirectoryGone),
-    #[error("cannot tell whether a VM of the workspace lives")]
-    Processes(#[from] ProcessError),
-    /// Each directory that was tried for sockets, and why none can be there.
-    #[error("no directory for sockets can be made: {}", tried.join("; "))]
-    NoRuntime { tried: Vec<String> },
-}
-
-impl From<RegistryError> for WorkspaceError {
-    fn from(error: RegistryError) -> Self {
-        Box::new(error).into()
-    }
-}
 
 /// Where the state of a workspace is.
 #[derive(Debug)]

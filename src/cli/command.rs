@@ -45,6 +45,9 @@ pub(super) struct OutputOptions {
 }
 
 impl OutputOptions {
+    /// Nothing but errors.
+    pub(super) const QUIET: Self = Self { quiet: true, json: false };
+
     /// Whether no progress is printed.
     pub(super) fn silent(self) -> bool {
         self.quiet || self.json
@@ -78,16 +81,32 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
     result
 }
 
-/// Creates the observers of a world. They print why a script of the user failed, for scripts without which the operation
-/// continues, and what a guest was not given when it went on, and why. `progress` shows what is waited for.
+/// Creates the observers of a world. They print why a script of the user failed, on the host or in the guest, for scripts
+/// without which the operation continues, and what a guest was not given when it went on, and why. `progress` shows what is
+/// waited for.
 fn observers(progress: Option<&Arc<ProgressDisplay>>) -> Observers {
     let progress = progress.cloned();
     Observers {
         failed_script: Arc::new(|error| {
             error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
         }),
+        guest_script: Arc::new(|notice| {
+            error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(notice)));
+        }),
+        guest_user: Arc::new(|words| error::print_stderr(&format!("nixbox: {words}\n"))),
+        no_swap: Arc::new(|stays_off| {
+            error::print_stderr(&format!(
+                "nixbox: swap of the guest cannot be switched on again, so it stays off: {stays_off}\n"
+            ));
+        }),
         unsettled: Arc::new(|unsettled| {
             error::print_stderr(&format!("nixbox: the guest was not settled: {}\n", error::chain(unsettled)));
+        }),
+        remounted: Arc::new(|| {
+            error::print_stderr(
+                "nixbox: the VM went on without its shares, and they were mounted anew: programs of the guest that had files \
+                 of a share open get errors, and have to be started again\n",
+            );
         }),
         silent_guest: Arc::new(move |guest| {
             if let Some(progress) = &progress {
@@ -169,7 +188,7 @@ impl OpenWorkspace {
         if let Err(error @ RegistryError::Copy(_)) = standing {
             return Err(error.into());
         }
-        let vm = journal_state::running_vm(&open.journal)?;
+        let vm = journal_state::running_vm(&open.workspace, &open.journal)?;
         Ok((open, vm))
     }
 
@@ -201,7 +220,8 @@ impl OpenWorkspace {
 /// The description in a built record. The runtime directory is made again if it is missing, as after a reboot of the host.
 fn described(workspace: &Workspace, record: BuiltRecord) -> Result<Description, Problem> {
     let runtime = workspace.runtime_at(&record.runtime)?.path().to_owned();
-    Ok(Description { spec: record.spec.moved(&record.root, workspace.root()), runtime })
+    let BuiltRecord { root, namespace, spec, .. } = record;
+    Ok(Description { spec: spec.moved(&root, workspace.root()), runtime, namespace })
 }
 
 /// A workspace whose lock this command holds, wired to the real world, for commands that change something.
@@ -261,9 +281,10 @@ impl LockedWorkspace {
             }
             Err(problem) => return Err(problem),
         };
-        let mut vm = None;
+        let (mut vm, mut is_first) = (None, false);
         let (record, starts_vm, journal_problem) = match journal_state::read(&workspace) {
             Ok(journal) => {
+                is_first = matches!(journal.state, WorkspaceState::Down { disk: None });
                 let starts_vm = preflight.starts_vm() && journal.is_down();
                 if let WorkspaceState::Up(running) = &journal.state {
                     vm = Some(running.machine.vmm);
@@ -303,7 +324,16 @@ impl LockedWorkspace {
         }
         if starts_vm {
             let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
-            lifetime.warnings().iter().filter(|_| !output.silent()).for_each(|words| progress.print(words));
+            if !output.silent() {
+                let rehearsed = block_on(async { Ok(lifetime.rehearse().await) })?;
+                let refused = rehearsed.err().map(|error| error::chain(&error));
+                lifetime.warnings(refused.as_deref()).iter().for_each(|words| progress.print(words));
+                // It is said once: the workspace has a disk from then on.
+                let told = config.as_ref().filter(|config| is_first && config.gives_credentials());
+                if let Some(meaning) = told.and_then(Config::unzeroed_memory) {
+                    progress.print(meaning);
+                }
+            }
             block_on(preflight::check_host(next.as_ref().unwrap_or(&wiring)))?;
         }
         if let Some(config) = &config

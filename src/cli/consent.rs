@@ -47,7 +47,8 @@ fn list(sentences: &[String]) -> String {
     sentences.iter().map(|sentence| format!("\n  - it {sentence}")).collect()
 }
 
-fn sentences(actions: &[HostAction]) -> Vec<String> {
+/// What each action is, in words that begin after "it".
+pub(super) fn sentences(actions: &[HostAction]) -> Vec<String> {
     actions.iter().map(|action| action.sentence(ShownArguments::Plain)).collect()
 }
 

@@ -9,11 +9,13 @@ use serde::Serialize;
 
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{WorkspaceLocation, command, preflight, success, wiring};
-use crate::config::HostFacts;
+use crate::config::{Config, HostFacts};
 use crate::files::Folder;
+use crate::host::lifetime::Lifetime;
+use crate::host::shares::daemon_program::{self, DaemonProgramError};
 use crate::host::spawn::{Invoker, SpawnError};
-use crate::host::{memory, network, slots, spawn, sudo};
-use crate::world::capability;
+use crate::host::{confinement, memory, network, spawn, sudo};
+use crate::world::{NetworkMode, NetworkPolicy, capability};
 
 /// How long a program may take to print its version.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -173,7 +175,12 @@ async fn vmm() -> Requirement {
 async fn virtiofsd() -> Requirement {
     const NAME: &str = "virtiofsd";
     let advice = "`cargo install --locked virtiofsd` (as root with `--root /usr/local`, where every user can run it), or your distribution's package, on PATH or named in NIXBOX_VIRTIOFSD; without it only a workspace with `mounts = []` comes up";
-    let path = match find(NAME, "NIXBOX_VIRTIOFSD") {
+    let user = Invoker::detect().map_err(DaemonProgramError::from);
+    let sought = match &user {
+        Ok(user) => daemon_program::find(user).await,
+        Err(error) => return found(NAME, error::chain(error)).lacking(),
+    };
+    let path = match sought {
         Ok(path) => path,
         Err(error) => return found(NAME, error::chain(&error)).lacking().advice(advice),
     };
@@ -225,64 +232,112 @@ fn forwarding() -> Requirement {
     const NAME: &str = "ip forwarding";
     match std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward") {
         Ok(text) if text.trim() == "1" => found(NAME, "on"),
+        Ok(_) if !sudo::may_make_namespaces() => found(NAME, "off, and not needed"),
         Ok(_) => found(NAME, "off").advice("`up` turns it on where the guest may reach anything"),
         Err(error) => found(NAME, error.to_string()).lacking(),
     }
 }
 
+/// Checks whether another firewall drops the packets of VMs. An ordinary user's VM has sockets of the user instead.
+async fn firewalls(policy: &NetworkPolicy) -> Requirement {
+    const NAME: &str = "other firewalls";
+    if !sudo::may_make_namespaces() {
+        return found(NAME, "treat the guest's connections as those of any program of yours");
+    }
+    match network::find_obstacle(policy, None).await {
+        Ok(None) => found(NAME, "none drops what VMs send"),
+        Ok(Some(obstacle)) => {
+            found(NAME, obstacle.place()).lacking().advice(format!("to let them pass: {}", obstacle.remedy()))
+        }
+        Err(error) => found(NAME, error::chain(&error)).lacking(),
+    }
+}
+
 fn rights() -> Requirement {
     const NAME: &str = "network privileges";
-    let own = std::env::current_exe();
-    let program =
-        own.as_ref().map_or_else(|_| "$(command -v nixbox)".to_owned(), |path| path.display().to_string());
-    let line = format!("sudo setcap cap_net_admin,cap_net_raw,cap_net_bind_service=ep {program}");
+    let own = std::env::current_exe().ok();
     let sets = rustix::thread::capabilities(None);
     match sets {
-        Ok(sets) if sets.effective.contains(sudo::NEEDED) => {
-            if rustix::process::geteuid().is_root() {
-                let closed = own.ok().and_then(|path| closed_to_users("nixbox", &path));
-                found(NAME, "root").advice(closed.unwrap_or_else(|| format!("to run it as yourself: {line}")))
-            } else {
-                found(NAME, "capabilities of nixbox")
+        Ok(_) if sudo::may_make_namespaces() && !rustix::process::geteuid().is_root() => {
+            found(NAME, "root, through sudo")
+        }
+        Ok(_) if sudo::may_make_namespaces() => {
+            let closed = own.and_then(|path| closed_to_users("nixbox", &path));
+            let need = found(NAME, "root");
+            match closed {
+                Some(closed) => need.advice(closed),
+                None => need,
             }
         }
-        Ok(_) => found(NAME, "none").missing().advice(format!("run it through sudo, or once: {line}")),
-        Err(error) => found(NAME, error.to_string()).missing().advice(line),
+        Ok(sets) if sets.permitted.is_empty() => found(NAME, "none, and none is needed"),
+        Ok(_) => {
+            let program =
+                own.map_or_else(|| "$(command -v nixbox)".to_owned(), |path| path.display().to_string());
+            found(NAME, "capabilities of nixbox, which it does not need")
+                .advice(format!("take them away: sudo setcap -r {program}"))
+        }
+        Err(error) => found(NAME, error.to_string()).lacking(),
     }
 }
 
-fn slots() -> Requirement {
-    let path = Path::new(slots::DIRECTORY);
-    if path.is_dir() {
-        found("slots", slots::DIRECTORY)
-    } else if rustix::process::geteuid().is_root() {
-        found("slots", "no directory yet").advice("the first `up` makes it")
-    } else {
-        found("slots", "no directory yet").missing().advice(format!(
-            "once after each boot of the host, as tmpfiles.d can: sudo install -d -m 755 {} && sudo install -d -m 1777 {}",
-            path.parent().unwrap_or(path).display(),
-            path.display()
-        ))
-    }
-}
-
-fn user_namespaces() -> Requirement {
+/// Tries whether an ordinary user can have the network of a VM.
+async fn user_namespaces() -> Requirement {
     const NAME: &str = "user namespaces";
-    let number = |path: &str| -> Option<u64> { std::fs::read_to_string(path).ok()?.trim().parse().ok() };
-    let advice = "virtiofsd run as a user needs them";
-    if rustix::process::geteuid().is_root() {
+    if sudo::may_make_namespaces() {
         return found(NAME, "not needed by root");
     }
-    if number("/proc/sys/user/max_user_namespaces") == Some(0) {
-        return found(NAME, "user.max_user_namespaces is 0").lacking().advice(advice);
+    match network::rehearse().await {
+        Ok(()) => found(NAME, "allowed, with a network and a TAP"),
+        Err(error) => found(NAME, error::chain(&error)).missing(),
     }
-    if number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0) {
-        return found(NAME, "kernel.unprivileged_userns_clone is 0").lacking().advice(advice);
+}
+
+/// `off` is whether the configured guest may reach nothing.
+async fn pasta(off: bool) -> Requirement {
+    const NAME: &str = "pasta";
+    if sudo::may_make_namespaces() {
+        return found(NAME, "not needed by root");
     }
-    if number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == Some(1) {
-        return found(NAME, "AppArmor restricts them").lacking().advice(advice);
+    let lacks = |problem: String| {
+        let need = found(NAME, problem);
+        let need = if off { need.lacking() } else { need.missing() };
+        need.advice("install passt from your distribution; without it only a guest with network.mode = \"off\" comes up")
+    };
+    let path = match network::pasta_path() {
+        Ok(path) => path,
+        Err(error) => return lacks(error::chain(&error)),
+    };
+    match version(&path).await {
+        Ok(text) => found(NAME, format!("{text}, {}", path.display())),
+        Err(error) => lacks(error::chain(&error)),
     }
-    found(NAME, "allowed")
+}
+
+fn landlock() -> Requirement {
+    const NAME: &str = "landlock";
+    if confinement::is_available() {
+        found(NAME, "a VMM can open the files of its VM only")
+    } else {
+        found(NAME, "the kernel has none, or has it turned off").lacking().advice(
+            "without it a VMM that its guest has taken over can open your files; a kernel with CONFIG_SECURITY_LANDLOCK, and `landlock` in its `lsm=` parameter, if it has one",
+        )
+    }
+}
+
+/// Checks whether a VM outlives the service or the session in which `nixbox up` runs.
+async fn lifetime() -> Requirement {
+    const NAME: &str = "lifetime of VMs";
+    let lifetime = match Lifetime::of_this_process() {
+        Ok(lifetime) => lifetime,
+        Err(error) => return found(NAME, error::chain(&error)).lacking(),
+    };
+    let refused = lifetime.rehearse().await.err().map(|error| error::chain(&error));
+    let warnings = lifetime.warnings(refused.as_deref());
+    if warnings.is_empty() {
+        found(NAME, lifetime.words())
+    } else {
+        found(NAME, "as long as the unit of `nixbox up`").lacking().advice(warnings.join("; "))
+    }
 }
 
 /// Checks the file system of the directory in which the workspace is, or would be made.
@@ -322,6 +377,19 @@ fn tmpfs(wanted: u64) -> Requirement {
     }
 }
 
+/// Checks whether the kernel of the workspace's guest zeroes the memory that it frees. It makes a difference to snapshots
+/// of guests that are given credentials.
+fn zeroing(config: &Config) -> Option<Requirement> {
+    const NAME: &str = "freed memory of the guest";
+    if !config.gives_credentials() {
+        return None;
+    }
+    Some(match config.unzeroed_memory() {
+        None => found(NAME, "is zeroed (init_on_free=1)"),
+        Some(meaning) => found(NAME, "is not zeroed").advice(meaning),
+    })
+}
+
 async fn examine(place: &WorkspaceLocation) -> Diagnosis {
     // The doctor also checks a host without a workspace, or with a workspace whose configuration is not valid yet.
     let config = place.workspace().and_then(|workspace| WorkspaceLocation::config(&workspace)).ok();
@@ -332,9 +400,13 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
         let simulator = found("simulator", version.simulator_version()).advice(
             "this workspace needs no KVM, no root and no program: its VM is simulated, and no sandbox",
         );
-        return Diagnosis { ready: true, needs: vec![simulator, reflink(&place.directory), tmpfs(memory)] };
+        let mut needs = vec![simulator, reflink(&place.directory), tmpfs(memory), lifetime().await];
+        needs.extend(config.as_ref().and_then(zeroing));
+        return Diagnosis { ready: true, needs };
     }
-    let needs = vec![
+    let policy = config.as_ref().map(|config| config.network.clone()).unwrap_or_default();
+    let off = policy.mode == NetworkMode::Off;
+    let mut needs = vec![
         kvm(),
         vmm().await,
         virtiofsd().await,
@@ -343,12 +415,16 @@ async fn examine(place: &WorkspaceLocation) -> Diagnosis {
         nftset().await,
         tun(),
         forwarding(),
+        firewalls(&policy).await,
         rights(),
-        slots(),
-        user_namespaces(),
+        user_namespaces().await,
+        pasta(off).await,
+        landlock(),
         reflink(&place.directory),
         tmpfs(memory),
+        lifetime().await,
     ];
+    needs.extend(config.as_ref().and_then(zeroing));
     Diagnosis { ready: needs.iter().all(|need| need.state != CheckState::Missing), needs }
 }
 

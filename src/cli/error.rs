@@ -19,14 +19,18 @@ use crate::engine::reader::ReadError;
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
+use crate::host::network;
 use crate::host::process::ProcessError;
+use crate::host::shares::daemon_program::DaemonProgramError;
 use crate::host::spawn::SpawnError;
 use crate::operations::{DryRunError, OperationResult};
 use crate::store::built::RecordFileError;
 use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
 use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
-use crate::world::{Slot, SnapshotId};
+pub use crate::world::error_chain as chain;
+use crate::world::messages;
+use crate::world::{NetworkFault, Slot, SnapshotId};
 
 mod refusal;
 
@@ -69,15 +73,38 @@ pub enum CliError {
     #[error("Cloud Hypervisor cannot be used")]
     Vmm(#[source] Failure),
     #[error("the configuration has mounts, and virtiofsd, which they need, cannot be used")]
-    Virtiofsd(#[source] SpawnError),
-    #[error("nixbox may not make the VM's network")]
+    Virtiofsd(#[source] DaemonProgramError),
+    #[error(
+        "the VM's network is that of the host, where an earlier nixbox has built it, and only root may change it: run the \
+         command through sudo"
+    )]
     Capabilities,
+    #[error("a program that the VM's network needs cannot be used; nothing was changed")]
+    NetworkProgram(#[source] network::ProgramError),
+    #[error("the VM needs namespaces and a TAP that it cannot have; nothing was changed")]
+    UserNamespaces(#[source] network::UserNamespaceError),
+    #[error(
+        "the guest may reach the network, for which an ordinary user's VM needs pasta; nothing was changed. With \
+         network.mode = \"off\" the VM needs none"
+    )]
+    Pasta(#[source] network::ProgramError),
+    #[error(
+        "the VM's network is the namespace {0:?}, which only root may change: run the command through sudo"
+    )]
+    ForeignRights(std::path::PathBuf),
     #[error("cannot read which slots of this host are free")]
     Slots(#[source] Failure),
     #[error("all {} slots of this host are taken: bring down a VM of another workspace first", Slot::COUNT)]
     NoSlot,
     #[error("cannot examine the network of this host")]
     Network(#[source] Failure),
+    #[error("the network of the VM cannot be examined or repaired; the VM goes on as it is")]
+    NetworkNotRepaired(#[source] Failure),
+    #[error(
+        "the network of the VM is still broken: {}",
+        .0.iter().map(|fault| format!("{fault}: {}", fault.remedy())).collect::<Vec<_>>().join("; ")
+    )]
+    NetworkBroken(Vec<NetworkFault>),
     #[error(
         "the network device {0} has the name that the VM's TAP needs, and is not nixbox's: remove the device"
     )]
@@ -129,6 +156,10 @@ pub enum CliError {
     CommandLost(#[source] ChannelError),
     #[error("`nixbox shell` needs the ssh program of this host, and cannot find it")]
     NoSsh(#[source] SpawnError),
+    #[error("nixbox's own program, which connects ssh to the guest, cannot be found")]
+    NoOwnProgram(#[source] io::Error),
+    #[error("cannot connect to the guest at {address}")]
+    GuestConnection { address: std::net::SocketAddr, source: io::Error },
     #[error("cannot start {path}")]
     StartSsh {
         path: String,
@@ -137,6 +168,8 @@ pub enum CliError {
     },
     #[error("snapshot {0} is damaged; nothing was changed")]
     DamagedSnapshot(SnapshotId, #[source] Failure),
+    #[error("snapshot {0} holds credentials: {1}")]
+    LeakySnapshot(SnapshotId, String),
 
     #[error("the operation was rolled back: all is as it was before")]
     RolledBack(#[source] TransitionFailure),
@@ -227,28 +260,6 @@ impl Problem {
     }
 }
 
-/// The messages of an error and of its causes. A message that only repeats the end of the message before it is left
-/// out.
-fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut messages = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let message = error.to_string();
-        // The message of a transparent error is that of its source.
-        if !messages.last().is_some_and(|last| last.ends_with(&message)) {
-            messages.push(message);
-        }
-        cause = error.source();
-    }
-    messages
-}
-
-/// An error and its causes on one line.
-#[must_use]
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    messages(error).join(": ")
-}
-
 /// Writes to stderr, with control characters replaced. A failure is ignored, because it means that stderr is closed and
 /// that nobody reads it.
 pub fn print_stderr(text: &str) {
@@ -325,13 +336,10 @@ impl From<CliError> for Problem {
                 (Failed, Some("add your user to the group that owns /dev/kvm, and log in again"))
             }
             CliError::Vmm(_) => (Failed, Some("`nixbox doctor` says what is needed")),
-            CliError::Capabilities => (
-                Failed,
-                Some(
-                    "run nixbox as root or through sudo, or give it the capabilities once: `nixbox doctor` prints the \
-                     command",
-                ),
-            ),
+            CliError::Pasta(_) => {
+                (Failed, Some("install the package passt once; without root, put its program pasta on PATH"))
+            }
+            CliError::NetworkProgram(_) => (Failed, Some("`nixbox doctor` says what is needed")),
             CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
             CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
             CliError::Exposed(_) | CliError::Masks(_) => (
@@ -343,6 +351,9 @@ impl From<CliError> for Problem {
             CliError::HalfDone(_) => (NotFound, Some("`nixbox recover` completes it or rolls it back")),
             CliError::Connect(Failure::Lost) => {
                 (NotFound, Some("`nixbox up` clears away what is left of the VM and starts another"))
+            }
+            CliError::LeakySnapshot(..) => {
+                (Failed, Some("`nixbox snapshot delete` removes it; a new one is searched while it is made"))
             }
             CliError::DamagedSnapshot(..) => (Failed, Some("`nixbox snapshot delete` removes it")),
             CliError::RolledBack(failure) => (rolled_back(failure), None),

@@ -1,15 +1,21 @@
-//! `nixbox image`: makes the files that a VM boots from.
+//! `nixbox image`: makes and keeps what VMs boot from.
 
-use std::io;
-use std::path::PathBuf;
-use std::process::{Command as Process, ExitStatus, Stdio};
+use super::error::Outcome;
+use super::{ExitKind, Problem, WorkspaceError, WorkspaceLocation};
+use crate::image::import::ImportError;
+use crate::image::registry::ImageRegistryError;
+use crate::image::source::ImageSourceError;
+use crate::image::store::{ImageStore, ImageStoreError};
 
-use super::error::{self, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, success, wiring};
+mod build;
+mod delete;
+pub(super) mod import;
+mod list;
+mod make_minimal;
 
-/// Make what a VM boots from
+/// Make and keep what VMs boot from
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nixbox image make-minimal image")]
+#[command(after_help = "Example: nixbox image import debian:12 && nixbox init --image debian-12")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -17,66 +23,61 @@ pub(super) struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Make a small Linux out of this machine's Debian packages: DIRECTORY/vmlinuz and DIRECTORY/initramfs.gz
-    ///
-    /// It has a shell (busybox, bash), an SSH server (dropbear), the user `user` (uid 1000) and sudo, and lets in the key of
-    /// the workspace. A missing package is named. The command needs no root.
-    #[command(
-        after_help = "Example: nixbox init --initramfs image/initramfs.gz && nixbox image make-minimal image"
-    )]
-    MakeMinimal {
-        /// Where the two files go; files of these names are replaced
-        // The argument's id must not be `directory`, because that is the id of `-C`.
-        #[arg(value_name = "DIRECTORY")]
-        target: PathBuf,
-        /// The public SSH key that is let in, a file; without it the key of the workspace
-        #[arg(long, value_name = "PUBLIC-KEY")]
-        key: Option<PathBuf>,
-    },
+    Import(import::Arguments),
+    Build(build::Arguments),
+    List(list::Arguments),
+    Delete(delete::Arguments),
+    MakeMinimal(make_minimal::Arguments),
 }
-
-#[derive(Debug, thiserror::Error)]
-enum ImageError {
-    #[error("the directory {} cannot be used", .0.display())]
-    Directory(PathBuf, #[source] io::Error),
-    #[error("the public key {} cannot be used", .0.display())]
-    Key(PathBuf, #[source] io::Error),
-    #[error("cannot run bash, which makes the image")]
-    Bash(#[source] io::Error),
-    #[error("no image was made: {0}")]
-    Failed(ExitStatus),
-}
-
-const MINIMAL: &str = include_str!("image/minimal-guest.sh");
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    let Command::MakeMinimal { target, key } = &arguments.command;
-    let failed = |error| Problem::new(ExitKind::Failed, error);
-    let key = match key {
-        Some(key) => location.directory.join(key),
-        None => {
-            let mut public = wiring::own_key(&location.workspace()?).into_os_string();
-            public.push(".pub");
-            public.into()
-        }
-    };
-    // Both paths are made absolute, because the script changes its working directory.
-    let key = key.canonicalize().map_err(|error| failed(ImageError::Key(key, error)))?;
-    let directory = location.directory.join(target);
-    let directory = std::fs::create_dir_all(&directory)
-        .and_then(|()| directory.canonicalize())
-        .map_err(|error| failed(ImageError::Directory(directory, error)))?;
-    let ended = Process::new("bash")
-        .args(["-c", MINIMAL, "make-minimal"])
-        .args([&directory, &key])
-        .stdin(Stdio::null())
-        .status()
-        .map_err(|error| failed(ImageError::Bash(error)))?;
-    if !ended.success() {
-        return Err(failed(ImageError::Failed(ended)));
+    match &arguments.command {
+        Command::Import(arguments) => import::run(location, arguments),
+        Command::Build(arguments) => build::run(location, arguments),
+        Command::List(arguments) => list::run(arguments),
+        Command::Delete(arguments) => delete::run(arguments),
+        Command::MakeMinimal(arguments) => make_minimal::run(location, arguments),
     }
-    for name in ["vmlinuz", "initramfs.gz"] {
-        error::print(&format!("made {}", directory.join(name).display()))?;
+}
+
+/// The images of this user.
+pub(super) fn store() -> Result<ImageStore, Problem> {
+    let folder = WorkspaceLocation::places()?.images().map_err(WorkspaceError::Places)?;
+    Ok(ImageStore::new(folder))
+}
+
+impl From<ImageStoreError> for Problem {
+    fn from(error: ImageStoreError) -> Self {
+        let exit = match error {
+            ImageStoreError::Locked(_) => ExitKind::Locked,
+            ImageStoreError::NameTaken { .. } => ExitKind::Usage,
+            _ => ExitKind::Failed,
+        };
+        Self::new(exit, error)
     }
-    success()
+}
+
+impl From<ImageSourceError> for Problem {
+    fn from(error: ImageSourceError) -> Self {
+        let exit = match error {
+            ImageSourceError::Invalid(..) => ExitKind::Usage,
+            ImageSourceError::Absent(_) => ExitKind::NotFound,
+            ImageSourceError::File(_) => ExitKind::Failed,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<ImportError> for Problem {
+    fn from(error: ImportError) -> Self {
+        let exit = match error {
+            ImportError::Store(error) => return error.into(),
+            ImportError::Source(error) => return error.into(),
+            ImportError::NoName(_) | ImportError::Size(_) => ExitKind::Usage,
+            ImportError::Registry(ImageRegistryError::NoImage { .. }) => ExitKind::NotFound,
+            ImportError::Registry(ImageRegistryError::Interrupted) => ExitKind::Interrupted,
+            _ => ExitKind::Failed,
+        };
+        Self::new(exit, error)
+    }
 }

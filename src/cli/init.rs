@@ -6,26 +6,31 @@ use std::sync::Arc;
 
 use super::consent::{self, Consent, TrustOption};
 use super::error::{self, ExitKind, Outcome, Problem};
+use super::image::import::find_or_import;
 use super::{WorkspaceLocation, success, wiring};
 use crate::config::{self, Config, HostAction, HostFacts};
 use crate::files::Folder;
 use crate::files::copy::{NoProgress, Progress};
 use crate::guest::key::{self, KeyError};
 use crate::host::share_view::standing::{self, LiveShare};
+use crate::image::store::StoredImage;
 use crate::simulator;
 use crate::workspace::places::StatePlaces;
 use crate::workspace::registry::{CopiedWorkspace, Registry, RegistryError};
 use crate::workspace::{self, Workspace, WorkspaceError};
 
+mod image_config;
+
 /// Make this directory a workspace: a commented configuration and a key for its VM
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Example: cd my-project && nixbox init --initramfs image/initramfs.gz && $EDITOR .nixbox/config.toml"
-)]
+#[command(after_help = "Example: cd my-project && nixbox init --image debian:12 && nixbox up")]
 pub(super) struct Arguments {
     /// Make a workspace whose VM is simulated, to try nixbox on a machine without KVM
     #[arg(long)]
     simulator: bool,
+    /// Boot this image: the name of one that `nixbox image list` shows, or what `nixbox image import` makes one from
+    #[arg(long, value_name = "NAME|SOURCE", conflicts_with_all = ["simulator", "kernel", "initramfs"])]
+    image: Option<String>,
     /// The kernel to boot, as the configuration is to name it: relative to the workspace's directory, or absolute
     #[arg(long, value_name = "PATH", conflicts_with = "simulator")]
     kernel: Option<String>,
@@ -34,17 +39,25 @@ pub(super) struct Arguments {
     initramfs: Option<String>,
     /// Make a copy of a workspace a workspace of its own, with the configuration and the key of the original. The
     /// snapshots and disks stay with the original
-    #[arg(long, conflicts_with_all = ["simulator", "kernel", "initramfs"])]
+    #[arg(long, conflicts_with_all = ["simulator", "image", "kernel", "initramfs"])]
     new_id: bool,
     #[command(flatten)]
     trust: TrustOption,
 }
 
 impl Arguments {
+    /// Whether a person has said nothing about what the VM boots.
+    fn names_nothing(&self) -> bool {
+        !self.simulator && self.image.is_none() && self.kernel.is_none() && self.initramfs.is_none()
+    }
+
     /// The text of the configuration for a workspace that has none.
-    fn config(&self) -> String {
+    fn config(&self, image: Option<&StoredImage>) -> String {
         if self.simulator {
             return SIMULATED.to_owned();
+        }
+        if let Some(image) = image {
+            return image_config::text(image);
         }
         let mut text = workspace::CONFIG.to_owned();
         for (given, line, key) in [
@@ -62,7 +75,7 @@ impl Arguments {
 
 #[derive(Debug, thiserror::Error)]
 enum InitError {
-    #[error("{} is there already, and is not overwritten: name the kernel and the initramfs in it", .0.display())]
+    #[error("{} is there already, and is not overwritten: name the kernel, the initramfs and the disk in it", .0.display())]
     Configured(PathBuf),
     #[error(
         "{} cannot become a workspace now: a running guest has {} as a share (process {pid}), and would reach its .nixbox; \
@@ -104,13 +117,16 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
         return give_new_id(place);
     }
     let config = place.directory.join(workspace::DIRECTORY).join(config::FILE);
-    if (arguments.kernel.is_some() || arguments.initramfs.is_some()) && config.exists() {
+    let named = arguments.kernel.is_some() || arguments.initramfs.is_some() || arguments.image.is_some();
+    if named && config.exists() {
         return Err(Problem::new(ExitKind::Usage, InitError::Configured(config)));
     }
     refuse_below_share(&place.directory)?;
     let places = WorkspaceLocation::places()?;
     let existing = confirm_existing(&place.directory, &places, arguments.trust)?;
-    let (workspace, mut made) = workspace::init_with(&place.directory, &places, &arguments.config())?;
+    let image = arguments.image.as_ref().map(|text| find_or_import(text, &place.directory)).transpose()?;
+    let text = arguments.config(image.as_ref());
+    let (workspace, mut made) = workspace::init_with(&place.directory, &places, &text)?;
     register(&workspace)?;
     let mut consent = Consent::load(&workspace)?;
     match existing {
@@ -130,6 +146,7 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     if arguments.simulator {
         made.extend(make_images(&workspace)?);
     }
+    let fresh = made.contains(&workspace.nixbox()?.path_of(config::FILE));
     if made.is_empty() {
         let root = workspace.root().display();
         error::print(&format!("{root} is a workspace already; nothing was changed"))?;
@@ -137,7 +154,27 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     for path in made {
         error::print(&format!("made {}", path.display()))?;
     }
+    if fresh && arguments.names_nothing() {
+        say_which_images()?;
+    }
     success()
+}
+
+/// Says which images there are, to a person who has named none.
+fn say_which_images() -> Result<(), Problem> {
+    let images = super::image::store()?.list()?.into_iter().flatten();
+    let names: Vec<String> = images.map(|image| image.description.name.to_string()).collect();
+    if names.is_empty() {
+        tell(
+            "no kernel is named yet: `nixbox image import SOURCE` makes an image, and `nixbox init --image NAME` boots it",
+        );
+    } else {
+        tell(&format!(
+            "no kernel is named yet; `nixbox init --image NAME` boots one of these images: {}",
+            names.join(", ")
+        ));
+    }
+    Ok(())
 }
 
 fn register(workspace: &Workspace) -> Result<(), Problem> {

@@ -3,6 +3,7 @@
 use super::error::{CliError, ExitKind, Problem};
 use crate::engine::history::{History, OpenOperation};
 use crate::engine::journal::{self, Name, Storage as _};
+use crate::engine::record::PayloadError;
 use crate::engine::transition::Generation;
 use crate::files::Folder;
 use crate::operations::{self, RunningVm, WorkspaceState};
@@ -26,8 +27,7 @@ impl JournalState {
     /// The generation of the built record that describes the VM of this journal.
     pub(super) fn described_vm(&self, workspace: &Workspace) -> Result<Option<Generation>, CliError> {
         let described = self.history.as_ref().map(operations::described_vm).transpose();
-        let path = || workspace.journal().join(Name::Current.file_name()).display().to_string();
-        Ok(described.map_err(|source| CliError::JournalState { path: path(), source })?.flatten())
+        Ok(described.map_err(|source| unreadable(workspace, source))?.flatten())
     }
 
     /// The operation that has not ended.
@@ -40,6 +40,11 @@ impl JournalState {
         let open = self.open()?;
         Some((operations::label(open.operation?), open.generation))
     }
+}
+
+fn unreadable(workspace: &Workspace, source: PayloadError) -> CliError {
+    let path = workspace.journal().join(Name::Current.file_name()).display().to_string();
+    CliError::JournalState { path, source }
 }
 
 /// Opens the directory of the journal.
@@ -77,12 +82,18 @@ pub(super) fn newest_record(workspace: &Workspace) -> Result<Option<BuiltRecord>
     Ok(built::newest(&run)?)
 }
 
-/// The VM that runs in the workspace.
-pub(super) fn running_vm(journal: &JournalState) -> Result<RunningVm, Problem> {
-    match (journal.state, journal.open_label()) {
-        (WorkspaceState::Up(vm), _) => Ok(vm),
-        (_, Some((operation, _))) => Err(CliError::HalfDone(operation).into()),
-        (_, None) => Err(CliError::NotRunning.into()),
+/// The VM that runs in the workspace. An operation that is at work may have made it: then a script of the user's can run
+/// commands in its guest.
+pub(super) fn running_vm(workspace: &Workspace, journal: &JournalState) -> Result<RunningVm, Problem> {
+    if let WorkspaceState::Up(vm) = journal.state {
+        return Ok(vm);
+    }
+    let made = journal.open().map(operations::vm_in_progress).transpose();
+    let made = made.map_err(|source| unreadable(workspace, source))?;
+    match (made.flatten(), journal.open_label()) {
+        (Some(vm), _) => Ok(vm),
+        (None, Some((operation, _))) => Err(CliError::HalfDone(operation).into()),
+        (None, None) => Err(CliError::NotRunning.into()),
     }
 }
 

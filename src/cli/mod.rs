@@ -21,6 +21,7 @@ use crate::world::WorkspaceId;
 
 mod command;
 mod config;
+mod confined_daemon;
 mod consent;
 mod demo;
 mod doctor;
@@ -34,11 +35,15 @@ mod init;
 mod journal;
 mod journal_state;
 mod list;
+mod network_namespace;
 mod preflight;
 mod progress;
+mod rebooted;
+mod receipt;
 mod recover;
 mod restore;
 mod run;
+mod scope_daemon;
 mod share_daemon;
 mod shell;
 mod signals;
@@ -89,7 +94,14 @@ enum NixboxCommand {
     #[command(hide = true)]
     Simulator(simulator::Arguments),
     #[command(hide = true)]
+    NetworkNamespace(network_namespace::Arguments),
+    #[command(hide = true)]
+    GuestConnection(network_namespace::ConnectionArguments),
+    #[command(hide = true)]
     ShareDaemon(share_daemon::Arguments),
+    #[command(hide = true)]
+    ConfinedDaemon(confined_daemon::Arguments),
+    ScopeDaemon(scope_daemon::Arguments),
 }
 
 /// Which workspace a command works in.
@@ -208,7 +220,11 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),
         NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
+        NixboxCommand::NetworkNamespace(arguments) => network_namespace::run(&arguments),
+        NixboxCommand::GuestConnection(arguments) => network_namespace::run_connection(&arguments),
         NixboxCommand::ShareDaemon(arguments) => share_daemon::run(&arguments),
+        NixboxCommand::ConfinedDaemon(arguments) => confined_daemon::run(&arguments),
+        NixboxCommand::ScopeDaemon(arguments) => scope_daemon::run(&arguments),
     }
 }
 

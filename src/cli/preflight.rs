@@ -8,9 +8,11 @@ use std::path::Path;
 use super::error::{self, CliError, Problem};
 use super::wiring::{self, Wiring};
 use crate::config::Config;
-use crate::host::spawn::{self, Invoker};
+use crate::host::network::{self, NetworkPlace};
+use crate::host::shares::daemon_program;
+use crate::host::spawn::Invoker;
 use crate::host::sudo;
-use crate::world::Presence;
+use crate::world::{Failure, NetworkMode, Presence, Slot};
 
 /// The set of checks that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,13 +80,31 @@ pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
         return Ok(());
     }
     if world.shares.wanted() {
-        Invoker::detect()
-            .and_then(|user| spawn::find_program_for(&user, "virtiofsd", "NIXBOX_VIRTIOFSD"))
-            .map_err(CliError::Virtiofsd)?;
+        let user = Invoker::detect().map_err(|error| CliError::Virtiofsd(error.into()))?;
+        daemon_program::find(&user).await.map_err(CliError::Virtiofsd)?;
     }
-    let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(sudo::NEEDED));
-    if !may {
-        return Err(CliError::Capabilities.into());
+    let mode = wiring.spec.network.mode;
+    match &wiring.place {
+        NetworkPlace::Namespace(namespace) if namespace.is_of_user() => return check_user(mode).await,
+        NetworkPlace::Namespace(namespace) if !namespace.may_enter() => {
+            let shown = namespace.shown().map_err(|error| CliError::Network(Failure::from(error)))?;
+            return Err(CliError::ForeignRights(shown.unwrap_or_default()).into());
+        }
+        NetworkPlace::Namespace(_) => {}
+        NetworkPlace::Host => {
+            let sets = rustix::thread::capabilities(None);
+            if !sets.is_ok_and(|sets| sets.effective.contains(sudo::NEEDED)) {
+                return Err(CliError::Capabilities.into());
+            }
+        }
+    }
+    if mode != NetworkMode::Off && network::forwards().is_ok_and(|forwards| !forwards) {
+        error::print_stderr(
+            "nixbox: this host does not forward IPv4 packets yet; that is switched on for the VM now, and stays on\n",
+        );
+    }
+    if mode != NetworkMode::Off {
+        tell_of_firewalls(wiring).await;
     }
     let slot = match world.slots.held().await.map_err(CliError::Slots)? {
         Some(held) => held,
@@ -94,9 +114,38 @@ pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
         }
     };
     let tap = slot.tap();
+    if let NetworkPlace::Namespace(namespace) = &wiring.place {
+        return namespace.check().await.map_err(|error| CliError::Network(Failure::from(error)).into());
+    }
     let exists = Path::new("/sys/class/net").join(&tap).exists();
     if exists && world.network.find(slot).await.map_err(CliError::Network)? == Presence::Absent {
         return Err(CliError::ForeignTap(tap).into());
+    }
+    Ok(())
+}
+
+/// Says which other firewall drops the packets of the VM. That is no reason not to start it: nixbox reaches the guest
+/// nevertheless, and what drops may be wanted.
+async fn tell_of_firewalls(wiring: &Wiring) {
+    let slot = match &wiring.place {
+        NetworkPlace::Namespace(_) => None,
+        NetworkPlace::Host => Slot::all().next(),
+    };
+    match network::find_obstacle(&wiring.spec.network, slot).await {
+        Ok(None) => {}
+        Ok(Some(obstacle)) => error::print_stderr(&format!("nixbox: {obstacle}\n")),
+        Err(problem) => error::print_stderr(&format!("nixbox: {}\n", error::chain(&problem))),
+    }
+}
+
+/// Checks that an ordinary user can have the network of a VM.
+async fn check_user(mode: NetworkMode) -> Result<(), Problem> {
+    network::rehearse().await.map_err(CliError::UserNamespaces)?;
+    for name in ["nft", "dnsmasq"] {
+        network::program_path(name).map_err(CliError::NetworkProgram)?;
+    }
+    if mode != NetworkMode::Off {
+        network::pasta_path().map_err(CliError::Pasta)?;
     }
     Ok(())
 }

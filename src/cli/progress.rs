@@ -150,12 +150,19 @@ impl ProgressDisplay {
         }
         if self.bars.is_hidden() {
             if !std::mem::replace(&mut wait.printed, true) {
-                self.print(&format!("waiting for the guest to answer SSH, for {timeout} at most"));
+                self.print(&format!(
+                    "waiting for the guest to answer SSH, for {timeout}, or longer while it writes to its console"
+                ));
             }
             return;
         }
         let seconds = waited.as_secs();
-        let mut text = format!("waiting for the guest to answer SSH: {seconds} s of {timeout}");
+        let mut text = format!("waiting for the guest to answer SSH: {seconds} s");
+        if waited < timeout.duration() {
+            text.push_str(&format!(" of {timeout}"));
+        } else {
+            text.push_str(", because it still writes to its console");
+        }
         if let Some(line) = &wait.console {
             text.push_str(&format!("; its console: {line}"));
         }

@@ -5,7 +5,7 @@ use super::consent::TrustOption;
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::snapshot::{SnapshotSummary, snapshot_label};
-use super::{WorkspaceLocation, success};
+use super::{WorkspaceLocation, receipt, success};
 use crate::operations::{OperationResult, PassedOver, RestoreResult, VmCondition};
 use crate::world::SnapshotReference;
 
@@ -96,6 +96,11 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
             VmCondition::NoEntropy => "; it could not be given fresh entropy, and its clock may be wrong",
             VmCondition::Good | VmCondition::Condemned | VmCondition::LeftRunning => "",
         };
+    let receipt = restored.as_ref().filter(|_| !already).and_then(|manifest| manifest.receipt.as_ref());
+    let sentence = match receipt::to_be_restarted(receipt) {
+        Some(restarted) => format!("{sentence}; {restarted}"),
+        None => sentence,
+    };
     let former_disk = former_disk.filter(|_| restored.is_some());
     let keeps = workspace.config.as_ref().is_none_or(|config| config.snapshot.keep_disks > 0);
     let sentence = match former_disk {
@@ -112,6 +117,7 @@ pub(super) fn report(workspace: &LockedWorkspace, output: OutputOptions, result:
         "result": word,
         "restored": restored.as_ref().map(SnapshotSummary::from),
         "passed_over": why,
+        "restart": receipt.map(|receipt| &receipt.processes),
         "times": times,
     });
     output.report(&json, &sentence)?;

@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 use super::WorkspaceLocation;
 use super::command::{self, OpenWorkspace};
 use super::error::{CliError, Outcome};
+use super::rebooted;
 use crate::engine::transition::Interrupt;
 use crate::guest::channel::CommandExit;
 use crate::guest::shell::run_command;
@@ -26,9 +27,19 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
     let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
     let wiring = workspace.wire_for(&vm)?;
     let runtime = command::runtime()?;
-    let ended = runtime.block_on(async {
+    let connect = async || {
         let connected = wiring.guest.connect(&vm.machine, &Interrupt::new()).await;
-        let shell = connected.map_err(CliError::Connect)?;
+        connected.map_err(CliError::Connect)
+    };
+    let mut shell = runtime.block_on(connect())?;
+    if rebooted::is_rebooted(&vm, &shell) {
+        // A command must not run without what it was given before.
+        runtime.block_on(shell.session.close());
+        rebooted::equip(location)?;
+        shell = runtime.block_on(connect())?;
+    }
+    let ended = runtime.block_on(async {
+        wiring.guest.put_clock_right(&shell).await;
         let command = run_command(&arguments.command);
         let ended = shell
             .session

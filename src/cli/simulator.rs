@@ -32,6 +32,9 @@ enum SimulatorProcess {
         /// The socket to listen on, as path=SOCKET
         #[arg(long)]
         api_socket: Option<String>,
+        /// The file to report events to, as path=FILE
+        #[arg(long)]
+        event_monitor: Option<String>,
     },
     /// Stand in for virtiofsd
     Share {
@@ -83,10 +86,12 @@ pub(super) fn run(place: &WorkspaceLocation, arguments: Arguments) -> Outcome {
         SimulatorProcess::Vmm { as_version, version: true, .. } => {
             error::print(&format!("cloud-hypervisor {}", as_version.simulator_version()))?;
         }
-        SimulatorProcess::Vmm { as_version, api_socket, .. } => {
-            let socket = api_socket.as_deref().and_then(|text| text.strip_prefix("path="));
+        SimulatorProcess::Vmm { as_version, api_socket, event_monitor, .. } => {
+            let path = |text: &Option<String>| Some(text.as_deref()?.strip_prefix("path=")?.to_owned());
+            let (socket, events) = (path(&api_socket), path(&event_monitor));
+            let events = events.map(|events| place.directory.join(events));
             let socket = socket.ok_or_else(|| Problem::new(ExitKind::Usage, SimulatorError::NoSocket))?;
-            vmm::serve(&place.directory.join(socket), as_version).map_err(ended("VMM"))?;
+            vmm::serve(&place.directory.join(socket), events.as_deref(), as_version).map_err(ended("VMM"))?;
         }
         SimulatorProcess::Share { arguments } => share::serve(&arguments).map_err(ended("share daemon"))?,
         SimulatorProcess::Call { name, arguments } => {

@@ -6,19 +6,20 @@ use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
 use super::wiring::Wiring;
-use super::{WorkspaceLocation, success};
-use crate::engine::transition::Failure;
+use super::{WorkspaceLocation, receipt, success};
+use crate::engine::transition::{Failure, Interrupt};
 use crate::host::clock::utc;
 use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
 use crate::world::{
-    Depth, FileRecord, ListedSnapshot, Manifest, SnapshotId, SnapshotName, SnapshotReference,
+    Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotName, SnapshotReference,
 };
 
 /// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
-/// nixbox removes the injected credentials from the guest, pauses the VM while it copies, and gives shares and
-/// credentials back. The VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it
-/// leaves no files, and the VM runs as before.
+/// nixbox removes the injected credentials, histories, the files of credentials.wipe, and usual credential files that hold
+/// one of the injected values from the guest, pauses the VM while it copies, and gives all of that and the shares back. The
+/// VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and the VM
+/// runs as before.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
@@ -58,7 +59,7 @@ enum SnapshotCommand {
         #[command(flatten)]
         output: OutputOptions,
     },
-    /// Show a snapshot's manifest: its origin, the shape of its VM, and its files
+    /// Show a snapshot's manifest: its origin, the shape of its VM, its files, and what was searched for credentials
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
     Inspect {
         /// The snapshot's name or number
@@ -68,10 +69,13 @@ enum SnapshotCommand {
         json: bool,
     },
     /// Read every byte of a snapshot and compare its files with the hashes in its manifest
-    #[command(after_help = "Example: nixbox snapshot verify warm")]
+    #[command(after_help = "Example: nixbox snapshot verify warm --deep")]
     Verify {
         /// The snapshot's name or number
         snapshot: SnapshotReference,
+        /// Search the snapshot again for every credential that was ever injected, and for those of the present configuration
+        #[arg(long)]
+        deep: bool,
         #[command(flatten)]
         output: OutputOptions,
     },
@@ -92,7 +96,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome
         Some(SnapshotCommand::List { json }) => list(location, json),
         Some(SnapshotCommand::Delete { snapshot, output }) => delete(location, &snapshot, output),
         Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
-        Some(SnapshotCommand::Verify { snapshot, output }) => verify(location, &snapshot, output),
+        Some(SnapshotCommand::Verify { snapshot, deep, output }) => verify(location, &snapshot, deep, output),
         None if list_flag => list(location, output.json),
         None => match delete_flag {
             Some(snapshot) => delete(location, &snapshot, output),
@@ -111,6 +115,8 @@ pub(super) struct SnapshotSummary {
     slot: u8,
     shares: bool,
     vmm: String,
+    /// What the search for credentials came to: "clean", "redacted", "unproven" or "unsearched".
+    credentials: &'static str,
 }
 
 impl From<&Manifest> for SnapshotSummary {
@@ -123,6 +129,7 @@ impl From<&Manifest> for SnapshotSummary {
             slot: manifest.slot.number(),
             shares: manifest.shares,
             vmm: manifest.origin.vmm.to_string(),
+            credentials: receipt::verdict(manifest.receipt.as_ref()),
         }
     }
 }
@@ -159,6 +166,10 @@ fn create(
         None => String::new(),
     }
     .as_str();
+    let receipt = snapshot.as_ref().and_then(|manifest| manifest.receipt.as_ref());
+    if let Some(restarted) = receipt::to_be_restarted(receipt) {
+        sentence += &format!("; {restarted}");
+    }
     if !pruned.is_empty() {
         sentence += &format!("; pruned {}", numbers(&pruned));
     }
@@ -166,6 +177,7 @@ fn create(
         "result": "done",
         "snapshot": snapshot.as_ref().map(SnapshotSummary::from),
         "stopped": stop,
+        "restart": receipt.map(|receipt| &receipt.processes),
         "pruned": pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(),
         "times": times,
     });
@@ -209,16 +221,18 @@ fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
         error::print_stderr("nixbox: there is no snapshot; `nixbox snapshot` makes one of a running VM\n");
         return success();
     }
-    let mut lines = vec![format!("{:>6}  {:20}  {:>10}  NAME", "ID", "CREATED", "SIZE")];
+    let mut lines =
+        vec![format!("{:>6}  {:20}  {:>10}  {:11}  NAME", "ID", "CREATED", "SIZE", "CREDENTIALS")];
     for listing in &listed {
         lines.push(match &listing.manifest {
             Ok(manifest) => {
                 let summary = SnapshotSummary::from(manifest);
                 format!(
-                    "{:>6}  {:20}  {:>10}  {}",
+                    "{:>6}  {:20}  {:>10}  {:11}  {}",
                     summary.id,
                     summary.created,
                     indicatif::HumanBytes(summary.bytes).to_string(),
+                    summary.credentials,
                     summary.name.unwrap_or_default()
                 )
                 .trim_end()
@@ -246,8 +260,9 @@ fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool)
             "snapshot": summary,
             "shape": origin.shape,
             "cpu": origin.cpu,
+            "receipt": manifest.receipt,
             "files": manifest.files.iter().map(|file| serde_json::json!({
-                "name": file.name, "bytes": file.size, "blake3": hex(file),
+                "name": file.name, "bytes": file.size, (file.method.name()): hex(file),
             })).collect::<Vec<_>>(),
         }))?;
         return success();
@@ -263,6 +278,8 @@ fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool)
     lines.extend(origin.shape.iter().map(|(key, value)| format!("  {key} = {value}")));
     let line = |file: &FileRecord| format!("  {:>14} bytes  {}  {}", file.size, hex(file), file.name);
     lines.extend(manifest.files.iter().map(line));
+    lines
+        .extend(receipt::sentences(manifest.receipt.as_ref()).iter().map(|sentence| format!("  {sentence}")));
     error::print(&lines.join("\n"))?;
     success()
 }
@@ -280,7 +297,12 @@ fn damaged(id: SnapshotId, failure: Failure) -> Problem {
     }
 }
 
-fn verify(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
+fn verify(
+    location: &WorkspaceLocation,
+    wanted: &SnapshotReference,
+    deep: bool,
+    output: OutputOptions,
+) -> Outcome {
     // The command holds the lock, so that no other nixbox deletes the snapshot meanwhile.
     let workspace = LockedWorkspace::open(location, "snapshot verify", Preflight::None, output)?;
     let id = find_snapshot(&list_snapshots(&workspace.wiring)?, wanted)?;
@@ -288,9 +310,29 @@ fn verify(location: &WorkspaceLocation, wanted: &SnapshotReference, output: Outp
         let verified = workspace.wiring.world.catalog.verify(id, Depth::All, interrupt).await;
         verified.map_err(|failure| damaged(id, failure))
     })?;
-    let json = serde_json::json!({ "result": "whole", "id": id.0.0 });
-    output.report(&json, &format!("snapshot {id} is whole: every file has the hash in its manifest"))?;
+    let mut json = serde_json::json!({ "result": "whole", "id": id.0.0 });
+    let mut sentence = format!("snapshot {id} is whole: every file has the hash in its manifest");
+    if deep {
+        let found =
+            workspace.interruptible(async |interrupt| search(&workspace.wiring, id, interrupt).await)?;
+        sentence += &format!("; {}", receipt::searched(&found));
+        json["receipt"] = serde_json::json!(found);
+    }
+    output.report(&json, &sentence)?;
     success()
+}
+
+/// Searches a snapshot for every credential of which nixbox has a fingerprint, and for those of the configuration.
+async fn search(wiring: &Wiring, id: SnapshotId, interrupt: &Interrupt) -> Result<Receipt, Problem> {
+    let look = |failure| Problem::from(Refusal::Look(failure));
+    let values =
+        wiring.guest.values().await.map_err(|failure| Problem::from(Refusal::Credentials(failure)))?;
+    let receipt = wiring.snapshots.search(id, &values, interrupt).await.map_err(look)?;
+    if receipt.found.is_empty() {
+        return Ok(receipt);
+    }
+    let leaks = receipt.found.iter().map(receipt::found).collect::<Vec<_>>().join(", ");
+    Err(CliError::LeakySnapshot(id, leaks).into())
 }
 
 fn delete(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {

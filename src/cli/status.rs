@@ -4,22 +4,26 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::command::{self, OpenWorkspace, block_on, vm_state};
+use super::consent::{self, Consent};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
-use super::{WorkspaceLocation, success, wiring};
+use super::wiring::Wiring;
+use super::{WorkspaceLocation, rebooted, success, wiring};
 use crate::config::PendingEdit;
 use crate::host::clock::utc;
 use crate::host::disk::kept;
+use crate::host::network::NetworkPlace;
 use crate::operations::{RunningVm, VmCondition, WorkspaceState};
 use crate::simulator;
 use crate::workspace::LockHolder;
 use crate::workspace::registry::Registry;
-use crate::world::{KeptDisk, VmmState, WorkspaceName};
+use crate::world::{KeptDisk, NetworkFault, Slot, VmmState, WorkspaceName};
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
 ///
-/// The state is `running`, `paused`, `stopped`, `down`, `silent` (the VMM does not answer) or `lost` (the VM should
-/// run, but is gone). Edits of the configuration that the running VM does not have yet are listed. The exit status is 0 in
-/// every state. Nothing is changed, and the lock is not taken.
+/// The state is `running`, `paused`, `stopped`, `down` (also after the guest has powered off), `silent` (the VMM does not
+/// answer) or `lost` (the VM should run, but is gone). Edits of the configuration that the running VM does not have yet are listed. The exit status is 0 in
+/// every state. The status lists the actions on this host that the configuration asks for and that no person has
+/// confirmed yet. The command changes nothing, and does not take the lock.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox status --json | jq -r .state")]
 pub(super) struct Arguments {
@@ -48,6 +52,9 @@ pub(super) struct StatusReport {
     record_problem: Option<String>,
     /// Why the configuration cannot be used; `None` if it can.
     config_problem: Option<String>,
+    /// The actions on this host that the configuration asks for and that no person has confirmed yet. Each is a sentence
+    /// that begins after "it".
+    unconfirmed: Vec<String>,
     /// Why the directory is not the workspace that its id names; `None` if it is. A copy shows the state of the
     /// original.
     not_the_workspace: Option<String>,
@@ -63,9 +70,15 @@ struct VmReport {
     slot: u8,
     address: String,
     tap: String,
+    /// The network namespace that the TAP is in; `None` for a VM in the host's network.
+    network_namespace: Option<String>,
     serial_log: String,
     /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
     exposed: Option<String>,
+    /// What is wrong with the network of the VM.
+    network_faults: Vec<FaultReport>,
+    /// Why the network could not be examined; `None` if it was.
+    network_problem: Option<String>,
     /// Whether the clock of the guest was set when it last went on from a snapshot.
     clock_set: bool,
     /// Whether the guest got fresh entropy then.
@@ -74,6 +87,26 @@ struct VmReport {
     former_disk: Option<u64>,
     /// Whether the VM was left running though it was not brought to SSH-ready.
     left_running: bool,
+    /// Whether the guest has powered off, so that what is left of the VM waits to be cleared away.
+    powered_off: bool,
+    /// Whether the guest was rebooted and lacks its credentials and shares, which the next command that reaches it gives it.
+    rebooted: bool,
+}
+
+/// Something that is wrong with the network of the VM.
+#[derive(Debug, Serialize)]
+struct FaultReport {
+    fault: NetworkFault,
+    /// What that means.
+    text: String,
+    /// What a person can do about it.
+    remedy: &'static str,
+}
+
+impl From<NetworkFault> for FaultReport {
+    fn from(fault: NetworkFault) -> Self {
+        Self { fault, text: fault.to_string(), remedy: fault.remedy() }
+    }
 }
 
 /// The disk of an earlier session.
@@ -124,6 +157,13 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         .into_iter()
         .map(|KeptDisk { id, bytes, written_ms }| DiskReport { generation: id.disk.0, bytes, written_ms })
         .collect();
+    let (unconfirmed, config_problem) = match &open.config {
+        Ok(config) => match Consent::load(&open.workspace) {
+            Ok(consent) => (consent::sentences(&consent.missing(&consent.actions(config))), None),
+            Err(problem) => (Vec::new(), Some(problem.one_line())),
+        },
+        Err(_) => (Vec::new(), config_problem),
+    };
     let (mut state, mut vm) = ("down", None);
     if let WorkspaceState::Up(running) = open.journal.state {
         let report = vm_report(open, &running)?;
@@ -141,6 +181,7 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
         pending_edits,
         record_problem,
         config_problem,
+        unconfirmed,
         not_the_workspace,
         operation: operation
             .map(|(operation, generation)| OpenSummary { operation, generation: generation.0 }),
@@ -158,9 +199,16 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         VmmState::Paused => "paused",
         VmmState::Stopped | VmmState::Empty => "stopped",
         VmmState::Silent => "silent",
+        VmmState::PoweredOff if running.condition != VmCondition::Condemned => "down",
         _ => "lost",
     };
+    let (network_faults, network_problem) = match state {
+        "running" | "paused" => network_faults(&wiring, machine.slot)?,
+        _ => (Vec::new(), None),
+    };
     let report = VmReport {
+        network_faults,
+        network_problem,
         generation: machine.vmm.0,
         slot: machine.slot.number(),
         address: if wiring.simulated {
@@ -169,14 +217,32 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
             machine.slot.guest().to_string()
         },
         tap: machine.slot.tap(),
+        network_namespace: match &wiring.place {
+            NetworkPlace::Host => None,
+            NetworkPlace::Namespace(namespace) => {
+                let shown = namespace.shown().map_err(|error| CliError::Network(error.into()))?;
+                shown.map(|path| path.display().to_string())
+            }
+        },
         clock_set: !matches!(running.condition, VmCondition::NoClock | VmCondition::NoEntropy),
         entropy_given: running.condition != VmCondition::NoEntropy,
         former_disk: running.former_disk.map(|disk| disk.0),
         left_running: running.condition == VmCondition::LeftRunning,
+        powered_off: state == "down",
+        rebooted: state == "running" && rebooted::lacks(&wiring, running),
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
         exposed: command::exposed(&wiring, machine.vmm).map(|error| error::chain(&error)),
     };
     Ok((state, report))
+}
+
+/// What is wrong with the network, or why nobody knows.
+fn network_faults(wiring: &Wiring, slot: Slot) -> Result<(Vec<FaultReport>, Option<String>), Problem> {
+    let looked = block_on(async { Ok(wiring.world.network.faults(slot).await) })?;
+    Ok(match looked {
+        Ok(faults) => (faults.into_iter().map(FaultReport::from).collect(), None),
+        Err(failure) => (Vec::new(), Some(error::chain(&failure))),
+    })
 }
 
 fn text(status: &StatusReport) -> String {
@@ -190,6 +256,15 @@ fn text(status: &StatusReport) -> String {
             "  slot {}, address {}, TAP {}, generation {}",
             vm.slot, vm.address, vm.tap, vm.generation
         ));
+        if let Some(namespace) = &vm.network_namespace {
+            lines.push(format!("  network namespace: {namespace}"));
+        }
+        for FaultReport { text, remedy, .. } in &vm.network_faults {
+            lines.push(format!("  warning: the network: {text}: {remedy}"));
+        }
+        if let Some(problem) = &vm.network_problem {
+            lines.push(format!("  the network could not be examined: {problem}"));
+        }
         lines.push(format!("  serial console: {}", vm.serial_log));
         if let Some(exposed) = &vm.exposed {
             lines.push(format!("  warning: {exposed}: `nixbox down` and `nixbox up` hide it again"));
@@ -208,7 +283,20 @@ fn text(status: &StatusReport) -> String {
         } else if !vm.clock_set {
             lines.push("  the clock of the guest could not be set: it may be wrong".to_owned());
         }
-        if status.state != "running" {
+        if vm.rebooted {
+            lines.push(
+                "  the guest was rebooted: the next `nixbox run`, `nixbox shell` or `nixbox up` gives it its credentials and \
+                 shares again"
+                    .to_owned(),
+            );
+        }
+        if vm.powered_off {
+            lines.push(
+                "  the guest has powered off, or its VMM was told to end: the next `nixbox up` or `nixbox down` clears away \
+                 what is left of the VM, and keeps its disk"
+                    .to_owned(),
+            );
+        } else if status.state != "running" {
             lines
                 .push("  hint: `nixbox recover` repairs the VM or clears away what is left of it".to_owned());
         }
@@ -232,6 +320,14 @@ fn text(status: &StatusReport) -> String {
             value(&edit.built),
             value(&edit.configured)
         ));
+    }
+    if !status.unconfirmed.is_empty() {
+        lines.push(
+            "  the configuration asks for actions on this host that no person has confirmed: `nixbox trust` shows and confirms \
+             them"
+                .to_owned(),
+        );
+        lines.extend(status.unconfirmed.iter().map(|sentence| format!("  - it {sentence}")));
     }
     if let Some(problem) = &status.not_the_workspace {
         lines.push(format!("  {problem}"));

@@ -11,7 +11,7 @@ use crate::world::{Generation, SnapshotReference};
 ///
 /// The VM boots from the disk of its last session. A VM that runs already is left as it is. If the boot fails or is
 /// interrupted, all that was set up for the VM is removed again, and the disk is kept. A guest that does not answer within
-/// the time of the key guest.ready-timeout is shut down, unless --keep is given.
+/// the time of the key guest.ready-timeout, and no longer writes to its console, is shut down, unless --keep is given.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox up --snapshot && nixbox shell")]
 pub(super) struct Arguments {

@@ -12,36 +12,40 @@ use std::time::Duration;
 use crate::config::{self, Config, VmSpec};
 use crate::files::copy::Progress;
 use crate::files::shared_paths::SharedPaths;
-use crate::guest::channel::Limits;
+use crate::guest::channel::{Dial, Limits};
 use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::key::{self, KeyError};
 use crate::guest::mounts::Mount;
-use crate::guest::ssh_guest::{self, SshGuest, UnsettledObserver};
+use crate::guest::ssh_guest::{self, GuestScriptObserver, SshGuest, SwapObserver, UnsettledObserver};
 use crate::host::clock::HostClock;
+use crate::host::confinement::FileAccess;
 use crate::host::contents::SourceContents;
 use crate::host::cpu;
 use crate::host::disk::Disks;
 use crate::host::hooks::{FailedScriptObserver, NoScripts, ScriptCheck, ShellHooks};
 use crate::host::leftovers::HostLeftovers;
 use crate::host::lifetime::Lifetime;
-use crate::host::memory::{self, RamFiles};
-use crate::host::network::{self, HostNetwork};
+use crate::host::memory::RamFiles;
+use crate::host::network::{self, HostNetwork, NetworkPlace};
 use crate::host::process::Daemons;
-use crate::host::shares::{Share, ShareSettings, Virtiofs};
-use crate::host::slots::{self, HostSlots};
+use crate::host::shares::Virtiofs;
 use crate::host::spawn::{Invoker, SpawnError, StandIn};
-use crate::simulator;
 use crate::simulator::network::Loopback;
-use crate::store::Snapshots;
 use crate::store::built::RecordFiles;
+use crate::store::{LeakSearch, Snapshots};
 use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
-use crate::workspace::registry::Registry;
+use crate::vmm::confined::OwnPlaces;
 use crate::workspace::{self, Workspace, WorkspaceError, guest_writable};
 use crate::world::capability::{self, Capability};
-use crate::world::{self, Backing, Failure, ReadyTimeout, SecretSource, ShareTag, VmmChoice, World};
+use crate::world::{self, Failure, NamespaceKeeping, ReadyTimeout, SecretSource, ShareTag, VmmChoice, World};
 
-/// The uid of the first user of an image, by the convention of most distributions.
-const FIRST_USER: u32 = 1000;
+mod boot_line;
+mod guest_memory;
+mod guest_user;
+pub(super) mod place;
+mod share_settings;
+
+use place::PlaceError;
 
 /// Why a workspace's world cannot be built. No operation was begun.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +65,8 @@ pub enum WiringError {
     InsideNixbox { source_path: PathBuf },
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error("the key to log in to the guest with, guest.ssh-key, cannot be used")]
     LoginKey(#[source] KeyError),
     #[error("the workspace's own key cannot be used; `nixbox init` makes one where there is none")]
@@ -93,8 +99,16 @@ pub struct SilentGuest {
 pub struct Observers {
     /// Is told which script of the user failed.
     pub failed_script: Arc<FailedScriptObserver>,
+    /// Is told of a script in the guest that did not succeed, or that runs again.
+    pub guest_script: Arc<GuestScriptObserver>,
+    /// Is told that the files of shares do not belong to the guest's user there.
+    pub guest_user: Arc<dyn Fn(&str) + Send + Sync>,
     /// Is told what a guest was not given when it went on.
     pub unsettled: Arc<UnsettledObserver>,
+    /// Is told that a guest lacks swap that it had.
+    pub no_swap: Arc<SwapObserver>,
+    /// Is told that the guest's shares were mounted anew.
+    pub remounted: Arc<dyn Fn() + Send + Sync>,
     /// Is told, several times a second, that a guest is waited for.
     pub silent_guest: Arc<dyn Fn(SilentGuest) + Send + Sync>,
 }
@@ -109,10 +123,14 @@ pub struct Wiring {
     pub vmm: Arc<CloudHypervisor>,
     /// The RAM.
     pub memory: Arc<RamFiles>,
+    /// The snapshots.
+    pub snapshots: Arc<Snapshots>,
     /// The directory for sockets, records and logs.
     pub runtime: PathBuf,
     /// Whether the simulator stands in for the VMM.
     pub simulated: bool,
+    /// Where the network of the VM is.
+    pub place: NetworkPlace,
     /// What the VM was built from, or is to be built from.
     pub spec: VmSpec,
 }
@@ -146,6 +164,8 @@ pub struct Description {
     pub spec: VmSpec,
     /// The directory for sockets, process records and logs. It exists.
     pub runtime: PathBuf,
+    /// How the network namespace of the VM is kept, where that is known.
+    pub namespace: Option<NamespaceKeeping>,
 }
 
 impl Description {
@@ -154,7 +174,8 @@ impl Description {
     /// # Errors
     /// If the runtime directory cannot be made.
     pub fn of_config(workspace: &Workspace, config: &Config) -> Result<Self> {
-        Ok(Self { spec: config.vm_spec(), runtime: workspace.runtime()?.path().to_owned() })
+        let runtime = workspace.runtime()?.path().to_owned();
+        Ok(Self { spec: config.vm_spec(), runtime, namespace: None })
     }
 }
 
@@ -189,7 +210,7 @@ pub fn assemble(
     observers: Observers,
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
-    let Description { spec, runtime } = description.clone();
+    let Description { spec, runtime, namespace } = description.clone();
     if let Purpose::Any(_) = purpose {
         // A VM that is there was checked before it was built, and has to be ended whatever lies at these paths now.
         check_apart(&spec, &private_directories(workspace, &runtime))?;
@@ -197,22 +218,28 @@ pub fn assemble(
     let version = simulated(spec.vmm);
     let source_progress = Arc::clone(&progress);
     let keep = purpose.config().map(|config| config.snapshot.keep_disks);
-    let disk = Arc::new(disks(workspace, &spec, keep, &progress));
-    let memory = Arc::new(ram(workspace, &spec, &progress)?);
-    let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress });
+    let on_leak = purpose.config().map(|config| config.snapshot.on_leak).unwrap_or_default();
+    let leaks = LeakSearch::new(workspace.state().path().to_owned(), on_leak).with_logs(runtime.clone());
+    let leaks = Arc::new(leaks);
+    let disk = Arc::new(disks(workspace, &spec, keep, &progress, &leaks));
+    let memory = Arc::new(guest_memory::of(workspace, &spec, &progress, &leaks)?);
+    let catalog = Arc::new(Snapshots { root: workspace.snapshots(), progress, leaks });
     let vmm_stand_in = version
         .map(|version| stand_in(&["simulator", "vmm", "--as-version", &version.to_string()]))
         .transpose()?;
     let share_stand_in = version.map(|_| stand_in(&["simulator", "share"])).transpose()?;
+    let scopes = Lifetime::of_this_process().map_err(WorkspaceError::File)?.scopes;
+    let place = place::network_place(workspace, version, scopes.clone(), namespace)?;
     let vmm = CloudHypervisor::new(VmmSettings {
         runtime: runtime.clone(),
         workspace: workspace.id(),
         invoker: invoker.clone(),
+        place: place.clone(),
         vcpus: NonZeroU32::from(spec.vm.vcpus),
         memory: spec.vm.memory.bytes(),
         kernel: spec.vm.kernel.as_path().to_owned(),
         initramfs: spec.vm.initramfs.as_ref().map(|path| path.as_path().to_owned()),
-        cmdline: spec.vm.cmdline.clone(),
+        cmdline: boot_line::of(&spec, &shared_paths(&spec)),
         // The VM has a network device in every network mode, because nixbox reaches the guest over the network.
         network: true,
         shares: (0..spec.mounts.len()).map(ShareTag::numbered).collect(),
@@ -232,36 +259,47 @@ pub fn assemble(
             let catalog = Arc::clone(&catalog);
             Arc::new(move |snapshot| Ok(catalog.directory(snapshot)?))
         },
+        places: version.is_none().then(|| vmm_places(workspace, &memory)),
     });
-    let vmm = Arc::new(vmm.by(vmm_stand_in).beside(shared_paths(&spec)));
-    let address = address(version, &runtime);
+    let vmm = vmm.by(vmm_stand_in).beside(shared_paths(&spec)).in_scopes_of(scopes.clone());
+    let vmm = Arc::new(vmm);
+    let address = (place::address(version, &runtime), place::dial(&place, &runtime));
     let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address, &observers)?);
     let network: Arc<dyn world::Network> = match version {
         Some(_) => Arc::new(Loopback::new(runtime.clone())),
-        None => Arc::new(HostNetwork::new(network::NetworkSettings {
-            workspace: workspace.id(),
-            owner: invoker.uid(),
-            runtime: runtime.clone(),
-            policy: spec.network.clone(),
-            resolv_conf: "/etc/resolv.conf".into(),
-        })),
+        None => {
+            let network = HostNetwork::new(network::NetworkSettings {
+                workspace: workspace.id(),
+                owner: invoker.uid(),
+                runtime: runtime.clone(),
+                policy: spec.network.clone(),
+                resolv_conf: "/etc/resolv.conf".into(),
+                place: place.clone(),
+            });
+            Arc::new(network.in_scopes_of(scopes.clone()))
+        }
     };
-    let slots = slots_directory(version, &runtime);
+    let slots = place::slots(workspace, version, &place, &runtime);
     let world = World {
         vmm: vmm.clone(),
-        slots: Arc::new(HostSlots::new(slots, workspace.id(), workspace.root())),
+        slots: Arc::new(slots),
         network,
-        shares: Arc::new(Virtiofs::new(shares(workspace, &spec, &runtime, invoker)).by(share_stand_in)),
+        shares: {
+            let shares = Virtiofs::new(share_settings::of(workspace, &spec, &runtime, invoker));
+            Arc::new(shares.by(share_stand_in).in_scopes_of(scopes))
+        },
         disk: disk.clone(),
         memory: memory.clone(),
+        backups: memory.clone(),
         records: Arc::new(RecordFiles {
             run: workspace.run(),
             root: workspace.root().to_owned(),
             runtime: runtime.clone(),
+            namespace: place::keeping(&place),
             spec: spec.clone(),
         }),
         guest: guest.clone(),
-        catalog,
+        catalog: catalog.clone(),
         cpu: Arc::new(move || cpu::of_this_machine(version.is_none()).map_err(Failure::world)),
         shape: Arc::new(spec.shape(workspace.root())),
         absolute_shape: Arc::new(spec.shape("/".as_ref())),
@@ -284,7 +322,17 @@ pub fn assemble(
         }),
         clock: Arc::new(HostClock),
     };
-    Ok(Wiring { world, guest, vmm, memory, runtime, simulated: version.is_some(), spec })
+    Ok(Wiring {
+        world,
+        guest,
+        vmm,
+        memory,
+        snapshots: catalog,
+        runtime,
+        simulated: version.is_some(),
+        place,
+        spec,
+    })
 }
 
 /// Returns the function that decides right before a script is started whether it may run. The guest can write in the shares
@@ -299,24 +347,6 @@ fn script_check(workspace: &Workspace, config: Option<&Config>, spec: &VmSpec) -
         Some(config) => Ok(guest_writable::check_script(&root, &places, config, (point, script))?),
         None => Ok(()),
     })
-}
-
-/// Returns the function that computes the address of a guest's SSH server from the VM's slot.
-fn address(version: Option<&'static Capability>, runtime: &Path) -> Arc<ssh_guest::Address> {
-    let runtime = runtime.to_owned();
-    match version {
-        Some(_) => Arc::new(move |slot| simulator::network::address(&runtime, slot)),
-        None => Arc::new(ssh_guest::address),
-    }
-}
-
-/// The directory in which slots are claimed. Real slots belong to the whole host, because each slot has a TAP of the
-/// host. A simulated workspace has slots of its own.
-fn slots_directory(version: Option<&'static Capability>, runtime: &Path) -> PathBuf {
-    match version {
-        Some(_) => runtime.join("slots"),
-        None => slots::DIRECTORY.into(),
-    }
 }
 
 /// The directories of the host that no guest may reach, each with what nixbox has there. A guest that can reach the VMM's
@@ -352,6 +382,16 @@ fn check_apart(spec: &VmSpec, private: &[(&'static str, &Path)]) -> Result<()> {
     Ok(())
 }
 
+/// Where a VMM finds and makes the files of its VM.
+fn vmm_places(workspace: &Workspace, memory: &Arc<RamFiles>) -> OwnPlaces {
+    let (run, snapshots, memory) = (workspace.run(), workspace.snapshots(), Arc::clone(memory));
+    Arc::new(move |confinement| {
+        let confinement = confinement.may(FileAccess::Write, &run).may(FileAccess::Make, &snapshots);
+        let on_tmpfs = memory.directories_on_tmpfs().into_iter();
+        on_tmpfs.fold(confinement, |confinement, directory| confinement.may(FileAccess::Write, directory))
+    })
+}
+
 /// Where the guest of this VM can replace what the configuration names.
 fn shared_paths(spec: &VmSpec) -> SharedPaths {
     let writable = spec.mounts.iter().filter(|mount| !mount.readonly);
@@ -363,66 +403,17 @@ fn missing_mounts(spec: &VmSpec) -> Arc<[PathBuf]> {
     sources.filter(|source| !source.is_dir()).map(Path::to_owned).collect()
 }
 
-fn disks(workspace: &Workspace, spec: &VmSpec, keep: Option<u32>, progress: &Arc<dyn Progress>) -> Disks {
-    let mut disks =
-        Disks::new(workspace.run(), workspace.snapshots(), spec.disks.clone(), Arc::clone(progress));
+fn disks(
+    workspace: &Workspace,
+    spec: &VmSpec,
+    keep: Option<u32>,
+    progress: &Arc<dyn Progress>,
+    leaks: &Arc<LeakSearch>,
+) -> Disks {
+    let (run, snapshots) = (workspace.run(), workspace.snapshots());
+    let mut disks = Disks::new(run, snapshots, spec.disks.clone(), Arc::clone(progress), Arc::clone(leaks));
     disks.keep = keep;
     disks.beside(shared_paths(spec))
-}
-
-/// Where RAM is put. A log-out empties `/dev/shm` of the files of a user who does not linger, so RAM is put on disk then,
-/// unless the configuration asks for tmpfs.
-fn backing(configured: Backing) -> Result<Backing> {
-    let lifetime = Lifetime::of_this_process().map_err(WorkspaceError::File)?;
-    let on_disk = configured == Backing::Auto && lifetime.files_end_at_log_out;
-    Ok(if on_disk { Backing::Disk } else { configured })
-}
-
-fn ram(workspace: &Workspace, spec: &VmSpec, progress: &Arc<dyn Progress>) -> Result<RamFiles> {
-    Ok(RamFiles {
-        run: workspace.run(),
-        snapshots: workspace.snapshots(),
-        tmpfs: memory::tmpfs_directories(),
-        former: memory::former_directories(),
-        others: other_run_directories(workspace),
-        workspace: workspace.id(),
-        size: spec.vm.memory.bytes(),
-        backing: backing(spec.vm.backing)?,
-        // No check is needed, because a restore verifies every file of the snapshot just before the copy.
-        check: false,
-        progress: Arc::clone(progress),
-    })
-}
-
-/// Where the user's other workspaces have RAM files on disk. A registry that cannot be read does not keep a person from
-/// a VM, as elsewhere; its workspaces are not counted then.
-fn other_run_directories(workspace: &Workspace) -> Vec<PathBuf> {
-    let registry = Registry::open(workspace.places());
-    let entries = registry.and_then(|registry| registry.list()).unwrap_or_default();
-    let others = entries.into_iter().flatten().filter(|entry| entry.id != workspace.id());
-    others.map(|entry| entry.state_directory().join("run")).collect()
-}
-
-fn shares(workspace: &Workspace, spec: &VmSpec, runtime: &Path, invoker: Invoker) -> ShareSettings {
-    let in_guest = if spec.guest.user.is_root() { 0 } else { FIRST_USER };
-    ShareSettings {
-        runtime: runtime.to_owned(),
-        workspace: workspace.id(),
-        root: workspace.root().to_owned(),
-        invoker,
-        guest: (in_guest, in_guest),
-        shares: spec
-            .mounts
-            .iter()
-            .enumerate()
-            .map(|(index, mount)| Share {
-                tag: ShareTag::numbered(index),
-                source: mount.source.as_path().to_owned(),
-                readonly: mount.readonly,
-                protect: mount.protect.clone(),
-            })
-            .collect(),
-    }
 }
 
 fn guest(
@@ -431,7 +422,7 @@ fn guest(
     purpose: Purpose<'_>,
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
-    address: Arc<ssh_guest::Address>,
+    (address, dial): (Arc<ssh_guest::Address>, Arc<Dial>),
     observers: &Observers,
 ) -> Result<SshGuest> {
     let mount = |(index, mount): (usize, &config::MountTable)| Mount {
@@ -448,9 +439,21 @@ fn guest(
         },
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
+        dial,
         wanted: wanted(workspace, spec, purpose)?,
+        state: workspace.state().path().to_owned(),
         require_entropy: spec.guest.require_entropy,
         on_unsettled: Arc::clone(&observers.unsettled),
+        on_no_swap: Arc::clone(&observers.no_swap),
+        on_remounted: Arc::clone(&observers.remounted),
+        on_user: {
+            // The simulated guest has the users of this machine.
+            let defaulted = purpose.config().is_none_or(|config| config.defaulted.user_ids);
+            match simulated(spec.vmm) {
+                Some(_) => Arc::new(|_| ()),
+                None => guest_user::observer(workspace, spec, defaulted, Arc::clone(&observers.guest_user)),
+            }
+        },
         on_waiting: {
             let (vmm, timeout) = (Arc::clone(vmm), spec.guest.ready_timeout);
             let tell = Arc::clone(&observers.silent_guest);
@@ -460,6 +463,12 @@ fn guest(
         },
         mounts: spec.mounts.iter().enumerate().map(mount).collect(),
         ready: spec.guest.ready_timeout,
+        console: {
+            let vmm = Arc::clone(vmm);
+            Arc::new(move |machine| vmm.console_size(machine.vmm))
+        },
+        scripts: purpose.config().map(|config| config.guest.scripts.by_point()).unwrap_or_default(),
+        on_script: Arc::clone(&observers.guest_script),
         limits: Limits::default(),
     };
     Ok(SshGuest::new(settings, vmm.clone()))

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use super::types::{
-    Config, CredentialFile, CredentialsTable, GuestTable, MountTable, SnapshotTable, VmTable,
+    Config, ConfiguredGuest, CredentialFile, CredentialsTable, GuestTable, MountTable, SnapshotTable, VmTable,
 };
 use crate::world::{
     DiskSpec, HookPoint, PathInShare, Secret, SecretCommand, SecretSource, VariableName, VmmChoice,
@@ -219,9 +219,11 @@ impl Config {
             defaulted: _,
         } = self;
         let VmTable { vcpus: _, memory: _, kernel, initramfs, cmdline: _, backing: _ } = vm;
-        let GuestTable { user: _, ssh_key, require_entropy: _, ready_timeout: _ } = guest;
+        // The scripts run in the guest, as its user, who can run them there without nixbox.
+        let ConfiguredGuest { system, scripts: _ } = guest;
+        let GuestTable { user: _, uid: _, gid: _, ssh_key, require_entropy: _, ready_timeout: _ } = system;
         let CredentialsTable { files, wipe: _, overwrite: _, outbound_key } = credentials;
-        let SnapshotTable { keep: _, keep_disks: _ } = snapshot;
+        let SnapshotTable { keep: _, keep_disks: _, on_leak: _ } = snapshot;
         let inside = |path: &Path| own.iter().any(|own| path.starts_with(own));
         let mut actions = Vec::new();
         for (point, scripts) in hooks.by_point() {

@@ -1,9 +1,13 @@
-//! The defaults that depend on the host, as they were when the workspace's first VM was started.
+//! The defaults that depend on the host, as they were when the workspace's first VM was started, and on the guest, as it
+//! said.
 //!
 //! A snapshot can be restored only with the number of processors and the size of RAM that it was made with. The defaults of
 //! both follow the host, where a new kernel, another CPU quota or `taskset` may change them by a little. So a default is
 //! written down in the workspace's state when a VM is started from it, and is used from then on. A value in `config.toml`
 //! always wins.
+//!
+//! The files of a share belong to the guest's user there, by the numbers that nixbox tells the share daemons before the
+//! guest is started. Only the guest knows the numbers, so what a guest said is used from the next VM on.
 
 use std::num::NonZeroU8;
 
@@ -12,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{ConfigError, Result};
 use super::types::{Config, HostFacts};
 use crate::files::Folder;
-use crate::world::ByteSize;
+use crate::world::{ByteSize, UserIds, UserName};
 
 /// The file in the state of the workspace.
 const FILE: &str = "decided.json";
@@ -20,13 +24,26 @@ const FILE: &str = "decided.json";
 const LIMIT: u64 = 4 << 10;
 
 /// The defaults that are decided. An absent default is decided when a VM is started from it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecidedDefaults {
     /// `vm.vcpus`.
     pub vcpus: Option<NonZeroU8>,
     /// `vm.memory`.
     pub memory: Option<ByteSize>,
+    /// `guest.uid` and `guest.gid`. An earlier nixbox wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<DecidedUser>,
+}
+
+/// What a guest said of a user of its.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecidedUser {
+    /// The user.
+    pub name: UserName,
+    /// The numbers.
+    pub ids: UserIds,
 }
 
 impl DecidedDefaults {
@@ -48,7 +65,8 @@ impl DecidedDefaults {
         let memory =
             (config.defaulted.memory && self.memory == Some(config.vm.memory)).then_some("vm.memory");
         let vcpus = (config.defaulted.vcpus && self.vcpus == Some(config.vm.vcpus)).then_some("vm.vcpus");
-        memory.into_iter().chain(vcpus).collect()
+        let of_user = self.user_of(config).map(|_| "guest.uid");
+        memory.into_iter().chain(vcpus).chain(of_user).collect()
     }
 
     /// Puts these defaults in place of the host's. RAM that this host does not have is not taken: no VM could be started
@@ -61,6 +79,28 @@ impl DecidedDefaults {
         if let Some(memory) = self.memory.filter(fits) {
             config.vm.memory = memory;
         }
+        if let Some(UserIds { uid, gid }) = self.user_of(config) {
+            (config.guest.system.uid, config.guest.system.gid) = (uid, Some(gid));
+        }
+    }
+
+    /// What a guest said of the user of this configuration, if the configuration does not say it.
+    fn user_of(&self, config: &Config) -> Option<UserIds> {
+        let user = self.user.as_ref().filter(|_| config.defaulted.user_ids);
+        user.filter(|user| user.name == config.guest.system.user).map(|user| user.ids)
+    }
+
+    /// Writes down what a guest said of its user. Returns whether that is new.
+    ///
+    /// # Errors
+    /// If the file cannot be read or written.
+    pub fn learn(state: &Folder, user: DecidedUser) -> Result<bool> {
+        let before = Self::read(state)?;
+        if before.user.as_ref() == Some(&user) {
+            return Ok(false);
+        }
+        Self { user: Some(user), ..before }.write(state)?;
+        Ok(true)
     }
 
     /// Writes down the defaults of a configuration that a VM is started from, unless they are decided.
@@ -71,11 +111,16 @@ impl DecidedDefaults {
         let before = Self::read(state)?;
         let vcpus = config.defaulted.vcpus.then_some(config.vm.vcpus);
         let memory = config.defaulted.memory.then_some(config.vm.memory);
-        let after = Self { vcpus: before.vcpus.or(vcpus), memory: before.memory.or(memory) };
-        if after == before {
-            return Ok(());
-        }
-        let text = serde_json::to_vec(&after)
+        let after = Self {
+            vcpus: before.vcpus.or(vcpus),
+            memory: before.memory.or(memory),
+            user: before.user.clone(),
+        };
+        if after == before { Ok(()) } else { after.write(state) }
+    }
+
+    fn write(&self, state: &Folder) -> Result<()> {
+        let text = serde_json::to_vec(self)
             .map_err(|source| ConfigError::Decided { path: state.path_of(FILE), source })?;
         state.replace(FILE, &text).map_err(ConfigError::State)
     }
@@ -133,6 +178,30 @@ mod tests {
         DecidedDefaults::decide(&state, &config("vcpus = 3", &HOST)).unwrap();
         let decided = DecidedDefaults::read(&state).unwrap();
         assert_eq!((decided.vcpus, decided.memory), (None, Some(ByteSize::from_bytes(8 << 30))));
+    }
+
+    #[test]
+    fn the_numbers_that_a_guest_said_are_used_for_its_user_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = Folder::open(directory.path()).unwrap();
+        let ids = UserIds { uid: 1001, gid: 100 };
+        let user = DecidedUser { name: "dev".parse().unwrap(), ids };
+        assert!(DecidedDefaults::learn(&state, user.clone()).unwrap());
+        assert!(!DecidedDefaults::learn(&state, user).unwrap());
+        DecidedDefaults::decide(&state, &config("", &HOST)).unwrap();
+        let seen = |guest: &str| {
+            let text = format!("vm.kernel = \"/k\"\n[guest]\n{guest}");
+            let (path, root) = (Path::new("config.toml"), Path::new("/w"));
+            let mut config = Config::parse(&text, path, root, Path::new("/w/ssh"), &HOST).unwrap();
+            let decided = DecidedDefaults::read(&state).unwrap();
+            decided.apply(&mut config, &HOST);
+            (config.guest.system.user_ids(), decided.keys(&config).contains(&"guest.uid"))
+        };
+        assert_eq!(seen("user = \"dev\""), (ids, true));
+        assert_eq!(seen("user = \"dev\"\nuid = 1002"), (UserIds { uid: 1002, gid: 1002 }, false));
+        assert_eq!(seen("user = \"dev\"\ngid = 50"), (UserIds { uid: 1000, gid: 50 }, false));
+        assert_eq!(seen("user = \"other\""), (UserIds { uid: 1000, gid: 1000 }, false));
+        assert_eq!(seen("user = \"root\""), (UserIds { uid: 0, gid: 0 }, false));
     }
 
     #[test]

@@ -17,9 +17,14 @@ pub(super) const VM: KnownTable =
 pub(super) const DISK: KnownTable = KnownTable { name: "disks", keys: &["image", "size"] };
 pub(super) const MOUNT: KnownTable =
     KnownTable { name: "mounts", keys: &["source", "target", "readonly", "protect"] };
-pub(super) const NETWORK: KnownTable = KnownTable { name: "network", keys: &["mode", "domains", "ports"] };
-pub(super) const GUEST: KnownTable =
-    KnownTable { name: "guest", keys: &["user", "ssh-key", "require-entropy", "ready-timeout"] };
+pub(super) const NETWORK: KnownTable =
+    KnownTable { name: "network", keys: &["mode", "domains", "ports", "host-networks", "uplink"] };
+pub(super) const GUEST: KnownTable = KnownTable {
+    name: "guest",
+    keys: &["user", "uid", "gid", "ssh-key", "require-entropy", "ready-timeout", "scripts"],
+};
+pub(super) const GUEST_SCRIPTS: KnownTable =
+    KnownTable { name: "guest.scripts", keys: &["after-up", "after-restore", "before-snapshot"] };
 /// A value of `[env]` that is a table.
 pub(super) const SOURCE: KnownTable = KnownTable { name: "env", keys: &["from-env", "file", "command"] };
 pub(super) const CREDENTIALS: KnownTable =
@@ -27,10 +32,11 @@ pub(super) const CREDENTIALS: KnownTable =
 pub(super) const CREDENTIAL_FILE: KnownTable = KnownTable { name: "files", keys: &["source", "target"] };
 pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };
-pub(super) const SNAPSHOT: KnownTable = KnownTable { name: "snapshot", keys: &["keep", "keep-disks"] };
+pub(super) const SNAPSHOT: KnownTable =
+    KnownTable { name: "snapshot", keys: &["keep", "keep-disks", "on-leak"] };
 
 /// The tables that occur at most once, so that each of their keys names at most one value.
-const SINGLE: [KnownTable; 6] = [VM, NETWORK, GUEST, CREDENTIALS, HOOKS, SNAPSHOT];
+const SINGLE: [KnownTable; 7] = [VM, NETWORK, GUEST, GUEST_SCRIPTS, CREDENTIALS, HOOKS, SNAPSHOT];
 
 /// Guesses which key was meant by an unknown key. If another table has a key of exactly this name, the person probably
 /// left out a heading, and that key is returned. Otherwise the most similar of the `known` keys is returned.
@@ -54,14 +60,14 @@ pub(crate) fn all() -> std::collections::BTreeSet<String> {
     let below = |prefix: &str, table: &KnownTable| -> Vec<String> {
         table.keys.iter().map(|key| format!("{prefix}.{key}")).collect()
     };
-    let tables = [VM, DISK, MOUNT, NETWORK, GUEST, CREDENTIALS, HOOKS, SNAPSHOT];
-    let nested = ["env".to_owned(), "credentials.files".to_owned()];
+    let tables = [VM, DISK, MOUNT, NETWORK, GUEST, GUEST_SCRIPTS, CREDENTIALS, HOOKS, SNAPSHOT];
+    let nested = ["env", "credentials.files", GUEST_SCRIPTS.name];
     let leaves =
         TOP.iter().filter(|key| tables.iter().all(|table| table.name != **key)).map(|key| (*key).to_owned());
     leaves
         .chain(tables.iter().flat_map(|table| below(table.name, table)))
         .chain(below("env.*", &SOURCE))
         .chain(below(&format!("credentials.{}", CREDENTIAL_FILE.name), &CREDENTIAL_FILE))
-        .filter(|key| !nested.contains(key))
+        .filter(|key| !nested.contains(&key.as_str()))
         .collect()
 }

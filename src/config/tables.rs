@@ -11,13 +11,13 @@ use super::error::{ConfigError, Position, Result};
 use super::keys;
 use super::read::{SourceText, TomlTable, TomlValue};
 use super::types::{
-    Config, CredentialFile, CredentialsTable, Defaulted, GuestTable, HooksTable, HostFacts, MountTable,
-    SnapshotTable, VmTable,
+    Config, ConfiguredGuest, CredentialFile, CredentialsTable, Defaulted, GuestScriptsTable, GuestTable,
+    HooksTable, HostFacts, LONGEST_CMDLINE, MountTable, SnapshotTable, VmTable, first_user,
 };
 use crate::world::{
     Backing, ByteSize, DiskSpec, Domain, GuestHome, GuestPath, HostPath, InvalidValue, NetworkMode,
-    NetworkPolicy, PathInShare, Port, ReadyTimeout, Secret, SecretCommand, SecretSource, UserName,
-    VariableName, VmmChoice, WorkspaceName, is_within,
+    NetworkPolicy, PathInShare, Port, PrivateNetwork, ReadyTimeout, Secret, SecretCommand, SecretSource,
+    UplinkPool, UserIds, UserName, VariableName, VmmChoice, WorkspaceName, is_within,
 };
 
 /// The most processors that Cloud Hypervisor and the guest's kernel support, because 255 is the broadcast APIC id.
@@ -37,8 +37,6 @@ const MAX_DISKS: usize = 16;
 const MAX_MOUNTS: usize = 8;
 /// The most protected paths of one mount.
 const MAX_PROTECTED: usize = 64;
-/// `COMMAND_LINE_SIZE` of x86 without the NUL.
-const MAX_CMDLINE: usize = 2047;
 
 const NOT_A_COMMAND: &str = "it is empty, or has a NUL in it";
 
@@ -53,10 +51,13 @@ pub(super) struct ConfigReader<'a> {
 impl ConfigReader<'_> {
     pub(super) fn config<'a>(&self, text: SourceText<'a>, table: &'a DeTable<'a>) -> Result<Config> {
         let top = TomlTable::whole(text, table, keys::TOP)?;
-        let guest = self.guest(&top)?;
-        let home = GuestHome::usual(&guest.user);
+        let guest = ConfiguredGuest { system: self.guest(&top)?, scripts: guest_scripts(&top)? };
+        let home = GuestHome::usual(&guest.system.user);
         let mounts = self.mounts(&top, &home)?;
         let (vm, defaulted) = self.vm(&top)?;
+        let given = top.get("guest").map(|value| value.table(keys::GUEST.keys)).transpose()?;
+        let has = |key| given.as_ref().is_some_and(|guest| guest.get(key).is_some());
+        let defaulted = Defaulted { user_ids: !has("uid") && !has("gid"), ..defaulted };
         Ok(Config {
             name: match top.get("name") {
                 Some(name) => name.parse()?,
@@ -84,7 +85,8 @@ impl ConfigReader<'_> {
     fn vm(&self, top: &TomlTable<'_>) -> Result<(VmTable, Defaulted)> {
         let vm = top.get("vm").ok_or_else(|| missing(top, "vm.kernel"))?.table(keys::VM.keys)?;
         let vcpus = vm.get("vcpus").map_or(Ok(0), |value| value.number(0, MAX_VCPUS))?;
-        let defaulted = Defaulted { vcpus: vcpus == 0, memory: vm.get("memory").is_none() };
+        let defaulted =
+            Defaulted { vcpus: vcpus == 0, memory: vm.get("memory").is_none(), ..Defaulted::default() };
         let vcpus = if vcpus == 0 { (self.host.vcpus / 2).min(MAX_VCPUS) } else { vcpus };
         let vm = VmTable {
             // At most MAX_VCPUS, the number fits into a `u8`. Half of one processor is 0, and the default is then 1.
@@ -194,6 +196,8 @@ impl ConfigReader<'_> {
                 }
                 None => HostPath::below(self.keys, "vm_key"),
             },
+            uid: value("uid").map_or(Ok(first_user()), |value| value.number(1, UserIds::MAX))?,
+            gid: value("gid").map(|value| value.number(0, UserIds::MAX)).transpose()?,
             require_entropy: value("require-entropy").map_or(Ok(true), |value| value.truth())?,
             ready_timeout: value("ready-timeout").map_or(Ok(ReadyTimeout::DEFAULT), |value| value.parse())?,
         })
@@ -357,7 +361,13 @@ fn network(top: &TomlTable<'_>) -> Result<NetworkPolicy> {
     };
     ports.sort();
     ports.dedup();
-    Ok(NetworkPolicy { mode, domains, ports })
+    let host_networks = value("host-networks").map_or(Ok(Vec::new()), |value| value.list())?;
+    let mut host_networks =
+        host_networks.iter().map(TomlValue::parse).collect::<Result<Vec<PrivateNetwork>>>()?;
+    host_networks.sort();
+    host_networks.dedup();
+    let uplink = value("uplink").map_or(Ok(UplinkPool::default()), |value| value.parse())?;
+    Ok(NetworkPolicy { mode, domains, ports, host_networks, uplink })
 }
 
 fn port(value: &TomlValue<'_>) -> Result<Port> {
@@ -371,14 +381,30 @@ fn hooks(top: &TomlTable<'_>) -> Result<HooksTable> {
         return Ok(HooksTable::default());
     };
     let hooks = value.table(keys::HOOKS.keys)?;
-    let commands =
-        |key| hooks.list(key)?.iter().map(|value| words(value).map(str::to_owned)).collect::<Result<_>>();
     Ok(HooksTable {
-        pre_up: commands("pre-up")?,
-        post_up: commands("post-up")?,
-        pre_down: commands("pre-down")?,
-        post_down: commands("post-down")?,
+        pre_up: commands(&hooks, "pre-up")?,
+        post_up: commands(&hooks, "post-up")?,
+        pre_down: commands(&hooks, "pre-down")?,
+        post_down: commands(&hooks, "post-down")?,
     })
+}
+
+fn guest_scripts(top: &TomlTable<'_>) -> Result<GuestScriptsTable> {
+    let guest = top.get("guest").map(|value| value.table(keys::GUEST.keys)).transpose()?;
+    let Some(value) = guest.and_then(|guest| guest.get("scripts")) else {
+        return Ok(GuestScriptsTable::default());
+    };
+    let scripts = value.table(keys::GUEST_SCRIPTS.keys)?;
+    Ok(GuestScriptsTable {
+        after_up: commands(&scripts, "after-up")?,
+        after_restore: commands(&scripts, "after-restore")?,
+        before_snapshot: commands(&scripts, "before-snapshot")?,
+    })
+}
+
+/// The command lines of a list, each for a shell.
+fn commands(table: &TomlTable<'_>, key: &str) -> Result<Vec<String>> {
+    table.list(key)?.iter().map(|value| words(value).map(str::to_owned)).collect()
 }
 
 fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
@@ -393,12 +419,13 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     Ok(SnapshotTable {
         keep: keep.and_then(NonZeroU32::new),
         keep_disks: keep_disks.unwrap_or(default.keep_disks),
+        on_leak: table.get("on-leak").map(|value| value.parse()).transpose()?.unwrap_or(default.on_leak),
     })
 }
 
 fn command_line(value: &TomlValue<'_>) -> Result<String> {
     let text = value.text()?;
-    let good = text.len() <= MAX_CMDLINE
+    let good = text.len() <= LONGEST_CMDLINE
         && text.chars().all(|letter| letter.is_ascii() && !letter.is_ascii_control());
     let rule = "a kernel command line is one line of at most 2047 printable characters";
     if good { Ok(text.to_owned()) } else { Err(value.refuse(InvalidValue::unquoted(rule))) }

@@ -6,8 +6,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::files::FileError;
 use crate::world::{
-    Backing, ByteSize, DiskSpec, Domain, MASK, NetworkMode, NetworkPolicy, PathInShare, SecretSource,
-    VmmChoice, WorkspaceName,
+    Backing, ByteSize, DiskSpec, Domain, MASK, NetworkMode, NetworkPolicy, OnLeak, PathInShare, SecretSource,
+    UserIds, VmmChoice, WorkspaceName,
 };
 
 mod refused;
@@ -39,11 +39,18 @@ protect = ["Makefile", "./.git//hooks/"]
 mode = "filtered"
 domains = ["GitHub.com.", "crates.io", "github.com"]
 ports = [443, 80, 443]
+host-networks = ["192.168.1.0/24", "10.0.0.0/8", "192.168.1.0/24"]
+uplink = "10.77.0.0/16"
 [guest]
 user = "user"
+uid = 1001
+gid = 100
 ssh-key = "/keys/id"
 require-entropy = false
 ready-timeout = "10min"
+[guest.scripts]
+after-up = ["docker compose up -d"]
+after-restore = ["sudo systemctl restart chrony", "reconnect"]
 [env]
 GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
 FROM_FILE = { file = "~/token" }
@@ -59,6 +66,7 @@ post-up = ["echo up"]
 [snapshot]
 keep = 3
 keep-disks = 0
+on-leak = "fail"
 "##;
 
 /// The directory of the workspace's own keys.
@@ -107,10 +115,15 @@ fn the_documented_example_is_read_in_full() {
     let domains: Vec<_> = config.network.domains.iter().map(Domain::as_str).collect();
     assert_eq!(domains, ["crates.io", "github.com"]);
     assert_eq!(config.network.ports.iter().map(|port| port.number()).collect::<Vec<_>>(), [80, 443]);
-    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/keys/id"));
+    assert_eq!(config.guest.system.ssh_key.as_path(), Path::new("/keys/id"));
+    assert_eq!(config.guest.system.user_ids(), UserIds { uid: 1001, gid: 100 });
+    assert!(!config.defaulted.user_ids);
+    assert_eq!(config.guest.scripts.after_up, ["docker compose up -d"]);
+    assert_eq!(config.guest.scripts.after_restore, ["sudo systemctl restart chrony", "reconnect"]);
     assert_eq!(config.credentials.files[0].target.as_str(), "~/.aws/credentials");
     assert_eq!(config.hooks.post_up, ["echo up"]);
     assert_eq!((config.snapshot.keep.unwrap().get(), config.snapshot.keep_disks), (3, 0));
+    assert_eq!(config.snapshot.on_leak, OnLeak::Fail);
     let env: Vec<_> = config.env.values().collect();
     let SecretSource::Command(command) = env[0] else { panic!("{env:?}") };
     assert_eq!(command.program, "op");
@@ -163,8 +176,9 @@ fn defaults_come_from_the_host() {
     assert_eq!(config.mounts.len(), 1);
     assert_eq!(config.mounts[0].target.to_string(), "~/workspace");
     assert_eq!(config.network.mode, NetworkMode::Open);
-    assert_eq!(config.guest.ssh_key.as_path(), Path::new("/state/ssh/vm_key"));
+    assert_eq!(config.guest.system.ssh_key.as_path(), Path::new("/state/ssh/vm_key"));
     assert_eq!(config.snapshot.keep_disks, 1);
+    assert_eq!(config.snapshot.on_leak, OnLeak::Redact);
     assert!(config.snapshot.keep.is_none() && config.env.is_empty());
     assert!(parse(&with_kernel("mounts = []")).unwrap().mounts.is_empty());
     for (host_gib, memory_gib) in [(2, 1), (4, 4), (6, 4), (8, 4), (64, 32)] {
@@ -305,11 +319,14 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         defaulted: _,
     } = config.clone();
     let VmTable { vcpus: _, memory: _, kernel: _, initramfs: _, cmdline: _, backing: _ } = vm.clone();
-    let GuestTable { user: _, ssh_key: _, require_entropy: _, ready_timeout: _ } = guest.clone();
-    let NetworkPolicy { mode: _, domains: _, ports: _ } = network;
+    let ConfiguredGuest { system, scripts } = guest.clone();
+    let GuestTable { user: _, uid: _, gid: _, ssh_key: _, require_entropy: _, ready_timeout: _ } =
+        system.clone();
+    let GuestScriptsTable { after_up: _, after_restore: _, before_snapshot: _ } = scripts;
+    let NetworkPolicy { mode: _, domains: _, ports: _, host_networks: _, uplink: _ } = network;
     let CredentialsTable { files: _, wipe: _, overwrite: _, outbound_key: _ } = credentials;
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
-    let SnapshotTable { keep: _, keep_disks: _ } = snapshot;
+    let SnapshotTable { keep: _, keep_disks: _, on_leak: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}
     for MountTable { source: _, target: _, readonly: _, protect: _ } in mounts {}
     let expected = [
@@ -334,7 +351,10 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
         vmm: VmmChoice::Simulator(None),
         vm: VmTable { backing: Backing::Vmm, ..vm },
         network: NetworkMode::Off.into(),
-        guest: GuestTable { ssh_key: config.vm.kernel.clone(), ..guest },
+        guest: ConfiguredGuest {
+            system: GuestTable { uid: 1002, ssh_key: config.vm.kernel.clone(), ..system },
+            scripts: GuestScriptsTable::default(),
+        },
         env: BTreeMap::new(),
         credentials: CredentialsTable::default(),
         hooks: HooksTable::default(),
@@ -424,4 +444,28 @@ proptest! {
         let name = WorkspaceName::of_directory(&Path::new("/").join(name));
         prop_assert!(name.as_str().parse::<WorkspaceName>().is_ok());
     }
+}
+
+#[test]
+fn what_unzeroed_memory_means_is_said_where_it_makes_a_difference() {
+    let of = |rest: &str| parse(&with_kernel(rest)).unwrap();
+    for (rest, gives) in [
+        ("", false),
+        ("credentials.wipe = [\"~/.npmrc\"]", false),
+        ("env.A = \"b\"", true),
+        ("credentials.outbound-key = true", true),
+        ("credentials.files = [{ source = \"a\", target = \"~/a\" }]", true),
+    ] {
+        assert_eq!(of(rest).gives_credentials(), gives, "{rest}");
+    }
+    for (cmdline, zeroes) in [
+        ("init_on_free=1", true),
+        ("quiet init_on_free=0 init_on_free=1", true),
+        ("init_on_free=1 init_on_free=0", false),
+        ("xinit_on_free=1", false),
+    ] {
+        let config = of(&format!("vm.cmdline = \"{cmdline}\""));
+        assert_eq!(config.unzeroed_memory().is_none(), zeroes, "{cmdline}");
+    }
+    assert!(of("").unzeroed_memory().unwrap().contains("`init_on_free=1` in vm.cmdline"));
 }

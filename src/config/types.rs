@@ -8,9 +8,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::world::{
-    Backing, ByteSize, DiskSpec, GuestPath, HookPoint, HostPath, NetworkPolicy, PathInShare, ReadyTimeout,
-    SecretSource, UserName, VariableName, VmmChoice, WorkspaceName,
+    Backing, ByteSize, DiskSpec, GuestPath, GuestScriptPoint, HookPoint, HostPath, NetworkPolicy, OnLeak,
+    PathInShare, ReadyTimeout, SecretSource, UserIds, UserName, VariableName, VmmChoice, WorkspaceName,
 };
+
+/// The longest command line of a kernel: `COMMAND_LINE_SIZE` of x86 without the NUL.
+pub(super) const LONGEST_CMDLINE: usize = 2047;
 
 /// The facts about this host that decide defaults and limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +57,8 @@ pub struct Config {
     pub mounts: Vec<MountTable>,
     /// What the guest may reach.
     pub network: NetworkPolicy,
-    /// The system in the VM.
-    pub guest: GuestTable,
+    /// The system in the VM, and the scripts that run in it.
+    pub guest: ConfiguredGuest,
     /// The environment variables of the guest.
     pub env: BTreeMap<VariableName, SecretSource>,
     /// Files with credentials.
@@ -69,13 +72,15 @@ pub struct Config {
     pub defaulted: Defaulted,
 }
 
-/// The values of `[vm]` that `config.toml` does not have.
+/// The values that `config.toml` does not have, and that are decided when a VM is started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Defaulted {
     /// `vm.vcpus`.
     pub vcpus: bool,
     /// `vm.memory`.
     pub memory: bool,
+    /// Both `guest.uid` and `guest.gid`.
+    pub user_ids: bool,
 }
 
 /// `[vm]`.
@@ -110,12 +115,53 @@ pub struct MountTable {
     pub protect: Vec<PathInShare>,
 }
 
-/// `[guest]`.
+/// `[guest]`. A VM is built from its system, and its scripts are those of the configuration whenever they run.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConfiguredGuest {
+    /// The system in the VM.
+    #[serde(flatten)]
+    pub system: GuestTable,
+    /// The scripts that run in it.
+    pub scripts: GuestScriptsTable,
+}
+
+/// `[guest.scripts]`: command lines for a shell in the guest, run as its user.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct GuestScriptsTable {
+    /// Run when a guest that was booted has its credentials and shares.
+    pub after_up: Vec<String>,
+    /// Run when a guest that was restored has its credentials and shares.
+    pub after_restore: Vec<String>,
+    /// Run before the wipe of a snapshot.
+    pub before_snapshot: Vec<String>,
+}
+
+impl GuestScriptsTable {
+    /// The scripts by the point at which they run.
+    #[must_use]
+    pub fn by_point(&self) -> BTreeMap<GuestScriptPoint, Vec<String>> {
+        let Self { after_up, after_restore, before_snapshot } = self.clone();
+        BTreeMap::from([
+            (GuestScriptPoint::AfterUp, after_up),
+            (GuestScriptPoint::AfterRestore, after_restore),
+            (GuestScriptPoint::BeforeSnapshot, before_snapshot),
+        ])
+    }
+}
+
+/// The keys of `[guest]` that a VM is built from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct GuestTable {
     /// The user that nixbox logs in as.
     pub user: UserName,
+    /// The number of that user, which an image gets that has no such user. An older built record does not say.
+    #[serde(default = "first_user")]
+    pub uid: u32,
+    /// The number of the group of that user; without one it is the number of the user. An older built record does not say.
+    #[serde(default)]
+    pub gid: Option<u32>,
     /// The file with the private key that the image accepts.
     pub ssh_key: HostPath,
     /// Whether a guest that cannot be given fresh entropy after a restore is ended. An older built record does not say.
@@ -124,6 +170,22 @@ pub struct GuestTable {
     /// How long the guest may take until it is SSH-ready. An older built record does not say.
     #[serde(default = "default_ready_timeout")]
     pub ready_timeout: ReadyTimeout,
+}
+
+impl GuestTable {
+    /// The numbers of the user, to whom the files of shares belong in the guest.
+    #[must_use]
+    pub fn user_ids(&self) -> UserIds {
+        match self.user.is_root() {
+            true => UserIds { uid: 0, gid: 0 },
+            false => UserIds { uid: self.uid, gid: self.gid.unwrap_or(self.uid) },
+        }
+    }
+}
+
+/// The number of the first user of most systems.
+pub(super) fn first_user() -> u32 {
+    1000
 }
 
 fn entropy_is_required() -> bool {
@@ -180,11 +242,13 @@ pub struct SnapshotTable {
     pub keep: Option<NonZeroU32>,
     /// How many disks of earlier sessions are kept when a snapshot's disk takes their place.
     pub keep_disks: u32,
+    /// What happens to a snapshot in which a credential was found.
+    pub on_leak: OnLeak,
 }
 
 impl Default for SnapshotTable {
     fn default() -> Self {
-        Self { keep: None, keep_disks: 1 }
+        Self { keep: None, keep_disks: 1, on_leak: OnLeak::Redact }
     }
 }
 
@@ -258,7 +322,7 @@ impl Config {
             disks,
             mounts,
             network,
-            guest,
+            guest: ConfiguredGuest { system: guest, scripts: _ },
             env: _,
             credentials: _,
             hooks: _,
@@ -293,7 +357,7 @@ impl VmSpec {
     pub fn shape(&self, root: &Path) -> BTreeMap<String, String> {
         let Self { vmm: _, vm, disks, mounts, network: _, guest } = self;
         let VmTable { vcpus, memory, kernel, initramfs, cmdline, backing: _ } = vm;
-        let GuestTable { user, ssh_key: _, require_entropy: _, ready_timeout: _ } = guest;
+        let GuestTable { user, uid: _, gid: _, ssh_key: _, require_entropy: _, ready_timeout: _ } = guest;
         let path = |path: &HostPath| match path.as_path().strip_prefix(root) {
             Ok(below) if below.as_os_str().is_empty() => ".".to_owned(),
             Ok(below) if root != Path::new("/") => format!("./{}", below.display()),

@@ -5,9 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::fault::{Counts, Fault, Loss, RefusedLoads};
 use super::files::{Content, Survival};
+use super::guest::FakeSecret;
 use super::state::{FakeState, NEIGHBOUR, RAM, VmmProcess, record_name};
 use crate::engine::journal::Name;
-use crate::world::{Failure, Generation, Interrupt, KeptDiskId, Slot, SnapshotId, VmmState, WorkspaceId};
+use crate::world::{
+    Failure, Generation, Interrupt, KeptDiskId, NetworkFault, Slot, SnapshotId, VmmState, WorkspaceId,
+};
 
 /// A host. Clones are handles to the same host.
 #[derive(Clone)]
@@ -64,6 +67,49 @@ impl Host {
     /// Kills the VMM of a workspace.
     pub fn kill_vmm(&self, workspace: WorkspaceId) {
         self.lock().kill_vmm(workspace);
+    }
+
+    /// Breaks the network of a workspace's VM, as another program does that flushes tables, deletes devices or ends
+    /// processes.
+    pub fn break_network(&self, workspace: WorkspaceId, fault: NetworkFault) {
+        let mut state = self.lock();
+        state
+            .networks
+            .values_mut()
+            .filter(|network| network.owner == workspace)
+            .for_each(|own| own.suffer(fault));
+    }
+
+    /// Lets the guest of a workspace reboot by itself.
+    pub fn reboot_guest(&self, workspace: WorkspaceId) {
+        let mut state = self.lock();
+        state.vmms_of(workspace).into_iter().for_each(|key| state.reboot(key));
+    }
+
+    /// Lets the guest of a workspace power off by itself.
+    pub fn power_off_guest(&self, workspace: WorkspaceId) {
+        let mut state = self.lock();
+        state.vmms_of(workspace).into_iter().for_each(|key| state.power_off(key));
+    }
+
+    /// Whether the guest that runs in a workspace has no credential in its RAM.
+    #[must_use]
+    pub fn lacks_credentials(&self, workspace: WorkspaceId) -> bool {
+        let state = self.lock();
+        let machines = state.vmms_of(workspace).into_iter().filter_map(|key| state.vmms[&key].machine);
+        let mut rams = machines.filter_map(|machine| state.ram(workspace, machine.memory));
+        rams.any(|ram| ram.secrets.is_empty())
+    }
+
+    /// Suspends the host for a while. The clocks of guests that run are behind then.
+    pub fn suspend(&self, workspace: WorkspaceId) {
+        let mut state = self.lock();
+        for key in state.vmms_of(workspace) {
+            let machine = state.vmms.get(&key).and_then(|vmm| vmm.machine);
+            if let Some(ram) = machine.and_then(|machine| state.ram_mut(workspace, machine.memory)) {
+                ram.clock = false;
+            }
+        }
     }
 
     /// A hash over all that can be seen of the host, except how far guests have run.
@@ -221,6 +267,33 @@ impl Host {
     /// Promises this many bytes of that space to RAM files.
     pub fn promise_room(&self, bytes: u64) {
         self.lock().promised = bytes;
+    }
+
+    /// Adds scripts for the guest to the configuration, at every point.
+    pub fn add_guest_scripts(&self) {
+        self.lock().guest_scripts = true;
+    }
+
+    /// Renews the credentials of the configuration. A guest gets them at the next injection.
+    pub fn renew_credentials(&self) {
+        let mut state = self.lock();
+        state.secret = FakeSecret(state.secret.0 + 1);
+    }
+
+    /// Sets whether a credential in a snapshot keeps it from being made. Otherwise it is taken out of the snapshot.
+    pub fn fail_on_leak(&self, fail: bool) {
+        self.lock().fails_on_leak = fail;
+    }
+
+    /// Whether programs of the guest that runs keep a credential, in RAM and on disk.
+    #[must_use]
+    pub fn guest_keeps_a_credential(&self, workspace: WorkspaceId) -> bool {
+        let state = self.lock();
+        let running =
+            state.vmms.iter().find(|((of, _), vmm)| *of == workspace && vmm.state == VmmState::Running);
+        let Some(machine) = running.and_then(|(_, vmm)| vmm.machine) else { return false };
+        let in_ram = state.ram(workspace, machine.memory).is_some_and(|ram| !ram.leaked.is_empty());
+        in_ram && state.disk(workspace, machine.disk).is_some_and(|disk| !disk.leaked.is_empty())
     }
 
     /// Adds a process that uses a share in a guest.

@@ -3,13 +3,13 @@
 
 use super::fault::Loss;
 use super::files::Content;
-use super::guest::FakeMount;
+use super::guest::{FakeHistory, FakeMount};
 use super::state::{DISK, FakeState, MANIFEST, NEIGHBOUR, RAM, SAVED, disk_name, kept_name, record_name};
 use crate::engine::history::History;
 use crate::engine::journal::Name;
 use crate::engine::reader;
-use crate::operations::{VmCondition, WorkspaceState};
-use crate::world::{Generation, Machine, Presence, VmmState, WorkspaceId};
+use crate::operations::{RunningVm, VmCondition, WorkspaceState};
+use crate::world::{BootId, Generation, Machine, Presence, VmmState, WorkspaceId};
 
 /// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) fn violations(state: &FakeState, workspace: WorkspaceId) -> Vec<Viola
             forbid(4, vm.condition == VmCondition::Condemned, "a condemned VM was not cleared away");
             match vm.condition {
                 VmCondition::LeftRunning => left_running(state, workspace, &vm.machine, &mut forbid),
-                _ => running(state, workspace, &vm.machine, &mut forbid),
+                _ => running(state, workspace, &vm, &mut forbid),
             }
             Some(vm.machine)
         }
@@ -97,13 +97,18 @@ fn snapshots(state: &FakeState, workspace: WorkspaceId, forbid: &mut Forbid<'_>)
                 forbid(1, !instant, &format!("snapshot {name} is of several instants"));
                 let clean = disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
                 forbid(2, !clean, &format!("snapshot {name} holds a credential"));
+                let searched = disk.leaked.is_empty() && ram.leaked.is_empty();
+                forbid(2, !searched, &format!("snapshot {name} holds a credential that a program has kept"));
+                let wiped = disk.history.is_after(ram.wiped_lines);
+                forbid(2, !wiped, &format!("snapshot {name} holds lines of a history from before its wipe"));
             }
             _ => forbid(1, true, &format!("snapshot {name} lacks a file")),
         }
     }
 }
 
-fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid: &mut Forbid<'_>) {
+fn running(state: &FakeState, workspace: WorkspaceId, vm: &RunningVm, forbid: &mut Forbid<'_>) {
+    let machine = &vm.machine;
     let Some(vmm) = state.vmms.get(&(workspace, machine.vmm)) else {
         forbid(4, true, "the VM is neither running nor cleanly down");
         return;
@@ -112,20 +117,37 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
     forbid(4, vmm.machine.is_none_or(|own| own.slot != machine.slot), "the VM has another slot");
     forbid(1, vmm.mangled, "the VM was put together from several instants");
     forbid(7, !state.is_ssh_ready(workspace), "the guest is not SSH-ready");
+    let network = state.networks.get(&machine.slot).filter(|network| network.owner == workspace);
+    let faults = network.map(|network| network.clone().faults());
+    forbid(
+        13,
+        faults.as_ref().is_none_or(|faults| !faults.is_empty()),
+        &format!("the network of the VM is broken: {faults:?}"),
+    );
     let Some(ram) = state.ram(workspace, machine.memory) else {
         forbid(4, true, "the VM has no RAM");
         return;
     };
-    forbid(4, !ram.secrets.contains(&state.secret), "the guest lacks its credentials in RAM");
+    // A guest that reboots by itself lacks what it had until the next command that reaches it.
+    let rebooted = vm.boot.is_some_and(|boot| boot != BootId(ram.boot));
+    forbid(4, !rebooted && !ram.secrets.contains(&state.secret), "the guest lacks its credentials in RAM");
+    forbid(14, !ram.swap, "the guest lacks its swap");
     let disk = state.disk(workspace, machine.disk);
+    let all = FakeHistory::of(ram.first_line, ram.lines);
+    let has_all = disk.is_some_and(|disk| disk.history == all);
+    forbid(
+        14,
+        !has_all,
+        &format!("the guest's history is not {all:?}: {:?}", disk.map(|disk| &disk.history)),
+    );
     let on_disk = disk.is_some_and(|disk| disk.secrets.contains(&state.secret));
-    forbid(4, !on_disk, "the guest lacks its credentials on disk");
+    forbid(4, !rebooted && !on_disk, "the guest lacks its credentials on disk");
     let Some(built) = state.built(workspace, machine.memory) else {
         forbid(12, true, "nothing says what the VM was built from");
         return;
     };
     let shares = vmm.shares == Presence::Whole && ram.mount == FakeMount::Works;
-    forbid(4, built.shares && !shares, "the guest lacks its shares");
+    forbid(4, built.shares && !rebooted && !shares, "the guest lacks its shares");
     let serving = state.daemons.get(&(workspace, machine.vmm)).is_some_and(|daemons| daemons.serve());
     forbid(4, built.shares && !serving, "no share daemon serves the guest");
     // A guest that refused both, or could not be asked, runs on as it is where the operation allows it.
@@ -133,6 +155,8 @@ fn running(state: &FakeState, workspace: WorkspaceId, machine: &Machine, forbid:
         state.settle_failed || [Loss::Entropy, Loss::Clock].iter().any(|loss| state.lost.contains(loss));
     let settled = ram.seeded && ram.clock;
     forbid(4, !settled && !refused, "the guest has no fresh entropy, or a wrong clock");
+    let missed = ram.awaits_scripts && !state.scripts_failed;
+    forbid(4, missed, "the scripts that are to run in the guest did not run");
 }
 
 /// A VM that a person wanted to look at although it was not brought to SSH-ready.
@@ -161,6 +185,9 @@ fn left_overs(state: &FakeState, workspace: WorkspaceId, machine: Option<Machine
     for (of, generation) in state.memories.keys() {
         let left = *of == workspace && !of_vm(*generation, |machine| machine.memory);
         forbid(5, left, &format!("a RAM file of generation {generation} was left behind"));
+    }
+    for (of, generation) in state.backups.keys() {
+        forbid(5, *of == workspace, &format!("a backup of generation {generation} was left behind"));
     }
     let records = state.workspace_directory(workspace).into_iter().flat_map(|at| state.files.list(at));
     for name in records.map(|(name, _)| name).filter(|name| name.starts_with("built-")) {

@@ -24,6 +24,7 @@ mod files;
 mod guest;
 mod host;
 mod invariants;
+mod parts;
 mod seams;
 mod state;
 mod storage;

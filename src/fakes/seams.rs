@@ -9,17 +9,19 @@ use async_trait::async_trait;
 
 use super::fault::{CallFault, FakeError, Fault, Loss};
 use super::files::{Content, Ino, ManifestFile};
-use super::guest::{DiskImage, FakeMount, FakeRam, FakeSpec, SavedState};
+use super::guest::{DiskImage, FakeHistory, FakeMount, FakeRam, FakeSecret, FakeSpec, SavedState};
 use super::host::Host;
 use super::state::{
     DISK, FakeState, Key, MANIFEST, NetworkParts, RAM, RamFile, SAVED, ShareDaemons, VmmProcess, disk_name,
     kept_name, record_name,
 };
 use crate::world::{
-    Ability, BootId, BuiltRecords, Catalog, Clock, Cpuid, Depth, Disk, Equipment, Failure, FileRecord,
-    Generation, Guest, HookPoint, Hooks, HostCpu, Interrupt, KeptDisk, KeptDiskId, Leftovers, ListedSnapshot,
-    Machine, Manifest, Memory, Network, Presence, ReadyTimeout, Result, Settlement, Shares, Slot, Slots,
-    SnapshotId, SnapshotState, SourceFiles, Vmm, VmmState, VmmVersion, WaitObserver, WorkspaceId, World,
+    Ability, Backups, BootId, BuiltRecords, Catalog, Clock, Cpuid, Depth, Disk, Equipment, Failure,
+    FileRecord, Generation, Guest, GuestAudit, GuestScriptPoint, GuestScriptsOutcome, HashMethod, HookPoint,
+    Hooks, HostCpu, Interrupt, KeptDisk, KeptDiskId, Leftovers, ListedSnapshot, Machine, Manifest, Memory,
+    Network, NetworkFault, Presence, ReadyTimeout, Receipt, Result, Secret, Settlement, Shares, Slot, Slots,
+    SnapshotId, SnapshotState, SourceFiles, UnprovenPlace, Vmm, VmmState, VmmVersion, WaitObserver,
+    WorkspaceId, World,
 };
 
 mod catalog;
@@ -58,6 +60,7 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generatio
         shares: seams.clone(),
         disk: seams.clone(),
         memory: seams.clone(),
+        backups: seams.clone(),
         records: seams.clone(),
         guest: seams.clone(),
         catalog: seams.clone(),
@@ -81,6 +84,8 @@ pub(super) fn world(host: &Host, workspace: WorkspaceId, built: Option<Generatio
 
 /// The kind of the call that settles a guest.
 const SETTLE: &str = "guest.settle";
+/// The kind of the call that runs scripts in a guest.
+const SCRIPTS: &str = "guest.run_scripts";
 
 /// A part of a change, between two points.
 type EffectPart<'a> = Box<dyn FnOnce(&mut FakeState) -> Result<()> + Send + 'a>;
@@ -129,6 +134,9 @@ impl WorkspaceSeams {
         let fault = Self::fault_of_call(&mut state, kind);
         if kind == SETTLE {
             state.settle_failed = fault.is_some();
+        }
+        if kind == SCRIPTS {
+            state.scripts_failed = fault.is_some();
         }
         fault
     }
@@ -206,7 +214,7 @@ impl WorkspaceSeams {
                 Self::works(state, &[Loss::Answers])?;
                 state.ram_mut(self.workspace, machine.memory).ok_or(Failure::Lost)
             }
-            VmmState::Never | VmmState::Gone => Err(Failure::Lost),
+            VmmState::Never | VmmState::Gone | VmmState::PoweredOff => Err(Failure::Lost),
             _ => refused("the guest does not answer"),
         }
     }
@@ -238,7 +246,7 @@ impl Hooks for WorkspaceSeams {
 
 #[async_trait]
 impl SourceFiles for WorkspaceSeams {
-    async fn contents(&self, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>> {
+    async fn contents(&self, _: HashMethod, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>> {
         interrupt.check()?;
         self.query("sources.contents", |state| Ok(state.contents.clone())).await
     }

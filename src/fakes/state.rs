@@ -5,10 +5,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::fault::{Counts, Crash, FakeError, Fault, Loss, RefusedLoads};
 use super::files::{Content, FakeFiles, Ino, ROOT, Survival};
-use super::guest::{DiskImage, FakeRam, FakeSecret, FakeSpec};
+use super::guest::{DiskImage, FakeHistory, FakeRam, FakeSecret, FakeSpec};
+pub(super) use super::parts::{NetworkParts, RamFile, ShareDaemons, VmmProcess};
 use crate::world::{
-    Ability, Failure, FileRecord, Generation, Interrupt, KeptDiskId, Machine, Presence, Slot, SnapshotId,
-    VmmState, WorkspaceId,
+    Ability, Failure, FileRecord, Generation, HashMethod, Interrupt, KeptDiskId, Machine, Presence, Slot,
+    SnapshotId, VmmState, WorkspaceId,
 };
 
 /// The files of a snapshot.
@@ -20,84 +21,12 @@ pub(super) const MANIFEST: &str = "manifest";
 /// Another workspace, whose VM always runs. Nothing of it may be changed.
 pub(super) const NEIGHBOUR: WorkspaceId = WorkspaceId([0xEE; 16]);
 
+/// How many ticks a guest that runs takes for one line of its history: more than pass from a backup to its comparison while
+/// another workspace is at work too. The first tick has a line.
+const LINE: u64 = 97;
+
 /// A workspace and a generation of it.
 pub(super) type Key = (WorkspaceId, Generation);
-
-/// A VMM process, or what is left of one.
-#[derive(Debug, Clone, Hash)]
-pub(super) struct VmmProcess {
-    /// `VmmState::Gone` if the process has ended and only its socket and its record are there.
-    pub(super) state: VmmState,
-    /// The major version of its program. Another one may have been installed since.
-    pub(super) version: u32,
-    pub(super) machine: Option<Machine>,
-    pub(super) shares: Presence,
-    /// Whether the shares die when the VM is resumed, because `vm.snapshot` was called.
-    pub(super) shares_spoilt: bool,
-    /// Whether RAM, disk and devices were put together from different instants.
-    pub(super) mangled: bool,
-    /// The snapshot that `vm.snapshot` is being written for.
-    pub(super) saving: Option<SnapshotId>,
-    /// Whether its guest is shutting down. It does so even if the nixbox that asked for it has died.
-    pub(super) going: bool,
-    /// Whether it lives and never answers.
-    pub(super) hangs: bool,
-}
-
-/// A set of share daemons, or what is left of one.
-#[derive(Debug, Clone, Hash)]
-pub(super) struct ShareDaemons {
-    pub(super) listening: Presence,
-    pub(super) alive: bool,
-}
-
-impl VmmProcess {
-    pub(super) fn empty(version: u32) -> Self {
-        Self {
-            state: VmmState::Empty,
-            version,
-            machine: None,
-            shares: Presence::Absent,
-            shares_spoilt: false,
-            mangled: false,
-            saving: None,
-            going: false,
-            hangs: false,
-        }
-    }
-}
-
-impl ShareDaemons {
-    pub(super) fn serve(&self) -> bool {
-        self.alive && self.listening == Presence::Whole
-    }
-}
-
-/// TAP, table and DHCP of a slot.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct NetworkParts {
-    pub(super) owner: WorkspaceId,
-    pub(super) tap: bool,
-    pub(super) table: bool,
-    pub(super) dhcp: bool,
-}
-
-impl NetworkParts {
-    pub(super) fn presence(&self) -> Presence {
-        match (self.tap, self.table, self.dhcp) {
-            (true, true, true) => Presence::Whole,
-            (false, false, false) => Presence::Absent,
-            _ => Presence::Partial,
-        }
-    }
-}
-
-/// A RAM file. It lies in memory, so that it outlives processes but no power cut.
-#[derive(Debug, Clone, Hash)]
-pub(super) struct RamFile {
-    pub(super) ram: Option<FakeRam>,
-    pub(super) presence: Presence,
-}
 
 #[derive(Clone)]
 pub(super) struct FakeState {
@@ -108,9 +37,15 @@ pub(super) struct FakeState {
     pub(super) vmms: BTreeMap<Key, VmmProcess>,
     pub(super) daemons: BTreeMap<Key, ShareDaemons>,
     pub(super) memories: BTreeMap<Key, RamFile>,
+    /// What wipes have taken from guests. A backup lies beside the RAM, and survives what the RAM survives.
+    pub(super) backups: BTreeMap<Key, FakeHistory>,
     pub(super) networks: BTreeMap<Slot, NetworkParts>,
     pub(super) slots: BTreeMap<Slot, WorkspaceId>,
     pub(super) secret: FakeSecret,
+    /// What snapshots of a workspace are searched for. It is on the medium.
+    pub(super) known: BTreeSet<(WorkspaceId, FakeSecret)>,
+    /// Whether a credential in a snapshot keeps it from being made.
+    pub(super) fails_on_leak: bool,
     /// Whether the last attempt to settle a guest met a fault of its call.
     pub(super) settle_failed: bool,
     /// Whether a guest without fresh entropy must not go on.
@@ -141,6 +76,10 @@ pub(super) struct FakeState {
     pub(super) salts: u64,
     pub(super) clock_ms: u64,
     pub(super) hooks_run: u64,
+    /// Whether the configuration has scripts for the guest, at every point.
+    pub(super) guest_scripts: bool,
+    /// Whether the last attempt to run scripts in a guest met a fault of its call.
+    pub(super) scripts_failed: bool,
     /// How many guests were ended while they ran, as if the power were cut.
     pub(super) cut_off: u64,
     pub(super) fault: Fault,
@@ -154,7 +93,7 @@ pub(super) struct FakeState {
 impl FakeState {
     pub(super) fn new(version: u32, shares_wanted: bool) -> Self {
         let slot = Slot::all().next();
-        let network = NetworkParts { owner: NEIGHBOUR, tap: true, table: true, dhcp: true };
+        let network = NetworkParts::all(NEIGHBOUR);
         let generation = Generation(7);
         let neighbour =
             VmmProcess { state: VmmState::Running, shares: Presence::Whole, ..VmmProcess::empty(version) };
@@ -172,9 +111,12 @@ impl FakeState {
             vmms: BTreeMap::from([((NEIGHBOUR, generation), neighbour)]),
             daemons: BTreeMap::from([((NEIGHBOUR, generation), daemons)]),
             memories: BTreeMap::from([((NEIGHBOUR, generation), memory)]),
+            backups: BTreeMap::new(),
             networks: slot.map(|slot| (slot, network)).into_iter().collect(),
             slots: slot.map(|slot| (slot, NEIGHBOUR)).into_iter().collect(),
             secret: FakeSecret(1),
+            known: BTreeSet::new(),
+            fails_on_leak: false,
             settle_failed: false,
             requires_entropy: true,
             lost: BTreeSet::new(),
@@ -193,6 +135,8 @@ impl FakeState {
             salts: 0,
             clock_ms: 1_800_000_000_000,
             hooks_run: 0,
+            guest_scripts: false,
+            scripts_failed: false,
             cut_off: 0,
             fault: Fault::None,
             counts: Counts::default(),
@@ -216,7 +160,7 @@ impl FakeState {
             return Ok(self.version);
         };
         self.answers(key)?;
-        let lives = self.vmms.get(&key).filter(|vmm| vmm.state != VmmState::Gone);
+        let lives = self.vmms.get(&key).filter(|vmm| !vmm.state.has_ended());
         lives.map(|vmm| vmm.version).ok_or(Failure::Lost)
     }
 
@@ -266,7 +210,7 @@ impl FakeState {
             self.files.content(ino).hash(&mut hasher);
             let mut hash = [0; 32];
             hash[..8].copy_from_slice(&hasher.finish().to_le_bytes());
-            FileRecord { name: name.to_owned(), size: 1, hash }
+            FileRecord { name: name.to_owned(), size: 1, hash, method: HashMethod::default() }
         };
         files.map(record).collect()
     }
@@ -288,7 +232,7 @@ impl FakeState {
             Fault::CrashAt(at, Crash::VmmKilled) if at == here => self.kill_every_vmm(),
             Fault::CrashAt(at, Crash::VmmHangs) if at == here => {
                 let hanging = self.vmms.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
-                hanging.for_each(|(_, vmm)| vmm.hangs = vmm.state != VmmState::Gone);
+                hanging.for_each(|(_, vmm)| vmm.hangs = !vmm.state.has_ended());
             }
             Fault::CrashAt(at, Crash::SharesKilled) if at == here => {
                 let killed = self.daemons.iter_mut().filter(|((workspace, _), _)| *workspace != NEIGHBOUR);
@@ -320,7 +264,15 @@ impl FakeState {
             };
             ram.ticks += 1;
             let ticks = ram.ticks;
-            self.change_disk(workspace, machine.disk, |disk| disk.ticks = ticks);
+            let from = ram.lines;
+            if ticks % LINE == 1 {
+                ram.lines += 1;
+            }
+            let written = FakeHistory::of(from, ram.lines);
+            self.change_disk(workspace, machine.disk, |disk| {
+                disk.ticks = ticks;
+                disk.history.append(&written);
+            });
         }
     }
 
@@ -381,8 +333,7 @@ impl FakeState {
     }
 
     pub(super) fn kill_vmm(&mut self, workspace: WorkspaceId) {
-        let keys: Vec<Key> = self.vmms.keys().filter(|(of, _)| *of == workspace).copied().collect();
-        keys.into_iter().for_each(|key| self.end_vmm(key));
+        self.vmms_of(workspace).into_iter().for_each(|key| self.end_vmm(key));
     }
 
     fn kill_every_vmm(&mut self) {
@@ -394,7 +345,7 @@ impl FakeState {
 
     /// Ends a VMM, and the share daemons that it is connected to. Sockets and records stay.
     pub(super) fn end_vmm(&mut self, key: Key) {
-        if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| vmm.state != VmmState::Gone) {
+        if let Some(vmm) = self.vmms.get_mut(&key).filter(|vmm| !vmm.state.has_ended()) {
             vmm.state = VmmState::Gone;
             vmm.going = false;
             vmm.hangs = false;
@@ -402,6 +353,42 @@ impl FakeState {
                 self.end_daemons(key);
             }
         }
+    }
+
+    /// Ends a VMM whose guest powers off.
+    pub(super) fn power_off(&mut self, key: Key) {
+        let lives = self.vmms.get(&key).is_some_and(|vmm| !vmm.state.has_ended());
+        self.end_vmm(key);
+        if let Some(vmm) = self.vmms.get_mut(&key).filter(|_| lives) {
+            vmm.state = VmmState::PoweredOff;
+        }
+    }
+
+    /// Boots a guest that runs anew. The VMM connects to the share daemons again, and ends if there are none.
+    pub(super) fn reboot(&mut self, key: Key) {
+        let running = self.vmms.get(&key).filter(|vmm| vmm.state == VmmState::Running && !vmm.hangs);
+        let Some((machine, shares)) = running.and_then(|vmm| Some((vmm.machine?, vmm.shares))) else {
+            return;
+        };
+        let served = self.daemons.get(&key).is_some_and(ShareDaemons::serve);
+        let history = self.disk(key.0, machine.disk).map(|disk| disk.history.clone());
+        let Some(history) = history.filter(|_| served || shares == Presence::Absent) else {
+            self.end_vmm(key);
+            return;
+        };
+        self.boots += 1;
+        let boot = self.boots;
+        if let Some(ram) = self.ram_mut(key.0, machine.memory) {
+            *ram = FakeRam { ticks: ram.ticks, ..FakeRam::booted(boot, &history) };
+        }
+        if let Some(vmm) = self.vmms.get_mut(&key) {
+            (vmm.shares_spoilt, vmm.going) = (false, false);
+        }
+    }
+
+    /// The VMMs of a workspace.
+    pub(super) fn vmms_of(&self, workspace: WorkspaceId) -> Vec<Key> {
+        self.vmms.keys().filter(|(of, _)| *of == workspace).copied().collect()
     }
 
     pub(super) fn ask_to_go(&mut self, key: Key) {
@@ -415,7 +402,7 @@ impl FakeState {
     pub(super) fn pass_time(&mut self) {
         let going: Vec<Key> =
             self.vmms.iter().filter(|(_, vmm)| vmm.going && !vmm.hangs).map(|(key, _)| *key).collect();
-        going.into_iter().for_each(|key| self.end_vmm(key));
+        going.into_iter().for_each(|key| self.power_off(key));
     }
 
     pub(super) fn end_daemons(&mut self, key: Key) {
@@ -430,6 +417,7 @@ impl FakeState {
         self.vmms.retain(|(workspace, _), _| of_neighbour(workspace));
         self.daemons.retain(|(workspace, _), _| of_neighbour(workspace));
         self.memories.retain(|(workspace, _), _| of_neighbour(workspace));
+        self.backups.retain(|(workspace, _), _| of_neighbour(workspace));
         self.networks.retain(|_, network| of_neighbour(&network.owner));
         self.slots.retain(|_, workspace| of_neighbour(workspace));
         self.files.power_cut(survival);
@@ -468,6 +456,7 @@ impl FakeState {
         for file in still.memories.values_mut() {
             if let Some(ram) = &mut file.ram {
                 ram.ticks = 0;
+                ram.lines = 0;
             }
         }
         let disks: Vec<Key> = still
@@ -476,10 +465,14 @@ impl FakeState {
             .filter_map(|((workspace, _), vmm)| Some((*workspace, vmm.machine?.disk)))
             .collect();
         for (workspace, disk) in disks {
-            still.change_disk(workspace, disk, |disk| disk.ticks = 0);
+            still.change_disk(workspace, disk, |disk| {
+                disk.ticks = 0;
+                disk.history = FakeHistory::default();
+            });
         }
         let mut hasher = DefaultHasher::new();
-        (still.vmms, still.daemons, still.memories, still.networks, still.slots).hash(&mut hasher);
+        (still.vmms, still.daemons, still.memories, still.backups).hash(&mut hasher);
+        (still.networks, still.slots).hash(&mut hasher);
         still.files.hash_live(&mut hasher);
         hasher.finish()
     }

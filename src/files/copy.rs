@@ -1,32 +1,31 @@
 //! Copies of large files: a reflink if the file system has it, or else the data only, by several threads, holes kept.
 //!
-//! A sparse copy reads the extents that the source reports (`SEEK_DATA`, `SEEK_HOLE`) and leaves out pages of zeros. It
-//! can hash on the way ([`super::hash`]), reports its progress, and ends some milliseconds after an [`Interrupt`].
+//! A sparse copy reads the data that the source has ([`super::extents`]) and leaves out pages of zeros. It can hash on the
+//! way ([`super::hash`]) and search for credentials ([`super::search`]), reports its progress, and ends some milliseconds
+//! after an [`Interrupt`].
 //! Only [`sync`] syncs: a VM may be paused for a copy, and the copy can be synced when the VM runs again.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 
-use futures_util::future::join_all;
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::FileError;
-use super::hash::{PIECE, PieceHasher, PieceHashes, pieces};
-use crate::world::{Failure, Interrupt};
+use super::extents::{self, PAGE};
+use super::search::findings::FileSearch;
+use crate::world::{Failure, HashMethod, Interrupt};
 
-/// Bytes read at once. The interrupt is checked before each read.
-const CHUNK: usize = 1 << 20;
-/// A run of this many zeros, at a multiple of this offset, becomes a hole.
-const PAGE: usize = 4096;
-static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
-/// More threads than this gain nothing on one disk or one memory bus.
-const MAX_THREADS: usize = 8;
+mod reading;
+
+use reading::{ReadResult, Reading, ReadingRequest};
+
+/// The smallest hole of an image on a disk. Smaller ones cost more time than room: the file system notes each, and the
+/// image is written, and read again, in as many pieces. RAM of a guest has runs of some pages.
+pub const IMAGE_HOLE: usize = 64 << 10;
 
 /// Hears how far a copy is. It is called from the threads that copy, so it must not block.
 pub trait Progress: Send + Sync {
@@ -67,7 +66,6 @@ pub struct NamedFile {
 }
 
 /// A copy to be made.
-#[derive(Debug)]
 pub struct CopyRequest {
     /// For people: "disk 0", "memory".
     pub what: String,
@@ -77,8 +75,13 @@ pub struct CopyRequest {
     pub target: NamedFile,
     /// Whether to share blocks where the file system can. A reflink is not hashed.
     pub reflink: bool,
-    /// Whether to hash on the way.
-    pub hash: bool,
+    /// How many zeros become a hole of the target, in bytes: see [`IMAGE_HOLE`].
+    pub smallest_hole: usize,
+    /// How to hash on the way, if at all.
+    pub hash: Option<HashMethod>,
+    /// What to search for on the way. What it overwrites is overwritten in the copy alone, before it is written and hashed.
+    /// A reflink is not searched.
+    pub search: Option<Arc<FileSearch>>,
 }
 
 /// A copy that was made.
@@ -86,8 +89,10 @@ pub struct CopyRequest {
 pub struct Copied {
     /// How it was made.
     pub method: CopyMethod,
-    /// The hashes of its pieces, if that was asked for and data was copied.
-    pub hashes: Option<PieceHashes>,
+    /// Its hash, if that was asked for and data was copied.
+    pub hash: Option<[u8; 32]>,
+    /// Where the source was read in two steps, if the copy was searched: see [`search_seams`].
+    pub seams: Vec<u64>,
 }
 
 /// Why a copy was not made.
@@ -127,64 +132,110 @@ pub async fn copy(
     progress: Arc<dyn Progress>,
     interrupt: &Interrupt,
 ) -> Result<Copied> {
-    let CopyRequest { what, source, target, reflink, hash } = copying;
+    let CopyRequest { what, source, target, reflink, smallest_hole, hash, search } = copying;
     let (size, total) = extent(&source)?;
     let (source, target) = (Arc::new(source), Arc::new(target));
     if reflink && share(&source, &target, interrupt).await? {
         progress.progress(&what, total, total);
         progress.copied(&what, CopyMethod::Reflink);
-        return Ok(Copied { method: CopyMethod::Reflink, hashes: None });
+        return Ok(Copied { method: CopyMethod::Reflink, hash: None, seams: Vec::new() });
     }
     target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
-    let stop = interrupt.child();
-    let _stop_with_this_future = stop.on_drop();
-    let reading =
-        Reading::new(what.clone(), source, Some(target), size, total, hash, Arc::clone(&progress), stop);
-    let (read, written, hashes) = reading.run().await?;
-    let method = CopyMethod::Sparse { read, written };
+    let reading = ReadingRequest {
+        what: what.clone(),
+        source,
+        target: Some(target),
+        smallest_hole,
+        size,
+        total,
+        hash,
+        search,
+    };
+    let read = Reading::run(reading, Arc::clone(&progress), interrupt).await?;
+    let method = CopyMethod::Sparse { read: read.read, written: read.written };
     progress.copied(&what, method);
-    Ok(Copied { method, hashes })
+    Ok(Copied { method, hash: read.hash, seams: read.seams })
 }
 
-/// Hashes a file without copying it.
+/// Hashes a file without copying it, and searches it if that is asked for.
 ///
 /// # Errors
 /// [`CopyError::Interrupted`], or if it cannot be read.
 pub async fn hash(
     what: String,
     source: NamedFile,
+    method: HashMethod,
+    search: Option<Arc<FileSearch>>,
     progress: Arc<dyn Progress>,
     interrupt: &Interrupt,
-) -> Result<PieceHashes> {
-    let (size, total) = extent(&source)?;
-    let stop = interrupt.child();
-    let _stop_with_this_future = stop.on_drop();
-    let reading = Reading::new(what, Arc::new(source), None, size, total, true, progress, stop);
-    let (_, _, hashes) = reading.run().await?;
-    Ok(hashes.unwrap_or_else(|| PieceHashes::new(size)))
+) -> Result<[u8; 32]> {
+    let read = read(what, source, Some(method), search, progress, interrupt).await?;
+    // There is a hash because one was asked for.
+    Ok(read.hash.unwrap_or_default())
 }
 
-/// A file's size in bytes, and how much of it is data.
+/// Searches a file.
+///
+/// # Errors
+/// [`CopyError::Interrupted`], or if it cannot be read.
+pub async fn search(
+    what: String,
+    source: NamedFile,
+    search: Arc<FileSearch>,
+    progress: Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<()> {
+    read(what, source, None, Some(search), progress, interrupt).await.map(drop)
+}
+
+/// Searches a copy around these places. While a copy is made, the bytes before such a place and those after it are read one
+/// after the other, and the search of each sees the others as they are then. If something writes to the source
+/// meanwhile, a value that lies across the place may be in the copy and in neither of the two.
+///
+/// # Errors
+/// If the copy cannot be read.
+pub fn search_seams(copied: &NamedFile, seams: &[u64], search: &FileSearch) -> Result<()> {
+    let failed = |error| FileError::system("read", &copied.path)(error);
+    let size = copied.file.metadata().map_err(failed)?.len();
+    let margin = search.margin() as u64;
+    let mut buffer = vec![0; 2 * search.margin()];
+    for seam in seams {
+        let (from, to) = (seam.saturating_sub(margin), size.min(seam + margin));
+        let bytes = &mut buffer[..(to - from) as usize];
+        copied.file.read_exact_at(bytes, from).map_err(failed)?;
+        let whole = 0..bytes.len();
+        search.chunk(bytes, whole, from);
+    }
+    Ok(())
+}
+
+async fn read(
+    what: String,
+    source: NamedFile,
+    hash: Option<HashMethod>,
+    search: Option<Arc<FileSearch>>,
+    progress: Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<ReadResult> {
+    let (size, total) = extent(&source)?;
+    let reading = ReadingRequest {
+        what,
+        source: Arc::new(source),
+        target: None,
+        smallest_hole: PAGE,
+        size,
+        total,
+        hash,
+        search,
+    };
+    Reading::run(reading, progress, interrupt).await
+}
+
+/// A file's size in bytes, and about how much of it is data.
 fn extent(source: &NamedFile) -> Result<(u64, u64)> {
     let examine = |error| FileError::system("examine", &source.path)(error);
     let size = source.file.metadata().map_err(examine)?.len();
-    Ok((size, data_bytes(&source.file).map_err(examine)?))
-}
-
-/// How many bytes of a file are data, as far as the file system can tell. Blocks that are reserved for the file and not
-/// written yet are no data, although the file occupies them; those that were read lately may pass for data.
-///
-/// # Errors
-/// If the system cannot tell.
-pub fn data_bytes(file: &File) -> io::Result<u64> {
-    let end = file.metadata()?.len();
-    let (mut at, mut bytes) = (0, 0);
-    while at < end {
-        let (data, hole) = next_extent(file, at, end)?;
-        bytes += hole - data;
-        at = hole;
-    }
-    Ok(bytes)
+    Ok((size, extents::about_data_bytes(&source.file).map_err(examine)?))
 }
 
 /// Runs `work` on a thread that may block, and returns at once on an interrupt. The thread then goes on with the files
@@ -252,189 +303,6 @@ fn write_error(target: &NamedFile, source: io::Error, remaining: u64) -> CopyErr
     let free = rustix::fs::fstatvfs(&target.file)
         .map_or(0, |status| status.f_bavail.saturating_mul(status.f_frsize));
     CopyError::Full { path: target.path.clone(), missing: remaining.saturating_sub(free).max(1) }
-}
-
-/// One file that several threads read, to hash it, to write it elsewhere, or both.
-struct Reading {
-    what: String,
-    source: Arc<NamedFile>,
-    target: Option<Arc<NamedFile>>,
-    size: u64,
-    total: u64,
-    hashes: Option<Mutex<PieceHashes>>,
-    next: AtomicU64,
-    read: AtomicU64,
-    written: AtomicU64,
-    progress: Arc<dyn Progress>,
-    stop: Interrupt,
-}
-
-impl Reading {
-    #[expect(clippy::too_many_arguments, reason = "it is called twice, with all of them different")]
-    fn new(
-        what: String,
-        source: Arc<NamedFile>,
-        target: Option<Arc<NamedFile>>,
-        size: u64,
-        total: u64,
-        hash: bool,
-        progress: Arc<dyn Progress>,
-        stop: Interrupt,
-    ) -> Arc<Self> {
-        let hashes = hash.then(|| Mutex::new(PieceHashes::new(size)));
-        let [next, read, written] = [const { AtomicU64::new(0) }; 3];
-        Arc::new(Self { what, source, target, size, total, hashes, next, read, written, progress, stop })
-    }
-
-    /// Reads all pieces. Returns how many bytes were read and written, and the hashes.
-    async fn run(self: Arc<Self>) -> Result<(u64, u64, Option<PieceHashes>)> {
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let threads = threads.min(usize::try_from(pieces(self.size)).unwrap_or(MAX_THREADS));
-        let running = (0..threads).map(|_| {
-            let reading = Arc::clone(&self);
-            tokio::task::spawn_blocking(move || reading.run_pieces().inspect_err(|_| reading.stop.request()))
-        });
-        let mut interrupted = false;
-        let mut failed = None;
-        for ended in join_all(running).await {
-            match ended.map_err(CopyError::Thread).flatten() {
-                Ok(()) => {}
-                // The failure of one thread interrupts the others. The failure is the reason, and is returned.
-                Err(CopyError::Interrupted) => interrupted = true,
-                Err(error) => failed = Some(error),
-            }
-        }
-        match failed {
-            Some(error) => return Err(error),
-            None if interrupted => return Err(CopyError::Interrupted),
-            None => {}
-        }
-        let (read, written) = (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed));
-        self.progress.progress(&self.what, read, read);
-        let hashes =
-            self.hashes.as_ref().map(|hashes| hashes.lock().unwrap_or_else(PoisonError::into_inner).clone());
-        Ok((read, written, hashes))
-    }
-
-    /// Copies pieces until none is left.
-    fn run_pieces(&self) -> Result<()> {
-        let mut buffer = vec![0; CHUNK];
-        loop {
-            let piece = self.next.fetch_add(1, Ordering::Relaxed);
-            if piece >= pieces(self.size) {
-                return Ok(());
-            }
-            self.copy_piece(piece, &mut buffer)?;
-        }
-    }
-
-    fn copy_piece(&self, piece: u64, buffer: &mut [u8]) -> Result<()> {
-        let start = piece * PIECE;
-        let end = self.size.min(start + PIECE);
-        let mut hasher = None;
-        let mut at = start;
-        while at < end {
-            self.check()?;
-            let (data, hole) =
-                next_extent(&self.source.file, at, end).map_err(|error| self.read_error(error))?;
-            if self.hashes.is_some() && (hasher.is_some() || data < end) {
-                hasher.get_or_insert_with(|| PieceHasher::new(self.size, piece)).zeros(data - at);
-            }
-            at = data;
-            while at < hole {
-                self.check()?;
-                let chunk = &mut buffer[..CHUNK.min((hole - at) as usize)];
-                self.source.file.read_exact_at(chunk, at).map_err(|error| self.read_error(error))?;
-                if let Some(hasher) = &mut hasher {
-                    hasher.bytes(chunk);
-                }
-                self.write(chunk, at)?;
-                at += chunk.len() as u64;
-                let read = self.read.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
-                self.progress.progress(&self.what, read, self.total.max(read));
-            }
-        }
-        // An empty file is one piece without bytes, and this piece has a hash.
-        if self.size == 0 && self.hashes.is_some() {
-            hasher = Some(PieceHasher::new(0, 0));
-        }
-        if let (Some(hashes), Some(hasher)) = (&self.hashes, hasher) {
-            hashes.lock().unwrap_or_else(PoisonError::into_inner).set(piece, hasher.finish());
-        }
-        Ok(())
-    }
-
-    /// Writes the pages that are not zeros to the target, if there is one.
-    fn write(&self, chunk: &[u8], at: u64) -> Result<()> {
-        let Some(target) = &self.target else {
-            return Ok(());
-        };
-        for (from, to) in runs_of_data(chunk) {
-            target.file.write_all_at(&chunk[from..to], at + from as u64).map_err(|error| {
-                write_error(target, error, self.total.saturating_sub(self.read.load(Ordering::Relaxed)))
-            })?;
-            self.written.fetch_add((to - from) as u64, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    fn check(&self) -> Result<()> {
-        if self.stop.requested() { Err(CopyError::Interrupted) } else { Ok(()) }
-    }
-
-    fn read_error(&self, source: io::Error) -> CopyError {
-        let path = self.source.path.clone();
-        match source.kind() {
-            io::ErrorKind::UnexpectedEof => CopyError::Shrunk { path },
-            _ => FileError::system("read", path)(source).into(),
-        }
-    }
-}
-
-/// Where the next data at or after `at` begins and ends, both at most `end`.
-///
-/// Several threads may call this for one file. The calls move the offset that the threads share, and no thread reads at
-/// that offset.
-fn next_extent(file: &File, at: u64, end: u64) -> io::Result<(u64, u64)> {
-    let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(data) => data.min(end),
-        // No data from here on.
-        Err(Errno::NXIO) => end,
-        // A file system without holes.
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((at, end)),
-        Err(error) => return Err(error.into()),
-    };
-    if data == end {
-        return Ok((end, end));
-    }
-    let hole = match rustix::fs::seek(file, SeekFrom::Hole(data)) {
-        Ok(hole) => hole.min(end),
-        // The file has become shorter, and the next read reports it.
-        Err(Errno::NXIO) => end,
-        Err(error) => return Err(error.into()),
-    };
-    Ok((data, hole))
-}
-
-/// The runs of pages that are not all zeros, as ranges within the chunk.
-fn runs_of_data(chunk: &[u8]) -> impl Iterator<Item = (usize, usize)> {
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let zero = |at: usize| {
-            let page = &chunk[at..chunk.len().min(at + PAGE)];
-            page == &ZERO_PAGE[..page.len()]
-        };
-        while from < chunk.len() && zero(from) {
-            from += PAGE;
-        }
-        let mut to = from;
-        while to < chunk.len() && !zero(to) {
-            to += PAGE;
-        }
-        let run = (from, to.min(chunk.len()));
-        from = to;
-        (run.0 < run.1).then_some(run)
-    })
 }
 
 #[cfg(test)]

@@ -4,11 +4,15 @@
 //! [`Folder`] is an open directory: what it opens, makes, renames and removes are plain names in it, and a link in the
 //! place of a file or directory of nixbox's is refused.
 //!
-//! [`copy`] copies large files, and [`hash`] computes their hashes. [`shared_paths`] opens what a guest may have replaced. May use `world`.
+//! [`copy`] copies large files, [`hash`] computes their hashes, and [`extents`] tells where they have data.
+//! [`shared_paths`] opens what a guest may have replaced. May use `world`.
 
 pub mod copy;
+mod error;
+pub mod extents;
 pub mod hash;
 mod identity;
+pub mod search;
 pub mod shared_paths;
 
 use std::ffi::{OsStr, OsString};
@@ -21,66 +25,14 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
+pub use error::FileError;
 pub use identity::DirectoryIdentity;
-
-use crate::world::Failure;
 
 /// Only their owner may use directories and files in the workspace.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 /// How deep a tree may be that [`Folder::remove_tree`] removes. The directories of nixbox are flat.
 const MAX_DEPTH: usize = 8;
-
-/// Why something about a file could not be done. Other errors wrap this one for what the system refuses.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    #[error("cannot {action} {}", path.display())]
-    System { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("{} is a symbolic link, and nixbox follows none among its own files: remove it", path.display())]
-    Symlink { path: PathBuf },
-    #[error("{} is not a {wanted}", path.display())]
-    Kind { path: PathBuf, wanted: &'static str },
-    #[error("{} is larger than {limit} bytes, so nixbox did not write it", path.display())]
-    TooLarge { path: PathBuf, limit: u64 },
-    #[error("{} belongs to user {owner}, and nixbox runs as user {user}", path.display())]
-    Owner { path: PathBuf, owner: u32, user: u32 },
-    #[error("others may write {}: run `chmod go-w` on it once you have looked at what is there", path.display())]
-    Writable { path: PathBuf },
-    #[error("{} is a mount point, and nixbox uses only what is in the workspace itself: unmount it", path.display())]
-    MountPoint { path: PathBuf },
-    #[error(
-        "{} leads through a link in a directory that the guest can write, and is not followed there: put what it leads to in \
-         its place", path.display()
-    )]
-    SharedLink { path: PathBuf },
-    /// The name is empty, `.` or `..`, or has a slash or a NUL in it.
-    #[error("{0:?} cannot be the name of a file")]
-    Name(OsString),
-}
-
-impl FileError {
-    /// For `map_err`: the call that failed, as a verb, and its path.
-    pub(crate) fn system<S: Into<io::Error>>(
-        action: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(S) -> Self {
-        let path = path.into();
-        move |source| Self::System { action, path, source: source.into() }
-    }
-
-    /// Whether the system refused with `kind`.
-    #[must_use]
-    pub fn is(&self, kind: io::ErrorKind) -> bool {
-        matches!(self, Self::System { source, .. } if source.kind() == kind)
-    }
-}
-
-impl From<FileError> for Failure {
-    fn from(error: FileError) -> Self {
-        Self::world(error)
-    }
-}
 
 type Result<T, E = FileError> = std::result::Result<T, E>;
 

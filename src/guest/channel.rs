@@ -29,11 +29,24 @@ mod command;
 
 pub use command::{CommandEvent, GuestCommand};
 
+/// Connects to an address of the guest.
+pub type Dial = dyn Fn(SocketAddr) -> DialFuture + Send + Sync;
+
+/// A TCP connection that is being made.
+pub type DialFuture = std::pin::Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+
+/// A [`Dial`] for a guest in the network of this process.
+pub fn dial_here(address: SocketAddr) -> DialFuture {
+    Box::pin(TcpStream::connect(address))
+}
+
 /// A guest's SSH server, and how nixbox and the server prove to each other who they are.
 #[derive(Clone)]
 pub struct Endpoint {
     /// The server's address.
     pub address: SocketAddr,
+    /// Connects to the address.
+    pub dial: Arc<Dial>,
     /// The user to log in as.
     pub user: UserName,
     /// The key to log in with.
@@ -169,7 +182,7 @@ impl SshSession {
     async fn open_without_limit(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
         let pinned = endpoint.pin.load().map_err(ChannelError::HostKey)?;
         let connect = |source| ChannelError::Connect { address: endpoint.address, source };
-        let stream = timeout(limits.reach, TcpStream::connect(endpoint.address)).await;
+        let stream = timeout(limits.reach, (endpoint.dial)(endpoint.address)).await;
         let stream = stream.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(connect)?;
         stream.set_nodelay(true).map_err(connect)?;
         let stream = stream.into_std().map_err(connect)?;

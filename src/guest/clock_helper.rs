@@ -31,13 +31,18 @@ const BASE: u64 = 0x40_0000;
 /// The first bytes of every ELF file.
 pub const ELF_MAGIC: &[u8] = b"\x7fELF";
 
-/// The program as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI, chapters 4,
-/// 5).
+/// The program as an ELF file.
 pub(super) fn elf() -> Vec<u8> {
+    elf_of(&CODE)
+}
+
+/// A program without data as an ELF file for Linux on x86-64: both headers and the code, in one segment (System V ABI,
+/// chapters 4, 5).
+pub(crate) fn elf_of(code: &[u8]) -> Vec<u8> {
     const HEADER: u16 = 64;
     const PROGRAM_HEADER: u16 = 56;
     let start = u64::from(HEADER + PROGRAM_HEADER);
-    let size = start + CODE.len() as u64;
+    let size = start + code.len() as u64;
     let mut file = ELF_MAGIC.to_vec();
     file.extend_from_slice(&[2, 1, 1]); // 64 bits, little endian, version 1
     file.resize(16, 0);
@@ -60,26 +65,16 @@ pub(super) fn elf() -> Vec<u8> {
     put(&size.to_le_bytes());
     put(&size.to_le_bytes());
     put(&0x1000_u64.to_le_bytes());
-    put(&CODE);
+    put(code);
     file
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::process::Command;
-
     use super::*;
 
     #[test]
     fn the_bytes_are_what_the_source_assembles_to() {
-        let directory = tempfile::tempdir().unwrap();
-        let (object, code) = (directory.path().join("o"), directory.path().join("code"));
-        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/clock_helper.s");
-        assert!(Command::new("as").args(["--64", source, "-o"]).arg(&object).status().unwrap().success());
-        let copy =
-            Command::new("objcopy").args(["-O", "binary", "-j", ".text"]).arg(&object).arg(&code).status();
-        assert!(copy.unwrap().success());
-        assert_eq!(fs::read(code).unwrap(), CODE);
+        assert_eq!(crate::testing::assembled("src/guest/clock_helper.s"), CODE);
     }
 }

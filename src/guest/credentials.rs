@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::key;
 use super::sources::{PendingSources, SourceError};
+use crate::files::search::value::{NamedValue, ValueKind};
 use crate::files::shared_paths::SharedPaths;
 use crate::world::{FileOwner, GuestPath, Secret, SecretSource, VariableName, WaitObserver};
 
@@ -65,6 +66,8 @@ pub struct Credential {
     pub mode: u32,
     /// The content.
     pub content: Secret,
+    /// The secret values in it, each with the name that a person knows it by. A snapshot is searched for them.
+    pub values: Vec<NamedValue>,
 }
 
 impl Credential {
@@ -104,11 +107,16 @@ impl Wanted {
         environment: &[Secret],
         files: Vec<Secret>,
     ) -> Result<Vec<Credential>, SourceError> {
-        let credential = |target, mode, content| Credential { target, owner: None, mode, content };
+        let credential = |target: GuestPath, mode, content: Secret| {
+            let value =
+                NamedValue { name: target.to_string(), kind: ValueKind::File, content: content.clone() };
+            Credential { target, owner: None, mode, content, values: vec![value] }
+        };
         let mut credentials = Vec::new();
         if !environment.is_empty() {
             let content = self.environment_file(environment)?;
-            credentials.push(credential(GuestPath::ENVIRONMENT, 0o600, content));
+            let values = self.environment.iter().zip(environment).map(variable_value).collect();
+            credentials.push(Credential { values, ..credential(GuestPath::ENVIRONMENT, 0o600, content) });
         }
         for (FileRule { target, owner, .. }, content) in self.files.iter().zip(files) {
             let file = credential(target.clone(), 0o600, content);
@@ -118,13 +126,15 @@ impl Wanted {
             let private = Secret::new(std::mem::take(&mut *key::private_text(key)?).into_bytes());
             credentials.push(credential(GuestPath::PRIVATE_KEY, 0o600, private));
             let public = Secret::new(key::public_text(key)?.into_bytes());
-            credentials.push(credential(GuestPath::PUBLIC_KEY, 0o644, public));
+            credentials
+                .push(Credential { values: vec![], ..credential(GuestPath::PUBLIC_KEY, 0o644, public) });
         }
         Ok(credentials)
     }
 
-    /// Builds the content of `~/.env`, which any POSIX shell can source, even if values contain unusual bytes. `values`
-    /// are those of the variables, in their order.
+    /// Builds the content of `~/.env`, which any POSIX shell can source, even if values contain unusual bytes, and which programs
+    /// that read `.env` files by themselves can read, as `docker compose` does in the user's home. `values` are those of the
+    /// variables, in their order.
     fn environment_file(&self, values: &[Secret]) -> Result<Secret, SourceError> {
         let values: Vec<_> = self.environment.iter().map(|(name, _)| name).zip(values).collect();
         if let Some((name, _)) = values.iter().find(|(_, value)| value.expose().contains(&0)) {
@@ -136,17 +146,40 @@ impl Wanted {
         for (name, value) in &values {
             let value = value.expose();
             let end = value.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 1);
-            text.extend_from_slice(format!("export {name}='").as_bytes());
-            for byte in &value[..end] {
-                match byte {
-                    b'\'' => text.extend_from_slice(br"'\''"),
-                    byte => text.push(*byte),
-                }
-            }
-            text.extend_from_slice(b"'\n");
+            text.extend_from_slice(format!("export {name}=").as_bytes());
+            quote(&value[..end], &mut text);
+            text.push(b'\n');
         }
         Ok(Secret::new(text))
     }
+}
+
+/// Writes a value in single quotes, between which every byte stands for itself. A value with a single quote is written in double
+/// quotes: the word that ends and begins single quotes around it, `'\''`, means nothing to programs that are no shells.
+fn quote(value: &[u8], text: &mut Vec<u8>) {
+    if !value.contains(&b'\'') {
+        text.push(b'\'');
+        text.extend_from_slice(value);
+        text.push(b'\'');
+        return;
+    }
+    text.push(b'"');
+    for byte in value {
+        if b"\"\\$`".contains(byte) {
+            text.push(b'\\');
+        }
+        text.push(*byte);
+    }
+    text.push(b'"');
+}
+
+/// What a snapshot is searched for because of a variable.
+fn variable_value(((name, source), value): (&(VariableName, SecretSource), &Secret)) -> NamedValue {
+    let kind = match source {
+        SecretSource::Plain(_) => ValueKind::Written,
+        SecretSource::FromEnv(_) | SecretSource::File(_) | SecretSource::Command(_) => ValueKind::Read,
+    };
+    NamedValue { name: name.to_string(), kind, content: value.clone() }
 }
 
 #[cfg(test)]
@@ -211,6 +244,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn programs_that_are_no_shells_can_read_the_variables() {
+        let environment =
+            vec![(name("A"), plain("a $HOME `b` \\ \"c\"")), (name("B"), plain("it's $HOME `b` \\ \"c\""))];
+        let credentials = Wanted { environment, ..Wanted::default() }.resolve(&|_| ()).await.unwrap();
+        let wanted: &[u8] = br#"export A='a $HOME `b` \ "c"'
+export B="it's \$HOME \`b\` \\ \"c\""
+"#;
+        assert_eq!(credentials[0].content.expose(), wanted);
+    }
+
+    #[tokio::test]
     async fn a_variable_cannot_hold_nul() {
         let environment = vec![(name("A"), command(&["printf", "a\\0b"]))];
         let error = Wanted { environment, ..Wanted::default() }.resolve(&|_| ()).await.unwrap_err();
@@ -220,7 +264,10 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
         #[test]
-        fn any_value_survives_the_shell(bytes in proptest::collection::vec(1_u8.., 0..60)) {
+        fn any_value_survives_the_shell(bytes in proptest::collection::vec(prop_oneof![
+            1_u8..,
+            proptest::sample::select(&b"'\"$`\\\n!"[..]),
+        ], 0..60)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let environment = vec![
                 (name("A"), SecretSource::Plain(Secret::new(bytes.clone()))),

@@ -218,7 +218,7 @@ async fn write(shell: &Shell, credentials: &[&Credential]) -> Result<(), ScriptE
         // A file that root writes belongs to the user unless the configuration names another owner.
         let owner = match (owner, rights) {
             (Some(owner), _) => owner.as_str().to_owned(),
-            (None, Rights::Root) => shell.facts.uid.to_string(),
+            (None, Rights::Root) => shell.facts.ids.uid.to_string(),
             (None, Rights::User) => String::new(),
         };
         let content = credential.content.expose();
@@ -279,7 +279,7 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
         let path = file.target.expand(home);
         let answer = file_status(shell, &path, rights(home, &path, file.owner.as_ref())).await?;
         there += usize::from(answer.is_some());
-        right += usize::from(answer.is_some_and(|answer| answer.is(file, shell.facts.uid)));
+        right += usize::from(answer.is_some_and(|answer| answer.is(file, shell.facts.ids.uid)));
         seen.insert(path);
     }
     let noted = ledger(shell).await?;

@@ -99,6 +99,13 @@ async fn table(shell: &Shell) -> Result<Vec<Mounted>, ScriptError> {
     Ok(parse(&run(shell, "list what is mounted in the guest", Rights::User, "cat /proc/mounts").await?))
 }
 
+/// The mounts of these shares.
+async fn table_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<Mounted>, ScriptError> {
+    let mut table = table(shell).await?;
+    table.retain(|there| mounts.iter().any(|mount| there.is_of(&mount.tag)));
+    Ok(table)
+}
+
 /// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that
 /// the directory will have.
 async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
@@ -114,16 +121,22 @@ async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, Scri
     if places.len() == mounts.len() { Ok(places) } else { Err(ScriptError::Senseless { what }) }
 }
 
-/// Makes the directories, and mounts every share that is not mounted as it should be.
+/// Makes the directories, and mounts every share that is not mounted as it should be. Returns whether there were mounts of
+/// shares that were gone: what the guest's processes had open there is lost to them.
 ///
 /// # Errors
 /// Any [`MountError`].
-pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
+pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<bool, MountError> {
+    let mut before = table(shell).await?;
+    let any = before.iter().any(|there| mounts.iter().any(|mount| there.is_of(&mount.tag)));
+    let forgotten = any && finish_forgetting(shell, mounts).await?;
+    if forgotten {
+        before = table(shell).await?;
+    }
     for mount in mounts {
         make_directory(shell, mount).await?;
     }
     let places = real_paths(shell, mounts).await?;
-    let before = table(shell).await?;
     for (mount, place) in mounts.iter().zip(places) {
         // If several file systems are mounted at one place, the last line is the visible one.
         match before.iter().rfind(|mounted| mounted.target == place) {
@@ -149,7 +162,7 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
             other => drop(other?),
         }
     }
-    Ok(())
+    Ok(forgotten)
 }
 
 /// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives
@@ -163,7 +176,7 @@ async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError>
          for d; do\n  mkdir \"$d\" || [ -d \"$d\" ] || exit 1\n  \
          [ \"$(id -u)\" = \"$uid\" ] || chown \"$uid\" \"$d\" || exit 1\ndone",
         quoted(&target),
-        shell.facts.uid,
+        shell.facts.ids.uid,
     );
     run(shell, "make the directory for a share", with, &script).await.map(drop)
 }
@@ -173,42 +186,76 @@ async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError>
 /// # Errors
 /// [`MountError::Busy`] with the processes that use the mount; [`MountError::Script`].
 pub async fn unmount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> {
-    for there in table(shell).await?.iter().rev() {
-        if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
-            unmount_one(shell, &there.target).await?;
-        }
+    for there in table_of(shell, mounts).await?.iter().rev() {
+        unmount_one(shell, &there.target).await?;
     }
     Ok(())
 }
 
-/// Removes the devices of shares that answer no more. The configuration space of a PCI device that is gone reads as ones,
-/// and the kernel keeps the device until it is told to remove it. The kernel then waits for the device to say that it was
-/// reset, which the device says that takes its place (seen with Linux 6.1 and v53.0). Hence the removal goes on in the
-/// background, and the script ends when no request can reach the device any more.
-const REMOVE_DEAD_DEVICES: &str = r#"for v in /sys/bus/virtio/drivers/virtiofs/virtio*; do
+/// A directory in the guest that is there while its shares are forgotten: from [`forget`] to the next [`mount`]. It has a
+/// file for each device that the kernel has not removed yet.
+const FORGOTTEN: &str = "/run/nixbox-forgotten-shares";
+
+/// Begins to remove the devices of shares that answer no more. The configuration space of a PCI device that is gone reads
+/// as ones, and the kernel keeps the device until it is told to remove it. The kernel then waits for the device to say that it
+/// was reset, which the device says that takes its place, and removes the next one afterwards (seen with Linux 6.1 and
+/// v53.0). Hence the removals go on in the background. The script ends when the first of them has begun, because a device
+/// that is attached before then would be taken for the one whose place it has.
+const REMOVE_DEAD_DEVICES: &str = r#"first=
+for v in /sys/bus/virtio/drivers/virtiofs/virtio*; do
   [ -e "$v" ] || continue
   p=$(readlink -f "$v/..") || continue
   [ "$(od -An -tx2 -N2 "$p/config" | tr -d ' ')" = ffff ] || continue
+  mark=$forgotten/${v##*/}
+  [ ! -e "$mark" ] || continue
   d=$(readlink -f "$v")
-  (echo 1 > "$p/remove") </dev/null >/dev/null 2>&1 &
-  i=0
-  while [ -e "$d/driver" ] && [ $i -lt 20 ]; do sleep 1; i=$((i + 1)); done
-done"#;
+  mkdir -p "$forgotten" && : > "$mark" || exit 1
+  (echo 1 > "$p/remove"; rm -f "$mark") </dev/null >/dev/null 2>&1 &
+  first=${first:-$d}
+done
+i=0
+while [ -n "$first" ] && [ -e "$first/driver" ] && [ $i -lt 20 ]; do sleep 1; i=$((i + 1)); done"#;
 
-/// Makes the guest forget the shares whose devices are gone. A mount that a process uses is detached from the tree; the
-/// process keeps what it has open, and every use of it fails.
+/// Waits until the devices are removed whose removal was begun, and looks for devices that the kernel has not seen
+/// because of that. Prints a word if shares were forgotten.
+const AWAIT_REMOVALS: &str = r#"[ -d "$forgotten" ] || exit 0
+i=0
+while set -- "$forgotten"/*; [ -e "$1" ]; do
+  [ $i -lt 20 ] || { echo 'its kernel still waits for an answer of the device' >&2; exit 1; }
+  sleep 1; i=$((i + 1))
+done
+echo 1 > /sys/bus/pci/rescan
+echo forgotten"#;
+
+fn with_forgotten(script: &str) -> String {
+    format!("forgotten={FORGOTTEN}\n{script}")
+}
+
+/// Begins to make the guest forget the shares whose devices are gone. Their mounts stay until the next [`mount`], because
+/// the kernel would send the devices a last request and wait for the answer.
 ///
 /// # Errors
 /// Any [`ScriptError`].
-pub async fn forget(shell: &Shell, mounts: &[Mount]) -> Result<(), ScriptError> {
-    run(shell, "remove the devices of shares that are gone", Rights::Root, REMOVE_DEAD_DEVICES).await?;
-    for there in table(shell).await?.iter().rev() {
-        if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
-            let script = format!("umount -l {}", quoted(&there.target));
-            run(shell, "remove the mount of a share that is gone", Rights::Root, &script).await?;
-        }
+pub async fn forget(shell: &Shell) -> Result<(), ScriptError> {
+    let script = with_forgotten(REMOVE_DEAD_DEVICES);
+    run(shell, "remove the devices of shares that are gone", Rights::Root, &script).await.map(drop)
+}
+
+/// Removes the mounts of shares that were forgotten. A mount that a process uses is detached from the tree; the process
+/// keeps what it has open, and every use of it fails. Returns whether shares were forgotten.
+async fn finish_forgetting(shell: &Shell, mounts: &[Mount]) -> Result<bool, ScriptError> {
+    let script = with_forgotten(AWAIT_REMOVALS);
+    let told = run(shell, "await the removal of shares that are gone", Rights::Root, &script).await?;
+    if told.trim().is_empty() {
+        return Ok(false);
     }
-    Ok(())
+    for there in table_of(shell, mounts).await?.iter().rev() {
+        let script = format!("umount -l {}", quoted(&there.target));
+        run(shell, "remove the mount of a share that is gone", Rights::Root, &script).await?;
+    }
+    let script = format!("rmdir {FORGOTTEN}");
+    run(shell, "note that no share is gone any more", Rights::Root, &script).await?;
+    Ok(true)
 }
 
 async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
@@ -234,10 +281,8 @@ async fn unmount_one(shell: &Shell, place: &str) -> Result<(), MountError> {
 /// Any [`ScriptError`].
 pub async fn users_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
     let mut users = Vec::new();
-    for there in table(shell).await? {
-        if mounts.iter().any(|mount| there.is_of(&mount.tag)) {
-            users.extend(holders(shell, &there.target).await?);
-        }
+    for there in table_of(shell, mounts).await? {
+        users.extend(holders(shell, &there.target).await?);
     }
     users.sort();
     users.dedup();
@@ -270,13 +315,18 @@ true"#,
 }
 
 /// Whether all, some or none of the shares are mounted at the right place with the right access. Without shares, the
-/// answer is `Whole`.
+/// answer is `Whole`. A mount of a share that was forgotten does not count as right.
 ///
 /// # Errors
 /// Any [`ScriptError`].
 pub async fn presence(shell: &Shell, mounts: &[Mount]) -> Result<Presence, ScriptError> {
     let (places, table) = (real_paths(shell, mounts).await?, table(shell).await?);
-    Ok(presence_in(mounts, &places, &table))
+    let forgotten = format!("[ ! -d {FORGOTTEN} ] || echo forgotten");
+    let forgotten = run(shell, "find shares that are gone", Rights::User, &forgotten).await?;
+    Ok(match presence_in(mounts, &places, &table) {
+        Presence::Whole if !mounts.is_empty() && !forgotten.trim().is_empty() => Presence::Partial,
+        presence => presence,
+    })
 }
 
 fn presence_in(mounts: &[Mount], places: &[String], table: &[Mounted]) -> Presence {

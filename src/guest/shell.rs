@@ -16,8 +16,9 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::channel::{Capture, ChannelError, CommandEvent, CommandExit, Finished, GuestCommand, SshSession};
+use super::clock_gap;
 use super::ready::Attempt;
-use crate::world::{BootId, GuestHome, InvalidValue};
+use crate::world::{BootId, GuestHome, InvalidValue, UserIds};
 
 /// The rights with which a script runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +57,18 @@ impl ScriptMark {
 /// The facts about a guest that nixbox asks for before anything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
-    /// The number of the user that nixbox logs in as.
-    pub uid: u32,
+    /// The numbers of the user that nixbox logs in as.
+    pub ids: UserIds,
     /// The home of that user.
     pub home: GuestHome,
+    /// The home of root.
+    pub root_home: GuestHome,
     /// The output of `uname -m`.
     pub processor: String,
     /// The guest's current boot.
     pub boot: BootId,
+    /// How far the guest's clock was off when the connection was made; `None` if the guest cannot tell the time.
+    pub clock_off_by: Option<Duration>,
 }
 
 /// Why a script did not do its work.
@@ -123,7 +128,10 @@ exit 125' {mark}"
     )
 }
 
-const PREAMBLE: &str = "umask 077; LC_ALL=C; PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin
+/// What every script begins with. The last directory of PATH is that of `image/runtime.rs`: a guest that boots an image of
+/// nixbox's has there what its image lacks.
+const PREAMBLE: &str =
+    "umask 077; LC_ALL=C; PATH=${PATH:-/usr/bin:/bin}:/usr/local/sbin:/usr/sbin:/sbin:/run/nixbox/guest/bin
 export LC_ALL PATH
 ";
 
@@ -166,7 +174,8 @@ pub struct Shell {
 /// Prints the [`Facts`], and `others` if a script with a mark runs or if such a script could run unseen, because a
 /// `/proc` that is mounted with `hidepid` hides the processes of other users.
 const GREETING: &str = r#"
-printf 'fact=%s\n' "$(id -u)" "$HOME" "$(uname -m)" "$(cat /proc/sys/kernel/random/boot_id)"
+r=~root
+printf 'fact=%s\n' "$(id -u)" "$(id -g)" "$HOME" "$r" "$(uname -m)" "$(cat /proc/sys/kernel/random/boot_id)" "$(date +%s)"
 if grep -qs 'nixbox-scrip[t]:' /proc/[0-9]*/cmdline || [ ! -r /proc/1/cmdline ]; then echo fact=others; fi
 "#;
 
@@ -179,21 +188,28 @@ impl Shell {
         let what = "ask the guest who it is";
         let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}\n{END}\n").into_bytes());
         let capture = Capture { most: MOST, within, prompt: None };
+        let asked = clock_gap::now();
         let finished = session.exec(loader(None).as_bytes(), input, capture).await;
+        let answered = clock_gap::now();
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
         let output = output_of(what, Rights::User, finished)?;
         let told: Vec<_> = output.lines().filter_map(|line| line.strip_prefix("fact=")).collect();
-        let [uid, home, processor, boot, ref others @ ..] = told[..] else {
+        let [uid, gid, home, root_home, processor, boot, clock, ref others @ ..] = told[..] else {
             return Err(ScriptError::Senseless { what });
         };
-        let (Ok(uid), Ok(boot)) = (uid.parse(), Uuid::try_parse(boot)) else {
+        let (Ok(uid), Ok(gid), Ok(boot)) = (uid.parse(), gid.parse(), Uuid::try_parse(boot)) else {
             return Err(ScriptError::Senseless { what });
         };
         let facts = Facts {
-            uid,
+            ids: UserIds { uid, gid },
             home: home.parse()?,
+            // A shell leaves the text as it is if the guest has no user of that name.
+            root_home: root_home.parse().or_else(|_| "/root".parse())?,
             processor: processor.to_owned(),
             boot: BootId(boot.into_bytes()),
+            clock_off_by: asked
+                .zip(answered)
+                .and_then(|(asked, answered)| Some(clock_gap::off_by(asked, clock.parse().ok()?, answered))),
         };
         let mark = ScriptMark::new().map_err(ScriptError::Unnamed)?;
         Ok(Self { session, facts, mark, others: !others.is_empty() })
@@ -235,7 +251,8 @@ impl Shell {
     ) -> Result<Dialogue, ScriptError> {
         let channel = |source| ScriptError::Channel { what, source };
         let command = self.session.start(self.command(rights).as_bytes()).await.map_err(channel)?;
-        let mut dialogue = Dialogue { what, rights, command, pending: Vec::new(), stderr: Vec::new() };
+        let pending = Zeroizing::default();
+        let mut dialogue = Dialogue { what, rights, command, pending, stderr: Vec::new() };
         let begun = loop {
             if let Some(at) = find(&dialogue.pending, BEGIN) {
                 break at + BEGIN.len();
@@ -250,7 +267,7 @@ impl Shell {
     fn command(&self, rights: Rights) -> String {
         let loader = loader(Some(&self.mark));
         match rights {
-            Rights::Root if self.facts.uid != 0 => format!("sudo -n {loader}"),
+            Rights::Root if self.facts.ids.uid != 0 => format!("sudo -n {loader}"),
             _ => loader,
         }
     }
@@ -261,7 +278,7 @@ pub struct Dialogue {
     what: &'static str,
     rights: Rights,
     command: GuestCommand,
-    pending: Vec<u8>,
+    pending: Zeroizing<Vec<u8>>,
     stderr: Vec<u8>,
 }
 
@@ -302,6 +319,42 @@ impl Dialogue {
                 Err(ScriptError::Failed { exit: CommandExit::Status(0), .. }) => return Ok(()),
                 Err(error) => return Err(error),
             }
+        }
+    }
+
+    /// Closes the script's stdin, and returns what it writes to stdout until it ends successfully: at most `most` bytes, for
+    /// which the memory is there from the start, so that no part of a secret is moved and left behind.
+    ///
+    /// # Errors
+    /// [`ScriptError::Failed`], [`ScriptError::Channel`].
+    pub async fn read_to_end(mut self, most: usize) -> Result<Zeroizing<Vec<u8>>, ScriptError> {
+        let channel = |source| ScriptError::Channel { what: self.what, source };
+        self.command.send_no_more().await.map_err(channel)?;
+        let mut whole = Zeroizing::new(Vec::with_capacity(most));
+        whole.extend_from_slice(&self.pending);
+        let (mut exit, mut no_more) = (None, false);
+        while exit.is_none() || !no_more {
+            match self.command.next().await {
+                Ok(CommandEvent::Out(data)) if whole.len() + data.len() <= most => {
+                    whole.extend_from_slice(&data);
+                }
+                Ok(CommandEvent::Err(data)) if self.stderr.len() + data.len() <= MOST => {
+                    self.stderr.extend_from_slice(&data);
+                }
+                Ok(CommandEvent::Out(_) | CommandEvent::Err(_)) => {
+                    return Err(channel(ChannelError::TooMuch { limit: most }));
+                }
+                // A server may report the end of the command before its last output.
+                Ok(CommandEvent::Ended(how)) => exit = Some(how),
+                Ok(CommandEvent::NoMore) => no_more = true,
+                Err(ChannelError::Closed | ChannelError::Unsaid) if exit.is_some() => break,
+                Err(error) => return Err(channel(error)),
+            }
+        }
+        match exit {
+            Some(CommandExit::Status(0)) => Ok(whole),
+            Some(exit) => Err(script_error(self.what, self.rights, true, exit, &self.stderr)),
+            None => Err(channel(ChannelError::Unsaid)),
         }
     }
 
@@ -350,9 +403,9 @@ fn script_error(
     }
 }
 
-/// The last three lines of stderr, joined into one line that is safe to print.
-fn last_words(stderr: &[u8]) -> String {
-    let text = String::from_utf8_lossy(stderr);
+/// The last three lines of what a program of the guest has printed, joined into one line that is safe to print.
+pub(super) fn last_words(printed: &[u8]) -> String {
+    let text = String::from_utf8_lossy(printed);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let end = lines[lines.len().saturating_sub(3)..].join("; ");
     end.chars().filter(|letter| !letter.is_control()).take(400).collect()

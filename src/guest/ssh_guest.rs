@@ -7,29 +7,38 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use russh::keys::PrivateKey;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::channel::{ChannelError, Endpoint, Limits, SshSession};
-use super::credentials::{Credential, Wanted};
+use super::credentials::Credential;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
-use super::key::KeyError;
-use super::mounts::{self, Mount};
-use super::ready::until_ready;
+use super::mounts;
+use super::ready::{Patience, until_ready};
+use super::scripts::{self, GuestScriptNotice};
 use super::settle::Unsettled;
 use super::shell::{Rights, ScriptError, Shell};
 use super::sources::SourceError;
-use super::{examine, settle, stale_scripts, wipe};
+use super::{audit, backup, examine, processes, settle, stale_scripts, swap, wall_clock, wipe, wiped_values};
+use crate::files::Folder;
+use crate::files::search::known::{KnownValues, KnownValuesError};
+use crate::files::search::value::NamedValue;
 use crate::world::{
-    BootId, Equipment, Failure, Generation, Guest, Interrupt, Machine, ReadyTimeout, Result, Settlement,
-    Slot, UserName, Vmm, VmmState, WaitObserver,
+    BootId, Equipment, Failure, Generation, Guest, GuestAudit, GuestPath, GuestScriptPoint,
+    GuestScriptsOutcome, Interrupt, Machine, Presence, ReadyTimeout, Result, Secret, Settlement, Slot,
+    UnprovenPlace, Vmm, VmmState, WaitObserver, error_chain,
+};
+
+mod settings;
+
+pub use settings::{
+    Address, ConsoleSize, GuestScriptObserver, GuestSettings, PinPath, SwapObserver, UnsettledObserver,
+    UserObserver, WaitingObserver,
 };
 
 /// How often the VMM is asked whether it still has the VM.
@@ -41,44 +50,8 @@ const WATCH_LIMIT: Duration = Duration::from_secs(10);
 /// power button.
 const SHUT_DOWN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Gives the address of the guest's SSH server, by the VM's slot.
-pub type Address = dyn Fn(Slot) -> SocketAddr + Send + Sync;
-
-/// Gives the path of the file for the host key of a generation of disks. Its directory exists.
-pub type PinPath = dyn Fn(Generation) -> PathBuf + Send + Sync;
-
-/// Is told what a guest was not given when it went on, and why.
-pub type UnsettledObserver = dyn Fn(&Unsettled) + Send + Sync;
-
-/// Is told how long a guest has not answered yet, as long as it does not.
-pub type WaitingObserver = dyn Fn(&Machine, Duration) + Send + Sync;
-
-/// The settings for reaching the guests of one workspace, and the credentials and shares that the guests get.
-pub struct GuestSettings {
-    /// The user to log in as: root, or a user with `sudo` without a password.
-    pub user: UserName,
-    /// The key that the image accepts for a login, or why it cannot be used. Then no call reaches the guest.
-    pub key: std::result::Result<Arc<PrivateKey>, Arc<KeyError>>,
-    /// The file for the host key of a generation of disks. The file lies beside the disk images, and is copied and
-    /// removed with them.
-    pub pin: Arc<PinPath>,
-    /// The address of the SSH server: [`address`], except in the simulator and in tests.
-    pub address: Arc<Address>,
-    /// The credentials that the guest gets, and the files to wipe.
-    pub wanted: Wanted,
-    /// Whether a guest that cannot be given fresh entropy must not go on.
-    pub require_entropy: bool,
-    /// Is told why a guest could not be settled, also where an operation goes on without it.
-    pub on_unsettled: Arc<UnsettledObserver>,
-    /// Is told that the guest is waited for, several times a second.
-    pub on_waiting: Arc<WaitingObserver>,
-    /// The shares that the guest mounts.
-    pub mounts: Vec<Mount>,
-    /// The time limit from the first attempt until a command has run. It includes the boot of the guest.
-    pub ready: ReadyTimeout,
-    /// Limits of single connections.
-    pub limits: Limits,
-}
+/// How long a new connection for scripts may take, where the earlier one has ended. The guest has been SSH-ready before.
+const SCRIPTS_CONNECT_LIMIT: Duration = Duration::from_secs(180);
 
 /// The SSH server of the guest in a slot.
 #[must_use]
@@ -128,12 +101,21 @@ impl SshGuest {
         self.reach(machine, interrupt, waiting).await
     }
 
+    /// Sets the clock of the guest if it was off when this connection was made, as after a suspend of the host. Tells the
+    /// observer why it cannot be set.
+    pub async fn put_clock_right(&self, shell: &Shell) {
+        if let Err(unsettled) = wall_clock::put_right(shell).await {
+            (self.settings.on_unsettled)(&unsettled);
+        }
+    }
+
     /// Does the same as [`SshGuest::connect`], and calls `waiting` from time to time.
     async fn reach(&self, machine: &Machine, interrupt: &Interrupt, waiting: impl Fn()) -> Result<Shell> {
-        let GuestSettings { user, key, address, ready, limits, .. } = &self.settings;
+        let GuestSettings { user, key, address, dial, ready, console, limits, .. } = &self.settings;
         let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
         let endpoint = Endpoint {
             address: address(machine.slot),
+            dial: Arc::clone(dial),
             user: user.clone(),
             key: Arc::clone(key),
             pin: self.pin(machine.disk),
@@ -143,8 +125,9 @@ impl SshGuest {
             let session = SshSession::open(endpoint, limits).await?;
             Ok(Shell::greet(session, limits.connect).await?)
         };
-        let connected =
-            async { until_ready(ready.duration(), *limits, interrupt, attempt).await.map_err(failure) };
+        let signs = || console(machine);
+        let patience = Patience { within: ready.duration(), signs: &signs };
+        let connected = async { until_ready(patience, *limits, interrupt, attempt).await.map_err(failure) };
         self.watching(machine, connected, waiting).await
     }
 
@@ -238,6 +221,38 @@ impl SshGuest {
         let held = self.held.get_or_try_init(read).await;
         held.cloned().map_err(|error: SourceError| Failure::world(error))
     }
+
+    /// The values that are injected, each with its name.
+    ///
+    /// # Errors
+    /// If a source cannot be read.
+    pub async fn values(&self) -> Result<Vec<NamedValue>> {
+        let credentials = self.credentials(&|_| ()).await?;
+        Ok(credentials.iter().flat_map(|credential| credential.values.clone()).collect())
+    }
+
+    /// Hands over the state of the workspace, and the values that snapshots have to be searched for from now on.
+    async fn with_values(
+        &self,
+        act: fn(&Folder, &[NamedValue]) -> Result<(), KnownValuesError>,
+    ) -> Result<()> {
+        let values = self.values().await?;
+        if values.is_empty() {
+            return Ok(());
+        }
+        act(&self.state()?, &values).map_err(Failure::world)
+    }
+
+    fn state(&self) -> Result<Folder> {
+        Folder::open(&self.settings.state).map_err(Failure::world)
+    }
+
+    /// What a wipe takes from the guest besides histories.
+    async fn wiped_paths(&self, shell: &Shell) -> Result<Vec<GuestPath>> {
+        let known = KnownValues::read(&self.state()?).map_err(Failure::world)?;
+        let paths = audit::wiped_paths(shell, known.as_ref(), &self.settings.wanted).await;
+        paths.map_err(Failure::world)
+    }
 }
 
 /// A connection in use. If the call on it fails or is dropped, the connection is not used again, because its script may
@@ -278,51 +293,128 @@ exit 127
 #[async_trait]
 impl Guest for SshGuest {
     async fn ready(&self, machine: &Machine) -> Result<BootId> {
-        self.with(machine, async |shell: &Shell| Ok(shell.facts.boot)).await
+        let on_user = &self.settings.on_user;
+        let (boot, ids) =
+            self.with(machine, async |shell: &Shell| Ok((shell.facts.boot, shell.facts.ids))).await?;
+        on_user(ids);
+        Ok(boot)
     }
 
     async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()> {
         tokio::select! {
-            held = self.credentials(waits) => held.map(drop),
-            () = interrupt.wait() => Err(Failure::Interrupted),
+            held = self.credentials(waits) => held.map(drop)?,
+            () = interrupt.wait() => return Err(Failure::Interrupted),
         }
+        // Whether they can be written down is known before a guest is touched.
+        self.with_values(KnownValues::examine).await
     }
 
-    async fn examine(&self, machine: &Machine) -> Result<()> {
+    async fn examine(&self, machine: &Machine) -> Result<u64> {
         let credentials = self.credentials(&|_| ()).await?;
         let overwrite = &self.settings.wanted.overwrite;
+        let targets = self.settings.wanted.targets();
         self.with(machine, async |shell: &Shell| {
-            examine::examine(shell, &credentials, overwrite, self.settings.require_entropy)
-                .await
-                .map_err(Failure::world)
+            let examined =
+                examine::examine(shell, &credentials, overwrite, self.settings.require_entropy).await;
+            examined.map_err(Failure::world)?;
+            let list = self.wiped_paths(shell).await?;
+            backup::measure(shell, &targets, &list).await.map_err(Failure::world)
         })
         .await
     }
 
     async fn inject(&self, machine: &Machine) -> Result<()> {
         let credentials = self.credentials(&|_| ()).await?;
+        self.with_values(KnownValues::remember).await?;
         let overwrite = &self.settings.wanted.overwrite;
         let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
+            // Before the credentials, so that a guest that has them has its swap too.
+            let stays_off = match swap::switch_on(shell).await {
+                Err(error @ ScriptError::Channel { .. }) => return Err(Failure::world(error)),
+                Err(error) => error_chain(&error),
+                Ok(stays_off) => stays_off,
+            };
+            if !stays_off.is_empty() {
+                (self.settings.on_no_swap)(&stays_off);
+            }
             wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
             inject::inject(shell, &credentials, overwrite).await.map_err(Failure::world)
         })
         .await
     }
 
-    async fn wipe(&self, machine: &Machine) -> Result<()> {
+    async fn back_up(&self, machine: &Machine) -> Result<Option<Secret>> {
+        let targets = self.settings.wanted.targets();
+        self.with(machine, async |shell: &Shell| {
+            let list = self.wiped_paths(shell).await?;
+            backup::back_up(shell, &targets, &list).await.map_err(Failure::world)
+        })
+        .await
+    }
+
+    async fn give_back(&self, machine: &Machine, backup: &Secret) -> Result<()> {
+        self.with(machine, async |shell: &Shell| {
+            backup::give_back(shell, backup).await.map_err(Failure::world)
+        })
+        .await
+    }
+
+    async fn audit(&self, machine: &Machine, backup: Option<&Secret>) -> Result<GuestAudit> {
+        let state = self.state()?;
+        let mut unproven = match backup {
+            Some(backup) => wiped_values::remember(&state, backup).map_err(Failure::world)?,
+            None => Vec::new(),
+        };
+        let known = KnownValues::read(&state).map_err(Failure::world)?;
+        let wanted = &self.settings.wanted;
+        let found = self.with(machine, async |shell: &Shell| {
+            audit::audit(shell, known.as_ref(), wanted).await.map_err(Failure::world)
+        });
+        let mut audit = match found.await {
+            // No wipe depends on it, so the receipt says what is missing.
+            Err(Failure::World(error)) => {
+                let (place, reason) = (processes::ALL.to_owned(), error_chain(&*error));
+                unproven.push(UnprovenPlace { place, reason });
+                GuestAudit::default()
+            }
+            found => found?,
+        };
+        audit.unproven.splice(0..0, unproven);
+        Ok(audit)
+    }
+
+    async fn switch_off_swap(&self, machine: &Machine) -> Result<Vec<UnprovenPlace>> {
+        let switched =
+            self.with(machine, async |shell: &Shell| swap::switch_off(shell).await.map_err(Failure::world));
+        match switched.await {
+            // What is swapped out is on a disk, which is searched, or in RAM: the receipt says what is not proven.
+            Err(Failure::World(error)) => {
+                let place = swap::ALL.to_owned();
+                Ok(vec![UnprovenPlace { place, reason: error_chain(&*error) }])
+            }
+            switched => switched,
+        }
+    }
+
+    async fn wipe(&self, machine: &Machine, backup: Option<&Secret>) -> Result<bool> {
         let targets = self.settings.wanted.targets();
         let list = &self.settings.wanted.wipe;
         self.with_last(machine, async |shell: &Shell| {
-            wipe::wipe(shell, &targets, list).await.map_err(Failure::world)
+            wipe::wipe(shell, &targets, list, backup).await.map_err(Failure::world)
         })
         .await
     }
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
-        let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| mounts::mount(shell, mounts).await.map_err(Failure::world))
-            .await
+        let GuestSettings { mounts, on_remounted, .. } = &self.settings;
+        self.with(machine, async |shell: &Shell| {
+            if mounts::mount(shell, mounts).await.map_err(Failure::world)? {
+                on_remounted();
+            }
+            Ok(())
+        })
+        .await
     }
 
     async fn share_users(&self, machine: &Machine) -> Result<Vec<String>> {
@@ -334,9 +426,7 @@ impl Guest for SshGuest {
     }
 
     async fn forget_shares(&self, machine: &Machine) -> Result<()> {
-        let mounts = &self.settings.mounts;
-        self.with(machine, async |shell: &Shell| mounts::forget(shell, mounts).await.map_err(Failure::world))
-            .await
+        self.with(machine, async |shell: &Shell| mounts::forget(shell).await.map_err(Failure::world)).await
     }
 
     async fn unmount(&self, machine: &Machine) -> Result<()> {
@@ -352,7 +442,10 @@ impl Guest for SshGuest {
         let expected: Vec<_> = credentials.iter().map(Expected::from).collect();
         let shares = &self.settings.mounts;
         self.with(machine, async |shell: &Shell| {
-            let credentials = inject::presence(shell, &expected).await.map_err(Failure::world)?;
+            let mut credentials = inject::presence(shell, &expected).await.map_err(Failure::world)?;
+            if credentials == Presence::Whole && swap::is_off(shell).await.map_err(Failure::world)? {
+                credentials = Presence::Partial;
+            }
             let mounts = mounts::presence(shell, shares).await.map_err(Failure::world)?;
             Ok(Equipment { credentials, mounts })
         })
@@ -376,12 +469,53 @@ impl Guest for SshGuest {
         .await
     }
 
+    async fn keep_time(&self, machine: &Machine) -> Result<()> {
+        self.with(machine, async |shell: &Shell| {
+            self.put_clock_right(shell).await;
+            Ok(())
+        })
+        .await
+    }
+
     fn requires_entropy(&self) -> bool {
         self.settings.require_entropy
     }
 
     fn ready_timeout(&self) -> ReadyTimeout {
         self.settings.ready
+    }
+
+    fn has_scripts(&self, point: GuestScriptPoint) -> bool {
+        self.settings.scripts.get(&point).is_some_and(|scripts| !scripts.is_empty())
+    }
+
+    async fn run_scripts(
+        &self,
+        machine: &Machine,
+        point: GuestScriptPoint,
+        limit: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<GuestScriptsOutcome> {
+        let GuestSettings { scripts, on_script, .. } = &self.settings;
+        let Some(scripts) = scripts.get(&point) else { return Ok(GuestScriptsOutcome::Succeeded) };
+        let ran = self.with(machine, async |shell: &Shell| {
+            scripts::run_all(&shell.session, (point, scripts), limit, interrupt, &**on_script).await
+        });
+        let most = limit + SCRIPTS_CONNECT_LIMIT;
+        match timeout(most, ran).await.unwrap_or(Err(Failure::TimedOut(most))) {
+            Err(failure @ (Failure::Lost | Failure::Interrupted)) => Err(failure),
+            // A connection breaks, too, when the VM goes.
+            Ok(GuestScriptsOutcome::Unfinished) if self.is_gone(machine).await => Err(Failure::Lost),
+            Err(source) => {
+                on_script(&GuestScriptNotice::Unreachable { point: point.key(), source });
+                Ok(GuestScriptsOutcome::Unfinished)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn tell_of_rerun(&self, point: GuestScriptPoint) {
+        (self.settings.on_script)(&GuestScriptNotice::Again { point: point.key() });
     }
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {

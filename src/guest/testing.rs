@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use russh::keys::PrivateKey;
 use tempfile::TempDir;
 
-use super::channel::{Endpoint, Limits, SshSession};
+use super::channel::{Endpoint, Limits, SshSession, dial_here};
 use super::host_key::Pin;
 use super::key;
 use super::ready::until_ready;
@@ -62,8 +62,8 @@ impl Server {
     pub(super) fn start(kind: Kind) -> Option<Self> {
         let programs = match kind {
             Kind::Busybox => &["unshare", "busybox", "dropbear"][..],
-            Kind::Debian => &["unshare", "sshd", "sudo"],
-            Kind::DebianWithoutSudo => &["unshare", "sshd"],
+            Kind::Debian => &["unshare", "sshd", "sudo", "swapoff"],
+            Kind::DebianWithoutSudo => &["unshare", "sshd", "swapoff"],
         };
         let needs: Vec<Need> =
             [Need::Root].into_iter().chain(programs.iter().map(|name| Need::Program(name))).collect();
@@ -110,6 +110,11 @@ impl Server {
         Some(Self { address, key, directory, homes, process })
     }
 
+    /// The file that stands for the guest's list of its swap.
+    pub(super) fn swaps(&self) -> PathBuf {
+        self.directory.path().join("swaps")
+    }
+
     /// A file in the home of a user.
     pub(super) fn home(&self, user: &str, name: &str) -> PathBuf {
         self.homes.join(user).join(name)
@@ -118,6 +123,7 @@ impl Server {
     pub(super) fn endpoint(&self, user: &str) -> Endpoint {
         Endpoint {
             address: self.address,
+            dial: Arc::new(dial_here),
             user: user.parse().unwrap(),
             key: Arc::clone(&self.key),
             pin: Pin::new(self.directory.path().join("pin")),
@@ -129,7 +135,7 @@ impl Server {
         let attempt = async move |limits: Limits| {
             Ok(Shell::greet(SshSession::open(endpoint, limits).await?, limits.connect).await?)
         };
-        let shell = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
+        let shell = until_ready(LIMIT.into(), Limits::default(), &Interrupt::new(), attempt).await;
         shell.unwrap_or_else(|error| panic!("{error:?}\n{}", self.log()))
     }
 
@@ -153,6 +159,16 @@ const PASSWD: &str = "root::0:0:root:HOMES/root:/bin/sh\nuser::1000:1000:user:HO
 /// A stand-in that logs its arguments. The real fstrim would trim this machine's disks.
 const FSTRIM: &str = "#!/bin/sh\necho \"$@\" >> LOG\n";
 
+/// The list of the kernel without an entry. A test server has one of its own, so that no test switches the swap of this
+/// machine.
+const SWAPS: &str = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
+/// Stand-ins that change the list. A busybox that has the programs itself does not use them.
+const SWAPOFF: &str = "#!/bin/sh\ncase $1 in */busy) echo 'it is busy' >&2; exit 1 ;; esac\n\
+    l=$(grep -v \"^$1 \" /proc/swaps); printf '%s\\n' \"$l\" > /proc/swaps\n";
+const SWAPON: &str = "#!/bin/sh\np=-2\n[ \"$1\" != -p ] || { p=$2; shift 2; }\n\
+    case $1 in */gone) echo 'it is gone' >&2; exit 1 ;; esac\n\
+    printf '%s partition 1024 0 %s\\n' \"$1\" \"$p\" >> /proc/swaps\n";
+
 fn executable(path: &Path, text: &str) {
     fs::write(path, text).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -171,6 +187,9 @@ fn busybox(directory: &Path, port: u16) -> (PathBuf, String) {
         symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
     executable(&root.join("bin/fstrim"), &FSTRIM.replace("LOG", "/run/fstrim.log"));
+    let swaps = directory.join("swaps");
+    fs::write(&swaps, SWAPS).unwrap();
+    let swaps = swaps.display();
     fs::write(root.join("etc/passwd"), PASSWD.replace("HOMES", "/home")).unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nusers:x:1000:\n").unwrap();
     fs::write(root.join("etc/shells"), "/bin/sh\n").unwrap();
@@ -185,7 +204,7 @@ fn busybox(directory: &Path, port: u16) -> (PathBuf, String) {
     ));
     let script = format!(
         "mount --bind '{path}' '{path}'; mount -t proc proc '{path}/proc'; mount --rbind /dev '{path}/dev'
-         mount -t tmpfs tmpfs '{path}/dev/shm'
+         mount -t tmpfs tmpfs '{path}/dev/shm'; mount --bind '{swaps}' '{path}/proc/swaps'
          exec env -i PATH=/bin /usr/sbin/chroot '{path}' /usr/sbin/dropbear -F -E -r /etc/hostkey -p 127.0.0.1:{port}"
     );
     (root.join("home"), script)
@@ -202,6 +221,9 @@ fn debian(directory: &Path, port: u16, sudo: bool) -> (PathBuf, String) {
     fs::write(directory.join("sudoers"), format!("root ALL=(ALL) ALL\n{rule}")).unwrap();
     fs::set_permissions(directory.join("sudoers"), fs::Permissions::from_mode(0o440)).unwrap();
     executable(&directory.join("fstrim"), &FSTRIM.replace("LOG", &format!("{path}/fstrim.log")));
+    executable(&directory.join("swapoff"), SWAPOFF);
+    executable(&directory.join("swapon"), SWAPON);
+    fs::write(directory.join("swaps"), SWAPS).unwrap();
     sh(&format!(
         "ssh-keygen -q -t ed25519 -N '' -f '{path}/hostkey'; ssh-keygen -q -t ecdsa -N '' -f '{path}/hostkey2'
          chmod 755 '{path}/homes'; chmod 644 '{path}/passwd'"
@@ -213,7 +235,8 @@ fn debian(directory: &Path, port: u16, sudo: bool) -> (PathBuf, String) {
     let script = format!(
         "cd '{path}'; for f in passwd shadow sudoers; do mount --bind $f /etc/$f; done
          mount --bind fstrim /usr/sbin/fstrim; mount -t tmpfs tmpfs /run; mkdir -p /run/sshd
-         mount -t tmpfs tmpfs /dev/shm; mount -t proc proc /proc
+         mount -t tmpfs tmpfs /dev/shm; mount -t proc proc /proc; mount --bind swaps /proc/swaps
+         for p in swapoff swapon; do mount --bind $p \"$(command -v $p)\"; done
          exec /usr/sbin/sshd -D -e -f '{path}/sshd_config'"
     );
     (homes, script)

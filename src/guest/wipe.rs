@@ -1,36 +1,23 @@
 //! Removes credentials from the guest's files and from its kernel's page cache.
 //!
-//! nixbox overwrites and removes these files: every file in the ledger, every file that the configuration wants
-//! injected, the configuration's wipe list, and the histories of shells. Then the page cache is dropped and free blocks
-//! are trimmed. nixbox cannot reach memory that processes have freed: the guest's kernel has to zero that memory
-//! (`init_on_free=1`).
+//! nixbox overwrites and removes these files: every file in the ledger, every file that the configuration wants injected,
+//! the configuration's wipe list, the histories of shells and other programs, what `docker login` keeps, and the credential
+//! files that hold a known value. Then the page cache is dropped and free blocks are trimmed. nixbox cannot reach memory
+//! that processes have freed: the guest's kernel has to zero that memory (`init_on_free=1`).
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::backup::{self, BackedUp, BackupError, UNPACKED, WipeTargets};
 use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
 use super::shell::{Rights, ScriptError, Shell, quoted};
-use crate::world::GuestPath;
+use crate::world::{GuestPath, Secret};
 
 /// The time limit for removing files, which may include large directories.
 const REMOVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The time limit for sync and fstrim.
 const FLUSH_LIMIT: Duration = Duration::from_secs(120);
-
-/// Files below a home in which shells and other programs record typed input.
-const HISTORIES: [&str; 10] = [
-    ".ash_history",
-    ".bash_history",
-    ".sh_history",
-    ".zsh_history",
-    ".histfile",
-    ".python_history",
-    ".node_repl_history",
-    ".lesshst",
-    ".viminfo",
-    ".local/share/fish/fish_history",
-];
 
 /// Why a guest may still contain credentials.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +26,8 @@ pub enum WipeError {
     #[error("not removed from the guest: {}{}", .left.join(", "), reasons(.why))]
     Left { left: Vec<String>, why: String },
     #[error(transparent)]
+    Backup(#[from] BackupError),
+    #[error(transparent)]
     Script(#[from] ScriptError),
 }
 
@@ -46,19 +35,14 @@ fn reasons(why: &str) -> String {
     if why.is_empty() { String::new() } else { format!(" ({why})") }
 }
 
-/// The shell function `forget PATH FOLLOW` overwrites and removes a file or a directory, and succeeds if PATH does not
-/// exist. If PATH is a symbolic link, the link is removed; if FOLLOW is not empty, the file that the link leads to is
-/// removed too, unless that file lies on a share. `forget` never touches a share and never crosses a mount.
+/// The shell function `forget PATH` overwrites and removes a file or a directory, and succeeds if PATH does not exist. A
+/// symbolic link is removed and not followed. `forget` never touches a share and never crosses a mount.
 const FORGET: &str = r#"
 no() { printf '%s: %s\n' "$1" "$2"; return 1; }
 forget() {
   [ -e "$1" ] || [ -L "$1" ] || return 0
   ! shared "$(real_parent "$1")" || no "$1" 'lies on a share and is the host'\''s' || return 1
   if [ -L "$1" ]; then
-    d=$(readlink -f "$1") || d=
-    if [ -n "$2" ] && [ -f "$d" ] && ! shared "${d%/*}"; then
-      e=$(overwrite "$d" 2>&1 && rm -f "$d" 2>&1) || no "$d" "$e" || return 1
-    fi
     rm -f "$1"
   elif [ -d "$1" ]; then
     r=$(readlink -f "$1") || return 1
@@ -76,7 +60,14 @@ overwrite "$@"' sh {} + 2>&1 && rm -rf "$1" 2>&1) || no "$1" "$e" || return 1
   [ ! -e "$1" ] && [ ! -L "$1" ]
 }
 # Each line of an answer begins with a word of its own, so that no path can be mistaken for another answer.
-try() { w=$(forget "$1" "$2" 2>&1) || { printf 'left %s\n' "$1"; printf '%s\n' "$w" | sed 's/^/why /'; }; }
+left() { printf 'left %s\n' "$1"; printf '%s\n' "$2" | sed 's/^/why /'; }
+try() { w=$(forget "$1" 2>&1) || left "$1" "$w"; }
+# The guest may write to its own file at any time: it is looked at once more just before it is removed.
+try_same() {
+  # What lies in another entry has gone with it.
+  is_there "$1" || return 0
+  if is_same "$1" "$2"; then try "$1"; else left "$1" "$1: the guest has just written to it"; fi
+}
 "#;
 
 /// Drops caches and trims the file systems. A device that cannot discard blocks is no error.
@@ -92,25 +83,33 @@ while read -r _ m f o _; do
 done < /proc/mounts
 "#;
 
-/// Removes every injected file, every file that is `wanted` to be injected, and everything in `list`. Then drops caches
-/// and trims the file systems.
+/// Removes every injected file, every file that is `wanted` to be injected, the histories of shells, and everything in
+/// `list`. Then drops caches and trims the file systems. Returns `false`, and has removed nothing, if what nixbox did not
+/// write is not as in the backup.
 ///
 /// # Errors
 /// [`WipeError::Left`] names every file that could not be removed; all others are removed.
-pub async fn wipe(shell: &Shell, wanted: &[GuestPath], list: &[GuestPath]) -> Result<(), WipeError> {
-    let home = &shell.facts.home;
-    let mut ours: BTreeSet<String> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
-    ours.extend(wanted.iter().map(|path| path.expand(home)));
-    let mut theirs: BTreeSet<String> = list.iter().map(|path| path.expand(home)).collect();
-    theirs.extend(HISTORIES.iter().map(|name| home.join(name)));
-
+pub async fn wipe(
+    shell: &Shell,
+    wanted: &[GuestPath],
+    list: &[GuestPath],
+    backup: Option<&Secret>,
+) -> Result<bool, WipeError> {
+    let targets = WipeTargets::of(shell, wanted, list).await?;
+    let theirs = backup::entries(backup)?;
+    if !backup::is_current(shell, &targets, &theirs).await? {
+        return Ok(false);
+    }
+    let WipeTargets { mut ours, theirs: places, .. } = targets;
+    // A VM that was lost may have left an entry half given back.
+    ours.extend(places.into_iter().map(|path| path + UNPACKED));
     remove(shell, &ours, &theirs).await?;
-    let list = format!("rm -f {}", quoted(&home.join(LEDGER)));
+    let list = format!("rm -f {}", quoted(&shell.facts.home.join(LEDGER)));
     shell.script("remove the list of injected files", Rights::User, &list, &[], REMOVE_LIMIT).await?;
     shell
         .script("drop the guest's caches", Rights::Root, &format!("{FUNCTIONS}{FLUSH}"), &[], FLUSH_LIMIT)
         .await?;
-    Ok(())
+    Ok(true)
 }
 
 /// Removes every injected file that is no longer `wanted`.
@@ -125,7 +124,7 @@ pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), Wi
     if strays.is_empty() {
         return Ok(());
     }
-    remove(shell, &strays, &BTreeSet::new()).await?;
+    remove(shell, &strays, &[]).await?;
     let kept: String = noted.intersection(&wanted).map(|path| format!("{path}\n")).collect();
     let list = quoted(&home.join(LEDGER));
     let script = format!("list={list}; cat > \"$list.new\" && mv -f \"$list.new\" \"$list\"");
@@ -136,18 +135,22 @@ pub async fn remove_strays(shell: &Shell, wanted: &[GuestPath]) -> Result<(), Wi
 }
 
 /// Overwrites and removes each path with the rights that its place needs. A path of `ours` (files that nixbox injects)
-/// that the user cannot remove is removed by root. Symbolic links are followed for `theirs` only (files of the guest):
-/// nixbox injects no links, so the file that a link leads to is not one that nixbox wrote.
-async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String>) -> Result<(), WipeError> {
+/// that the user cannot remove is removed by root. What is `theirs` (the guest's) is removed if it is as in the backup.
+async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &[BackedUp]) -> Result<(), WipeError> {
     let home = &shell.facts.home;
     let mine = |path: &&String| rights(home, path, None) == Rights::User;
     let (user_ours, mut root_ours): (Vec<_>, Vec<_>) = ours.iter().partition(mine);
-    let (user_theirs, root_theirs): (Vec<_>, Vec<_>) = theirs.iter().partition(mine);
+    let (user_theirs, root_theirs): (Vec<_>, Vec<_>) =
+        theirs.iter().partition(|entry| entry.rights == Rights::User);
 
     let mut left = attempt(shell, Rights::User, &user_ours, &user_theirs).await?;
     let resisting: Vec<_> = user_ours.into_iter().filter(|path| left.holds(path)).collect();
     root_ours.extend(&resisting);
+    let is_left_over = |path: &&String| path.ends_with(UNPACKED);
+    let needs_root = !root_theirs.is_empty() || !root_ours.iter().all(is_left_over);
     match attempt(shell, Rights::Root, &root_ours, &root_theirs).await {
+        // Nothing is known to be there that root alone can remove.
+        Err(ScriptError::NoRights { .. }) if !needs_root && left.paths.is_empty() => {}
         Ok(rest) => {
             left.paths.retain(|path| !resisting.iter().any(|ours| is_of(path, ours)));
             left.paths.extend(rest.paths);
@@ -155,7 +158,9 @@ async fn remove(shell: &Shell, ours: &BTreeSet<String>, theirs: &BTreeSet<String
         }
         // Root's rights cannot be obtained. The names of the files that are left are more useful than that error.
         Err(ScriptError::NoRights { .. }) if !left.paths.is_empty() => {
-            left.paths.extend(root_ours.iter().chain(&root_theirs).map(|path| (*path).clone()));
+            let wanted = root_ours.iter().filter(|path| !is_left_over(path));
+            left.paths.extend(wanted.map(|path| (*path).clone()));
+            left.paths.extend(root_theirs.iter().map(|entry| entry.path.clone()));
             left.paths.sort();
             left.paths.dedup();
             left.why.push("the guest's user has no `sudo` without a password".to_owned());
@@ -189,17 +194,18 @@ async fn attempt(
     shell: &Shell,
     with: Rights,
     ours: &[&String],
-    theirs: &[&String],
+    theirs: &[&BackedUp],
 ) -> Result<Left, ScriptError> {
     if ours.is_empty() && theirs.is_empty() {
         return Ok(Left { paths: Vec::new(), why: Vec::new() });
     }
-    let mut script = format!("{FUNCTIONS}{FORGET}");
-    for path in ours {
-        script += &format!("try {} ''\ntry {} ''\n", quoted(path), quoted(&format!("{path}{UNFINISHED}")));
+    let mut script = format!("{FUNCTIONS}{}{FORGET}", backup::comparison());
+    // What is nixbox's own may lie in a directory that is the guest's, which would no longer be as in the backup.
+    for entry in theirs {
+        script += &format!("try_same {} {}\n", quoted(&entry.path), entry.digest);
     }
-    for path in theirs {
-        script += &format!("try {} follow\n", quoted(path));
+    for path in ours {
+        script += &format!("try {}\ntry {}\n", quoted(path), quoted(&format!("{path}{UNFINISHED}")));
     }
     let told = shell.script("remove credentials from the guest", with, &script, &[], REMOVE_LIMIT).await?;
     Ok(Left {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files::Folder;
 use crate::files::copy::{self, CopyError, NamedFile, Progress};
-use crate::world::{Failure, Interrupt, Result, SourceFiles};
+use crate::world::{Failure, HashMethod, Interrupt, Result, SourceFiles};
 
 /// The file with the hashes.
 const FILE: &str = "contents.json";
@@ -61,7 +61,30 @@ impl SourceStamp {
 #[serde(deny_unknown_fields)]
 struct KnownContent {
     stamp: SourceStamp,
-    blake3: String,
+    /// Its hashes in hexadecimal digits, as far as they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pieces: Option<String>,
+}
+
+impl KnownContent {
+    fn of(stamp: SourceStamp) -> Self {
+        Self { stamp, blake3: None, pieces: None }
+    }
+
+    fn digits(&mut self, method: HashMethod) -> &mut Option<String> {
+        match method {
+            HashMethod::Whole => &mut self.blake3,
+            HashMethod::Pieces => &mut self.pieces,
+        }
+    }
+
+    /// The hash, if it is known. A hash that is malformed is not used, as if the record did not have it.
+    fn hash(&mut self, method: HashMethod) -> Option<[u8; 32]> {
+        let mut hash = [0; 32];
+        hex::decode_to_slice(self.digits(method).as_ref()?, &mut hash).ok().map(|()| hash)
+    }
 }
 
 /// [`SourceFiles`] of one workspace.
@@ -75,30 +98,32 @@ pub struct SourceContents {
 }
 
 impl SourceContents {
-    /// The hash of one file, from the record or from its bytes; `None` if the file cannot be read, or changes meanwhile.
+    /// What is known of one file, with its hash, from the record or from its bytes; `None` if the file cannot be read, or
+    /// changes meanwhile.
     async fn content(
         &self,
         path: &Path,
+        method: HashMethod,
         known: &BTreeMap<PathBuf, KnownContent>,
         interrupt: &Interrupt,
     ) -> Result<Option<KnownContent>> {
         let opened = open(path).and_then(|file| Ok((SourceStamp::of(&file)?, file)));
         let Ok((stamp, file)) = opened else { return Ok(None) };
-        if let Some(known) = known.get(path).filter(|known| known.stamp == stamp) {
-            return Ok(Some(known.clone()));
+        let known = known.get(path).filter(|known| known.stamp == stamp).cloned();
+        let mut content = known.unwrap_or(KnownContent::of(stamp));
+        if content.hash(method).is_some() {
+            return Ok(Some(content));
         }
         let what = format!("content of {}", path.display());
         let source = NamedFile { file, path: path.to_owned() };
-        let hashes = match copy::hash(what, source, Arc::clone(&self.progress), interrupt).await {
+        let hash = match copy::hash(what, source, method, None, Arc::clone(&self.progress), interrupt).await {
             Err(CopyError::Interrupted) => return Err(Failure::Interrupted),
             Err(_unreadable) => return Ok(None),
-            Ok(hashes) => hashes,
+            Ok(hash) => hash,
         };
-        let never = Interrupt::new();
-        let hash = tokio::task::spawn_blocking(move || hashes.finish(&never)).await;
-        let blake3 = hex::encode(hash.map_err(Failure::world)??);
+        *content.digits(method) = Some(hex::encode(hash));
         let after = open(path).and_then(|file| SourceStamp::of(&file)).ok();
-        Ok((after == Some(stamp)).then_some(KnownContent { stamp, blake3 }))
+        Ok((after == Some(stamp)).then_some(content))
     }
 }
 
@@ -111,19 +136,19 @@ fn open(path: &Path) -> std::io::Result<File> {
 
 #[async_trait]
 impl SourceFiles for SourceContents {
-    async fn contents(&self, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>> {
+    async fn contents(
+        &self,
+        method: HashMethod,
+        interrupt: &Interrupt,
+    ) -> Result<BTreeMap<String, [u8; 32]>> {
         let folder = Folder::open(&self.directory).ok();
         let bytes = folder.as_ref().and_then(|folder| folder.read(FILE, LIMIT).ok().flatten());
         let known: BTreeMap<PathBuf, KnownContent> =
             bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
         let (mut contents, mut next) = (BTreeMap::new(), BTreeMap::new());
         for (key, path) in &self.files {
-            let Some(content) = self.content(path, &known, interrupt).await? else { continue };
-            let mut hash = [0; 32];
-            // A hash that is malformed is not used, as if the record did not have it.
-            if hex::decode_to_slice(&content.blake3, &mut hash).is_err() {
-                continue;
-            }
+            let Some(mut content) = self.content(path, method, &known, interrupt).await? else { continue };
+            let Some(hash) = content.hash(method) else { continue };
             contents.insert(key.clone(), hash);
             if content.stamp.is_settled() {
                 next.insert(path.clone(), content);
@@ -142,12 +167,22 @@ impl SourceFiles for SourceContents {
 mod tests {
     use super::*;
     use crate::files::copy::NoProgress;
+    use crate::files::hash::tests::root_of;
+
+    fn hashes(
+        root: &Path,
+        method: HashMethod,
+        files: &[(&str, &str)],
+        progress: Arc<dyn Progress>,
+    ) -> BTreeMap<String, [u8; 32]> {
+        let files = files.iter().map(|(key, name)| ((*key).to_owned(), root.join(name))).collect();
+        let source = SourceContents { files, directory: root.to_owned(), progress };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(source.contents(method, &Interrupt::new())).unwrap()
+    }
 
     fn contents(root: &Path, files: &[(&str, &str)]) -> BTreeMap<String, [u8; 32]> {
-        let files = files.iter().map(|(key, name)| ((*key).to_owned(), root.join(name))).collect();
-        let source = SourceContents { files, directory: root.to_owned(), progress: Arc::new(NoProgress) };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(source.contents(&Interrupt::new())).unwrap()
+        hashes(root, HashMethod::Pieces, files, Arc::new(NoProgress))
     }
 
     #[test]
@@ -162,10 +197,18 @@ mod tests {
             .unwrap();
         let files = [("x", "a"), ("y", "b"), ("z", "c"), ("gone", "d"), ("fifo", "fifo"), ("directory", ".")];
         let found = contents(root.path(), &files);
-        assert_eq!(found["x"], *blake3::hash(b"kernel").as_bytes());
+        assert_eq!(found["x"], root_of(b"kernel"));
         assert_eq!(found["x"], found["y"]);
         assert_ne!(found["x"], found["z"]);
         assert_eq!(found.len(), 3);
+    }
+
+    struct NothingIsRead;
+
+    impl Progress for NothingIsRead {
+        fn progress(&self, what: &str, _done: u64, _total: u64) {
+            panic!("{what} is read");
+        }
     }
 
     #[test]
@@ -176,6 +219,13 @@ mod tests {
         let record = std::fs::read_to_string(root.path().join(FILE)).unwrap();
         assert!(record.contains(&hex::encode(found["x"])) && record.contains(old), "{record}");
         assert_eq!(contents(root.path(), &[("x", old)]), found);
+        // The hash of the other method is computed when it is asked for, and kept beside it.
+        let whole = hashes(root.path(), HashMethod::Whole, &[("x", old)], Arc::new(NoProgress));
+        assert_eq!(whole["x"], *blake3::hash(&std::fs::read(old).unwrap()).as_bytes());
+        for method in [HashMethod::Pieces, HashMethod::Whole] {
+            let unread = hashes(root.path(), method, &[("x", old)], Arc::new(NothingIsRead));
+            assert_eq!(unread["x"], if method == HashMethod::Whole { whole["x"] } else { found["x"] });
+        }
         // A file that is not asked for any more is forgotten.
         contents(root.path(), &[]);
         assert_eq!(std::fs::read_to_string(root.path().join(FILE)).unwrap(), "{}");
@@ -187,17 +237,17 @@ mod tests {
         let path = root.path().join("a");
         std::fs::write(&path, "kernel").unwrap();
         let stamp = SourceStamp::of(&File::open(&path).unwrap()).unwrap();
-        let invented = KnownContent { stamp, blake3: hex::encode([7; 32]) };
+        let invented = KnownContent { pieces: Some(hex::encode([7; 32])), ..KnownContent::of(stamp) };
         let record = BTreeMap::from([(&path, invented)]);
         std::fs::write(root.path().join(FILE), serde_json::to_vec(&record).unwrap()).unwrap();
         assert_eq!(contents(root.path(), &[("x", "a")])["x"], [7; 32]);
 
         // The same size, and another content.
         std::fs::write(&path, "KERNEL").unwrap();
-        assert_eq!(contents(root.path(), &[("x", "a")])["x"], *blake3::hash(b"KERNEL").as_bytes());
+        assert_eq!(contents(root.path(), &[("x", "a")])["x"], root_of(b"KERNEL"));
         for bad in ["", "{}", "[]", "{\"a\": 1}"] {
             std::fs::write(root.path().join(FILE), bad).unwrap();
-            assert_eq!(contents(root.path(), &[("x", "a")])["x"], *blake3::hash(b"KERNEL").as_bytes());
+            assert_eq!(contents(root.path(), &[("x", "a")])["x"], root_of(b"KERNEL"));
         }
     }
 }

@@ -11,18 +11,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::files::copy::{self, CopyError, CopyMethod, CopyRequest, NamedFile, Progress};
+use crate::files::copy::{self, Copied, CopyMethod, CopyRequest, NamedFile, Progress};
+use crate::files::search::findings::FileSearch;
 use crate::files::shared_paths::SharedPaths;
-use crate::files::{FileError, Folder};
-use crate::host::program::ProgramError;
-use crate::store::{self, StoreError};
+use crate::files::{FileError, Folder, extents};
+use crate::store::{self, LeakSearch};
 use crate::world::{
-    self, ByteSize, Disk, DiskSpec, Failure, Generation, HostPath, Interrupt, KeptDisk, KeptDiskId, Presence,
-    SnapshotId,
+    self, ByteSize, Disk, DiskSpec, Generation, HashMethod, HostPath, Interrupt, KeptDisk, KeptDiskId,
+    Presence, SnapshotId,
 };
 
+mod error;
+mod format;
 pub mod kept;
 mod mkfs;
+
+pub use error::DiskError;
 
 /// The SSH host key of the system on the disks. It is kept with the disks, because a clone of them has the same key.
 const HOST_KEY: &str = "host-key";
@@ -31,53 +35,6 @@ const HOST_KEY_LIMIT: u64 = 16 << 10;
 const INVENTORY: &str = "images.json";
 /// More than an inventory takes.
 const INVENTORY_LIMIT: u64 = 64 << 10;
-
-/// Why disk images could not be made, captured or removed.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum DiskError {
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(transparent)]
-    Copy(#[from] CopyError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("the disk image {} is not a regular file", path.display())]
-    TemplateKind { path: PathBuf },
-    #[error("cannot open the disk image {}", path.display())]
-    Template { path: PathBuf, source: FileError },
-    /// The template does not fit.
-    #[error(
-        "the disk image {} has {found} bytes, and its disk is to have {wanted}: raise `size` or leave it out",
-        path.display()
-    )]
-    TooSmall { path: PathBuf, found: u64, wanted: u64 },
-    #[error("disk {0} has neither an image nor a size")]
-    Nothing(usize),
-    #[error("mkfs.ext4 of {} failed", path.display())]
-    Mkfs { path: PathBuf, source: ProgramError },
-    #[error("{} is not the inventory of disk images that nixbox wrote", path.display())]
-    Inventory { path: PathBuf, source: serde_json::Error },
-    #[error("the disk images of generation {0} are not there, or not all of them")]
-    NotWhole(Generation),
-    #[error("there is no snapshot {0} to take disk images from or to put them into")]
-    NoSnapshot(SnapshotId),
-    /// An image is missing, or has another size than the manifest says.
-    #[error("{name} of snapshot {id} is not what its manifest says: the snapshot is damaged")]
-    Damaged { id: SnapshotId, name: String },
-    #[error("{} holds {name:?}, which is not nixbox's: nothing was removed", folder.display())]
-    Foreign { folder: PathBuf, name: std::ffi::OsString },
-}
-
-impl From<DiskError> for Failure {
-    fn from(error: DiskError) -> Self {
-        match error {
-            DiskError::Copy(error) => error.into(),
-            DiskError::Mkfs { source: ProgramError::Interrupted, .. } => Self::Interrupted,
-            error => Self::world(error),
-        }
-    }
-}
 
 type Result<T, E = DiskError> = std::result::Result<T, E>;
 
@@ -100,6 +57,8 @@ pub struct Disks {
     pub keep: Option<u32>,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
+    /// What a copy into a snapshot is searched for.
+    pub leaks: Arc<LeakSearch>,
     shared: SharedPaths,
     methods: Mutex<Vec<CopyMethod>>,
 }
@@ -124,13 +83,20 @@ fn image_number(name: &std::ffi::OsStr, prefix: &str) -> Option<usize> {
 impl Disks {
     /// The disk images of the workspace whose state has these two directories. All disks of earlier sessions are kept.
     #[must_use]
-    pub fn new(run: PathBuf, snapshots: PathBuf, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) -> Self {
+    pub fn new(
+        run: PathBuf,
+        snapshots: PathBuf,
+        specs: Vec<DiskSpec>,
+        progress: Arc<dyn Progress>,
+        leaks: Arc<LeakSearch>,
+    ) -> Self {
         Self {
             run,
             snapshots,
             specs,
             keep: None,
             progress,
+            leaks,
             shared: SharedPaths::default(),
             methods: Mutex::default(),
         }
@@ -237,10 +203,30 @@ impl Disks {
         target: NamedFile,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        let copying = CopyRequest { what: format!("disk {n}"), source, target, reflink: true, hash: false };
+        self.copy_image(n, source, target, None, None, interrupt).await.map(drop)
+    }
+
+    async fn copy_image(
+        &self,
+        n: usize,
+        source: NamedFile,
+        target: NamedFile,
+        hash: Option<HashMethod>,
+        search: Option<Arc<FileSearch>>,
+        interrupt: &Interrupt,
+    ) -> Result<Copied> {
+        let copying = CopyRequest {
+            what: format!("disk {n}"),
+            source,
+            target,
+            reflink: true,
+            smallest_hole: extents::PAGE,
+            hash,
+            search,
+        };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
         self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
-        Ok(())
+        Ok(copied)
     }
 
     async fn make_image(
@@ -264,6 +250,10 @@ impl Disks {
             FileError::Kind { .. } => DiskError::TemplateKind { path: path_of_template() },
             source => DiskError::Template { path: path_of_template(), source },
         })?;
+        let format = format::foreign(&source).map_err(FileError::system("read", template))?;
+        if let Some(format::ForeignFormat { name: format, command }) = format {
+            return Err(DiskError::Format { path: template.to_owned(), format, command });
+        }
         let found = source.metadata().map_err(FileError::system("examine", template))?.len();
         let wanted = spec.size.map_or(found, ByteSize::bytes);
         if wanted < found {
@@ -367,7 +357,8 @@ impl Disk for Disks {
         for n in 0..images.len() {
             let name = image_file(n);
             let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
-            bytes += copy::data_bytes(&file).map_err(FileError::system("examine", folder.path_of(&name)))?;
+            bytes +=
+                extents::data_bytes(&file).map_err(FileError::system("examine", folder.path_of(&name)))?;
         }
         Ok(bytes)
     }
@@ -408,7 +399,10 @@ impl Disk for Disks {
             let source = NamedFile { file, path: folder.path_of(&from) };
             staging.remove_file(&to)?;
             let target = NamedFile { file: staging.new_file(&to)?, path: staging.path_of(&to) };
-            self.clone_image(n, source, target, interrupt).await?;
+            let searching = self.leaks.while_copying(&to)?;
+            let (hash, search) = (Some(HashMethod::default()), searching.search.clone());
+            let copied = self.copy_image(n, source, target, hash, search, interrupt).await?;
+            self.leaks.copied(into, &staging, &to, copied, searching)?;
         }
         Ok(copy_host_key(&folder, &staging)?)
     }

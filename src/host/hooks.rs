@@ -2,7 +2,7 @@
 //!
 //! Each script is a process group of its own. The whole group is ended when nixbox is interrupted, and when the wait
 //! for the script is given up. Scripts run as the user who runs nixbox, with nixbox's environment and none of its
-//! capabilities.
+//! capabilities; the variable `NIXBOX` has the path of nixbox's program.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,6 +20,9 @@ use crate::world::{self, Failure, HookPoint, Hooks, Interrupt};
 
 /// How long a script may take to end after TERM.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// The variable in which a script finds this program, so that it can run a command in the guest with it.
+const PROGRAM: &str = "NIXBOX";
 
 /// Why a script did not do its work. The command line may hold a secret, so the script is named by its number from 1.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -62,6 +65,7 @@ impl ShellHooks {
             .arg("-c")
             .arg(script)
             .current_dir(&self.directory)
+            .env(PROGRAM, std::env::current_exe()?)
             .stdin(Stdio::null())
             .stdout(stderr)
             .process_group(0)
@@ -189,7 +193,10 @@ mod tests {
     #[tokio::test]
     async fn scripts_run_in_order_in_the_workspace_until_one_fails() {
         let directory = tempfile::tempdir().unwrap();
-        let hooks = hooks(&directory, &["echo a >> out", "echo b >> out; exit 3", "echo c >> out"]);
+        let hooks = hooks(
+            &directory,
+            &["echo a >> out", "test -x \"$NIXBOX\" && echo b >> out; exit 3", "echo c >> out"],
+        );
         let failure = hooks.run(HookPoint::PreUp, &Interrupt::new()).await.unwrap_err();
         assert!(failure.to_string().contains("script 2 of hooks.pre-up"));
         let written = std::fs::read_to_string(directory.path().join("out")).unwrap();

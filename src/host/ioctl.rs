@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
@@ -59,16 +59,26 @@ impl Tap {
     /// # Errors
     /// [`TapError`]. If it is [`TapError::Exists`], the other device was not touched.
     pub fn create(name: &str) -> Result<Self, TapError> {
-        Self::open(name, IFF_TUN_EXCL)
+        Self::open(name, open_device()?, IFF_TUN_EXCL)
     }
 
-    /// Attaches to an existing TAP, as a VMM does.
-    #[cfg(test)]
-    pub(crate) fn attach(name: &str) -> Result<Self, TapError> {
-        Self::open(name, 0)
+    /// Does the same as [`Tap::create`], in the network namespace in which `device`, /dev/net/tun, was opened.
+    ///
+    /// # Errors
+    /// [`TapError`]. If it is [`TapError::Exists`], the other device was not touched.
+    pub fn create_by(device: OwnedFd, name: &str) -> Result<Self, TapError> {
+        Self::open(name, device, IFF_TUN_EXCL)
     }
 
-    fn open(name: &str, more_flags: i16) -> Result<Self, TapError> {
+    /// Attaches to an existing TAP, as a VMM does. nixbox itself never does; tests and benchmarks do.
+    ///
+    /// # Errors
+    /// [`TapError`]. It is [`TapError::Exists`] if something is attached already.
+    pub fn attach(name: &str) -> Result<Self, TapError> {
+        Self::open(name, open_device()?, 0)
+    }
+
+    fn open(name: &str, file: OwnedFd, more_flags: i16) -> Result<Self, TapError> {
         let mut request = InterfaceRequest {
             name: [0; 16],
             flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | more_flags,
@@ -78,8 +88,6 @@ impl Tap {
             return Err(TapError::Name(name.to_owned()));
         }
         request.name[..name.len()].copy_from_slice(name.as_bytes());
-        let file = rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| TapError::Open(error.into()))?;
         // SAFETY: TUNSETIFF reads and writes one `struct ifreq` (40 bytes, `InterfaceRequest` has its layout) and keeps
         // no pointer to it.
         let done = unsafe { ioctl(&file, Setter::<TUNSETIFF, _>::new(request)) };
@@ -121,6 +129,22 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Opens /dev/net/tun. A TAP that is made by it is in the network namespace that this thread has now.
+///
+/// # Errors
+/// [`TapError::Open`].
+pub fn open_device() -> Result<OwnedFd, TapError> {
+    rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| TapError::Open(error.into()))
+}
+
+/// Makes a netlink connection out of a netlink socket.
+#[must_use]
+pub fn netlink_socket(socket: OwnedFd) -> rtnetlink::sys::TokioSocket {
+    // SAFETY: the descriptor is open and owned, and the connection becomes its only owner.
+    unsafe { rtnetlink::sys::TokioSocket::from_raw_fd(socket.into_raw_fd()) }
 }
 
 /// `struct mount_attr` of include/uapi/linux/mount.h.

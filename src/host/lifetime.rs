@@ -1,5 +1,5 @@
 //! What systemd ends of a user's VM, although nixbox did not end it: processes of a unit that stops, and what logind removes
-//! at a log-out.
+//! at a log-out; and where nixbox puts processes and files, so that they live on.
 //!
 //! | who | `/run/user/UID` and `/dev/shm` | so nixbox puts |
 //! |---|---|---|
@@ -9,19 +9,29 @@
 //! | any other user | are removed at the last log-out (logind.conf(5), `RemoveIPC=`) | both in the user's state |
 //!
 //! logind notes who lingers with a file of the user's name in `/var/lib/systemd/linger`, and has `/run/systemd/users` when it
-//! runs. The unit of a process is in `/proc/self/cgroup`, see cgroups(7). May use `world` and `files`.
+//! runs. Where the processes are is in [`super::systemd`]. May use `world`, `files` and that module.
 
 use std::path::PathBuf;
 
+use super::systemd::SystemdError;
+use super::systemd::scope::{self, ScopeManager};
+use super::systemd::unit::{self, Unit};
 use crate::files::FileError;
+
+/// If this variable is `none`, daemons enter no scopes. Tests set it, so that their many daemons do not ask the systemd of
+/// the host.
+const VARIABLE: &str = "NIXBOX_SCOPES";
 
 /// What ends a VM that this process starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lifetime {
     /// Whether the files in `/run/user/UID` and `/dev/shm` go with the last log-out of the user.
     pub files_end_at_log_out: bool,
-    /// The service whose stop ends the processes that this process starts (systemd.kill(5), `KillMode=`).
+    /// The service to which the processes belong that this process starts outside of a scope. Its stop ends them
+    /// (systemd.kill(5), `KillMode=`).
     pub service: Option<String>,
+    /// The manager of systemd in whose scopes daemons live on.
+    pub scopes: Option<ScopeManager>,
 }
 
 /// Where systemd says it.
@@ -30,8 +40,8 @@ struct SystemdFiles {
     users: PathBuf,
     /// The directory with a file for each user who lingers.
     lingering: PathBuf,
-    /// The file with the units of this process.
-    cgroup: PathBuf,
+    /// The directory that systemd has when it is the host's init, see sd_booted(3).
+    booted: PathBuf,
 }
 
 impl Lifetime {
@@ -46,53 +56,77 @@ impl Lifetime {
         let files = SystemdFiles {
             users: "/run/systemd/users".into(),
             lingering: "/var/lib/systemd/linger".into(),
-            cgroup: "/proc/self/cgroup".into(),
+            booted: "/run/systemd/system".into(),
         };
-        Self::read(&files, user.is_root(), name.as_deref())
+        let unit = unit::unit_in(&unit::cgroup()?);
+        let lifetime = Self::read(&files, user.as_raw(), name.as_deref(), unit.as_ref());
+        let unwanted = std::env::var_os(VARIABLE).is_some_and(|value| value == "none");
+        Ok(if unwanted { Self { scopes: None, ..lifetime } } else { lifetime })
     }
 
-    fn read(files: &SystemdFiles, root: bool, name: Option<&str>) -> Result<Self, FileError> {
+    fn read(files: &SystemdFiles, uid: u32, name: Option<&str>, unit: Option<&Unit>) -> Self {
         let lingers = name.is_some_and(|name| files.lingering.join(name).exists());
-        let text = match std::fs::read_to_string(&files.cgroup) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(FileError::system("read", &files.cgroup)(error)),
+        let scopes = match uid {
+            _ if !files.booted.is_dir() => None,
+            0 => Some(ScopeManager::System),
+            uid => lingers.then_some(ScopeManager::User(uid)),
         };
-        Ok(Self {
-            files_end_at_log_out: !root && files.users.is_dir() && !lingers,
-            service: service_in(&text),
-        })
+        Self {
+            files_end_at_log_out: uid != 0 && files.users.is_dir() && !lingers,
+            service: unit.and_then(Unit::service).map(str::to_owned),
+            scopes,
+        }
     }
 
-    /// One sentence for each thing that ends the VM.
+    /// Tries whether the daemons can enter scopes, if there is a manager of scopes.
+    ///
+    /// # Errors
+    /// The reason why they cannot.
+    pub async fn rehearse(&self) -> Result<(), SystemdError> {
+        match &self.scopes {
+            Some(scopes) => scope::rehearse(scopes).await,
+            None => Ok(()),
+        }
+    }
+
+    /// One sentence for each thing that ends the VM. `refused` says why the daemons cannot enter a scope after all.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let Self { files_end_at_log_out, service } = self;
-        let log_out = files_end_at_log_out.then(|| {
-            "a log-out ends a VM that was started in a desktop session, and its RAM is kept on disk, because a log-out empties \
-             /dev/shm: `loginctl enable-linger` lets VMs live on, with RAM on tmpfs"
+    pub fn warnings(&self, refused: Option<&str>) -> Vec<String> {
+        if let Some(reason) = refused {
+            let unit = self.service.as_deref().unwrap_or("the session of this command");
+            return vec![format!(
+                "systemd does not give the VM a scope of its own ({reason}), so the VM may end with {unit}"
+            )];
+        }
+        if self.scopes.is_some() {
+            return Vec::new();
+        }
+        let log_out = self.files_end_at_log_out.then(|| {
+            "a log-out ends a VM that was started in a desktop session (where logind.conf has KillUserProcesses=yes, in any \
+             session), and its RAM is kept on disk, because a log-out empties /dev/shm: `loginctl enable-linger` lets VMs \
+             live on, with RAM on tmpfs"
                 .to_owned()
         });
-        let service = service.as_ref().map(|service| {
+        let service = self.service.as_ref().map(|service| {
             format!(
-                "the VM belongs to {service} and ends when that service stops, unless it has KillMode=process: start it with \
-                 `systemd-run --scope nixbox up` to keep it"
+                "the VM belongs to {service} and ends when that service stops, unless it has KillMode=process; scopes of \
+                 systemd keep VMs of root and of users who linger (`loginctl enable-linger`)"
             )
         });
         log_out.into_iter().chain(service).collect()
     }
-}
 
-/// The service that a text of `/proc/self/cgroup` names. A process of a user's session is in a scope, and the manager of the
-/// user's units, `user@UID.service`, has further units in it; neither is meant.
-fn service_in(cgroup: &str) -> Option<String> {
-    // `0::/system.slice/backup.service`, and `1:name=systemd:/…` where version 1 of cgroups is in use.
-    let path = cgroup.lines().find_map(|line| {
-        let (head, path) = line.rsplit_once(':')?;
-        (head == "0:" || head.ends_with(":name=systemd")).then_some(path)
-    })?;
-    let unit = path.rsplit('/').find(|part| part.ends_with(".service") || part.ends_with(".scope"))?;
-    (unit.ends_with(".service") && !unit.starts_with("user@")).then(|| unit.to_owned())
+    /// How long daemons live if there is nothing to warn of, in a few words for a person.
+    #[must_use]
+    pub fn words(&self) -> &'static str {
+        match self.scopes {
+            Some(ScopeManager::System) => "until the host shuts down, in systemd scopes of the system",
+            Some(ScopeManager::User(_)) => {
+                "until the host shuts down, in systemd scopes of a user who lingers"
+            }
+            None => "nothing ends them",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -102,40 +136,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_service_of_a_process_is_read() {
-        for (cgroup, service) in [
-            ("0::/system.slice/backup.service\n", Some("backup.service")),
-            ("0::/system.slice/system-getty.slice/getty@tty1.service/inner\n", Some("getty@tty1.service")),
-            ("4:memory:/x.service\n1:name=systemd:/system.slice/cron.service\n0::/\n", Some("cron.service")),
-            ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/a.service\n", Some("a.service")),
-            ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/vte-spawn-1.scope\n", None),
-            ("0::/user.slice/user-1000.slice/user@1000.service/init.scope\n", None),
-            ("0::/user.slice/user-0.slice/session-3.scope\n", None),
-            ("0::/user.slice/user-1000.slice/user@1000.service\n", None),
-            ("0::/\n", None),
-            ("", None),
-            ("nonsense", None),
-        ] {
-            assert_eq!(service_in(cgroup).as_deref(), service, "{cgroup}");
-        }
-    }
-
-    #[test]
-    fn files_end_at_a_log_out_of_a_user_who_does_not_linger_where_logind_runs() {
+    fn daemons_and_files_outlive_a_log_out_of_root_and_of_users_who_linger() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
-        let files = SystemdFiles { users: path("users"), lingering: path("linger"), cgroup: path("cgroup") };
-        let ends = |root, name| {
-            let lifetime = Lifetime::read(&files, root, name).unwrap();
-            assert_eq!(lifetime.warnings().len(), usize::from(lifetime.files_end_at_log_out));
-            lifetime.files_end_at_log_out
-        };
-        assert!(!ends(false, Some("me")), "there is no logind");
-        fs::create_dir(&files.users).unwrap();
-        assert!(ends(false, Some("me")) && ends(false, None) && !ends(true, Some("root")));
-        fs::create_dir(&files.lingering).unwrap();
-        assert!(ends(false, Some("me")));
+        let files = SystemdFiles { users: path("users"), lingering: path("linger"), booted: path("booted") };
+        let service = Unit { name: "backup.service".to_owned(), of_user: false };
+        let session = Unit { name: "session-3.scope".to_owned(), of_user: false };
+        let read = |uid, name, unit| Lifetime::read(&files, uid, name, Some(unit));
+
+        let lifetime = read(1000, Some("me"), &session);
+        assert_eq!((lifetime.files_end_at_log_out, &lifetime.scopes), (false, &None), "there is no systemd");
+        assert!(lifetime.warnings(None).is_empty());
+        assert_eq!(read(0, Some("root"), &service).scopes, None);
+
+        for directory in [&files.users, &files.booted, &files.lingering] {
+            fs::create_dir(directory).unwrap();
+        }
+        for name in [Some("me"), None] {
+            let lifetime = read(1000, name, &session);
+            assert_eq!((lifetime.files_end_at_log_out, &lifetime.scopes), (true, &None));
+            let [log_out] = &lifetime.warnings(None)[..] else { panic!("{:?}", lifetime.warnings(None)) };
+            assert!(log_out.contains("loginctl enable-linger"), "{log_out}");
+            let warnings = read(1000, name, &service).warnings(None);
+            assert!(warnings[1].contains("belongs to backup.service"), "{warnings:?}");
+        }
         fs::write(files.lingering.join("me"), "").unwrap();
-        assert!(!ends(false, Some("me")) && ends(false, Some("other")));
+        assert_eq!(read(1000, Some("other"), &service).scopes, None);
+        for (uid, name, scopes) in [(0, "root", ScopeManager::System), (1000, "me", ScopeManager::User(1000))]
+        {
+            let lifetime = read(uid, Some(name), &service);
+            assert_eq!((lifetime.files_end_at_log_out, &lifetime.scopes), (false, &Some(scopes)));
+            assert!(lifetime.warnings(None).is_empty());
+            let [refused] = &lifetime.warnings(Some("why"))[..] else { panic!("no warning") };
+            assert!(refused.contains("(why)") && refused.contains("end with backup.service"), "{refused}");
+            assert!(read(uid, Some(name), &session).warnings(Some("why"))[0].contains("the session"));
+        }
     }
 }

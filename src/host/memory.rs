@@ -2,7 +2,8 @@
 //!
 //! Where the file lies is decided when it is made, and written down beforehand in `run/memory-<generation>.json`
 //! ([`backing`]). So a later command finds it, even if the environment or the configuration has changed since. A file that
-//! is being filled has another name until it is whole. In a snapshot the file is [`SNAPSHOT_FILE`].
+//! is being filled has another name until it is whole. In a snapshot the file is [`SNAPSHOT_FILE`]. What a wipe takes from
+//! the guest lies beside it until the guest has it back ([`backup`]).
 //!
 //! A file is made only where all RAM files together have room for all that their guests may write ([`promises`]): on
 //! tmpfs they are counted by their sizes. On disk the blocks are reserved where the file system can, and counted
@@ -16,22 +17,24 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
-use crate::files::hash::PieceHashes;
-use crate::files::{FileError, Folder};
-use crate::store;
+use crate::files::{FileError, Folder, extents};
+use crate::store::{self, LeakSearch};
 use crate::world::{
-    self, Backing, FileRecord, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
+    self, Backing, Generation, HashMethod, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
 };
 
 mod backing;
+mod backup;
 mod error;
 mod promises;
 mod room;
+mod seal;
 
 use backing::RamLocation;
 use error::Result;
 pub use error::{MemoryError, SNAPSHOT_FILE, Tried, Unsuitable, VMM_FILE};
 pub use room::Room;
+pub use seal::SealError;
 
 /// The RAM of one workspace's VM.
 pub struct RamFiles {
@@ -56,6 +59,8 @@ pub struct RamFiles {
     pub check: bool,
     /// Hears how far copies are.
     pub progress: Arc<dyn Progress>,
+    /// What a copy into a snapshot is searched for.
+    pub leaks: Arc<LeakSearch>,
 }
 
 /// Where tmpfs is on hosts, roomiest first. `XDG_RUNTIME_DIR` has a tenth of RAM by default.
@@ -256,7 +261,7 @@ impl RamFiles {
     pub fn generations(&self) -> Result<BTreeSet<Generation>> {
         let number = |name: &std::ffi::OsString| {
             let (digits, kind) = name.to_str()?.strip_prefix("memory-")?.split_once('.')?;
-            let known = ["json", "img", "img.partial"].contains(&kind);
+            let known = ["json", "img", "img.partial", "backup"].contains(&kind);
             digits.parse().ok().filter(|_| known).map(Generation)
         };
         let mut names = Folder::open(&self.run)?.names()?;
@@ -268,7 +273,24 @@ impl RamFiles {
         Ok(names.iter().filter_map(number).collect())
     }
 
-    /// Removes the files and the record of a generation.
+    /// The workspace's directories on tmpfs, which are made where RAM may be put: a VMM is started before its RAM file is
+    /// made, and is confined to directories that are there at its start.
+    #[must_use]
+    pub fn directories_on_tmpfs(&self) -> Vec<PathBuf> {
+        let usable = |base: &PathBuf| {
+            let location = RamLocation::Tmpfs { base: base.clone(), size: 0 }.check(&self.former).ok()?;
+            let folder = backing::make_below(location.base(&Folder::open(&self.run).ok()?), self.workspace);
+            // No RAM file is made where that fails either.
+            Some(folder.ok()?.path().to_owned())
+        };
+        let former = |base: &PathBuf| {
+            let folder = backing::open_below(base, self.workspace).ok()??;
+            Some(folder.path().to_owned())
+        };
+        self.tmpfs.iter().filter_map(usable).chain(self.former.iter().filter_map(former)).collect()
+    }
+
+    /// Removes the files and the record of a generation. Directories stay, because a VMM may be confined to them.
     fn clear(&self, generation: Generation) -> Result<()> {
         let run = Folder::open(&self.run)?;
         let bases = match RamLocation::read(&run, generation)? {
@@ -278,34 +300,19 @@ impl RamFiles {
             None => self.tmpfs.iter().chain(&self.former).cloned().collect(),
         };
         let remove = |folder: &Folder| {
+            self.clear_backup(folder, generation)?;
             folder.remove_file(file_name(generation))?;
             folder.remove_file(partial_name(generation))
         };
+        self.clear_backup_on_disk(&run, generation)?;
         remove(&run)?;
         for base in bases {
             if let Some(folder) = backing::open_below(&base, self.workspace)? {
                 remove(&folder)?;
             }
-            backing::remove_below(&base, self.workspace)?;
         }
         // The record goes last: without it, a later run would not look for the file there.
         RamLocation::forget(&run, generation)
-    }
-}
-
-/// Compares the hash of RAM that was filled in with the manifest.
-async fn compare(
-    from: SnapshotId,
-    hashes: PieceHashes,
-    record: FileRecord,
-    interrupt: &Interrupt,
-) -> Result<()> {
-    let watched = interrupt.clone();
-    let hash = copy::answering(interrupt, move || hashes.finish(&watched)).await?;
-    match hash {
-        Ok(hash) if hash == record.hash => Ok(()),
-        Ok(_) => Err(MemoryError::Damaged(from)),
-        Err(_) => Err(CopyError::Interrupted.into()),
     }
 }
 
@@ -339,7 +346,7 @@ impl Memory for RamFiles {
             return Ok(0);
         }
         let file = std::fs::File::open(&path).map_err(FileError::system("open", &path))?;
-        Ok(copy::data_bytes(&file).map_err(FileError::system("examine", path))?)
+        Ok(extents::data_bytes(&file).map_err(FileError::system("examine", path))?)
     }
 
     async fn promised(&self) -> world::Result<u64> {
@@ -376,16 +383,18 @@ impl Memory for RamFiles {
             .ok_or(MemoryError::NoSnapshot(into))?;
         staging.remove_file(SNAPSHOT_FILE)?;
         let target = staging.new_file(SNAPSHOT_FILE)?;
+        let searching = self.leaks.while_copying(SNAPSHOT_FILE)?;
         let copying = CopyRequest {
             what: "memory".to_owned(),
             source: NamedFile { file, path },
             target: NamedFile { file: target, path: staging.path_of(SNAPSHOT_FILE) },
             reflink: matches!(location, RamLocation::Disk { .. }),
-            // The VM is paused meanwhile. The copy is hashed when the VM runs again.
-            hash: false,
+            smallest_hole: copy::IMAGE_HOLE,
+            hash: Some(HashMethod::default()),
+            search: searching.search.clone(),
         };
-        copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        Ok(())
+        let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
+        Ok(self.leaks.copied(into, &staging, SNAPSHOT_FILE, copied, searching)?)
     }
 
     async fn fill(
@@ -426,11 +435,16 @@ impl Memory for RamFiles {
             source: NamedFile { file, path: snapshot.path_of(SNAPSHOT_FILE) },
             target: NamedFile { file: target, path: made.path.clone() },
             reflink: true,
-            hash: self.check && record.is_some(),
+            // A page of zeros that is written to a tmpfs takes memory.
+            smallest_hole: extents::PAGE,
+            hash: record.as_ref().filter(|_| self.check).map(|record| record.method),
+            search: None,
         };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        if let (Some(hashes), Some(record)) = (copied.hashes, record) {
-            compare(from, hashes, record, interrupt).await?;
+        if let (Some(hash), Some(record)) = (copied.hash, record)
+            && hash != record.hash
+        {
+            return Err(MemoryError::Damaged(from).into());
         }
         // A reflink has put the holes of the snapshot into the place of the reserved blocks.
         made.reserve(size)?;
@@ -441,7 +455,11 @@ impl Memory for RamFiles {
     }
 
     async fn remove(&self, generation: Generation) -> world::Result<()> {
-        Ok(self.clear(generation)?)
+        self.clear(generation)?;
+        for base in self.tmpfs.iter().chain(&self.former) {
+            backing::remove_below(base, self.workspace)?;
+        }
+        Ok(())
     }
 }
 

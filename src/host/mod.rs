@@ -3,6 +3,7 @@
 //! May use `world`, `files` and `store`, and knows nothing of operations.
 
 pub mod clock;
+pub mod confinement;
 pub mod contents;
 pub mod cpu;
 pub mod disk;
@@ -20,3 +21,4 @@ pub mod slots;
 pub mod socket;
 pub mod spawn;
 pub mod sudo;
+pub mod systemd;

@@ -1,12 +1,29 @@
 //! The network of a VM: TAP, firewall table, DHCP and DNS.
 //!
-//! Slot n has the TAP `vm{n}`, the gateway 172.16.{4n}.1/30 on it, the guest at .2 with MAC 02:00:00:00:00:{n+1}.
-//! A [`NetworkPolicy`] says what the guest may reach.
+//! Slot n has the TAP `vm{n}`, a gateway on it and the guest beside it ([`Slot`]). A [`NetworkPolicy`] says what the guest may
+//! reach.
 //!
-//! Every part carries a mark of its workspace: the TAP in its alias ([`tap`]), the table in its name ([`firewall`]),
-//! rules in Docker's chain in their comment ([`docker`]), dnsmasq and nft in their environment ([`processes`]). A part is
-//! found by its mark, and removed only with it. [`Network::build`] refuses to begin if a device of another workspace or
-//! program has the name of the TAP.
+//! The network is in a network namespace of its own ([`NetworkPlace`]). Where nixbox has root's rights, the namespace has a
+//! name, and a veth pair, the [`uplink`], connects it with the host, unless the mode is `off`:
+//!
+//! ```text
+//!  namespace nixbox-WORKSPACE                                        host
+//!  VMM ── TAP vm64 198.51.100.253/30 ── table ── uplink0 203.0.113.2/30 ════ nixbox-0 203.0.113.1/30 ── table ── world
+//!         dnsmasq ──► keeper, 127.0.0.1:5300 ──────────────────────────────► resolvers of the host
+//! ```
+//!
+//! An ordinary user's namespace belongs to a user namespace ([`user_namespace`]), which the [`holder`] holds. `uplink0` is the
+//! device of pasta ([`pasta_uplink`]), which opens the guest's connections as sockets of the user, and the host has no part
+//! of the network. The VM of an earlier nixbox may have its TAP in the host's network, with neither namespace, uplink nor
+//! keeper.
+//!
+//! Every part carries a mark of its workspace: the namespace in the alias of its loopback device ([`namespace`]), the TAP and
+//! the uplink in their aliases ([`tap`], [`uplink`]), tables in their names ([`firewall`]), rules in the chains of other
+//! firewalls in their comment ([`offered`], [`legacy`]), dnsmasq, nft, the [`keeper`], the [`follow`]er, the [`holder`] and the
+//! parent of pasta in their environment
+//! ([`processes`]). A part is found by its mark,
+//! and removed only with it. [`Network::build`] refuses to begin if a device or namespace of another workspace or program has
+//! the name of one of the parts.
 //!
 //! # What a crash leaves
 //!
@@ -14,101 +31,112 @@
 //!
 //! | killed while | left behind | the next `build` or `remove` |
 //! |---|---|---|
+//! | the namespace is made | nothing, or its name as an empty file: a namespace gets its name when it is whole | makes the namespace, or removes the file |
+//! | the holder makes an ordinary user's namespace | nothing, as the holder ends with a nixbox that does not hear that it holds; or a holder with the mark | ends it and makes another, or enters its namespace |
+//! | pasta starts | the parent of pasta with the mark, and perhaps its device | ends the parent, and pasta with it, and starts both |
 //! | nft replaces the table | the old table or the new one, never half of one; perhaps an nft that still runs | ends nft before it touches the table |
 //! | `firewall.json` is written | a table without its record, or with a torn one | replaces the table, as the record does not fit |
+//! | the uplink is made | a pair of devices in the namespace, or one that is not whole | makes the pair anew |
+//! | the table on the host is made | an uplink without its table, of which nothing is passed on that the guest began | makes the table |
+//! | rules are put into the chains of other firewalls | all rules of a chain, or none | makes them anew, or removes them by their comment |
 //! | the TAP is made | nothing: a TAP without its alias ends with the process that made it | makes the TAP |
 //! | the TAP gets its address and comes up | a marked TAP that is not whole | mends the TAP, or makes it anew |
+//! | the keeper starts | a keeper with the mark, or its socket alone | ends it, and starts the keeper |
 //! | dnsmasq starts | one or two dnsmasqs with the mark, or a configuration file alone | ends them, and starts dnsmasq |
+//! | the follower starts | a follower with the mark, and perhaps an nft that it has started | ends both, and starts a follower |
+//!
+//! While a VM runs, the [`follow`]er repeats a part of this when the host's networks change, and [`repair`] says how the
+//! network of a standing VM is examined and repaired. [`processes`] says how a process is found without a look at all
+//! processes of the host.
 //!
 //! `remove` ends the processes first, so that none of them brings anything back, and removes the table after the TAP, so
-//! that a guest is never without its firewall. A `remove` that was killed is repeated, and succeeds for parts that are
+//! that a guest is never without its firewall. The uplink goes before the namespace, because a process that looks at the
+//! namespace may keep it for a while. A `remove` that was killed is repeated, and succeeds for parts that are
 //! gone. What stays after it is IPv4 forwarding of the host, which `build` turns on: nixbox cannot know what else has
 //! come to need it.
 //!
 //! # Who may use this
 //!
-//! Root, or a user whose nixbox has CAP_NET_ADMIN, CAP_NET_RAW and CAP_NET_BIND_SERVICE. nixbox hands these to nft and
-//! dnsmasq only ([`tool`]). Such a nixbox makes its users administrators of the host's network, so it is for a group of
-//! trusted users.
+//! Root, also through sudo, and every ordinary user on a host that lets ordinary users have user namespaces. nixbox hands
+//! capabilities over the host's network to nft and dnsmasq only ([`tool`]), and those of an ordinary user's nft and dnsmasq
+//! are over the user namespace alone.
 //!
 //! # A second firewall backend
 //!
 //! There is no seam for one: [`HostNetwork`] calls the functions of [`firewall`], and dnsmasq fills a set of nftables
 //! ([`firewall::ALLOWED_SET`]). A second backend would get a trait with the five functions that `firewall` exports
-//! (`tables` and `list` to find, `asked`, `apply`, `remove`), a line of dnsmasq's configuration from the backend, and a
+//! (`list` to find, `asked`, `apply`, `refuse`, `remove`), a line of dnsmasq's configuration from the backend, and a
 //! file beside `firewall.rs`.
 
+mod answers;
+mod changes;
+pub mod child;
+mod daemons;
 mod dhcp;
-mod docker;
+mod error;
 mod firewall;
+mod follow;
+mod follow_words;
+mod handover;
+mod holder;
+mod inhabitant;
+pub mod inside;
+mod keeper;
+mod legacy;
+mod link;
+mod marked;
+pub mod namespace;
+mod needs;
 mod nft;
+pub mod obstacle;
+mod offered;
+mod pasta;
+mod pasta_uplink;
 mod plan;
 mod processes;
+mod repair;
+mod reserve;
+mod rules;
+mod runtime_files;
+mod site;
 mod tap;
 mod tool;
+mod uplink;
+mod user_namespace;
+mod world_route;
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use serde_json::Value;
-
 pub use super::program::ProgramError;
-pub use tap::LinkError;
+use async_trait::async_trait;
+pub use error::NetworkError;
+pub use link::LinkError;
+pub use namespace::{NamespaceError, NetworkNamespace};
+pub use needs::{fills_sets, find_obstacle, forwards, program_path};
+pub use pasta_uplink::path as pasta_path;
+pub use site::NetworkPlace;
+pub use uplink::UplinkError;
+pub use user_namespace::{NamespaceObstacle, UserNamespaceError, rehearse};
 
-use super::process::{ProcessError, ProcessMark};
-use crate::files::FileError;
+use super::systemd::scope::ScopeManager;
 use crate::world::{
-    Failure, Generation, Network, NetworkMode, NetworkPolicy, Presence, Result, Slot, WorkspaceId,
+    Generation, Network, NetworkFault, NetworkMode, NetworkPolicy, Presence, Result, Slot, WorkspaceId,
 };
+use inside::Opened;
+use namespace::FoundNamespace;
+use pasta_uplink::Pasta;
 use plan::NetworkPlan;
+use processes::NetworkProcess;
+use runtime_files::RuntimeFiles;
+use site::Site;
 use tap::{FoundTap, Link};
-use tool::NetworkTool;
 
 /// dnsmasq forks into the background once it serves. That takes milliseconds, or seconds in software emulation.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
 /// The record of how nft listed the firewall right after it was made.
 const LISTING: &str = "firewall.json";
-
-/// Why the network of a slot cannot be found, built or removed.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    #[error("the network of slot {slot}: device")]
-    Link { slot: Slot, source: LinkError },
-    #[error("the network of slot {slot}: firewall")]
-    Firewall { slot: Slot, source: ProgramError },
-    #[error("the network of slot {slot}: DHCP and DNS do not start")]
-    Start { slot: Slot, source: ProgramError },
-    #[error("the network of slot {slot}: DHCP and DNS daemon, or nft")]
-    Process { slot: Slot, source: ProcessError },
-    /// A file in the runtime directory.
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(
-        "{0:?} must be a directory of this user that nobody else may write to, because dnsmasq reads its configuration there"
-    )]
-    UnsafeDirectory(PathBuf),
-    #[error(
-        "{0:?} cannot be the runtime directory: a path without line breaks, `#`, quotes and backslashes is needed"
-    )]
-    OddDirectory(PathBuf),
-    #[error(
-        "this dnsmasq cannot fill nftables sets, which filtered mode needs: install version 2.87 or later, \
-         built with nftset"
-    )]
-    NoSets,
-}
-
-impl From<NetworkError> for Failure {
-    fn from(error: NetworkError) -> Self {
-        Self::world(error)
-    }
-}
 
 /// What the network of a workspace is built from.
 #[derive(Debug, Clone)]
@@ -124,215 +152,272 @@ pub struct NetworkSettings {
     pub policy: NetworkPolicy,
     /// /etc/resolv.conf, except in tests.
     pub resolv_conf: PathBuf,
+    /// Where the network is, or is to be.
+    pub place: NetworkPlace,
 }
 
-/// The network on this host, in the network namespace of the calling thread.
+/// The network of a VM on this host. The host's network is that of the calling thread.
 #[derive(Debug, Clone)]
 pub struct HostNetwork {
     settings: NetworkSettings,
+    scopes: Option<ScopeManager>,
 }
 
 impl HostNetwork {
     /// Touches nothing yet.
     #[must_use]
     pub fn new(settings: NetworkSettings) -> Self {
-        Self { settings }
+        Self { settings, scopes: None }
+    }
+
+    /// The same, with dnsmasq and the keeper in scopes of their own, if there is a manager of scopes.
+    #[must_use]
+    pub fn in_scopes_of(self, scopes: Option<ScopeManager>) -> Self {
+        Self { scopes, ..self }
     }
 
     fn plan(&self, slot: Slot) -> NetworkPlan {
         NetworkPlan::new(slot, self.settings.workspace, self.settings.owner)
     }
 
-    fn configuration(&self, plan: &NetworkPlan) -> String {
-        let upstreams = dhcp::upstreams(&self.settings.resolv_conf, dhcp::RESOLVED.as_ref());
-        dhcp::configuration(plan, &self.settings.policy, &upstreams, &self.settings.runtime)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.settings.runtime.join(name)
-    }
-
-    /// Writes a file anew. Whatever has its name is removed first, so a link is not followed.
-    fn write(&self, name: &str, content: &str) -> Result<(), NetworkError> {
-        self.remove_file(name)?;
-        let path = self.file(name);
-        let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
-        let written = opened.and_then(|mut file| file.write_all(content.as_bytes()));
-        Ok(written.map_err(FileError::system("write", path))?)
-    }
-
-    fn remove_file(&self, name: &str) -> Result<(), NetworkError> {
-        let path = self.file(name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => Ok(other.map_err(FileError::system("remove", path))?),
-        }
-    }
-
-    fn check_runtime(&self) -> Result<(), NetworkError> {
-        let path = &self.settings.runtime;
-        let status = path.symlink_metadata().map_err(FileError::system("examine", path))?;
-        let own = status.is_dir() && status.uid() == rustix::process::geteuid().as_raw();
-        if !own || status.mode() & 0o022 != 0 {
-            return Err(NetworkError::UnsafeDirectory(path.clone()));
-        }
-        let odd = |character: char| character.is_control() || "#\"\\".contains(character);
-        match path.to_str() {
-            Some(text) if !text.contains(odd) && path.is_absolute() => Ok(()),
-            _ => Err(NetworkError::OddDirectory(path.clone())),
-        }
-    }
-
-    /// Whether the firewall is as it was right after it was made for this mode.
-    fn is_recorded(&self, plan: &NetworkPlan, listing: &Value) -> bool {
-        // An unreadable record counts as missing, and the firewall is made anew.
-        let record = std::fs::read(self.file(LISTING)).ok();
-        let record = record.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-        record.is_some_and(|record| record == self.record(plan, listing))
-    }
-
-    fn record(&self, plan: &NetworkPlan, listing: &Value) -> Value {
-        serde_json::json!({ "asked": firewall::asked(plan, &self.settings.policy), "listing": listing })
-    }
-
-    async fn build_firewall(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
-        let slot = plan.slot;
-        let failed = |source| NetworkError::Firewall { slot, source };
-        let tables = firewall::tables(plan).await.map_err(failed)?;
-        if let Some(listing) = firewall::list(plan, tables).await.map_err(failed)?
-            && self.is_recorded(plan, &listing)
-        {
-            return Ok(());
-        }
-        let listing = firewall::apply(plan, &self.settings.policy, tables).await.map_err(failed)?;
-        self.write(LISTING, &self.record(plan, &listing).to_string())
-    }
-
-    fn serves(&self, plan: &NetworkPlan) -> Result<bool, NetworkError> {
-        let slot = plan.slot;
-        let running = processes::find(&plan.dhcp_mark(None));
-        let one = running.map_err(|source| NetworkError::Process { slot, source })?.len() == 1;
-        // A configuration that cannot be read does not count as the wanted one, and is written anew.
-        let configured = std::fs::read_to_string(self.file(dhcp::CONFIGURATION)).ok();
-        Ok(one && configured.is_some_and(|text| text == self.configuration(plan)))
-    }
-
-    async fn build_daemon(&self, plan: &NetworkPlan, generation: Generation) -> Result<(), NetworkError> {
-        if self.serves(plan)? {
-            return Ok(());
-        }
-        let slot = plan.slot;
-        end(slot, &plan.dhcp_mark(None)).await?;
-        let start = |source| NetworkError::Start { slot, source };
-        if self.settings.policy.mode == NetworkMode::Filtered && !fills_sets().await.map_err(start)? {
-            return Err(NetworkError::NoSets);
-        }
-        for name in dhcp::FILES {
-            self.remove_file(name)?;
-        }
-        self.write(dhcp::CONFIGURATION, &self.configuration(plan))?;
-        let configuration = format!("--conf-file={}", self.file(dhcp::CONFIGURATION).display());
-        let program = NetworkTool {
-            name: "dnsmasq",
-            arguments: &[&configuration],
-            mark: Some(&plan.dhcp_mark(Some(generation))),
-            input: &[],
-            limit: START_LIMIT,
-        };
-        program.run().await.map(drop).map_err(start)
-    }
-}
-
-/// Ends what an earlier run left running, and waits for its end.
-async fn end(slot: Slot, mark: &ProcessMark) -> Result<(), NetworkError> {
-    processes::end(mark).await.map_err(|source| NetworkError::Process { slot, source })
-}
-
-/// Where `nft` or `dnsmasq` is: the programs that get privileges from nixbox.
-///
-/// # Errors
-/// [`ProgramError::Missing`], with the directories that were searched.
-pub fn program_path(name: &'static str) -> Result<PathBuf, ProgramError> {
-    tool::locate(name)
-}
-
-/// Whether the installed dnsmasq can fill nftables sets, as filtered mode needs. Version 2.87 was the first that could.
-///
-/// # Errors
-/// If dnsmasq cannot be run.
-pub async fn fills_sets() -> Result<bool, ProgramError> {
-    let program = NetworkTool {
-        name: "dnsmasq",
-        arguments: &["--version"],
-        mark: None,
-        input: &[],
-        limit: START_LIMIT,
-    };
-    Ok(dhcp::fills_sets(&String::from_utf8_lossy(&program.run().await?.stdout)))
-}
-
-#[async_trait]
-impl Network for HostNetwork {
-    /// A device with the name of the TAP and without the mark of this workspace does not count.
-    async fn find(&self, slot: Slot) -> Result<Presence> {
-        let plan = self.plan(slot);
+    /// The plan for the host's networks of the moment.
+    async fn present_plan(&self, slot: Slot) -> Result<NetworkPlan, NetworkError> {
         let device = |source| NetworkError::Link { slot, source };
-        let found = Link::new(&plan).map_err(device)?.find().await.map_err(device)?;
-        let unlisted = |source| NetworkError::Firewall { slot, source };
-        let tables = firewall::tables(&plan).await.map_err(unlisted)?;
-        let listing = firewall::list(&plan, tables).await.map_err(unlisted)?;
-        let whole = matches!(&found, FoundTap::Marked(device) if device.whole(&plan))
-            && listing.as_ref().is_some_and(|listing| self.is_recorded(&plan, listing))
-            && self.serves(&plan)?
-            && (self.settings.policy.mode == NetworkMode::Off || tap::forwards().map_err(device)?);
-        if whole {
-            return Ok(Presence::Whole);
+        let plan = self.plan(slot);
+        if self.settings.policy.mode == NetworkMode::Off {
+            return Ok(plan);
         }
-        let files = dhcp::FILES.iter().chain([&LISTING]);
-        let failed = |source| NetworkError::Process { slot, source };
-        let none = !matches!(found, FoundTap::Marked(_))
-            && listing.is_none()
-            && processes::find(&plan.dhcp_mark(None)).map_err(failed)?.is_empty()
-            && files.map(|name| self.file(name)).all(|path| path.symlink_metadata().is_err());
-        Ok(if none { Presence::Absent } else { Presence::Partial })
+        let world = world_route::find(&Site::host(&plan).map_err(device)?.netlink).await.map_err(device)?;
+        Ok(NetworkPlan { mtu: world.map_or(plan.mtu, |route| route.mtu), ..plan })
+    }
+
+    /// The plan that the network of a VM was built by. Its devices keep their MTU while the VM runs, because the guest has
+    /// taken it over; the host tells the guest of packets that are too large for a newer route.
+    fn standing_plan(&self, slot: Slot) -> NetworkPlan {
+        let plan = self.plan(slot);
+        // Without the file dnsmasq is started anew in any case.
+        let configured = std::fs::read_to_string(self.files().path(dhcp::CONFIGURATION)).unwrap_or_default();
+        NetworkPlan { mtu: dhcp::configured_mtu(&configured).unwrap_or(plan.mtu), ..plan }
+    }
+
+    /// The names of the files in the runtime directory that belong to the network.
+    fn names() -> impl Iterator<Item = &'static str> {
+        let processes = NetworkProcess::ALL.map(NetworkProcess::record);
+        dhcp::FILES
+            .into_iter()
+            .chain([LISTING, runtime_files::UNNAMED, namespace::KEEPER_SOCKET])
+            .chain([keeper::SETTINGS, follow_words::PROBLEM])
+            .chain(processes)
+    }
+
+    /// Whether the VM has an uplink.
+    fn has_uplink(&self) -> bool {
+        let isolated = matches!(self.settings.place, NetworkPlace::Namespace(_));
+        isolated && self.settings.policy.mode != NetworkMode::Off
+    }
+
+    /// Whether the host has to pass packets on: pasta opens sockets instead.
+    fn needs_forwarding(&self) -> bool {
+        self.settings.policy.mode != NetworkMode::Off && self.settings.place.of_user().is_none()
+    }
+
+    fn files(&self) -> RuntimeFiles<'_> {
+        RuntimeFiles { directory: &self.settings.runtime }
+    }
+
+    /// The uplink of a VM whose namespace an ordinary user makes.
+    fn pasta<'a>(&'a self, plan: &'a NetworkPlan, site: &'a Site, host: &'a Site) -> Option<Pasta<'a>> {
+        let namespace = self.settings.place.of_user()?;
+        let pool = &self.settings.policy.uplink;
+        Some(Pasta { plan, pool, host: &host.netlink, inside: &site.netlink, namespace })
+    }
+
+    /// What is left of a network whose namespace is not there.
+    async fn find_without_namespace(&self, plan: &NetworkPlan) -> Result<Presence, NetworkError> {
+        let slot = plan.slot;
+        let device = |source| NetworkError::Link { slot, source };
+        if self.settings.place.of_user().is_some() {
+            let left = self.has_processes_or_files(plan)?;
+            return Ok(if left { Presence::Partial } else { Presence::Absent });
+        }
+        let host = Site::host(plan).map_err(device)?;
+        let rules = host.list(plan, &plan.uplink_table()).await;
+        let left = host.has_outer(plan).await.map_err(device)?
+            || rules.map_err(|source| NetworkError::Firewall { slot, source })?.is_some()
+            || self.has_processes_or_files(plan)?;
+        Ok(if left { Presence::Partial } else { Presence::Absent })
+    }
+
+    fn has_processes_or_files(&self, plan: &NetworkPlan) -> Result<bool, NetworkError> {
+        if Self::names().any(|name| self.files().path(name).symlink_metadata().is_ok()) {
+            return Ok(true);
+        }
+        if self.settings.place.of_user().is_none() {
+            return Ok(false);
+        }
+        let slot = plan.slot;
+        for mark in [plan.holder_mark(None), plan.uplink_mark(None)] {
+            let found = marked::find(&mark).map_err(|source| NetworkError::Process { slot, source })?;
+            if !found.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The network in which the TAP is, if it is there.
+    async fn found_site(
+        &self,
+        plan: &NetworkPlan,
+    ) -> Result<std::result::Result<Site, Presence>, NetworkError> {
+        let slot = plan.slot;
+        Ok(match &self.settings.place {
+            NetworkPlace::Host => Ok(Site::host(plan).map_err(|source| NetworkError::Link { slot, source })?),
+            NetworkPlace::Namespace(namespace) => match namespace.find().await? {
+                FoundNamespace::Marked(inside) => Ok(Site::of(plan, inside)),
+                FoundNamespace::Unfinished => Err(Presence::Partial),
+                FoundNamespace::Nothing | FoundNamespace::Foreign(_) => {
+                    Err(self.find_without_namespace(plan).await?)
+                }
+            },
+        })
     }
 
     /// The firewall is made before the TAP, so that no packet passes without it. Parts that are whole stay as they are,
     /// with the addresses that dnsmasq has put into its set.
-    async fn build(&self, slot: Slot, generation: Generation) -> Result<()> {
-        let plan = self.plan(slot);
+    async fn build_parts(&self, plan: &NetworkPlan, generation: Generation) -> Result<(), NetworkError> {
+        let slot = plan.slot;
         let device = |source| NetworkError::Link { slot, source };
-        self.check_runtime()?;
-        let link = Link::new(&plan).map_err(device)?;
+        self.files().check()?;
+        let host = Site::host(plan).map_err(device)?;
+        let site = match &self.settings.place {
+            NetworkPlace::Host => Site::host(plan).map_err(device)?,
+            NetworkPlace::Namespace(namespace) => Site::of(plan, namespace.make(generation).await?),
+        };
+        let link = Link { plan, netlink: &site.netlink };
         match link.find().await.map_err(device)? {
-            FoundTap::Foreign(found) => return Err(device(link.foreign(found)).into()),
-            FoundTap::Marked(found) if found.whole(&plan) => {}
-            // A dnsmasq of an earlier device would go on listening on that device.
+            FoundTap::Foreign(found) => return Err(device(link.foreign(found))),
+            FoundTap::Marked(found) if found.whole(plan) => {}
+            // A dnsmasq of an earlier device would go on listening on that device, and a keeper of an earlier namespace
+            // would serve that namespace.
             FoundTap::Marked(_) | FoundTap::Nothing => {
-                end(slot, &plan.dhcp_mark(None)).await?;
+                self.process(plan, NetworkProcess::Dns).end().await?;
+                self.process(plan, NetworkProcess::Keeper).end().await?;
             }
         }
-        end(slot, &plan.firewall_mark()).await?;
-        self.build_firewall(&plan).await?;
-        link.build(generation).await.map_err(device)?;
-        if self.settings.policy.mode != NetworkMode::Off {
-            tap::forward().map_err(device)?;
-        }
-        Ok(self.build_daemon(&plan, generation).await?)
+        self.begin_changes(plan).await?;
+        self.build_firewall(plan, &site, &host, generation).await?;
+        let tun = match &self.settings.place {
+            NetworkPlace::Host => None,
+            NetworkPlace::Namespace(namespace) => {
+                let [tun] = namespace.open([Opened::Tun]).await?;
+                Some(tun)
+            }
+        };
+        link.build(generation, tun).await.map_err(device)?;
+        self.build_rest(plan, &site, generation).await
     }
 
-    /// A device with the name of the TAP and without the mark of this workspace stays, and is not an error.
-    async fn remove(&self, slot: Slot) -> Result<()> {
-        let plan = self.plan(slot);
+    /// What serves a TAP that is there: forwarding and the processes. The follower is last, because it changes the tables
+    /// too, and ends those who change them.
+    async fn build_rest(
+        &self,
+        plan: &NetworkPlan,
+        site: &Site,
+        generation: Generation,
+    ) -> Result<(), NetworkError> {
+        let slot = plan.slot;
+        if self.needs_forwarding() && !forwards()? {
+            link::setting(needs::FORWARDING, "1", false)
+                .map_err(|source| NetworkError::Link { slot, source })?;
+        }
+        self.build_keeper(plan, generation).await?;
+        self.build_daemon(plan, site, generation).await?;
+        self.process(plan, NetworkProcess::Nft).forget()?;
+        self.build_follower(plan, generation).await
+    }
+
+    /// Ends the other processes that change the tables and the uplink: the follower, and an nft that outlived its nixbox or
+    /// follower.
+    async fn begin_changes(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
+        let (follower, nft) =
+            (self.process(plan, NetworkProcess::Follower), self.process(plan, NetworkProcess::Nft));
+        // A follower that was killed may have left an nft, and has written down nothing about it.
+        let followed = self.files().path(follower.name).symlink_metadata().is_ok();
+        follower.end().await?;
+        if followed {
+            nft.end_all().await?;
+        } else {
+            nft.end().await?;
+        }
+        nft.begin()
+    }
+
+    /// A device or namespace without the mark of this workspace stays, and is not an error.
+    async fn remove_parts(&self, plan: &NetworkPlan) -> Result<(), NetworkError> {
+        let slot = plan.slot;
         let device = |source| NetworkError::Link { slot, source };
-        end(slot, &plan.firewall_mark()).await?;
-        end(slot, &plan.dhcp_mark(None)).await?;
-        Link::new(&plan).map_err(device)?.remove().await.map_err(device)?;
-        firewall::remove(&plan).await.map_err(|source| NetworkError::Firewall { slot, source })?;
-        for name in dhcp::FILES.iter().chain([&LISTING]) {
-            self.remove_file(name)?;
+        let rules = |source| NetworkError::Firewall { slot, source };
+        for process in NetworkProcess::ALL {
+            self.process(plan, process).end_all().await?;
+        }
+        if self.settings.place.of_user().is_some() {
+            pasta_uplink::end(plan).await?;
+        }
+        let host = Site::host(plan).map_err(device)?;
+        match &self.settings.place {
+            NetworkPlace::Host => {
+                Link { plan, netlink: &host.netlink }.remove().await.map_err(device)?;
+                host.remove_rules(plan, &plan.table).await.map_err(rules)?;
+            }
+            NetworkPlace::Namespace(namespace) if namespace.is_of_user() => {
+                if let FoundNamespace::Marked(inside) = namespace.find().await? {
+                    let site = Site::of(plan, inside);
+                    Link { plan, netlink: &site.netlink }.remove().await.map_err(device)?;
+                    // The VMM may be in the namespace for a while.
+                    firewall::remove(&site.nft, &plan.table).await.map_err(rules)?;
+                }
+                namespace.remove().await?;
+            }
+            NetworkPlace::Namespace(namespace) => {
+                if let FoundNamespace::Marked(inside) = namespace.find().await? {
+                    let site = Site::of(plan, inside);
+                    site.uplink(&host, plan, &self.settings.policy.uplink).remove().await?;
+                    Link { plan, netlink: &site.netlink }.remove().await.map_err(device)?;
+                }
+                uplink::remove_outer(&host.netlink, plan).await.map_err(device)?;
+                host.remove_rules(plan, &plan.uplink_table()).await.map_err(rules)?;
+                namespace.remove().await?;
+            }
+        }
+        self.files().remove_directory(dhcp::STARTED, dhcp::PID)?;
+        for name in Self::names() {
+            self.files().remove(name)?;
         }
         Ok(())
+    }
+}
+
+#[async_trait]
+impl Network for HostNetwork {
+    async fn find(&self, slot: Slot) -> Result<Presence> {
+        Ok(self.find_parts(&self.present_plan(slot).await?).await?)
+    }
+
+    async fn build(&self, slot: Slot, generation: Generation) -> Result<()> {
+        Ok(self.build_parts(&self.present_plan(slot).await?, generation).await?)
+    }
+
+    async fn faults(&self, slot: Slot) -> Result<Vec<NetworkFault>> {
+        Ok(self.standing_faults(&self.standing_plan(slot)).await?)
+    }
+
+    async fn repair(&self, slot: Slot, generation: Generation) -> Result<()> {
+        Ok(self.repair_parts(&self.standing_plan(slot), generation).await?)
+    }
+
+    async fn remove(&self, slot: Slot) -> Result<()> {
+        Ok(self.remove_parts(&self.plan(slot)).await?)
     }
 }
 

@@ -20,6 +20,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use super::spawn::Program;
+use super::systemd::scope::ScopeManager;
 use crate::files::FileError;
 use crate::world::{Generation, WorkspaceId};
 use identity::host_boot;
@@ -29,8 +30,10 @@ mod identity;
 mod mark;
 
 pub use error::{ProcessError, ProcessExit};
-pub(super) use identity::ProcessSearch;
+#[cfg(test)]
+pub(super) use identity::LISTINGS;
 pub use identity::{Daemon, Identity, generations};
+pub(super) use identity::{ProcessSearch, processes_of};
 pub(super) use mark::ROLE;
 pub use mark::{DaemonRole, ProcessMark};
 
@@ -54,13 +57,20 @@ struct PidRecord {
 pub struct Daemons {
     runtime: PathBuf,
     workspace: WorkspaceId,
+    scopes: Option<ScopeManager>,
 }
 
 impl Daemons {
     /// The daemons whose records and logs are in `runtime`: an existing, absolute directory that only this workspace uses.
     #[must_use]
     pub fn new(runtime: PathBuf, workspace: WorkspaceId) -> Self {
-        Self { runtime, workspace }
+        Self { runtime, workspace, scopes: None }
+    }
+
+    /// The same, with every daemon in a scope of its own, if there is a manager of scopes.
+    #[must_use]
+    pub fn in_scopes_of(self, scopes: Option<ScopeManager>) -> Self {
+        Self { scopes, ..self }
     }
 
     /// The mark of a daemon.
@@ -81,7 +91,8 @@ impl Daemons {
         self.runtime.join(format!("{role}-{generation}.log"))
     }
 
-    /// Starts `program` as a daemon, and returns once it has been exec'd and recorded. The daemon outlives this process.
+    /// Starts `program` as a daemon, and returns once it, or its launcher, has been exec'd and recorded. The daemon outlives
+    /// this process.
     ///
     /// # Errors
     /// [`ProcessError::Runs`] if there is one already, and others if it cannot be started or recorded. Then this call
@@ -106,7 +117,10 @@ impl Daemons {
             .open(&log)
             .and_then(|file| Ok((file.try_clone()?, file)));
         let (stdout, stderr) = opened.map_err(FileError::system("open", log))?;
-        let mut command = program.command();
+        let scope =
+            self.scopes.as_ref().map(|manager| manager.scope(self.workspace, generation, &role.to_string()));
+        let launched = scope.map(|scope| program.clone().launched(scope.launcher_arguments()));
+        let mut command = launched.as_ref().unwrap_or(program).command();
         command.envs(mark.environment()).stdin(Stdio::null()).stdout(stdout).stderr(stderr);
         let mut child = command
             .spawn()
@@ -178,6 +192,14 @@ impl Daemons {
             return Ok(Some(daemon));
         }
         Ok(search(&mark).find()?.into_iter().find(Daemon::leads))
+    }
+
+    /// All live processes of this role and generation: the daemon, and the processes that it has started.
+    ///
+    /// # Errors
+    /// [`ProcessError::File`] or [`ProcessError::Process`] if /proc cannot be read.
+    pub fn family(&self, role: &DaemonRole, generation: Generation) -> Result<Vec<Daemon>, ProcessError> {
+        search(&self.mark(role, generation)).find()
     }
 
     /// Whether a daemon of this generation was started in this boot of the host, and not stopped since. It may have
@@ -353,12 +375,40 @@ fn last_lines(path: &Path) -> io::Result<Vec<String>> {
     file.seek(SeekFrom::Start(length.saturating_sub(BYTES)))?;
     let mut bytes = Vec::new();
     file.take(BYTES).read_to_end(&mut bytes)?;
-    let text = String::from_utf8_lossy(&bytes);
+    let text = without_escapes(&String::from_utf8_lossy(&bytes));
+    // A program that shows its progress returns to the beginning of its line.
     Ok(text
-        .lines()
+        .split(['\n', '\r'])
         .map(|line| line.replace(char::is_control, " ").trim().to_owned())
         .filter(|line| !line.is_empty())
         .collect())
+}
+
+/// Leaves out the escape sequences of terminals (ECMA-48): colours, movements of the cursor, titles. An init system writes
+/// them to the console. A sequence that has no end is left out up to the end of its line.
+fn without_escapes(text: &str) -> String {
+    const ESCAPE: char = '\u{1b}';
+    let mut rest = text.chars().peekable();
+    let mut plain = String::with_capacity(text.len());
+    while let Some(letter) = rest.next() {
+        if letter != ESCAPE {
+            plain.push(letter);
+            continue;
+        }
+        let ends: fn(char) -> bool = match rest.next_if(|letter| !letter.is_ascii_control()) {
+            Some('[') => |letter| ('@'..='~').contains(&letter),
+            Some(']') => |letter| letter == '\u{7}' || letter == ESCAPE,
+            _ => continue,
+        };
+        while let Some(letter) = rest.next_if(|letter| !"\n\r".contains(*letter)) {
+            if ends(letter) {
+                // A title may end with ESC \.
+                rest.next_if(|next| letter == ESCAPE && *next == '\\');
+                break;
+            }
+        }
+    }
+    plain
 }
 
 /// Returns the last line with text of a log, with control characters replaced. Returns `None` if the log cannot be read or

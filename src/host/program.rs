@@ -11,9 +11,18 @@ use tokio::process::Child;
 
 use crate::world::{Failure, Interrupt};
 
-/// Where system programs are. Users cannot write there.
-pub(crate) const SYSTEM_DIRECTORIES: [&str; 6] =
-    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// Where system programs are, on NixOS and Guix too. Users cannot write there.
+pub(crate) const SYSTEM_DIRECTORIES: [&str; 9] = [
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+    "/run/current-system/sw/bin",
+    "/run/current-system/profile/sbin",
+    "/run/current-system/profile/bin",
+];
 
 /// The most that an error repeats of what a program wrote to stderr, in bytes.
 const STDERR_LIMIT: usize = 2000;
@@ -32,8 +41,8 @@ pub enum ProgramError {
     Failed { path: PathBuf, status: ExitStatus, stderr: String },
     #[error("cannot exchange JSON with {name}")]
     Json { name: &'static str, source: serde_json::Error },
-    #[error("cannot start a thread to run {0}")]
-    Thread(&'static str),
+    #[error("cannot start a thread to run {0:?}")]
+    Thread(PathBuf),
     #[error("interrupted")]
     Interrupted,
 }
@@ -72,7 +81,7 @@ pub(crate) fn search(name: &str, directories: &[PathBuf]) -> Option<PathBuf> {
 ///
 /// # Errors
 /// [`ProgramError::Missing`].
-pub(super) fn locate(
+pub(crate) fn locate(
     name: &'static str,
     package: &'static str,
     mut own: Vec<PathBuf>,
@@ -89,7 +98,7 @@ pub(super) fn locate(
 ///
 /// # Errors
 /// If the program fails or was killed. It has ended then.
-pub(super) async fn finish(
+pub(crate) async fn finish(
     mut child: Child,
     path: &Path,
     input: &[u8],
@@ -128,9 +137,18 @@ pub(super) async fn finish(
     if output.status.success() {
         return Ok(output);
     }
-    let stderr = &output.stderr[..output.stderr.len().min(STDERR_LIMIT)];
-    let stderr = String::from_utf8_lossy(stderr).trim().to_owned();
+    let stderr = excerpt(&output.stderr);
     Err(ProgramError::Failed { path: path.to_owned(), status: output.status, stderr })
+}
+
+/// What an error repeats of this: all of it, or its beginning and its end. Some programs say what failed first and others last.
+fn excerpt(stderr: &[u8]) -> String {
+    let text = |bytes| String::from_utf8_lossy(bytes).trim().to_owned();
+    if stderr.len() <= STDERR_LIMIT {
+        return text(stderr);
+    }
+    let (start, end) = (&stderr[..STDERR_LIMIT / 2], &stderr[stderr.len() - STDERR_LIMIT / 2..]);
+    format!("{} [...] {}", text(start), text(end))
 }
 
 async fn read(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
@@ -169,6 +187,9 @@ mod tests {
         assert_eq!(run("echo done", &vec![b'x'; 1 << 20], &never).await.unwrap().stdout, b"done\n");
         let error = run("echo why >&2; exit 3", b"", &never).await.unwrap_err().to_string();
         assert_eq!(error, "\"/bin/sh\" failed (exit status: 3): why");
+        let script = "echo first >&2; yes | head -n 100000 >&2; echo last >&2; exit 1";
+        let error = run(script, b"", &never).await.unwrap_err().to_string();
+        assert!(error.contains(": first") && error.ends_with("last") && error.len() < 2200, "{error}");
     }
 
     #[tokio::test]

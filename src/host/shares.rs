@@ -1,8 +1,10 @@
 //! The seam [`Shares`] over virtiofsd: one daemon for each share and VMM generation.
 //!
-//! virtiofsd serves one connection, and exits when its VMM disconnects; that is not an error. It runs as the invoking user
-//! in namespaces of its own. So every user of the guest, root included, acts on the host as the invoking user.
-//! [`share_view`] decides which part of a directory the daemon sees.
+//! virtiofsd serves one connection, and exits when its VMM disconnects; that is not an error. The daemon of a share is
+//! therefore a supervisor of nixbox's own, which starts virtiofsd again for the next connection, as long as the VMM lives: the
+//! VMM of a guest that reboots connects again, without a nixbox. virtiofsd runs as the invoking user in namespaces of its own.
+//! So every user of the guest, root included, acts on the host as the invoking user. [`share_view`] decides which part of a
+//! directory the daemon sees.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -18,9 +20,14 @@ use super::process::{Daemon, DaemonRole, Daemons, ProcessError, ProcessExit};
 use super::share_view::{self, ShareView, ShareViewError, standing};
 use super::socket::{self, SocketError, SocketPath, SocketUse};
 use super::spawn::{self, Invoker, Privileges, Program, SpawnError, StandIn};
+use super::systemd::scope::ScopeManager;
 use crate::files::FileError;
 use crate::files::shared_paths::SharedPaths;
-use crate::world::{Failure, Generation, PathInShare, Presence, Result, ShareTag, Shares, WorkspaceId};
+use crate::world::{
+    Failure, Generation, PathInShare, Presence, Result, ShareTag, Shares, UserIds, WorkspaceId,
+};
+
+pub mod daemon_program;
 
 /// The most shares that a configuration can have.
 const MOST: usize = 64;
@@ -38,7 +45,7 @@ pub enum ShareError {
     #[error("the mount source {source_path:?} is not a directory that can be shared")]
     Source { source_path: PathBuf, source: FileError },
     #[error("the mount source {source_path:?} is refused")]
-    View { source_path: PathBuf, source: ShareViewError },
+    View { source_path: PathBuf, source: Box<ShareViewError> },
     /// The reason is what the launcher of the daemon wrote.
     #[error("the mount source {source_path:?} is refused: {reason}")]
     Refused { source_path: PathBuf, reason: String },
@@ -84,7 +91,7 @@ pub struct ShareSettings {
     /// The user as whom the daemons run.
     pub invoker: Invoker,
     /// The uid and gid that files of the invoking user have in the guest.
-    pub guest: (u32, u32),
+    pub guest: UserIds,
     /// The directories.
     pub shares: Vec<Share>,
 }
@@ -101,7 +108,7 @@ pub fn socket_of(
     SocketPath::new(runtime.join(format!("fs-{index}-{generation}.sock")))
 }
 
-/// [`Shares`] over virtiofsd 1.14 (`NIXBOX_VIRTIOFSD`, or on PATH).
+/// [`Shares`] over virtiofsd (`NIXBOX_VIRTIOFSD`, or as [`daemon_program`] finds it).
 #[derive(Debug)]
 pub struct Virtiofs {
     settings: ShareSettings,
@@ -115,6 +122,12 @@ impl Virtiofs {
     pub fn new(settings: ShareSettings) -> Self {
         let daemons = Daemons::new(settings.runtime.clone(), settings.workspace);
         Self { settings, daemons, stand_in: None }
+    }
+
+    /// The same, with the daemons in scopes of this manager, if there is one.
+    #[must_use]
+    pub fn in_scopes_of(self, scopes: Option<ScopeManager>) -> Self {
+        Self { daemons: self.daemons.in_scopes_of(scopes), ..self }
     }
 
     /// The same, with a program that stands in for virtiofsd.
@@ -135,17 +148,24 @@ impl Virtiofs {
 
     async fn start_one(&self, index: usize, generation: Generation) -> std::result::Result<(), ShareError> {
         let share = &self.settings.shares[index];
-        let (daemon, usage) = self.state_of(index, generation)?;
-        if daemon.is_some() && usage != SocketUse::Unused {
-            return Ok(());
-        }
         let role = DaemonRole::share(index);
         let socket = socket_of(&self.settings.runtime, index, generation)?;
-        // A daemon without a socket has served its connection, or only a part of its processes was killed.
+        match self.state_of(index, generation)? {
+            (Some(daemon), SocketUse::Bound) => {
+                return self
+                    .listening(&daemon, &role, generation, &socket)
+                    .await
+                    .map_err(|error| refusal(share, error));
+            }
+            (Some(_), SocketUse::Listening | SocketUse::Connected) => return Ok(()),
+            _ => {}
+        }
+        // A daemon without a socket is that of an earlier nixbox, which had no supervisor, and has served its connection; or
+        // only a part of its processes was killed.
         self.daemons.stop(&role, generation, GRACE).await?;
         remove_sockets(&socket).await?;
         let view = self.view(share)?;
-        let program = self.program(share, &view, &socket)?;
+        let program = self.program(share)?.launched(launcher(view.supervisor_arguments(socket.as_str())));
         let started = match self.daemons.spawn(&role, generation, &program) {
             Ok(daemon) => self.listening(&daemon, &role, generation, &socket).await,
             Err(error) => Err(error.into()),
@@ -158,7 +178,8 @@ impl Virtiofs {
         let writable = self.settings.shares.iter().filter(|share| !share.readonly);
         let shared = SharedPaths::new(writable.map(|share| share.source.as_path()));
         let source_path = || share.source.clone();
-        // The launcher opens this path again, and refuses a directory that is not at the path by now.
+        // The launcher opens this path again, and refuses a directory that is not at the path by now. The daemon serves
+        // what the launcher has opened.
         let directory = shared.open(&share.source).and_then(|opened| opened.directory());
         let source = directory.map_err(|source| ShareError::Source { source_path: source_path(), source })?;
         let view = ShareView {
@@ -166,7 +187,8 @@ impl Virtiofs {
             workspace: self.settings.root.clone(),
             protect: share.protect.iter().map(|path| path.as_str().into()).collect(),
         };
-        view.check().map_err(|source| ShareError::View { source_path: source_path(), source })?;
+        view.check()
+            .map_err(|source| ShareError::View { source_path: source_path(), source: Box::new(source) })?;
         Ok(view)
     }
 
@@ -194,30 +216,31 @@ impl Virtiofs {
         Ok(())
     }
 
-    fn program(
-        &self,
-        share: &Share,
-        view: &ShareView,
-        socket: &SocketPath,
-    ) -> std::result::Result<Program, ShareError> {
+    /// The daemon of a share. It takes the connection from the listening socket that is its standard input.
+    fn program(&self, share: &Share) -> std::result::Result<Program, ShareError> {
         let privileges = Privileges::Invoker(self.settings.invoker.clone());
         let open_files = open_files();
-        let mut shared = OsString::from(standing::SHARED_DIRECTORY);
-        shared.push(&view.source);
-        let mut program =
-            spawn::program("virtiofsd", "NIXBOX_VIRTIOFSD", self.stand_in.as_ref(), privileges)?
-                .argument(format!("--socket-path={socket}"))
-                .argument(shared)
-                // If virtiofsd runs as a user, this is a user namespace that has the ids of that user only.
-                .argument("--sandbox=namespace")
-                .argument("--cache=auto")
-                .argument(format!("--rlimit-nofile={open_files}"))
-                // If a file was removed on the host between snapshot and restore, the guest gets errors for that file,
-                // as on a network file system, and the restore succeeds.
-                .argument("--migration-on-error=guest-error")
-                .open_files(open_files);
+        let mut program = spawn::program(
+            daemon_program::NAME,
+            daemon_program::VARIABLE,
+            self.stand_in.as_ref(),
+            privileges,
+        )?
+        .argument("--fd=0")
+        .argument(ShareView::daemon_argument())
+        // If virtiofsd runs as a user, this is a user namespace that has the ids of that user only.
+        .argument("--sandbox=namespace")
+        .argument("--cache=auto")
+        .argument(format!("--rlimit-nofile={open_files}"))
+        // A build tool makes the guest know more files than a daemon can hold open. Where the daemon may, it holds handles.
+        .argument("--inode-file-handles=prefer")
+        // If a file was removed on the host between snapshot and restore, the guest gets errors for that file,
+        // as on a network file system, and the restore succeeds.
+        .argument("--migration-on-error=guest-error")
+        .open_files(open_files);
         let (uid, gid) = (self.settings.invoker.uid(), self.settings.invoker.gid());
-        for (kind, host, guest) in [("uid", uid, self.settings.guest.0), ("gid", gid, self.settings.guest.1)]
+        for (kind, host, guest) in
+            [("uid", uid, self.settings.guest.uid), ("gid", gid, self.settings.guest.gid)]
         {
             // Every guest id is mapped to the invoking user, and back only that user's id. Files of other users keep
             // their ids, and ids that the namespace does not map belong to nobody.
@@ -228,14 +251,13 @@ impl Virtiofs {
         if share.readonly {
             program = program.argument("--readonly");
         }
-        let words = std::iter::once(share_view::COMMAND.into()).chain(view.launcher_arguments());
-        Ok(program.launched(words))
+        Ok(program)
     }
 
     /// Starts the launcher of a share without a daemon to become.
     async fn rehearse_one(&self, share: &Share) -> std::result::Result<(), ShareError> {
         let view = self.view(share)?;
-        let words = std::iter::once(share_view::COMMAND.into()).chain(view.launcher_arguments());
+        let words = launcher(view.rehearsal_arguments());
         let program = Program::new("", Privileges::Invoker(self.settings.invoker.clone())).launched(words);
         let mut command = tokio::process::Command::from(program.command());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -278,7 +300,12 @@ fn refusal(share: &Share, error: ShareError) -> ShareError {
     }
 }
 
-/// Removes the socket, which a killed virtiofsd leaves behind, and its lock file, which every virtiofsd leaves behind.
+/// The words of nixbox's own command for the daemons of shares.
+fn launcher(arguments: Vec<OsString>) -> impl Iterator<Item = OsString> {
+    std::iter::once(share_view::COMMAND.into()).chain(arguments)
+}
+
+/// Removes the socket, which a daemon leaves behind, and the lock file of a virtiofsd that an earlier nixbox started.
 async fn remove_sockets(socket: &SocketPath) -> std::result::Result<(), ShareError> {
     socket::remove_stale(socket).await?;
     Ok(socket::remove_file(&socket.with_suffix(".pid"))?)
@@ -309,7 +336,7 @@ impl Shares for Virtiofs {
         for index in 0..self.settings.shares.len() {
             let (daemon, usage) = self.state_of(index, generation)?;
             any |= daemon.is_some() || usage != SocketUse::Unused;
-            all &= daemon.is_some() && usage != SocketUse::Unused;
+            all &= daemon.is_some() && matches!(usage, SocketUse::Listening | SocketUse::Connected);
         }
         // Daemons end with their VMM, and leave their records and sockets.
         any |= (0..MOST).any(|index| self.daemons.record(&DaemonRole::share(index), generation).exists());
@@ -329,9 +356,10 @@ impl Shares for Virtiofs {
     async fn exposed(&self, generation: Generation) -> Result<Vec<PathBuf>> {
         let mut exposed = std::collections::BTreeSet::new();
         for index in self.begun(generation) {
-            let daemon =
-                self.daemons.find(&DaemonRole::share(index), generation).map_err(ShareError::from)?;
-            if let Some(daemon) = daemon {
+            let family =
+                self.daemons.family(&DaemonRole::share(index), generation).map_err(ShareError::from)?;
+            // The supervisor serves nothing, and shows nothing.
+            for daemon in family {
                 let found = standing::exposed(daemon.pid(), &self.settings.root);
                 exposed.extend(found.map_err(ShareError::Standing)?);
             }

@@ -1,10 +1,10 @@
 //! The slots of this host. A claim is a file in [`DIRECTORY`] that has the slot's number as its name, and names the
-//! workspace that holds the slot.
+//! workspace that holds the slot. A VM whose network is a namespace of its own has its claim in a directory of its own, where
+//! every slot is free.
 //!
-//! TAPs are numbered by slots and belong to the host, so all users share one directory: mode 1777, owned by root. The
-//! sticky bit keeps users from removing each other's claims. Root makes the directory when it is missing. If nixbox runs
-//! with capabilities instead of as root, the directory is made beforehand, by a line `d /run/nixbox/slots 1777 root root`
-//! in tmpfiles.d.
+//! The TAPs of VMs that an earlier nixbox has built in the host's network are numbered by slots and belong to the host, so all
+//! users share one directory: mode 1777, owned by root. The sticky bit keeps users from removing each other's claims. Root
+//! makes the directory when it is missing.
 //!
 //! Why in /run: it is a tmpfs, so claims end with the boot, as TAPs do. With a directory per user, two users could claim
 //! one slot. /tmp and /dev/shm are cleaned by age and at log-out while a VM still runs, and every user could own the
@@ -92,6 +92,8 @@ pub struct HostSlots {
     workspace: WorkspaceId,
     /// For people.
     workspace_path: PathBuf,
+    /// The slot that is free first.
+    preferred: Option<Slot>,
 }
 
 impl HostSlots {
@@ -102,7 +104,34 @@ impl HostSlots {
         workspace: WorkspaceId,
         workspace_path: impl Into<PathBuf>,
     ) -> Self {
-        Self { directory: directory.into(), workspace, workspace_path: workspace_path.into() }
+        Self {
+            directory: directory.into(),
+            workspace,
+            workspace_path: workspace_path.into(),
+            preferred: None,
+        }
+    }
+
+    /// The same, with one slot as the first of those that are free.
+    #[must_use]
+    pub fn preferring(self, slot: Slot) -> Self {
+        Self { preferred: Some(slot), ..self }
+    }
+
+    /// The slot that this workspace holds.
+    ///
+    /// # Errors
+    /// If the directory is not safe, or a claim cannot be read.
+    pub fn held_slot(&self) -> Result<Option<Slot>, SlotError> {
+        if !self.is_ready()? {
+            return Ok(None);
+        }
+        for slot in Slot::all() {
+            if self.holder(slot)? == SlotHolder::This {
+                return Ok(Some(slot));
+            }
+        }
+        Ok(None)
     }
 
     fn path(&self, slot: Slot) -> PathBuf {
@@ -228,23 +257,17 @@ impl HostSlots {
 #[async_trait]
 impl Slots for HostSlots {
     async fn held(&self) -> Result<Option<Slot>> {
-        if !self.is_ready()? {
-            return Ok(None);
-        }
-        for slot in Slot::all() {
-            if self.holder(slot)? == SlotHolder::This {
-                return Ok(Some(slot));
-            }
-        }
-        Ok(None)
+        Ok(self.held_slot()?)
     }
 
     async fn free(&self) -> Result<Vec<Slot>> {
+        let others = Slot::all().filter(|slot| Some(*slot) != self.preferred);
+        let all: Vec<Slot> = self.preferred.into_iter().chain(others).collect();
         if !self.is_ready()? {
-            return Ok(Slot::all().collect());
+            return Ok(all);
         }
         let mut free = Vec::new();
-        for slot in Slot::all() {
+        for slot in all {
             if self.holder(slot)? == SlotHolder::Nobody {
                 free.push(slot);
             }

@@ -5,10 +5,12 @@
 
 use std::fmt;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::time::Instant;
 
 use crate::files::FileError;
@@ -92,6 +94,8 @@ pub enum SocketUse {
     Unused,
     /// A process listens.
     Listening,
+    /// A process has it and does not listen yet.
+    Bound,
     /// No process listens any more, and a connection that was accepted before lives.
     Connected,
 }
@@ -109,6 +113,8 @@ pub fn usage(path: &SocketPath) -> Result<SocketUse, SocketError> {
 /// Lines are `Num RefCount Protocol Flags Type St Inode Path`; flag 0x10000 (`__SO_ACCEPTCON`) is set while listening.
 fn usage_in(table: &[u8], path: &SocketPath) -> SocketUse {
     const LISTENS: u32 = 0x1_0000;
+    // `SS_UNCONNECTED` of include/uapi/linux/net.h. An accepted connection has the path of its listener.
+    const UNCONNECTED: &str = "01";
     let mut found = SocketUse::Unused;
     for line in table.split(|byte| *byte == b'\n') {
         let Some(head) =
@@ -123,10 +129,26 @@ fn usage_in(table: &[u8], path: &SocketPath) -> SocketUse {
         }
         match u32::from_str_radix(fields[3], 16) {
             Ok(flags) if flags & LISTENS != 0 => return SocketUse::Listening,
+            _ if fields[5] == UNCONNECTED && found == SocketUse::Unused => found = SocketUse::Bound,
+            _ if fields[5] == UNCONNECTED => {}
             _ => found = SocketUse::Connected,
         }
     }
     found
+}
+
+/// Makes the socket at `path`, on which nobody listens yet.
+///
+/// # Errors
+/// [`SocketError::File`], also if there is something at the path.
+pub fn bind(path: &SocketPath) -> Result<OwnedFd, SocketError> {
+    let bound = || {
+        let socket =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(path.as_path())?)?;
+        Ok::<_, rustix::io::Errno>(socket)
+    };
+    Ok(bound().map_err(FileError::system("make", path.as_path()))?)
 }
 
 /// Removes the socket file at `path`, if there is one and no process has it. Waits a little for that: a process that

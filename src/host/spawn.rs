@@ -1,25 +1,32 @@
 //! Starts programs that outlive nixbox: where they are found, as which user they run, and what they inherit.
 //!
-//! What a child does between fork and exec is unsafe code. The other files that have some are
+//! What a child does between fork and exec is unsafe code, here and in [`entrance`]. The other files that have some are
 //! `host/ioctl.rs` and `host/share_view/seccomp.rs`.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::{env, io};
 
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::program::{self, directories_in};
+use entrance::NamespaceEntrance;
+
+pub(super) mod entrance;
 
 /// Why a program cannot be started as the user asked for.
 #[allow(missing_docs, reason = "the messages say it")]
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
     /// `closed` are the directories of PATH that the user may not search. The program may be in one of them.
-    #[error("{name} is not on PATH{}; install it, or name it in {variable}", unseen(.closed))]
+    #[error(
+        "{name} is not on PATH{}, nor in {}; install it, or name it in {variable}", unseen(.closed),
+        LIBRARY_DIRECTORIES.join(" or ")
+    )]
     NotFound { name: &'static str, variable: &'static str, closed: Vec<PathBuf> },
     #[error("{variable} names {path:?}, which is not a file that can be executed")]
     NotExecutable { variable: &'static str, path: PathBuf },
@@ -39,8 +46,11 @@ pub enum SpawnError {
     Groups { uid: u32, source: io::Error },
 }
 
+/// Where distributions put programs that other programs run, such as virtiofsd. These directories come after those of PATH.
+const LIBRARY_DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib"];
+
 /// The path of the program `name`: the one in the environment variable `variable`, or else the first one on PATH that the
-/// user of this process may run. Relative entries of PATH are passed over, since what they mean changes with the directory.
+/// user of this process may run, or else one in [`LIBRARY_DIRECTORIES`]. Relative entries of PATH are passed over, since what they mean changes with the directory.
 ///
 /// # Errors
 /// [`SpawnError::NotFound`], [`SpawnError::NotExecutable`], [`SpawnError::Closed`].
@@ -165,6 +175,7 @@ fn locate(
         };
     }
     let mut directories = directories_in(&search.unwrap_or_default());
+    directories.extend(LIBRARY_DIRECTORIES.map(PathBuf::from));
     program::search(name, &directories).ok_or_else(|| {
         directories.retain(|directory| {
             let found = std::fs::metadata(directory.join(name));
@@ -293,13 +304,14 @@ pub struct Program {
     arguments: Vec<OsString>,
     privileges: Privileges,
     open_files: Option<u64>,
+    network: Option<Arc<NamespaceEntrance>>,
 }
 
 impl Program {
     /// The program at `path`, without arguments.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, privileges: Privileges) -> Self {
-        Self { path: path.into(), arguments: Vec::new(), privileges, open_files: None }
+        Self { path: path.into(), arguments: Vec::new(), privileges, open_files: None, network: None }
     }
 
     /// Adds an argument, which must not be secret: every user of this machine can read it.
@@ -327,6 +339,13 @@ impl Program {
         self
     }
 
+    /// Lets it run in the network of a VM, or in that of nixbox.
+    #[must_use]
+    pub fn in_network(mut self, entrance: Option<Arc<NamespaceEntrance>>) -> Self {
+        self.network = entrance;
+        self
+    }
+
     /// The path of its file.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -344,6 +363,9 @@ impl Program {
             command.env("PATH", search);
         }
         let plan = SpawnPlan::new(&self.privileges, self.open_files);
+        if let Some(entrance) = &self.network {
+            entrance::enter(&mut command, Arc::clone(entrance), CapabilitySet::empty());
+        }
         run_before_exec(&mut command, plan);
         command
     }
@@ -415,6 +437,18 @@ impl SpawnPlan {
         rustix::thread::set_no_new_privs(true)?;
         close_on_exec()
     }
+}
+
+/// Lets the program of this command outlive nixbox: in a session of its own, with the three standard descriptors only.
+#[allow(unsafe_code)]
+pub(super) fn detach(command: &mut Command) {
+    let detach = || {
+        rustix::process::setsid()?;
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        close_on_exec()
+    };
+    // SAFETY: as for `run_before_exec`.
+    unsafe { command.pre_exec(detach) };
 }
 
 #[allow(unsafe_code)]

@@ -14,7 +14,7 @@ use super::limits::{LONG, LOOK, within};
 use crate::engine::executor::TransitionFailure;
 use crate::engine::transition::{Failure, Interrupt};
 use crate::world::{
-    Depth, Given, HostCpu, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, VmmVersion, World,
+    Depth, Given, HashMethod, HostCpu, ListedSnapshot, Manifest, Origin, Slot, SnapshotId, VmmVersion, World,
 };
 
 /// One reason why a snapshot cannot be restored.
@@ -133,18 +133,24 @@ pub(super) fn origin(world: &World, vmm: VmmVersion) -> Result<Origin, Failure> 
 
 /// What the guest of this snapshot was given.
 pub(super) async fn given(world: &World, id: SnapshotId, interrupt: &Interrupt) -> Result<Given, Failure> {
-    Ok(Given { cpuid: world.vmm.saved_cpuid(id).await?, contents: world.sources.contents(interrupt).await? })
+    let method = HashMethod::default();
+    let contents = world.sources.contents(method, interrupt).await?;
+    Ok(Given { cpuid: world.vmm.saved_cpuid(id).await?, contents, method })
 }
 
-/// The conditions of this host now.
-async fn here(world: &World, interrupt: &Interrupt) -> Result<HostConditions, Failure> {
+/// The conditions of this host now, with the hashes of files computed like this.
+async fn here(world: &World, method: HashMethod, interrupt: &Interrupt) -> Result<HostConditions, Failure> {
     let held = within(LOOK, world.slots.held()).await?;
     let free = within(LOOK, world.slots.free()).await?;
     let HostCpu { flags, cpuid } = (world.cpu)()?;
     let vmm = within(LOOK, world.vmm.version(None)).await?;
     Ok(HostConditions {
         origin: Origin { vmm, cpu: flags, shape: world.shape.as_ref().clone() },
-        given: Given { cpuid, contents: within(LONG, world.sources.contents(interrupt)).await? },
+        given: Given {
+            cpuid,
+            contents: within(LONG, world.sources.contents(method, interrupt)).await?,
+            method,
+        },
         absolute_shape: world.absolute_shape.as_ref().clone(),
         absent: world.missing_mounts.to_vec(),
         slots: held.into_iter().chain(free).collect(),
@@ -215,7 +221,7 @@ pub(super) async fn choose(
     force: bool,
     interrupt: &Interrupt,
 ) -> Result<SnapshotChoice, Failure> {
-    let here = here(world, interrupt).await?;
+    let mut now = here(world, HashMethod::default(), interrupt).await?;
     let mut passed_over = Vec::new();
     for ListedSnapshot { id, manifest } in candidates {
         let manifest = match manifest {
@@ -225,7 +231,12 @@ pub(super) async fn choose(
                 continue;
             }
         };
-        let mut misfits = misfits(&manifest, &here);
+        // Snapshots of an older nixbox are compared by the hashes that they have. They are older than the others, so
+        // that the method changes once.
+        if manifest.given.method != now.given.method {
+            now = here(world, manifest.given.method, interrupt).await?;
+        }
+        let mut misfits = misfits(&manifest, &now);
         misfits.retain(|misfit| !force || !misfit.can_be_overridden());
         if !misfits.is_empty() {
             passed_over.push((id, NotRestorable::Misfits(misfits)));
@@ -264,6 +275,7 @@ mod tests {
             origin: origin(),
             files: Vec::new(),
             given: Given::default(),
+            receipt: None,
         }
     }
 

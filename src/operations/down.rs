@@ -97,7 +97,7 @@ impl TryFrom<u8> for StopMode {
 }
 
 pub(super) fn table(plan: DownPlan) -> Operation<World> {
-    let RunningVm { machine, former_disk, from, condition } = plan.vm;
+    let RunningVm { machine, former_disk, from, condition, .. } = plan.vm;
     let (kept, superseded) = match former_disk {
         Some(former) if matches!(condition, VmCondition::Condemned | VmCondition::LeftRunning) => {
             // A VM that did not come from a snapshot has the disk of a session that a person went back to.
@@ -143,7 +143,7 @@ impl Transition<World> for StopGuest {
 
     async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
         Ok(match context.world.vmm.find(machine.vmm).await? {
-            VmmState::Never | VmmState::Gone => Probe::Done(()),
+            VmmState::Never | VmmState::Gone | VmmState::PoweredOff => Probe::Done(()),
             VmmState::Running if self.ask && shuts_down(context.world, machine).await? => Probe::Done(()),
             _ => Probe::NotDone,
         })

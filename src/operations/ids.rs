@@ -11,6 +11,7 @@ pub(super) const DOWN: OperationId = OperationId(2);
 pub(super) const SNAPSHOT: OperationId = OperationId(3);
 pub(super) const RESTORE: OperationId = OperationId(4);
 pub(super) const DELETE: OperationId = OperationId(5);
+pub(super) const EQUIP: OperationId = OperationId(6);
 
 // Shared by several operations.
 pub(super) const CLAIM_SLOT: TransitionId = TransitionId(1);
@@ -64,3 +65,12 @@ pub(super) const FLUSH: TransitionId = TransitionId(49);
 pub(super) const WRITE_RECORD: TransitionId = TransitionId(50);
 pub(super) const REMOVE_RECORD: TransitionId = TransitionId(51);
 pub(super) const TAKE_DISK: TransitionId = TransitionId(52);
+pub(super) const GIVE_BACK: TransitionId = TransitionId(53);
+
+// `equip`.
+pub(super) const SAME_BOOT: TransitionId = TransitionId(54);
+
+// The scripts in the guest.
+pub(super) const AFTER_UP: TransitionId = TransitionId(55);
+pub(super) const AFTER_RESTORE: TransitionId = TransitionId(56);
+pub(super) const BEFORE_SNAPSHOT: TransitionId = TransitionId(57);

@@ -18,11 +18,13 @@ pub(super) const GUEST: Duration = Duration::from_secs(240);
 /// daemon that does not listen.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(70);
 /// For the first call of a guest that may still be booting, or that was just restored. The seam gives up after the
-/// person's time limit; the rest is for the VMM that the seam asks then.
+/// person's time limit, or later while the guest shows that it is at work; the rest is for the VMM that the seam asks then.
 pub(super) fn until_ready(timeout: ReadyTimeout) -> Duration {
-    timeout.duration() + Duration::from_secs(130)
+    timeout.longest() + Duration::from_secs(130)
 }
 /// For entropy and the time in an undo, which goes on without them.
 pub(super) const SETTLES: Duration = Duration::from_secs(60);
+/// For the scripts of one point in the guest, all together. What takes longer can go on in the background.
+pub(super) const GUEST_SCRIPTS: Duration = Duration::from_secs(600);
 /// For copies and hashes of disks and RAM, and for scripts of users. A person can interrupt all of them.
 pub(super) const LONG: Duration = Duration::from_secs(3600);

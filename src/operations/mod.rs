@@ -1,4 +1,4 @@
-//! What nixbox does: five operations, each a table of stages in a file of its own.
+//! What nixbox does: six operations, each a table of stages in a file of its own.
 //!
 //! | operation | commit point | before it, recovery goes | after it |
 //! |---|---|---|---|
@@ -6,6 +6,7 @@
 //! | `down` | stop guest | back: it runs | forward, until nothing is left |
 //! | `snapshot` | commit | back: the VM runs, with all that it had | - |
 //! | `restore` | resume | back: nothing of it is left | forward, to SSH-ready |
+//! | `equip` | same boot | back: it runs | - |
 //! | `delete` | rename to trash | back: it is listed | forward, until it is gone |
 //!
 //! A [`Session`] runs them: it recovers what an earlier run left open, checks everything that can be known before the
@@ -23,12 +24,13 @@
 //!
 //! # Which file uses which
 //!
-//! `limits`, `ids` and `state` lie below everything else; above them `shared`, then the five operations (and
-//! `roll_over`, which `snapshot` alone uses), then `tables`, then `dry_run`, `compatibility`, `sweep`,
-//! `outcome`, `sources` and `plan_snapshot`, and at the top `session`.
+//! `limits`, `ids` and `state` lie below everything else; above them `shared`, then the six operations (and
+//! `roll_over`, which `snapshot` alone uses), then `in_progress` and `tables`, then `dry_run`, `compatibility`, `sweep`,
+//! `outcome`, `sources` and `plan_snapshot`, then `session`, and at the top `rebooted`.
 
 pub mod delete;
 pub mod down;
+pub mod equip;
 pub mod restore;
 pub mod snapshot;
 pub mod up;
@@ -36,9 +38,12 @@ pub mod up;
 mod compatibility;
 mod dry_run;
 mod ids;
+mod in_progress;
 mod limits;
 mod outcome;
 mod plan_snapshot;
+mod rebooted;
+mod repair;
 mod roll_over;
 mod session;
 mod shared;
@@ -49,10 +54,12 @@ mod tables;
 
 pub use compatibility::{Incompatibility, NotRestorable};
 pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
+pub use in_progress::vm_in_progress;
 pub use outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
     SnapshotResult,
 };
+pub use repair::NetworkRepair;
 pub use session::Session;
 pub use shared::hooks::HookOutcome;
 pub use state::{RunningVm, VmCondition, WorkspaceState, described_vm};

@@ -1,13 +1,16 @@
 //! The results of a session's commands, and the refusals of commands that were not begun.
 
 use super::compatibility::NotRestorable;
+use super::repair::NetworkRepair;
 use super::state::VmCondition;
 use super::sweep::Swept;
 use super::tables::NoTable;
 use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
-use crate::world::{Generation, Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion};
+use crate::world::{
+    Generation, Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion, error_chain,
+};
 
 /// How an operation ended.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub enum LossReason {
     Gone,
     /// Its VMM lives and does not answer.
     Silent,
+    /// Its VMM has ended in order, as it does when its guest powers off.
+    PoweredOff,
     /// Its operation passed the commit point, and could not be finished.
     Condemned,
 }
@@ -48,6 +53,8 @@ pub struct Recovered {
     pub cleared: Option<LossReason>,
     /// What belonged to no VM, and was removed.
     pub swept: Vec<Swept>,
+    /// What was wrong with the network of the VM that runs, and what was done about it.
+    pub network: NetworkRepair,
     /// Why a person is needed.
     pub stuck: Option<TransitionFailure>,
 }
@@ -100,10 +107,16 @@ pub enum Refusal {
     Credentials(#[source] Failure),
     #[error("the guest is not fit for a snapshot, so nothing was begun")]
     GuestUnfit(#[source] Failure),
+    #[error(
+        "what the wipe takes from the running guest cannot be kept for it meanwhile, so nothing was begun"
+    )]
+    NoBackup(#[source] Failure),
     #[error("what belongs to no VM of this workspace cannot be removed")]
     Sweep(#[source] Failure),
     #[error("cannot determine the workspace's state")]
     Look(#[source] Failure),
+    #[error("the guest of the VM that runs cannot be reached")]
+    Guest(#[source] Failure),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -116,19 +129,8 @@ pub enum Refusal {
 
 /// The snapshots that were considered, and why each cannot be restored.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", .0.iter().map(|(id, reason)| format!("snapshot {id}: {}", chain(reason))).collect::<Vec<_>>().join("; "))]
+#[error("{}", .0.iter().map(|(id, reason)| format!("snapshot {id}: {}", error_chain(reason))).collect::<Vec<_>>().join("; "))]
 pub struct PassedOver(pub Vec<(SnapshotId, NotRestorable)>);
-
-/// The error and its causes, in one line.
-fn chain(reason: &NotRestorable) -> String {
-    let mut text = reason.to_string();
-    let mut cause = std::error::Error::source(reason);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
 
 /// What a restore, or an `up --snapshot`, did.
 #[derive(Debug)]

@@ -8,7 +8,9 @@ use super::outcome::{Refusal, SnapshotRequest};
 use super::snapshot::{ShareStrategy, SnapshotPlan};
 use super::sources::Sources;
 use super::state::RunningVm;
-use crate::world::{ListedSnapshot, Machine, Presence, Result, SnapshotName, VmmState, World};
+use crate::world::{
+    GuestScriptPoint, ListedSnapshot, Machine, Presence, Result, SnapshotName, VmmState, World,
+};
 
 /// Awaits a call that reads the state of the world before an operation begins, for [`LOOK`] at most.
 pub(super) async fn examine<T>(call: impl Future<Output = Result<T>>) -> Result<T, Refusal> {
@@ -43,11 +45,14 @@ pub(super) async fn plan_snapshot(
     // A snapshot that rolls back gives the credentials back, with --stop too.
     sources.hold(world).await?;
     let boot = examine(world.guest.ready(&vm.machine)).await?;
-    within(LOOK, world.guest.examine(&vm.machine)).await.map_err(Refusal::GuestUnfit)?;
+    let taken = within(LOOK, world.guest.examine(&vm.machine)).await.map_err(Refusal::GuestUnfit)?;
+    let backup = world.backups.examine(vm.machine.memory, taken);
+    within(LOOK, backup).await.map_err(Refusal::NoBackup)?;
     if strategy == ShareStrategy::Detach {
         shares_must_be_unused(world, &vm.machine).await?;
     }
-    Ok(SnapshotPlan { vm, boot, name, shares, strategy, stop, origin })
+    let scripts = world.guest.has_scripts(GuestScriptPoint::BeforeSnapshot);
+    Ok(SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back: true, scripts })
 }
 
 async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {

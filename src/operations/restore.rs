@@ -3,7 +3,7 @@
 //! ```text
 //! claim slot ↶ ∥ built record ↶ ─► clone disk ↶ ∥ fill RAM ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶
 //!   ─► load ─► RESUME ─► entropy and clock ─► SSH-ready ─► inject credentials ∥ mount shares
-//!   ─► post-up scripts
+//!   ─► [after-restore scripts] ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session chooses a snapshot: the one that is asked for, or the newest that is whole and
@@ -31,10 +31,12 @@
 //! then sets its clock. Without entropy the operation fails, unless `[guest] require-entropy = false`; a clock that
 //! cannot be set is written down as the VM's condition, and the operation goes on. **Ready** waits for SSH and compares the boot id: a guest that was rebooted meanwhile is
 //! another system than the snapshot's, and gets no credential. **Reinject** injects today's credentials and mounts the
-//! shares, and the **post-up scripts** run. A failure in one of these stages is tried once more, but a guest that did not
-//! answer within `[guest] ready-timeout` is not waited for again. If it fails again, or the VM is lost, the operation ends
-//! as lost: the VM is condemned, and the session shuts the guest down and clears the VM away, or with `--keep` leaves it
-//! running as in `up`. A crash in these stages is recovered forward, to a guest that is SSH-ready.
+//! shares. The **after-restore scripts** run in the guest (`shared/guest_scripts.rs`), so that its programs can reconnect,
+//! and the **post-up scripts** on the host, which may run commands in the guest. A failure in one of these stages is tried
+//! once more, but a guest that did not answer within `[guest] ready-timeout` is not waited for again. If it fails again, or
+//! the VM is lost, the operation ends as lost: the VM is condemned, and the session shuts the guest down and clears the VM
+//! away, or with `--keep` leaves it running as in `up`. A crash in these stages is recovered forward, to a guest that is
+//! SSH-ready.
 //!
 //! The disk of the session before the restore stays until the restored VM goes down, and is then kept as `down.rs` says. A
 //! restore that rolls back, or that ends as lost, falls back to it, and what is lost is only what the restored guest had
@@ -45,12 +47,13 @@ use serde::{Deserialize, Serialize};
 
 use super::ids;
 use super::limits::{LONG, QUICK, until_ready};
-use super::shared::guest::{Inject, MountShares, Ready, Settle, condition};
+use super::shared::guest::{Inject, MountShares, Ready, Settle, condition, must_be_served};
+use super::shared::guest_scripts::RunGuestScripts;
 use super::shared::hooks::POST_UP;
-use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, built, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part, parameters};
-use super::state::{RunningVm, WorkspaceState};
+use super::state::{RunningVm, VmCondition, WorkspaceState};
 use crate::engine::record::{Ended, PayloadError};
 use crate::engine::transition::{AfterCommit, Operation, Probe, Transition, TransitionSpec};
 use crate::world::{BootId, Generation, Machine, ReadyTimeout, Result, Slot, SnapshotId, VmmState, World};
@@ -72,11 +75,25 @@ pub struct RestorePlan {
     pub timeout: ReadyTimeout,
     /// Whether a VM that does not become SSH-ready is left running.
     pub keep: bool,
+    /// Whether scripts run in the guest.
+    pub scripts: bool,
 }
 
-/// The parameters as an earlier nixbox wrote them.
+/// The parameters that an earlier nixbox wrote, which ran no script in the guest.
 #[derive(Deserialize)]
-struct OlderRestorePlan {
+struct FormerRestorePlan {
+    snapshot: SnapshotId,
+    slot: Slot,
+    boot: BootId,
+    shares: bool,
+    former_disk: Option<Generation>,
+    timeout: ReadyTimeout,
+    keep: bool,
+}
+
+/// The parameters of the first versions of nixbox.
+#[derive(Deserialize)]
+struct OldRestorePlan {
     snapshot: SnapshotId,
     slot: Slot,
     boot: BootId,
@@ -84,15 +101,33 @@ struct OlderRestorePlan {
     former_disk: Option<Generation>,
 }
 
-impl From<OlderRestorePlan> for RestorePlan {
-    fn from(OlderRestorePlan { snapshot, slot, boot, shares, former_disk }: OlderRestorePlan) -> Self {
+impl From<FormerRestorePlan> for RestorePlan {
+    fn from(former: FormerRestorePlan) -> Self {
+        let FormerRestorePlan { snapshot, slot, boot, shares, former_disk, timeout, keep } = former;
+        Self { snapshot, slot, boot, shares, former_disk, timeout, keep, scripts: false }
+    }
+}
+
+impl From<OldRestorePlan> for FormerRestorePlan {
+    fn from(OldRestorePlan { snapshot, slot, boot, shares, former_disk }: OldRestorePlan) -> Self {
         Self { snapshot, slot, boot, shares, former_disk, timeout: ReadyTimeout::DEFAULT, keep: false }
     }
 }
 
 impl RestorePlan {
     pub(super) fn of(bytes: &[u8]) -> std::result::Result<Self, PayloadError> {
-        parameters::<Self, OlderRestorePlan>(bytes)
+        parameters::<Self, FormerRestorePlan, OldRestorePlan>(bytes)
+    }
+
+    /// The VM that the operation of this generation makes.
+    pub(super) fn machine(&self, generation: Generation) -> Machine {
+        built(generation, self.slot, None, self.shares)
+    }
+
+    /// The same VM in the state of the workspace.
+    pub(super) fn vm(&self, machine: Machine, condition: VmCondition) -> RunningVm {
+        let Self { snapshot, boot, former_disk, .. } = *self;
+        RunningVm { machine, former_disk, from: Some(snapshot), condition, boot: Some(boot) }
     }
 }
 
@@ -118,6 +153,7 @@ pub(super) fn table(plan: RestorePlan) -> Operation<World> {
     .stage("settle", vec![Box::new(Settle { target, limit: until_ready(plan.timeout) })])
     .stage("ready", vec![Box::new(Ready { target, same_as: Some(plan.boot), timeout: plan.timeout })])
     .stage("reinject", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
+    .stage_if(plan.scripts, "after-restore scripts", vec![RunGuestScripts::after_restore(target)])
     .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
 
@@ -129,12 +165,10 @@ fn final_state(
 ) -> Result<WorkspaceState> {
     Ok(match ended {
         Ended::RolledBack => WorkspaceState::Down { disk: plan.former_disk },
-        Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
-            machine: target.machine(context)?,
-            former_disk: plan.former_disk,
-            from: Some(plan.snapshot),
-            condition: condition(context).after(ended, plan.keep),
-        }),
+        Ended::Done | Ended::Lost => {
+            let condition = condition(context).after(ended, plan.keep);
+            WorkspaceState::Up(plan.vm(target.machine(context)?, condition))
+        }
     })
 }
 
@@ -182,12 +216,15 @@ impl Transition<World> for Load {
         Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Paused => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
-            VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
+            VmmState::Never | VmmState::Gone | VmmState::PoweredOff | VmmState::Silent => Probe::Lost,
             VmmState::Running => Probe::CannotTell("the VM runs before it was resumed".to_owned()),
         })
     }
 
     async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        if machine.shares {
+            must_be_served(context.world, machine).await?;
+        }
         context.world.vmm.load(machine, self.from).await
     }
 }
@@ -211,7 +248,7 @@ impl Transition<World> for ResumeRestored {
         Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Paused => Probe::NotDone,
-            VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
+            VmmState::Never | VmmState::Gone | VmmState::PoweredOff | VmmState::Silent => Probe::Lost,
             VmmState::Empty | VmmState::Stopped => {
                 Probe::CannotTell("the VM that was loaded is not in its VMM".to_owned())
             }

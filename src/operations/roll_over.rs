@@ -21,9 +21,11 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::{ATTEMPT, within};
 use super::shared::Context;
-use super::shared::guest::attach_and_mount;
+use super::shared::guest::{attach_and_mount, must_be_served};
 use crate::engine::transition::Failure;
-use crate::world::{Ability, Generation, Machine, Presence, Result, SnapshotId, VmmState, World};
+use crate::world::{
+    Ability, Generation, Machine, Presence, Result, SnapshotId, VmmState, World, error_chain,
+};
 
 /// What is done about the shares, so that they work both in the VM that goes on and in the one that is restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +96,9 @@ pub(super) async fn make_it_run(
     let (old, new) = (machine.vmm, context.generation);
     match (world.vmm.find(new).await?, world.vmm.find(old).await?) {
         (VmmState::Never, VmmState::Running) => Ok(()),
-        (VmmState::Running, VmmState::Never | VmmState::Gone) => give_shares_back(context, machine).await,
+        (VmmState::Running, VmmState::Never | VmmState::Gone | VmmState::PoweredOff) => {
+            give_shares_back(context, machine).await
+        }
         (VmmState::Paused, _) => {
             finish_roll_over(world, old, new).await?;
             give_shares_back(context, machine).await
@@ -112,7 +116,9 @@ pub(super) async fn make_it_run(
         }
         // The old VMM was ended for the roll-over, or killed while the VM was paused: RAM is still that of the saved
         // state.
-        (VmmState::Never, VmmState::Gone | VmmState::Never) if strategy == ShareStrategy::RollOver => {
+        (VmmState::Never, VmmState::Gone | VmmState::PoweredOff | VmmState::Never)
+            if strategy == ShareStrategy::RollOver =>
+        {
             roll_over(context, machine).await
         }
         _ => Err(Failure::Lost),
@@ -153,7 +159,7 @@ async fn roll_over(context: &Context<'_>, machine: &Machine) -> Result<()> {
                     LoadAttempt::WithoutShares => give_shares_back(context, machine).await,
                 };
             }
-            Err(failure) => failures.push(format!("{}: {}", attempt.label(), chain(&failure))),
+            Err(failure) => failures.push(format!("{}: {}", attempt.label(), error_chain(&failure))),
         }
     }
     Err(Failure::world(NotLoaded(failures)))
@@ -166,7 +172,7 @@ async fn load(world: &World, new: &Machine, saved: SnapshotId, attempt: LoadAtte
         VmmState::Paused => return Ok(()),
         VmmState::Never | VmmState::Empty | VmmState::Stopped => {}
         // The VMM has died of an attempt, or no longer answers. No attempt has resumed its VM.
-        VmmState::Gone | VmmState::Silent => world.vmm.stop(new.vmm).await?,
+        VmmState::Gone | VmmState::PoweredOff | VmmState::Silent => world.vmm.stop(new.vmm).await?,
         VmmState::Running => return Err(Failure::Lost),
     }
     if attempt != LoadAttempt::First {
@@ -177,7 +183,10 @@ async fn load(world: &World, new: &Machine, saved: SnapshotId, attempt: LoadAtte
     }
     world.vmm.start(new.vmm).await?;
     match attempt {
-        LoadAttempt::First | LoadAttempt::Again => world.vmm.load(new, saved).await,
+        LoadAttempt::First | LoadAttempt::Again => {
+            must_be_served(world, new).await?;
+            world.vmm.load(new, saved).await
+        }
         LoadAttempt::WithoutShares => world.vmm.load_without_shares(new, saved).await,
     }
 }
@@ -198,15 +207,4 @@ async fn give_shares_back(context: &Context<'_>, machine: &Machine) -> Result<()
         return Ok(());
     }
     attach_and_mount(world, &new).await
-}
-
-/// The error and its causes, in one line.
-fn chain(failure: &Failure) -> String {
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -1,10 +1,10 @@
 //! One run of nixbox on a workspace: recover, check, run. The owner of a [`Session`] holds the workspace's lock.
 //!
 //! ```text
-//!                   ┌──────────────────── recover ─────────────────────┐
-//!  command ─► finish the open operation ─► clear away a lost VM ─► sweep ─► check ─► run ─► clear away a lost VM
-//!                   │                            │                  │        │       │
-//!                   └─ stuck                     └─ stuck           └────────┴───────┴─ refused
+//!                   ┌──────────────────────── recover ─────────────────────────┐
+//!  command ─► finish the open operation ─► clear away a lost VM ─► sweep, repair ─► check ─► run ─► clear away a lost VM
+//!                   │                            │                  │                │       │
+//!                   └─ stuck                     └─ stuck           └────────────────┴───────┴─ refused
 //! ```
 //!
 //! Every command that changes something begins with **recover**, and `nixbox recover` is nothing else. Running it twice
@@ -27,7 +27,8 @@
 //! ([`VmCondition::LeftRunning`]) is no lost VM: `down` ends it, and no other operation goes on with it. A VMM that lives
 //! but does not answer counts as lost after the time that the VMM seam allows it.
 //!
-//! **Sweep** removes what bears the mark of this workspace and belongs to neither its VM nor its disk (`sweep.rs`).
+//! **Sweep** removes what bears the mark of this workspace and belongs to neither its VM nor its disk (`sweep.rs`). After
+//! it, the network of a VM that runs is looked at and **repaired** (`repair.rs`).
 //!
 //! **Check** is everything that can be known before the world is touched. A command that cannot be done is refused with
 //! a [`Refusal`] that says why, and the workspace is as it was. The disk that a new VM starts from, the snapshot that is
@@ -60,13 +61,14 @@ use super::restore::{self, RestorePlan};
 use super::sources::Sources;
 use super::state::{RunningVm, VmCondition, WorkspaceState};
 use super::up::{self, UpPlan};
-use super::{snapshot, sweep, tables};
+use super::{repair, snapshot, sweep, tables};
 use crate::engine::executor::{Ending, Executor, Observer, TransitionFailure};
 use crate::engine::journal::{Journal, Storage};
 use crate::engine::record;
 use crate::engine::transition::{Failure, Interrupt, Operation};
 use crate::world::{
-    Generation, KeptDiskId, ListedSnapshot, Manifest, SnapshotId, SnapshotReference, VmmState, World,
+    Generation, GuestScriptPoint, KeptDiskId, ListedSnapshot, Manifest, SnapshotId, SnapshotReference,
+    VmmState, World,
 };
 
 /// After so long without an answer of the VMM a person is told what is waited for.
@@ -90,11 +92,23 @@ pub struct Session<'a, S> {
 }
 
 impl<S: Storage> Session<'_, S> {
-    /// Ends what an earlier run left open, clears away what is left of a lost VM, and sweeps.
+    /// Ends what an earlier run left open, clears away what is left of a lost VM, sweeps, and repairs the network of a VM that
+    /// runs.
     ///
     /// # Errors
     /// If the journal cannot be used, or the state of the workspace cannot be determined.
     pub async fn recover(&mut self) -> Result<Recovered, Refusal> {
+        let mut recovered = self.settle().await?;
+        if recovered.stuck.is_none()
+            && let WorkspaceState::Up(vm) = self.state()?
+        {
+            recovered.network = repair::repair(self.world, &vm.machine, self.observer).await;
+        }
+        Ok(recovered)
+    }
+
+    /// The same without the repair.
+    async fn settle(&mut self) -> Result<Recovered, Refusal> {
         let mut recovered = Recovered::default();
         let open =
             self.journal.open_operation().and_then(|open| Some((open.operation?, open.parameters.clone())));
@@ -120,11 +134,11 @@ impl<S: Storage> Session<'_, S> {
         Ok(recovered)
     }
 
-    async fn recover_first(&mut self) -> Result<(), Refusal> {
+    pub(super) async fn recover_first(&mut self) -> Result<(), Refusal> {
         self.recover().await?.stuck.map_or(Ok(()), |failure| Err(Refusal::Stuck(failure)))
     }
 
-    fn state(&self) -> Result<WorkspaceState, Refusal> {
+    pub(super) fn state(&self) -> Result<WorkspaceState, Refusal> {
         WorkspaceState::of(&self.journal.history().final_state).map_err(Refusal::UnreadableState)
     }
 
@@ -156,12 +170,17 @@ impl<S: Storage> Session<'_, S> {
 
     async fn boot(&mut self, back_to: Option<KeptDiskId>) -> Result<OperationResult, Refusal> {
         match self.state()? {
-            WorkspaceState::Up(vm) => already(&vm),
+            WorkspaceState::Up(vm) => {
+                already(&vm)?;
+                self.equip_rebooted(vm).await
+            }
             WorkspaceState::Down { disk } => {
                 self.sources().hold(self.next).await?;
                 self.world = self.next;
                 let (timeout, keep) = (self.world.guest.ready_timeout(), self.keep);
-                let plan = UpPlan { disk, back_to, shares: self.world.shares.wanted(), timeout, keep };
+                let scripts = self.world.guest.has_scripts(GuestScriptPoint::AfterUp);
+                let shares = self.world.shares.wanted();
+                let plan = UpPlan { disk, back_to, shares, timeout, keep, scripts };
                 self.run(plan, up::table).await
             }
         }
@@ -170,15 +189,15 @@ impl<S: Storage> Session<'_, S> {
     /// Brings the VM down. Its disk stays.
     ///
     /// If an earlier operation is stuck, the VMM is ended first. The VM of that operation is lost then, so that a second
-    /// recovery does not need the guest and clears away what is left.
+    /// recovery does not need the guest and clears away what is left. The network of a VM that is to go is not repaired.
     ///
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
     pub async fn down(&mut self) -> Result<OperationResult, Refusal> {
-        let stuck = self.recover().await?.stuck.is_some();
+        let stuck = self.settle().await?.stuck.is_some();
         if stuck {
             sweep::end_vmms(self.world).await.map_err(Refusal::Sweep)?;
-            self.recover_first().await?;
+            self.settle().await?.stuck.map_or(Ok(()), |failure| Err(Refusal::Stuck(failure)))?;
         }
         match self.state()? {
             WorkspaceState::Up(vm) => self.run(DownPlan { vm, mode: StopMode::Ordinary }, down::table).await,
@@ -197,6 +216,12 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::NotRunning);
         };
         already(&vm)?;
+        match self.equip_rebooted(vm).await? {
+            OperationResult::Done | OperationResult::Already => {}
+            report => {
+                return Ok(SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None });
+            }
+        }
         let keep = request.keep;
         let plan = plan_snapshot(self.world, vm, request, self.sources()).await?;
         let report = self.run(plan, snapshot::table).await?;
@@ -266,7 +291,8 @@ impl<S: Storage> Session<'_, S> {
     pub async fn warm_up(&mut self, wanted: Option<&SnapshotReference>) -> Result<RestoreResult, Refusal> {
         self.recover_first().await?;
         if let WorkspaceState::Up(vm) = self.state()? {
-            let (report, condition) = (already(&vm)?, vm.condition);
+            already(&vm)?;
+            let (report, condition) = (self.equip_rebooted(vm).await?, vm.condition);
             let (passed_over, former_disk) = (Vec::new(), vm.former_disk);
             return Ok(RestoreResult { report, restored: None, passed_over, condition, former_disk });
         }
@@ -355,7 +381,8 @@ impl<S: Storage> Session<'_, S> {
         self.world = self.next;
         let Manifest { id: snapshot, slot, boot, shares, .. } = manifest;
         let (timeout, keep) = (self.world.guest.ready_timeout(), self.keep);
-        let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk, timeout, keep };
+        let scripts = self.world.guest.has_scripts(GuestScriptPoint::AfterRestore);
+        let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk, timeout, keep, scripts };
         let report = match self.run(plan, restore::table).await? {
             OperationResult::RolledBack(failure) if replaced => OperationResult::ReplacedInVain(failure),
             report => report,
@@ -396,7 +423,7 @@ impl<S: Storage> Session<'_, S> {
         };
         let mode = match reason {
             LossReason::Condemned => StopMode::WithoutScripts,
-            LossReason::Gone | LossReason::Silent => StopMode::ClearAway,
+            LossReason::Gone | LossReason::PoweredOff | LossReason::Silent => StopMode::ClearAway,
         };
         let plan = DownPlan { vm, mode };
         let parameters = record::encode_payload(&plan).map_err(Refusal::Parameters)?;
@@ -419,12 +446,13 @@ impl<S: Storage> Session<'_, S> {
         Ok(match state.map_err(Refusal::Look)? {
             state if state.has_system() => None,
             VmmState::Silent => Some(LossReason::Silent),
+            VmmState::PoweredOff => Some(LossReason::PoweredOff),
             _ => Some(LossReason::Gone),
         })
     }
 
     /// Runs an operation with these parameters, and clears away the VM if the operation found it lost.
-    async fn run<P: Serialize>(
+    pub(super) async fn run<P: Serialize>(
         &mut self,
         plan: P,
         table: fn(P) -> Operation<World>,
@@ -455,7 +483,7 @@ impl<S: Storage> Session<'_, S> {
         })
     }
 
-    fn sources(&self) -> Sources<'_> {
+    pub(super) fn sources(&self) -> Sources<'_> {
         Sources { interrupt: &self.interrupt, observer: self.observer }
     }
 

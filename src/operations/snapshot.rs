@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! snapshot:
-//! stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk ─► pause ↶
-//!   ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► resume ↶ ─► entropy and clock ─► [mount shares]
-//!   ─► inject credentials ─► COMMIT
+//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk
+//!   ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► resume ↶ ─► entropy and clock
+//!   ─► [mount shares] ─► inject credentials ─► give back files ─► COMMIT
 //!
 //! snapshot --stop:
-//! stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk ─► pause ↶
-//!   ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
+//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk
+//!   ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
 //!   ─► [retire the former disk] ─► release slot ∥ built record
 //! ```
 //!
@@ -22,10 +22,18 @@
 //! the guest it tries, without a change, what the stages below need there: root, entropy, the time, and files that can
 //! be written. `plan_snapshot.rs` has these checks.
 //!
-//! **Stage** makes the staging directory that everything is captured into; undoing removes it with all that is in it,
-//! which is why *clone disk* and *copy RAM* have nothing to undo. **Wipe credentials** runs at the same time: it
-//! overwrites and removes every credential in the guest, and drops the guest's caches. Undoing injects them again, and
-//! then gives the guest entropy and the time as well as it can: the guest may have been loaded into a new VMM.
+//! The **before-snapshot scripts** run in the guest (`shared/guest_scripts.rs`), while it still has everything. Nothing of
+//! them is undone: the guest runs on as they leave it, also if the operation rolls back.
+//!
+//! **Stage** makes the staging directory that everything is captured into; undoing removes it with all that is in it, which
+//! is why *clone disk* and *copy RAM* have nothing to undo. **Wipe credentials** runs at the same time: it overwrites and
+//! removes every credential in the guest, and drops the guest's caches. Histories of shells and what `credentials.wipe`
+//! lists belong to the guest: before they are removed, they are copied into a backup beside the RAM, and the guest is asked
+//! to remove them only if they still are as in the backup. What the backup has that looks like a credential is searched for
+//! in the snapshot as well, and the processes that hold a value are named in the receipt, because no wipe reaches them.
+//! Swap is switched off, so that what was swapped out is where the search finds it. Undoing switches it on, injects the
+//! credentials again, gives back what is in the backup, and then gives the guest entropy and the time as well as it can:
+//! the guest may have been loaded into a new VMM.
 //!
 //! **Detach shares** is there only where the VMM's version cannot restore a VM with shares: they are unmounted in the
 //! guest and removed from the VM. Undoing attaches and mounts them.
@@ -41,12 +49,17 @@
 //! a crash the VM may stay paused until recovery, which makes it run again.
 //!
 //! **Resume** lets the VM go on: by `vm.resume`, or by a roll-over into a new VMM. Half a roll-over cannot be taken
-//! back, so that undoing finishes it: the VM runs, as it did before. Only a VM that no attempt can load is lost. **Settle**, **attach** and **reinject** give the
-//! guest entropy, the time, its shares and its credentials. They have nothing to undo, because the guest had all of it
-//! before the snapshot; a rollback gives it by undoing *wipe* and *detach*.
+//! back, so that undoing finishes it: the VM runs, as it did before. Only a VM that no attempt can load is lost. **Settle**,
+//! **attach**, **reinject** and **give back** give the guest entropy, the time, its shares, its credentials, and what is in the
+//! backup, which is removed then. They have nothing to undo, because the guest had all of it before the snapshot; a rollback
+//! gives it by undoing *wipe* and *detach*. A backup of a VM that is lost or stopped goes with its RAM.
 //!
-//! **Commit** is the commit point: the manifest is written, everything is synced, and the staging directory is renamed
-//! into the list. If it fails, or after a crash, the probe looks where the snapshot is: in the list means done, in the
+//! **Commit** is the commit point. Before it, all files are searched for every credential that a guest of the workspace was
+//! ever given, and hashed: a program of the guest may keep one where no wipe reaches. What is found is overwritten in the
+//! staging directory, or the operation rolls back, as `[snapshot] on-leak` says. That needs nothing of the guest, so it
+//! is no part of the pause, except that a file that has to be copied in the pause is searched and hashed on the way,
+//! and not read again. Then the manifest is written, everything is synced, and the staging directory is renamed into
+//! the list. If it fails, or after a crash, the probe looks where the snapshot is: in the list means done, in the
 //! staging directory means not done, and the operation rolls back. A snapshot in the trash cannot be explained: then
 //! recovery is stuck. Credentials are in the guest again by then, and not in the snapshot: it was captured before.
 //!
@@ -54,17 +67,20 @@
 //! `clear_away.rs` remove everything of it except its disk, as `down` does. A failure in them leaves the operation
 //! stuck, and the next command tries again.
 
+mod plan;
+
 use futures_util::FutureExt;
-use serde::{Deserialize, Serialize};
 
 pub use super::roll_over::ShareStrategy;
+pub use plan::SnapshotPlan;
 
 use super::compatibility::given;
 use super::ids;
 use super::limits::{GUEST, LONG, SETTLES, within};
 use super::roll_over::{alive, make_it_run, make_it_run_again};
 use super::shared::clear_away::{FormerDisk, clear_away};
-use super::shared::guest::{Inject, MountShares, Settle, attach_and_mount, condition};
+use super::shared::guest::{GiveBack, Inject, MountShares, Settle, attach_and_mount, condition, give_back};
+use super::shared::guest_scripts::RunGuestScripts;
 use super::shared::machine::Target;
 use super::shared::{Context, SeamCall, Unprobed, done_if_absent, must_live, probe_if_alive};
 use super::state::{RunningVm, WorkspaceState};
@@ -77,27 +93,10 @@ use crate::world::{
     World,
 };
 
-/// The parameters of `snapshot` in the journal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SnapshotPlan {
-    /// The VM.
-    pub vm: RunningVm,
-    /// The boot that it runs.
-    pub boot: BootId,
-    /// The snapshot's name.
-    pub name: Option<SnapshotName>,
-    /// Whether there are shares.
-    pub shares: bool,
-    /// What is done about them.
-    pub strategy: ShareStrategy,
-    /// Whether the VM is down afterwards.
-    pub stop: bool,
-    /// The VMM, the processor and the configuration that the snapshot is made under.
-    pub origin: Origin,
-}
-
 pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
-    let SnapshotPlan { vm, strategy, stop, .. } = plan;
+    let SnapshotPlan { strategy, stop, gives_back, scripts, .. } = plan;
+    // The guest had its credentials and shares in the boot that the session found.
+    let vm = RunningVm { boot: Some(plan.boot), ..plan.vm };
     let machine = vm.machine;
     let detach = strategy == ShareStrategy::Detach;
     let target = match strategy {
@@ -115,6 +114,11 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
     let captured = Operation::new(ids::SNAPSHOT, "snapshot", after, move |context, ended| {
         async move { Ok(final_state(vm, stop, &context, ended).await?.bytes()?) }.boxed()
     })
+    .stage_if(
+        scripts,
+        "before-snapshot scripts",
+        vec![RunGuestScripts::before_snapshot(Target::Existing(machine))],
+    )
     .stage("wipe", vec![Box::new(OpenStaging), Box::new(Wipe(machine))])
     .stage_if(detach, "detach", vec![Box::new(Detach(machine))])
     .stage("flush", vec![Box::new(flush(machine.disk))])
@@ -135,6 +139,7 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
         .stage("settle", vec![Box::new(Settle { target, limit: GUEST })])
         .stage_if(detach, "attach", vec![Box::new(MountShares(target))])
         .stage("reinject", vec![Box::new(Inject(target))])
+        .stage_if(gives_back, "give back", vec![Box::new(GiveBack(target))])
         .commit(Box::new(commit))
 }
 
@@ -184,6 +189,16 @@ impl Transition<World> for OpenStaging {
     }
 }
 
+/// How often the guest's files are backed up at most, because the guest has written to them before they were removed.
+const BACKUPS: usize = 5;
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the guest keeps writing to its histories or to what credentials.wipe lists, so nothing was removed: end what writes \
+     there, and try again"
+)]
+struct StillWritten;
+
 struct Wipe(Machine);
 
 impl Transition<World> for Wipe {
@@ -205,13 +220,29 @@ impl Transition<World> for Wipe {
     }
 
     async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
-        context.world.guest.wipe(machine).await
+        let world = context.world;
+        let swap = world.guest.switch_off_swap(machine).await?;
+        for _ in 0..BACKUPS {
+            let backup = world.guest.back_up(machine).await?;
+            match &backup {
+                Some(backup) => world.backups.write(machine.memory, backup).await?,
+                None => world.backups.remove(machine.memory).await?,
+            }
+            let mut audit = world.guest.audit(machine, backup.as_ref()).await?;
+            audit.unproven.extend(swap.iter().cloned());
+            world.catalog.keep_audit(SnapshotId(context.generation), audit).await?;
+            if world.guest.wipe(machine, backup.as_ref()).await? {
+                return Ok(());
+            }
+        }
+        Err(Failure::world(StillWritten))
     }
 
     async fn undo(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
         let machine = alive(context, machine).await?;
         must_live(context.world, machine.vmm).await?;
         context.world.guest.inject(&machine).await?;
+        give_back(context.world, &machine).await?;
         // A guest that cannot be given entropy or the time runs on as well as it can. The guest goes on from where it was,
         // and no person could settle it for nixbox, so a failure here is no reason to leave the operation stuck.
         match within(SETTLES, context.world.guest.settle(&machine)).await {
@@ -417,6 +448,7 @@ impl Transition<World> for Commit {
             origin: self.origin.clone(),
             files: context.world.catalog.digest(id, &context.interrupt).await?,
             given,
+            receipt: None,
         })
     }
 
@@ -432,8 +464,9 @@ impl Transition<World> for Commit {
     }
 
     async fn apply(&self, context: &Context<'_>, manifest: &Manifest) -> Result<()> {
-        // The intent in the journal does not have this.
+        // The intent in the journal has neither.
         let given = given(context.world, manifest.id, &context.interrupt).await?;
-        context.world.catalog.commit(Manifest { given, ..manifest.clone() }).await
+        let receipt = context.world.catalog.receipt(manifest.id).await?;
+        context.world.catalog.commit(Manifest { given, receipt, ..manifest.clone() }).await
     }
 }

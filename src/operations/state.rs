@@ -5,10 +5,11 @@ use serde::{Deserialize, Serialize};
 use super::ids;
 use crate::engine::history::{History, OpenOperation};
 use crate::engine::record::{self, Ended, PayloadError};
-use crate::world::{Generation, Machine, Settlement, SnapshotId};
+use crate::world::{BootId, Generation, Machine, Settlement, SnapshotId};
 
 /// Whether a workspace has a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "StoredState", from = "StoredState")]
 pub enum WorkspaceState {
     /// There is no VM.
     Down {
@@ -17,6 +18,34 @@ pub enum WorkspaceState {
     },
     /// There is a VM, unless it was lost since.
     Up(RunningVm),
+}
+
+/// The state as a journal has it. Older journals have only the first two forms.
+#[derive(Serialize, Deserialize)]
+enum StoredState {
+    Down { disk: Option<Generation> },
+    Up(RunningVm),
+    UpInBoot(RunningVm, BootId),
+}
+
+impl From<WorkspaceState> for StoredState {
+    fn from(state: WorkspaceState) -> Self {
+        match state {
+            WorkspaceState::Down { disk } => Self::Down { disk },
+            WorkspaceState::Up(vm @ RunningVm { boot: None, .. }) => Self::Up(vm),
+            WorkspaceState::Up(vm @ RunningVm { boot: Some(boot), .. }) => Self::UpInBoot(vm, boot),
+        }
+    }
+}
+
+impl From<StoredState> for WorkspaceState {
+    fn from(stored: StoredState) -> Self {
+        match stored {
+            StoredState::Down { disk } => Self::Down { disk },
+            StoredState::Up(vm) => Self::Up(vm),
+            StoredState::UpInBoot(vm, boot) => Self::Up(RunningVm { boot: Some(boot), ..vm }),
+        }
+    }
 }
 
 /// A VM that an operation left running.
@@ -31,6 +60,10 @@ pub struct RunningVm {
     pub from: Option<SnapshotId>,
     /// What is known to be wrong with it.
     pub condition: VmCondition,
+    /// The boot of its guest in which the guest got its credentials and shares, if that is known. The parameters of an
+    /// operation do not have it: a VM that comes from them is given both again.
+    #[serde(skip)]
+    pub boot: Option<BootId>,
 }
 
 /// What is known to be wrong with a VM. In the journal this is one byte, and older journals have only the first ones.

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::delete::DeletePlan;
 use super::down::{DownPlan, StopMode};
+use super::equip::EquipPlan;
 use super::restore::RestorePlan;
 use super::snapshot::{ShareStrategy, SnapshotPlan};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
 use super::up::UpPlan;
-use super::{delete, down, ids, restore, snapshot, up};
+use super::{delete, down, equip, ids, restore, snapshot, up};
 use crate::engine::record::{self, PayloadError};
 use crate::engine::transition::{Operation, OperationId};
 use crate::world::{
@@ -33,9 +34,10 @@ pub fn table(id: OperationId, parameters: &[u8]) -> Result<Operation<World>, NoT
     Ok(match id {
         ids::UP => up::table(UpPlan::of(parameters)?),
         ids::DOWN => down::table(record::decode_payload(parameters)?),
-        ids::SNAPSHOT => snapshot::table(record::decode_payload(parameters)?),
+        ids::SNAPSHOT => snapshot::table(SnapshotPlan::of(parameters)?),
         ids::RESTORE => restore::table(RestorePlan::of(parameters)?),
         ids::DELETE => delete::table(record::decode_payload(parameters)?),
+        ids::EQUIP => equip::table(record::decode_payload(parameters)?),
         unknown => return Err(NoTable::Unknown(unknown)),
     })
 }
@@ -49,6 +51,7 @@ pub fn label(id: OperationId) -> &'static str {
         ids::SNAPSHOT => "snapshot",
         ids::RESTORE => "restore",
         ids::DELETE => "delete",
+        ids::EQUIP => "equip",
         _ => "unknown",
     }
 }
@@ -67,33 +70,43 @@ pub fn tables() -> Vec<(&'static str, Operation<World>)> {
     let Some(slot) = Slot::all().next() else { unreachable!("Slot::COUNT is not 0") };
     let vm = |former_disk| {
         let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
-        RunningVm { machine, former_disk, from: None, condition: VmCondition::Good }
+        RunningVm { machine, former_disk, from: None, condition: VmCondition::Good, boot: None }
     };
     let former_disks = [Some(Generation(1)), None];
     let timeout = ReadyTimeout::DEFAULT;
     let mut tables = Vec::new();
-    for disk in [None, Some(Generation(1))] {
-        tables.push(("up", up::table(UpPlan { disk, back_to: None, shares: true, timeout, keep: false })));
+    let (shares, keep) = (true, false);
+    for (disk, scripts) in [(None, true), (Some(Generation(1)), false)] {
+        let plan = UpPlan { disk, back_to: None, shares, timeout, keep, scripts };
+        tables.push(("up", up::table(plan)));
     }
     let back_to = Some(KeptDiskId { kept_by: generation, disk: Generation(1) });
-    let plan = UpPlan { disk: Some(Generation(2)), back_to, shares: true, timeout, keep: false };
-    tables.push(("up --disk", up::table(plan)));
+    for scripts in [true, false] {
+        let plan = UpPlan { disk: Some(Generation(2)), back_to, shares, timeout, keep, scripts };
+        tables.push(("up --disk", up::table(plan)));
+    }
     for mode in [StopMode::Ordinary, StopMode::WithoutScripts, StopMode::ClearAway] {
         tables.extend(former_disks.map(|former| ("down", down::table(DownPlan { vm: vm(former), mode }))));
     }
     for (command, stop) in [("snapshot", false), ("snapshot --stop", true)] {
         for strategy in [ShareStrategy::Detach, ShareStrategy::InPlace, ShareStrategy::RollOver] {
             tables.extend(former_disks.map(|former| {
+                let scripts = former.is_some();
                 let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
                 let origin = Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() };
                 let vm = vm(former);
-                let plan = SnapshotPlan { vm, boot, name: None, shares: true, strategy, stop, origin };
+                let (name, gives_back) = (None, true);
+                let plan =
+                    SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts };
                 (command, snapshot::table(plan))
             }));
         }
     }
-    let plan = RestorePlan { snapshot, slot, boot, shares: true, former_disk: None, timeout, keep: false };
-    tables.push(("restore", restore::table(plan)));
+    for scripts in [true, false] {
+        let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: None, timeout, keep, scripts };
+        tables.push(("restore", restore::table(plan)));
+    }
+    tables.push(("equip", equip::table(EquipPlan { vm: vm(None), before: None, boot })));
     let state = WorkspaceState::Down { disk: None };
     tables.push(("delete", delete::table(DeletePlan { snapshot, state })));
     tables

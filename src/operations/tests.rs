@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::down::{DownPlan, StopMode};
 use super::restore::RestorePlan;
+use super::snapshot::{ShareStrategy, SnapshotPlan};
 use super::up::UpPlan;
 use super::{RunningVm, VmCondition, WorkspaceState, ids, label, table, tables};
 use crate::engine::history::MAX_TRANSITIONS;
 use crate::engine::record;
 use crate::engine::transition::{Generation, OperationId, UndoPolicy};
-use crate::world::{BootId, KeptDiskId, Machine, ReadyTimeout, Slot, SnapshotId};
+use crate::world::{
+    BootId, KeptDiskId, Machine, Origin, ReadyTimeout, Slot, SnapshotId, SnapshotName, VmmVersion,
+};
 
 fn vm(former_disk: Option<Generation>) -> RunningVm {
     let slot = Slot::all().next().unwrap();
     let generation = Generation(3);
     let machine = Machine { vmm: generation, disk: generation, memory: generation, slot, shares: true };
-    RunningVm { machine, former_disk, from: None, condition: VmCondition::Good }
+    RunningVm { machine, former_disk, from: None, condition: VmCondition::Good, boot: None }
 }
 
 #[test]
@@ -49,7 +52,7 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
 }
 
 /// Every id on disk and its label, as they are written to journals.
-const ON_DISK: [(u16, &str); 41] = [
+const ON_DISK: [(u16, &str); 46] = [
     (1, "claim slot"),
     (2, "network"),
     (3, "shares"),
@@ -91,6 +94,11 @@ const ON_DISK: [(u16, &str); 41] = [
     (50, "built record"),
     (51, "built record"),
     (52, "take the kept disk"),
+    (53, "give back files"),
+    (54, "same boot"),
+    (55, "after-up scripts"),
+    (56, "after-restore scripts"),
+    (57, "before-snapshot scripts"),
 ];
 
 #[test]
@@ -108,7 +116,7 @@ fn ids_on_disk_are_unique_and_stay_as_they_are() {
     assert_eq!(found.into_iter().collect::<Vec<_>>(), ON_DISK);
     let operations = tables().into_iter().map(|(_, table)| (table.id.0, table.label));
     let operations: BTreeSet<_> = operations.collect();
-    let expected = [(1, "up"), (2, "down"), (3, "snapshot"), (4, "restore"), (5, "delete")];
+    let expected = [(1, "up"), (2, "down"), (3, "snapshot"), (4, "restore"), (5, "delete"), (6, "equip")];
     assert_eq!(operations, BTreeSet::from(expected));
     for (id, expected) in expected {
         assert_eq!(label(OperationId(id)), expected);
@@ -123,7 +131,7 @@ fn the_list_of_ids_is_the_one_that_the_tables_use() {
         lines.map(|(_, number)| number.trim_end_matches(");").parse().unwrap()).collect()
     };
     assert_eq!(numbers("= TransitionId("), ON_DISK.map(|(id, _)| id));
-    assert_eq!(numbers("= OperationId("), [1, 2, 3, 4, 5]);
+    assert_eq!(numbers("= OperationId("), [1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
@@ -153,18 +161,42 @@ fn parameters_of_an_earlier_nixbox_are_read() {
     let bytes = record::encode_payload(&(disk, true)).unwrap();
     assert_eq!(
         UpPlan::of(&bytes).unwrap(),
-        UpPlan { disk, back_to: None, shares: true, timeout, keep: false }
+        UpPlan { disk, back_to: None, shares: true, timeout, keep: false, scripts: false }
     );
     let (snapshot, boot) = (SnapshotId(Generation(2)), BootId([7; 16]));
     let slot = Slot::all().next().unwrap();
     let bytes = record::encode_payload(&(snapshot, slot, boot, false, disk)).unwrap();
-    let plan = RestorePlan { snapshot, slot, boot, shares: false, former_disk: disk, timeout, keep: false };
+    let (shares, keep, scripts) = (false, true, false);
+    let plan = RestorePlan { snapshot, slot, boot, shares, former_disk: disk, timeout, keep: false, scripts };
     assert_eq!(RestorePlan::of(&bytes).unwrap(), plan);
+    let bytes = record::encode_payload(&(snapshot, slot, boot, false, disk, timeout, keep)).unwrap();
+    let plan = RestorePlan { keep, ..plan };
+    assert_eq!(RestorePlan::of(&bytes).unwrap(), plan);
+    let plan = RestorePlan { scripts: true, ..plan };
+    assert_eq!(RestorePlan::of(&record::encode_payload(&plan).unwrap()).unwrap(), plan);
     let bytes = record::encode_payload(&(vm(disk), true)).unwrap();
     let plan = DownPlan { vm: vm(disk), mode: StopMode::Ordinary };
     assert_eq!(record::decode_payload::<DownPlan>(&bytes).unwrap(), plan);
+    // A snapshot that an earlier nixbox began has no backup to give back.
+    let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
+    let origin = Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() };
+    let (vm, strategy, name) = (vm(disk), ShareStrategy::RollOver, None::<SnapshotName>);
+    let older = record::encode_payload(&(vm, boot, &name, true, strategy, false, &origin)).unwrap();
+    let former = record::encode_payload(&(vm, boot, &name, true, strategy, false, &origin, true)).unwrap();
+    let (shares, stop, gives_back) = (true, false, false);
+    let plan = SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts: false };
+    assert_eq!(SnapshotPlan::of(&older).unwrap(), plan);
+    assert_eq!(SnapshotPlan::of(&former).unwrap(), SnapshotPlan { gives_back: true, ..plan.clone() });
+    let gives_back = |bytes: &[u8]| {
+        table(ids::SNAPSHOT, bytes).unwrap().transitions().any(|one| one.spec().id == ids::GIVE_BACK)
+    };
+    let newer = record::encode_payload(&SnapshotPlan { gives_back: true, ..plan }).unwrap();
+    assert!(!gives_back(&older) && gives_back(&newer));
     let back_to = Some(KeptDiskId { kept_by: Generation(7), disk: Generation(3) });
-    let plan = UpPlan { disk, back_to, shares: true, timeout, keep: true };
+    let former = record::encode_payload(&(disk, back_to, true, timeout, true)).unwrap();
+    let plan = UpPlan { disk, back_to, shares: true, timeout, keep: true, scripts: false };
+    assert_eq!(UpPlan::of(&former).unwrap(), plan);
+    let plan = UpPlan { scripts: true, ..plan };
     assert_eq!(UpPlan::of(&record::encode_payload(&plan).unwrap()).unwrap(), plan);
     for (id, cut) in [(ids::UP, 1), (ids::RESTORE, 1), (ids::DOWN, 1)] {
         assert!(table(id, &bytes[..bytes.len() - cut]).is_err(), "{id:?}");
@@ -193,6 +225,6 @@ fn a_state_is_read_back_and_other_bytes_are_refused() {
     assert_eq!(WorkspaceState::of(&[]).unwrap(), WorkspaceState::Down { disk: None });
     // A slot number that no host has.
     let mut bytes = record::encode_payload(&WorkspaceState::Up(vm(None))).unwrap();
-    bytes[28] = 64;
+    bytes[28] = 65;
     assert!(WorkspaceState::of(&bytes).is_err());
 }

@@ -4,12 +4,12 @@
 //! up:
 //! pre-up scripts ─► claim slot ↶ ∥ built record ↶
 //!   ─► [disk ↶] ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
-//!   ─► inject credentials ∥ mount shares ─► post-up scripts
+//!   ─► inject credentials ∥ mount shares ─► [after-up scripts] ─► post-up scripts
 //!
 //! up --disk:
 //! pre-up scripts ─► claim slot ↶ ∥ built record ↶
 //!   ─► take the kept disk ↶ ∥ memory ↶ ∥ network ↶ ∥ shares ↶ ∥ start VMM ↶ ─► BOOT ─► SSH-ready
-//!   ─► inject credentials ∥ mount shares ─► post-up scripts
+//!   ─► inject credentials ∥ mount shares ─► [after-up scripts] ─► post-up scripts
 //! ```
 //!
 //! Before the first stage the session makes sure that no VM runs, reads the credentials from their sources, and takes
@@ -37,23 +37,26 @@
 //! runs was booted, and anything else rolls back. After a crash the same probe decides. It cannot explain a paused VM,
 //! which nothing in `up` makes: then recovery is stuck.
 //!
-//! **SSH-ready** waits until an authenticated command has run in the guest, for `[guest] ready-timeout` at most.
-//! **Equip** then injects the credentials of today's configuration and mounts the shares, and the **post-up scripts** run.
-//! A failure in one of these stages is tried once more, but a guest that did not answer in time is not waited for again. If
+//! **SSH-ready** waits until an authenticated command has run in the guest, for `[guest] ready-timeout`, and up to three
+//! times as long while the guest writes to its console.
+//! **Equip** then injects the credentials of today's configuration and mounts the shares. The **after-up scripts** run in
+//! the guest (`shared/guest_scripts.rs`), and the **post-up scripts** on the host, which may run commands in the guest. A
+//! failure in one of these stages is tried once more, but a guest that did not answer in time is not waited for again. If
 //! it fails again, or the VM is lost (the VMM was killed, or the host rebooted), the operation ends as lost: the VM is
-//! condemned, and the session shuts the guest down and clears the VM away. Its disk is kept for the next `up`. With `--keep`
-//! the VM is left running instead, for a person to look at, until a `down`; what is left of a VM that is gone is cleared away even then.
-//! A post-up script that fails is reported and changes nothing else. A crash in these stages is recovered forward, to a
-//! guest that is SSH-ready.
+//! condemned, and the session shuts the guest down and clears the VM away. Its disk is kept for the next `up`. With
+//! `--keep` the VM is left running instead, for a person to look at, until a `down`; what is left of a VM that is gone is
+//! cleared away even then. A script of these that fails is reported and changes nothing else. A crash in these stages is
+//! recovered forward, to a guest that is SSH-ready.
 
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
 
 use super::ids;
 use super::limits::{GUEST, LONG, QUICK};
-use super::shared::guest::{Inject, MountShares, Ready};
+use super::shared::guest::{Inject, MountShares, Ready, must_be_served};
+use super::shared::guest_scripts::RunGuestScripts;
 use super::shared::hooks::{POST_UP, PRE_UP};
-use super::shared::machine::{BuildNetwork, StartVmm, Target, start_shares, write_record};
+use super::shared::machine::{BuildNetwork, StartVmm, Target, built, start_shares, write_record};
 use super::shared::slot::ClaimSlot;
 use super::shared::{Context, Part, parameters};
 use super::state::{RunningVm, VmCondition, WorkspaceState};
@@ -61,7 +64,7 @@ use crate::engine::record::{Ended, PayloadError};
 use crate::engine::transition::{
     AfterCommit, ErasedTransition, Operation, Probe, Transition, TransitionSpec,
 };
-use crate::world::{Generation, KeptDiskId, Machine, ReadyTimeout, Result, VmmState, World};
+use crate::world::{BootId, Generation, KeptDiskId, Machine, ReadyTimeout, Result, Slot, VmmState, World};
 
 /// The parameters of `up` in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,31 +79,64 @@ pub struct UpPlan {
     pub timeout: ReadyTimeout,
     /// Whether a VM that does not become SSH-ready is left running.
     pub keep: bool,
+    /// Whether scripts run in the guest.
+    pub scripts: bool,
 }
 
-/// The parameters as an earlier nixbox wrote them.
+/// The parameters that an earlier nixbox wrote, which ran no script in the guest.
 #[derive(Deserialize)]
-struct OlderUpPlan {
+struct FormerUpPlan {
+    disk: Option<Generation>,
+    back_to: Option<KeptDiskId>,
+    shares: bool,
+    timeout: ReadyTimeout,
+    keep: bool,
+}
+
+/// The parameters of the first versions of nixbox.
+#[derive(Deserialize)]
+struct OldUpPlan {
     disk: Option<Generation>,
     shares: bool,
 }
 
-impl From<OlderUpPlan> for UpPlan {
-    fn from(OlderUpPlan { disk, shares }: OlderUpPlan) -> Self {
+impl From<FormerUpPlan> for UpPlan {
+    fn from(FormerUpPlan { disk, back_to, shares, timeout, keep }: FormerUpPlan) -> Self {
+        Self { disk, back_to, shares, timeout, keep, scripts: false }
+    }
+}
+
+impl From<OldUpPlan> for FormerUpPlan {
+    fn from(OldUpPlan { disk, shares }: OldUpPlan) -> Self {
         Self { disk, back_to: None, shares, timeout: ReadyTimeout::DEFAULT, keep: false }
     }
 }
 
 impl UpPlan {
     pub(super) fn of(bytes: &[u8]) -> std::result::Result<Self, PayloadError> {
-        parameters::<Self, OlderUpPlan>(bytes)
+        parameters::<Self, FormerUpPlan, OldUpPlan>(bytes)
+    }
+
+    /// The disk that the VM gets; `None` for one that the operation makes.
+    fn disk(&self) -> Option<Generation> {
+        self.back_to.map(|kept| kept.disk).or(self.disk)
+    }
+
+    /// The VM that the operation of this generation makes.
+    pub(super) fn machine(&self, generation: Generation, slot: Slot) -> Machine {
+        built(generation, slot, self.disk(), self.shares)
+    }
+
+    /// The same VM in the state of the workspace, if nothing is wrong with it.
+    pub(super) fn vm(&self, machine: Machine, boot: Option<BootId>) -> RunningVm {
+        let former_disk = self.back_to.and(self.disk);
+        RunningVm { machine, former_disk, from: None, condition: VmCondition::Good, boot }
     }
 }
 
 pub(super) fn table(plan: UpPlan) -> Operation<World> {
     let timeout = plan.timeout;
-    let disk = plan.back_to.map(|kept| kept.disk).or(plan.disk);
-    let target = Target::New { disk, shares: plan.shares };
+    let target = Target::New { disk: plan.disk(), shares: plan.shares };
     let mut parts: Vec<Box<dyn ErasedTransition<World>>> =
         vec![Box::new(make_memory()), Box::new(BuildNetwork), Box::new(start_shares()), Box::new(StartVmm)];
     match (plan.back_to, plan.disk) {
@@ -117,18 +153,17 @@ pub(super) fn table(plan: UpPlan) -> Operation<World> {
     .commit(Box::new(Boot(target)))
     .stage("connect", vec![Box::new(Ready { target, same_as: None, timeout })])
     .stage("equip", vec![Box::new(Inject(target)), Box::new(MountShares(target))])
+    .stage_if(plan.scripts, "after-up scripts", vec![RunGuestScripts::after_up(target)])
     .stage("post-up scripts", vec![Box::new(POST_UP)])
 }
 
 fn final_state(plan: &UpPlan, target: Target, context: &Context<'_>, ended: Ended) -> Result<WorkspaceState> {
     Ok(match ended {
         Ended::RolledBack => WorkspaceState::Down { disk: plan.disk },
-        Ended::Done | Ended::Lost => WorkspaceState::Up(RunningVm {
-            machine: target.machine(context)?,
-            former_disk: plan.back_to.and(plan.disk),
-            from: None,
-            condition: VmCondition::Good.after(ended, plan.keep),
-        }),
+        Ended::Done | Ended::Lost => {
+            let vm = plan.vm(target.machine(context)?, context.outcome(ids::READY).ok());
+            WorkspaceState::Up(RunningVm { condition: vm.condition.after(ended, plan.keep), ..vm })
+        }
     })
 }
 
@@ -184,7 +219,7 @@ impl Transition<World> for Boot {
         Ok(match context.world.vmm.find(machine.vmm).await? {
             VmmState::Running => Probe::Done(()),
             VmmState::Empty | VmmState::Stopped => Probe::NotDone,
-            VmmState::Never | VmmState::Gone | VmmState::Silent => Probe::Lost,
+            VmmState::Never | VmmState::Gone | VmmState::PoweredOff | VmmState::Silent => Probe::Lost,
             VmmState::Paused => {
                 Probe::CannotTell("the VM is paused, which nothing in this operation does".to_owned())
             }
@@ -192,6 +227,9 @@ impl Transition<World> for Boot {
     }
 
     async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        if machine.shares {
+            must_be_served(context.world, machine).await?;
+        }
         context.world.vmm.boot(machine).await
     }
 }

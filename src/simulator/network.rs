@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use super::kernel::remove_view;
-use crate::world::{Failure, Generation, Network, Presence, Result, Slot};
+use crate::world::{Failure, Generation, Network, NetworkFault, Presence, Result, Slot};
 
 /// Why the network of a simulated guest could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,15 @@ impl Network for Loopback {
             Err(source) => Err(Failure::world(LoopbackError { what: "make", path, source })),
             Ok(_) => Ok(()),
         }
+    }
+
+    async fn faults(&self, slot: Slot) -> Result<Vec<NetworkFault>> {
+        Ok(if self.tap(slot).exists() { Vec::new() } else { vec![NetworkFault::Tap] })
+    }
+
+    /// The one part is the TAP, which a VMM that runs cannot be given again.
+    async fn repair(&self, _: Slot, _: Generation) -> Result<()> {
+        Ok(())
     }
 
     async fn remove(&self, slot: Slot) -> Result<()> {

@@ -1,14 +1,19 @@
-//! A stand-in for virtiofsd: it listens on the socket of a share, serves one VMM, and ends when the VMM disconnects.
+//! A stand-in for virtiofsd: it serves one VMM, from the listening socket that is its standard input, and ends when the VMM
+//! disconnects.
 //!
-//! The stand-in reads those arguments of virtiofsd that name the socket and the directory. It sends the VMM one line of JSON that
-//! names the directory; the simulated guest then uses the directory itself.
+//! The stand-in reads that argument of virtiofsd that names the directory. It sends the VMM one line of JSON that
+//! names the directory; the simulated guest then uses the directory itself. The guest is in no mount namespace of the
+//! daemon's, so it gets the path that the launcher of share daemons has put into the environment, if there is one.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::host::share_view;
 
 /// How long a daemon may take until it has named its directory.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -23,7 +28,7 @@ struct ServedDirectory {
 /// Serves one VMM, as virtiofsd's `arguments` say, until it disconnects.
 ///
 /// # Errors
-/// If the arguments name no socket or directory, or the socket cannot be bound.
+/// If the arguments name no directory, or standard input is no listening socket.
 pub fn serve(arguments: &[String]) -> io::Result<()> {
     let value = |name: &str| {
         arguments
@@ -31,19 +36,19 @@ pub fn serve(arguments: &[String]) -> io::Result<()> {
             .find_map(|argument| argument.strip_prefix(name))
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("{name}… is missing")))
     };
-    let (socket, source) = (value("--socket-path=")?, PathBuf::from(value("--shared-dir=")?));
-    std::fs::write(format!("{socket}.pid"), std::process::id().to_string())?;
-    let listener = UnixListener::bind(socket)?;
+    let source = PathBuf::from(value("--shared-dir=")?);
+    let source = match std::env::var_os(share_view::SOURCE) {
+        Some(source) => source.into(),
+        None => std::fs::canonicalize(source)?,
+    };
+    value("--fd=0")?;
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let (mut connection, _) = listener.accept()?;
-    // Nobody can connect a second time, as with virtiofsd.
-    drop(listener);
-    let mut answer = serde_json::to_vec(&ServedDirectory { source: std::fs::canonicalize(source)? })?;
+    let mut answer = serde_json::to_vec(&ServedDirectory { source })?;
     answer.push(b'\n');
     connection.write_all(&answer)?;
     // The connection of a VMM that was killed is reset if something was unread.
-    let ended = connection.read(&mut [0]);
-    std::fs::remove_file(socket)?;
-    match ended {
+    match connection.read(&mut [0]) {
         Err(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
         _ => Ok(()),
     }

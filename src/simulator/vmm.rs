@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,19 +29,33 @@ const BODY_LIMIT: usize = 1 << 20;
 /// How often to look for share daemons that have gone.
 const DAEMON_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Serves the API on `socket`, as `version` does, until a call, a signal or the guest ends the VMM.
+/// Serves the API on `socket`, as `version` does, until a call, a signal or the guest ends the VMM. Reports to the file `events`
+/// that the guest was rebooted, and that the VMM ends.
 ///
 /// # Errors
-/// If the socket cannot be bound, or another VMM uses it.
-pub fn serve(socket: &Path, version: &'static Capability) -> io::Result<()> {
+/// If the socket cannot be bound, or another VMM uses it, or the file cannot be written.
+pub fn serve(socket: &Path, events: Option<&Path>, version: &'static Capability) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(run(socket, version));
+    let events = EventLog(events.map(File::create).transpose()?);
+    let done = runtime.block_on(run(socket, events, version));
     // Threads that wait for programs of the guest are not waited for.
     runtime.shutdown_background();
     done
 }
 
-async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
+/// The file of the events, if there is one.
+struct EventLog(Option<File>);
+
+impl EventLog {
+    /// Writes an event in the form of Cloud Hypervisor.
+    fn report(&mut self, source: &str, event: &str) -> io::Result<()> {
+        let Some(file) = &mut self.0 else { return Ok(()) };
+        let event = serde_json::json!({"source": source, "event": event, "properties": null});
+        writeln!(file, "{}\n", serde_json::to_string_pretty(&event)?)
+    }
+}
+
+async fn run(socket: &Path, mut events: EventLog, version: &'static Capability) -> io::Result<()> {
     let (mut terminated, mut interrupted) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let _lock = if version.cleans_up_stale_socket { Some(lock(socket)?) } else { None };
@@ -73,7 +87,10 @@ async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
             asked = asked.recv() => match asked {
                 Some(PowerRequest::Reboot) => {
                     // If the guest cannot boot again, there is no VM from then on, and calls say so.
-                    vmm.lock().await.reboot().ok();
+                    events.report("vm", "rebooting")?;
+                    if vmm.lock().await.reboot().is_ok() {
+                        events.report("vm", "rebooted")?;
+                    }
                 }
                 Some(PowerRequest::Off) | None => break,
             },
@@ -87,6 +104,7 @@ async fn run(socket: &Path, version: &'static Capability) -> io::Result<()> {
         &mut *vmm.lock().await,
         SimulatedVmm::new(VmmContext { runtime: PathBuf::new(), version, power }),
     ));
+    events.report("vmm", "shutdown")?;
     std::fs::remove_file(socket)
 }
 

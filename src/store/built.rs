@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::VmSpec;
 use crate::files::{FileError, Folder};
-use crate::world::{self, BuiltRecords, Failure, Generation, Presence};
+use crate::world::{self, BuiltRecords, Failure, Generation, NamespaceKeeping, Presence};
 
-/// The format that this nixbox writes, and the only one that it reads.
-const FORMAT: u32 = 1;
+/// The format that this nixbox writes. It reads format 1 too, which does not say how the network namespace is kept.
+const FORMAT: u32 = 2;
 /// More than a record of the longest configuration takes.
 const LIMIT: u64 = 1 << 20;
 
@@ -31,7 +31,7 @@ pub enum RecordFileError {
     File(#[from] FileError),
     #[error("{}, which says what the VM was built from, cannot be used", path.display())]
     Unreadable { path: PathBuf, source: serde_json::Error },
-    #[error("{} has format {found} and this nixbox reads format {FORMAT}: a newer nixbox wrote it", path.display())]
+    #[error("{} has format {found} and this nixbox reads formats up to {FORMAT}: a newer nixbox wrote it", path.display())]
     Newer { path: PathBuf, found: u32 },
     #[error("{} describes generation {found}, which its name does not", path.display())]
     OtherGeneration { path: PathBuf, found: Generation },
@@ -57,6 +57,9 @@ pub struct BuiltRecord {
     pub root: PathBuf,
     /// The directory for sockets, process records and logs.
     pub runtime: PathBuf,
+    /// How the VM's network namespace is kept; `None` if the VM has none, or if an earlier nixbox wrote the record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<NamespaceKeeping>,
     /// The values of the configuration.
     pub spec: VmSpec,
 }
@@ -96,7 +99,7 @@ pub fn read(run: &Folder, generation: Generation) -> Result<Option<BuiltRecord>,
     let path = || run.path_of(&name);
     let unreadable = |source| RecordFileError::Unreadable { path: path(), source };
     let RecordHead { format } = serde_json::from_slice(&bytes).map_err(unreadable)?;
-    if format != FORMAT {
+    if !(1..=FORMAT).contains(&format) {
         return Err(RecordFileError::Newer { path: path(), found: format });
     }
     let record: BuiltRecord = serde_json::from_slice(&bytes).map_err(unreadable)?;
@@ -125,6 +128,8 @@ pub struct RecordFiles {
     pub root: PathBuf,
     /// The directory for sockets, process records and logs of a VM that is built.
     pub runtime: PathBuf,
+    /// How the network namespace of a VM that is built is kept; `None` if the VM has none.
+    pub namespace: Option<NamespaceKeeping>,
     /// What a VM is built from.
     pub spec: VmSpec,
 }
@@ -136,7 +141,8 @@ impl RecordFiles {
 
     fn write_file(&self, generation: Generation) -> Result<(), RecordFileError> {
         let (root, runtime, spec) = (self.root.clone(), self.runtime.clone(), self.spec.clone());
-        let record = BuiltRecord { format: FORMAT, generation, root, runtime, spec };
+        let record =
+            BuiltRecord { format: FORMAT, generation, root, runtime, namespace: self.namespace, spec };
         let text = serde_json::to_vec_pretty(&record).map_err(RecordFileError::Unwritable)?;
         // A path that is not UTF-8 has no form in JSON, and would come back as another path.
         if serde_json::from_slice::<BuiltRecord>(&text).ok().as_ref() != Some(&record) {

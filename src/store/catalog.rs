@@ -8,13 +8,16 @@ use serde::de::IgnoredAny;
 
 use super::error::{Result, StoreError};
 use super::layout::{self, STAGING, TRASH, id_of, staging_name, trash_name};
+use super::leaks::LeakSearch;
 use super::manifest::{self, FILE};
 use super::scan;
 use super::verified::VerifiedFiles;
 use crate::files::Folder;
 use crate::files::copy::{self, NamedFile, Progress};
+use crate::files::search::value::NamedValue;
 use crate::world::{
-    self, Catalog, Depth, Failure, FileRecord, Interrupt, ListedSnapshot, Manifest, SnapshotId, SnapshotState,
+    self, Catalog, Depth, Failure, FileRecord, GuestAudit, Interrupt, ListedSnapshot, Manifest, Receipt,
+    SnapshotId, SnapshotState,
 };
 
 /// More than a VMM's state takes: `vm.snapshot` writes some hundred kilobytes beside RAM.
@@ -27,6 +30,8 @@ pub struct Snapshots {
     pub root: PathBuf,
     /// Hears how far hashing is.
     pub progress: Arc<dyn Progress>,
+    /// What its files are searched for.
+    pub leaks: Arc<LeakSearch>,
 }
 
 /// One directory of the snapshots.
@@ -76,6 +81,22 @@ impl Snapshots {
     /// If the snapshot is neither listed nor staged.
     pub fn directory(&self, id: SnapshotId) -> Result<PathBuf> {
         layout::open(&self.root()?, id)?.map(|folder| folder.path().to_owned()).ok_or(StoreError::Absent(id))
+    }
+
+    /// Searches a listed snapshot for every value that a guest of the workspace was ever given, and for these. What is
+    /// found is left as it is.
+    ///
+    /// # Errors
+    /// If the snapshot is not listed, or cannot be read.
+    pub async fn search(
+        &self,
+        id: SnapshotId,
+        values: &[NamedValue],
+        interrupt: &Interrupt,
+    ) -> world::Result<Receipt> {
+        let (snapshot, manifest) = self.listed(&self.root()?, id)?;
+        let inspection = self.leaks.begin_again(id, values)?;
+        Ok(scan::search(&snapshot, &manifest, inspection, &self.progress, interrupt).await?)
     }
 
     fn listed(&self, root: &Folder, id: SnapshotId) -> Result<(Folder, Manifest)> {
@@ -174,7 +195,9 @@ impl Catalog for Snapshots {
             // An attempt that was killed after the rename, or a snapshot of another operation.
             let (_, listed) = self.listed(&root, id)?;
             // What the guest was given is found out anew by each attempt.
-            if (Manifest { given: listed.given.clone(), ..manifest }) != listed {
+            let found_anew =
+                Manifest { given: listed.given.clone(), receipt: listed.receipt.clone(), ..manifest };
+            if found_anew != listed {
                 return Err(StoreError::Exists(id).into());
             }
             return Ok(root.sync()?);
@@ -183,6 +206,7 @@ impl Catalog for Snapshots {
         self.check_name(&manifest)?;
         layout::check_files(&staging, &manifest)?;
         let encoded = manifest::encode(&manifest).map_err(|source| StoreError::Unwritable { id, source })?;
+        self.leaks.check_manifest(id, &encoded)?;
         // A commit point is not interrupted.
         let never = Interrupt::new();
         for record in &manifest.files {
@@ -224,7 +248,16 @@ impl Catalog for Snapshots {
     /// Also syncs every file, so that little is left to do for [`Catalog::commit`], which is not interrupted.
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> world::Result<Vec<FileRecord>> {
         let staging = self.staged(&self.root()?, id)?;
-        Ok(scan::digest(&staging, id, &self.progress, interrupt).await?)
+        Ok(scan::digest(&staging, id, &self.leaks, &self.progress, interrupt).await?)
+    }
+
+    async fn keep_audit(&self, id: SnapshotId, audit: GuestAudit) -> world::Result<()> {
+        self.leaks.keep_audit(id, audit);
+        Ok(())
+    }
+
+    async fn receipt(&self, id: SnapshotId) -> world::Result<Option<Receipt>> {
+        Ok(self.leaks.receipt(id))
     }
 }
 

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use super::file_systems::Fixed;
 use super::manifest::ManifestError;
 use crate::files::FileError;
 use crate::files::copy::CopyError;
+use crate::files::search::known::KnownValuesError;
 use crate::world::{Failure, SnapshotId, SnapshotName};
 
 /// Why something about a snapshot could not be done.
@@ -39,6 +41,24 @@ pub enum StoreError {
     Size { id: SnapshotId, name: String, found: u64, expected: u64 },
     #[error("{name} of snapshot {id} is not what its manifest says: its BLAKE3 is another")]
     Content { id: SnapshotId, name: String },
+    #[error("the search for well-known kinds of tokens cannot be prepared")]
+    TokenKinds(#[source] aho_corasick::BuildError),
+    #[error(transparent)]
+    Known(#[from] KnownValuesError),
+    #[error(
+        "snapshot {id} would hold credentials, and snapshot.on-leak is \"fail\": {}; end the guest's processes that keep \
+         them, or set snapshot.on-leak to \"redact\"", leaks.join(", ")
+    )]
+    Leak { id: SnapshotId, leaks: Vec<String> },
+    #[error(
+        "snapshot {id} would hold a credential that cannot be overwritten there: {value} in {place}, {why}; remove it in the \
+         guest"
+    )]
+    Fixed { id: SnapshotId, value: String, place: String, why: Fixed },
+    #[error(
+        "snapshot {id} still holds credentials after {rounds} rounds of overwriting them: something else writes to {place}"
+    )]
+    Recurring { id: SnapshotId, place: String, rounds: u32 },
 }
 
 impl From<StoreError> for Failure {

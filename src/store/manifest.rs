@@ -5,11 +5,23 @@
 //! changed byte is noticed wherever it is: in a name, in a hash, or in a blank. This guards against accidents. It is not
 //! a signature.
 //!
-//! The second format has `sections`: parts with a name, each of which a reader may pass over. A reader passes over a
-//! section that it does not know, which the check covers too. There are two so far. `contents` has the BLAKE3 of
-//! kernel, initramfs and disk templates by their keys in `shape`, and `cpuid` the features that the guest's processors
-//! have. The first format has no sections, and its `shape` may have absolute paths. Both are read, and the second is
-//! written.
+//! There are three formats. The third is written, and all are read:
+//!
+//! | format | files | `shape` | sections |
+//! |---|---|---|---|
+//! | 1 | `blake3` | may have absolute paths | none |
+//! | 2 | `blake3` | | yes |
+//! | 3 | `pieces` or `blake3` | | yes |
+//!
+//! `files` has the name, the size in bytes and the hash of each file. The name of the hash says how it is computed:
+//! `blake3` is that of the file's bytes from the first to the last, as `b3sum` prints it, and `pieces` the root over the
+//! file's pieces, which `files/hash/pieces.rs` defines. This nixbox writes `pieces`, because a hole costs nothing in it.
+//!
+//! `sections` are parts with a name, each of which a reader may pass over. A reader passes over a section that it does not
+//! know, which the check covers too. There are four so far. `content-pieces` has the hashes of kernel, initramfs and disk
+//! templates by their keys in `shape`: roots over their pieces. An older nixbox wrote `contents` in its place, with the
+//! BLAKE3 of the files. `cpuid` has the features that the guest's processors have, and `receipt` what was searched for
+//! credentials.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +29,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::world::{
-    BootId, FileRecord, Generation, Given, InvalidValue, Manifest, Origin, Slot, SnapshotId, SnapshotName,
-    VmmVersion,
+    BootId, FileRecord, Generation, Given, HashMethod, InvalidValue, Manifest, Origin, Receipt, Slot,
+    SnapshotId, SnapshotName, VmmVersion,
 };
 
 /// Its name in a snapshot's directory.
@@ -26,9 +38,11 @@ pub const FILE: &str = "manifest.json";
 /// The most that is read, in bytes.
 pub const LIMIT: u64 = 1 << 20;
 /// The format that this program writes. It reads this one and those before.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// The format without sections.
 const FIRST_FORMAT: u32 = 1;
+/// The first format whose files may be hashed by pieces.
+const PIECES_FORMAT: u32 = 3;
 
 /// Why a text is not a manifest, or a manifest cannot be written as one.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -84,7 +98,28 @@ struct ManifestText {
 struct ManifestFileText {
     name: String,
     size: u64,
-    blake3: String,
+    /// There is either this one or the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pieces: Option<String>,
+}
+
+impl ManifestFileText {
+    fn of(FileRecord { name, size, hash, method }: &FileRecord) -> Self {
+        let only = |of: HashMethod| (*method == of).then(|| hex::encode(hash));
+        let (blake3, pieces) = (only(HashMethod::Whole), only(HashMethod::Pieces));
+        Self { name: name.clone(), size: *size, blake3, pieces }
+    }
+
+    fn record(self, format: u32) -> Result<FileRecord, ManifestError> {
+        let (hash, method) = match (self.blake3, self.pieces) {
+            (Some(hash), None) => (hash, HashMethod::Whole),
+            (None, Some(hash)) if format >= PIECES_FORMAT => (hash, HashMethod::Pieces),
+            _ => return Err(ManifestError::Rewritten),
+        };
+        Ok(FileRecord { hash: unhex(&hash)?, name: self.name, size: self.size, method })
+    }
 }
 
 /// Read first, because the rest may differ in another format.
@@ -99,11 +134,6 @@ struct FormatOnly {
 /// If it names a file that cannot be one, or is larger than [`LIMIT`].
 pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
     check_files(&manifest.files)?;
-    let files = manifest.files.iter().map(|file| ManifestFileText {
-        name: file.name.clone(),
-        size: file.size,
-        blake3: hex::encode(file.hash),
-    });
     let mut text = ManifestText {
         format: FORMAT,
         id: manifest.id.0.0,
@@ -116,8 +146,8 @@ pub fn encode(manifest: &Manifest) -> Result<Vec<u8>, ManifestError> {
         vmm_major: manifest.origin.vmm.major,
         cpu: manifest.origin.cpu.iter().cloned().collect(),
         shape: manifest.origin.shape.clone(),
-        files: files.collect(),
-        sections: Some(sections(&manifest.given)?),
+        files: manifest.files.iter().map(ManifestFileText::of).collect(),
+        sections: Some(sections(manifest)?),
         check: String::new(),
     };
     text.check = check(&text)?;
@@ -149,9 +179,8 @@ pub fn decode(encoded: &[u8]) -> Result<Manifest, ManifestError> {
 /// The manifest in a text that is known to be as it was written.
 fn manifest(text: ManifestText) -> Result<Manifest, ManifestError> {
     let boot: [u8; 16] = unhex(&text.boot)?;
-    let file = |file: ManifestFileText| {
-        Ok(FileRecord { hash: unhex(&file.blake3)?, name: file.name, size: file.size })
-    };
+    let mut sections = text.sections.unwrap_or_default();
+    let format = text.format;
     let manifest = Manifest {
         id: SnapshotId(Generation(text.id)),
         name: text.name.map(SnapshotName::try_from).transpose()?,
@@ -164,39 +193,60 @@ fn manifest(text: ManifestText) -> Result<Manifest, ManifestError> {
             cpu: text.cpu.into_iter().collect(),
             shape: text.shape,
         },
-        files: text.files.into_iter().map(file).collect::<Result<_, ManifestError>>()?,
-        given: given(text.sections.unwrap_or_default())?,
+        files: text
+            .files
+            .into_iter()
+            .map(|file| file.record(format))
+            .collect::<Result<_, ManifestError>>()?,
+        receipt: receipt(&mut sections)?,
+        given: given(sections)?,
     };
     check_files(&manifest.files)?;
     Ok(manifest)
 }
 
 const CONTENTS: &str = "contents";
+const CONTENT_PIECES: &str = "content-pieces";
 const CPUID: &str = "cpuid";
+const RECEIPT: &str = "receipt";
 
-fn sections(given: &Given) -> Result<BTreeMap<String, Value>, ManifestError> {
+fn sections(Manifest { given, receipt, .. }: &Manifest) -> Result<BTreeMap<String, Value>, ManifestError> {
     let mut sections = BTreeMap::new();
     if !given.contents.is_empty() {
         let contents: BTreeMap<&String, String> =
             given.contents.iter().map(|(key, hash)| (key, hex::encode(hash))).collect();
-        sections.insert(CONTENTS.to_owned(), serde_json::to_value(contents)?);
+        let section = match given.method {
+            HashMethod::Whole => CONTENTS,
+            HashMethod::Pieces => CONTENT_PIECES,
+        };
+        sections.insert(section.to_owned(), serde_json::to_value(contents)?);
     }
     if let Some(cpuid) = &given.cpuid {
         sections.insert(CPUID.to_owned(), serde_json::to_value(cpuid)?);
     }
+    if let Some(receipt) = receipt {
+        sections.insert(RECEIPT.to_owned(), serde_json::to_value(receipt)?);
+    }
     Ok(sections)
+}
+
+fn receipt(sections: &mut BTreeMap<String, Value>) -> Result<Option<Receipt>, ManifestError> {
+    Ok(sections.remove(RECEIPT).map(serde_json::from_value).transpose()?)
 }
 
 /// What the sections say that this nixbox knows.
 fn given(mut sections: BTreeMap<String, Value>) -> Result<Given, ManifestError> {
-    let contents = match sections.remove(CONTENTS) {
-        Some(contents) => serde_json::from_value::<BTreeMap<String, String>>(contents)?,
-        None => BTreeMap::new(),
+    let (contents, method) = match (sections.remove(CONTENTS), sections.remove(CONTENT_PIECES)) {
+        (None, None) => (BTreeMap::new(), HashMethod::default()),
+        (Some(contents), None) => (serde_json::from_value(contents)?, HashMethod::Whole),
+        (None, Some(contents)) => (serde_json::from_value(contents)?, HashMethod::Pieces),
+        (Some(_), Some(_)) => return Err(ManifestError::Rewritten),
     };
     let hash = |(key, hash): (String, String)| Ok((key, unhex(&hash)?));
     Ok(Given {
         contents: contents.into_iter().map(hash).collect::<Result<_, ManifestError>>()?,
         cpuid: sections.remove(CPUID).map(serde_json::from_value).transpose()?,
+        method,
     })
 }
 
@@ -241,182 +291,4 @@ fn unhex<const N: usize>(text: &str) -> Result<[u8; N], ManifestError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::world::Cpuid;
-
-    fn origin() -> Origin {
-        Origin {
-            vmm: VmmVersion { major: 53, text: "v53.0".to_owned() },
-            cpu: ["avx2", "sse2"].map(String::from).into(),
-            shape: BTreeMap::from([("vm.memory".to_owned(), "4GiB".to_owned())]),
-        }
-    }
-
-    fn manifest() -> Manifest {
-        let file = |name: &str, size, byte| FileRecord { name: name.to_owned(), size, hash: [byte; 32] };
-        let leaf = (7, 0, [0, 0x219c_03ab, 0, 0x10]);
-        Manifest {
-            id: SnapshotId(Generation(12)),
-            name: Some(SnapshotName::try_from("warm".to_owned()).unwrap()),
-            created_ms: 1_764_000_000_123,
-            slot: Slot::try_from(3).unwrap(),
-            boot: BootId([0xab; 16]),
-            shares: true,
-            origin: origin(),
-            files: vec![
-                file("disk-0.img", 1 << 36, 1),
-                file("memory.img", 4096, 2),
-                file("state.json", 7, 3),
-            ],
-            given: Given {
-                cpuid: Some(Cpuid::of(&[leaf])),
-                contents: BTreeMap::from([("vm.kernel".to_owned(), [4; 32])]),
-            },
-        }
-    }
-
-    #[test]
-    fn digits_in_upper_case_are_a_change() {
-        let encoded = encode(&Manifest { files: vec![], ..manifest() }).unwrap();
-        let text = String::from_utf8(encoded).unwrap();
-        let changed = text.replace(&"ab".repeat(16), &"AB".repeat(16));
-        assert_ne!(changed, text);
-        assert!(decode(changed.as_bytes()).is_err());
-        // Even with a check of its own.
-        let mut text: ManifestText = serde_json::from_str(&changed).unwrap();
-        text.check.clear();
-        text.check = check(&text).unwrap();
-        assert!(matches!(decode(&bytes(&text).unwrap()), Err(ManifestError::Rewritten)));
-    }
-
-    #[test]
-    fn what_is_written_is_read() {
-        for manifest in
-            [manifest(), Manifest { name: None, files: vec![], given: Given::default(), ..manifest() }]
-        {
-            assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
-        }
-    }
-
-    #[test]
-    fn every_changed_bit_and_every_cut_is_noticed() {
-        let encoded = encode(&manifest()).unwrap();
-        for bit in 0..encoded.len() * 8 {
-            let mut changed = encoded.clone();
-            changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(decode(&changed).is_err(), "bit {bit}");
-        }
-        for length in 0..encoded.len() {
-            assert!(decode(&encoded[..length]).is_err(), "{length} bytes");
-        }
-        let blank = String::from_utf8(encoded).unwrap().replace("  \"id\"", "   \"id\"");
-        assert!(matches!(decode(blank.as_bytes()), Err(ManifestError::Rewritten)));
-    }
-
-    #[test]
-    fn names_that_lead_elsewhere_are_refused() {
-        let long = "x".repeat(65);
-        for name in
-            ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "a b", "a\n", "manifest.json", &long]
-        {
-            let file = FileRecord { name: name.to_owned(), size: 0, hash: [0; 32] };
-            let manifest = Manifest { files: vec![file], ..manifest() };
-            assert!(matches!(encode(&manifest), Err(ManifestError::FileName(_))), "{name:?}");
-        }
-        let twice =
-            Manifest { files: vec![manifest().files[0].clone(), manifest().files[0].clone()], ..manifest() };
-        assert!(matches!(encode(&twice), Err(ManifestError::Twice(_))));
-    }
-
-    #[test]
-    fn a_newer_format_is_named() {
-        let newer = r#"{"format": 3, "something": "else"}"#;
-        assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Format(3))));
-    }
-
-    /// The manifest of a test, byte for byte. A nixbox that wrote or read the formats differently would not read the
-    /// snapshots that there are.
-    const FIRST: &str = include_str!("manifest/format-1.json");
-    const SECOND: &str = include_str!("manifest/format-2.json");
-
-    #[test]
-    fn both_formats_are_read_and_the_second_is_written() {
-        assert_eq!(decode(FIRST.as_bytes()).unwrap(), Manifest { given: Given::default(), ..manifest() });
-        assert_eq!(decode(SECOND.as_bytes()).unwrap(), manifest());
-        assert_eq!(String::from_utf8(encode(&manifest()).unwrap()).unwrap(), SECOND);
-    }
-
-    /// The same text with a check of its own.
-    fn resealed(text: &str, change: impl FnOnce(&mut ManifestText)) -> Vec<u8> {
-        let mut text: ManifestText = serde_json::from_str(text).unwrap();
-        change(&mut text);
-        text.check.clear();
-        text.check = check(&text).unwrap();
-        bytes(&text).unwrap()
-    }
-
-    #[test]
-    fn a_section_of_a_later_nixbox_is_passed_over_and_is_covered_by_the_check() {
-        let later = resealed(SECOND, |text| {
-            let receipt = serde_json::json!({ "wiped": ["a", "b"], "bytes": 7 });
-            text.sections.as_mut().unwrap().insert("receipt".to_owned(), receipt);
-        });
-        assert_eq!(decode(&later).unwrap(), manifest());
-        let changed = String::from_utf8(later).unwrap().replace("\"bytes\": 7", "\"bytes\": 8");
-        assert!(matches!(decode(changed.as_bytes()), Err(ManifestError::Check)));
-    }
-
-    #[test]
-    fn sections_belong_to_the_second_format_and_their_values_are_exact() {
-        let odd: [fn(&mut ManifestText); 4] = [
-            |text| text.sections = None,
-            |text| text.format = 1,
-            |text| {
-                drop(
-                    text.sections.as_mut().unwrap().insert("contents".into(), serde_json::json!({"a": "AB"})),
-                )
-            },
-            |text| {
-                drop(
-                    text.sections
-                        .as_mut()
-                        .unwrap()
-                        .insert("cpuid".into(), serde_json::json!({"1.0.eax": "00000001"})),
-                )
-            },
-        ];
-        for change in odd {
-            assert!(decode(&resealed(SECOND, change)).is_err());
-        }
-        assert!(decode(&resealed(FIRST, |text| text.format = 2)).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            prop_assert!(decode(&bytes).is_err());
-        }
-
-        #[test]
-        fn any_manifest_survives(
-            id in any::<u64>(), created_ms in any::<u64>(), slot in 0_u8..64, boot in any::<[u8; 16]>(),
-            shares in any::<bool>(), cpu in proptest::collection::btree_set("[a-z0-9_]{1,9}", 0..4),
-            shape in proptest::collection::btree_map("[a-z.]{1,9}", any::<String>(), 0..4), name in proptest::option::of("[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}"),
-            files in proptest::collection::btree_map("[a-z0-9][a-z0-9._-]{0,63}", any::<(u64, [u8; 32])>(), 0..5),
-            contents in proptest::collection::btree_map("[a-z.]{1,9}", any::<[u8; 32]>(), 0..4), cpuid in any::<bool>(), leaf in any::<[u32; 4]>(),
-        ) {
-            let manifest = Manifest {
-                id: SnapshotId(Generation(id)),
-                name: name.map(|name| SnapshotName::try_from(name).unwrap()),
-                created_ms, slot: Slot::try_from(slot).unwrap(), boot: BootId(boot), shares,
-                origin: Origin { cpu, shape, ..origin() },
-                files: files.into_iter().map(|(name, (size, hash))| FileRecord { name, size, hash }).collect(),
-                given: Given { cpuid: cpuid.then(|| Cpuid::of(&[(1, 0, leaf)])), contents },
-            };
-            prop_assert_eq!(decode(&encode(&manifest).unwrap()).unwrap(), manifest);
-        }
-    }
-}
+mod tests;

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A snapshot gets from one state to the next by a rename, so that a crash leaves it in one of the states. [`layout`]
-//! has the names, [`manifest`] the bytes of `manifest.json`, [`scan`] reads all files of a snapshot, and [`catalog`] is
+//! has the names, [`manifest`] the bytes of `manifest.json`, [`scan`] reads all files of a snapshot, [`leaks`] searches them for credentials, and [`catalog`] is
 //! the list with its renames. Every file is reached through a [`Folder`](crate::files::Folder): no link is followed.
 //!
 //! The built records of VMs ([`built`]) are beside the images of the VMs, in `run`.
@@ -18,8 +18,10 @@
 pub mod built;
 pub mod catalog;
 mod error;
+mod file_systems;
 pub mod journal_files;
 mod layout;
+pub mod leaks;
 pub mod manifest;
 mod scan;
 mod verified;
@@ -27,3 +29,4 @@ mod verified;
 pub use catalog::Snapshots;
 pub use error::StoreError;
 pub use layout::{open, record_of, staging_name};
+pub use leaks::{CopySearch, LeakSearch};

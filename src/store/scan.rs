@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use super::error::{Result, StoreError};
 use super::layout::{UNFINISHED, check_files};
+use super::leaks::{Inspection, LeakSearch};
 use super::manifest::{FILE, ManifestError, is_file_name};
 use super::verified::VerifiedFiles;
-use crate::files::copy::{self, CopyError, NamedFile, Progress};
-use crate::files::{FileError, Folder};
-use crate::world::{Depth, FileRecord, Interrupt, Manifest, SnapshotId};
+use crate::files::copy::{self, NamedFile, Progress};
+use crate::files::{FileError, Folder, extents};
+use crate::world::{
+    Depth, FileRecord, HashMethod, Interrupt, Manifest, Receipt, SnapshotId, zeroes_freed_memory,
+};
 
 /// Compares the files of a listed snapshot with its manifest, and keeps in `root` how they look if they were read.
 pub(super) async fn verify(
@@ -30,20 +33,26 @@ pub(super) async fn verify(
         let missing = || StoreError::Missing { id, name: record.name.clone() };
         let file = snapshot.file(&record.name)?.ok_or_else(missing)?;
         let file = NamedFile { file, path: snapshot.path_of(&record.name) };
-        if hash_file(file, progress, interrupt).await? != record.hash {
+        let hash =
+            copy::hash(shown(&file), file, record.method, None, Arc::clone(progress), interrupt).await?;
+        if hash != record.hash {
             return Err(StoreError::Content { id, name: record.name.clone() });
         }
     }
     if read { now.write(root, id) } else { Ok(()) }
 }
 
-/// Syncs and hashes every file of a staging directory.
+/// Searches, hashes and syncs every file of a staging directory. A file for which that was done while it was copied
+/// there is not read again.
 pub(super) async fn digest(
     staging: &Folder,
     id: SnapshotId,
+    leaks: &LeakSearch,
     progress: &Arc<dyn Progress>,
     interrupt: &Interrupt,
 ) -> Result<Vec<FileRecord>> {
+    let method = HashMethod::default();
+    let mut inspection = leaks.begin(id)?;
     let mut records = Vec::new();
     for name in staging.names()? {
         if name == FILE || name == UNFINISHED {
@@ -53,23 +62,75 @@ pub(super) async fn digest(
         let name = name.into_string().ok().filter(|name| is_file_name(name)).ok_or_else(|| {
             StoreError::Unwritable { id, source: ManifestError::FileName(path.display().to_string()) }
         })?;
-        let file = staging.file(&name)?.ok_or_else(|| StoreError::Missing { id, name: name.clone() })?;
+        let file =
+            staging.file_to_write(&name)?.ok_or_else(|| StoreError::Missing { id, name: name.clone() })?;
         let failed = |error| FileError::system("examine", &path)(error);
         let size = file.metadata().map_err(failed)?.len();
-        let same = file.try_clone().map_err(failed)?;
-        copy::sync(NamedFile { file: same, path: path.clone() }, interrupt).await?;
-        let hash = hash_file(NamedFile { file, path }, progress, interrupt).await?;
-        records.push(FileRecord { name, size, hash });
+        let same = || -> Result<NamedFile> {
+            let file = file.try_clone().map_err(FileError::system("open", &path))?;
+            Ok(NamedFile { file, path: path.clone() })
+        };
+        let known = match leaks.copied_file(id, staging, &name)? {
+            Some(copied) => inspection.known_hash(&name, &same()?, copied)?,
+            None => None,
+        };
+        let hash = loop {
+            if let Some(known) = known {
+                break known;
+            }
+            let search = inspection.search();
+            let (named, progress) = (same()?, Arc::clone(progress));
+            let searching = Some(Arc::clone(&search));
+            let hash = copy::hash(shown(&named), named, method, searching, progress, interrupt).await?;
+            if inspection.judge(&name, &file, &search.findings())? {
+                break hash;
+            }
+        };
+        // What is overwritten is on the medium as such.
+        copy::sync(same()?, interrupt).await?;
+        inspection.searched(extents::data_bytes(&file).map_err(failed)?);
+        records.push(FileRecord { name, size, hash, method });
     }
+    leaks.finish(inspection, saved_vm_zeroes(staging)?)?;
     Ok(records)
 }
 
-async fn hash_file(file: NamedFile, progress: &Arc<dyn Progress>, interrupt: &Interrupt) -> Result<[u8; 32]> {
-    let what = file.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let hashes = copy::hash(what, file, Arc::clone(progress), interrupt).await?;
-    let watched = interrupt.clone();
-    // Hashing the holes of a large file takes seconds of computing, so a thread of its own does it.
-    let hash = copy::answering(interrupt, move || hashes.finish(&watched)).await?;
-    // An interrupt is the only reason why it can fail.
-    hash.map_err(|_| CopyError::Interrupted.into())
+/// Searches every file of a listed snapshot for what was ever injected and for `values`. What the receipt says to be found
+/// was not overwritten.
+pub(super) async fn search(
+    snapshot: &Folder,
+    manifest: &Manifest,
+    mut inspection: Inspection,
+    progress: &Arc<dyn Progress>,
+    interrupt: &Interrupt,
+) -> Result<Receipt> {
+    let id = manifest.id;
+    for record in &manifest.files {
+        let missing = || StoreError::Missing { id, name: record.name.clone() };
+        let file = snapshot.file(&record.name)?.ok_or_else(missing)?;
+        let path = snapshot.path_of(&record.name);
+        inspection.searched(extents::data_bytes(&file).map_err(FileError::system("examine", &path))?);
+        let same = file.try_clone().map_err(FileError::system("open", &path))?;
+        let search = inspection.search();
+        let named = NamedFile { file: same, path };
+        copy::search(shown(&named), named, Arc::clone(&search), Arc::clone(progress), interrupt).await?;
+        inspection.judge(&record.name, &file, &search.findings())?;
+    }
+    Ok(inspection.receipt(saved_vm_zeroes(snapshot)?))
+}
+
+/// Whether the kernel of the VM that the VMM has saved was told to zero the memory that it frees.
+fn saved_vm_zeroes(staging: &Folder) -> Result<bool> {
+    /// More than a VMM's configuration takes.
+    const LIMIT: u64 = 16 << 20;
+    let config = staging.read("config.json", LIMIT)?.unwrap_or_default();
+    // A configuration of another form does not say it.
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    let cmdline = config.pointer("/payload/cmdline").and_then(serde_json::Value::as_str).unwrap_or_default();
+    Ok(zeroes_freed_memory(cmdline))
+}
+
+/// The name of a file for the progress.
+fn shown(file: &NamedFile) -> String {
+    file.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }

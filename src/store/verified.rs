@@ -21,7 +21,7 @@ const LIMIT: u64 = 64 << 10;
 /// As `stat` gives them. There is no device number, because a btrfs gets another one at each mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FileStatus {
+pub(super) struct FileStatus {
     inode: u64,
     size: u64,
     changed_s: i64,
@@ -36,17 +36,20 @@ fn file_name(id: SnapshotId) -> String {
     format!(".seen-{id}.json")
 }
 
-fn file_status(snapshot: &Folder, name: &str) -> Result<Option<FileStatus>> {
-    let Some(file) = snapshot.file(name)? else {
-        return Ok(None);
-    };
-    let status = file.metadata().map_err(FileError::system("examine", snapshot.path_of(name)))?;
-    Ok(Some(FileStatus {
-        inode: status.ino(),
-        size: status.len(),
-        changed_s: status.ctime(),
-        changed_ns: status.ctime_nsec(),
-    }))
+impl FileStatus {
+    /// The status that a file has now. Returns `None` if the file does not exist.
+    pub(super) fn of(snapshot: &Folder, name: &str) -> Result<Option<Self>> {
+        let Some(file) = snapshot.file(name)? else {
+            return Ok(None);
+        };
+        let status = file.metadata().map_err(FileError::system("examine", snapshot.path_of(name)))?;
+        Ok(Some(Self {
+            inode: status.ino(),
+            size: status.len(),
+            changed_s: status.ctime(),
+            changed_ns: status.ctime_nsec(),
+        }))
+    }
 }
 
 impl VerifiedFiles {
@@ -54,7 +57,7 @@ impl VerifiedFiles {
     pub(super) fn now(snapshot: &Folder, files: &[FileRecord]) -> Result<Self> {
         let mut now = Self::default();
         for record in files {
-            if let Some(status) = file_status(snapshot, &record.name)? {
+            if let Some(status) = FileStatus::of(snapshot, &record.name)? {
                 now.0.insert(record.name.clone(), status);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! The VMM opens these files by their paths. A guest that can write there could put a link to any file of the host in their
 //! place after nixbox has looked. So nixbox opens such a file once, following no link, and the VMM gets a copy of what was
-//! opened. The copies are removed when the VMM has read them. All functions here block.
+//! opened. The VMM reads the copies again when its guest reboots, so they are removed with the VMM. All functions here block.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -48,6 +48,16 @@ impl BootFiles {
         let kernel = self.safe(kernel, kernel_name)?;
         let initramfs = initramfs.map(|path| self.safe(path, initramfs_name)).transpose()?;
         Ok((kernel, initramfs))
+    }
+
+    /// The same, on a thread that may block.
+    pub(super) async fn taken(
+        self,
+        kernel: PathBuf,
+        initramfs: Option<PathBuf>,
+    ) -> Result<(PathBuf, Option<PathBuf>), BootFileError> {
+        let taken = tokio::task::spawn_blocking(move || self.take(&kernel, initramfs.as_deref())).await;
+        taken.map_err(|error| BootFileError::Died(error.into()))?
     }
 
     fn safe(&self, path: &Path, name: &str) -> Result<PathBuf, BootFileError> {

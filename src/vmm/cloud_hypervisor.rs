@@ -10,38 +10,43 @@
 //! - The API socket appears some milliseconds before the VMM listens on it.
 //! - Versions before v53 refuse to start if the socket file exists; v53 leaves a lock file beside it. nixbox removes
 //!   both files once the process is known to be dead.
-//! - When a guest reboots, the VMM connects to the share daemons again. The daemons ended with the last boot, so the
-//!   VMM waits a minute without answering calls, and then ends (v53.0, `connect_vhost_user`).
+//! - When a guest reboots, the VMM makes the VM anew in the same process: it opens kernel, initramfs, disks, RAM and TAP again,
+//!   and connects to the share daemons again. It answers no call meanwhile, and ends if it has waited a minute for a daemon
+//!   (v53.0, `vm_reboot`, `connect_vhost_user`).
+//! - When a guest powers off, the process ends, and reports it before ([`super::events`]).
 //! - The VMM keeps the configuration after `vm.create` or `vm.boot` has failed, so nixbox deletes it before the next
 //!   attempt.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
-use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use super::boot_files::{BootFileError, BootFiles};
+use super::boot_files::BootFiles;
 use super::client::{ApiClient, ApiError};
 use super::config::{FsConfig, MachineDescription, VmConfig};
+use super::confined::VmmFiles;
 use super::error::{VmmError, text};
-use super::live_vmm::{LiveVmm, remove_sockets};
+use super::installed::version_of;
+use super::live_vmm::{LiveVmm, SILENCE_LIMIT, SILENCE_LIMIT_WITH_STAND_IN, remove_sockets};
+pub use super::settings::{Find, VmmSettings};
 use super::state::{self, SavedShares, StateError};
 use crate::files::shared_paths::SharedPaths;
-use crate::host::process::{self, DaemonRole, Daemons};
+use crate::host::process::{DaemonRole, Daemons};
 use crate::host::shares;
-use crate::host::socket::SocketPath;
-use crate::host::spawn::{self, Invoker, Privileges, Program, StandIn};
+use crate::host::socket::{self, SocketPath};
+use crate::host::spawn::{self, Privileges, Program, StandIn};
+use crate::host::systemd::scope::ScopeManager;
 use crate::world::{
     Ability, Cpuid, Failure, Generation, Machine, Presence, Result, ShareTag, Slot, SnapshotId, Vmm,
-    VmmState, VmmVersion, WorkspaceId, capability,
+    VmmState, VmmVersion, capability,
 };
 
+/// The logs of the events that VMMs report.
+const EVENTS: &str = "events";
 /// How long a VMM may take until its API answers.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VMM may take to end after SIGTERM before nixbox kills it.
@@ -50,50 +55,6 @@ const GRACE: Duration = Duration::from_secs(5);
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait for the exit of a VMM whose answer says that it is ending.
 const DYING_LIMIT: Duration = Duration::from_secs(10);
-/// How long a VMM may live without answering until it counts as lost: longer than the minute without answers in which a
-/// VMM whose guest rebooted waits for the share daemons.
-const SILENCE_LIMIT: Duration = Duration::from_secs(90);
-/// The limit for a stand-in, which never waits for share daemons.
-const SILENCE_LIMIT_WITH_STAND_IN: Duration = Duration::from_secs(10);
-/// How long Cloud Hypervisor may take to print its version.
-const VERSION_LIMIT: Duration = Duration::from_secs(10);
-
-/// Finds the path at which another seam keeps something, or fails if it does not exist. Paths are absolute and UTF-8.
-pub type Find<Key, Found> = Arc<dyn Fn(Key) -> Result<Found> + Send + Sync>;
-
-/// The settings that all generations of a workspace's VM have in common.
-#[derive(Clone)]
-pub struct VmmSettings {
-    /// The existing directory for sockets, records and logs: absolute, short, and writable by the invoking user.
-    pub runtime: PathBuf,
-    /// The workspace that the VM belongs to.
-    pub workspace: WorkspaceId,
-    /// The user that the VMM runs as.
-    pub invoker: Invoker,
-    /// The number of virtual CPUs.
-    pub vcpus: NonZeroU32,
-    /// RAM in bytes.
-    pub memory: u64,
-    /// The kernel, a bzImage or vmlinux.
-    pub kernel: PathBuf,
-    /// The initramfs.
-    pub initramfs: Option<PathBuf>,
-    /// The kernel's command line.
-    pub cmdline: String,
-    /// Whether the VM has a network device.
-    pub network: bool,
-    /// The tags of the shares, in the order of `ShareSettings::shares`.
-    pub shares: Vec<ShareTag>,
-    /// The disk images of a generation, in the order in which the guest sees them. An error if one of them is missing.
-    pub disks: Find<Generation, Vec<PathBuf>>,
-    /// The RAM file of a generation, `None` for memory that the VMM allocates itself. An error if the file is missing
-    /// or not whole.
-    pub memory_file: Find<Generation, Option<PathBuf>>,
-    /// Whether blocks are reserved for that file.
-    pub memory_reserved: Find<Generation, bool>,
-    /// The directory for the VMM state of a snapshot, staged or listed. The directory exists, or its parent does.
-    pub snapshot: Find<SnapshotId, PathBuf>,
-}
 
 /// [`Vmm`] for the Cloud Hypervisor that `NIXBOX_CLOUD_HYPERVISOR` names or that is on PATH.
 pub struct CloudHypervisor {
@@ -122,6 +83,12 @@ impl CloudHypervisor {
         }
     }
 
+    /// Creates the seam like `new`, and puts the VMMs into scopes of this manager, if there is one.
+    #[must_use]
+    pub fn in_scopes_of(self, scopes: Option<ScopeManager>) -> Self {
+        Self { daemons: self.daemons.in_scopes_of(scopes), ..self }
+    }
+
     /// Creates the seam like `new`, and runs `stand_in` instead of Cloud Hypervisor if it is given.
     #[must_use]
     pub fn by(self, stand_in: Option<StandIn>) -> Self {
@@ -132,32 +99,6 @@ impl CloudHypervisor {
     #[must_use]
     pub fn beside(self, shared: SharedPaths) -> Self {
         Self { shared, ..self }
-    }
-
-    /// The file that the output of a generation's serial console is written to.
-    #[must_use]
-    pub fn serial_log(&self, generation: Generation) -> PathBuf {
-        self.settings.runtime.join(format!("serial-{generation}.log"))
-    }
-
-    /// The last line that the guest wrote to its serial console, if there is one.
-    #[must_use]
-    pub fn console_line(&self, generation: Generation) -> Option<String> {
-        process::last_line(&self.serial_log(generation))
-    }
-
-    /// The last lines of the newest VMM's log and of the newest serial log, to be shown to a person. Logs are kept
-    /// after a VMM has ended.
-    #[must_use]
-    pub fn last_words(&self) -> Vec<String> {
-        let of = |whose: &str, name: &str| {
-            let (path, text) = self.daemons.newest_log(name)?;
-            (!text.is_empty()).then(|| format!("{whose} said last ({}): {text}", path.display()))
-        };
-        [("its VMM", self.role.to_string().as_str()), ("its console", "serial")]
-            .into_iter()
-            .filter_map(|(whose, name)| of(whose, name))
-            .collect()
     }
 
     fn socket(&self, generation: Generation) -> std::result::Result<SocketPath, VmmError> {
@@ -200,25 +141,17 @@ impl CloudHypervisor {
         }
     }
 
-    async fn ask_program(&self) -> std::result::Result<String, VmmError> {
-        let program = self.program()?;
-        let failed = |source| VmmError::NoVersion { program: program.path().to_owned(), source };
-        let mut command = tokio::process::Command::from(program.clone().argument("--version").command());
-        command.stdin(std::process::Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(VERSION_LIMIT, command.output())
-            .await
-            .map_err(|_elapsed| failed(ErrorKind::TimedOut.into()))?
-            .map_err(failed)?;
-        Ok(capability::of_program(&String::from_utf8_lossy(&output.stdout))?.to_owned())
-    }
-
     /// The version of a generation's VMM, or of the installed program.
     async fn version_text(&self, of: Option<Generation>) -> Result<String> {
         match of {
             Some(generation) => {
                 self.with(generation, async |live| Ok(live.client.ping().await?.build_version)).await
             }
-            None => Ok(self.installed.get_or_try_init(|| self.ask_program()).await?.clone()),
+            None => Ok(self
+                .installed
+                .get_or_try_init(|| async { version_of(self.program()?).await })
+                .await?
+                .clone()),
         }
     }
 
@@ -302,16 +235,22 @@ impl CloudHypervisor {
         }
     }
 
+    fn files<'a>(&'a self, socket: &'a SocketPath, generation: Generation) -> VmmFiles<'a> {
+        let settings = &self.settings;
+        let (runtime, serial) = (settings.runtime.as_path(), self.serial_log(generation));
+        let events = self.events_log(generation);
+        let boot = [Some(settings.kernel.as_path()), settings.initramfs.as_deref()];
+        VmmFiles { runtime, socket, serial, events, boot, shared: &self.shared }
+    }
+
     /// The machine for a boot, whose files are those that were opened once.
     async fn describe_boot(
         &self,
         machine: &Machine,
         files: &BootFiles,
     ) -> std::result::Result<MachineDescription, VmmError> {
-        let (files, settings) = (files.clone(), &self.settings);
-        let (kernel, initramfs) = (settings.kernel.clone(), settings.initramfs.clone());
-        let taken = tokio::task::spawn_blocking(move || files.take(&kernel, initramfs.as_deref())).await;
-        let (kernel, initramfs) = taken.map_err(|error| BootFileError::Died(error.into()))??;
+        let (kernel, initramfs) = (self.settings.kernel.clone(), self.settings.initramfs.clone());
+        let (kernel, initramfs) = files.clone().taken(kernel, initramfs).await?;
         let initramfs = initramfs.map(text).transpose()?;
         Ok(MachineDescription { kernel: text(kernel)?, initramfs, ..self.describe(machine)? })
     }
@@ -330,7 +269,11 @@ impl CloudHypervisor {
     ) -> std::result::Result<(), VmmError> {
         match live.state().await? {
             VmmState::Paused => return Ok(()),
-            state @ (VmmState::Running | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
+            state @ (VmmState::Running
+            | VmmState::Silent
+            | VmmState::Never
+            | VmmState::Gone
+            | VmmState::PoweredOff) => {
                 return Err(VmmError::WrongState { what: "restored", state });
             }
             VmmState::Stopped => live.client.delete().await?,
@@ -366,7 +309,11 @@ impl Vmm for CloudHypervisor {
         match self.with(generation, async |live| live.state_or_silence(silence_limit).await).await {
             Err(Failure::Lost) => {
                 let remembered = self.daemons.remembers(&self.role, generation);
-                Ok(if remembered.map_err(VmmError::from)? { VmmState::Gone } else { VmmState::Never })
+                if !remembered.map_err(VmmError::from)? {
+                    return Ok(VmmState::Never);
+                }
+                let in_order = self.last_events(generation)?.ended_in_order;
+                Ok(if in_order { VmmState::PoweredOff } else { VmmState::Gone })
             }
             found => found,
         }
@@ -378,8 +325,17 @@ impl Vmm for CloudHypervisor {
         }
         let socket = self.socket(generation)?;
         remove_sockets(&socket).await?;
-        self.daemons.forget_old_logs("serial", generation).map_err(VmmError::from)?;
+        for name in ["serial", EVENTS] {
+            self.daemons.forget_old_logs(name, generation).map_err(VmmError::from)?;
+        }
+        // The report of a VMM of this generation that was started before and has ended.
+        socket::remove_file(&self.events_log(generation)).map_err(VmmError::from)?;
+        let namespace = self.settings.place.entrance(generation).await.map_err(VmmError::from)?;
         let program = self.program()?.argument("--api-socket").argument(format!("path={socket}"));
+        let events = text(self.events_log(generation))?;
+        let program = program.argument("--event-monitor").argument(format!("path={events}"));
+        let program = self.files(&socket, generation).confine(program, self.settings.places.as_ref());
+        let program = program.in_network(namespace);
         let daemon = self.daemons.spawn(&self.role, generation, &program).map_err(VmmError::from)?;
         let live = LiveVmm { daemon, client: ApiClient::new(socket) };
         Ok(self.wait_until_answering(&live, generation).await?)
@@ -389,7 +345,11 @@ impl Vmm for CloudHypervisor {
         self.with(machine.vmm, async |live| {
             match live.state().await? {
                 VmmState::Running => return Ok(()),
-                state @ (VmmState::Paused | VmmState::Silent | VmmState::Never | VmmState::Gone) => {
+                state @ (VmmState::Paused
+                | VmmState::Silent
+                | VmmState::Never
+                | VmmState::Gone
+                | VmmState::PoweredOff) => {
                     return Err(VmmError::WrongState { what: "booted", state });
                 }
                 VmmState::Stopped => live.client.delete().await?,
@@ -399,8 +359,7 @@ impl Vmm for CloudHypervisor {
             let files = self.boot_files(machine.vmm);
             let description = self.describe_boot(machine, &files).await?;
             live.client.create(&VmConfig::new(&description, capability)).await?;
-            live.client.boot().await?;
-            Ok(files.remove()?)
+            Ok(live.client.boot().await?)
         })
         .await
     }
@@ -466,7 +425,9 @@ impl Vmm for CloudHypervisor {
             return Ok(());
         }
         match live.state().await {
-            Ok(VmmState::Empty | VmmState::Stopped | VmmState::Never | VmmState::Gone) => {
+            Ok(
+                VmmState::Empty | VmmState::Stopped | VmmState::Never | VmmState::Gone | VmmState::PoweredOff,
+            ) => {
                 return Ok(());
             }
             Ok(VmmState::Running | VmmState::Paused | VmmState::Silent) => pressed.map_err(VmmError::from)?,
@@ -541,5 +502,6 @@ impl Vmm for CloudHypervisor {
     }
 }
 
+mod logs;
 #[cfg(test)]
 mod tests;

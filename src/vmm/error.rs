@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::boot_files::BootFileError;
 use super::client::ApiError;
 use super::state::StateError;
+use crate::files::FileError;
+use crate::host::network::NamespaceError;
 use crate::host::process::ProcessError;
 use crate::host::socket::{SocketError, SocketPath};
 use crate::host::spawn::SpawnError;
@@ -22,12 +24,16 @@ pub enum VmmError {
     Process(#[from] ProcessError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error("what the VMM has reported cannot be read")]
+    Events(#[from] FileError),
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error(transparent)]
     Version(#[from] VersionError),
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
     #[error("the VM cannot be booted from the files of the configuration")]
     BootFiles(#[from] BootFileError),
     #[error("the VM's disks, RAM or saved state cannot be given to the VMM")]

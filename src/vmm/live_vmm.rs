@@ -44,6 +44,12 @@ impl SilenceTimer {
     }
 }
 
+/// How long a VMM may live without answering until it counts as lost: longer than the minute without answers in which a
+/// VMM whose guest rebooted waits for the share daemons.
+pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(90);
+/// The limit for a stand-in, which never waits for share daemons.
+pub(super) const SILENCE_LIMIT_WITH_STAND_IN: Duration = Duration::from_secs(10);
+
 /// Removes the API socket and the lock file of v53 and later. Only to be called once the process is known to be dead.
 pub(super) async fn remove_sockets(socket: &SocketPath) -> Result<(), VmmError> {
     socket::remove_stale(socket).await?;

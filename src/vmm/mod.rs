@@ -2,8 +2,9 @@
 //!
 //! [`cloud_hypervisor`] implements [`crate::world::Vmm`] with the other modules. [`client`] makes the HTTP calls of the
 //! API. [`config`] is the body of `vm.create`. [`state`] handles the files that `vm.snapshot` writes and `vm.restore`
-//! reads, [`restore`] rewrites the paths in one of them, [`saved`] leaves out devices in the other, and [`boot_files`] copies
-//! what a guest could replace. The table of [`crate::world::capability`] lists the
+//! reads, [`restore`] rewrites the paths in one of them, [`saved`] leaves out devices in the other, [`boot_files`] copies
+//! what a guest could replace, [`confined`] says which files the process can open, and
+//! [`events`] reads what it reports of itself. The table of [`crate::world::capability`] lists the
 //! differences between versions. A module here either takes a row of that table, or works the same way for all
 //! versions.
 //!
@@ -24,8 +25,12 @@ pub mod boot_files;
 pub mod client;
 pub mod cloud_hypervisor;
 pub mod config;
+pub mod confined;
 pub mod error;
+pub mod events;
+mod installed;
 mod live_vmm;
 pub mod restore;
 pub mod saved;
+mod settings;
 pub mod state;

@@ -1,8 +1,8 @@
 //! `state.json`, the file in which `vm.snapshot` keeps the state of a VM's devices and vCPUs (form of v51 to v53).
 //!
 //! The file is a tree of objects: each has the objects of its parts under `snapshots`, and its own state as a text of
-//! JSON under `snapshot_data.state`. nixbox reads what CPUID says in the guest from it, and changes one thing in a copy of
-//! it: it leaves out devices, so that the VM can be restored without them.
+//! JSON under `snapshot_data.state`. nixbox reads what CPUID says in the guest from it, and changes two things in a copy of
+//! it: it keeps the guest's clock where it stood, and it leaves out devices, so that the VM can be restored without them.
 
 use std::collections::BTreeSet;
 
@@ -25,6 +25,15 @@ type Result<T> = std::result::Result<T, SavedStateError>;
 
 /// The part of the state that has the devices.
 const DEVICES: &str = "device-manager";
+
+/// The key of the guest's kvmclock.
+const CLOCK: &str = "clock";
+/// The length of a `struct kvm_clock_data`.
+const CLOCK_BYTES: usize = 48;
+/// The byte of it that has the lowest flags. The word of flags is in the order of x86, the lowest byte first.
+const CLOCK_FLAGS: usize = 8;
+/// The flag that makes KVM add the time since (`linux/kvm.h`).
+const KVM_CLOCK_REALTIME: u64 = 1 << 2;
 
 /// What CPUID says in the guest. `None` if the state does not say it, as that of a simulator.
 ///
@@ -74,6 +83,39 @@ pub fn without_devices(state: &[u8], ids: &BTreeSet<String>) -> Result<Vec<u8>> 
     serde_json::to_vec(&state).map_err(SavedStateError::NotJson)
 }
 
+/// Makes the guest's monotonic clock go on from where it stood, and not from where it would be now.
+///
+/// The state of a VM has the guest's kvmclock as a `struct kvm_clock_data` (`linux/kvm.h`) of 48 bytes: the clock in
+/// nanoseconds, a word of flags, and the host's time when the clock was read. If the flag `KVM_CLOCK_REALTIME` is set, as
+/// v53.0 sets it and v51 and v52 do not, KVM adds to the clock the time that has gone by on the host since. Watchdogs in the
+/// guest would take that time for a standstill of what they watch. A guest that counts by its TSC goes on from where it
+/// stood anyway, because the TSC is a register of the vCPU. A state without such a clock, as that of a simulator, is returned
+/// as it is.
+///
+/// # Errors
+/// [`SavedStateError`].
+pub fn with_continuous_clock(state: &[u8]) -> Result<Vec<u8>> {
+    let mut state: Value = serde_json::from_slice(state).map_err(SavedStateError::NotJson)?;
+    if let Some(text) = state.pointer_mut("/snapshot_data/state") {
+        let form = || SavedStateError::Form(CLOCK);
+        let mut own: Value =
+            serde_json::from_str(text.as_str().ok_or_else(form)?).map_err(SavedStateError::NotJson)?;
+        match own.get_mut(CLOCK) {
+            None | Some(Value::Null) => {}
+            Some(clock) => {
+                let bytes = clock.get_mut("Kvm").and_then(Value::as_array_mut).ok_or_else(form)?;
+                if bytes.len() != CLOCK_BYTES {
+                    return Err(form());
+                }
+                let flags = bytes[CLOCK_FLAGS].as_u64().filter(|byte| *byte <= 0xff).ok_or_else(form)?;
+                bytes[CLOCK_FLAGS] = Value::from(flags & !KVM_CLOCK_REALTIME);
+                *text = Value::String(own.to_string());
+            }
+        }
+    }
+    serde_json::to_vec(&state).map_err(SavedStateError::NotJson)
+}
+
 fn object<'a>(value: &'a mut Value, key: &'static str) -> Result<&'a mut Map<String, Value>> {
     value.get_mut(key).and_then(Value::as_object_mut).ok_or(SavedStateError::Form(key))
 }
@@ -108,6 +150,42 @@ mod tests {
         *expected.pointer_mut("/snapshots/device-manager/snapshot_data/state").unwrap() =
             after.pointer("/snapshots/device-manager/snapshot_data/state").unwrap().clone();
         assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn the_clock_goes_on_from_where_it_stood_and_nothing_else_is_changed() {
+        let own = |state: &[u8]| -> Value {
+            let state: Value = serde_json::from_slice(state).unwrap();
+            serde_json::from_str(state.pointer("/snapshot_data/state").unwrap().as_str().unwrap()).unwrap()
+        };
+        let (before, after) = (own(REAL.as_bytes()), own(&with_continuous_clock(REAL.as_bytes()).unwrap()));
+        let flags = |own: &Value| own["clock"]["Kvm"][CLOCK_FLAGS].as_u64().unwrap();
+        assert_eq!(flags(&before) & KVM_CLOCK_REALTIME, KVM_CLOCK_REALTIME, "v53.0 sets the flag");
+        assert_eq!(flags(&after), flags(&before) & !KVM_CLOCK_REALTIME);
+        let mut expected = before;
+        expected["clock"]["Kvm"][CLOCK_FLAGS] = after["clock"]["Kvm"][CLOCK_FLAGS].clone();
+        assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_state_without_a_clock_stays_and_one_with_another_clock_is_an_error() {
+        for none in ["{}", r#"{"time":7}"#, r#"{"snapshot_data":{"state":"{\"clock\":null}"}}"#] {
+            let kept: Value =
+                serde_json::from_slice(&with_continuous_clock(none.as_bytes()).unwrap()).unwrap();
+            assert_eq!(kept, serde_json::from_str::<Value>(none).unwrap());
+        }
+        for bad in [
+            "",
+            r#"{"snapshot_data":{"state":7}}"#,
+            r#"{"snapshot_data":{"state":"{"}}"#,
+            r#"{"snapshot_data":{"state":"{\"clock\":7}"}}"#,
+            r#"{"snapshot_data":{"state":"{\"clock\":{\"Kvm\":[1,2]}}"}}"#,
+        ] {
+            assert!(with_continuous_clock(bad.as_bytes()).is_err(), "{bad}");
+        }
+        let words = format!(r#"{{"clock":{{"Kvm":[{}"x"]}}}}"#, "0,".repeat(CLOCK_BYTES - 1));
+        let other = serde_json::json!({ "snapshot_data": { "state": words.replace("[0,0,0,0,0,0,0,0,0,", "[0,0,0,0,0,0,0,0,999,") } });
+        assert!(with_continuous_clock(other.to_string().as_bytes()).is_err());
     }
 
     #[test]

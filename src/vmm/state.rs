@@ -131,8 +131,8 @@ pub enum SavedShares {
     LeftOut,
 }
 
-/// Fills `directory` with a copy of the state of `source` and a rewritten copy of its configuration, so that `vm.restore`
-/// from it makes `machine`. Nothing in `source` is changed.
+/// Fills `directory` with copies of the state and the configuration in `source`. `vm.restore` from them makes `machine`, whose
+/// guest's monotonic clock goes on from where it stood. Nothing in `source` is changed.
 ///
 /// # Errors
 /// [`StateError`].
@@ -150,7 +150,7 @@ pub fn prepare_restore(
         let (rest, ids) = restore::leave_out_shares(&config)?;
         (config, state) = (rest, saved::without_devices(&state, &ids)?);
     }
-    let config = restore::rewrite(&config, machine)?;
+    let (config, state) = (restore::rewrite(&config, machine)?, saved::with_continuous_clock(&state)?);
     for (name, bytes) in [(CONFIG, config), (STATE, state)] {
         let path = directory.join(name);
         create(&path)?.write_all(&bytes).map_err(io_error("write", &path))?;

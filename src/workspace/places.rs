@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/registry/<id>.json       which directory a workspace is, and where its state is
 //! STATE/nixbox-<user>/<half of an id>/ sockets of a VM, for a user whose other directories end at a log-out
+//! STATE/images/                  images, which workspaces boot: see `image/store.rs`
 //! STATE/workspaces/<id>/         the state of a workspace: everything that a guest must not reach
 //!   journal/                     what was done and what is being done
 //!   run/                         images and records of the VM that runs
@@ -105,6 +106,14 @@ impl StatePlaces {
     /// If it cannot be made, belongs to another user, or may be written by others.
     pub(super) fn registry(&self) -> Result<Folder, PlacesError> {
         private(&self.made_state()?, "registry")
+    }
+
+    /// The directory of the images, which is made if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be made, belongs to another user, or may be written by others.
+    pub fn images(&self) -> Result<Folder, PlacesError> {
+        private(&self.made_state()?, "images")
     }
 
     /// STATE, which is made if it is missing.

@@ -21,7 +21,7 @@ use rustix::fs::FileType;
 use super::places::{DIRECTORIES, moving_name, state_name};
 use crate::engine::transition::Interrupt;
 use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
-use crate::files::{FileError, Folder};
+use crate::files::{FileError, Folder, extents};
 use crate::world::WorkspaceId;
 
 /// More levels than the state of a workspace has.
@@ -137,7 +137,15 @@ impl Move<'_> {
                     let target_path = target.path_of(&name);
                     let made = NamedFile { file: target.new_file(&name)?, path: target_path.clone() };
                     let source = NamedFile { file, path };
-                    let request = CopyRequest { what, source, target: made, reflink: true, hash: false };
+                    let request = CopyRequest {
+                        what,
+                        source,
+                        target: made,
+                        reflink: true,
+                        smallest_hole: extents::PAGE,
+                        hash: None,
+                        search: None,
+                    };
                     copy::copy(request, Arc::clone(self.progress), self.interrupt).await?;
                     let Some(file) = target.file(&name)? else { continue };
                     copy::sync(NamedFile { file, path: target_path }, self.interrupt).await?;
@@ -166,7 +174,7 @@ fn data_below(folder: &Folder, depth: usize) -> Result<u64> {
             }
             FileType::RegularFile => {
                 let Some(file) = folder.file(&name)? else { continue };
-                copy::data_bytes(&file).map_err(FileError::system("examine", path))?
+                extents::data_bytes(&file).map_err(FileError::system("examine", path))?
             }
             _ => return Err(MoveError::Foreign { path }),
         };

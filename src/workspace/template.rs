@@ -17,7 +17,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # backing = "auto"                  # guest RAM: auto (tmpfs if there is room, else vmm) | tmpfs | disk | vmm
 
 # [[disks]]
-# image = "image/root.img"          # template, never written; cloned for the VM
+# image = "image/root.img"          # template (raw), never written; cloned for the VM
 # size = "64GiB"                    # grown to this; without an image: an empty ext4
 
 # [[mounts]]                        # this one is there when none is given; `mounts = []` for none
@@ -30,12 +30,22 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # mode = "open"                     # off | filtered | open
 # domains = ["github.com"]          # filtered: these and what is below them
 # ports = [80, 443]
+# host-networks = ["192.168.1.0/24"] # private networks (LAN, VPN) that the guest may reach; absent: none
+# uplink = "203.0.113.0/24"         # addresses between VM and host that nothing else on this host uses
 
 # [guest]
 # user = "user"
+# uid = 1000                        # the number of that user; absent: what the guest said last
+# gid = 1000                        # the number of its group; absent: likewise, or as uid
 # ssh-key = "~/.ssh/vm_key"         # private key that the image lets in; absent: the one that `init` made
 # require-entropy = true            # false: a restored guest that refuses fresh entropy runs on without it
-# ready-timeout = "110s"            # how long a guest may take to answer SSH (s, min, h); then its VM is shut down
+# ready-timeout = "110s"            # how long a guest may take to answer SSH (s, min, h), and up to three times as long
+#                                   # while it writes to its console; then its VM is shut down
+
+# [guest.scripts]                   # run in the guest as its user with [env], within 10 min; one that fails is told
+# after-up = ["docker compose up -d"] # after a boot; after a crash of nixbox these run again
+# after-restore = ["sudo systemctl restart chrony"] # likewise
+# before-snapshot = ["sync"]        # before the wipe; the guest that runs on is not told of the end
 
 # [env]                             # kept out of every snapshot
 # GITHUB_TOKEN = { from-env = "GITHUB_TOKEN" }
@@ -45,7 +55,8 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 
 # [credentials]                     # kept out of every snapshot
 # files = [{ source = "~/.aws/credentials", target = "~/.aws/credentials" }]
-# wipe = ["~/.docker/config.json"]  # removed before a snapshot though nixbox did not put it there
+# wipe = ["~/.config/gh/hosts.yml"] # kept out though nixbox did not put it there, as histories and what
+#                                   # `docker login` keeps always are; a guest that runs on gets it back
 # overwrite = ["~/.env"]            # replaced by a credential though nixbox did not write it; else it is refused
 # outbound-key = false              # true: the guest gets the key that `init` made as ~/.ssh/id_ed25519
 
@@ -58,6 +69,7 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 # [snapshot]
 # keep = 5                          # prune the oldest unnamed ones; absent: keep all
 # keep-disks = 1                    # disks of earlier sessions kept when a snapshot's disk takes their place
+# on-leak = "redact"                # a credential found in a snapshot is overwritten there; "fail": no snapshot is made
 "#;
 
 /// Keeps everything out of version control except itself and the configuration.

@@ -1,6 +1,7 @@
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::process::Command;
 
+use super::places::PlacesError;
 use super::*;
 use crate::testing::{Need, have};
 

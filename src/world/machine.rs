@@ -11,6 +11,33 @@ use super::{ByteSize, Generation, HostPath, Slot};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootId(pub [u8; 16]);
 
+/// The numbers of a user of the guest, and of the group of that user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserIds {
+    /// The user's.
+    pub uid: u32,
+    /// The group's.
+    pub gid: u32,
+}
+
+impl UserIds {
+    /// The highest number of a user or a group: the two above it mean "nobody" and "no change".
+    pub const MAX: u32 = u32::MAX - 2;
+
+    /// Whether files can belong to them.
+    #[must_use]
+    pub fn can_own(self) -> bool {
+        self.uid <= Self::MAX && self.gid <= Self::MAX
+    }
+}
+
+impl fmt::Display for UserIds {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{}", self.uid, self.gid)
+    }
+}
+
 /// What is decided about a VM when it is booted or loaded: the generation that each of its parts carries, and its slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Machine {
@@ -63,6 +90,8 @@ pub enum VmmState {
     Never,
     /// A VMM was started and has ended.
     Gone,
+    /// The same, and it ended in order, as it does when its guest powers off.
+    PoweredOff,
     /// The VMM answers and has no VM.
     Empty,
     /// Its VM has not been booted yet, or has shut down.
@@ -80,6 +109,7 @@ impl fmt::Display for VmmState {
         formatter.write_str(match self {
             Self::Never => "not started",
             Self::Gone => "gone",
+            Self::PoweredOff => "powered off",
             Self::Empty => "not created",
             Self::Stopped => "stopped",
             Self::Running => "running",
@@ -90,6 +120,12 @@ impl fmt::Display for VmmState {
 }
 
 impl VmmState {
+    /// Whether a VMM was started and has ended.
+    #[must_use]
+    pub fn has_ended(self) -> bool {
+        matches!(self, Self::Gone | Self::PoweredOff)
+    }
+
     /// Whether there is a VM with a booted system, paused or not.
     #[must_use]
     pub fn has_system(self) -> bool {

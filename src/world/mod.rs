@@ -18,10 +18,15 @@
 
 pub mod capability;
 mod cpuid;
+mod error_chain;
+mod guest_scripts;
 mod machine;
 mod names;
 mod network;
+mod network_fault;
 mod paths;
+mod private_network;
+mod receipts;
 mod seams;
 mod secrets;
 mod sizes;
@@ -33,22 +38,33 @@ mod vmm_choice;
 
 pub use self::capability::{Ability, VmmVersion};
 pub use self::cpuid::{Cpuid, CpuidLeaf, HostCpu};
+pub use self::error_chain::{error_chain, messages};
+pub use self::guest_scripts::{GuestScriptPoint, GuestScriptsOutcome};
 pub use self::machine::{
-    BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, VmmState,
+    BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, UserIds, VmmState,
 };
 pub use self::names::{
-    FileOwner, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName, WorkspaceName,
+    FileOwner, ImageName, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName,
+    WorkspaceName,
 };
-pub use self::network::{Domain, NetworkMode, NetworkPolicy, Port};
+pub use self::network::{Domain, NamespaceKeeping, NetworkMode, NetworkPolicy, Port, UplinkPool};
+pub use self::network_fault::NetworkFault;
 pub use self::paths::{GuestHome, GuestPath, HostPath, PathInShare, is_within};
+pub use self::private_network::PrivateNetwork;
+pub use self::receipts::{
+    FoundValue, GuestAudit, HoldingProcess, OnLeak, Receipt, TokenWarning, UnprovenPlace, UnprovenValue,
+    zeroes_freed_memory,
+};
 pub use self::seams::{
-    BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory, Network,
-    Shares, Slots, SourceFiles, Vmm, WaitObserver, World,
+    Backups, BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory,
+    Network, Shares, Slots, SourceFiles, Vmm, WaitObserver, World,
 };
 pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};
 pub use self::slots::Slot;
-pub use self::snapshots::{Depth, FileRecord, Given, ListedSnapshot, Manifest, Origin, SnapshotState};
+pub use self::snapshots::{
+    Depth, FileRecord, Given, HashMethod, ListedSnapshot, Manifest, Origin, SnapshotState,
+};
 pub use self::timeouts::ReadyTimeout;
 pub use self::value::InvalidValue;
 pub use self::vmm_choice::VmmChoice;

@@ -117,6 +117,16 @@ impl WorkspaceName {
 }
 
 text_value!(
+    /// The name of an image that workspaces boot.
+    ImageName,
+    |text| checked(
+        text,
+        is_plain(text, 64),
+        "cannot name an image: 1 to 64 of a-z A-Z 0-9 . _ -, beginning with a letter or a digit",
+    )
+);
+
+text_value!(
     /// A user of the guest.
     UserName,
     |text| checked(
@@ -224,6 +234,7 @@ mod tests {
                 origin,
                 files: Vec::new(),
                 given: Default::default(),
+                receipt: None,
             };
             ListedSnapshot { id, manifest: Ok(manifest) }
         };

@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Ability, BootId, Cpuid, Depth, Equipment, FileRecord, Generation, HostCpu, Interrupt, KeptDisk,
-    KeptDiskId, ListedSnapshot, Machine, Manifest, Presence, ReadyTimeout, Result, Settlement, Slot,
-    SnapshotId, SnapshotState, VmmState, VmmVersion,
+    Ability, BootId, Cpuid, Depth, Equipment, FileRecord, Generation, GuestAudit, GuestScriptPoint,
+    GuestScriptsOutcome, HashMethod, HostCpu, Interrupt, KeptDisk, KeptDiskId, ListedSnapshot, Machine,
+    Manifest, NetworkFault, Presence, ReadyTimeout, Receipt, Result, Secret, Settlement, Slot, SnapshotId,
+    SnapshotState, UnprovenPlace, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -77,6 +78,11 @@ pub trait Network: Send + Sync {
     async fn find(&self, slot: Slot) -> Result<Presence>;
     /// Builds what is missing.
     async fn build(&self, slot: Slot, generation: Generation) -> Result<()>;
+    /// What is wrong with the network of a VM that runs. Changes nothing.
+    async fn faults(&self, slot: Slot) -> Result<Vec<NetworkFault>>;
+    /// Repairs the network of a VM that runs, as far as that can be done while it runs. What was made anew bears this
+    /// generation. Nothing changes where nothing is wrong.
+    async fn repair(&self, slot: Slot, generation: Generation) -> Result<()>;
     /// Removes all of it.
     async fn remove(&self, slot: Slot) -> Result<()>;
 }
@@ -145,6 +151,23 @@ pub trait Memory: Send + Sync {
     async fn remove(&self, generation: Generation) -> Result<()>;
 }
 
+/// What a wipe removes from a running guest and the guest gets back: one backup for each VM, which lies beside its RAM and
+/// bears the generation of its RAM. A backup outlives the nixbox that wrote it, and no VM.
+#[async_trait]
+pub trait Backups: Send + Sync {
+    /// Tries, without a change that lasts, what a backup of that many bytes needs. An error says what is missing.
+    async fn examine(&self, of: Generation, bytes: u64) -> Result<()>;
+    /// Whether there is a backup.
+    async fn find(&self, of: Generation) -> Result<Presence>;
+    /// Writes the backup, in place of one that is there. Recovery finds it as soon as this has returned, and until the host
+    /// or the RAM is gone.
+    async fn write(&self, of: Generation, backup: &Secret) -> Result<()>;
+    /// The backup, if there is one.
+    async fn read(&self, of: Generation) -> Result<Option<Secret>>;
+    /// Removes the backup.
+    async fn remove(&self, of: Generation) -> Result<()>;
+}
+
 /// What each VM of the workspace was built from, written down when it was built: the built records. A record bears the
 /// generation of the VM's RAM, which stays the same when the VM is rolled over.
 #[async_trait]
@@ -174,31 +197,66 @@ pub trait Guest: Send + Sync {
     /// as long as this value lives. Reads nothing if it holds them already. It neither needs nor changes a guest.
     async fn resolve_credentials(&self, interrupt: &Interrupt, waits: &WaitObserver<'_>) -> Result<()>;
     /// Tries what wiping, settling and injecting need in the guest, and changes nothing that lasts: to become root, to give
-    /// entropy, to measure the clock, and whether the files can be written. An error says what cannot be done.
-    async fn examine(&self, machine: &Machine) -> Result<()>;
-    /// Writes the credentials into the guest. They are read from their sources first unless they are held.
+    /// entropy, to measure the clock, whether the files can be written, and whether the guest can be given back what a wipe
+    /// takes from it. An error says what cannot be done. Returns how many bytes a backup would have.
+    async fn examine(&self, machine: &Machine) -> Result<u64>;
+    /// Switches on swap that [`Guest::switch_off_swap`] has switched off, and writes the credentials into the guest. They
+    /// are read from their sources first unless they are held. What a snapshot has to be searched for is on the medium
+    /// before the guest has it.
     async fn inject(&self, machine: &Machine) -> Result<()>;
-    /// Overwrites and removes every credential and the histories of shells, drops the page cache, and trims the disks.
-    async fn wipe(&self, machine: &Machine) -> Result<()>;
+    /// Reads what a wipe would remove and nixbox did not write: the histories of shells, and what the configuration lists.
+    /// `None` if there is nothing.
+    async fn back_up(&self, machine: &Machine) -> Result<Option<Secret>>;
+    /// Makes known what the files of the backup hold that looks like a credential, so that the snapshot is searched for it
+    /// too, and finds the guest's processes that have a known value in their environment or arguments. What cannot be
+    /// examined is part of the answer and no error, as long as the VM is there.
+    async fn audit(&self, machine: &Machine, backup: Option<&Secret>) -> Result<GuestAudit>;
+    /// Switches off the guest's swap, as far as that can be done, so that what was swapped out is in RAM. Names what stays
+    /// on. [`Guest::inject`] switches it on again, also in a guest that was restored.
+    async fn switch_off_swap(&self, machine: &Machine) -> Result<Vec<UnprovenPlace>>;
+    /// Overwrites and removes every credential, the histories of shells and what the configuration lists, drops the page
+    /// cache, and trims the disks. If what nixbox did not write is not as in `backup`, because the guest has written to it,
+    /// the answer is `false`, and nothing was removed.
+    async fn wipe(&self, machine: &Machine, backup: Option<&Secret>) -> Result<bool>;
+    /// Gives back what is in the backup, before what the guest has written to the same files since. A file that begins
+    /// with its content in the backup is left as it is. What the guest was given is on its disk when this returns.
+    async fn give_back(&self, machine: &Machine, backup: &Secret) -> Result<()>;
     /// Mounts the shares.
     async fn mount(&self, machine: &Machine) -> Result<()>;
     /// The guest's processes that keep a share from being unmounted, because they have a file or a directory of it in
     /// use. For people to read.
     async fn share_users(&self, machine: &Machine) -> Result<Vec<String>>;
-    /// Makes the guest forget the shares whose devices the VM no longer has: removes their mounts, also those that are in
-    /// use, and their devices.
+    /// Makes the guest forget the shares whose devices the VM no longer has: begins to remove the devices. When the shares
+    /// are attached again, `mount` removes the mounts that are there, also those that are in use.
     async fn forget_shares(&self, machine: &Machine) -> Result<()>;
     /// Unmounts the shares.
     async fn unmount(&self, machine: &Machine) -> Result<()>;
-    /// Whether credentials and mounts are as `inject` and `mount` leave them.
+    /// Whether credentials (with swap) and mounts are as `inject` and `mount` leave them.
     async fn equipped(&self, machine: &Machine) -> Result<Equipment>;
     /// Gives the guest's kernel fresh entropy, then sets its clock, and says which of the two was done. It is an error if
     /// entropy is required and could not be given.
     async fn settle(&self, machine: &Machine) -> Result<Settlement>;
+    /// Sets the guest's clock if it is wrong, as after a suspend of the host, unless a time daemon of the guest's own is at
+    /// work. A clock that cannot be set is no error.
+    async fn keep_time(&self, machine: &Machine) -> Result<()>;
     /// Whether a guest that cannot be given fresh entropy must not go on.
     fn requires_entropy(&self) -> bool;
     /// How long a guest may take until it is SSH-ready.
     fn ready_timeout(&self) -> ReadyTimeout;
+    /// Whether the configuration has scripts that run in the guest at this point.
+    fn has_scripts(&self, point: GuestScriptPoint) -> bool;
+    /// Runs the scripts of this point in the guest, in order, for so long at most. They run as the guest's user, who can do
+    /// in the guest what they can do anyway, and never on the host: so nobody confirms them. A script that fails or takes
+    /// too long is told to a person, and is no error.
+    async fn run_scripts(
+        &self,
+        machine: &Machine,
+        point: GuestScriptPoint,
+        limit: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<GuestScriptsOutcome>;
+    /// Tells a person that the scripts of this point may have run already, and are run again.
+    fn tell_of_rerun(&self, point: GuestScriptPoint);
     /// Asks the guest to shut down.
     async fn shut_down(&self, machine: &Machine) -> Result<()>;
 }
@@ -230,8 +288,15 @@ pub trait Catalog: Send + Sync {
     async fn trash(&self, id: SnapshotId) -> Result<()>;
     /// Removes a snapshot that was renamed out of the list.
     async fn purge(&self, id: SnapshotId) -> Result<()>;
-    /// The files of the staging directory with their hashes. Every byte is read; the VM runs meanwhile.
+    /// Searches the files of the staging directory for every value that a guest of this workspace was ever given, and
+    /// returns the files with their hashes. What was searched and hashed while it was captured is not read again; the
+    /// VM runs meanwhile. A value that is found is overwritten in the staging directory, or is an error, as the
+    /// configuration says.
     async fn digest(&self, id: SnapshotId, interrupt: &Interrupt) -> Result<Vec<FileRecord>>;
+    /// Keeps, as long as this process lives, what the guest was found to hold, for the receipt of a snapshot.
+    async fn keep_audit(&self, id: SnapshotId, audit: GuestAudit) -> Result<()>;
+    /// What the digest of a snapshot, made by this process, has searched and found, with what was kept of the guest.
+    async fn receipt(&self, id: SnapshotId) -> Result<Option<Receipt>>;
 }
 
 /// Says what the host's processor can do.
@@ -240,9 +305,10 @@ pub type CpuFeatures = dyn Fn() -> Result<HostCpu> + Send + Sync;
 /// The files of the host that a VM is built from, and that its shape names by path.
 #[async_trait]
 pub trait SourceFiles: Send + Sync {
-    /// BLAKE3 of the content of each file, by the key of the shape that names it. A file that cannot be read is left out.
-    /// A file that has not changed since the last call is not read again.
-    async fn contents(&self, interrupt: &Interrupt) -> Result<BTreeMap<String, [u8; 32]>>;
+    /// The hash of each file's content, computed like this, by the key of the shape that names the file. A file that cannot
+    /// be read is left out. A file that has not changed since the last call is not read again.
+    async fn contents(&self, method: HashMethod, interrupt: &Interrupt)
+    -> Result<BTreeMap<String, [u8; 32]>>;
 }
 
 /// Finds resources that this workspace left behind.
@@ -308,6 +374,8 @@ pub struct World {
     pub disk: Arc<dyn Disk>,
     /// RAM.
     pub memory: Arc<dyn Memory>,
+    /// What wipes have taken from guests that run.
+    pub backups: Arc<dyn Backups>,
     /// What VMs were built from.
     pub records: Arc<dyn BuiltRecords>,
     /// Guest.

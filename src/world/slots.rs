@@ -1,4 +1,13 @@
-//! The places for VMs on a host, and the names and addresses that come with each.
+//! The places for VMs, and the names and addresses that come with each.
+//!
+//! A VM whose network is a namespace of its own has [`Slot::OWN_NETWORK`], whatever other VMs have, or the slot that the
+//! guest of an older snapshot has its address from. The slots below it are places in the network that all VMs of a host
+//! share, so that no two of these VMs have the same slot.
+//!
+//! Why [`Slot::OWN_NETWORK`] has addresses of 198.51.100.252/30: RFC 5737 reserves 198.51.100.0/24 for documentation, so
+//! nobody routes it. Of the other candidates, 10/8, 172.16/12 and 192.168/16 are LANs, 100.64/10 belongs to providers and
+//! Tailscale, 169.254/16 must not be reached by a guest, and proxies hand out addresses of 198.18/15. The end of the network
+//! is used because a virtual machine that has an address of it most often has one at its beginning.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -7,14 +16,16 @@ use serde::{Deserialize, Serialize};
 
 use super::InvalidValue;
 
-/// One of the 64 places for a VM on this host. It decides the VM's TAP, addresses and MAC.
+/// One of the 65 places for a VM. It decides the VM's TAP, addresses and MAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u8", into = "u8")]
 pub struct Slot(u8);
 
 impl Slot {
     /// How many there are.
-    pub const COUNT: u8 = 64;
+    pub const COUNT: u8 = 65;
+    /// The slot of every VM whose network is a namespace of its own.
+    pub const OWN_NETWORK: Self = Self(64);
     /// The length of the prefix of the network that gateway and guest share.
     pub const PREFIX: u8 = 30;
 
@@ -41,16 +52,22 @@ impl Slot {
         format!("02:00:00:00:00:{:02x}", self.0 + 1)
     }
 
-    /// The host's address on the TAP.
+    /// The address of the TAP, which the guest has as its gateway.
     #[must_use]
     pub fn gateway(self) -> Ipv4Addr {
-        Ipv4Addr::new(172, 16, 4 * self.0, 1)
+        match self {
+            Self::OWN_NETWORK => Ipv4Addr::new(198, 51, 100, 253),
+            Self(number) => Ipv4Addr::new(172, 16, 4 * number, 1),
+        }
     }
 
     /// The guest's address.
     #[must_use]
     pub fn guest(self) -> Ipv4Addr {
-        Ipv4Addr::new(172, 16, 4 * self.0, 2)
+        match self {
+            Self::OWN_NETWORK => Ipv4Addr::new(198, 51, 100, 254),
+            Self(number) => Ipv4Addr::new(172, 16, 4 * number, 2),
+        }
     }
 }
 
@@ -58,7 +75,7 @@ impl TryFrom<u8> for Slot {
     type Error = InvalidValue;
 
     fn try_from(number: u8) -> Result<Self, InvalidValue> {
-        let refused = || InvalidValue::new(&number.to_string(), "is not a slot: there are slots 0 to 63");
+        let refused = || InvalidValue::new(&number.to_string(), "is not a slot: there are slots 0 to 64");
         if number < Self::COUNT { Ok(Self(number)) } else { Err(refused()) }
     }
 }
@@ -90,9 +107,12 @@ mod tests {
         let first = Slot::try_from(0).unwrap();
         let (gateway, guest) = (Ipv4Addr::new(172, 16, 0, 1), Ipv4Addr::new(172, 16, 0, 2));
         assert_eq!(names(first), ("vm0".to_owned(), "02:00:00:00:00:01".to_owned(), gateway, guest));
-        assert_eq!(Slot::all().map(Slot::tap).collect::<BTreeSet<_>>().len(), 64);
-        assert_eq!(Slot::all().map(Slot::mac).collect::<BTreeSet<_>>().len(), 64);
-        assert_eq!(Slot::all().map(Slot::guest).collect::<BTreeSet<_>>().len(), 64);
-        assert!(Slot::try_from(64).is_err());
+        let (gateway, guest) = (Ipv4Addr::new(198, 51, 100, 253), Ipv4Addr::new(198, 51, 100, 254));
+        let own = ("vm64".to_owned(), "02:00:00:00:00:41".to_owned(), gateway, guest);
+        assert_eq!(names(Slot::OWN_NETWORK), own);
+        assert_eq!(Slot::all().map(Slot::tap).collect::<BTreeSet<_>>().len(), 65);
+        assert_eq!(Slot::all().map(Slot::mac).collect::<BTreeSet<_>>().len(), 65);
+        assert_eq!(Slot::all().map(Slot::guest).collect::<BTreeSet<_>>().len(), 65);
+        assert!(Slot::try_from(65).is_err());
     }
 }

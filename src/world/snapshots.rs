@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootId, Cpuid, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
+use super::{BootId, Cpuid, Receipt, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
 
 /// The circumstances in which a snapshot was made. It can be restored only where they are compatible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,8 +22,10 @@ pub struct Origin {
 pub struct Given {
     /// The features of its processors. An older nixbox did not write them down, and neither does the simulator.
     pub cpuid: Option<Cpuid>,
-    /// BLAKE3 of the files that the shape names by path, by the same key.
+    /// The hashes of the files that the shape names by path, by the same key.
     pub contents: BTreeMap<String, [u8; 32]>,
+    /// How these hashes are computed.
+    pub method: HashMethod,
 }
 
 /// The state of a snapshot on disk.
@@ -61,6 +63,9 @@ pub struct Manifest {
     /// What the guest was given. It is found out when the manifest is written, and is no part of a journal.
     #[serde(skip)]
     pub given: Given,
+    /// What was searched for credentials. An older nixbox searched nothing. It is no part of a journal either.
+    #[serde(skip)]
+    pub receipt: Option<Receipt>,
 }
 
 /// A snapshot in the list, damaged or not.
@@ -89,6 +94,31 @@ pub struct FileRecord {
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
-    /// BLAKE3 of its content.
+    /// The hash of its content.
     pub hash: [u8; 32],
+    /// How the hash is computed. It is no part of a journal: what an operation writes there is hashed by the default
+    /// method.
+    #[serde(skip)]
+    pub method: HashMethod,
+}
+
+/// How the hash of a file is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HashMethod {
+    /// BLAKE3 of its bytes from the first to the last. The manifests of an older nixbox have this.
+    Whole,
+    /// The root over the hashes of its pieces, in which a hole costs nothing.
+    #[default]
+    Pieces,
+}
+
+impl HashMethod {
+    /// What the formats call a hash that is computed like this.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Whole => "blake3",
+            Self::Pieces => "pieces",
+        }
+    }
 }

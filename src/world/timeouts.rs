@@ -8,7 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::value::{InvalidValue, from_text};
 
-/// How long a guest may take until it is SSH-ready: whole seconds, from one second to one day.
+/// How long a guest may take until it is SSH-ready: whole seconds, from one second to one day. A guest that is slow and
+/// shows that it is at work may take [`ReadyTimeout::STRETCH`] times as long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReadyTimeout(u32);
 
@@ -19,10 +20,19 @@ impl ReadyTimeout {
     /// A boot in software emulation takes half a minute; the rest is a reserve.
     pub const DEFAULT: Self = Self(110);
 
+    /// How many times as long a guest is waited for as long as it writes to its console.
+    pub const STRETCH: u32 = 3;
+
     /// As a duration.
     #[must_use]
     pub const fn duration(self) -> Duration {
         Duration::from_secs(self.0 as u64)
+    }
+
+    /// The longest time that a guest is waited for.
+    #[must_use]
+    pub const fn longest(self) -> Duration {
+        self.duration().saturating_mul(Self::STRETCH)
     }
 }
 

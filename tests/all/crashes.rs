@@ -5,7 +5,8 @@ use nixbox::fakes::{Crash, Fault, Host, Survival};
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{
-    DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotKeepOne, SnapshotStop, Up, UpOnKept,
+    DeleteNewest, Down, Equip, GuestReboots, GuestScriptsAreAdded, Replace, RestoreNewest, Snapshot,
+    SnapshotKeepOne, SnapshotStop, Up, UpOnKept,
 };
 
 /// How the first run and the recovery are ended.
@@ -113,7 +114,7 @@ fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &s
     );
 
     // Nothing but a power cut or a VMM that is dead or hangs takes a VM that was there away from a snapshot.
-    if command == Snapshot && crash == Crash::Death {
+    if matches!(command, Snapshot | Equip) && crash == Crash::Death {
         assert!(host.is_ssh_ready(WORKSPACE), "{context}: the VM is gone");
     }
     // Whether it is written down or not: a guest that has begun to run is past the commit point.
@@ -152,19 +153,21 @@ macro_rules! scenarios {
 
 scenarios! {
     first_up: 53, true, [] => Up;
-    up_on_a_disk: 53, false, [Up, Down] => Up;
+    up_on_a_disk_with_guest_scripts: 53, false, [Up, Down, GuestScriptsAreAdded] => Up;
     down: 53, true, [Up] => Down;
     snapshot_in_place: 54, true, [Up] => Snapshot;
     snapshot_detached: 51, true, [Up] => Snapshot;
     snapshot_rolled_over: 53, true, [Up] => Snapshot;
     snapshot_and_stop: 53, true, [Up] => SnapshotStop;
     restore: 53, true, [Up, SnapshotStop] => RestoreNewest;
-    restore_detached: 51, true, [Up, Snapshot, Down] => RestoreNewest;
+    restore_detached_with_guest_scripts: 51, true, [Up, Snapshot, Down, GuestScriptsAreAdded] => RestoreNewest;
     replace: 54, true, [Up, Snapshot] => Replace;
-    snapshot_and_prune: 54, false, [Up, Snapshot] => SnapshotKeepOne;
+    snapshot_and_prune_with_guest_scripts: 54, false, [Up, Snapshot, GuestScriptsAreAdded] => SnapshotKeepOne;
     restored_goes_down: 54, true, [Up, SnapshotStop, RestoreNewest] => Down;
     restored_twice_goes_down: 53, false, [Up, SnapshotStop, RestoreNewest, Down, RestoreNewest] => Down;
     up_on_a_kept_disk: 53, false, [Up, SnapshotStop, RestoreNewest, Down] => UpOnKept;
     kept_disk_goes_down: 53, false, [Up, SnapshotStop, RestoreNewest, Down, UpOnKept] => Down;
     delete: 53, false, [Up, SnapshotStop] => DeleteNewest;
+    equip: 53, true, [Up, GuestReboots] => Equip;
+    snapshot_of_a_rebooted_guest: 51, true, [Up, GuestReboots] => Snapshot;
 }

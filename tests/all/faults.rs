@@ -7,26 +7,34 @@ use nixbox::operations::{LossReason, OperationResult, Refusal};
 use crate::crashes::Scenario;
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
-use Command::{DeleteNewest, Down, Replace, RestoreNewest, Snapshot, SnapshotStop, Up, UpWarm};
+use Command::{
+    DeleteNewest, Down, GuestScriptsAreAdded, Replace, RestoreNewest, Snapshot, SnapshotStop, Up, UpWarm,
+};
 
 static SCHEDULES: Count = Count::new("fault schedules", 3);
 
 const WRONGS: [CallFault; 4] =
     [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter];
 
-const SCENARIOS: [Scenario; 12] = [
-    Scenario { version: 53, shares: true, before: &[], command: Up },
+const SCENARIOS: [Scenario; 13] = [
+    Scenario { version: 53, shares: true, before: &[GuestScriptsAreAdded], command: Up },
     Scenario { version: 53, shares: true, before: &[Up], command: Down },
     Scenario { version: 54, shares: true, before: &[Up], command: Snapshot },
     Scenario { version: 51, shares: true, before: &[Up], command: Snapshot },
     Scenario { version: 53, shares: true, before: &[Up], command: Snapshot },
-    Scenario { version: 52, shares: true, before: &[Up], command: SnapshotStop },
+    Scenario { version: 52, shares: true, before: &[Up, GuestScriptsAreAdded], command: SnapshotStop },
     Scenario { version: 53, shares: true, before: &[Up, SnapshotStop], command: RestoreNewest },
-    Scenario { version: 51, shares: true, before: &[Up, Snapshot, Down], command: RestoreNewest },
+    Scenario {
+        version: 51,
+        shares: true,
+        before: &[Up, Snapshot, Down, GuestScriptsAreAdded],
+        command: RestoreNewest,
+    },
     Scenario { version: 53, shares: true, before: &[Up, SnapshotStop], command: UpWarm },
     Scenario { version: 54, shares: true, before: &[Up, Snapshot], command: Replace },
     Scenario { version: 53, shares: true, before: &[Up, SnapshotStop, Up], command: Down },
     Scenario { version: 53, shares: false, before: &[Up, SnapshotStop], command: DeleteNewest },
+    Scenario { version: 53, shares: true, before: &[Up, Command::GuestReboots], command: Command::Equip },
 ];
 
 /// What is compared of a host before and after: how the VM stands, and which snapshots there are.
@@ -55,7 +63,13 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
             SnapshotStop => assert!(!is_up && has.len() == had.len() + 1, "{context}: done, and not stopped"),
             Down => assert!(!is_up, "{context}: done, and not down"),
             DeleteNewest => assert!(has.len() + 1 == had.len(), "{context}: done, and still listed"),
-            Command::Recover | Command::SnapshotKeepOne => {}
+            Command::Equip => {
+                assert!(is_up && !host.lacks_credentials(WORKSPACE), "{context}: done, and not")
+            }
+            Command::Recover
+            | Command::SnapshotKeepOne
+            | Command::GuestReboots
+            | Command::GuestScriptsAreAdded => {}
         },
         Said::Report(OperationResult::RolledBack(_)) | Said::Refused(_) if !said.stuck() => {
             assert_eq!((was_up, had), (is_up, has), "{context}: rolled back, and not as before");

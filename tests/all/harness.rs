@@ -86,6 +86,12 @@ pub(crate) enum Command {
     SnapshotKeepOne,
     DeleteNewest,
     Recover,
+    /// What `nixbox run` does when it finds that the guest was rebooted.
+    Equip,
+    /// No command: the guest reboots by itself.
+    GuestReboots,
+    /// No command: a person adds scripts for the guest to the configuration.
+    GuestScriptsAreAdded,
 }
 
 /// The part of a command's result that the tests compare.
@@ -138,6 +144,14 @@ pub(crate) fn run(host: &Host, command: Command) -> Said {
 pub(crate) fn run_with(host: &Host, command: Command, fault: Fault) -> Said {
     let interrupt = Interrupt::new();
     host.set_fault(fault, Some(interrupt.clone()));
+    if command == Command::GuestReboots {
+        host.reboot_guest(WORKSPACE);
+        return Said::Report(OperationResult::Done);
+    }
+    if command == Command::GuestScriptsAreAdded {
+        host.add_guest_scripts();
+        return Said::Report(OperationResult::Done);
+    }
     RUNTIME.with_borrow(|runtime| runtime.block_on(session(host, WORKSPACE, command, interrupt, &Unobserved)))
 }
 
@@ -243,7 +257,8 @@ async fn session(
         Command::DeleteNewest => {
             session.delete(&SnapshotReference::from(newest())).await.map(|(_, report)| report)
         }
-        Command::Recover => {
+        Command::Equip => session.equip().await,
+        Command::Recover | Command::GuestReboots | Command::GuestScriptsAreAdded => {
             return match session.recover().await {
                 Ok(recovered) => Said::Recovered(recovered),
                 Err(refusal) => Said::Refused(refusal),

@@ -16,11 +16,12 @@ const OPERATIONS: &str = include_str!("../../src/operations/mod.rs");
 const PLANNER: &str = include_str!("../../src/engine/planner.rs");
 
 /// The head of each operation's file.
-const HEADS: [(&str, &str); 5] = [
+const HEADS: [(&str, &str); 6] = [
     ("up", include_str!("../../src/operations/up.rs")),
     ("down", include_str!("../../src/operations/down.rs")),
     ("snapshot", include_str!("../../src/operations/snapshot.rs")),
     ("restore", include_str!("../../src/operations/restore.rs")),
+    ("equip", include_str!("../../src/operations/equip.rs")),
     ("delete", include_str!("../../src/operations/delete.rs")),
 ];
 

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod image;
+mod images;
 mod journal;
 mod refused;
+mod systemd;
 mod users;
 
 use std::fs;
@@ -64,7 +66,12 @@ impl TestDirectory {
 
     fn command_in(&self, directory: impl AsRef<Path>, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-        command.args(arguments).current_dir(directory).env_remove("SUDO_UID").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(directory)
+            .env_remove("SUDO_UID")
+            .env("NIXBOX_SCOPES", "none")
+            .stdin(Stdio::null());
         command
     }
 

@@ -53,12 +53,21 @@ fn doctor_names_a_program_that_root_alone_may_run() {
     mode(directory.path(), 0o755);
     let closed = closed(directory.path());
     let program = closed.join("virtiofsd");
-    fs::write(&program, "#!/bin/sh\necho virtiofsd 1.14.0\n").unwrap();
-    mode(&program, 0o755);
-    let mut command = directory.command(&["doctor", "--json"]);
-    let diagnosis = Said::new(command.env("NIXBOX_VIRTIOFSD", &program).output().unwrap()).json();
-    let needs = diagnosis["needs"].as_array().unwrap();
-    let need = needs.iter().find(|need| need["name"] == "virtiofsd").unwrap();
+    let diagnosed = |options: &str| {
+        fs::write(&program, format!("#!/bin/sh\necho virtiofsd 1.14.0\necho {options}\n")).unwrap();
+        mode(&program, 0o755);
+        let mut command = directory.command(&["doctor", "--json"]);
+        let diagnosis = Said::new(command.env("NIXBOX_VIRTIOFSD", &program).output().unwrap()).json();
+        let needs = diagnosis["needs"].as_array().unwrap();
+        needs.iter().find(|need| need["name"] == "virtiofsd").unwrap().clone()
+    };
+    // QEMU had such a program.
+    let need = diagnosed("--sandbox --rlimit-nofile");
+    assert_eq!(need["state"], "lacking");
+    assert!(need["found"].as_str().unwrap().contains("does not know --inode-file-handles"), "{need}");
+    let need = diagnosed(
+        "--sandbox --rlimit-nofile --inode-file-handles --migration-on-error --translate-uid --translate-gid",
+    );
     assert_eq!(need["state"], "found");
     let advice = need["advice"].as_str().unwrap();
     for words in ["root alone may use it", &format!("{program:?}"), "is closed to that user"] {

@@ -17,6 +17,9 @@ const TRIPLE_FAULT: &str = "Guest likely triple-faulted";
 /// What nixbox says when the guest that it had reached does not answer ARP any more, though its VMM lives. The emulated
 /// processor loses interrupts now and then, and a guest whose timer interrupt is lost never goes on.
 const NO_ANSWER: &str = "No route to host (os error 113)";
+/// What a VMM says of a snapshot whose guest had another TSC frequency than this boot of the emulated host. The emulated processor
+/// cannot scale its TSC, and the host's kernel measures the frequency at each boot, so that it differs on a busy machine.
+const OTHER_TSC: &str = "Could not set the vCPU state SetTscKhz(Invalid argument";
 /// What the guest prints when it has booted.
 const BOOTED: &str = "GUEST-READY";
 /// What begins a line about it in the log of a scenario.
@@ -27,15 +30,28 @@ pub(super) const KEPT_LOGS: &str = "/run/nixbox-kept";
 /// The guests that were booted by `up`, and perhaps rolled over since, and triple-faulted since this time. A guest that was
 /// restored does not count, because nixbox may have put its RAM together wrongly. A roll-over does not touch the RAM.
 pub(super) fn triple_faults(since: SystemTime) -> Vec<String> {
-    let recent =
-        |path: &PathBuf| path.metadata().and_then(|file| file.modified()).is_ok_and(|at| at >= since);
-    let says = |path: &PathBuf| {
-        fs::read(path).is_ok_and(|text| String::from_utf8_lossy(&text).contains(TRIPLE_FAULT))
-    };
-    let logs = outside::homes().into_iter().flat_map(|home| outside::below(&home));
-    logs.filter(|log| recent(log) && says(log) && was_booted(log))
+    logs_that_say(TRIPLE_FAULT, since)
+        .filter(|log| was_booted(log))
         .map(|log| format!("{EXCUSE}by {log:?} a guest that was booted triple-faulted"))
         .collect()
+}
+
+/// The VMMs since this time that could not load a snapshot of another boot of the host, because its TSC has another frequency.
+pub(super) fn other_tsc(since: SystemTime) -> Vec<String> {
+    logs_that_say(OTHER_TSC, since)
+        .map(|log| format!("{EXCUSE}by {log:?} the TSC of this boot of the host has another frequency"))
+        .collect()
+}
+
+/// The logs in the directories of nixbox that were written since this time and contain this text.
+fn logs_that_say(text: &'static str, since: SystemTime) -> impl Iterator<Item = PathBuf> {
+    let recent =
+        move |path: &PathBuf| path.metadata().and_then(|file| file.modified()).is_ok_and(|at| at >= since);
+    let says = move |path: &PathBuf| {
+        fs::read(path).is_ok_and(|content| String::from_utf8_lossy(&content).contains(text))
+    };
+    let logs = outside::homes().into_iter().flat_map(|home| outside::below(&home));
+    logs.filter(move |log| recent(log) && says(log))
 }
 
 /// The guest of the newest VM since this time, if it was booted by `up`, answered over SSH, and then stood still, as the log of
@@ -91,7 +107,10 @@ fn was_booted(log: &Path) -> bool {
     let own = |workspace: &PathBuf| {
         fs::read_to_string(workspace.join(".nixbox/workspace-id")).is_ok_and(|text| text.starts_with(id))
     };
-    let Some(workspace) = outside::names(Path::new(workspace::WORK)).into_iter().find(own) else {
+    // The README's workspace lies one directory deeper than the others.
+    let upper = outside::names(Path::new(workspace::WORK));
+    let lower: Vec<_> = upper.iter().flat_map(|directory| outside::names(directory)).collect();
+    let Some(workspace) = upper.into_iter().chain(lower).find(own) else {
         return false;
     };
     let output = Command::new(workspace::nixbox())

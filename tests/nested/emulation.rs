@@ -12,12 +12,14 @@ use std::time::Duration;
 use nixbox::host::spawn::{self, Invoker};
 use rustix::process::{Pid, Signal};
 
+use super::debian;
 use super::inside;
 use super::scenarios::Scenario;
 use super::workspace;
 
-/// The time limit of one scenario, outside of a campaign. A last resort: everything that a scenario does has its own limit.
-const LIMIT: Duration = Duration::from_secs(900);
+/// The variable that says where the guest of Debian's packages is, in a nested host.
+pub(super) const DEBIAN: &str = "NESTED_DEBIAN";
+
 /// What is added to the time of a campaign for the limit of one scenario, which then kills at every event.
 const CAMPAIGN_LIMIT: Duration = Duration::from_secs(7200);
 /// The size of the disk that is there after a power cut.
@@ -42,7 +44,7 @@ const PROGRAMS: [(&str, &str); 19] = [
     ("nft", "nftables"),
     ("dnsmasq", "dnsmasq-base"),
     ("ip", "iproute2"),
-    ("setcap", "libcap2-bin"),
+    ("pasta", "passt"),
     ("setpriv", "util-linux"),
     ("script", "bsdutils"),
     ("mkfs.btrfs", "btrfs-progs"),
@@ -149,6 +151,10 @@ impl Ended {
 /// The directory in which nested hosts are built and run, held by one test runner at a time.
 pub(super) struct Emulation {
     directory: PathBuf,
+    /// Where the guest of Debian's packages is, if it was made.
+    debian: Option<PathBuf>,
+    /// The memory of a host, as QEMU reads it.
+    memory: &'static str,
     _lock: fs::File,
 }
 
@@ -176,7 +182,18 @@ impl Emulation {
         {
             let _bytes = fs::copy(program, directory.join(name)).unwrap();
         }
-        Self { directory, _lock: lock }
+        Self { directory, debian: None, memory: "6G", _lock: lock }
+    }
+
+    /// Makes the guest of Debian's packages, unless one is there that was made by the same recipe. This takes some minutes.
+    pub(super) fn add_debian(&mut self) -> Result<(), debian::DebianError> {
+        self.debian = Some(debian::guest()?);
+        Ok(())
+    }
+
+    /// Gives the hosts that are booted from now on more memory: they keep the disk and the snapshots of a large guest in it.
+    pub(super) fn enlarge_hosts(&mut self) {
+        self.memory = "10G";
     }
 
     /// Makes a disk that keeps its content over a power cut.
@@ -201,7 +218,7 @@ impl Emulation {
         }
         // No host is left running when this process ends in any way.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(source("host")).arg("-o").arg(&out);
+        command.args(["--pdeathsig", "KILL"]).arg(source("host")).args(["-m", self.memory, "-o"]).arg(&out);
         if let Some(disk) = disk {
             command.arg("-d").arg(disk);
         }
@@ -211,6 +228,7 @@ impl Emulation {
         }
         let program = self.directory.join(NIXBOX);
         command.arg(format!("{}={}", workspace::PROGRAM, program.display()));
+        command.args(self.debian.as_ref().map(|guest| format!("{DEBIAN}={}", guest.display())));
         command.arg(self.directory.join(RUNNER)).args(inside::arguments(&self.directory.join("guest"), part));
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
@@ -219,11 +237,12 @@ impl Emulation {
         let pid = Pid::from_child(&child);
         // Not reaped before this thread is joined: the pid stays its own.
         let kill = move || rustix::process::kill_process(pid, Signal::KILL);
-        let (verdicts, heard_verdict) = mpsc::channel::<()>();
+        let (heard, hears) = mpsc::channel::<Duration>();
         let watch = std::thread::spawn(move || {
+            let mut longest = BOOT;
             loop {
-                match heard_verdict.recv_timeout(limit() + BOOT) {
-                    Ok(()) => {}
+                match hears.recv_timeout(longest + BOOT) {
+                    Ok(limit) => longest = limit,
                     Err(mpsc::RecvTimeoutError::Disconnected) => return false,
                     Err(mpsc::RecvTimeoutError::Timeout) => return kill().is_ok(),
                 }
@@ -231,6 +250,7 @@ impl Emulation {
         });
         let mut last = VecDeque::new();
         let mut cut = false;
+        let mut longest = BOOT;
         for line in lines {
             let line = String::from_utf8_lossy(&line.unwrap()).into_owned();
             match inside::parse(&line) {
@@ -239,7 +259,10 @@ impl Emulation {
                     kill().unwrap();
                 }
                 Some(inside::Line::Next) => {
-                    let names: Vec<&str> = errand.next().iter().map(|scenario| scenario.name).collect();
+                    let next = errand.next();
+                    longest = next.iter().map(|scenario| limit(scenario)).max().unwrap_or(BOOT);
+                    heard.send(longest).unwrap();
+                    let names: Vec<&str> = next.iter().map(|scenario| scenario.name).collect();
                     // If it has ended meanwhile, its last lines say why.
                     if let Err(error) = writeln!(orders, "{}", names.join(" ")) {
                         last.push_back(format!("it did not take its next order: {error}"));
@@ -247,7 +270,7 @@ impl Emulation {
                 }
                 Some(inside::Line::Verdict { name, end, seconds }) => {
                     let log = fs::read(out.join(format!("{name}.log"))).unwrap_or_default();
-                    verdicts.send(()).unwrap();
+                    heard.send(longest).unwrap();
                     errand.said(Said { name, end, seconds, log: String::from_utf8_lossy(&log).into_owned() });
                 }
                 None => {
@@ -258,11 +281,11 @@ impl Emulation {
                 }
             }
         }
-        drop(verdicts);
+        drop(heard);
         let late = watch.join().unwrap();
         child.wait().unwrap();
         if late {
-            last.push_back(format!("killed: no scenario ended within {} s", (limit() + BOOT).as_secs()));
+            last.push_back(format!("killed: no scenario ended within {} s", (longest + BOOT).as_secs()));
         } else if cut {
             return Ended::Cut;
         }
@@ -277,19 +300,19 @@ impl Emulation {
     }
 }
 
-/// The time limit of one scenario, here and in the nested host.
-pub(super) fn limit() -> Duration {
+/// The time limit of a scenario, here and in the nested host.
+pub(super) fn limit(scenario: &Scenario) -> Duration {
     let campaign = std::env::var("NIXBOX_CAMPAIGN").ok();
-    campaign.map_or(LIMIT, |text| {
+    campaign.map_or(scenario.limit(), |text| {
         CAMPAIGN_LIMIT + Duration::from_secs(text.parse().expect("NIXBOX_CAMPAIGN: a number of seconds"))
     })
 }
 
-fn must(command: &mut Command) {
+pub(super) fn must(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
 }
 
-fn source(name: &str) -> PathBuf {
+pub(super) fn source(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/nested").join(name)
 }

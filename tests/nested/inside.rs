@@ -169,7 +169,7 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
     let (since, at) = (Instant::now(), SystemTime::now());
     let log = fs::File::create(log(scenario.name)).unwrap();
     let status = Command::new("timeout")
-        .args(["--kill-after=10", &emulation::limit().as_secs().to_string()])
+        .args(["--kill-after=10", &emulation::limit(scenario).as_secs().to_string()])
         .arg(std::env::current_exe().unwrap())
         .args([ONE, part, scenario.name])
         .stdin(Stdio::null())
@@ -185,6 +185,7 @@ fn run(part: &str, scenario: &Scenario) -> (End, f64) {
 fn failed(scenario: &Scenario, begun: SystemTime) -> End {
     let mut crashed = crashed::triple_faults(begun);
     let said = fs::read_to_string(log(scenario.name)).unwrap_or_default();
+    crashed.extend(crashed::other_tsc(begun));
     crashed.extend(crashed::standstill(begun, &said));
     crashed.extend(crashed::unfinished_boots(begun, &said));
     add(scenario, &outside::testimony());

@@ -8,6 +8,7 @@
 //! main.rs       which scenarios are chosen; each is a test of libtest-mimic, which waits for its verdict
 //! scheduler.rs  runs the scenarios in nested hosts, two of them side by side, and gives the verdicts
 //! emulation.rs  what this machine must have for that; a nested host as a process
+//! debian.rs     the guest that is made of Debian's packages, and kept from one run to the next
 //! inside.rs     the runner in the nested host: each scenario in a process of its own, and whether it left anything
 //! workspace.rs  a workspace of a scenario's own, and nixbox run in it
 //! crashed.rs    crashes of the emulation, after which a scenario is tried once more
@@ -23,12 +24,13 @@
 //! The emulated processor crashes a guest now and then, or the kernel of the host, or leaves a guest standing still. A
 //! scenario that failed, and in which a guest that was booted and not restored triple-faulted, or stopped answering ARP
 //! after it had answered over SSH, or stood still before its boot had ended, is run once more in another host, and so is one under which the host's kernel panicked; a
-//! line says so each time.
+//! line says so each time. So is one in which a snapshot of an earlier boot of the host met another TSC frequency.
 
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod crashed;
+mod debian;
 mod emulation;
 mod inside;
 mod outside;
@@ -42,7 +44,8 @@ use std::sync::mpsc;
 use clap::Parser;
 use libtest_mimic::{Completion, FormatSetting, Trial};
 use nixbox::cli::error;
-use nixbox::host::share_view;
+use nixbox::host::systemd::{SystemdError, scope};
+use nixbox::host::{confinement, share_view};
 
 use scenarios::Scenario;
 use scheduler::{Verdict, Verdicts};
@@ -97,14 +100,31 @@ fn trial(scenario: &Scenario, verdict: mpsc::Receiver<Verdict>) -> Trial {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    // nixbox starts share daemons by the program that it runs in, and scenarios use its seams in this one.
+    // nixbox starts daemons by the program that it runs in, and scenarios use its seams in this one.
     if let Some((command, rest)) = words.split_first()
         && command == share_view::COMMAND
     {
         let rest: Vec<_> = rest.iter().map(Into::into).collect();
-        let Err(refused) = share_view::launch(&rest) else { return ExitCode::SUCCESS };
-        eprintln!("{}", error::chain(&refused));
-        return ExitCode::from(share_view::REFUSED);
+        return ExitCode::from(share_view::launch(&rest).unwrap_or_else(|refused| {
+            eprintln!("{}", error::chain(&refused));
+            share_view::REFUSED
+        }));
+    }
+    if let Some((command, rest)) = words.split_first()
+        && command == confinement::COMMAND
+    {
+        let rest: Vec<_> = rest.iter().map(Into::into).collect();
+        eprintln!("{}", error::chain(&confinement::launch(&rest)));
+        return ExitCode::from(confinement::REFUSED);
+    }
+    if let Some((command, rest)) = words.split_first()
+        && command == scope::COMMAND
+    {
+        let rest: Vec<_> = rest.iter().map(Into::into).collect();
+        let stays = |error: &SystemdError| eprintln!("{}", error::chain(error));
+        let Err(failed) = scope::launch(&rest, stays) else { return ExitCode::SUCCESS };
+        eprintln!("{}", error::chain(&failed));
+        return ExitCode::from(scope::FAILED);
     }
     if let Some(code) = inside::role(&words) {
         return code;

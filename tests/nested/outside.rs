@@ -27,6 +27,10 @@ pub(super) enum Thing {
     Process(Process),
     /// Its name, and the workspace in its alias.
     Tap(String, String),
+    /// The end of an uplink on the host: its name, and the workspace in its alias.
+    Uplink(String, String),
+    /// The name of a network namespace.
+    Namespace(String),
     /// A table of nftables.
     Table(String),
     /// The claim of a slot: its number and content.
@@ -42,8 +46,8 @@ impl Thing {
     fn is_of(&self, workspace: &str) -> bool {
         match self {
             Self::Process(process) => process.workspace == workspace,
-            Self::Tap(_, owner) => owner == workspace,
-            Self::Table(text) | Self::Claim(_, text) => text.contains(workspace),
+            Self::Tap(_, owner) | Self::Uplink(_, owner) => owner == workspace,
+            Self::Namespace(text) | Self::Table(text) | Self::Claim(_, text) => text.contains(workspace),
             Self::Memory(path) => path.to_string_lossy().contains(workspace),
             Self::Runtime(path) => path.to_string_lossy().contains(&workspace[..16]),
         }
@@ -53,19 +57,16 @@ impl Thing {
 /// Everything that exists of all workspaces.
 pub(super) fn everything() -> Vec<Thing> {
     let mut things: Vec<Thing> = processes().into_iter().map(Thing::Process).collect();
-    let links: Vec<Value> = serde_json::from_str(&must("ip", &["-j", "link"])).unwrap();
-    for link in links {
-        if let Some(mark) = link["ifalias"].as_str().and_then(|alias| alias.strip_prefix("nixbox ")) {
-            let owner = mark.split(' ').next().unwrap_or_default();
-            things.push(Thing::Tap(link["ifname"].as_str().unwrap().to_owned(), owner.to_owned()));
+    network(&[], &mut things);
+    for path in names(Path::new("/run/netns")) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.starts_with("nixbox-") {
+            network(&["ip", "netns", "exec", name], &mut things);
+            things.push(Thing::Namespace(name.to_owned()));
         }
     }
-    let tables: Value = serde_json::from_str(&must("nft", &["-j", "list", "tables"])).unwrap();
-    for table in tables["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("table")) {
-        let name = table["name"].as_str().unwrap();
-        if name.contains("nixbox") {
-            things.push(Thing::Table(name.to_owned()));
-        }
+    for path in held_namespaces() {
+        network(&["nsenter", &format!("--net={}", path.display())], &mut things);
     }
     for path in below(Path::new("/run/nixbox/slots")) {
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -80,6 +81,50 @@ pub(super) fn everything() -> Vec<Thing> {
         }
     }
     things
+}
+
+/// The network namespaces of ordinary users' VMs, each once. They have no name, and live as long as a process in them.
+fn held_namespaces() -> Vec<PathBuf> {
+    let of = |pid: u32, kind: &str| fs::metadata(format!("/proc/{pid}/ns/{kind}")).ok().map(|it| it.ino());
+    let own = of(std::process::id(), "user");
+    let mut found = BTreeMap::new();
+    // virtiofsd has namespaces of its own, with nothing of nixbox's.
+    for process in processes().into_iter().filter(|process| !process.role.starts_with("share-")) {
+        if let (Some(user), Some(network)) = (of(process.pid, "user"), of(process.pid, "net"))
+            && Some(user) != own
+            && Some(network) != of(std::process::id(), "net")
+        {
+            found.insert(network, PathBuf::from(format!("/proc/{}/ns/net", process.pid)));
+        }
+    }
+    found.into_values().collect()
+}
+
+/// What exists in a network: that of the host, or that of a namespace, which the words enter.
+fn network(enter: &[&str], things: &mut Vec<Thing>) {
+    let output = |words: &[&str]| {
+        let words = [enter, words].concat();
+        serde_json::from_str::<Value>(&must(words[0], &words[1..])).unwrap()
+    };
+    for link in output(&["ip", "-j", "link"]).as_array().unwrap() {
+        let name = link["ifname"].as_str().unwrap().to_owned();
+        if let Some(mark) = link["ifalias"].as_str().and_then(|alias| alias.strip_prefix("nixbox ")) {
+            let owner = mark.split(' ').next().unwrap_or_default().to_owned();
+            match name.as_str() {
+                // Its alias is the mark of the namespace.
+                "lo" => {}
+                _ if name.starts_with("nixbox-") => things.push(Thing::Uplink(name, owner)),
+                _ => things.push(Thing::Tap(name, owner)),
+            }
+        }
+    }
+    let tables = output(&["nft", "-j", "list", "tables"]);
+    for table in tables["nftables"].as_array().unwrap().iter().filter_map(|object| object.get("table")) {
+        let name = table["name"].as_str().unwrap();
+        if name.contains("nixbox") {
+            things.push(Thing::Table(name.to_owned()));
+        }
+    }
 }
 
 /// Everything that exists of one workspace.
@@ -201,7 +246,10 @@ pub(super) fn sweep() {
     for thing in everything() {
         let removed = match thing {
             Thing::Process(process) => Command::new("kill").arg("-9").arg(process.pid.to_string()).status(),
-            Thing::Tap(name, _) => Command::new("ip").args(["link", "delete", &name]).status(),
+            Thing::Tap(name, _) | Thing::Uplink(name, _) => {
+                Command::new("ip").args(["link", "delete", &name]).status()
+            }
+            Thing::Namespace(name) => Command::new("ip").args(["netns", "delete", &name]).status(),
             Thing::Table(name) => Command::new("nft").args(["delete", "table", "inet", &name]).status(),
             Thing::Claim(name, _) => Command::new("rm").arg(format!("/run/nixbox/slots/{name}")).status(),
             Thing::Memory(path) | Thing::Runtime(path) => Command::new("rm").arg("-f").arg(path).status(),

@@ -33,7 +33,7 @@ pub(super) enum Verdict {
     /// With what it wrote.
     Failed(String),
     /// With the reason.
-    Skipped(&'static str),
+    Skipped(String),
 }
 
 /// The tests that wait for verdicts, by name.
@@ -80,21 +80,34 @@ struct Schedule<'v> {
 
 /// Runs scenarios, and gives the verdict on each.
 pub(super) fn run(chosen: &[&'static Scenario], verdicts: Verdicts) {
-    let emulation = Emulation::prepare();
-    let (can, cannot): (Vec<&Scenario>, Vec<&Scenario>) =
+    let mut emulation = Emulation::prepare();
+    let (mut can, cannot): (Vec<&Scenario>, Vec<&Scenario>) =
         chosen.iter().partition(|scenario| cfg!(feature = "failpoints") || !scenario.failpoints);
-    for scenario in cannot {
-        let reason = "needs --features failpoints";
-        let verdict = match super::all_promised() {
-            true => Verdict::Failed(reason.to_owned()),
-            false => Verdict::Skipped(reason),
-        };
-        verdicts.give(scenario, verdict);
+    let skip = |scenarios: Vec<&Scenario>, reason: &str| {
+        for scenario in scenarios {
+            let verdict = match super::all_promised() {
+                true => Verdict::Failed(reason.to_owned()),
+                false => Verdict::Skipped(reason.to_owned()),
+            };
+            verdicts.give(scenario, verdict);
+        }
+    };
+    skip(cannot, "needs --features failpoints");
+    if can.iter().any(|scenario| scenario.debian)
+        && let Err(error) = emulation.add_debian()
+    {
+        let (on_debian, others) = can.into_iter().partition(|scenario| scenario.debian);
+        skip(on_debian, &error.to_string());
+        can = others;
     }
+    let (on_debian, can): (Vec<&Scenario>, Vec<&Scenario>) =
+        can.into_iter().partition(|scenario| scenario.debian);
     let (alone, others): (Vec<&Scenario>, Vec<&Scenario>) =
         can.into_iter().partition(|scenario| scenario.alone);
     side_by_side(&emulation, others, hosts(), &verdicts);
     side_by_side(&emulation, alone, 1, &verdicts);
+    emulation.enlarge_hosts();
+    side_by_side(&emulation, on_debian, 1, &verdicts);
 }
 
 fn side_by_side(emulation: &Emulation, scenarios: Vec<&'static Scenario>, hosts: usize, verdicts: &Verdicts) {

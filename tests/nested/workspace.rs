@@ -104,6 +104,13 @@ impl Workspace {
         workspace
     }
 
+    /// A directory that is not a workspace yet.
+    pub(super) fn bare(name: &str) -> Self {
+        let path = Path::new(WORK).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self { path, program: nixbox(), user: None }
+    }
+
     /// A workspace that exists already.
     pub(super) fn existing(name: &str) -> Self {
         Self { path: Path::new(WORK).join(name), program: nixbox(), user: None }
@@ -155,6 +162,11 @@ impl Workspace {
 
     pub(super) fn configure(&self, text: &str) {
         fs::write(self.path.join(".nixbox/config.toml"), text).unwrap();
+    }
+
+    /// Whether the guest may reach nothing.
+    fn is_off(&self) -> bool {
+        fs::read_to_string(self.path.join(".nixbox/config.toml")).unwrap().contains("mode = \"off\"")
     }
 
     /// The id of this workspace.
@@ -279,13 +291,27 @@ impl Workspace {
         let things = self.things();
         let count = |wanted: fn(&Thing) -> bool| things.iter().filter(|thing| wanted(thing)).count();
         assert_eq!(count(|thing| matches!(thing, Thing::Tap(..))), 1, "{things:#?}");
-        assert_eq!(count(|thing| matches!(thing, Thing::Table(_))), 1, "{things:#?}");
-        assert_eq!(count(|thing| matches!(thing, Thing::Claim(..))), 1, "{things:#?}");
+        // An ordinary user's VM has a namespace without a name, and nothing of its network is on the host.
+        let (named, off) = (usize::from(self.user.is_none()), self.is_off());
+        let uplinks = if off { 0 } else { named };
+        assert_eq!(count(|thing| matches!(thing, Thing::Namespace(_))), named, "{things:#?}");
+        assert_eq!(count(|thing| matches!(thing, Thing::Uplink(..))), uplinks, "{things:#?}");
+        assert_eq!(count(|thing| matches!(thing, Thing::Table(_))), 1 + uplinks, "{things:#?}");
+        assert_eq!(count(|thing| matches!(thing, Thing::Claim(..))), 0, "{things:#?}");
         assert_eq!(count(|thing| matches!(thing, Thing::Memory(_))), 1, "{things:#?}");
         let roles = outside::roles(&self.id());
-        let named: Vec<&str> = roles.keys().map(String::as_str).collect();
         let slot = self.status()["vm"]["slot"].to_string();
-        assert_eq!(named, [&format!("dhcp-{slot}"), "share-0", "share-1", "vmm"], "{things:#?}");
+        let dhcp = format!("dhcp-{slot}");
+        let mut expected = vec![dhcp.as_str(), "keeper", "share-0", "share-1", "vmm"];
+        expected.extend((!off).then_some("follower"));
+        if self.user.is_some() {
+            expected.push("holder");
+            expected.extend((!off).then_some("uplink"));
+            // pasta and its parent.
+            assert_eq!(roles.get("uplink").copied(), (!off).then_some(2), "{things:#?}");
+        }
+        expected.sort_unstable();
+        assert_eq!(roles.keys().collect::<Vec<_>>(), expected, "{things:#?}");
         assert_eq!((roles["vmm"], roles[&format!("dhcp-{slot}")]), (1, 1), "{things:#?}");
         let told = self.guest("echo \"$TOKEN\"; cat ~/.aws/credentials ~/share/greeting /data/table");
         assert_eq!(told, format!("{TOKEN}\n{FILE}hello\n1 2 3\n"));

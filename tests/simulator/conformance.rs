@@ -203,6 +203,10 @@ fn devices(vmm: &mut Vmm) {
 }
 
 fn restored(vmm: &mut Vmm, source: &Value) {
+    // A daemon removes its socket when it ends, and would remove that of the next one if it ended later.
+    for mut daemon in std::mem::take(&mut vmm.daemons) {
+        until("the daemon of the VM before ends", || daemon.try_wait().unwrap().is_some());
+    }
     vmm.serve("a.sock");
     fs::rename(vmm.at("ram"), vmm.at("ram-x")).unwrap();
     vmm.put("vm.restore", source.clone());

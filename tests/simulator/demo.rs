@@ -8,6 +8,7 @@ fn demo(arguments: &[&str], directory: &std::path::Path) -> String {
         .args(arguments)
         .env("TMPDIR", directory)
         .env_remove("SUDO_UID")
+        .env("NIXBOX_SCOPES", "none")
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");

@@ -31,7 +31,7 @@ fn written_data_stays_in_ram_and_on_disk_until_it_is_overwritten() {
 fn without_init_on_free_freed_memory_keeps_its_content() {
     let workspace = Workspace::new("simulator", false);
     let config = workspace.nixbox().join("config.toml");
-    let text = std::fs::read_to_string(&config).unwrap().replace("init_on_free=1", "quiet");
+    let text = std::fs::read_to_string(&config).unwrap().replace("init_on_free=1", "init_on_free=0");
     std::fs::write(&config, text).unwrap();
     workspace.ok(&["up"]);
     let process = workspace.guest("echo kept-0818 | keep");

@@ -2,15 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::workspace::{SECRET, Said, Workspace};
-
-fn nixbox(directory: &Path, arguments: &[&str]) -> Said {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-    command.args(arguments).current_dir(directory).env_remove("SUDO_UID").stdin(Stdio::null());
-    command.output().unwrap().into()
-}
+use crate::workspace::{SECRET, Workspace, nixbox_in as nixbox};
 
 /// A copy of the workspace's directory, as `cp -a` makes it.
 fn copy(workspace: &Workspace, into: &tempfile::TempDir) -> PathBuf {

@@ -11,12 +11,17 @@ mod conformance;
 mod demo;
 mod edits;
 mod fit;
+mod given_back;
 mod guest;
 mod identity;
 mod kept_disks;
 #[cfg(feature = "failpoints")]
 mod kills;
+mod leaks;
 mod masks;
+mod rebooted;
+mod scripts;
+mod side_by_side;
 mod signals;
 mod state;
 mod trust;

@@ -15,6 +15,8 @@ fn must(program: &str, arguments: &[&Path]) {
 /// Gives a workspace that is down the form that an earlier nixbox gave it: the state is in `.nixbox`.
 fn make_former(workspace: &Workspace) {
     let state = workspace.state();
+    // An earlier nixbox did not remember what it had given to guests.
+    fs::remove_file(state.join("known-values.json")).unwrap();
     for entry in fs::read_dir(&state).unwrap() {
         must("mv", &[&entry.unwrap().path(), &workspace.nixbox()]);
     }
@@ -151,7 +153,7 @@ fn with_registry(workspace: &Workspace, prepare: &str, arguments: &[&str]) -> cr
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "sh", "-c", &script, "sh"]).arg(registry);
     command.arg(env!("CARGO_BIN_EXE_nixbox")).args(arguments).current_dir(workspace.path());
-    command.env_remove("SUDO_UID").output().unwrap().into()
+    command.env_remove("SUDO_UID").env("NIXBOX_SCOPES", "none").output().unwrap().into()
 }
 
 /// Commands that act are refused with these words, `status` and `down` work, and the VM is as before.

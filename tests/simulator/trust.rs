@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use crate::workspace::{Said, Workspace};
+use crate::workspace::{Said, Workspace, nixbox_in};
 
 /// The configuration of a stranger. Its scripts leave files in the workspace.
 const STRANGE: &str = "vmm = \"simulator-v53\"\nmounts = []\n[vm]\nvcpus = 1\nmemory = \"64MiB\"\nkernel = \"image/kernel\"\n\
@@ -25,16 +25,18 @@ fn cloned() -> tempfile::TempDir {
 }
 
 fn nixbox(directory: &tempfile::TempDir, arguments: &[&str]) -> Said {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-    command.args(arguments).current_dir(directory.path()).env_remove("SUDO_UID").stdin(Stdio::null());
-    command.output().unwrap().into()
+    nixbox_in(directory.path(), arguments)
 }
 
 /// The same on a terminal, on which a person types this.
 fn on_terminal(directory: &tempfile::TempDir, arguments: &str, typed: &str) -> Said {
     let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_nixbox"));
     let mut command = Command::new("script");
-    command.args(["-qec", &line, "/dev/null"]).current_dir(directory.path()).env_remove("SUDO_UID");
+    command
+        .args(["-qec", &line, "/dev/null"])
+        .current_dir(directory.path())
+        .env_remove("SUDO_UID")
+        .env("NIXBOX_SCOPES", "none");
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(typed.as_bytes()).unwrap();
     child.wait_with_output().unwrap().into()
@@ -85,6 +87,10 @@ fn a_strangers_configuration_is_obeyed_when_it_was_confirmed_and_no_sooner() {
             &["touch ran", "sourced"],
         );
     }
+    let waiting = nixbox(&directory, &["status", "--json"]).json()["unconfirmed"].clone();
+    let waiting: Vec<_> =
+        waiting.as_array().unwrap().iter().map(|one| one.as_str().unwrap().to_owned()).collect();
+    assert!(waiting.len() == 1 && waiting[0].contains("touch other"), "{waiting:?}");
     let shown = nixbox(&directory, &["trust", "--json"]).json();
     assert_eq!((&shown["origin"], &shown["confirmed"]), (&"foreign".into(), &false.into()), "{shown}");
     let said = nixbox(&directory, &["down"]);
@@ -223,7 +229,7 @@ fn a_nixbox_directory_that_is_a_mount_point_is_refused() {
     assert!(copied.unwrap().success());
     let mut command = Command::new("unshare");
     command.args(["-rm", "sh", "-c", script, env!("CARGO_BIN_EXE_nixbox")]).current_dir(workspace.path());
-    let said: Said = command.env_remove("SUDO_UID").output().unwrap().into();
+    let said: Said = command.env_remove("SUDO_UID").env("NIXBOX_SCOPES", "none").output().unwrap().into();
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.stderr.contains("is a mount point"), "{said:?}");
 }
@@ -296,13 +302,12 @@ fn a_guest_that_puts_links_in_the_place_of_files_of_the_configuration_gains_noth
     fs::write(&config, format!("{text}{more}")).unwrap();
     workspace.ok(&["up"]);
     assert_eq!(workspace.guest("cat ~/token; touch ~/data/made"), "token");
-    assert!(
-        !workspace
-            .runtime()
-            .read_dir()
-            .unwrap()
-            .any(|entry| { entry.unwrap().file_name().to_str().unwrap().starts_with("boot-") })
-    );
+    // The VMM reads its copies again when the guest reboots.
+    let has_copies = || {
+        let names = crate::workspace::names(&workspace.runtime());
+        names.iter().any(|path| crate::workspace::name(path).starts_with("boot-"))
+    };
+    assert!(has_copies());
     for (name, target) in [("token", "elsewhere/key"), ("data", "elsewhere")] {
         let target = path(target).display().to_string();
         workspace.guest(&format!("cd ~/shared && mv {name} kept && ln -s {target} {name}"));
@@ -310,6 +315,7 @@ fn a_guest_that_puts_links_in_the_place_of_files_of_the_configuration_gains_noth
         workspace.guest(&format!("cd ~/shared && rm {name} && mv kept {name}"));
     }
     workspace.ok(&["snapshot", "--stop"]);
+    assert!(!workspace.runtime().exists() || !has_copies());
     // The image is read when there is no disk yet.
     let fresh = Workspace::new("simulator-v53", true);
     fs::copy(config, fresh.nixbox().join("config.toml")).unwrap();

@@ -27,7 +27,7 @@ fn a_guest_that_does_not_answer_is_shut_down_and_the_error_says_what_it_said_las
     let said = workspace.run(&["up"]);
     assert_eq!(said.code, Some(1), "{said:?}");
     for words in [
-        "waiting for the guest to answer SSH, for 4s at most",
+        "waiting for the guest to answer SSH, for 4s, or longer while it writes to its console",
         "the guest did not answer, and its VM was shut down",
         "its console's last line then: Give root password for maintenance:",
         "ready-timeout",

@@ -21,6 +21,8 @@ struct Model {
     memory: usize,
     /// What the guest's file has, if the VM runs.
     running: Option<String>,
+    /// What the guest's history has, if the VM runs. No snapshot has anything of it.
+    history: String,
     /// The memory of the VM that was running when the snapshot was made, and what the guest's file had.
     snapshot: Option<(usize, String)>,
     random: u64,
@@ -38,7 +40,16 @@ impl Model {
             .unwrap();
         let place = workspace.path().to_owned();
         let random = seed | 1;
-        Self { workspace, place, variable: true, memory: 0, running: None, snapshot: None, random }
+        Self {
+            workspace,
+            place,
+            variable: true,
+            memory: 0,
+            running: None,
+            history: String::new(),
+            snapshot: None,
+            random,
+        }
     }
 
     /// A number below `limit` (xorshift64).
@@ -74,6 +85,7 @@ impl Model {
                 assert_eq!(said.code == Some(0), works, "{said:?}");
                 if self.running.is_none() && works {
                     self.running = Some(self.file());
+                    self.history = self.typed();
                 }
                 "up".to_owned()
             }
@@ -85,8 +97,10 @@ impl Model {
             }
             3 if self.running.is_some() => {
                 let text = format!("written at {number}");
-                let said = self.nixbox(&["run", "--", "sh", "-c", &format!("echo {text} > ~/file")]);
+                let script = format!("echo {text} > ~/file; echo {text} >> ~/.bash_history");
+                let said = self.nixbox(&["run", "--", "sh", "-c", &script]);
                 assert_eq!(said.code, Some(0), "{said:?}");
+                self.history.push_str(&format!("{text}\n"));
                 self.running = Some(text);
                 "write".to_owned()
             }
@@ -110,6 +124,7 @@ impl Model {
                 assert_eq!(said.code == Some(0), works, "{said:?}");
                 if works {
                     self.running = Some(file);
+                    self.history.clear();
                 }
                 "restore".to_owned()
             }
@@ -161,6 +176,10 @@ impl Model {
         self.nixbox(&["run", "--", "sh", "-c", "cat ~/file 2> /dev/null || true"]).stdout.trim().to_owned()
     }
 
+    fn typed(&self) -> String {
+        self.nixbox(&["run", "--", "sh", "-c", "cat ~/.bash_history 2> /dev/null || true"]).stdout
+    }
+
     fn listed(&self) -> Vec<serde_json::Value> {
         self.nixbox(&["snapshot", "list", "--json"]).json().as_array().unwrap().clone()
     }
@@ -181,6 +200,7 @@ impl Model {
         assert_eq!(status["operation"], serde_json::Value::Null, "{status}");
         if let Some(file) = &self.running {
             assert_eq!(self.file(), *file);
+            assert_eq!(self.typed(), self.history);
             let said = self.nixbox(&["run", "--", "sh", "-c", "echo $TOKEN $OTHER"]);
             assert_eq!(said.stdout.trim(), format!("{SECRET} other-secret"), "{said:?}");
         }

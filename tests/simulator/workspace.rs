@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// A credential. It must never be in a snapshot, a journal or a log.
 pub(crate) const SECRET: &str = "s3cret-4711-of-the-host";
+/// What a person has typed in the guest, or a program of the guest has written. It must never be in a snapshot either.
+pub(crate) const TYPED: &str = "ssh deploy@example-4712.com";
 /// The content of the shared file.
 pub(crate) const GREETING: &str = "hello from the host";
 /// A limit that nothing here reaches, on a busy machine either.
@@ -91,7 +93,12 @@ impl Workspace {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-        command.args(arguments).current_dir(self.path()).env_remove("SUDO_UID").stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_remove("SUDO_UID")
+            .env("NIXBOX_SCOPES", "none")
+            .stdin(Stdio::null());
         command
     }
 
@@ -242,11 +249,18 @@ impl Workspace {
         let daemons: Vec<Marked> =
             self.marked().into_iter().filter(|process| process.command.contains(" simulator ")).collect();
         let of = |role: &str, what: &str| {
-            let is = |process: &&Marked| process.role == role && process.command.contains(what);
+            let is = |process: &&Marked| {
+                let supervises = process.command.contains("share-daemon supervise");
+                process.role == role
+                    && process.command.contains(what)
+                    && supervises == what.contains("supervise")
+            };
             daemons.iter().filter(is).map(|process| process.generation).collect::<Vec<_>>()
         };
         assert_eq!(of("vmm", "simulator vmm"), [generation], "{daemons:?}");
         let shares = if shared { vec![generation] } else { Vec::new() };
+        // The supervisor of a share, and the daemon that it has started.
+        assert_eq!(of("share-0", "share-daemon supervise"), shares, "{daemons:?}");
         assert_eq!(of("share-0", "simulator share"), shares, "{daemons:?}");
         assert_eq!(self.memory_files().len(), 1, "{:?}", self.memory_files());
         assert_eq!(self.slots(), 1);
@@ -302,10 +316,7 @@ impl Workspace {
                 wanted.push(name(&path));
                 assert_eq!(fs::metadata(&path).unwrap().len(), file["size"].as_u64().unwrap(), "{path:?}");
                 if self.is_new(&path) {
-                    let mut hasher = blake3::Hasher::new();
-                    hasher.update_reader(fs::File::open(&path).unwrap()).unwrap();
-                    let hash = hasher.finalize().to_hex();
-                    assert_eq!(hash.as_str(), file["blake3"].as_str().unwrap(), "{path:?}");
+                    assert_eq!(root_of_pieces(&path), file["pieces"].as_str().unwrap(), "{path:?}");
                     self.holds_no_secret(&path);
                 }
             }
@@ -334,7 +345,7 @@ impl Workspace {
     fn holds_no_secret(&self, path: &Path) {
         let key = fs::read_to_string(self.state().join("ssh/vm_key")).unwrap();
         // A line of the key's body that no public key has.
-        for secret in [SECRET, key.lines().nth(3).unwrap()] {
+        for secret in [SECRET, TYPED, key.lines().nth(3).unwrap()] {
             assert_eq!(count(path, secret), 0, "{} holds a secret", path.display());
         }
     }
@@ -364,12 +375,21 @@ impl Drop for Workspace {
     }
 }
 
+/// Runs nixbox in a directory, without a terminal, and without a systemd scope for its daemons.
+pub(crate) fn nixbox_in(directory: impl AsRef<Path>, arguments: &[&str]) -> Said {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
+    command
+        .args(arguments)
+        .current_dir(directory)
+        .env_remove("SUDO_UID")
+        .env("NIXBOX_SCOPES", "none")
+        .stdin(Stdio::null());
+    command.output().unwrap().into()
+}
+
 /// Removes what nixbox keeps of the workspaces whose directories were at or beside this path, and are gone.
 pub(crate) fn forget_below(place: &Path) {
-    let nixbox = |arguments: &[&str]| -> Said {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nixbox"));
-        command.args(arguments).current_dir("/").env_remove("SUDO_UID").output().unwrap().into()
-    };
+    let nixbox = |arguments: &[&str]| nixbox_in("/", arguments);
     let place = place.to_str().unwrap();
     for one in nixbox(&["list", "--json"]).json().as_array().unwrap() {
         if one["directory"].as_str().unwrap().starts_with(place) {
@@ -386,6 +406,25 @@ pub(crate) fn name(path: &Path) -> String {
 pub(crate) fn names(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The root over the pieces of a file, as the format of manifests defines it and without nixbox's own code.
+fn root_of_pieces(path: &Path) -> String {
+    fn top(pieces: &[[u8; 32]]) -> [u8; 32] {
+        if let [alone] = pieces {
+            return *alone;
+        }
+        let (left, right) = pieces.split_at(pieces.len().next_power_of_two() / 2);
+        blake3::derive_key("nixbox snapshot: node of pieces", &[top(left), top(right)].concat())
+    }
+    let bytes = fs::read(path).unwrap();
+    let mut pieces: Vec<_> = bytes.chunks(65_536).map(|piece| blake3::hash(piece).into()).collect();
+    if pieces.is_empty() {
+        pieces.push(blake3::hash(b"").into());
+    }
+    let length = (bytes.len() as u64).to_le_bytes();
+    let root = blake3::derive_key("nixbox snapshot: root of pieces", &[&top(&pieces)[..], &length].concat());
+    blake3::Hash::from(root).to_hex().to_string()
 }
 
 /// How often a file holds a text. Holes hold nothing.

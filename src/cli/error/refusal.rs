@@ -11,12 +11,18 @@ impl From<Refusal> for Problem {
         let (exit, hint) = match refusal {
             Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
             Refusal::Engine(EngineError::Journal(error)) => return error.into(),
-            Refusal::Look(Failure::Interrupted) | Refusal::Credentials(Failure::Interrupted) => {
-                (Interrupted, None)
-            }
+            Refusal::Look(Failure::Interrupted)
+            | Refusal::Guest(Failure::Interrupted)
+            | Refusal::Credentials(Failure::Interrupted) => (Interrupted, None),
             Refusal::GuestUnfit(_) => {
                 (Failed, Some("nothing was changed; the guest runs on with its credentials"))
             }
+            Refusal::NoBackup(_) => (
+                Failed,
+                Some(
+                    "nothing was changed; the backup lies beside the VM's RAM until the guest has its files back",
+                ),
+            ),
             Refusal::Credentials(_) => (
                 Failed,
                 Some(

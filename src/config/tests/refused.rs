@@ -236,6 +236,18 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             "2:18: network.ports: 9223372036854775807 is not from 1 to 65535",
         ),
         (
+            r#"network.host-networks = ["10.0.0.0/8", "10.0.0.1/24"]"#,
+            r#"2:40: network.host-networks is wrong: "10.0.0.1/24" is not a private network such as 192.168.1.0/24: the address has to be the first one of the network"#,
+        ),
+        (
+            r#"network.host-networks = ["169.254.0.0/16"]"#,
+            r#"2:26: network.host-networks is wrong: "169.254.0.0/16" is not a private network such as 192.168.1.0/24: it has to lie within 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"#,
+        ),
+        (
+            r#"network.uplink = "10.0.0.4/29""#,
+            r#"2:18: network.uplink is wrong: "10.0.0.4/29" is not a network such as 203.0.113.0/24: the address has to be the first one of the network"#,
+        ),
+        (
             "network.ports = [53]",
             "2:18: network.ports is wrong: 53 and 853 are the ports of DNS, which goes through nixbox's own resolver alone: leave them out",
         ),
@@ -357,6 +369,10 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
         (
             r#"hooks.pre-up = [""]"#,
             "2:17: hooks.pre-up is wrong: it is empty, or has a NUL in it",
+        ),
+        (
+            r#"guest.scripts.after-up = [""]"#,
+            "2:27: guest.scripts.after-up is wrong: it is empty, or has a NUL in it",
         ),
         (
             r#"hooks.post-down = ["a\u0000"]"#,

@@ -155,15 +155,49 @@ impl Catalog for WorkspaceSeams {
     }
 
     async fn digest(&self, id: SnapshotId, _: &Interrupt) -> Result<Vec<FileRecord>> {
-        self.query("catalog.digest", |state| {
-            let directory = self.staging(state, id)?;
-            Ok(state.records(directory))
-        })
-        .await
+        let in_ram = |state: &mut FakeState| self.redact(state, id, RAM);
+        let on_disk = |state: &mut FakeState| self.redact(state, id, DISK);
+        self.change("catalog.digest", vec![Box::new(in_ram), Box::new(on_disk)]).await?;
+        let mut state = self.host.lock();
+        let staging = self.staging(&mut state, id)?;
+        Ok(state.records(staging))
+    }
+
+    async fn keep_audit(&self, _: SnapshotId, _: GuestAudit) -> Result<()> {
+        Ok(())
+    }
+
+    async fn receipt(&self, _: SnapshotId) -> Result<Option<Receipt>> {
+        Ok(None)
     }
 }
 
 impl WorkspaceSeams {
+    /// Takes the credentials that were ever injected out of a file of the staging directory, or refuses.
+    fn redact(&self, state: &mut FakeState, id: SnapshotId, name: &str) -> Result<()> {
+        let staging = self.staging(state, id)?;
+        let Some(ino) = state.files.find(staging, name) else {
+            return Ok(());
+        };
+        let mut content = state.files.content(ino).clone();
+        let leaked = match &mut content {
+            Content::Ram(ram) => &mut ram.leaked,
+            Content::Disk(disk) => &mut disk.leaked,
+            _ => return Ok(()),
+        };
+        let kept = leaked.iter().filter(|secret| !state.known.contains(&(self.workspace, **secret)));
+        let kept: BTreeSet<FakeSecret> = kept.copied().collect();
+        if *leaked == kept {
+            return Ok(());
+        }
+        if state.fails_on_leak {
+            return refused("the snapshot would hold a credential");
+        }
+        *leaked = kept;
+        state.files.write_whole(ino, content);
+        Ok(())
+    }
+
     async fn remove_directory(&self, kind: &'static str, name: String) -> Result<()> {
         let empty = |state: &mut FakeState| {
             let snapshots = state.snapshots_directory(self.workspace);

@@ -276,9 +276,12 @@ impl Memory for WorkspaceSeams {
         let finish = |state: &mut FakeState| {
             interrupt.check()?;
             let directory = self.staged_or_listed(state, from)?;
-            let Some(Content::Ram(ram)) = state.files.get(directory, RAM).cloned() else {
+            let Some(Content::Ram(mut ram)) = state.files.get(directory, RAM).cloned() else {
                 return refused("the snapshot's RAM is not whole");
             };
+            // The snapshot has what the guest has written since the wipe.
+            ram.first_line = ram.wiped_lines;
+            ram.awaits_scripts = state.guest_scripts;
             state.memories.insert(key, RamFile { ram: Some(ram), presence: Presence::Whole });
             Ok(())
         };
@@ -289,8 +292,51 @@ impl Memory for WorkspaceSeams {
         let key = self.key(generation);
         let remove = move |state: &mut FakeState| {
             state.memories.remove(&key);
+            state.backups.remove(&key);
             Ok(())
         };
         self.change("memory.remove", vec![Box::new(remove)]).await
+    }
+}
+
+#[async_trait]
+impl Backups for WorkspaceSeams {
+    async fn examine(&self, of: Generation, _: u64) -> Result<()> {
+        let key = self.key(of);
+        self.query("backups.examine", move |state| {
+            if state.memories.contains_key(&key) { Ok(()) } else { refused("there is no RAM") }
+        })
+        .await
+    }
+
+    async fn find(&self, of: Generation) -> Result<Presence> {
+        let key = self.key(of);
+        self.query("backups.find", move |state| {
+            Ok(if state.backups.contains_key(&key) { Presence::Whole } else { Presence::Absent })
+        })
+        .await
+    }
+
+    async fn write(&self, of: Generation, backup: &Secret) -> Result<()> {
+        let key = self.key(of);
+        let write = move |state: &mut FakeState| {
+            state.backups.insert(key, FakeHistory::of_backup(backup));
+            Ok(())
+        };
+        self.change("backups.write", vec![Box::new(write)]).await
+    }
+
+    async fn read(&self, of: Generation) -> Result<Option<Secret>> {
+        let key = self.key(of);
+        self.query("backups.read", move |state| Ok(state.backups.get(&key).map(FakeHistory::to_backup))).await
+    }
+
+    async fn remove(&self, of: Generation) -> Result<()> {
+        let key = self.key(of);
+        let remove = move |state: &mut FakeState| {
+            state.backups.remove(&key);
+            Ok(())
+        };
+        self.change("backups.remove", vec![Box::new(remove)]).await
     }
 }

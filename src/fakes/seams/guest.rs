@@ -13,11 +13,12 @@ impl Guest for WorkspaceSeams {
         self.query("guest.resolve_credentials", |state| self.hold(state)).await
     }
 
-    async fn examine(&self, machine: &Machine) -> Result<()> {
+    async fn examine(&self, machine: &Machine) -> Result<u64> {
         self.query("guest.examine", |state| {
             self.hold(state)?;
             self.guest(state, machine)?;
-            Self::works(state, &[Loss::Root, Loss::Entropy, Loss::Targets])
+            Self::works(state, &[Loss::Root, Loss::Entropy, Loss::Targets])?;
+            Ok(u64::from(!self.history(state, machine).is_empty()))
         })
         .await
     }
@@ -28,7 +29,9 @@ impl Guest for WorkspaceSeams {
             self.guest(state, machine)?;
             Self::works(state, &[Loss::Targets])?;
             let secret = state.secret;
+            state.known.insert((self.workspace, secret));
             state.change_disk(self.workspace, machine.disk, |disk| {
+                disk.leaked.insert(secret);
                 let former = std::mem::take(&mut disk.secrets);
                 disk.residue.extend(former.into_iter().filter(|former| *former != secret));
                 disk.secrets.insert(secret);
@@ -37,28 +40,82 @@ impl Guest for WorkspaceSeams {
         };
         let to_ram = |state: &mut FakeState| {
             let secret = state.secret;
-            self.guest(state, machine)?.secrets.insert(secret);
+            let ram = self.guest(state, machine)?;
+            ram.secrets.insert(secret);
+            ram.leaked.insert(secret);
+            ram.swap = true;
             Ok(())
         };
         self.change("guest.inject", vec![Box::new(to_disk), Box::new(to_ram)]).await
     }
 
-    async fn wipe(&self, machine: &Machine) -> Result<()> {
+    async fn back_up(&self, machine: &Machine) -> Result<Option<Secret>> {
+        self.query("guest.back_up", |state| {
+            self.guest(state, machine)?;
+            let history = self.history(state, machine);
+            Ok((!history.is_empty()).then(|| history.to_backup()))
+        })
+        .await
+    }
+
+    async fn audit(&self, machine: &Machine, _: Option<&Secret>) -> Result<GuestAudit> {
+        self.query("guest.audit", |state| self.guest(state, machine).map(|_| GuestAudit::default())).await
+    }
+
+    async fn switch_off_swap(&self, machine: &Machine) -> Result<Vec<UnprovenPlace>> {
+        let switch_off = |state: &mut FakeState| {
+            self.guest(state, machine)?.swap = false;
+            Ok(())
+        };
+        self.change("guest.switch_off_swap", vec![Box::new(switch_off)]).await?;
+        Ok(Vec::new())
+    }
+
+    async fn wipe(&self, machine: &Machine, backup: Option<&Secret>) -> Result<bool> {
+        let kept = backup.map(FakeHistory::of_backup).unwrap_or_default();
+        let same = AtomicBool::new(false);
+        let compare = |state: &mut FakeState| {
+            let lines = self.guest(state, machine)?.lines;
+            Self::works(state, &[Loss::Root])?;
+            same.store(self.history(state, machine) == kept, Ordering::Relaxed);
+            if same.load(Ordering::Relaxed) {
+                // The guest compares and removes at once.
+                self.guest(state, machine)?.wiped_lines = lines;
+                state.change_disk(self.workspace, machine.disk, |disk| disk.history = FakeHistory::default());
+            }
+            Ok(())
+        };
         let files = |state: &mut FakeState| {
             self.guest(state, machine)?;
-            Self::works(state, &[Loss::Root])?;
-            state.change_disk(self.workspace, machine.disk, |disk| {
-                let former = std::mem::take(&mut disk.secrets);
-                disk.residue.extend(former);
-            });
+            if same.load(Ordering::Relaxed) {
+                state.change_disk(self.workspace, machine.disk, |disk| {
+                    let former = std::mem::take(&mut disk.secrets);
+                    disk.residue.extend(former);
+                });
+            }
             Ok(())
         };
         let caches = |state: &mut FakeState| {
-            self.guest(state, machine)?.secrets.clear();
-            state.change_disk(self.workspace, machine.disk, |disk| disk.residue.clear());
+            let ram = self.guest(state, machine)?;
+            if same.load(Ordering::Relaxed) {
+                ram.secrets.clear();
+                state.change_disk(self.workspace, machine.disk, |disk| disk.residue.clear());
+            }
             Ok(())
         };
-        self.change("guest.wipe", vec![Box::new(files), Box::new(caches)]).await
+        self.change("guest.wipe", vec![Box::new(compare), Box::new(files), Box::new(caches)]).await?;
+        Ok(same.load(Ordering::Relaxed))
+    }
+
+    async fn give_back(&self, machine: &Machine, backup: &Secret) -> Result<()> {
+        let give_back = |state: &mut FakeState| {
+            self.guest(state, machine)?;
+            Self::works(state, &[Loss::Root])?;
+            let backup = FakeHistory::of_backup(backup);
+            state.change_disk(self.workspace, machine.disk, |disk| disk.history.give_back(backup));
+            Ok(())
+        };
+        self.change("guest.give_back", vec![Box::new(give_back)]).await
     }
 
     async fn mount(&self, machine: &Machine) -> Result<()> {
@@ -71,12 +128,14 @@ impl Guest for WorkspaceSeams {
             match ram.mount {
                 _ if !wanted => Ok(()),
                 FakeMount::Works => Ok(()),
-                FakeMount::No if attached => {
+                FakeMount::No | FakeMount::Forgotten if attached => {
                     // The guest's kernel mounts a share without a daemon; accesses hang (measured on v53.0).
                     ram.mount = if serving { FakeMount::Works } else { FakeMount::Dead };
                     Ok(())
                 }
-                FakeMount::No | FakeMount::Dead => refused("the share cannot be mounted"),
+                FakeMount::No | FakeMount::Dead | FakeMount::Forgotten => {
+                    refused("the share cannot be mounted")
+                }
             }
         };
         self.change("guest.mount", vec![Box::new(mount)]).await
@@ -95,8 +154,8 @@ impl Guest for WorkspaceSeams {
         let forget = |state: &mut FakeState| {
             let attached = state.vmms.get(&key).is_some_and(|vmm| vmm.shares != Presence::Absent);
             let ram = self.guest(state, machine)?;
-            if !attached {
-                ram.mount = FakeMount::No;
+            if !attached && ram.mount != FakeMount::No {
+                ram.mount = FakeMount::Forgotten;
             }
             Ok(())
         };
@@ -107,7 +166,7 @@ impl Guest for WorkspaceSeams {
         let unmount = |state: &mut FakeState| {
             let ram = self.guest(state, machine)?;
             match ram.mount {
-                FakeMount::Dead => refused("the share hangs"),
+                FakeMount::Dead | FakeMount::Forgotten => refused("the share hangs"),
                 FakeMount::Works | FakeMount::No => {
                     ram.mount = FakeMount::No;
                     Ok(())
@@ -123,7 +182,7 @@ impl Guest for WorkspaceSeams {
             let (secret, wanted) = (state.secret, self.spec.shares);
             let disk = state.disk(self.workspace, machine.disk).cloned().ok_or(Failure::Lost)?;
             let ram = self.guest(state, machine)?;
-            let whole = disk.secrets.contains(&secret) && ram.secrets.contains(&secret);
+            let whole = disk.secrets.contains(&secret) && ram.secrets.contains(&secret) && ram.swap;
             let absent = disk.secrets.is_empty() && disk.residue.is_empty() && ram.secrets.is_empty();
             let credentials = match (whole, absent) {
                 (true, _) => Presence::Whole,
@@ -134,6 +193,7 @@ impl Guest for WorkspaceSeams {
                 _ if !wanted => Presence::Whole,
                 // The table of mounts in the guest does not show that a mount hangs.
                 FakeMount::Works | FakeMount::Dead => Presence::Whole,
+                FakeMount::Forgotten => Presence::Partial,
                 FakeMount::No => Presence::Absent,
             };
             Ok(Equipment { credentials, mounts })
@@ -167,6 +227,16 @@ impl Guest for WorkspaceSeams {
         Ok(settlement)
     }
 
+    async fn keep_time(&self, machine: &Machine) -> Result<()> {
+        let keep_time = |state: &mut FakeState| {
+            let settable = !state.lost.contains(&Loss::Clock) && !state.lost.contains(&Loss::Root);
+            let ram = self.guest(state, machine)?;
+            ram.clock |= settable;
+            Ok(())
+        };
+        self.change("guest.keep_time", vec![Box::new(keep_time)]).await
+    }
+
     fn ready_timeout(&self) -> ReadyTimeout {
         ReadyTimeout::DEFAULT
     }
@@ -174,6 +244,35 @@ impl Guest for WorkspaceSeams {
     fn requires_entropy(&self) -> bool {
         self.host.lock().requires_entropy
     }
+
+    fn has_scripts(&self, _: GuestScriptPoint) -> bool {
+        self.host.lock().guest_scripts
+    }
+
+    async fn run_scripts(
+        &self,
+        machine: &Machine,
+        point: GuestScriptPoint,
+        _: Duration,
+        interrupt: &Interrupt,
+    ) -> Result<GuestScriptsOutcome> {
+        let run = |state: &mut FakeState| {
+            interrupt.check()?;
+            self.guest(state, machine)?;
+            Ok(())
+        };
+        let done = |state: &mut FakeState| {
+            let ram = self.guest(state, machine)?;
+            if point != GuestScriptPoint::BeforeSnapshot {
+                ram.awaits_scripts = false;
+            }
+            Ok(())
+        };
+        self.change(SCRIPTS, vec![Box::new(run), Box::new(done)]).await?;
+        Ok(GuestScriptsOutcome::Succeeded)
+    }
+
+    fn tell_of_rerun(&self, _: GuestScriptPoint) {}
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
         let key = self.key(machine.vmm);
@@ -184,9 +283,16 @@ impl Guest for WorkspaceSeams {
         };
         let gone = |state: &mut FakeState| {
             state.answers(key)?;
-            state.end_vmm(key);
+            state.power_off(key);
             Ok(())
         };
         self.change("guest.shut_down", vec![Box::new(shut_down), Box::new(gone)]).await
+    }
+}
+
+impl WorkspaceSeams {
+    /// The history on the guest's disk.
+    fn history(&self, state: &FakeState, machine: &Machine) -> FakeHistory {
+        state.disk(self.workspace, machine.disk).map(|disk| disk.history.clone()).unwrap_or_default()
     }
 }

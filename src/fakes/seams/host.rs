@@ -58,8 +58,7 @@ impl Network for WorkspaceSeams {
     async fn build(&self, slot: Slot, _: Generation) -> Result<()> {
         let owner = self.workspace;
         let tap = move |state: &mut FakeState| {
-            let blank = NetworkParts { owner, tap: false, table: false, dhcp: false };
-            let network = state.networks.entry(slot).or_insert(blank);
+            let network = state.networks.entry(slot).or_insert(NetworkParts::none(owner));
             if network.owner != owner {
                 return refused("the TAP is another's");
             }
@@ -68,12 +67,43 @@ impl Network for WorkspaceSeams {
         };
         let rest = move |state: &mut FakeState| {
             if let Some(network) = state.networks.get_mut(&slot) {
-                network.table = true;
-                network.dhcp = true;
+                *network = NetworkParts::all(owner);
             }
             Ok(())
         };
         self.change("network.build", vec![Box::new(tap), Box::new(rest)]).await
+    }
+
+    async fn faults(&self, slot: Slot) -> Result<Vec<NetworkFault>> {
+        self.query("network.faults", |state| {
+            let mine = state.networks.get(&slot).filter(|network| network.owner == self.workspace);
+            Ok(mine.cloned().unwrap_or(NetworkParts::none(self.workspace)).faults())
+        })
+        .await
+    }
+
+    /// A TAP that is gone stays so, as the VMM has the old one open.
+    async fn repair(&self, slot: Slot, _: Generation) -> Result<()> {
+        let mend = |part: fn(&mut NetworkParts)| {
+            let mend = move |state: &mut FakeState| {
+                let own = state.networks.get_mut(&slot).filter(|network| network.owner == self.workspace);
+                own.map_or_else(
+                    || refused("there is no network to repair"),
+                    |own| {
+                        part(own);
+                        Ok(())
+                    },
+                )
+            };
+            Box::new(mend) as EffectPart<'_>
+        };
+        let parts = vec![
+            mend(|network| network.table = true),
+            mend(|network| network.uplink = true),
+            mend(|network| network.keeper = true),
+            mend(|network| network.dhcp = true),
+        ];
+        self.change("network.repair", parts).await
     }
 
     async fn remove(&self, slot: Slot) -> Result<()> {

@@ -37,7 +37,7 @@ impl Vmm for WorkspaceSeams {
         let key = self.key(generation);
         let start = move |state: &mut FakeState| {
             state.answers(key)?;
-            if state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone) {
+            if state.vmms.get(&key).is_none_or(|vmm| vmm.state.has_ended()) {
                 let version = state.version;
                 state.vmms.insert(key, VmmProcess::empty(version));
             }
@@ -73,7 +73,7 @@ impl Vmm for WorkspaceSeams {
                     vmm.state = VmmState::Paused;
                     Ok(())
                 }
-                Some(vmm) if vmm.state == VmmState::Gone => Err(Failure::Lost),
+                Some(vmm) if vmm.state.has_ended() => Err(Failure::Lost),
                 _ => refused("there is no VM to pause"),
             }
         };
@@ -96,7 +96,7 @@ impl Vmm for WorkspaceSeams {
             }
             match state.vmms.get_mut(&key) {
                 Some(vmm) if vmm.state == VmmState::Paused => vmm.saving = Some(into),
-                Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
+                Some(vmm) if vmm.state.has_ended() => return Err(Failure::Lost),
                 _ => return refused("the VM is not paused"),
             }
             state.files.create(staging, SAVED, Content::Torn);
@@ -142,7 +142,7 @@ impl Vmm for WorkspaceSeams {
         };
         let gone = move |state: &mut FakeState| {
             state.answers(key)?;
-            state.end_vmm(key);
+            state.power_off(key);
             Ok(())
         };
         self.change("vmm.power_button", vec![Box::new(press), Box::new(gone)]).await
@@ -152,7 +152,7 @@ impl Vmm for WorkspaceSeams {
         let key = self.key(generation);
         self.query("vmm.ends", |state| {
             state.pass_time();
-            Ok(state.vmms.get(&key).is_none_or(|vmm| vmm.state == VmmState::Gone))
+            Ok(state.vmms.get(&key).is_none_or(|vmm| vmm.state.has_ended()))
         })
         .await
     }
@@ -186,7 +186,7 @@ impl Vmm for WorkspaceSeams {
                     vmm.shares_spoilt = false;
                     Ok(())
                 }
-                Some(vmm) if vmm.state == VmmState::Gone => Err(Failure::Lost),
+                Some(vmm) if vmm.state.has_ended() => Err(Failure::Lost),
                 _ => refused("no share daemon listens"),
             }
         };
@@ -207,7 +207,7 @@ impl Vmm for WorkspaceSeams {
             if let Some(vmm) = state.vmms.get_mut(&key) {
                 vmm.shares = Presence::Absent;
             }
-            state.end_daemons(key);
+            // The daemons wait for the next connection of the VMM.
             Ok(())
         };
         self.change("vmm.detach_shares", vec![Box::new(detach)]).await
@@ -236,7 +236,8 @@ impl WorkspaceSeams {
             Some(VmmState::Stopped) => {}
             _ => return Err(Failure::Lost),
         }
-        let Some(ticks) = state.disk(self.workspace, machine.disk).map(|disk| disk.ticks) else {
+        let disk = state.disk(self.workspace, machine.disk);
+        let Some((ticks, history)) = disk.map(|disk| (disk.ticks, disk.history.clone())) else {
             return refused("the disk image is not there");
         };
         self.check_parts(state, machine, machine.shares)?;
@@ -245,7 +246,8 @@ impl WorkspaceSeams {
         let Some(file) = state.memories.get_mut(&self.key(machine.memory)) else {
             return refused("the RAM file is not there");
         };
-        file.ram = Some(FakeRam { ticks, ..FakeRam::booted(boot) });
+        let awaits_scripts = state.guest_scripts;
+        file.ram = Some(FakeRam { ticks, awaits_scripts, ..FakeRam::booted(boot, &history) });
         let shares = if machine.shares { Presence::Whole } else { Presence::Absent };
         if let Some(vmm) = state.vmms.get_mut(&key) {
             vmm.state = VmmState::Running;
@@ -279,7 +281,7 @@ impl WorkspaceSeams {
             Some(VmmProcess { state: VmmState::Paused, machine: Some(machine), shares_spoilt, .. }) => {
                 (*machine, *shares_spoilt)
             }
-            Some(vmm) if vmm.state == VmmState::Gone => return Err(Failure::Lost),
+            Some(vmm) if vmm.state.has_ended() => return Err(Failure::Lost),
             _ => return refused("there is no VM to resume"),
         };
         // A transmit error on a TAP that is down has killed a VM (Cloud Hypervisor issue 8722).
@@ -328,7 +330,7 @@ impl WorkspaceSeams {
         match state.vmms.get(&key).map(|vmm| vmm.state) {
             Some(VmmState::Empty) => {}
             Some(VmmState::Paused) => return Ok(()),
-            Some(VmmState::Gone) | None => return Err(Failure::Lost),
+            Some(VmmState::Gone | VmmState::PoweredOff) | None => return Err(Failure::Lost),
             Some(_) => return refused("there is a VM already"),
         }
         if state.refuses_to_load(self.workspace, from, with_shares) {

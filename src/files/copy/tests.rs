@@ -1,8 +1,15 @@
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
 
+use super::reading::MAX_THREADS;
 use super::*;
+use crate::files::extents::{BLOCK, data_bytes};
+use crate::files::hash::pieces::PIECE;
+use crate::files::hash::tests::root_of;
 use crate::testing::{Need, have};
 use crate::world::Interrupt;
 
@@ -111,8 +118,15 @@ fn copying(from: &Path, to: &Path, reflink: bool) -> CopyRequest {
         source,
         target: NamedFile { file, path: to.to_owned() },
         reflink,
-        hash: true,
+        smallest_hole: PAGE,
+        hash: Some(HashMethod::default()),
+        search: None,
     }
+}
+
+async fn hash_of(path: &Path, method: HashMethod) -> [u8; 32] {
+    let named = NamedFile { file: File::open(path).unwrap(), path: path.to_owned() };
+    hash("it".to_owned(), named, method, None, Arc::new(NoProgress), &Interrupt::new()).await.unwrap()
 }
 
 fn same(from: &Path, to: &Path) -> bool {
@@ -137,23 +151,19 @@ async fn copies_are_right_and_sparse_on_every_file_system() {
                     let shares = reflink && from == to && matches!(from, "btrfs" | "xfs");
                     assert_eq!(copied.method == CopyMethod::Reflink, shares, "{target:?}");
                     assert!(same(&source, &target), "{target:?}");
-                    let Some(hashes) = copied.hashes else {
+                    let Some(hash) = copied.hash else {
                         continue;
                     };
-                    let expected = *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes();
-                    assert_eq!(hashes.finish(&never).unwrap(), expected, "{target:?}");
+                    assert_eq!(hash, root_of(&std::fs::read(&source).unwrap()), "{target:?}");
                     File::open(&target).unwrap().sync_all().unwrap();
                     // Four patches and the last byte; the 2 MiB of zeros have become a hole.
                     assert!(allocated(&target) < 2 << 20, "{target:?}: {}", allocated(&target));
                     std::fs::remove_file(&target).unwrap();
                 }
             }
-            let named = NamedFile { file: File::open(&source).unwrap(), path: source.clone() };
-            let read = hash("it".to_owned(), named, Arc::new(NoProgress), &never).await.unwrap();
-            assert_eq!(
-                read.finish(&never).unwrap(),
-                *blake3::hash(&std::fs::read(&source).unwrap()).as_bytes()
-            );
+            let content = std::fs::read(&source).unwrap();
+            assert_eq!(hash_of(&source, HashMethod::Pieces).await, root_of(&content));
+            assert_eq!(hash_of(&source, HashMethod::Whole).await, *blake3::hash(&content).as_bytes());
             std::fs::remove_file(&source).unwrap();
         }
     }
@@ -185,7 +195,7 @@ async fn an_interrupt_ends_a_copy_in_its_middle() {
     let error = copy(copying(&source, &target, true), progress, &interrupt).await.unwrap_err();
     assert!(matches!(Failure::from(error), Failure::Interrupted));
     // Each thread finishes the piece of a megabyte that it is at.
-    assert!(allocated(&target) <= (MAX_THREADS * 2 * CHUNK) as u64, "{}", allocated(&target));
+    assert!(allocated(&target) <= MAX_THREADS as u64 * 2 * BLOCK, "{}", allocated(&target));
     let named = NamedFile { file: File::open(&source).unwrap(), path: source };
     assert!(matches!(sync(named, &interrupt).await, Err(CopyError::Interrupted)));
 }
@@ -251,6 +261,70 @@ async fn progress_ends_with_everything_done() {
     assert!(calls.len() >= 20);
 }
 
+/// How many bytes were read of each file.
+#[derive(Default)]
+pub(crate) struct BytesRead(Mutex<BTreeMap<String, u64>>);
+
+impl BytesRead {
+    /// The bytes read since the last call.
+    pub(crate) fn take(&self, what: &str) -> u64 {
+        self.0.lock().unwrap().remove(what).unwrap_or_default()
+    }
+}
+
+impl Progress for BytesRead {
+    fn progress(&self, what: &str, done: u64, _total: u64) {
+        let mut read = self.0.lock().unwrap();
+        let most = read.entry(what.to_owned()).or_default();
+        *most = done.max(*most);
+    }
+}
+
+#[tokio::test]
+async fn what_a_terabyte_of_holes_costs_is_its_data() {
+    const DATA: u64 = 10 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    let file = File::create(&source).unwrap();
+    let size = match file.set_len(1 << 40) {
+        Ok(()) => 1 << 40,
+        // The largest file that an ext4 with blocks of 1 KiB has.
+        Err(_) => (16 << 30) - 4096,
+    };
+    file.set_len(size).unwrap();
+    // Ten pieces of 64 KiB at the beginning, in the middle, and at the end, and one run of the rest.
+    let places = (0..10).map(|number| number * (size / 10) / PIECE * PIECE);
+    for place in places {
+        file.write_all_at(&[3; PIECE as usize], place).unwrap();
+    }
+    file.write_all_at(&vec![4; (DATA - 10 * PIECE) as usize], size - DATA).unwrap();
+    assert_eq!(data_bytes(&file).unwrap(), DATA);
+
+    let named = || NamedFile { file: File::open(&source).unwrap(), path: source.clone() };
+    let (read, never) = (Arc::new(BytesRead::default()), Interrupt::new());
+    let hashing = hash("it".to_owned(), named(), HashMethod::Pieces, None, read.clone(), &never);
+    let expected = hashing.await.unwrap();
+    assert_eq!(read.take("it"), DATA);
+    let copied = copy(copying(&source, &target, false), Arc::new(NoProgress), &never).await.unwrap();
+    assert_eq!(copied.method, CopyMethod::Sparse { read: DATA, written: DATA });
+    assert_eq!(copied.hash, Some(expected));
+    assert_eq!(hash_of(&target, HashMethod::Pieces).await, expected);
+
+    // A bit of the data, a byte in a hole, and a byte less are noticed.
+    let changed = File::options().write(true).open(&target).unwrap();
+    for (at, byte, was) in [(size - DATA, 5, 4), (size / 2 + 12345, 1, 0), (size / 4, 1, 0)] {
+        changed.write_all_at(&[byte], at).unwrap();
+        assert_ne!(hash_of(&target, HashMethod::Pieces).await, expected);
+        changed.write_all_at(&[was], at).unwrap();
+        // Where there was a hole, there are zeros now.
+        assert_eq!(hash_of(&target, HashMethod::Pieces).await, expected);
+    }
+    for length in [size + 1, size - 1] {
+        changed.set_len(length).unwrap();
+        assert_ne!(hash_of(&target, HashMethod::Pieces).await, expected);
+    }
+}
+
 #[tokio::test]
 async fn blocks_that_are_reserved_and_not_written_are_no_data() {
     let Some(mounts) = mounted("files::copy::tests::blocks_that_are_reserved_and_not_written_are_no_data")
@@ -277,15 +351,4 @@ async fn blocks_that_are_reserved_and_not_written_are_no_data() {
         assert!(target_data < 8 << 20, "{from}: {target_data}");
         assert!(same(&source, &target), "{from}");
     }
-}
-
-#[test]
-fn runs_of_data_are_whole_pages_except_the_last() {
-    let mut chunk = vec![0; 5 * PAGE + 10];
-    assert_eq!(runs_of_data(&chunk).count(), 0);
-    chunk[PAGE] = 1;
-    chunk[2 * PAGE + 5] = 1;
-    chunk[5 * PAGE + 9] = 1;
-    let runs: Vec<_> = runs_of_data(&chunk).collect();
-    assert_eq!(runs, [(PAGE, 3 * PAGE), (5 * PAGE, 5 * PAGE + 10)]);
 }

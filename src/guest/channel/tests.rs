@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::guest::key;
-use crate::guest::ready::{Attempt, REFUSALS, until_ready};
+use crate::guest::ready::{Attempt, Patience, REFUSALS, until_ready};
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::world::Interrupt;
 
@@ -136,7 +136,7 @@ async fn the_first_host_key_is_pinned_and_another_is_refused() {
     fs::write(pin.path(), format!("nixbox {other}\n")).unwrap();
     let endpoint = server.endpoint("user");
     let attempt = async |limits: Limits| Ok(SshSession::open(&endpoint, limits).await?);
-    let refused = until_ready(LIMIT, Limits::default(), &Interrupt::new(), attempt).await;
+    let refused = until_ready(LIMIT.into(), Limits::default(), &Interrupt::new(), attempt).await;
     let error = refused.map(drop).unwrap_err();
     assert!(matches!(&error, ChannelError::HostKey(PinError::Changed { .. })), "{error:?}");
     assert_eq!(pin.load().unwrap().unwrap().to_openssh().unwrap(), other);
@@ -159,6 +159,7 @@ async fn a_refused_login_pins_no_host_key() {
 fn endpoint(address: SocketAddr, directory: &std::path::Path) -> Endpoint {
     Endpoint {
         address,
+        dial: Arc::new(dial_here),
         user: UserName::DEFAULT,
         key: Arc::new(key::generate().unwrap()),
         pin: Pin::new(directory.join("pin")),
@@ -337,7 +338,7 @@ async fn waiting_ends_with_success_at_the_limit_or_by_an_interrupt() {
     let again = || Attempt::Again("not yet".into());
     let (limits, interrupt) = (Limits::default(), Interrupt::new());
     let mut reaches = Vec::new();
-    let third = until_ready(LIMIT, limits, &interrupt, |limits: Limits| {
+    let third = until_ready(LIMIT.into(), limits, &interrupt, |limits: Limits| {
         reaches.push(limits.reach.as_millis());
         let count = reaches.len();
         async move {
@@ -350,7 +351,7 @@ async fn waiting_ends_with_success_at_the_limit_or_by_an_interrupt() {
 
     let begun = tokio::time::Instant::now();
     let mut count = 0;
-    let never = until_ready::<(), _>(Duration::from_secs(10), limits, &interrupt, |_| {
+    let never = until_ready::<(), _>(Duration::from_secs(10).into(), limits, &interrupt, |_| {
         count += 1;
         async move { Err(again()) }
     });
@@ -368,14 +369,55 @@ async fn waiting_ends_with_success_at_the_limit_or_by_an_interrupt() {
         Err(Attempt::from(ChannelError::Denied { user, fingerprint: "SHA256:x".to_owned() }))
     };
     let begun = tokio::time::Instant::now();
-    let refused = until_ready::<(), _>(Duration::from_secs(100), limits, &interrupt, denied).await;
+    let refused = until_ready::<(), _>(Duration::from_secs(100).into(), limits, &interrupt, denied).await;
     assert!(matches!(refused, Err(ChannelError::Denied { .. })), "{refused:?}");
     assert!(begun.elapsed() >= REFUSALS && begun.elapsed() < REFUSALS * 2, "{:?}", begun.elapsed());
 
-    let waiting = until_ready::<(), _>(LIMIT, limits, &interrupt, |_| std::future::pending());
+    let waiting = until_ready::<(), _>(LIMIT.into(), limits, &interrupt, |_| std::future::pending());
     let interrupting = async { interrupt.request() };
     let (outcome, ()) = tokio::join!(waiting, interrupting);
     assert!(matches!(outcome, Err(ChannelError::Interrupted)));
+}
+
+/// A guest that is busy, with a build or with its own boot.
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_takes_long_for_a_login_is_reached() {
+    let login = Duration::from_secs(60);
+    let slow = |limits: Limits| async move {
+        tokio::time::sleep(login.min(limits.connect)).await;
+        if limits.connect < login { Err(Attempt::Again("cut off".into())) } else { Ok(()) }
+    };
+    let begun = tokio::time::Instant::now();
+    until_ready(Duration::from_secs(300).into(), Limits::default(), &Interrupt::new(), slow).await.unwrap();
+    assert!(begun.elapsed() < login * 3, "{:?}", begun.elapsed());
+}
+
+/// How long a guest is waited for that never answers, and writes to its console at these times, in seconds.
+async fn waited_for(within: u64, writes: &[u64]) -> Duration {
+    let begun = tokio::time::Instant::now();
+    let console = || Some(writes.iter().filter(|at| begun.elapsed().as_secs() >= **at).count() as u64);
+    let patience = Patience { within: Duration::from_secs(within), signs: &console };
+    let never = |_| async { Err::<(), _>(Attempt::Again("not yet".into())) };
+    match until_ready(patience, Limits::default(), &Interrupt::new(), never).await {
+        Err(ChannelError::NotReady { limit, .. }) => {
+            assert_eq!(limit, begun.elapsed());
+            limit
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_guest_is_waited_for_while_its_console_grows() {
+    let seconds = Duration::from_secs;
+    assert_eq!(waited_for(100, &[]).await, seconds(100));
+    // The guest panicked early in its boot.
+    assert_eq!(waited_for(100, &[1, 2, 3, 74]).await, seconds(100));
+    // It is at work, and falls silent.
+    assert_eq!(waited_for(100, &[1, 80, 100, 124, 140]).await, seconds(165));
+    // It writes and writes.
+    let all: Vec<u64> = (0..1000).collect();
+    assert_eq!(waited_for(100, &all).await, seconds(300));
 }
 
 #[tokio::test]

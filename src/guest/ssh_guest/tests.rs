@@ -1,14 +1,17 @@
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use russh::keys::PrivateKey;
 use zeroize::Zeroizing;
 
 use super::*;
-use crate::guest::credentials::FileRule;
+use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::host_key::PinError;
 use crate::guest::key;
+use crate::guest::mounts::Mount;
 use crate::guest::settle::SettleError;
 use crate::guest::testing::{Kind, LIMIT, Server, free_port};
 use crate::guest::wipe::WipeError;
@@ -16,9 +19,12 @@ use crate::world::{
     Ability, GuestPath, Presence, Secret, SecretSource, SnapshotId, VariableName, VmmState, VmmVersion,
 };
 
+mod audit;
 mod fitness;
+mod given_back;
 mod left_running;
 mod real;
+mod scripts;
 mod state_only_vmm;
 
 use state_only_vmm::StateOnlyVmm;
@@ -56,12 +62,20 @@ fn settings(
             Arc::new(move |disk| pins.join(format!("{disk}.host-key")))
         },
         address: Arc::new(move |_| address),
+        dial: Arc::new(crate::guest::channel::dial_here),
         wanted,
+        state: pins.to_owned(),
         require_entropy: true,
         on_unsettled: Arc::new(|_| ()),
+        on_no_swap: Arc::new(|_| ()),
+        on_remounted: Arc::new(|| ()),
+        on_user: Arc::new(|_| ()),
         on_waiting: Arc::new(|_, _| ()),
         mounts: Vec::new(),
         ready: ReadyTimeout::DEFAULT,
+        console: Arc::new(|_| None),
+        scripts: BTreeMap::new(),
+        on_script: Arc::new(|_| ()),
         limits: Limits::default(),
     }
 }
@@ -69,6 +83,13 @@ fn settings(
 fn guest(server: &Server, user: &str, wanted: Wanted) -> SshGuest {
     let settings = settings(server.address, user, Arc::clone(&server.key), server.directory.path(), wanted);
     SshGuest::new(settings, Arc::new(StateOnlyVmm(Mutex::new(VmmState::Running))))
+}
+
+/// Removes what a wipe removes, after a backup.
+async fn wipe(guest: &SshGuest) -> Result<()> {
+    let backup = guest.back_up(&machine()).await?;
+    assert!(guest.wipe(&machine(), backup.as_ref()).await?, "the backup is of what is there");
+    Ok(())
 }
 
 /// A text that occurs nowhere else.
@@ -294,13 +315,13 @@ async fn wipe_with_another_configuration(fixture: &Fixture, guest: &SshGuest) {
     // The ledger is in the guest: a configuration without any of the files still finds them.
     let forgetful =
         fixture.guest(Wanted { wipe: vec![path("~/.docker"), path("~/linked")], ..Wanted::default() });
-    let outcome = forgetful.wipe(&machine()).await;
+    let outcome = wipe(&forgetful).await;
     if (fixture.kind, fixture.user) == (Kind::Busybox, "user") {
         let error = outcome.unwrap_err().to_string();
         assert!(error.contains("sudo") && error.contains("caches"), "{error}");
     } else {
         outcome.unwrap();
-        forgetful.wipe(&machine()).await.unwrap();
+        wipe(&forgetful).await.unwrap();
     }
     for name in [
         ".env",
@@ -335,7 +356,7 @@ async fn files_outside_of_the_home_need_root() {
         assert_eq!((about.mode() & 0o7777, about.uid()), (0o600, 0));
     }
     assert_eq!(theirs.equipped(&machine()).await.unwrap().credentials, Presence::Whole);
-    theirs.wipe(&machine()).await.unwrap();
+    wipe(&theirs).await.unwrap();
     assert!(!Path::new(target).exists() && !server.home("user", "roots").exists());
 
     let Some(server) = Server::start(Kind::DebianWithoutSudo) else { return };
@@ -358,9 +379,8 @@ async fn a_wipe_that_fails_names_the_files_that_are_left() {
     fs::write(stubborn.join("secret"), "s").unwrap();
     fs::write(server.home("user", "mine"), "s").unwrap();
     std::os::unix::fs::chown(server.home("user", "mine"), Some(1000), Some(1000)).unwrap();
-    let wipe = vec![path("~/stubborn/secret"), path("~/mine")];
-    let error =
-        guest(&server, "user", Wanted { wipe, ..Wanted::default() }).wipe(&machine()).await.unwrap_err();
+    let list = vec![path("~/stubborn/secret"), path("~/mine")];
+    let error = wipe(&guest(&server, "user", Wanted { wipe: list, ..Wanted::default() })).await.unwrap_err();
     let Failure::World(error) = error else { panic!("{error:?}") };
     let WipeError::Left { left, .. } = *error.downcast::<WipeError>().unwrap() else { panic!() };
     assert_eq!(left, [stubborn.join("secret").to_str().unwrap()]);

@@ -7,6 +7,7 @@ use super::*;
 use crate::files::copy::NoProgress;
 use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
 use crate::testing::{Need, have};
+use crate::world::{Failure, OnLeak};
 
 const GENERATION: Generation = Generation(7);
 const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
@@ -15,7 +16,8 @@ fn disks(directory: &Path, specs: Vec<DiskSpec>, progress: Arc<dyn Progress>) ->
     let (run, snapshots) = (directory.join("run"), directory.join("snapshots"));
     std::fs::create_dir_all(&run).unwrap();
     std::fs::create_dir_all(&snapshots).unwrap();
-    Disks::new(run, snapshots, specs, progress)
+    let leaks = Arc::new(LeakSearch::new(directory.to_owned(), OnLeak::Redact));
+    Disks::new(run, snapshots, specs, progress, leaks)
 }
 
 fn spec(image: Option<&Path>, size: Option<u64>) -> DiskSpec {
@@ -162,6 +164,7 @@ async fn unusable_templates_are_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     std::fs::write(path("large"), vec![1; 8192]).unwrap();
+    std::fs::write(path("cloud.img"), b"QFI\xfb\0\0\0\x03").unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, path("fifo"), rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
         .unwrap();
     for (spec, expected) in [
@@ -169,6 +172,10 @@ async fn unusable_templates_are_refused() {
         (spec(Some(directory.path()), None), "is not a regular file"),
         (spec(Some(&path("fifo")), None), "is not a regular file"),
         (spec(Some(&path("large")), Some(4096)), "has 8192 bytes, and its disk is to have 4096"),
+        (
+            spec(Some(&path("cloud.img")), None),
+            "cloud.img is a qcow2 image, and the disk of a VM is a raw image: `qemu-img",
+        ),
         (spec(None, None), "neither an image nor a size"),
         (spec(None, Some(4096)), "mkfs.ext4 of"),
     ] {

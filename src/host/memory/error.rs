@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::room::Room;
+use super::seal::SealError;
 use crate::files::FileError;
 use crate::files::copy::CopyError;
 use crate::store::StoreError;
@@ -44,6 +45,15 @@ pub enum MemoryError {
     NoSnapshot(SnapshotId),
     #[error("snapshot {0} holds no RAM: neither {SNAPSHOT_FILE} nor {VMM_FILE}")]
     NoMemory(SnapshotId),
+    #[error(
+        "{bytes} bytes of the guest's files do not fit beside its RAM in {} ({room}): bring another VM down, or make room there",
+        path.display()
+    )]
+    NoRoomForBackup { path: PathBuf, bytes: u64, room: Room },
+    #[error("the guest's files cannot be encrypted beside its RAM")]
+    Seal(#[source] SealError),
+    #[error("the guest's files in {} cannot be given back", path.display())]
+    BackupLost { path: PathBuf, source: SealError },
     #[error("{SNAPSHOT_FILE} of snapshot {0} is not what its manifest says: the snapshot is damaged")]
     Damaged(SnapshotId),
 }

@@ -4,8 +4,11 @@ use std::path::Path;
 use super::*;
 use crate::files::copy::NoProgress;
 use crate::files::copy::tests::{Stopping, Stuck, allocated, kill_when_ready, mounted, patchy};
+use crate::files::hash::tests::root_of;
+use crate::files::search::known::KnownValues;
+use crate::files::search::value::{NamedValue, ValueKind};
 use crate::store::Snapshots;
-use crate::world::{BootId, Catalog, Depth, Failure, Manifest, Origin, Slot, VmmVersion};
+use crate::world::{BootId, Catalog, Depth, Failure, Manifest, OnLeak, Origin, Secret, Slot, VmmVersion};
 
 pub(super) const GENERATION: Generation = Generation(7);
 pub(super) const SNAPSHOT: SnapshotId = SnapshotId(Generation(8));
@@ -26,11 +29,12 @@ pub(super) fn ram(directory: &Path, tmpfs: &Path, backing: Backing, progress: Ar
         backing,
         check: true,
         progress,
+        leaks: Arc::new(LeakSearch::new(directory.to_owned(), OnLeak::Redact)),
     }
 }
 
 pub(super) fn catalog(ram: &RamFiles) -> Snapshots {
-    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(NoProgress) }
+    Snapshots { root: ram.snapshots.clone(), progress: Arc::new(NoProgress), leaks: Arc::clone(&ram.leaks) }
 }
 
 pub(super) fn path(ram: &RamFiles, generation: Generation) -> PathBuf {
@@ -56,6 +60,7 @@ async fn commit(catalog: &Snapshots) -> Manifest {
         },
         files: catalog.digest(SNAPSHOT, &Interrupt::new()).await.unwrap(),
         given: Default::default(),
+        receipt: None,
     };
     catalog.commit(manifest.clone()).await.unwrap();
     manifest
@@ -92,7 +97,7 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         let manifest = commit(&catalog).await;
-        assert_eq!(manifest.files[0].hash, *blake3::hash(&content).as_bytes(), "{name}");
+        assert_eq!(manifest.files[0].hash, root_of(&content), "{name}");
         catalog.verify(SNAPSHOT, Depth::All, &never).await.unwrap();
 
         let next = Generation(9);
@@ -110,6 +115,44 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
             let user = tmpfs.join(format!("nixbox-{}", rustix::process::geteuid().as_raw()));
             assert_eq!(entries(&user), 0, "nothing is left on tmpfs but the user's directory");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_token_is_overwritten_in_the_copy_alone_and_on_tmpfs_before_it_is_written() {
+    const TOKEN: &[u8] = b"ghp_16C7e42F292c6912E7710c838347Ae178B4a";
+    let Some(mounts) = mounted(
+        "host::memory::tests::a_token_is_overwritten_in_the_copy_alone_and_on_tmpfs_before_it_is_written",
+    ) else {
+        return;
+    };
+    let (never, tmpfs) = (Interrupt::new(), mounts.join("tmpfs"));
+    for (name, backing) in [("ext4", Backing::Tmpfs), ("btrfs", Backing::Disk)] {
+        let directory = mounts.join(name).join("leak");
+        let ram = ram(&directory, &tmpfs, backing, Arc::new(NoProgress));
+        let content = Secret::new(TOKEN.to_vec());
+        let value = NamedValue { name: "TOKEN".to_owned(), kind: ValueKind::Read, content };
+        KnownValues::remember(&Folder::open(&directory).unwrap(), &[value]).unwrap();
+        let catalog = catalog(&ram);
+        ram.create(GENERATION).await.unwrap();
+        let mut guest = vec![0; SIZE as usize];
+        // Across two chunks, and at the end.
+        for at in [(3 << 20) - 17, SIZE as usize - TOKEN.len()] {
+            guest[at..at + TOKEN.len()].copy_from_slice(TOKEN);
+        }
+        std::fs::write(path(&ram, GENERATION), &guest).unwrap();
+
+        catalog.stage(SNAPSHOT).await.unwrap();
+        ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
+        let staged = ram.snapshots.join(store::staging_name(SNAPSHOT)).join(SNAPSHOT_FILE);
+        let holds = |bytes: &[u8]| bytes.windows(TOKEN.len()).any(|window| window == TOKEN);
+        assert_eq!(holds(&std::fs::read(&staged).unwrap()), backing == Backing::Disk, "{name}");
+        commit(&catalog).await;
+        let listed = std::fs::read(ram.snapshots.join("8").join(SNAPSHOT_FILE)).unwrap();
+        assert!(!holds(&listed) && listed.iter().filter(|byte| **byte == b'*').count() == 2 * TOKEN.len());
+        let receipt = catalog.receipt(SNAPSHOT).await.unwrap().unwrap();
+        assert_eq!((receipt.found[0].place.as_str(), receipt.found[0].count), ("RAM", 2), "{name}");
+        assert!(std::fs::read(path(&ram, GENERATION)).unwrap() == guest, "the guest has it still");
     }
 }
 
@@ -320,4 +363,30 @@ async fn no_ram_is_put_where_an_earlier_nixbox_did_and_what_is_there_is_used_and
     }
     assert!(!file.exists());
     assert_eq!(entries(&ram.run), 0);
+}
+
+#[tokio::test]
+async fn directories_that_a_vmm_is_confined_to_stay_until_the_ram_is_removed() {
+    let Some(mounts) =
+        mounted("host::memory::tests::directories_that_a_vmm_is_confined_to_stay_until_the_ram_is_removed")
+    else {
+        return;
+    };
+    let tmpfs = mounts.join("tmpfs");
+    let mut ram = ram(&mounts.join("ext4/confined"), &tmpfs, Backing::Auto, Arc::new(NoProgress));
+    // RAM cannot be put on a disk's file system.
+    ram.tmpfs.push(mounts.join("ext4"));
+    let directories = ram.directories_on_tmpfs();
+    let [directory] = directories.as_slice() else { panic!("{directories:?}") };
+    let inode = || std::os::unix::fs::MetadataExt::ino(&std::fs::metadata(directory).unwrap());
+    let before = inode();
+    ram.create(GENERATION).await.unwrap();
+    assert_eq!(path(&ram, GENERATION).parent(), Some(directory.as_path()));
+    assert_eq!(inode(), before, "the rules of the VMM would be about another directory");
+    ram.remove(GENERATION).await.unwrap();
+    assert!(!directory.exists());
+    // Nothing is left of a VMM that was started for RAM that was made elsewhere.
+    assert_eq!(ram.directories_on_tmpfs(), directories);
+    ram.remove(GENERATION).await.unwrap();
+    assert!(!directory.exists());
 }

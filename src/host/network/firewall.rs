@@ -1,9 +1,8 @@
-//! The nftables table of a slot, and the rules that Docker's firewall needs for its TAP.
+//! The nftables table of a VM, which decides about every packet of its TAP.
 //!
-//! There is one table for each VM. Its name holds the slot and the workspace, and is its mark. The table is replaced as a
-//! whole, in one batch, and does not touch packets of other devices than its TAP. An `accept` in it does not overrule the
-//! table of another program: if the firewall of the host drops DHCP or forwarded packets, its administrator has to allow
-//! them. Docker drops everything that is forwarded; for Docker, nixbox adds the rules itself.
+//! There is one table for each VM, in the network namespace in which the TAP is. Its name holds the slot and the workspace,
+//! and is its mark. The table is replaced as a whole, in one batch, and does not touch packets of other devices than its
+//! TAP. An `accept` in it does not overrule the table of another program in the same namespace.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,89 +12,118 @@ use nftables::batch::Batch;
 use nftables::expr::{
     CT, Expression, Fib, FibFlag, FibResult, MetaKey, NamedExpression, Payload, PayloadField, Prefix, SetItem,
 };
-use nftables::schema::{Chain, NfListObject, Rule, Set, SetType, SetTypeValue, Table};
+use nftables::schema::{
+    Chain, Element, FlushObject, NfCmd, NfListObject, Rule, Set, SetFlag, SetType, SetTypeValue, Table,
+};
 use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 use serde_json::Value;
 
-use super::docker;
-use super::nft::{ask, change, is, meta, objects, text};
+use super::nft::{Nft, is, meta, text};
 use super::plan::NetworkPlan;
 use crate::host::program::ProgramError;
-use crate::world::{NetworkMode, NetworkPolicy};
+use crate::world::{NetworkMode, NetworkPolicy, PrivateNetwork};
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
 pub(super) const ALLOWED_SET: &str = "allowed";
 
-/// Which tables exist. This is asked once, because nft is a process for each question.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Tables {
-    /// The table of this slot and workspace.
-    own: bool,
-    /// The table that has Docker's chain, if there is one.
-    filter: bool,
+/// Filled by nixbox with addresses of the host, which the guest must not reach. They are refused whatever happens to the
+/// tables of the host.
+const REFUSED_SET: &str = "refused";
+
+/// Addresses at which clouds give the host's own credentials to everyone who asks: of Alibaba, Oracle and Azure. That of
+/// the others, 169.254.169.254, is link-local. They are refused even if they are in a network that the guest may reach.
+pub(super) const METADATA: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(192, 0, 0, 192), Ipv4Addr::new(168, 63, 129, 16)];
+
+/// Addresses that mean something in one network or for one host only, and that no guest reaches: of this network,
+/// loopback, link-local, of the IETF's protocols, multicast, and reserved (RFC 6890).
+pub(super) const NEVER: [(Ipv4Addr, u8); 6] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
+    (Ipv4Addr::new(224, 0, 0, 0), 4),
+    (Ipv4Addr::new(240, 0, 0, 0), 4),
+];
+
+/// Addresses that begin with the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct AddressRange {
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
 }
 
-pub(super) async fn tables(plan: &NetworkPlan) -> Result<Tables, ProgramError> {
-    let tables = ask("list tables").await?;
-    let is_there = |family: &str, name: &str| {
-        objects(&tables, "table").any(|table| table["family"] == family && table["name"] == name)
-    };
-    Ok(Tables { own: is_there("inet", &plan.table), filter: is_there("ip", docker::TABLE) })
+impl AddressRange {
+    /// The range of this many bits that has the address in it.
+    pub(super) fn new(address: Ipv4Addr, prefix: u8) -> Self {
+        let mask = u32::MAX.checked_shl(32 - u32::from(prefix)).unwrap_or(0);
+        Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), prefix }
+    }
+
+    /// Whether the two have an address in common.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let prefix = u32::from(self.prefix.min(other.prefix));
+        (self.address.to_bits() ^ other.address.to_bits()).checked_shr(32 - prefix).unwrap_or(0) == 0
+    }
 }
 
-/// Makes or replaces the table and the rules in Docker's chain, and lists them then. A Docker that starts meanwhile is
-/// noticed at the next call.
+/// Makes or replaces the table, and lists it then. Its guest cannot reach the `refused` addresses.
 pub(super) async fn apply(
+    nft: &Nft,
     plan: &NetworkPlan,
     policy: &NetworkPolicy,
-    tables: Tables,
+    refused: &[AddressRange],
 ) -> Result<Value, ProgramError> {
-    change(plan, &table(plan, policy)).await?;
-    if tables.filter {
-        docker::apply(plan, policy).await?;
-    }
-    Ok(list(plan, Tables { own: true, ..tables }).await?.unwrap_or_default())
+    let mut rules = table(plan, policy);
+    rules.refuse(refused);
+    nft.change(&rules.batch).await?;
+    Ok(list(nft, &plan.table).await?.unwrap_or_default())
+}
+
+/// Replaces the refused addresses of a table that is there.
+pub(super) async fn refuse(
+    nft: &Nft,
+    plan: &NetworkPlan,
+    refused: &[AddressRange],
+) -> Result<(), ProgramError> {
+    let mut rules =
+        Rules { batch: Batch::new(), table: plan.table.clone(), tap: plan.tap.clone(), chain: "" };
+    rules.refuse(refused);
+    nft.change(&rules.batch).await
 }
 
 /// What nft is asked for, as text: two plans or modes with the same text have the same firewall.
 pub(super) fn asked(plan: &NetworkPlan, policy: &NetworkPolicy) -> String {
-    serde_json::to_string(&table(plan, policy).to_nftables()).unwrap_or_default()
+    serde_json::to_string(&table(plan, policy).batch.to_nftables()).unwrap_or_default()
 }
 
-/// Removes the table and the rules in Docker's chain.
-pub(super) async fn remove(plan: &NetworkPlan) -> Result<(), ProgramError> {
-    let tables = tables(plan).await?;
-    if tables.filter {
-        docker::remove(plan).await?;
+/// Removes a table of this name.
+pub(super) async fn remove(nft: &Nft, name: &str) -> Result<(), ProgramError> {
+    if !nft.has_table("inet", name).await? {
+        return Ok(());
     }
     let mut batch = Batch::new();
     // Adding a table that exists changes nothing. It makes the deletion succeed if the table is gone by now.
-    batch.add(NfListObject::Table(own_table(plan)));
-    batch.delete(NfListObject::Table(own_table(plan)));
-    if tables.own { change(plan, &batch).await } else { Ok(()) }
+    batch.add(NfListObject::Table(own_table(name)));
+    batch.delete(NfListObject::Table(own_table(name)));
+    nft.change(&batch).await
 }
 
-/// The table and the rules in Docker's chain as nft lists them; `None` if there are neither.
+/// Returns the table of this name as nft lists it, or `None` if nft lists no such table.
 ///
-/// The listing is compared with the listing right after the rules were made. This finds any change, and does not depend
+/// The listing is compared with the listing right after the table was made. This finds any change, and does not depend
 /// on how a version of nft prints rules.
-pub(super) async fn list(plan: &NetworkPlan, tables: Tables) -> Result<Option<Value>, ProgramError> {
-    let docker = if tables.filter { docker::list(plan).await? } else { None };
-    let table = if tables.own {
-        let mut table = ask(&format!("list table inet {}", plan.table)).await?;
-        forget_what_changes(&mut table);
-        Some(table)
-    } else {
-        None
-    };
-    if table.is_none() && docker.as_ref().is_none_or(|rules| rules.is_empty()) {
+pub(super) async fn list(nft: &Nft, name: &str) -> Result<Option<Value>, ProgramError> {
+    if !nft.has_table("inet", name).await? {
         return Ok(None);
     }
-    Ok(Some(serde_json::json!({ "table": table, "docker": docker })))
+    let mut table = nft.ask(&format!("list table inet {name}")).await?;
+    forget_what_changes(&mut table);
+    Ok(Some(table))
 }
 
-/// Removes what changes by itself: the version of nft, the handles, and the elements that dnsmasq adds to the set.
+/// Removes what changes by itself: the version of nft, the handles, and the elements of the sets.
 fn forget_what_changes(listing: &mut Value) {
     if let Some(all) = listing["nftables"].as_array_mut() {
         all.retain(|object| object.get("metainfo").is_none());
@@ -108,13 +136,15 @@ fn forget_what_changes(listing: &mut Value) {
     }
 }
 
-fn own_table(plan: &NetworkPlan) -> Table<'static> {
-    Table { family: NfFamily::INet, name: Cow::Owned(plan.table.clone()), handle: None }
+fn own_table(name: &str) -> Table<'static> {
+    Table { family: NfFamily::INet, name: Cow::Owned(name.to_owned()), handle: None }
 }
 
 /// The batch that replaces the table.
-fn table(plan: &NetworkPlan, policy: &NetworkPolicy) -> Batch<'static> {
-    let mut rules = Rules::new(plan);
+fn table(plan: &NetworkPlan, policy: &NetworkPolicy) -> Rules {
+    let mut rules = Rules::new(&plan.table, &plan.tap);
+    rules.set(ALLOWED_SET, None);
+    rules.set(REFUSED_SET, Some(SetFlag::Interval));
     // After conntrack (-200), which recognizes answers, and before destination NAT (-100), which may replace an address
     // of the host by that of a container.
     rules.chain("guard", NfChainType::Filter, NfHook::Prerouting, -150);
@@ -133,7 +163,7 @@ fn table(plan: &NetworkPlan, policy: &NetworkPolicy) -> Batch<'static> {
         ];
         rules.rule(elsewhere);
     }
-    rules.batch
+    rules
 }
 
 /// Checks the sender of a packet, and whether the packet is for the host. This is done before routing, so that no later
@@ -153,6 +183,23 @@ fn guard(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
     let of_host = any_of(["local", "broadcast", "multicast"].map(text));
     rules.rule_for_guest(vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)], reject());
+    rules.rule_for_guest(vec![is(payload("ip", "daddr"), text(format!("@{REFUSED_SET}")))], reject());
+    rules.rule_for_guest(vec![is(payload("ip", "daddr"), any_of(METADATA.map(text)))], reject());
+    refuse_networks_of_host(rules, policy);
+}
+
+/// Refuses all addresses that are not public, except those of networks that the policy allows. In filtered mode this holds
+/// whatever a name server answers, and whatever dnsmasq puts into its set.
+fn refuse_networks_of_host(rules: &mut Rules, policy: &NetworkPolicy) {
+    let destination = || payload("ip", "daddr");
+    let never = any_of(elements(&ranges(NEVER)));
+    rules.rule_for_guest(vec![is(destination(), never)], reject());
+    let mut matches = vec![is(destination(), any_of(elements(&ranges(PrivateNetwork::ALL))))];
+    let allowed = elements(&ranges(policy.host_networks.iter().map(PrivateNetwork::range)));
+    if !allowed.is_empty() {
+        matches.push(is_not(destination(), any_of(allowed)));
+    }
+    rules.rule_for_guest(matches, reject());
 }
 
 /// What the guest may reach on the host: answers to connections that the host began, DHCP, and DNS.
@@ -176,10 +223,6 @@ fn to_host(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
 /// What passes through the host. In filtered mode, packets from the guest are judged without conntrack: a connection
 /// that an earlier guest of this address began in open mode must not go on.
 fn forward(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
-    // Link-local addresses mean nothing beyond a link (RFC 3927), and in clouds they lead to the host's credentials.
-    let link_local = Prefix { addr: Box::new(text("169.254.0.0")), len: 16 };
-    let to_link_local = is(payload("ip", "daddr"), Expression::Named(NamedExpression::Prefix(link_local)));
-    rules.rule_for_guest(vec![to_link_local], reject());
     match policy.mode {
         NetworkMode::Off => rules.rule_for_guest(vec![], reject()),
         NetworkMode::Open => rules.rule_for_guest(vec![], Statement::Accept(None)),
@@ -202,32 +245,59 @@ fn forward(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
 }
 
 /// Builds a batch that replaces a table: rules go to the chain that was begun last.
-struct Rules {
-    batch: Batch<'static>,
+pub(super) struct Rules {
+    pub(super) batch: Batch<'static>,
     table: String,
     tap: String,
     chain: &'static str,
 }
 
 impl Rules {
-    fn new(plan: &NetworkPlan) -> Self {
+    /// Begins a batch that replaces the table of this name, whose rules are about packets of the device `tap`.
+    pub(super) fn new(table: &str, tap: &str) -> Self {
         let mut batch = Batch::new();
-        batch.add(NfListObject::Table(own_table(plan)));
-        batch.delete(NfListObject::Table(own_table(plan)));
-        batch.add(NfListObject::Table(own_table(plan)));
-        batch.add(NfListObject::Set(Box::new(Set {
+        batch.add(NfListObject::Table(own_table(table)));
+        batch.delete(NfListObject::Table(own_table(table)));
+        batch.add(NfListObject::Table(own_table(table)));
+        Self { batch, table: table.to_owned(), tap: tap.to_owned(), chain: "" }
+    }
+
+    /// A set of addresses.
+    fn set(&mut self, name: &'static str, flag: Option<SetFlag>) {
+        self.batch.add(NfListObject::Set(Box::new(Set {
             family: NfFamily::INet,
-            table: Cow::Owned(plan.table.clone()),
-            name: Cow::Borrowed(ALLOWED_SET),
+            table: Cow::Owned(self.table.clone()),
+            name: Cow::Borrowed(name),
             set_type: SetTypeValue::Single(SetType::Ipv4Addr),
+            flags: flag.map(|flag| HashSet::from([flag])),
             // The server of an allowed domain may answer with ever new addresses, and the set is kept in kernel memory.
             size: Some(65535),
             ..Set::default()
         })));
-        Self { batch, table: plan.table.clone(), tap: plan.tap.clone(), chain: "" }
     }
 
-    fn chain(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
+    /// Puts these addresses into the set of refused ones, in place of those that are in it.
+    fn refuse(&mut self, refused: &[AddressRange]) {
+        let name = || Cow::Borrowed(REFUSED_SET);
+        self.batch.add_cmd(NfCmd::Flush(FlushObject::Set(Box::new(Set {
+            family: NfFamily::INet,
+            table: Cow::Owned(self.table.clone()),
+            name: name(),
+            ..Set::default()
+        }))));
+        let elements = elements(refused);
+        if elements.is_empty() {
+            return;
+        }
+        self.batch.add(NfListObject::Element(Element {
+            family: NfFamily::INet,
+            table: Cow::Owned(self.table.clone()),
+            name: name(),
+            elem: Cow::Owned(elements),
+        }));
+    }
+
+    pub(super) fn chain(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
         self.chain = name;
         self.batch.add(NfListObject::Chain(Chain {
             family: NfFamily::INet,
@@ -241,7 +311,7 @@ impl Rules {
         }));
     }
 
-    fn rule(&mut self, statements: Vec<Statement<'static>>) {
+    pub(super) fn rule(&mut self, statements: Vec<Statement<'static>>) {
         self.batch.add(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: Cow::Owned(self.table.clone()),
@@ -252,7 +322,7 @@ impl Rules {
     }
 
     /// A rule about packets from the guest.
-    fn rule_for_guest(&mut self, matches: Vec<Statement<'static>>, verdict: Statement<'static>) {
+    pub(super) fn rule_for_guest(&mut self, matches: Vec<Statement<'static>>, verdict: Statement<'static>) {
         let mut statements = vec![is(meta(MetaKey::Iifname), text(&self.tap))];
         statements.extend(matches);
         statements.push(verdict);
@@ -260,24 +330,50 @@ impl Rules {
     }
 }
 
+/// The elements of a set that has these addresses. nft refuses ranges that overlap, so only the outermost are in it.
+fn elements(ranges: &[AddressRange]) -> Vec<Expression<'static>> {
+    let is_within = |inner: &AddressRange| {
+        ranges.iter().any(|outer| outer.prefix < inner.prefix && outer.overlaps(*inner))
+    };
+    let mut outermost: Vec<AddressRange> = ranges.iter().copied().filter(|one| !is_within(one)).collect();
+    outermost.sort_unstable();
+    outermost.dedup();
+    let element = |range: AddressRange| match range.prefix {
+        32 => text(range.address),
+        prefix => within(range.address, prefix),
+    };
+    outermost.into_iter().map(element).collect()
+}
+
+/// The ranges of these networks.
+fn ranges(networks: impl IntoIterator<Item = (Ipv4Addr, u8)>) -> Vec<AddressRange> {
+    networks.into_iter().map(|(address, prefix)| AddressRange::new(address, prefix)).collect()
+}
+
+/// All addresses of a network.
+pub(super) fn within(address: Ipv4Addr, prefix: u8) -> Expression<'static> {
+    let network = Prefix { addr: Box::new(text(address)), len: prefix.into() };
+    Expression::Named(NamedExpression::Prefix(network))
+}
+
 /// Refuses with an answer, so that a program in the guest fails at once instead of waiting.
-fn reject() -> Statement<'static> {
+pub(super) fn reject() -> Statement<'static> {
     Statement::Reject(Some(Reject::new(Some(RejectType::ICMPX), Some(RejectCode::AdminProhibited))))
 }
 
 /// Matches packets of a connection that was accepted at its beginning.
-fn is_answer() -> Statement<'static> {
+pub(super) fn is_answer() -> Statement<'static> {
     let state = CT { key: Cow::Borrowed("state"), ..CT::default() };
     let state = Expression::Named(NamedExpression::CT(CT { family: None, dir: None, ..state }));
     let right = Expression::List(["established", "related"].map(text).to_vec());
     Statement::Match(Match { left: state, right, op: Operator::IN })
 }
 
-fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
+pub(super) fn is_not(left: Expression<'static>, right: Expression<'static>) -> Statement<'static> {
     Statement::Match(Match { left, right, op: Operator::NEQ })
 }
 
-fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
+pub(super) fn payload(protocol: &'static str, field: &'static str) -> Expression<'static> {
     let field = PayloadField { protocol: Cow::Borrowed(protocol), field: Cow::Borrowed(field) };
     Expression::Named(NamedExpression::Payload(Payload::PayloadField(field)))
 }

@@ -1,10 +1,21 @@
 //! With real packets, in network namespaces of the test's own: see [`arena`]. They need root, nft, dnsmasq and ip.
 
 mod arena;
+mod figures;
+mod firewalls;
+mod following;
+mod isolated;
+mod mtu;
+mod reach;
+mod standing;
+mod user;
+
+use std::time::Duration;
 
 use super::*;
-use crate::world::Port;
-use arena::{Arena, Guest, PEER, PEER_OTHER, REFUSED, ip};
+use crate::host::ioctl::Tap;
+use crate::world::{Port, UplinkPool, error_chain as chain};
+use arena::{Arena, Guest, PEER, PEER_OTHER, REFUSED, Way, ip};
 
 fn slot(number: u8) -> Slot {
     Slot::try_from(number).unwrap()
@@ -15,6 +26,7 @@ fn filtered(domains: &[&str], ports: &[u16]) -> NetworkPolicy {
         mode: NetworkMode::Filtered,
         domains: domains.iter().map(|domain| domain.parse().unwrap()).collect(),
         ports: ports.iter().map(|port| Port::try_from(*port).unwrap()).collect(),
+        ..NetworkPolicy::default()
     }
 }
 
@@ -25,89 +37,95 @@ fn is_kept_in(arena: &Arena, guest: &Guest) {
         assert!(!guest.reaches(ip("10.99.0.1"), port), "the host by another address of its");
         assert!(arena.host_reaches(ip("10.99.0.1"), port), "control: it listens");
     }
-    assert!(arena.host_reaches(guest.address(), 22), "the host reaches the guest");
+    assert!(arena.nixbox_reaches(guest.address(), 22), "nixbox reaches the guest");
     assert!(!arena.peer_reaches(guest.address(), 22), "the outside does not");
     assert!(!guest.reaches(ip("169.254.169.254"), 80));
 }
 
 #[test]
 fn open_mode_lets_everything_out_and_nothing_in() {
-    let Some(arena) = Arena::new() else { return };
-    let network = arena.network(NetworkMode::Open);
-    arena.on_host(network.build(slot(3), Generation(5))).unwrap();
-    assert_eq!(arena.on_host(network.find(slot(3))).unwrap(), Presence::Whole);
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        let network = arena.network(NetworkMode::Open);
+        arena.on_host(network.build(slot(3), Generation(5))).unwrap();
+        assert_eq!(arena.on_host(network.find(slot(3))).unwrap(), Presence::Whole);
 
-    let guest = Guest::join(&arena, slot(3));
-    let lease = guest.lease();
-    assert_eq!(lease.address, ip("172.16.12.2"));
-    assert_eq!((lease.router, lease.dns), (Some(ip("172.16.12.1")), Some(ip("172.16.12.1"))));
-    assert_eq!(lease.mask, Some(ip("255.255.255.252")));
+        let guest = Guest::join(&arena, slot(3));
+        let lease = guest.lease();
+        assert_eq!(lease.address, ip("172.16.12.2"));
+        assert_eq!((lease.router, lease.dns), (Some(ip("172.16.12.1")), Some(ip("172.16.12.1"))));
+        assert_eq!(lease.mask, Some(ip("255.255.255.252")));
 
-    assert_eq!(guest.resolve("www.anything.test"), (0, vec![PEER_OTHER]));
-    assert!(guest.reaches(PEER, 80) && guest.reaches(PEER_OTHER, 8080));
-    is_kept_in(&arena, &guest);
-    assert!(arena.sender_seen().starts_with("10.99.0.1:"), "the outside sees the host's address");
-    arena.on_host(network.remove(slot(3))).unwrap();
+        assert_eq!(guest.resolve("www.anything.test"), (0, vec![PEER_OTHER]));
+        assert!(guest.reaches(PEER, 80) && guest.reaches(PEER_OTHER, 8080));
+        is_kept_in(&arena, &guest);
+        assert!(arena.sender_seen().starts_with("10.99.0.1:"), "the outside sees the host's address");
+        arena.on_host(network.remove(slot(3))).unwrap();
+    }
 }
 
 #[test]
 fn filtered_mode_lets_out_only_allowed_ports_of_allowed_domains() {
-    let Some(arena) = Arena::new() else { return };
-    let network = arena.network(filtered(&["allowed.test"], &[80, 443]));
-    arena.on_host(network.build(slot(0), Generation(1))).unwrap();
-    let guest = Guest::join(&arena, slot(0));
-    assert_eq!(guest.lease().address, ip("172.16.0.2"));
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        let network = arena.network(filtered(&["allowed.test"], &[80, 443]));
+        arena.on_host(network.build(slot(0), Generation(1))).unwrap();
+        let guest = Guest::join(&arena, slot(0));
+        assert_eq!(guest.lease().address, ip("172.16.0.2"));
 
-    assert!(!guest.reaches(PEER, 80), "not before its name was resolved");
-    assert_eq!(guest.resolve("allowed.test"), (0, vec![PEER]));
-    assert!(guest.reaches(PEER, 80) && guest.reaches(PEER, 443));
-    assert!(!guest.reaches(PEER, 8080), "another port");
-    assert!(!guest.reaches(PEER_OTHER, 80), "another address");
-    assert_eq!(guest.resolve("below.allowed.test"), (0, vec![ip("10.99.0.4")]));
-    assert!(guest.reaches(ip("10.99.0.4"), 80), "what is below an allowed domain");
-    assert_eq!(guest.resolve("alias.allowed.test"), (0, vec![ip("10.99.0.5")]));
-    assert!(guest.reaches(ip("10.99.0.5"), 80), "what an allowed name is an alias of");
+        assert!(!guest.reaches(PEER, 80), "not before its name was resolved");
+        assert_eq!(guest.resolve("allowed.test"), (0, vec![PEER]));
+        assert!(guest.reaches(PEER, 80) && guest.reaches(PEER, 443));
+        assert!(!guest.reaches(PEER, 8080), "another port");
+        assert!(!guest.reaches(PEER_OTHER, 80), "another address");
+        assert_eq!(guest.resolve("below.allowed.test"), (0, vec![ip("10.99.0.4")]));
+        assert!(guest.reaches(ip("10.99.0.4"), 80), "what is below an allowed domain");
+        assert_eq!(guest.resolve("alias.allowed.test"), (0, vec![ip("10.99.0.5")]));
+        assert!(guest.reaches(ip("10.99.0.5"), 80), "what an allowed name is an alias of");
 
-    for name in ["other.test", "test", "notallowed.test", "allowed.test.other.test"] {
-        assert_eq!(guest.resolve(name), (REFUSED, vec![]), "{name}");
+        for name in ["other.test", "test", "notallowed.test", "allowed.test.other.test"] {
+            assert_eq!(guest.resolve(name), (REFUSED, vec![]), "{name}");
+        }
+        let asked = arena.names_asked();
+        assert!(
+            asked.iter().all(|name| name.ends_with("allowed.test") && name != "notallowed.test"),
+            "{asked:?}"
+        );
+        assert!(!guest.reaches_udp(PEER, 5353) && guest.reaches_udp(PEER, 443), "UDP by the same list");
+        assert!(!guest.reaches_udp(ip("10.99.0.53"), 53), "DNS past the gateway");
+
+        // The server of an allowed domain cannot open the host to the guest by its answers, nor the cloud of the host.
+        assert_eq!(guest.resolve("host.allowed.test"), (0, vec![ip("10.99.0.1")]));
+        guest.try_resolve("cloud.allowed.test");
+        is_kept_in(&arena, &guest);
+
+        // A whole network is left as it is, so the addresses stay allowed.
+        arena.on_host(network.build(slot(0), Generation(2))).unwrap();
+        assert!(guest.reaches(PEER, 80));
+        arena.on_host(network.remove(slot(0))).unwrap();
     }
-    let asked = arena.names_asked();
-    assert!(
-        asked.iter().all(|name| name.ends_with("allowed.test") && name != "notallowed.test"),
-        "{asked:?}"
-    );
-    assert!(!guest.reaches_udp(PEER, 5353) && guest.reaches_udp(PEER, 443), "UDP by the same list");
-    assert!(!guest.reaches_udp(ip("10.99.0.53"), 53), "DNS past the gateway");
-
-    // The server of an allowed domain cannot open the host to the guest by its answers, nor the cloud of the host.
-    assert_eq!(guest.resolve("host.allowed.test"), (0, vec![ip("10.99.0.1")]));
-    assert_eq!(guest.resolve("cloud.allowed.test"), (0, vec![ip("169.254.169.254")]));
-    is_kept_in(&arena, &guest);
-
-    // A whole network is left as it is, so the addresses stay allowed.
-    arena.on_host(network.build(slot(0), Generation(2))).unwrap();
-    assert!(guest.reaches(PEER, 80));
-    arena.on_host(network.remove(slot(0))).unwrap();
 }
 
 #[test]
 fn off_mode_lets_nothing_out_and_the_host_in() {
-    let Some(arena) = Arena::new() else { return };
-    let network = arena.network(NetworkMode::Off);
-    arena.on_host(network.build(slot(63), Generation(1))).unwrap();
-    assert_eq!(arena.on_host(network.find(slot(63))).unwrap(), Presence::Whole);
-    let guest = Guest::join(&arena, slot(63));
-    let lease = guest.lease();
-    assert_eq!((lease.address, lease.router, lease.dns), (ip("172.16.252.2"), None, None));
-    assert!(!guest.reaches(PEER, 80));
-    assert!(!guest.reaches_udp(guest.gateway(), 53));
-    is_kept_in(&arena, &guest);
-    arena.on_host(network.remove(slot(63))).unwrap();
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        let network = arena.network(NetworkMode::Off);
+        arena.on_host(network.build(slot(63), Generation(1))).unwrap();
+        assert_eq!(arena.on_host(network.find(slot(63))).unwrap(), Presence::Whole);
+        let guest = Guest::join(&arena, slot(63));
+        let lease = guest.lease();
+        assert_eq!((lease.address, lease.router, lease.dns), (ip("172.16.252.2"), None, None));
+        assert!(!guest.reaches(PEER, 80));
+        assert!(!guest.reaches_udp(guest.gateway(), 53));
+        is_kept_in(&arena, &guest);
+        arena.on_host(network.remove(slot(63))).unwrap();
+    }
 }
 
 #[test]
 fn a_guest_can_neither_use_another_address_nor_ipv6() {
-    let Some(arena) = Arena::new() else { return };
+    let Some(arena) = Arena::new(Way::Host) else { return };
     let network = arena.network(NetworkMode::Open);
     arena.on_host(network.build(slot(3), Generation(1))).unwrap();
     let guest = Guest::join(&arena, slot(3));
@@ -138,7 +156,7 @@ fn a_guest_can_neither_use_another_address_nor_ipv6() {
 
 #[test]
 fn guests_do_not_reach_each_other() {
-    let Some(arena) = Arena::new() else { return };
+    let Some(arena) = Arena::new(Way::Host) else { return };
     let one = arena.network(NetworkMode::Open);
     let other = arena.network_of(arena.neighbour, NetworkMode::Open);
     arena.on_host(one.build(slot(1), Generation(1))).unwrap();
@@ -162,32 +180,34 @@ fn guests_do_not_reach_each_other() {
 
 #[test]
 fn a_removed_network_leaves_nothing() {
-    let Some(arena) = Arena::new() else { return };
-    for mode in [
-        NetworkMode::Off.into(),
-        filtered(&["allowed.test"], &[443]),
-        filtered(&[], &[]),
-        NetworkMode::Open.into(),
-    ] {
-        let network = arena.network(mode);
-        let before = arena.state();
-        assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
-        arena.on_host(network.remove(slot(5))).unwrap();
-        arena.on_host(network.build(slot(5), Generation(1))).unwrap();
-        arena.on_host(network.build(slot(5), Generation(2))).unwrap();
-        assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Whole);
-        assert_ne!(arena.state(), before);
-        arena.on_host(network.remove(slot(5))).unwrap();
-        arena.on_host(network.remove(slot(5))).unwrap();
-        assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
-        assert_eq!(arena.state(), before);
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        for mode in [
+            NetworkMode::Off.into(),
+            filtered(&["allowed.test"], &[443]),
+            filtered(&[], &[]),
+            NetworkMode::Open.into(),
+        ] {
+            let network = arena.network(mode);
+            let before = arena.state();
+            assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
+            arena.on_host(network.remove(slot(5))).unwrap();
+            arena.on_host(network.build(slot(5), Generation(1))).unwrap();
+            arena.on_host(network.build(slot(5), Generation(2))).unwrap();
+            assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Whole);
+            assert_ne!(arena.state(), before);
+            arena.on_host(network.remove(slot(5))).unwrap();
+            arena.on_host(network.remove(slot(5))).unwrap();
+            assert_eq!(arena.on_host(network.find(slot(5))).unwrap(), Presence::Absent);
+            assert_eq!(arena.state(), before);
+        }
     }
 }
 
 /// A crash, or another program, can leave each of these states.
 #[test]
 fn every_partial_state_is_found_rebuilt_and_removed() {
-    let Some(arena) = Arena::new() else { return };
+    let Some(arena) = Arena::new(Way::Host) else { return };
     let network = arena.network(filtered(&["allowed.test"], &[80]));
     let before = arena.state();
     let table = format!("nixbox_vm4_{}", arena.workspace);
@@ -234,29 +254,33 @@ fn every_partial_state_is_found_rebuilt_and_removed() {
 /// A build is dropped at each place where it waits. What it leaves can be removed, and completed.
 #[test]
 fn a_build_that_is_interrupted_anywhere_can_be_removed_or_finished() {
-    let Some(arena) = Arena::new() else { return };
-    let network = arena.network(filtered(&["allowed.test"], &[80]));
-    let before = arena.state();
-    let mut polls = 0;
-    loop {
-        polls += 1;
-        let finished = arena
-            .on_host(cut_off(network.build(slot(4), Generation(1)), polls))
-            .transpose()
-            .unwrap()
-            .is_some();
-        if polls % 2 == 0 {
-            arena.on_host(network.build(slot(4), Generation(2))).unwrap();
-            assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole, "after {polls}");
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        let network = arena.network(filtered(&["allowed.test"], &[80]));
+        let before = arena.state();
+        // Each process of an ordinary user's is found in /proc, which takes longer.
+        let stride = if way == Way::User { 5 } else { 3 };
+        let mut polls = 0;
+        loop {
+            polls += stride;
+            let finished = arena
+                .on_host(cut_off(network.build(slot(4), Generation(1)), polls))
+                .transpose()
+                .unwrap()
+                .is_some();
+            if polls % 2 == 0 {
+                arena.on_host(network.build(slot(4), Generation(2))).unwrap();
+                assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole, "after {polls}");
+            }
+            arena.on_host(network.remove(slot(4))).unwrap();
+            assert_eq!(arena.state(), before, "after {polls}");
+            assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Absent, "after {polls}");
+            if finished {
+                break;
+            }
         }
-        arena.on_host(network.remove(slot(4))).unwrap();
-        assert_eq!(arena.state(), before, "after {polls}");
-        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Absent, "after {polls}");
-        if finished {
-            break;
-        }
+        assert!(polls > 10, "it waits more often than that: {polls}");
     }
-    assert!(polls > 10, "it waits more often than that: {polls}");
 }
 
 /// Polls the future that many times, and then drops it.
@@ -274,36 +298,38 @@ async fn cut_off<F: Future>(future: F, polls: usize) -> Option<F::Output> {
 
 #[test]
 fn a_network_of_another_mode_or_user_is_partial_until_it_is_built() {
-    let Some(arena) = Arena::new() else { return };
-    let open = arena.network(NetworkMode::Open);
-    arena.on_host(open.build(slot(4), Generation(1))).unwrap();
-    for mode in [
-        filtered(&["allowed.test"], &[80]),
-        filtered(&["allowed.test"], &[81]),
-        NetworkMode::Off.into(),
-        NetworkMode::Open.into(),
-    ] {
-        let network = arena.network(mode);
-        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Partial);
-        arena.on_host(network.build(slot(4), Generation(2))).unwrap();
-        assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole);
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        let open = arena.network(NetworkMode::Open);
+        arena.on_host(open.build(slot(4), Generation(1))).unwrap();
+        for mode in [
+            filtered(&["allowed.test"], &[80]),
+            filtered(&["allowed.test"], &[81]),
+            NetworkMode::Off.into(),
+            NetworkMode::Open.into(),
+        ] {
+            let network = arena.network(mode);
+            assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Partial);
+            arena.on_host(network.build(slot(4), Generation(2))).unwrap();
+            assert_eq!(arena.on_host(network.find(slot(4))).unwrap(), Presence::Whole);
+        }
+        let others = HostNetwork::new(NetworkSettings { owner: 4711, ..open.settings.clone() });
+        assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Partial);
+        arena.on_host(others.build(slot(4), Generation(3))).unwrap();
+        assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Whole);
+        let shown = arena.tap_output("ip -d link show vm4");
+        assert!(
+            shown.contains("user 4711") && shown.contains("vnet_hdr on") && shown.contains("persist on"),
+            "{shown}"
+        );
+        assert!(shown.contains(&format!("alias nixbox {} 3", arena.workspace)), "{shown}");
+        arena.on_host(others.remove(slot(4))).unwrap();
     }
-    let others = HostNetwork::new(NetworkSettings { owner: 4711, ..open.settings.clone() });
-    assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Partial);
-    arena.on_host(others.build(slot(4), Generation(3))).unwrap();
-    assert_eq!(arena.on_host(others.find(slot(4))).unwrap(), Presence::Whole);
-    let shown = arena.host_output("ip -d link show vm4");
-    assert!(
-        shown.contains("user 4711") && shown.contains("vnet_hdr on") && shown.contains("persist on"),
-        "{shown}"
-    );
-    assert!(shown.contains(&format!("alias nixbox {} 3", arena.workspace)), "{shown}");
-    arena.on_host(others.remove(slot(4))).unwrap();
 }
 
 #[test]
 fn a_device_without_the_mark_is_refused_and_untouched() {
-    let Some(arena) = Arena::new() else { return };
+    let Some(arena) = Arena::new(Way::Host) else { return };
     let network = arena.network(NetworkMode::Open);
     let foreign = [
         "ip tuntap add dev vm6 mode tap",
@@ -322,9 +348,30 @@ fn a_device_without_the_mark_is_refused_and_untouched() {
     }
 }
 
+/// What a build that was dropped in the middle leaves while another process that is being started has its descriptors.
+#[test]
+fn a_device_that_ends_with_its_descriptors_is_awaited() {
+    let Some(arena) = Arena::new(Way::Host) else { return };
+    let network = arena.network(NetworkMode::Open);
+    let before = arena.state();
+    let built = arena.on_host(async {
+        let tap = Tap::create("vm6").unwrap();
+        let mut build = Box::pin(network.build(slot(6), Generation(1)));
+        // A build that does not wait for the device is refused at once.
+        let early = tokio::time::timeout(Duration::from_millis(100), &mut build).await;
+        assert!(early.is_err(), "{early:?}");
+        drop(tap);
+        build.await
+    });
+    built.unwrap();
+    assert_eq!(arena.on_host(network.find(slot(6))).unwrap(), Presence::Whole);
+    arena.on_host(network.remove(slot(6))).unwrap();
+    assert_eq!(arena.state(), before);
+}
+
 #[test]
 fn rules_in_dockers_chain_let_the_tap_through() {
-    let Some(arena) = Arena::new() else { return };
+    let Some(arena) = Arena::new(Way::Host) else { return };
     arena.host_run("nft add table ip filter");
     arena.host_run("nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'");
     arena.host_run("nft add chain ip filter DOCKER-USER");
@@ -359,7 +406,7 @@ fn rules_in_dockers_chain_let_the_tap_through() {
 
 #[test]
 fn a_user_with_three_capabilities_can_build_and_remove() {
-    let Some(arena) = Arena::new() else { return };
+    let Some(arena) = Arena::new(Way::Host) else { return };
     let before = arena.state();
     std::os::unix::fs::chown(arena.runtime(), Some(4711), Some(4711)).unwrap();
     let network = HostNetwork::new(NetworkSettings {
@@ -380,46 +427,47 @@ fn a_user_with_three_capabilities_can_build_and_remove() {
 
 #[test]
 fn a_runtime_directory_that_others_write_to_is_refused() {
-    use std::os::unix::fs::PermissionsExt;
-    let Some(arena) = Arena::new() else { return };
-    let (network, before) = (arena.network(NetworkMode::Open), arena.state());
-    for mode in [0o775, 0o757] {
-        std::fs::set_permissions(arena.runtime(), std::fs::Permissions::from_mode(mode)).unwrap();
-        let error = arena.on_host(network.build(slot(1), Generation(1))).unwrap_err();
-        assert!(chain(&error).contains("nobody else may write"), "{}", chain(&error));
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        use std::os::unix::fs::PermissionsExt;
+        let (network, before) = (arena.network(NetworkMode::Open), arena.state());
+        for mode in [0o775, 0o757] {
+            std::fs::set_permissions(arena.runtime(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = arena.on_host(network.build(slot(1), Generation(1))).unwrap_err();
+            assert!(chain(&error).contains("nobody else may write"), "{}", chain(&error));
+        }
+        assert_eq!(arena.state(), before);
     }
-    assert_eq!(arena.state(), before);
 }
 
 #[test]
 fn links_in_the_runtime_directory_are_not_followed() {
-    let Some(arena) = Arena::new() else { return };
-    let victim = arena.runtime().with_extension("victim");
-    std::fs::write(&victim, "precious").unwrap();
-    for name in dhcp::FILES.iter().chain([&LISTING]) {
-        std::os::unix::fs::symlink(&victim, arena.runtime().join(name)).unwrap();
+    for way in Way::ALL {
+        let Some(arena) = Arena::new(way) else { return };
+        let victim = arena.runtime().with_extension("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        for name in dhcp::FILES.iter().chain([&LISTING]) {
+            std::os::unix::fs::symlink(&victim, arena.runtime().join(name)).unwrap();
+        }
+        let network = arena.network(NetworkMode::Open);
+        arena.on_host(network.build(slot(1), Generation(1))).unwrap();
+        arena.on_host(network.remove(slot(1))).unwrap();
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
+        std::fs::remove_file(victim).unwrap();
     }
-    let network = arena.network(NetworkMode::Open);
-    arena.on_host(network.build(slot(1), Generation(1))).unwrap();
-    arena.on_host(network.remove(slot(1))).unwrap();
-    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "precious");
-    std::fs::remove_file(victim).unwrap();
 }
 
 #[test]
 fn the_stderr_of_a_failing_program_is_in_the_error() {
-    let Some(arena) = Arena::new() else { return };
-    let failed = arena.on_host(nft::ask("list nonsense")).unwrap_err();
+    let Some(arena) = Arena::new(Way::Host) else { return };
+    let failed = arena
+        .on_host(async {
+            let nft = nft::Nft {
+                inside: None,
+                mark: NetworkPlan::new(slot(0), arena.workspace, 0).firewall_mark(),
+            };
+            nft.ask("list nonsense").await
+        })
+        .unwrap_err();
     assert!(chain(&failed).contains("syntax error"), "{}", chain(&failed));
-}
-
-/// An error with all of its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -120,8 +120,16 @@ fn environment(pid: u32) -> Result<ReadEnvironment, ProcessError> {
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// How often this thread has listed all processes of the host.
+    pub(in crate::host) static LISTINGS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 /// The numbers of all processes.
 fn processes() -> Result<Vec<u32>, ProcessError> {
+    #[cfg(test)]
+    LISTINGS.set(LISTINGS.get() + 1);
     let mut all = Vec::new();
     for entry in fs::read_dir("/proc").map_err(FileError::system("list", "/proc"))? {
         let name = entry.map_err(FileError::system("list", "/proc"))?.file_name();
@@ -139,6 +147,32 @@ pub fn generations(workspace: WorkspaceId) -> Result<BTreeSet<Generation>, Proce
     for pid in processes()? {
         if let ReadEnvironment::Seen(environment) = environment(pid)? {
             found.extend(environment.generation_in(workspace));
+        }
+    }
+    Ok(found)
+}
+
+/// The live processes of a workspace that this user owns, each with its role. /proc is looked through once, so a process
+/// that is in the middle of an exec is missed.
+///
+/// # Errors
+/// [`ProcessError::File`] or [`ProcessError::Process`] if /proc cannot be read.
+pub(in crate::host) fn processes_of(
+    workspace: WorkspaceId,
+    owner: u32,
+) -> Result<Vec<(String, Daemon)>, ProcessError> {
+    let (boot, mut found) = (host_boot()?, Vec::new());
+    for pid in processes()? {
+        let ReadEnvironment::Seen(seen) = environment(pid)? else { continue };
+        let Some(role) = seen.role_in(workspace) else { continue };
+        let owned = fs::metadata(format!("/proc/{pid}")).is_ok_and(|status| status.uid() == owner);
+        let Some(daemon) = Daemon::open_pid(pid, boot)?.filter(|_| owned) else { continue };
+        // Opened, and then asked again: another process may have got the pid in between.
+        if let ReadEnvironment::Seen(again) = environment(pid)?
+            && again.role_in(workspace).as_ref() == Some(&role)
+            && daemon.alive()?
+        {
+            found.push((role, daemon));
         }
     }
     Ok(found)
@@ -194,6 +228,20 @@ impl ProcessSearch<'_> {
             }
         }
         Ok((found, unreadable))
+    }
+
+    /// The live process with this identity, if it is wanted. It costs the same however many processes there are.
+    pub(in crate::host) fn of(&self, identity: Identity) -> Result<Option<Daemon>, ProcessError> {
+        if identity.boot != host_boot()? {
+            return Ok(None);
+        }
+        Ok(Daemon::open(identity, self.mark)?.filter(|_| self.is_owned(identity.pid)))
+    }
+
+    /// The process that has this pid now, if it is wanted.
+    pub(in crate::host) fn at(&self, pid: u32) -> Result<Option<Daemon>, ProcessError> {
+        let found = Daemon::open_pid(pid, host_boot()?)?;
+        found.map_or(Ok(None), |found| self.of(found.identity()))
     }
 
     fn is_owned(&self, pid: u32) -> bool {
@@ -277,6 +325,11 @@ impl Daemon {
         self.leader
     }
 
+    /// A descriptor that becomes readable when the process has ended.
+    pub(in crate::host) fn as_pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
     /// Its identity.
     #[must_use]
     pub fn identity(&self) -> Identity {
@@ -331,7 +384,7 @@ impl Daemon {
     }
 
     /// Ends the process and waits for its end: TERM, `grace`, KILL; KILL at once if `grace` is zero.
-    pub(super) async fn end(&self, mark: &ProcessMark, grace: Duration) -> Result<(), ProcessError> {
+    pub(in crate::host) async fn end(&self, mark: &ProcessMark, grace: Duration) -> Result<(), ProcessError> {
         let kill = (Signal::KILL, KILL_LIMIT);
         let signals = if grace.is_zero() { vec![kill] } else { vec![(Signal::TERM, grace), kill] };
         for (signal, limit) in signals {

@@ -37,6 +37,30 @@ impl DaemonRole {
         Self(format!("dhcp-{slot}"))
     }
 
+    /// The process of nixbox's own that stays with a network namespace.
+    #[must_use]
+    pub fn keeper() -> Self {
+        Self("keeper".to_owned())
+    }
+
+    /// The process of nixbox's own that keeps a network namespace in step with the networks of the host.
+    #[must_use]
+    pub fn follower() -> Self {
+        Self("follower".to_owned())
+    }
+
+    /// The process of nixbox's own that holds the namespaces of an ordinary user's VM.
+    #[must_use]
+    pub fn holder() -> Self {
+        Self("holder".to_owned())
+    }
+
+    /// The process of nixbox's own that has pasta as its child.
+    #[must_use]
+    pub fn uplink() -> Self {
+        Self("uplink".to_owned())
+    }
+
     /// An nft that changes the firewall of a slot.
     #[must_use]
     pub fn firewall(slot: Slot) -> Self {
@@ -62,6 +86,16 @@ pub struct ProcessMark {
 }
 
 impl ProcessMark {
+    /// The mark of the VMM that this process, a daemon of nixbox's, was started for: it has the workspace and the generation of
+    /// this process. `None` if this process has no mark.
+    #[must_use]
+    pub(in crate::host) fn of_own_vmm() -> Option<Self> {
+        let own = |name| std::env::var(name).ok();
+        let workspace = own(WORKSPACE)?.parse().ok()?;
+        let generation = Some(Generation(own(GENERATION)?.parse().ok()?));
+        Some(Self { workspace, generation, role: DaemonRole::vmm() })
+    }
+
     /// The variables by which a process with this mark is recognized.
     pub fn environment(&self) -> impl Iterator<Item = (&'static str, String)> {
         let generation = self.generation.map(|generation| (GENERATION, generation.to_string()));
@@ -91,6 +125,14 @@ impl Environment {
     pub(super) fn value(&self, name: &str) -> Option<&[u8]> {
         let mut entries = self.0.split(|byte| *byte == 0);
         entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+    }
+
+    /// The role in the mark of a process of this workspace.
+    pub(super) fn role_in(&self, workspace: WorkspaceId) -> Option<String> {
+        if self.value(WORKSPACE)? != workspace.to_string().as_bytes() {
+            return None;
+        }
+        Some(std::str::from_utf8(self.value(ROLE)?).ok()?.to_owned())
     }
 
     /// The generation in the mark of a process of this workspace.
@@ -125,6 +167,8 @@ mod tests {
         assert!(mark.is_in(&environment("12")));
         assert_eq!(environment("12").generation_in(mark.workspace), Some(Generation(12)));
         assert_eq!(environment("12").generation_in(WorkspaceId([8; 16])), None);
+        assert_eq!(environment("12").role_in(mark.workspace).as_deref(), Some("vmm"));
+        assert_eq!(environment("12").role_in(WorkspaceId([8; 16])), None);
         let of_any = ProcessMark { generation: None, ..mark.clone() };
         for other in ["1", "123", "012", ""] {
             assert!(!mark.is_in(&environment(other)), "{other}");
@@ -143,6 +187,10 @@ mod tests {
             DaemonRole::share(usize::MAX),
             DaemonRole::dhcp(last),
             DaemonRole::firewall(last),
+            DaemonRole::keeper(),
+            DaemonRole::follower(),
+            DaemonRole::holder(),
+            DaemonRole::uplink(),
         ] {
             let text = role.to_string();
             assert!((1..=32).contains(&text.len()) && text.as_bytes()[0].is_ascii_lowercase(), "{text}");

@@ -344,3 +344,27 @@ async fn a_record_that_was_half_written_is_removed_with_its_daemon() {
         assert!(!fixture.record().exists());
     }
 }
+
+#[test]
+fn the_last_line_of_a_console_is_shown_without_what_moves_the_cursor() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("serial.log");
+    for (written, shown) in [
+        ("one\ntwo\n", "two"),
+        // What systemd writes while a unit takes long to start.
+        (
+            "[  OK  ] Started \u{1b}[0;1;39mssh.service\u{1b}[0m.\r\n\
+             \r\u{1b}[K[\u{1b}[0;31m*     \u{1b}[0m] Job dev-vdb.device/start running (1s / 1min 30s)\r\
+             \u{1b}M\r\u{1b}[K[\u{1b}[0;1;31m*\u{1b}[0m\u{1b}[0;31m*    \u{1b}[0m] Job dev-vdb.device/start running (2s)\r\
+             \u{1b}M\r\u{1b}[K",
+            "[**    ] Job dev-vdb.device/start running (2s)",
+        ),
+        ("\u{1b}]0;title\u{7}login: ", "login:"),
+        ("\u{1b}]0;title\u{1b}\\login: ", "login:"),
+        ("cut short \u{1b}[0;3", "cut short"),
+        ("\u{1b}(Bä", "Bä"),
+    ] {
+        std::fs::write(&path, written).unwrap();
+        assert_eq!(last_line(&path).as_deref(), Some(shown), "{written:?}");
+    }
+}

@@ -117,7 +117,7 @@ fn pin(directory: &OwnedFd) -> Result<(), Errno> {
 }
 
 /// A mount of a file or directory, with all that is mounted below it, that is not attached yet.
-fn clone_of(original: &OwnedFd) -> Result<OwnedFd, Errno> {
+pub(super) fn clone_of(original: &OwnedFd) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH
@@ -126,7 +126,7 @@ fn clone_of(original: &OwnedFd) -> Result<OwnedFd, Errno> {
 }
 
 /// Attaches a mount to a file or directory.
-fn attach(mount: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn attach(mount: &OwnedFd, to: &OwnedFd) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", to, "", flags)
 }

@@ -7,11 +7,14 @@
 use std::fs;
 use std::io;
 
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::{getegid, geteuid};
 use rustix::thread::UnshareFlags;
 
 use super::{Result, ShareViewError};
+
+/// Where the names of network namespaces are.
+const NETWORK_NAMESPACES: &str = "/run/netns";
 
 /// Takes this process, which has one thread, to a mount namespace of its own.
 ///
@@ -29,7 +32,11 @@ pub(super) fn enter() -> Result<()> {
         write("/proc/self/gid_map", &format!("{0} {0} 1", gid.as_raw()))?;
     }
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|errno| ShareViewError::Namespace("make its mounts private", errno.into()))
+        .map_err(|errno| ShareViewError::Namespace("make its mounts private", errno.into()))?;
+    // A network namespace lives as long as a mount of it, and the names of those of VMs are mounts. The daemon needs none of
+    // them. Where there are none, or the user may not take them away, the daemon runs nevertheless.
+    rustix::mount::unmount(NETWORK_NAMESPACES, UnmountFlags::DETACH).ok();
+    Ok(())
 }
 
 fn unshare(flags: UnshareFlags) -> Result<()> {

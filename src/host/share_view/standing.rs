@@ -12,12 +12,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{HIDDEN, MASK, MASKS};
+use super::{HIDDEN, MASK, MASKS, SOURCE};
 use crate::files::FileError;
 use crate::host::process::ROLE;
 
 /// The argument of virtiofsd that names the directory.
-pub(in crate::host) const SHARED_DIRECTORY: &str = "--shared-dir=";
+pub(super) const SHARED_DIRECTORY: &str = "--shared-dir=";
 /// Separates the paths of masks in the environment. No path has two slashes in a row there.
 const SEPARATOR: &[u8] = b"//";
 /// The most bytes of the paths of one share's masks. nixbox reads the beginning of a process's environment only.
@@ -61,12 +61,18 @@ fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a [u8]> {
     entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
-/// The directory that the command line of a process names as its share, canonical when the process was started.
-fn source_of(pid: u32) -> Result<Option<PathBuf>> {
+/// The directory that the command line of a process names as its share.
+fn opened_by(pid: u32) -> Result<Option<PathBuf>> {
     let line = file_of(pid, "cmdline")?.unwrap_or_default();
     let mut arguments = line.split(|byte| *byte == 0);
-    let source = arguments.find_map(|argument| argument.strip_prefix(SHARED_DIRECTORY.as_bytes()));
-    Ok(source.map(|source| OsStr::from_bytes(source).into()))
+    let opened = arguments.find_map(|argument| argument.strip_prefix(SHARED_DIRECTORY.as_bytes()));
+    Ok(opened.map(|opened| OsStr::from_bytes(opened).into()))
+}
+
+/// The source of the share of a daemon that opens the directory `opened`, canonical when the daemon was started. Daemons
+/// of earlier versions open the source by its path, and their environment does not name it.
+fn source_in(environment: &[u8], opened: &Path) -> PathBuf {
+    variable(environment, SOURCE).map_or(opened.to_owned(), |source| OsStr::from_bytes(source).into())
 }
 
 /// The devices of the masks that a process sees.
@@ -87,9 +93,10 @@ fn mask_devices(pid: u32) -> Result<BTreeSet<u64>> {
 /// Each `.nixbox` that the share daemon `pid` shows as it is: of those that were masked when it was started, and that of
 /// `workspace`. Empty if the daemon is gone.
 pub(in crate::host) fn exposed(pid: u32, workspace: &Path) -> Result<Vec<PathBuf>> {
-    let (Some(source), Some(environment)) = (source_of(pid)?, file_of(pid, "environ")?) else {
+    let (Some(opened), Some(environment)) = (opened_by(pid)?, file_of(pid, "environ")?) else {
         return Ok(Vec::new());
     };
+    let source = source_in(&environment, &opened);
     let mut paths = masks_in(variable(&environment, MASKS).unwrap_or_default());
     if let Ok(within) = workspace.strip_prefix(&source) {
         paths.insert(within.join(HIDDEN));
@@ -97,8 +104,8 @@ pub(in crate::host) fn exposed(pid: u32, workspace: &Path) -> Result<Vec<PathBuf
     let masks = mask_devices(pid)?;
     let root = PathBuf::from(format!("/proc/{pid}/root"));
     // The share is the root directory of a virtiofsd that serves, and not that of a daemon that is still starting.
-    let served = match source.strip_prefix("/") {
-        Ok(below) if !is_same(&root, &source) => root.join(below),
+    let served = match opened.strip_prefix("/") {
+        Ok(below) if is_same(&root, Path::new("/")) => root.join(below),
         _ => root,
     };
     let mut exposed = Vec::new();
@@ -147,11 +154,11 @@ pub fn share_above(directory: &Path) -> Result<Option<LiveShare>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         let Some(environment) = file_of(pid, "environ")? else { continue };
         let is_share = variable(&environment, ROLE).is_some_and(|role| role.starts_with(b"share-"));
-        if is_share
-            && let Some(source) = source_of(pid)?
-            && directory.starts_with(&source)
-        {
-            return Ok(Some(LiveShare { pid, source }));
+        if is_share && let Some(opened) = opened_by(pid)? {
+            let source = source_in(&environment, &opened);
+            if directory.starts_with(&source) {
+                return Ok(Some(LiveShare { pid, source }));
+            }
         }
     }
     Ok(None)

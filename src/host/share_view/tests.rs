@@ -1,11 +1,12 @@
 //! The launcher with a shell in place of virtiofsd, which looks at what the daemon would serve.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Output, Stdio};
 
 use super::*;
+use crate::host::socket::{self, SocketPath};
 use crate::testing::{self, Need, USER, have};
 use crate::world::PathInShare;
 
@@ -48,7 +49,14 @@ impl Fixture {
         root
     }
 
-    /// The launcher that becomes a shell with `script`, whose first argument is the source.
+    /// A socket of a share, as a supervisor hands it over.
+    fn socket(&self) -> OwnedFd {
+        let path = self.directory.path().join("share.sock");
+        fs::remove_file(&path).ok();
+        socket::bind(&SocketPath::new(path).unwrap()).unwrap()
+    }
+
+    /// The launcher that becomes a shell with `script`, whose first argument is where the daemon finds the source.
     fn command(&self, source: &std::path::Path, workspace: &std::path::Path, script: &str) -> Command {
         let mut command = Command::new("/proc/self/exe");
         let view = ShareView {
@@ -56,11 +64,15 @@ impl Fixture {
             workspace: workspace.to_owned(),
             protect: PathInShare::DEFAULT.iter().map(|path| path.as_str().into()).collect(),
         };
-        command.arg(COMMAND).args(view.launcher_arguments()).args(["/bin/sh", "-c", script, "sh"]);
+        // A source that is not there is refused by its path.
+        let status = source.symlink_metadata();
+        let (device, inode) = status.map_or((0, 0), |status| (status.dev(), status.ino()));
+        command.arg(COMMAND).arg(BECOME).arg(format!("{device}:{inode}:{}", std::process::id()));
+        command.args(view.launcher_arguments()).args(["/bin/sh", "-c", script, "sh"]);
         command
-            .arg(source)
-            .arg(format!("--shared-dir={}", source.display()))
-            .stdin(Stdio::piped())
+            .arg(place::PATH)
+            .arg(ShareView::daemon_argument())
+            .stdin(self.socket())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         if self.user != 0 {
@@ -235,7 +247,8 @@ fn the_host_has_no_mount_at_any_time_and_nothing_is_left_of_a_killed_daemon() {
     for fixture in users() {
         let before = mounts();
         let source = fixture.path();
-        let mut daemon = fixture.command(&source, &source.join("one"), "echo; cat").spawn().unwrap();
+        let mut daemon =
+            fixture.command(&source, &source.join("one"), "echo; kill -STOP $$").spawn().unwrap();
         std::io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut [0]).unwrap();
         assert_eq!(mask_mounts(daemon.id()), 1);
         assert_eq!(mounts(), before);
@@ -255,7 +268,7 @@ fn a_nixbox_that_the_host_made_anew_is_exposed() {
     for fixture in users() {
         let source = fixture.path();
         let (one, two) = (source.join("one"), fixture.workspace("two"));
-        let mut daemon = fixture.command(&source, &one, "echo; cat").spawn().unwrap();
+        let mut daemon = fixture.command(&source, &one, "echo; kill -STOP $$").spawn().unwrap();
         std::io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut [0]).unwrap();
         let exposed = || standing::exposed(daemon.id(), &one).unwrap();
         assert_eq!(exposed(), Vec::<PathBuf>::new());

@@ -29,7 +29,7 @@ async fn a_slot_is_claimed_kept_and_released() {
     let host = Host::new();
     let ours = host.workspace(1);
     assert_eq!(ours.held().await.unwrap(), None);
-    assert_eq!(ours.free().await.unwrap().len(), 64);
+    assert_eq!(ours.free().await.unwrap().len(), 65);
     assert!(!host.directory().exists(), "looking makes nothing");
 
     assert_eq!(ours.claim(&[slot(7), slot(8)]).await.unwrap(), slot(7));
@@ -68,7 +68,7 @@ async fn a_workspace_has_one_slot_at_a_time() {
 #[tokio::test]
 async fn an_error_says_who_holds_the_slots() {
     let host = Host::new();
-    for id in 0..64 {
+    for id in 0..65 {
         host.workspace(id).claim(&Slot::all().collect::<Vec<_>>()).await.unwrap();
     }
     assert!(host.workspace(99).free().await.unwrap().is_empty());
@@ -99,7 +99,7 @@ async fn a_file_that_is_not_a_claim_holds_its_slot_and_is_left_alone() {
     assert!(fifo.success());
 
     assert_eq!(ours.held().await.unwrap(), None);
-    assert_eq!(ours.free().await.unwrap().len(), 64 - 8);
+    assert_eq!(ours.free().await.unwrap().len(), 65 - 8);
     assert_eq!(ours.claim(&Slot::all().collect::<Vec<_>>()).await.unwrap(), slot(8));
     for number in 0..8 {
         assert!(ours.release(slot(number)).await.is_err(), "{number}");

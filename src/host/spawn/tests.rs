@@ -78,6 +78,19 @@ fn the_variable_has_precedence_over_path_and_must_name_a_program() {
     assert!(matches!(find(None, "bin::.:/nowhere"), Err(SpawnError::NotFound { .. })));
 }
 
+/// Distributions put virtiofsd there.
+#[test]
+fn a_program_is_found_in_the_directories_for_programs_of_programs_after_those_of_path() {
+    let programs = std::fs::read_dir("/usr/libexec").into_iter().flatten();
+    let programs = programs.map(|entry| entry.unwrap().path()).filter(|path| program::is_executable(path));
+    for path in programs {
+        let name: &'static str = path.file_name().unwrap().to_str().unwrap().to_owned().leak();
+        assert_eq!(locate(name, "NIXBOX_X", None, Some("/nowhere".into())).unwrap(), path);
+    }
+    // One on PATH comes first.
+    assert_eq!(locate("sh", "NIXBOX_SH", None, Some("/bin".into())).unwrap(), Path::new("/bin/sh"));
+}
+
 #[test]
 fn a_program_that_the_user_may_not_run_is_named_with_the_user_and_the_obstacle() {
     use std::os::unix::fs::PermissionsExt;
@@ -128,7 +141,7 @@ fn a_program_that_the_user_may_not_run_is_named_with_the_user_and_the_obstacle()
     let seen = user.act(|| locate("tool", "NIXBOX_TOOL", None, Some(home.parent().unwrap().into())));
     let error = seen.unwrap().unwrap_err().to_string();
     assert!(error.contains("tool is not on PATH") && error.contains("home/bin"), "{error}");
-    assert!(find(None, &[]).unwrap_err().to_string().starts_with("tool is not on PATH; install it"));
+    assert!(find(None, &[]).unwrap_err().to_string().starts_with("tool is not on PATH, nor in /usr/libexec"));
     // Whatever the thread took on ended with it.
     assert!(rustix::process::geteuid().is_root());
 }

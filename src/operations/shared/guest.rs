@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::machine::Target;
-use super::{Context, done_if_whole, probe_if_alive};
+use super::{Context, done_if_absent, done_if_whole, probe_if_alive};
 use crate::engine::transition::{Failure, Probe, Transition, TransitionSpec};
 use crate::operations::ids;
 use crate::operations::limits::{GUEST, until_ready};
@@ -111,6 +111,39 @@ impl Transition<World> for Inject {
     }
 }
 
+/// What the wipe took from the guest. The backup is there as long as the guest has not all of it.
+pub(in crate::operations) struct GiveBack(pub(in crate::operations) Target);
+
+impl Transition<World> for GiveBack {
+    type Intent = Machine;
+    type Outcome = ();
+
+    fn spec(&self) -> TransitionSpec {
+        TransitionSpec::nothing_to_undo(ids::GIVE_BACK, "give back files", HAD_BEFORE, GUEST)
+    }
+
+    async fn prepare(&self, context: &Context<'_>) -> Result<Machine> {
+        self.0.machine(context)
+    }
+
+    async fn probe(&self, context: &Context<'_>, machine: &Machine) -> Result<Probe<()>> {
+        let probe = async { Ok(done_if_absent(context.world.backups.find(machine.memory).await?)) };
+        probe_if_alive(context.world, machine.vmm, probe).await
+    }
+
+    async fn apply(&self, context: &Context<'_>, machine: &Machine) -> Result<()> {
+        give_back(context.world, machine).await
+    }
+}
+
+/// Gives back what is in the backup, and removes the backup. Without a backup the guest lacks nothing.
+pub(in crate::operations) async fn give_back(world: &World, machine: &Machine) -> Result<()> {
+    if let Some(backup) = world.backups.read(machine.memory).await? {
+        world.guest.give_back(machine, &backup).await?;
+    }
+    world.backups.remove(machine.memory).await
+}
+
 /// The shares: attached to the VM where they are not its devices yet, and mounted in the guest.
 pub(in crate::operations) struct MountShares(pub(in crate::operations) Target);
 
@@ -151,10 +184,13 @@ pub(in crate::operations) async fn attach_and_mount(world: &World, machine: &Mac
     }
     // The daemons are checked before the mount, because the guest hangs in a share that no daemon serves; and after it,
     // because the guest's kernel reports success for such a mount.
-    if !daemons_serve(world, machine).await? {
-        return Err(Failure::world(NoDaemon));
-    }
+    must_be_served(world, machine).await?;
     world.guest.mount(machine).await?;
+    must_be_served(world, machine).await
+}
+
+/// Fails if a share daemon has ended since it was started, before a VMM that would wait a minute for it connects.
+pub(in crate::operations) async fn must_be_served(world: &World, machine: &Machine) -> Result<()> {
     if daemons_serve(world, machine).await? { Ok(()) } else { Err(Failure::world(NoDaemon)) }
 }
 

@@ -25,17 +25,22 @@ pub(in crate::operations) enum Target {
 impl Target {
     pub(in crate::operations) fn machine(self, context: &Context<'_>) -> Result<Machine> {
         Ok(match self {
-            Self::New { disk, shares } => Machine {
-                vmm: context.generation,
-                disk: disk.unwrap_or(context.generation),
-                memory: context.generation,
-                slot: slot::claimed(context)?,
-                shares,
-            },
+            Self::New { disk, shares } => built(context.generation, slot::claimed(context)?, disk, shares),
             Self::Existing(machine) => machine,
             Self::RolledOver(machine) => Machine { vmm: context.generation, ..machine },
         })
     }
+}
+
+/// The VM that the operation of this generation builds in a slot, with its own disk unless it has another one.
+pub(in crate::operations) fn built(
+    generation: Generation,
+    slot: Slot,
+    disk: Option<Generation>,
+    shares: bool,
+) -> Machine {
+    let disk = disk.unwrap_or(generation);
+    Machine { vmm: generation, disk, memory: generation, slot, shares }
 }
 
 /// The built record: what the VM is built from, for the nixbox that acts on the VM later.
@@ -106,7 +111,7 @@ impl Transition<World> for StartVmm {
     async fn probe(&self, context: &Context<'_>, (): &()) -> Result<Probe<()>> {
         Ok(match context.world.vmm.find(context.generation).await? {
             VmmState::Never => Probe::NotDone,
-            VmmState::Gone => Probe::Lost,
+            VmmState::Gone | VmmState::PoweredOff => Probe::Lost,
             _ => Probe::Done(()),
         })
     }

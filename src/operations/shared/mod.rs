@@ -7,6 +7,7 @@
 
 pub(super) mod clear_away;
 pub(super) mod guest;
+pub(super) mod guest_scripts;
 pub(super) mod hooks;
 pub(super) mod machine;
 pub(super) mod slot;
@@ -87,13 +88,20 @@ impl<I: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Transition
     }
 }
 
-/// The parameters of an operation. An earlier nixbox wrote fewer of them, and what it did not write has a meaning of its
-/// own then. The two cannot be confused, because parameters fill their bytes.
-pub(super) fn parameters<P: DeserializeOwned, Older: DeserializeOwned + Into<P>>(
-    bytes: &[u8],
-) -> Result<P, PayloadError> {
-    record::decode_payload(bytes)
-        .or_else(|error| record::decode_payload::<Older>(bytes).map(Into::into).map_err(|_| error))
+/// The parameters of an operation. Earlier versions of nixbox wrote fewer of them, `Old` fewer than `Former`, and what they
+/// did not write has a meaning of its own then. The three cannot be confused, because parameters fill their bytes.
+pub(super) fn parameters<P, Former, Old>(bytes: &[u8]) -> Result<P, PayloadError>
+where
+    P: DeserializeOwned,
+    Former: DeserializeOwned + Into<P>,
+    Old: DeserializeOwned + Into<Former>,
+{
+    record::decode_payload(bytes).or_else(|error| {
+        record::decode_payload::<Former>(bytes)
+            .or_else(|_| record::decode_payload::<Old>(bytes).map(Into::into))
+            .map(Into::into)
+            .map_err(|_| error)
+    })
 }
 
 /// What is found of something that a transition makes.

@@ -39,6 +39,7 @@ fn files(directory: &tempfile::TempDir) -> RecordFiles {
         run: directory.path().to_owned(),
         root: "/srv/project".into(),
         runtime: "/run/nixbox-0/1".into(),
+        namespace: Some(NamespaceKeeping::Holder),
         spec: spec(),
     }
 }
@@ -57,6 +58,7 @@ async fn a_record_is_read_as_it_was_written_until_it_is_removed() {
         files.write(GENERATION).await.unwrap();
         let record = read_back(&files).unwrap().unwrap();
         assert_eq!((&record.spec, &record.runtime), (&files.spec, &files.runtime));
+        assert_eq!(record.namespace, Some(NamespaceKeeping::Holder));
         assert_eq!(files.find(GENERATION).await.unwrap(), Presence::Whole);
         assert_eq!(files.generations().await.unwrap(), BTreeSet::from([GENERATION]));
     }
@@ -103,6 +105,7 @@ async fn a_record_that_was_changed_or_cut_is_refused() {
         ("\"readonly\": true", "\"readonly\": true, \"other\": 1"),
         ("\"backing\": \"disk\"", "\"backing\": \"elsewhere\""),
         ("\"cloud-hypervisor\"", "\"qemu\""),
+        ("\"holder\"", "\"nobody\""),
     ];
     for (from, to) in changed {
         let text = good.replacen(from, to, 1);
@@ -110,13 +113,28 @@ async fn a_record_that_was_changed_or_cut_is_refused() {
         std::fs::write(&path, text).unwrap();
         assert!(matches!(read_back(&files), Err(RecordFileError::Unreadable { .. })), "{from} to {to}");
     }
-    std::fs::write(&path, good.replacen("\"format\": 1", "\"format\": 2, \"more\": 3", 1)).unwrap();
-    assert!(matches!(read_back(&files), Err(RecordFileError::Newer { found: 2, .. })));
+    std::fs::write(&path, good.replacen("\"format\": 2", "\"format\": 3, \"more\": 3", 1)).unwrap();
+    assert!(matches!(read_back(&files), Err(RecordFileError::Newer { found: 3, .. })));
     std::fs::write(&path, good.replacen("\"generation\": 7", "\"generation\": 8", 1)).unwrap();
     assert!(matches!(read_back(&files), Err(RecordFileError::OtherGeneration { .. })));
     std::fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
     assert!(matches!(read_back(&files), Err(RecordFileError::File(_))));
+}
+
+#[tokio::test]
+async fn a_record_of_an_earlier_nixbox_does_not_say_how_the_namespace_is_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = files(&directory);
+    files.write(GENERATION).await.unwrap();
+    let path = directory.path().join("built-7.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let earlier =
+        text.replacen("\"format\": 2", "\"format\": 1", 1).replacen("  \"namespace\": \"holder\",\n", "", 1);
+    assert_eq!(earlier.lines().count() + 1, text.lines().count());
+    std::fs::write(&path, earlier).unwrap();
+    let record = read_back(&files).unwrap().unwrap();
+    assert_eq!((record.namespace, record.spec), (None, files.spec));
 }
 
 #[tokio::test]

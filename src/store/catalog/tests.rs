@@ -3,12 +3,18 @@ use std::os::unix::fs::symlink;
 use super::*;
 use crate::files::FileError;
 use crate::files::copy::NoProgress;
-use crate::world::{BootId, Failure, Generation, Origin, Slot, SnapshotName, VmmVersion};
+use crate::files::copy::tests::BytesRead;
+use crate::files::hash::tests::root_of;
+use crate::files::search::value::ValueKind;
+use crate::world::{
+    BootId, Failure, Generation, HashMethod, OnLeak, Origin, Secret, Slot, SnapshotName, VmmVersion,
+};
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().to_owned();
-    (directory, Snapshots { root, progress: Arc::new(NoProgress) })
+    let leaks = Arc::new(LeakSearch::new(root.clone(), OnLeak::Redact));
+    (directory, Snapshots { root, progress: Arc::new(NoProgress), leaks })
 }
 
 fn id(number: u64) -> SnapshotId {
@@ -50,6 +56,7 @@ async fn staged(snapshots: &Snapshots, number: u64, name: Option<&str>) -> Manif
         origin: origin(),
         files: snapshots.digest(id(number), &Interrupt::new()).await.unwrap(),
         given: Default::default(),
+        receipt: None,
     }
 }
 
@@ -63,7 +70,7 @@ async fn a_snapshot_is_listed_from_its_commit_to_its_deletion() {
     assert!(snapshots.list().await.unwrap().is_empty());
     assert!(snapshots.holds_vmm_state(id(12)).await.unwrap());
     let bytes = std::fs::read(snapshots.root.join(".staging-12/memory.img")).unwrap();
-    assert_eq!(second.files[1].hash, *blake3::hash(&bytes).as_bytes());
+    assert_eq!(second.files[1].hash, root_of(&bytes));
     snapshots.commit(second.clone()).await.unwrap();
     let first = staged(&snapshots, 9, None).await;
     snapshots.commit(first.clone()).await.unwrap();
@@ -186,6 +193,76 @@ async fn every_kind_of_damage_is_found() {
         let found = snapshots.survey().unwrap();
         assert!(matches!(&found[1].manifest, Some(Ok(manifest)) if manifest.id == id(13)));
     }
+}
+
+#[tokio::test]
+async fn a_disk_of_a_terabyte_is_hashed_committed_verified_and_searched_by_its_data() {
+    const SIZE: u64 = 1 << 40;
+    const DATA: u64 = 10 << 20;
+    let (never, (_directory, mut snapshots)) = (Interrupt::new(), snapshots());
+    let read = Arc::new(BytesRead::default());
+    snapshots.progress = read.clone();
+    let empty = staged(&snapshots, 12, None).await;
+    let path = snapshots.root.join(".staging-12/disk-0.img");
+    let disk = std::fs::File::create(&path).unwrap();
+    disk.set_len(SIZE).unwrap();
+    for number in 0..10 {
+        let at = number * (SIZE / 10) / DATA * DATA;
+        std::os::unix::fs::FileExt::write_all_at(&disk, &[7; 1 << 20], at).unwrap();
+    }
+    let files = snapshots.digest(id(12), &never).await.unwrap();
+    assert_eq!((files[1].size, read.take("disk-0.img")), (SIZE, DATA));
+    snapshots.commit(Manifest { files, ..empty }).await.unwrap();
+    assert_eq!(read.take("disk-0.img"), 0);
+    snapshots.verify(id(12), Depth::All, &never).await.unwrap();
+    assert_eq!(read.take("disk-0.img"), DATA);
+    let content = Secret::new(b"glpat-0123456789abcdefGHIJ".to_vec());
+    let value = NamedValue { name: "TOKEN".to_owned(), kind: ValueKind::Read, content };
+    let receipt = snapshots.search(id(12), &[value], &never).await.unwrap();
+    assert_eq!((receipt.found.len(), read.take("disk-0.img")), (0, DATA));
+
+    // A byte in the middle of a hole is damage.
+    let disk = std::fs::File::options().write(true).open(snapshots.root.join("12/disk-0.img")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&disk, b"X", SIZE / 3).unwrap();
+    let failure = snapshots.verify(id(12), Depth::Touched, &never).await.unwrap_err();
+    assert!(
+        failure.to_string().contains("disk-0.img of snapshot 12 is not what its manifest says"),
+        "{failure}"
+    );
+}
+
+/// Gives a listed snapshot the manifest that an older nixbox would have written for the same files.
+fn written_by_an_older_nixbox(snapshots: &Snapshots, number: u64) {
+    let (directory, mut manifest) =
+        (snapshots.root.join(number.to_string()), snapshots.manifest(id(number)).unwrap());
+    for file in &mut manifest.files {
+        file.hash = *blake3::hash(&std::fs::read(directory.join(&file.name)).unwrap()).as_bytes();
+        file.method = HashMethod::Whole;
+    }
+    let text = String::from_utf8(manifest::encode(&manifest).unwrap()).unwrap();
+    let text = text.replace("\"format\": 3", "\"format\": 2");
+    let (before, rest) = text.split_once("\"check\": \"").unwrap();
+    let unchecked = format!("{before}\"check\": \"{}", &rest[64..]);
+    let check = blake3::hash(unchecked.as_bytes()).to_hex();
+    let text = format!("{before}\"check\": \"{check}{}", &rest[64..]);
+    std::fs::write(directory.join("manifest.json"), text).unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_of_an_older_nixbox_is_verified_by_the_hashes_that_it_has() {
+    let (never, (_directory, snapshots)) = (Interrupt::new(), snapshots());
+    snapshots.commit(staged(&snapshots, 12, Some("warm")).await).await.unwrap();
+    let image = snapshots.root.join("12/memory.img");
+    // A hole at the end, and zeros in the middle.
+    let file = std::fs::File::options().write(true).open(&image).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0; 100_000], 5_000_000).unwrap();
+    written_by_an_older_nixbox(&snapshots, 12);
+    let manifest = snapshots.manifest(id(12)).unwrap();
+    assert!(manifest.files.iter().all(|file| file.method == HashMethod::Whole));
+    snapshots.verify(id(12), Depth::All, &never).await.unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"X", 5_050_000).unwrap();
+    let failure = snapshots.verify(id(12), Depth::Touched, &never).await.unwrap_err();
+    assert!(failure.to_string().contains("is not what its manifest says"), "{failure}");
 }
 
 #[tokio::test]

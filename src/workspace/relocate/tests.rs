@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::files::copy::NoProgress;
+use crate::files::extents;
 
 const ID: WorkspaceId = WorkspaceId([9; 16]);
 
@@ -67,7 +68,10 @@ impl Arena {
         assert_eq!(content["ssh/vm_key"].as_deref(), Some(b"k" as &[u8]));
         assert_eq!(content["snapshots/7/memory"].as_ref().map(Vec::len), Some(64 << 20));
         let memory = self.state().join("snapshots/7/memory");
-        assert!(copy::data_bytes(&fs::File::open(memory).unwrap()).unwrap() < 1 << 20, "its holes are holes");
+        assert!(
+            extents::data_bytes(&fs::File::open(memory).unwrap()).unwrap() < 1 << 20,
+            "its holes are holes"
+        );
         let left: Vec<String> = listed(self.directories[0].path()).into_keys().collect();
         assert_eq!(left, ["config.toml", "lock"]);
         assert_eq!(fs::read_dir(self.directories[1].path()).unwrap().count(), 1);

@@ -8,6 +8,7 @@ use fastrand::Rng;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
+use super::users;
 use crate::outside;
 use crate::workspace::Workspace;
 
@@ -22,16 +23,25 @@ fn recover(workspace: &Workspace, kill_recovery_at: usize) {
     assert_eq!(workspace.ok(&["recover", "--json"]).json()["result"], "nothing");
 }
 
-/// An ordinary run kills at every 7th event, a campaign at every event.
+/// An ordinary run kills at every 17th event, a campaign at every event.
 fn stride() -> usize {
-    if std::env::var_os("NIXBOX_CAMPAIGN").is_some() { 1 } else { 7 }
+    if std::env::var_os("NIXBOX_CAMPAIGN").is_some() { 1 } else { 17 }
+}
+
+pub(super) fn every_kill_of_up_and_down_is_recovered() {
+    every_kill(Workspace::new);
+}
+
+/// The same without root's rights, with the holder of the namespaces and pasta.
+pub(super) fn every_kill_of_up_and_down_of_an_ordinary_user_is_recovered() {
+    every_kill(users::ordinary);
 }
 
 /// Kills one `up` at each event of `up`, and one `down` at each event of `down`, with as few VMs as that takes.
-pub(super) fn every_kill_of_up_and_down_is_recovered() {
+fn every_kill(new_workspace: fn(&str) -> Workspace) {
     let (mut up, mut down) = (1, 1);
     let (mut up_passed, mut down_passed) = (false, false);
-    let mut workspace = Workspace::new("kill-1");
+    let mut workspace = new_workspace("kill-1");
     while !(up_passed && down_passed) {
         if up_passed {
             workspace.ok(&["up"]);
@@ -54,7 +64,7 @@ pub(super) fn every_kill_of_up_and_down_is_recovered() {
         }
         workspace.assert_down();
         // A disk that stays would spare the next `up` the making of one.
-        workspace = Workspace::new(&format!("kill-{up}-{down}"));
+        workspace = new_workspace(&format!("kill-{up}-{down}"));
     }
     println!("killed at every {}. of {up} events of `up` and {down} of `down`", stride());
     // The operations have more events than these. A lower count means that nothing was killed.
@@ -103,12 +113,20 @@ const LONGEST: u64 = 12_000;
 /// Kills every operation but `delete` after random times, or one of its daemons instead. A third of the commands ends before it
 /// is killed.
 pub(super) fn random_kills_are_recovered() {
+    random_kills(&Workspace::new("random"));
+}
+
+/// The same without root's rights: the holder of the namespaces, pasta and its parent are among the daemons.
+pub(super) fn random_kills_of_an_ordinary_user_are_recovered() {
+    random_kills(&users::ordinary("random"));
+}
+
+fn random_kills(workspace: &Workspace) {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seconds = variable("NIXBOX_CAMPAIGN").unwrap_or(60);
+    let seconds = variable("NIXBOX_CAMPAIGN").unwrap_or(30);
     let seed = variable("NIXBOX_SEED").unwrap_or(0x2545_f491_4f6c_dd1d);
     println!("NIXBOX_CAMPAIGN={seconds} NIXBOX_SEED={seed}");
     let mut random = Rng::with_seed(seed);
-    let workspace = Workspace::new("random");
     workspace.configure(&Workspace::configuration("[snapshot]\nkeep = 2"));
     // A named snapshot is never pruned, so that there is always one to restore.
     workspace.ok(&["up"]);
@@ -152,7 +170,7 @@ pub(super) fn random_kills_are_recovered() {
             }
             _ => workspace.assert_up(),
         }
-        assert_snapshots(&workspace);
+        assert_snapshots(workspace);
         rounds += 1;
     }
     println!("{rounds} rounds");

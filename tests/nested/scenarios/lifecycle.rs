@@ -5,8 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
+use super::images;
 use crate::outside::{self, must, shell};
-use crate::workspace::{self, Said, WORK, Workspace};
+use crate::workspace::{self, Said, TOKEN, WORK, Workspace};
 
 /// Runs the quick start of the README. Its other section, which installs nixbox, is left out.
 pub(super) fn the_commands_of_the_readme_lead_to_a_shell() {
@@ -18,25 +19,39 @@ pub(super) fn the_commands_of_the_readme_lead_to_a_shell() {
     let shell_line = commands.iter().position(|line| *line == "nixbox shell").expect("nixbox shell");
     let place = Path::new(WORK).join("readme");
     let bin = place.join("bin");
+    // What a try left that the emulation has ended.
+    if place.exists() {
+        fs::remove_dir_all(&place).unwrap();
+    }
     fs::create_dir_all(&bin).unwrap();
     std::os::unix::fs::symlink(workspace::nixbox(), bin.join("nixbox")).unwrap();
     let head = format!("set -eu; cd {}; PATH={}:$PATH\n", place.display(), bin.display());
-    let before = format!("{head}{}\n", commands[..shell_line].join("\n"));
+    // No registry can be reached from here.
+    let before = commands[..shell_line]
+        .join("\n")
+        .replace("debian:12", images::layout("readme-image").to_str().unwrap());
+    let before = format!("{head}{before}\ntouch note\n");
     println!("{}", shell(&before));
     let workspace = shell(&format!("{head}find . -maxdepth 2 -name .nixbox -printf %h"));
     let inside = format!(
         "{head}cd {workspace}; printf '%s\\n' 'ls workspace' pwd exit | script -qec 'nixbox shell' /dev/null"
     );
     let said = shell(&inside);
-    assert!(said.contains("image") && said.contains("/home/user"), "{said}");
+    assert!(said.contains("note") && said.contains("/home/user"), "{said}");
     println!("{}", shell(&format!("{head}cd {workspace}; {}", commands[shell_line + 1..].join("\n"))));
+    println!("{}", shell(&format!("{head}rm {workspace}/.nixbox/config.toml; nixbox image delete layout")));
     assert_eq!(outside::everything(), []);
 }
 
 pub(super) fn down_leaves_only_the_disk() {
     let workspace = Workspace::new("disk");
+    workspace.configure(&Workspace::configuration(
+        "[guest.scripts]\nafter-up = ['echo \"$PWD $TOKEN\" > ~/ran']\n\
+         [hooks]\npost-up = ['\"$NIXBOX\" run -- cat ran > ran']\n",
+    ));
     assert_eq!(workspace.ok(&["up", "--json"]).json()["result"], "done");
     workspace.assert_up();
+    assert_eq!(fs::read_to_string(workspace.path.join("ran")).unwrap(), format!("/home/user {TOKEN}\n"));
     workspace.guest("echo kept > ~/kept");
     let nonce = workspace.guest("cat /run/nonce");
     assert_eq!(workspace.ok(&["down", "--json"]).json()["result"], "done");
@@ -108,13 +123,12 @@ pub(super) fn two_running_vms_are_independent() {
     workspaces.iter().for_each(Workspace::assert_up);
     let [one, two] = workspaces;
     assert_ne!(one.guest("cat /run/nonce"), two.guest("cat /run/nonce"));
-    assert_ne!(one.status()["vm"]["slot"], two.status()["vm"]["slot"]);
+    assert_eq!(one.status()["vm"]["address"], two.status()["vm"]["address"], "each in a network of its own");
     one.guest("echo one > ~/share/mine");
     assert!(!two.path.join("share/mine").exists());
     one.ok(&["down"]);
     one.assert_down();
     two.assert_up();
-    // The first workspace gets the slot that it freed.
     one.ok(&["up"]);
     one.assert_up();
     two.ok(&["down"]);

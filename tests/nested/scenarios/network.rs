@@ -7,14 +7,14 @@ use crate::outside::{must, shell};
 use crate::workspace::Workspace;
 
 /// A host behind this host: DNS, and web servers on two addresses and two ports.
-struct Peer {
+pub(super) struct Peer {
     servers: Vec<Child>,
 }
 
 const RESOLV: &str = "/etc/resolv.conf";
 
 impl Peer {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         shell(
             "ip netns add world
              ip link add to-world type veth peer name up0 netns world
@@ -65,6 +65,17 @@ impl Drop for Peer {
     }
 }
 
+/// What the servers say.
+pub(super) const HELLO: &str = "hello from the world\n";
+
+/// What the guest gets from a name or address. bash opens the connection, with the resolver that every program uses.
+pub(super) fn fetch(workspace: &Workspace, host: &str, port: u16) -> Option<String> {
+    let script = r#"exec 3<> "/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && sed '1,/^.$/d' <&3"#;
+    let port = port.to_string();
+    let said = workspace.run(&["run", "--", "timeout", "10", "bash", "-c", script, host, &port]);
+    (said.code == Some(0)).then_some(said.stdout)
+}
+
 pub(super) fn filtered_mode_lets_only_allowed_domains_and_ports_through() {
     let peer = Peer::new();
     assert!(fs::read_to_string(RESOLV).unwrap().contains("198.51.100.2"));
@@ -73,22 +84,16 @@ pub(super) fn filtered_mode_lets_only_allowed_domains_and_ports_through() {
     workspace.configure(&Workspace::configuration(network));
     workspace.ok(&["up"]);
     workspace.assert_up();
-    // What the guest gets from a name or address. bash opens the connection, with the resolver that every program uses.
-    let fetch = |host: &str, port: u16| {
-        let script =
-            r#"exec 3<> "/dev/tcp/$0/$1" && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && sed '1,/^.$/d' <&3"#;
-        let port = port.to_string();
-        let said = workspace.run(&["run", "--", "timeout", "10", "bash", "-c", script, host, &port]);
-        (said.code == Some(0)).then_some(said.stdout)
-    };
-    let hello = Some("hello from the world\n".to_owned());
+    let fetch = |host: &str, port: u16| fetch(&workspace, host, port);
+    let hello = Some(HELLO.to_owned());
     assert_eq!(fetch("allowed.test", 80), hello);
     assert_eq!(fetch("below.allowed.test", 80), hello);
     assert_eq!(fetch("allowed.test", 8080), None, "a port that is not allowed");
     assert_eq!(fetch("other.test", 80), None, "a name that is not allowed");
     assert_eq!(fetch("198.51.100.3", 80), None, "an address that no allowed name has");
-    assert_eq!(fetch("172.16.0.1", 80), None, "the host itself");
+    assert_eq!(fetch("198.51.100.253", 80), None, "the host itself");
     assert_eq!(fetch("198.51.100.1", 80), None, "the host itself, by another address");
+    assert_eq!(fetch("203.0.113.1", 80), None, "the host itself, by the address of the uplink");
     let asked = workspace.run(&["run", "--", "nslookup", "allowed.test", "198.51.100.2"]);
     assert_ne!(asked.code, Some(0), "DNS past the host's: {asked:?}");
     assert_ne!(workspace.run(&["run", "--", "ping", "-c", "1", "-W", "3", "198.51.100.2"]).code, Some(0));

@@ -51,15 +51,15 @@ pub(super) fn up_refuses_what_cannot_work_and_changes_nothing() {
     refused(&workspace, &[], 2, &["/run", "the guest must not reach"]);
     workspace.configure(&Workspace::configuration(""));
 
-    must("ip", &["tuntap", "add", "dev", "vm0", "mode", "tap"]);
-    refused(&workspace, &[], 1, &["vm0", "not nixbox's"]);
-    assert!(Path::new("/sys/class/net/vm0").exists(), "somebody else's device was removed");
-    must("ip", &["link", "delete", "vm0"]);
+    let namespace = format!("nixbox-{}", workspace.id());
+    must("ip", &["netns", "add", &namespace]);
+    refused(&workspace, &[], 1, &[&namespace, "not of this workspace", "ip netns delete"]);
+    assert!(Path::new("/run/netns").join(&namespace).exists(), "somebody else's namespace was removed");
+    must("ip", &["netns", "delete", &namespace]);
 
-    fs::create_dir_all("/run/nixbox/slots").unwrap();
-    (0..64).for_each(|slot| fs::write(format!("/run/nixbox/slots/{slot}"), "somebody's").unwrap());
-    refused(&workspace, &[], 1, &["all 64 slots", "bring down a VM"]);
-    (0..64).for_each(|slot| fs::remove_file(format!("/run/nixbox/slots/{slot}")).unwrap());
+    workspace.configure(&Workspace::configuration("[network]\nuplink = \"127.0.0.0/24\"\n"));
+    refused(&workspace, &[], 2, &["network.uplink", "cannot be used"]);
+    workspace.configure(&Workspace::configuration(""));
 
     // A file that is no kernel is found out by the boot alone, and the boot is rolled back.
     fs::write(workspace.path.join("text"), "no kernel\n").unwrap();

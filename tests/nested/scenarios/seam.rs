@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixbox::host::network::{HostNetwork, NetworkSettings};
+use nixbox::host::confinement::FileAccess;
+use nixbox::host::network::{HostNetwork, NetworkPlace, NetworkSettings};
 use nixbox::host::shares::{Share, ShareSettings, Virtiofs};
 use nixbox::host::spawn::Invoker;
 use nixbox::vmm::cloud_hypervisor::{CloudHypervisor, Find, VmmSettings};
 use nixbox::world::{
-    Failure, Generation, Machine, Network, NetworkMode, Presence, Shares, Slot, SnapshotId, Vmm, VmmState,
-    WorkspaceId,
+    Failure, Generation, Machine, Network, NetworkMode, Presence, Shares, Slot, SnapshotId, UserIds, Vmm,
+    VmmState, WorkspaceId,
 };
 
 use crate::crashed::KEPT_LOGS;
@@ -53,7 +54,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         workspace,
         root: path.join("elsewhere"),
         invoker: invoker.clone(),
-        guest: (1000, 1000),
+        guest: UserIds { uid: 1000, gid: 1000 },
         shares: vec![share],
     });
     let vmm = CloudHypervisor::new(VmmSettings {
@@ -65,6 +66,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         kernel: guest.join("vmlinuz"),
         initramfs: Some(guest.join("initramfs.gz")),
         cmdline: "console=ttyS0 panic=-1 quiet".into(),
+        place: NetworkPlace::Host,
         network: true,
         shares: vec!["work".parse().unwrap()],
         disks: parts(path, |path, generation| vec![path.join(format!("root-{generation}.img"))]),
@@ -73,6 +75,10 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         }),
         memory_reserved: Arc::new(|_| Ok(false)),
         snapshot: parts(path, |path, snapshot| path.join(format!("state-{snapshot}"))),
+        places: Some({
+            let path = path.to_owned();
+            Arc::new(move |confinement| confinement.may(FileAccess::Make, &path))
+        }),
     });
     let network = path.join("network");
     fs::create_dir(&network).unwrap();
@@ -82,6 +88,7 @@ fn house(path: &Path, invoker: Invoker, memory_file: bool) -> House {
         runtime: network,
         policy: NetworkMode::Off.into(),
         resolv_conf: "/etc/resolv.conf".into(),
+        place: NetworkPlace::Host,
     });
     House { path: path.into(), vmm, shares, network }
 }

@@ -34,10 +34,16 @@ fn shares_survive() -> bool {
 /// A guest with state in RAM, and the nonce that tells it from others.
 fn busy(name: &str) -> (Workspace, String) {
     let workspace = Workspace::new(name);
+    let nonce = make_busy(&workspace);
+    (workspace, nonce)
+}
+
+/// Brings the VM up, and gives its guest that state.
+fn make_busy(workspace: &Workspace) -> String {
     workspace.ok(&["up"]);
     let nonce = workspace.guest(&BUSY.replace("OPEN", open_file()));
     assert_eq!(nonce.len(), 32, "{nonce:?}");
-    (workspace, nonce)
+    nonce
 }
 
 /// The value of the counter, after it was seen to go on in RAM and through the open file.
@@ -210,7 +216,7 @@ pub(super) fn refused_snapshots_and_restores_change_nothing() {
         said.failed(1, &[words, "nothing was changed"]);
         outside::shell(&format!("rm -rf {0} && mv {1} {0}", whole.display(), kept.display()));
     };
-    broken("sed -i 's/\"slot\": 0/\"slot\": 1/' manifest.json", "it was changed after nixbox wrote it");
+    broken("sed -i 's/\"slot\": 64/\"slot\": 63/' manifest.json", "it was changed after nixbox wrote it");
     broken("truncate -s -1 memory.img", "bytes, and its manifest says");
     broken("printf x | dd of=disk-0.img bs=1 seek=4096 conv=notrunc status=none", "its BLAKE3 is another");
     broken("cd .. && mv $OLDPWD elsewhere && ln -s elsewhere $OLDPWD", "symbolic link");
@@ -229,10 +235,12 @@ pub(super) fn refused_snapshots_and_restores_change_nothing() {
 }
 
 pub(super) fn a_full_disk_fails_the_snapshot_and_keeps_the_vm() {
-    let (workspace, nonce) = busy("full");
-    // The snapshots are on a small file system of their own, which has enough space when it is checked beforehand.
+    let workspace = Workspace::new("full");
+    // The snapshots are on a small file system of their own, which has enough space when it is checked beforehand. It is mounted
+    // before the VMM is started, because the VMM is confined to the directories that are there then.
     let small = workspace.state_directory("snapshots");
     outside::must("mount", &["-t", "tmpfs", "-o", "size=400m,mode=700", "none", small.to_str().unwrap()]);
+    let nonce = make_busy(&workspace);
     let mut child = workspace.nixbox(&["snapshot"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     // The free space was checked before the wipe. Now there is suddenly less than RAM needs.

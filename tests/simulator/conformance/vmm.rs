@@ -195,12 +195,14 @@ impl Vmm {
         if socket.exists() {
             fs::remove_file(&socket).unwrap();
         }
-        command.arg(format!("--socket-path={}", socket.display()));
-        command.arg(format!("--shared-dir={}", self.at("shared").display()));
+        command.arg(format!("--shared-dir={}", self.at("shared").display())).stdin(Stdio::null());
         if self.who == Who::Real {
-            command.arg("--sandbox=none");
+            command.arg(format!("--socket-path={}", socket.display())).arg("--sandbox=none");
+        } else {
+            let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+            command.arg("--fd=0").stdin(std::os::fd::OwnedFd::from(listener));
         }
-        self.daemons.push(command.stderr(Stdio::null()).stdin(Stdio::null()).spawn().unwrap());
+        self.daemons.push(command.stderr(Stdio::null()).spawn().unwrap());
         let path = nixbox::host::socket::SocketPath::new(socket.clone()).unwrap();
         // The one before may listen still, on a socket that has no name any more.
         until("a share's daemon listens", || {

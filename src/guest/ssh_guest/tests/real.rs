@@ -57,7 +57,8 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     // to it.
     run("mount -o remount,rw '/root/my share'; echo kept > '/root/my share/kept'; ln -s '/root/my share' /root/link").await.unwrap();
     let through = [path("~/link/kept")];
-    let error = wipe::wipe(&shell, &[], &through).await.unwrap_err();
+    let error = backup::measure(&shell, &[], &through).await.unwrap_err();
+    assert!(!wipe::wipe(&shell, &[], &through, None).await.unwrap());
     assert!(error.to_string().contains("share"), "{error}");
     assert_eq!(run("cat /root/link/kept").await.unwrap(), "kept\n");
     let base = Wanted { files: vec![rule("x", "~/link/new", None)], ..Wanted::default() };
@@ -78,7 +79,8 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     drop(holder);
     while guest.unmount(&machine).await.is_err() {}
     guest.unmount(&machine).await.unwrap();
-    guest.wipe(&machine).await.unwrap();
+    let backup = guest.back_up(&machine).await.unwrap();
+    assert!(guest.wipe(&machine, backup.as_ref()).await.unwrap());
     assert_eq!(
         guest.equipped(&machine).await.unwrap(),
         Equipment { credentials: Presence::Absent, mounts: Presence::Absent }

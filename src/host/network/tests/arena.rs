@@ -3,16 +3,18 @@
 //! ```text
 //! guest: eth0 ==frames==> host: vm{slot}, up0 10.99.0.1 ---- outside: up1 10.99.0.2 to .5, .53
 //! ```
+//! Where the VM has a network namespace of its own, the TAP is in it, and an uplink connects it with the host.
 //! The guest's eth0 is a TAP, and a thread carries frames between it and the host's, as a VMM would. Outside, TCP
 //! ports greet, UDP ports echo, and a name server answers on .53.
 
 mod guest;
+mod outside;
 
 use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,9 +26,10 @@ use rustix::thread::{
 };
 
 use super::super::plan::NetworkPlan;
-use super::super::{HostNetwork, NetworkSettings, processes};
+use super::super::{HostNetwork, NetworkNamespace, NetworkPlace, NetworkSettings, marked};
 use crate::host::process::ProcessMark;
-use crate::testing::{Need, have, open_directory};
+use crate::host::sudo;
+use crate::testing::{Need, USER, have, open_directory};
 use crate::world::{NetworkMode, NetworkPolicy, Slot, WorkspaceId};
 
 pub(super) use guest::{Guest, REFUSED};
@@ -144,8 +147,22 @@ impl Namespace {
     }
 }
 
+/// Where the networks of the VMs of a host are: see [`NetworkPlace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Host,
+    Namespace,
+    /// As [`USER`], who has no capability.
+    User,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 3] = [Self::Host, Self::Namespace, Self::User];
+}
+
 /// A host with a network outside of it.
 pub(super) struct Arena {
+    way: Way,
     pub(super) workspace: WorkspaceId,
     /// The id of a second workspace on the same host.
     pub(super) neighbour: WorkspaceId,
@@ -159,14 +176,16 @@ pub(super) struct Arena {
 
 impl Arena {
     /// `None` if the machine lacks something; a line on stderr says what.
-    pub(super) fn new() -> Option<Self> {
+    pub(super) fn new(way: Way) -> Option<Self> {
         let programs = ["nft", "dnsmasq", "ip", "sysctl"].map(Need::Program);
-        if !have(&[&[Need::Root], &programs[..]].concat()) {
+        let pasta: &[Need] = if way == Way::User { &[Need::Program("pasta")] } else { &[] };
+        if !have(&[&[Need::Root], &programs[..], pasta].concat()) {
             return None;
         }
         let mut id = [0; 16];
         getrandom::fill(&mut id).unwrap();
         let arena = Self {
+            way,
             workspace: WorkspaceId(id),
             neighbour: WorkspaceId(id.map(|byte| !byte)),
             host: Namespace::new(),
@@ -182,8 +201,18 @@ impl Arena {
         // dnsmasq reads it as nobody.
         let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(arena.resolv_conf(), readable).unwrap();
-        std::fs::create_dir(arena.runtime()).unwrap();
+        arena.make_runtime(&arena.runtime());
         Some(arena)
+    }
+
+    fn make_runtime(&self, path: &Path) {
+        std::fs::create_dir(path).unwrap();
+        std::os::unix::fs::chown(path, Some(self.owner()), Some(self.owner())).unwrap();
+    }
+
+    /// Who runs nixbox.
+    fn owner(&self) -> u32 {
+        if self.way == Way::User { USER } else { 0 }
     }
 
     fn connect_namespaces(&self) {
@@ -219,21 +248,74 @@ impl Arena {
         self.outside.begin(move || guest::answer_names(&socket, &asked));
     }
 
+    /// A network whose guest may reach the network outside, which has private addresses.
     pub(super) fn network(&self, policy: impl Into<NetworkPolicy>) -> HostNetwork {
+        let mut policy = policy.into();
+        policy.host_networks.push("10.99.0.0/24".parse().unwrap());
+        self.network_of_policy(policy)
+    }
+
+    /// A network with exactly this policy.
+    pub(super) fn network_of_policy(&self, policy: NetworkPolicy) -> HostNetwork {
         HostNetwork::new(NetworkSettings {
             workspace: self.workspace,
-            owner: 0,
+            owner: self.owner(),
             runtime: self.runtime(),
-            policy: policy.into(),
+            policy,
             resolv_conf: self.resolv_conf(),
+            place: self.place(self.workspace),
         })
+    }
+
+    fn place(&self, workspace: WorkspaceId) -> NetworkPlace {
+        match self.way {
+            Way::Host => NetworkPlace::Host,
+            Way::Namespace | Way::User => NetworkPlace::Namespace(self.namespace(workspace)),
+        }
+    }
+
+    pub(super) fn namespace(&self, workspace: WorkspaceId) -> NetworkNamespace {
+        match self.way {
+            Way::User => NetworkNamespace::of_user(workspace, None),
+            Way::Host | Way::Namespace => NetworkNamespace::new(&self.names(), workspace),
+        }
+    }
+
+    /// The directory with the names of namespaces.
+    pub(super) fn names(&self) -> PathBuf {
+        self.directory.path().join("netns")
+    }
+
+    /// The namespace with the TAP of a workspace.
+    pub(super) fn of_tap(&self, workspace: WorkspaceId) -> Namespace {
+        Namespace(match self.way {
+            Way::Host => self.host.0.try_clone().unwrap(),
+            Way::Namespace => File::open(self.namespace(workspace).path()).unwrap(),
+            Way::User => {
+                let shown = self.on_host(async { self.namespace(workspace).shown().unwrap() });
+                File::open(shown.unwrap()).unwrap()
+            }
+        })
+    }
+
+    /// Whether nixbox reaches the guest of its VM.
+    pub(super) fn nixbox_reaches(&self, address: Ipv4Addr, port: u16) -> bool {
+        match self.way {
+            Way::Host => self.host_reaches(address, port),
+            Way::Namespace | Way::User => self.on_host(async {
+                let (namespace, runtime) = (self.namespace(self.workspace), self.runtime());
+                let connected = namespace.connect(&runtime, (address, port).into());
+                matches!(tokio::time::timeout(LIMIT, connected).await, Ok(Ok(_)))
+            }),
+        }
     }
 
     /// Another workspace's, with a runtime directory of its own.
     pub(super) fn network_of(&self, workspace: WorkspaceId, mode: NetworkMode) -> HostNetwork {
         let runtime = self.directory.path().join(workspace.to_string());
-        std::fs::create_dir(&runtime).unwrap();
-        HostNetwork::new(NetworkSettings { workspace, runtime, ..self.network(mode).settings })
+        self.make_runtime(&runtime);
+        let place = self.place(workspace);
+        HostNetwork::new(NetworkSettings { workspace, runtime, place, ..self.network(mode).settings })
     }
 
     pub(super) fn runtime(&self) -> PathBuf {
@@ -244,25 +326,74 @@ impl Arena {
         self.directory.path().join("resolv.conf")
     }
 
-    /// Run it in the host's namespace.
+    /// Runs it in the host's namespace, as who runs nixbox.
     pub(super) fn on_host<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        if self.way == Way::User {
+            let none = CapabilitySet::empty();
+            return self.on_host_with(USER, none, none, future);
+        }
         self.host.within(|| block_on(future))
     }
 
     /// Run it there as this user, who has what `setcap` would give to nixbox and nothing more.
     pub(super) fn on_host_as<T: Send>(&self, user: u32, future: impl Future<Output = T> + Send) -> T {
+        let three = sudo::NEEDED;
+        self.on_host_with(user, three, three, future)
+    }
+
+    /// Runs it there as this user, who has called nixbox through sudo.
+    pub(super) fn on_host_through_sudo<T: Send>(
+        &self,
+        user: u32,
+        future: impl Future<Output = T> + Send,
+    ) -> T {
+        self.on_host_with(user, sudo::NEEDED, sudo::NEEDED | sudo::NAMESPACES, future)
+    }
+
+    fn on_host_with<T: Send>(
+        &self,
+        user: u32,
+        effective: CapabilitySet,
+        permitted: CapabilitySet,
+        future: impl Future<Output = T> + Send,
+    ) -> T {
         self.host.within(|| {
             let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
             set_keep_capabilities(true).unwrap();
             set_thread_groups(&[]).unwrap();
             set_thread_res_gid(gid, gid, gid).unwrap();
             set_thread_res_uid(uid, uid, uid).unwrap();
-            let three = CapabilitySet::NET_ADMIN | CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
-            let sets =
-                CapabilitySets { effective: three, permitted: three, inheritable: CapabilitySet::empty() };
+            let sets = CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() };
             set_capabilities(None, sets).unwrap();
             block_on(future)
         })
+    }
+
+    /// Runs a command where the TAP is.
+    pub(super) fn tap_output(&self, command: &str) -> String {
+        self.of_tap(self.workspace).output(command)
+    }
+
+    /// Runs it there as root without any capability.
+    pub(super) fn on_host_without_rights<T: Send>(&self, future: impl Future<Output = T> + Send) -> T {
+        self.host.within(|| {
+            let none = CapabilitySet::empty();
+            set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+                .unwrap();
+            block_on(future)
+        })
+    }
+
+    /// Writes the resolv.conf of the host.
+    pub(super) fn set_resolvers(&self, text: &str) {
+        std::fs::write(self.resolv_conf(), text).unwrap();
+    }
+
+    /// A name server on the host itself.
+    pub(super) fn answer_names_at(&self, address: &str) {
+        let socket = self.host.within(|| UdpSocket::bind(address).unwrap());
+        let asked = Arc::clone(&self.asked);
+        self.host.begin(move || guest::answer_names(&socket, &asked));
     }
 
     pub(super) fn host_run(&self, command: &str) {
@@ -310,33 +441,80 @@ impl Arena {
         let mut files: Vec<_> =
             std::fs::read_dir(self.runtime()).unwrap().map(|entry| entry.unwrap().path()).collect();
         files.sort();
-        let daemons: usize =
-            Slot::all().map(|slot| processes::find(&dhcp_mark(self.workspace, slot)).unwrap().len()).sum();
+        let dhcp = Slot::all().map(|slot| dhcp_mark(self.workspace, slot));
+        let plan = plan_of(self.workspace, slot_of_keeper());
+        let marks = dhcp.chain(plan.daemon_marks().into_iter().skip(1)).chain([plan.firewall_mark()]);
+        let marks: Vec<_> = marks.collect();
+        let count = async { marks.iter().map(|mark| marked::find(mark).unwrap().len()).sum() };
+        let daemons: usize = self.on_host(count);
+        let mut names: Vec<_> = std::fs::read_dir(self.names())
+            .map(|all| all.map(|entry| entry.unwrap().path()).collect())
+            .unwrap_or_default();
+        names.sort();
+        files.extend(names);
         let shown =
             ["ip -d -o link", "ip -o addr", "nft -s list ruleset"].map(|command| self.host.output(command));
         format!("{}\n{files:?}\n{daemons} daemons", shown.join("\n"))
     }
 
+    pub(super) fn kill_keeper(&self) {
+        self.kill(&plan_of(self.workspace, slot_of_keeper()).keeper_mark(None));
+    }
+
+    pub(super) fn kill_follower(&self) {
+        self.kill(&plan_of(self.workspace, slot_of_keeper()).follower_mark(None));
+    }
+
+    /// Waits until this holds, which another process is about to bring about.
+    pub(super) fn until(&self, what: &str, holds: impl Fn() -> bool) {
+        let deadline = std::time::Instant::now() + 10 * LIMIT;
+        while !holds() {
+            assert!(std::time::Instant::now() < deadline, "not {what}: {}", self.state());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub(super) fn kill_daemons(&self) {
         for slot in Slot::all() {
-            block_on(processes::end(&dhcp_mark(self.workspace, slot))).unwrap();
+            self.kill(&dhcp_mark(self.workspace, slot));
         }
+    }
+
+    /// Ends all processes with this mark.
+    pub(super) fn kill(&self, mark: &ProcessMark) {
+        self.on_host(marked::end(mark)).unwrap();
     }
 }
 
 impl Drop for Arena {
-    /// A test that fails leaves no daemon. Everything else ends with the namespaces.
+    /// A test that fails leaves no daemon and no mount. Everything else ends with the namespaces.
     fn drop(&mut self) {
+        for entry in std::fs::read_dir(self.names()).into_iter().flatten().flatten() {
+            // What is no namespace is no mount.
+            rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH).ok();
+        }
+        rustix::mount::unmount(self.names(), rustix::mount::UnmountFlags::DETACH).ok();
         for workspace in [self.workspace, self.neighbour] {
             for slot in Slot::all().take(if std::thread::panicking() { 64 } else { 0 }) {
-                drop(block_on(processes::end(&dhcp_mark(workspace, slot))));
+                for mark in plan_of(workspace, slot).daemon_marks() {
+                    drop(self.on_host(marked::end(&mark)));
+                }
             }
         }
     }
 }
 
 fn dhcp_mark(workspace: WorkspaceId, slot: Slot) -> ProcessMark {
-    NetworkPlan::new(slot, workspace, 0).dhcp_mark(None)
+    plan_of(workspace, slot).dhcp_mark(None)
+}
+
+fn plan_of(workspace: WorkspaceId, slot: Slot) -> NetworkPlan {
+    NetworkPlan::new(slot, workspace, 0)
+}
+
+/// The mark of the keeper is the same for each slot.
+fn slot_of_keeper() -> Slot {
+    Slot::OWN_NETWORK
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

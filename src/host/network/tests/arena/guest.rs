@@ -10,13 +10,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::{Arena, LIMIT, Namespace};
 use crate::host::ioctl::Tap;
-use crate::world::Slot;
+use crate::world::{Slot, WorkspaceId};
 
 /// The DNS response code of a server that refuses to answer.
 pub(in super::super) const REFUSED: u8 = 5;
 
 pub(in super::super) struct Guest {
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
     slot: Slot,
     datagrams: Arc<Mutex<Vec<String>>>,
     /// The thread that carries frames ends when the pipe is closed.
@@ -29,14 +29,20 @@ pub(in super::super) struct Lease {
     pub(in super::super) mask: Option<Ipv4Addr>,
     pub(in super::super) router: Option<Ipv4Addr>,
     pub(in super::super) dns: Option<Ipv4Addr>,
+    pub(in super::super) mtu: Option<u32>,
 }
 
 impl Guest {
     /// Attaches to the TAP of the slot, as a VMM does.
     pub(in super::super) fn join(arena: &Arena, slot: Slot) -> Self {
+        Self::join_of(arena, arena.workspace, slot)
+    }
+
+    /// Does the same for the VM of another workspace.
+    pub(in super::super) fn join_of(arena: &Arena, workspace: WorkspaceId, slot: Slot) -> Self {
         let namespace = Namespace::new();
         let device = slot.tap();
-        let far = arena.host.within(|| Tap::attach(&device).unwrap());
+        let far = arena.of_tap(workspace).within(|| Tap::attach(&device).unwrap());
         let near = namespace.within(|| Tap::create("eth0").unwrap());
         namespace.run(&format!("ip link set eth0 address {} addrgenmode none up", slot.mac()));
         let (stop, stopped) = std::io::pipe().unwrap();
@@ -128,6 +134,11 @@ impl Guest {
         (answer[3] & 15, address.into_iter().collect())
     }
 
+    /// Asks the gateway for a name, whatever it answers.
+    pub(in super::super) fn try_resolve(&self, name: &str) {
+        self.exchange(self.gateway(), 53, &question(name));
+    }
+
     fn exchange(&self, to: Ipv4Addr, port: u16, message: &[u8]) -> Option<Vec<u8>> {
         self.namespace.within(|| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -183,7 +194,7 @@ fn ask_for_lease(socket: &UdpSocket, slot: u8, kind: u8, options: &[u8]) -> (Lea
     // The flag "answer by broadcast": a guest without an address can receive nothing else.
     message[10] = 0x80;
     message[28..34].copy_from_slice(&[2, 0, 0, 0, 0, slot + 1]);
-    message.extend([99, 130, 83, 99, 53, 1, kind, 55, 3, 1, 3, 6]);
+    message.extend([99, 130, 83, 99, 53, 1, kind, 55, 4, 1, 3, 6, 26]);
     message.extend(options);
     message.push(255);
     let mut buffer = [0; 2000];
@@ -197,7 +208,10 @@ fn ask_for_lease(socket: &UdpSocket, slot: u8, kind: u8, options: &[u8]) -> (Lea
             // OFFER to DISCOVER, ACK to REQUEST.
             if answer[4..8] == EXCHANGE && option(53) == Some(&[if kind == 1 { 2 } else { 5 }]) {
                 let given = Ipv4Addr::new(answer[16], answer[17], answer[18], answer[19]);
-                let lease = Lease { address: given, mask: address(1), router: address(3), dns: address(6) };
+                let mtu = option(26).and_then(|value| <[u8; 2]>::try_from(value).ok());
+                let mtu = mtu.map(|bytes| u16::from_be_bytes(bytes).into());
+                let lease =
+                    Lease { address: given, mask: address(1), router: address(3), dns: address(6), mtu };
                 return (lease, address(54).unwrap());
             }
         }
@@ -255,6 +269,19 @@ pub(super) fn answer_names(socket: &UdpSocket, asked: &Mutex<Vec<String>>) {
             }
             "host.allowed.test" => vec![address(&[10, 99, 0, 1])],
             "cloud.allowed.test" => vec![address(&[169, 254, 169, 254])],
+            "alibaba.allowed.test" => vec![address(&[100, 100, 100, 200])],
+            "azure.allowed.test" => vec![address(&[168, 63, 129, 16])],
+            "public.allowed.test" => vec![address(&[8, 8, 4, 4])],
+            "private.allowed.test" => vec![address(&[192, 168, 7, 7])],
+            "mixed.allowed.test" => vec![address(&[8, 8, 4, 4]), address(&[192, 168, 7, 7])],
+            "loopback.allowed.test" => vec![address(&[127, 0, 0, 1])],
+            "shared.allowed.test" => vec![address(&[100, 64, 9, 9])],
+            "multicast.allowed.test" => vec![address(&[224, 0, 0, 251])],
+            "unspecified.allowed.test" => vec![address(&[0; 4])],
+            "mapped.allowed.test" => {
+                let mapped = Ipv4Addr::new(192, 168, 7, 7).to_ipv6_mapped();
+                vec![record(&[0xc0, 12], 28, &mapped.octets())]
+            }
             _ => vec![address(&[10, 99, 0, 3])],
         };
         asked.lock().unwrap().push(name);

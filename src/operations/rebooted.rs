@@ -1,0 +1,45 @@
+//! What a session does about the guest of a VM that runs: a guest that was rebooted gets its credentials and shares again, and
+//! one whose clock is wrong, because its host was suspended, gets the time.
+//!
+//! Uses the session and the operation `equip`.
+
+use super::equip::{self, EquipPlan};
+use super::limits::{GUEST, LOOK, until_ready, within};
+use super::outcome::{OperationResult, Refusal};
+use super::session::Session;
+use super::state::{RunningVm, VmCondition, WorkspaceState};
+use crate::engine::journal::Storage;
+use crate::world::VmmState;
+
+impl<S: Storage> Session<'_, S> {
+    /// Gives the guest of the running VM its credentials and shares again, if it was rebooted since it got them.
+    ///
+    /// # Errors
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn equip(&mut self) -> Result<OperationResult, Refusal> {
+        self.recover_first().await?;
+        match self.state()? {
+            WorkspaceState::Up(RunningVm { condition: VmCondition::LeftRunning, .. }) => {
+                Err(Refusal::LeftRunning)
+            }
+            WorkspaceState::Up(vm) => self.equip_rebooted(vm).await,
+            WorkspaceState::Down { .. } => Err(Refusal::NotRunning),
+        }
+    }
+
+    /// The same for this VM, which the state of the workspace has.
+    pub(super) async fn equip_rebooted(&mut self, vm: RunningVm) -> Result<OperationResult, Refusal> {
+        let machine = vm.machine;
+        if within(LOOK, self.world.vmm.find(machine.vmm)).await.map_err(Refusal::Look)? != VmmState::Running {
+            return Ok(OperationResult::Already);
+        }
+        let limit = until_ready(self.world.guest.ready_timeout());
+        let boot = within(limit, self.world.guest.ready(&machine)).await.map_err(Refusal::Guest)?;
+        within(GUEST, self.world.guest.keep_time(&machine)).await.map_err(Refusal::Guest)?;
+        if vm.boot == Some(boot) {
+            return Ok(OperationResult::Already);
+        }
+        self.sources().hold(self.world).await?;
+        self.run(EquipPlan { vm, before: vm.boot, boot }, equip::table).await
+    }
+}
