@@ -144,6 +144,11 @@ struct DiskConfig {
     path: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     image_type: Option<&'static str>,
+    /// Without io_uring and AIO, block I/O is synchronous: a vCPU's request is done before `vm.pause` returns.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    disable_io_uring: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    disable_aio: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -183,6 +188,8 @@ impl VmConfig {
             id: format!("disk-{index}"),
             path: path.clone(),
             image_type: capability.knows_image_type.then_some("Raw"),
+            disable_io_uring: !capability.pause_waits_for_block_io,
+            disable_aio: !capability.pause_waits_for_block_io,
         };
         Self {
             cpus: CpusConfig { boot_vcpus: vcpus, max_vcpus: vcpus },
@@ -283,6 +290,17 @@ pub(super) mod tests {
     #[test]
     fn the_image_type_is_left_out_for_v51() {
         assert!(json(&description(), "v51.1")["disks"][0].get("image_type").is_none());
+    }
+
+    #[test]
+    fn block_io_is_synchronous_where_a_pause_does_not_wait_for_it() {
+        for (version, synchronous) in [("v51.1", true), ("v52.0", true), ("v53.0", false)] {
+            let json = json(&description(), version);
+            for (number, key) in [(0, "disable_io_uring"), (0, "disable_aio"), (1, "disable_aio")] {
+                let disk = &json["disks"][number];
+                assert_eq!(disk.get(key).is_some_and(|value| value == true), synchronous, "{version}");
+            }
+        }
     }
 
     #[test]

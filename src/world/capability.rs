@@ -76,6 +76,9 @@ pub struct Capability {
     pub ability: Ability,
     /// `disks[].image_type` is known. A version that knows it refuses writes to sector 0 of a raw disk without it.
     pub knows_image_type: bool,
+    /// `vm.pause` waits for block I/O in flight (commit 50f2fd369 of Cloud Hypervisor). Without this a page that is read from
+    /// a disk may change after the pause, so that block I/O has to be synchronous.
+    pub pause_waits_for_block_io: bool,
     /// `vm.restore` resumes the VM if its body says `"resume": true`. Without this the field is ignored.
     pub restore_takes_resume_field: bool,
     /// `vm.restore` asks for the status of the RAM file before it opens it, so that a missing file is another error.
@@ -109,6 +112,7 @@ const V51: Capability = Capability {
     // v51.1: after a restore the guest gets EBADF for every inode of a share that it knew.
     ability: Ability { shares_survive_restore: false, shares_survive_resume: true },
     knows_image_type: false,
+    pause_waits_for_block_io: false,
     restore_takes_resume_field: false,
     restore_stats_ram_file: false,
     clock_runs_while_saved: false,
@@ -138,6 +142,7 @@ const V52: Capability = Capability {
 const V53: Capability = Capability {
     since: Version { major: 53, commits: 0 },
     release: "v53.0",
+    pause_waits_for_block_io: true,
     clock_runs_while_saved: true,
     missing_vm_status: 404,
     boot_resumes_paused_vm: false,
