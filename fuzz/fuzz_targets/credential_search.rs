@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use nixbox::files::search::findings::{FileSearch, MARK};
+use nixbox::files::search::findings::{FileSearch, Findings, MARK};
 use nixbox::files::search::fingerprint::SearchKey;
 use nixbox::files::search::forms::{Form, forms_of};
 use nixbox::files::search::searcher::Searcher;
@@ -38,12 +38,12 @@ fuzz_target!(|data: (Vec<Vec<u8>>, Vec<u8>, Vec<(u8, u16)>, Vec<u16>)| {
         cuts.iter().map(|cut| usize::from(*cut)).filter(|cut| *cut < bytes.len()).collect();
     cuts.push(bytes.len());
     cuts.sort_unstable();
-    let mut written = Vec::new();
+    let (mut written, mut found) = (Vec::new(), Findings::default());
     for end in cuts {
         let start = written.len();
         let from = start - start.min(search.margin());
         let mut buffer = bytes[from..bytes.len().min(end + search.margin())].to_vec();
-        search.chunk(&mut buffer, start - from..end - from, from as u64);
+        found.add(search.chunk(&mut buffer, start - from..end - from, from as u64));
         written.extend_from_slice(&buffer[start - from..end - from]);
     }
 
@@ -58,5 +58,5 @@ fuzz_target!(|data: (Vec<Vec<u8>>, Vec<u8>, Vec<(u8, u16)>, Vec<u16>)| {
         }
     }
     assert_eq!(written, expected);
-    assert_eq!(search.findings().counts.values().sum::<u64>(), count);
+    assert_eq!(found.counts.values().sum::<u64>(), count);
 });

@@ -16,10 +16,14 @@ use rustix::io::Errno;
 
 use super::FileError;
 use super::extents::{self, PAGE};
-use super::search::findings::FileSearch;
+use super::search::findings::{FileSearch, Findings};
 use crate::world::{Failure, HashMethod, Interrupt};
 
+mod precopy;
 mod reading;
+mod threads;
+
+pub use precopy::{Precopy, PrecopyRequest, precopy};
 
 use reading::{ReadResult, Reading, ReadingRequest};
 
@@ -91,6 +95,8 @@ pub struct Copied {
     pub method: CopyMethod,
     /// Its hash, if that was asked for and data was copied.
     pub hash: Option<[u8; 32]>,
+    /// What was found in the source, if it was searched.
+    pub findings: Findings,
     /// Where the source was read in two steps, if the copy was searched: see [`search_seams`].
     pub seams: Vec<u64>,
 }
@@ -108,6 +114,8 @@ pub enum CopyError {
     Full { path: PathBuf, missing: u64 },
     #[error("{} has become shorter while it was copied", path.display())]
     Shrunk { path: PathBuf },
+    #[error("the system gives no random bytes, which a copy in two passes needs")]
+    Random(#[source] getrandom::Error),
     #[error("a copying thread ended without a result")]
     Thread(#[source] tokio::task::JoinError),
 }
@@ -138,7 +146,8 @@ pub async fn copy(
     if reflink && share(&source, &target, interrupt).await? {
         progress.progress(&what, total, total);
         progress.copied(&what, CopyMethod::Reflink);
-        return Ok(Copied { method: CopyMethod::Reflink, hash: None, seams: Vec::new() });
+        let (findings, seams) = Default::default();
+        return Ok(Copied { method: CopyMethod::Reflink, hash: None, findings, seams });
     }
     target.file.set_len(size).map_err(|error| write_error(&target, error, 0))?;
     let reading = ReadingRequest {
@@ -154,10 +163,10 @@ pub async fn copy(
     let read = Reading::run(reading, Arc::clone(&progress), interrupt).await?;
     let method = CopyMethod::Sparse { read: read.read, written: read.written };
     progress.copied(&what, method);
-    Ok(Copied { method, hash: read.hash, seams: read.seams })
+    Ok(Copied { method, hash: read.hash, findings: read.findings, seams: read.seams })
 }
 
-/// Hashes a file without copying it, and searches it if that is asked for.
+/// Hashes a file without copying it, and searches it if that is asked for. Returns the hash, and what was found.
 ///
 /// # Errors
 /// [`CopyError::Interrupted`], or if it cannot be read.
@@ -168,13 +177,13 @@ pub async fn hash(
     search: Option<Arc<FileSearch>>,
     progress: Arc<dyn Progress>,
     interrupt: &Interrupt,
-) -> Result<[u8; 32]> {
+) -> Result<([u8; 32], Findings)> {
     let read = read(what, source, Some(method), search, progress, interrupt).await?;
     // There is a hash because one was asked for.
-    Ok(read.hash.unwrap_or_default())
+    Ok((read.hash.unwrap_or_default(), read.findings))
 }
 
-/// Searches a file.
+/// Searches a file, and returns what was found.
 ///
 /// # Errors
 /// [`CopyError::Interrupted`], or if it cannot be read.
@@ -184,29 +193,29 @@ pub async fn search(
     search: Arc<FileSearch>,
     progress: Arc<dyn Progress>,
     interrupt: &Interrupt,
-) -> Result<()> {
-    read(what, source, None, Some(search), progress, interrupt).await.map(drop)
+) -> Result<Findings> {
+    Ok(read(what, source, None, Some(search), progress, interrupt).await?.findings)
 }
 
 /// Searches a copy around these places. While a copy is made, the bytes before such a place and those after it are read one
 /// after the other, and the search of each sees the others as they are then. If something writes to the source
-/// meanwhile, a value that lies across the place may be in the copy and in neither of the two.
+/// meanwhile, a value that lies across the place may be in the copy and in neither of the two. Returns what was found.
 ///
 /// # Errors
 /// If the copy cannot be read.
-pub fn search_seams(copied: &NamedFile, seams: &[u64], search: &FileSearch) -> Result<()> {
+pub fn search_seams(copied: &NamedFile, seams: &[u64], search: &FileSearch) -> Result<Findings> {
     let failed = |error| FileError::system("read", &copied.path)(error);
     let size = copied.file.metadata().map_err(failed)?.len();
     let margin = search.margin() as u64;
-    let mut buffer = vec![0; 2 * search.margin()];
+    let (mut buffer, mut findings) = (vec![0; 2 * search.margin()], Findings::default());
     for seam in seams {
         let (from, to) = (seam.saturating_sub(margin), size.min(seam + margin));
         let bytes = &mut buffer[..(to - from) as usize];
         copied.file.read_exact_at(bytes, from).map_err(failed)?;
         let whole = 0..bytes.len();
-        search.chunk(bytes, whole, from);
+        findings.add(search.chunk(bytes, whole, from));
     }
-    Ok(())
+    Ok(findings)
 }
 
 async fn read(
@@ -293,6 +302,14 @@ pub fn can_share(from: &Path, to: &Path) -> bool {
         return false;
     };
     from.write_all_at(&[1; PAGE], 0).is_ok() && rustix::fs::ioctl_ficlone(&to, &from).is_ok()
+}
+
+fn read_error(named: &NamedFile, source: io::Error) -> CopyError {
+    let path = named.path.clone();
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof => CopyError::Shrunk { path },
+        _ => FileError::system("read", path)(source).into(),
+    }
 }
 
 fn write_error(target: &NamedFile, source: io::Error, remaining: u64) -> CopyError {

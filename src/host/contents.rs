@@ -119,7 +119,7 @@ impl SourceContents {
         let hash = match copy::hash(what, source, method, None, Arc::clone(&self.progress), interrupt).await {
             Err(CopyError::Interrupted) => return Err(Failure::Interrupted),
             Err(_unreadable) => return Ok(None),
-            Ok(hash) => hash,
+            Ok((hash, _)) => hash,
         };
         *content.digits(method) = Some(hex::encode(hash));
         let after = open(path).and_then(|file| SourceStamp::of(&file)).ok();

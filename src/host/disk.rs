@@ -11,13 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::files::copy::{self, Copied, CopyMethod, CopyRequest, NamedFile, Progress};
-use crate::files::search::findings::FileSearch;
+use crate::files::copy::{self, CopyMethod, CopyRequest, NamedFile, Progress};
 use crate::files::shared_paths::SharedPaths;
 use crate::files::{FileError, Folder, extents};
-use crate::store::{self, LeakSearch};
+use crate::store::{self, CaptureRequest, LeakSearch};
 use crate::world::{
-    self, ByteSize, Disk, DiskSpec, Generation, HashMethod, HostPath, Interrupt, KeptDisk, KeptDiskId,
+    self, ByteSize, Disk, DiskSpec, Generation, HostPath, Interrupt, KeptDisk, KeptDiskId,
     Presence, SnapshotId,
 };
 
@@ -203,30 +202,27 @@ impl Disks {
         target: NamedFile,
         interrupt: &Interrupt,
     ) -> Result<()> {
-        self.copy_image(n, source, target, None, None, interrupt).await.map(drop)
-    }
-
-    async fn copy_image(
-        &self,
-        n: usize,
-        source: NamedFile,
-        target: NamedFile,
-        hash: Option<HashMethod>,
-        search: Option<Arc<FileSearch>>,
-        interrupt: &Interrupt,
-    ) -> Result<Copied> {
         let copying = CopyRequest {
-            what: format!("disk {n}"),
+            what: shown(n),
             source,
             target,
             reflink: true,
             smallest_hole: extents::PAGE,
-            hash,
-            search,
+            hash: None,
+            search: None,
         };
         let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(copied.method);
-        Ok(copied)
+        self.copied_by(copied.method);
+        Ok(())
+    }
+
+    fn copied_by(&self, method: CopyMethod) {
+        self.methods.lock().unwrap_or_else(PoisonError::into_inner).push(method);
+    }
+
+    fn staging(&self, id: SnapshotId) -> Result<Folder> {
+        let staging = Folder::open(&self.snapshots)?.folder(store::staging_name(id))?;
+        staging.ok_or(DiskError::NoSnapshot(id))
     }
 
     async fn make_image(
@@ -276,6 +272,24 @@ impl Disks {
             _ => Ok(()),
         }
     }
+}
+
+/// The name of image `n` for people.
+fn shown(n: usize) -> String {
+    format!("disk {n}")
+}
+
+/// Image `n` of a set.
+fn to_capture(folder: &Folder, generation: Generation, n: usize) -> Result<CaptureRequest> {
+    let name = image_file(n);
+    let file = folder.file(&name)?.ok_or(DiskError::NotWhole(generation))?;
+    Ok(CaptureRequest {
+        what: shown(n),
+        source: NamedFile { file, path: folder.path_of(&name) },
+        name: snapshot_file(n),
+        reflink: true,
+        smallest_hole: extents::PAGE,
+    })
 }
 
 /// Copies the host key, if there is one.
@@ -383,6 +397,24 @@ impl Disk for Disks {
         Ok(self.finish(generation, (run, folder), interrupt).await?)
     }
 
+    async fn precopy(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> world::Result<()> {
+        let (folder, images) = self.whole(generation)?;
+        if copy::can_share(folder.path(), &self.snapshots) {
+            return Ok(());
+        }
+        let staging = self.staging(into)?;
+        for n in 0..images.len() {
+            let (capture, progress) = (to_capture(&folder, generation, n)?, Arc::clone(&self.progress));
+            self.leaks.precopy(into, &staging, capture, progress, interrupt).await?;
+        }
+        Ok(())
+    }
+
     async fn capture(
         &self,
         generation: Generation,
@@ -390,19 +422,11 @@ impl Disk for Disks {
         interrupt: &Interrupt,
     ) -> world::Result<()> {
         let (folder, images) = self.whole(generation)?;
-        let staging = Folder::open(&self.snapshots)?
-            .folder(store::staging_name(into))?
-            .ok_or(DiskError::NoSnapshot(into))?;
+        let staging = self.staging(into)?;
         for n in 0..images.len() {
-            let (from, to) = (image_file(n), snapshot_file(n));
-            let file = folder.file(&from)?.ok_or(DiskError::NotWhole(generation))?;
-            let source = NamedFile { file, path: folder.path_of(&from) };
-            staging.remove_file(&to)?;
-            let target = NamedFile { file: staging.new_file(&to)?, path: staging.path_of(&to) };
-            let searching = self.leaks.while_copying(&to)?;
-            let (hash, search) = (Some(HashMethod::default()), searching.search.clone());
-            let copied = self.copy_image(n, source, target, hash, search, interrupt).await?;
-            self.leaks.copied(into, &staging, &to, copied, searching)?;
+            let (capture, progress) = (to_capture(&folder, generation, n)?, Arc::clone(&self.progress));
+            let method = self.leaks.capture(into, &staging, capture, progress, interrupt).await?;
+            self.copied_by(method);
         }
         Ok(copy_host_key(&folder, &staging)?)
     }

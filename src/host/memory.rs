@@ -18,9 +18,9 @@ use async_trait::async_trait;
 
 use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
 use crate::files::{FileError, Folder, extents};
-use crate::store::{self, LeakSearch};
+use crate::store::{self, CaptureRequest, LeakSearch};
 use crate::world::{
-    self, Backing, Generation, HashMethod, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
+    self, Backing, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
 };
 
 mod backing;
@@ -290,6 +290,30 @@ impl RamFiles {
         self.tmpfs.iter().filter_map(usable).chain(self.former.iter().filter_map(former)).collect()
     }
 
+    /// The file of a generation and the directory that it lies in; `None` if the VMM has the RAM and captures it.
+    fn to_capture(&self, generation: Generation) -> Result<Option<(Folder, CaptureRequest)>> {
+        let not_whole = || MemoryError::NotWhole(generation);
+        let location = self.location(generation)?.ok_or_else(not_whole)?;
+        let Some(path) = self.file(generation)? else {
+            return Ok(None);
+        };
+        let folder = self.folder(&location)?.ok_or_else(not_whole)?;
+        let file = folder.file(file_name(generation))?.ok_or_else(not_whole)?;
+        let capture = CaptureRequest {
+            what: "memory".to_owned(),
+            source: NamedFile { file, path },
+            name: SNAPSHOT_FILE.to_owned(),
+            reflink: matches!(location, RamLocation::Disk { .. }),
+            smallest_hole: copy::IMAGE_HOLE,
+        };
+        Ok(Some((folder, capture)))
+    }
+
+    fn staging(&self, id: SnapshotId) -> Result<Folder> {
+        let staging = Folder::open(&self.snapshots)?.folder(store::staging_name(id))?;
+        staging.ok_or(MemoryError::NoSnapshot(id))
+    }
+
     /// Removes the files and the record of a generation. Directories stay, because a VMM may be confined to them.
     fn clear(&self, generation: Generation) -> Result<()> {
         let run = Folder::open(&self.run)?;
@@ -365,36 +389,34 @@ impl Memory for RamFiles {
         Ok(())
     }
 
+    async fn precopy(
+        &self,
+        generation: Generation,
+        into: SnapshotId,
+        interrupt: &Interrupt,
+    ) -> world::Result<()> {
+        let Some((folder, capture)) = self.to_capture(generation)? else {
+            return Ok(());
+        };
+        if capture.reflink && copy::can_share(folder.path(), &self.snapshots) {
+            // A clone first writes what is not on the medium, and the VM would be paused for it.
+            return Ok(copy::sync(capture.source, interrupt).await?);
+        }
+        let (staging, progress) = (self.staging(into)?, Arc::clone(&self.progress));
+        self.leaks.precopy(into, &staging, capture, progress, interrupt).await
+    }
+
     async fn capture(
         &self,
         generation: Generation,
         into: SnapshotId,
         interrupt: &Interrupt,
     ) -> world::Result<()> {
-        let not_whole = || MemoryError::NotWhole(generation);
-        let location = self.location(generation)?.ok_or_else(not_whole)?;
-        let Some(path) = self.file(generation)? else {
+        let Some((_, capture)) = self.to_capture(generation)? else {
             return Ok(());
         };
-        let folder = self.folder(&location)?.ok_or_else(not_whole)?;
-        let file = folder.file(file_name(generation))?.ok_or_else(not_whole)?;
-        let staging = Folder::open(&self.snapshots)?
-            .folder(store::staging_name(into))?
-            .ok_or(MemoryError::NoSnapshot(into))?;
-        staging.remove_file(SNAPSHOT_FILE)?;
-        let target = staging.new_file(SNAPSHOT_FILE)?;
-        let searching = self.leaks.while_copying(SNAPSHOT_FILE)?;
-        let copying = CopyRequest {
-            what: "memory".to_owned(),
-            source: NamedFile { file, path },
-            target: NamedFile { file: target, path: staging.path_of(SNAPSHOT_FILE) },
-            reflink: matches!(location, RamLocation::Disk { .. }),
-            smallest_hole: copy::IMAGE_HOLE,
-            hash: Some(HashMethod::default()),
-            search: searching.search.clone(),
-        };
-        let copied = copy::copy(copying, Arc::clone(&self.progress), interrupt).await?;
-        Ok(self.leaks.copied(into, &staging, SNAPSHOT_FILE, copied, searching)?)
+        let (staging, progress) = (self.staging(into)?, Arc::clone(&self.progress));
+        self.leaks.capture(into, &staging, capture, progress, interrupt).await.map(drop)
     }
 
     async fn fill(

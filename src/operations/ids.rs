@@ -74,3 +74,7 @@ pub(super) const SAME_BOOT: TransitionId = TransitionId(54);
 pub(super) const AFTER_UP: TransitionId = TransitionId(55);
 pub(super) const AFTER_RESTORE: TransitionId = TransitionId(56);
 pub(super) const BEFORE_SNAPSHOT: TransitionId = TransitionId(57);
+
+// `snapshot`, with the first free numbers.
+pub(super) const PRECOPY_DISK: TransitionId = TransitionId(58);
+pub(super) const PRECOPY_MEMORY: TransitionId = TransitionId(59);

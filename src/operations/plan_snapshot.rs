@@ -52,7 +52,8 @@ pub(super) async fn plan_snapshot(
         shares_must_be_unused(world, &vm.machine).await?;
     }
     let scripts = world.guest.has_scripts(GuestScriptPoint::BeforeSnapshot);
-    Ok(SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back: true, scripts })
+    let (gives_back, precopies) = (true, true);
+    Ok(SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts, precopies })
 }
 
 async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! snapshot:
-//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk
-//!   ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► resume ↶ ─► entropy and clock
+//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► precopy disk ∥ precopy RAM
+//!   ─► flush disk ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► resume ↶ ─► entropy and clock
 //!   ─► [mount shares] ─► inject credentials ─► give back files ─► COMMIT
 //!
 //! snapshot --stop:
-//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► flush disk
-//!   ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
+//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► precopy disk ∥ precopy RAM
+//!   ─► flush disk ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
 //!   ─► [retire the former disk] ─► release slot ∥ built record
 //! ```
 //!
@@ -38,6 +38,10 @@
 //! **Detach shares** is there only where the VMM's version cannot restore a VM with shares: they are unmounted in the
 //! guest and removed from the VM. Undoing attaches and mounts them.
 //!
+//! **Precopy** copies RAM, and disk images that the file system cannot clone, while the guest runs. So the capture has to
+//! copy only what the guest changes after that, and what takes long, which is to write, to search and to hash, is mostly
+//! over when the pause begins. It has nothing to undo either: the copies are in the staging directory.
+//!
 //! **Flush disk** brings to the medium what the guest has written, because a clone of unwritten blocks takes long and
 //! the VM would be paused for it.
 //!
@@ -45,6 +49,7 @@
 //! Undoing makes the VM run, from wherever an interrupted capture or roll-over has left it (`roll_over.rs`).
 //!
 //! **Capture** takes the snapshot: a clone of the disk images, the VMM's own state and a copy of RAM, at the same time.
+//! What was copied before is read once more and compared, and copied again where it differs.
 //! If one of them fails, or a person interrupts, the others are let finish or stop, and the operation rolls back. After
 //! a crash the VM may stay paused until recovery, which makes it run again.
 //!
@@ -57,8 +62,7 @@
 //! **Commit** is the commit point. Before it, all files are searched for every credential that a guest of the workspace was
 //! ever given, and hashed: a program of the guest may keep one where no wipe reaches. What is found is overwritten in the
 //! staging directory, or the operation rolls back, as `[snapshot] on-leak` says. That needs nothing of the guest, so it
-//! is no part of the pause, except that a file that has to be copied in the pause is searched and hashed on the way,
-//! and not read again. Then the manifest is written, everything is synced, and the staging directory is renamed into
+//! is no part of the pause, except that a file that is copied is searched and hashed on the way, and not read again. Then the manifest is written, everything is synced, and the staging directory is renamed into
 //! the list. If it fails, or after a crash, the probe looks where the snapshot is: in the list means done, in the
 //! staging directory means not done, and the operation rolls back. A snapshot in the trash cannot be explained: then
 //! recovery is stuck. Credentials are in the guest again by then, and not in the snapshot: it was captured before.
@@ -94,7 +98,7 @@ use crate::world::{
 };
 
 pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
-    let SnapshotPlan { strategy, stop, gives_back, scripts, .. } = plan;
+    let SnapshotPlan { strategy, stop, gives_back, scripts, precopies, .. } = plan;
     // The guest had its credentials and shares in the boot that the session found.
     let vm = RunningVm { boot: Some(plan.boot), ..plan.vm };
     let machine = vm.machine;
@@ -121,6 +125,11 @@ pub(super) fn table(plan: SnapshotPlan) -> Operation<World> {
     )
     .stage("wipe", vec![Box::new(OpenStaging), Box::new(Wipe(machine))])
     .stage_if(detach, "detach", vec![Box::new(Detach(machine))])
+    .stage_if(
+        precopies,
+        "precopy",
+        vec![Box::new(precopy_disk(machine.disk)), Box::new(precopy_memory(machine.memory))],
+    )
     .stage("flush", vec![Box::new(flush(machine.disk))])
     .stage("pause", vec![Box::new(Pause { machine, strategy })])
     .stage(
@@ -299,6 +308,18 @@ const GOES_WITH_STAGING: &str = "it goes with the staging directory";
 fn flush(disk: Generation) -> Unprobed<Generation> {
     reading(ids::FLUSH, "flush disk", "what is on the medium may stay there", disk, |context, disk| {
         context.world.disk.flush(*disk, &context.interrupt)
+    })
+}
+
+fn precopy_disk(disk: Generation) -> Unprobed<Generation> {
+    reading(ids::PRECOPY_DISK, "precopy disk", GOES_WITH_STAGING, disk, |context, disk| {
+        context.world.disk.precopy(*disk, SnapshotId(context.generation), &context.interrupt)
+    })
+}
+
+fn precopy_memory(memory: Generation) -> Unprobed<Generation> {
+    reading(ids::PRECOPY_MEMORY, "precopy RAM", GOES_WITH_STAGING, memory, |context, memory| {
+        context.world.memory.precopy(*memory, SnapshotId(context.generation), &context.interrupt)
     })
 }
 

@@ -91,13 +91,19 @@ pub fn tables() -> Vec<(&'static str, Operation<World>)> {
     for (command, stop) in [("snapshot", false), ("snapshot --stop", true)] {
         for strategy in [ShareStrategy::Detach, ShareStrategy::InPlace, ShareStrategy::RollOver] {
             tables.extend(former_disks.map(|former| {
-                let scripts = former.is_some();
                 let vmm = VmmVersion { major: 53, text: "v53.0".to_owned() };
-                let origin = Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() };
-                let vm = vm(former);
-                let (name, gives_back) = (None, true);
-                let plan =
-                    SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts };
+                let plan = SnapshotPlan {
+                    vm: vm(former),
+                    boot,
+                    name: None,
+                    shares,
+                    strategy,
+                    stop,
+                    origin: Origin { vmm, cpu: BTreeSet::new(), shape: BTreeMap::new() },
+                    gives_back: true,
+                    scripts: former.is_some(),
+                    precopies: true,
+                };
                 (command, snapshot::table(plan))
             }));
         }

@@ -52,7 +52,7 @@ fn every_table_has_one_commit_point_and_policies_to_match() {
 }
 
 /// Every id on disk and its label, as they are written to journals.
-const ON_DISK: [(u16, &str); 46] = [
+const ON_DISK: [(u16, &str); 48] = [
     (1, "claim slot"),
     (2, "network"),
     (3, "shares"),
@@ -99,6 +99,8 @@ const ON_DISK: [(u16, &str); 46] = [
     (55, "after-up scripts"),
     (56, "after-restore scripts"),
     (57, "before-snapshot scripts"),
+    (58, "precopy disk"),
+    (59, "precopy RAM"),
 ];
 
 #[test]
@@ -184,14 +186,18 @@ fn parameters_of_an_earlier_nixbox_are_read() {
     let older = record::encode_payload(&(vm, boot, &name, true, strategy, false, &origin)).unwrap();
     let former = record::encode_payload(&(vm, boot, &name, true, strategy, false, &origin, true)).unwrap();
     let (shares, stop, gives_back) = (true, false, false);
-    let plan = SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts: false };
+    let (scripts, precopies) = (false, false);
+    let plan =
+        SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts, precopies };
     assert_eq!(SnapshotPlan::of(&older).unwrap(), plan);
     assert_eq!(SnapshotPlan::of(&former).unwrap(), SnapshotPlan { gives_back: true, ..plan.clone() });
-    let gives_back = |bytes: &[u8]| {
-        table(ids::SNAPSHOT, bytes).unwrap().transitions().any(|one| one.spec().id == ids::GIVE_BACK)
+    let has = |id, bytes: &[u8]| {
+        table(ids::SNAPSHOT, bytes).unwrap().transitions().any(|one| one.spec().id == id)
     };
-    let newer = record::encode_payload(&SnapshotPlan { gives_back: true, ..plan }).unwrap();
-    assert!(!gives_back(&older) && gives_back(&newer));
+    let newer = record::encode_payload(&SnapshotPlan { gives_back: true, precopies: true, ..plan }).unwrap();
+    for id in [ids::GIVE_BACK, ids::PRECOPY_DISK, ids::PRECOPY_MEMORY] {
+        assert!(!has(id, &older) && has(id, &newer));
+    }
     let back_to = Some(KeptDiskId { kept_by: Generation(7), disk: Generation(3) });
     let former = record::encode_payload(&(disk, back_to, true, timeout, true)).unwrap();
     let plan = UpPlan { disk, back_to, shares: true, timeout, keep: true, scripts: false };

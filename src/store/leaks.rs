@@ -1,7 +1,7 @@
 //! The search for credentials in a snapshot that is being made, what is done about those that are found, and the receipt.
 //!
 //! A file that nixbox copies is searched and hashed while it is copied, and tokens in RAM are overwritten before they are
-//! written ([`LeakSearch::while_copying`]). Every other file of the staging directory is searched in the pass that hashes
+//! written ([`captures`]). Every other file of the staging directory is searched in the pass that hashes
 //! it. What is found and must not be there is overwritten in the file, and the file is searched and hashed again. The files
 //! are the snapshot's own: a clone of a disk shares no longer what is overwritten in it, and the VM notices nothing.
 //!
@@ -21,8 +21,7 @@ use zeroize::Zeroizing;
 
 use super::error::{Result, StoreError};
 use super::file_systems::{FileSystems, Fixed};
-use super::verified::FileStatus;
-use crate::files::copy::{self, Copied, NamedFile};
+use crate::files::copy::{self, NamedFile};
 use crate::files::search::findings::{FileSearch, Findings, FoundPlace, MARK};
 use crate::files::search::fingerprint::SearchKey;
 use crate::files::search::known::{KnownValue, KnownValues};
@@ -34,6 +33,11 @@ use crate::world::{
     FoundValue, GuestAudit, OnLeak, Receipt, SnapshotId, TokenWarning, UnprovenPlace, UnprovenValue,
     error_chain,
 };
+
+mod captures;
+
+pub use captures::CaptureRequest;
+use captures::{CopiedFile, PrecopiedFile};
 
 /// How often a file is searched at most, because its places are overwritten a million at a time.
 const ROUNDS: u32 = 8;
@@ -52,32 +56,11 @@ pub struct LeakSearch {
     memory: Mutex<SearchMemory>,
 }
 
-/// The search of a file that is copied into a snapshot.
-pub struct CopySearch {
-    /// What the copy is to be made with; `None` if nothing was ever injected.
-    pub search: Option<Arc<FileSearch>>,
-    /// How many values it searches for.
-    values: usize,
-}
-
-/// A file of a staging directory that was searched and hashed while it was copied there.
-#[derive(Debug, Clone)]
-pub(super) struct CopiedFile {
-    pub(super) hash: [u8; 32],
-    /// How the copy looked when it was made.
-    status: FileStatus,
-    /// How many values it was searched for. No value is ever forgotten, so a search for as many is the same.
-    values: usize,
-    /// What was found in the source and is not in the copy.
-    overwritten: Findings,
-    /// What was found and is in the copy.
-    left: Findings,
-    seams: Vec<u64>,
-}
-
 /// What this process remembers between the transitions of a snapshot.
 #[derive(Default)]
 struct SearchMemory {
+    /// The files of a staging directory whose first pass was made.
+    precopied: BTreeMap<(SnapshotId, String), PrecopiedFile>,
     /// What is known of files that were copied into a staging directory.
     copied: BTreeMap<(SnapshotId, String), CopiedFile>,
     /// What the guests were found to hold before they were wiped.
@@ -105,63 +88,6 @@ impl LeakSearch {
 
     fn known(&self) -> Result<Option<KnownValues>> {
         Ok(KnownValues::read(&Folder::open(&self.state)?)?)
-    }
-
-    /// A search for a copy into this file of a snapshot. In RAM it overwrites every token.
-    ///
-    /// # Errors
-    /// If the fingerprints cannot be read.
-    pub fn while_copying(&self, name: &str) -> Result<CopySearch> {
-        let Some(known) = self.known()? else {
-            return Ok(CopySearch { search: None, values: 0 });
-        };
-        let is_overwritten = |value: &KnownValue| is_memory(name) && value.treatment == Treatment::Token;
-        let numbers = (0..).zip(known.values()).filter(|(_, value)| is_overwritten(value));
-        let numbers = numbers.map(|(number, _)| number).collect();
-        let token_kinds = Arc::new(TokenKindSearch::new().map_err(StoreError::TokenKinds)?);
-        let search = FileSearch::new(Arc::new(known.searcher()), numbers).with_token_kinds(token_kinds);
-        Ok(CopySearch { search: Some(Arc::new(search)), values: known.values().len() })
-    }
-
-    /// Remembers a copy into a file of a snapshot, which was searched and hashed on the way, so that it is not read
-    /// again. A copy that shares blocks was neither, and is not remembered.
-    ///
-    /// # Errors
-    /// If the copy is not there.
-    pub fn copied(
-        &self,
-        id: SnapshotId,
-        staging: &Folder,
-        name: &str,
-        copied: Copied,
-        CopySearch { search, values }: CopySearch,
-    ) -> Result<()> {
-        let key = (id, name.to_owned());
-        let Some(hash) = copied.hash else {
-            self.memory().copied.remove(&key);
-            return Ok(());
-        };
-        let missing = || StoreError::Missing { id, name: name.to_owned() };
-        let status = FileStatus::of(staging, name)?.ok_or_else(missing)?;
-        let (overwritten, left) = match search {
-            Some(search) => search.findings().split(|value| search.overwrites(value)),
-            None => Default::default(),
-        };
-        let file = CopiedFile { hash, status, values, overwritten, left, seams: copied.seams };
-        self.memory().copied.insert(key, file);
-        Ok(())
-    }
-
-    /// What is known of a file of a staging directory, if the file has not changed since it was copied there.
-    pub(super) fn copied_file(
-        &self,
-        id: SnapshotId,
-        staging: &Folder,
-        name: &str,
-    ) -> Result<Option<CopiedFile>> {
-        let known = self.memory().copied.get(&(id, name.to_owned())).cloned();
-        let now = FileStatus::of(staging, name)?;
-        Ok(known.filter(|known| Some(known.status) == now))
     }
 
     /// Keeps what the guest was found to hold, until the receipt of the snapshot is written.
@@ -338,8 +264,7 @@ impl Inspection {
             return Ok(None);
         }
         let search = self.search();
-        copy::search_seams(file, &copied.seams, &search)?;
-        if !search.findings().counts.is_empty() {
+        if !copy::search_seams(file, &copied.seams, &search)?.counts.is_empty() {
             return Ok(None);
         }
         Ok(self.judge(name, &file.file, &copied.left)?.then_some(copied.hash))

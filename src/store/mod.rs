@@ -29,4 +29,4 @@ mod verified;
 pub use catalog::Snapshots;
 pub use error::StoreError;
 pub use layout::{open, record_of, staging_name};
-pub use leaks::{CopySearch, LeakSearch};
+pub use leaks::{CaptureRequest, LeakSearch};

@@ -33,7 +33,7 @@ pub(super) async fn verify(
         let missing = || StoreError::Missing { id, name: record.name.clone() };
         let file = snapshot.file(&record.name)?.ok_or_else(missing)?;
         let file = NamedFile { file, path: snapshot.path_of(&record.name) };
-        let hash =
+        let (hash, _) =
             copy::hash(shown(&file), file, record.method, None, Arc::clone(progress), interrupt).await?;
         if hash != record.hash {
             return Err(StoreError::Content { id, name: record.name.clone() });
@@ -78,11 +78,11 @@ pub(super) async fn digest(
             if let Some(known) = known {
                 break known;
             }
-            let search = inspection.search();
             let (named, progress) = (same()?, Arc::clone(progress));
-            let searching = Some(Arc::clone(&search));
-            let hash = copy::hash(shown(&named), named, method, searching, progress, interrupt).await?;
-            if inspection.judge(&name, &file, &search.findings())? {
+            let search = Some(inspection.search());
+            let (hash, findings) =
+                copy::hash(shown(&named), named, method, search, progress, interrupt).await?;
+            if inspection.judge(&name, &file, &findings)? {
                 break hash;
             }
         };
@@ -111,10 +111,11 @@ pub(super) async fn search(
         let path = snapshot.path_of(&record.name);
         inspection.searched(extents::data_bytes(&file).map_err(FileError::system("examine", &path))?);
         let same = file.try_clone().map_err(FileError::system("open", &path))?;
-        let search = inspection.search();
         let named = NamedFile { file: same, path };
-        copy::search(shown(&named), named, Arc::clone(&search), Arc::clone(progress), interrupt).await?;
-        inspection.judge(&record.name, &file, &search.findings())?;
+        let searching =
+            copy::search(shown(&named), named, inspection.search(), Arc::clone(progress), interrupt);
+        let findings = searching.await?;
+        inspection.judge(&record.name, &file, &findings)?;
     }
     Ok(inspection.receipt(saved_vm_zeroes(snapshot)?))
 }

@@ -116,7 +116,10 @@ pub trait Disk: Send + Sync {
     async fn flush(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
     /// Clones the images from their templates, or makes empty ones.
     async fn create(&self, generation: Generation, interrupt: &Interrupt) -> Result<()>;
-    /// Clones the images into the staging directory.
+    /// Copies into the staging directory, while the guest runs, the images that cannot be cloned, so that a capture by the
+    /// same process has to copy only what changes from now on.
+    async fn precopy(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Clones the images into the staging directory, or makes the copies there what the images are now.
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
     /// Clones the images from a snapshot.
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;
@@ -143,7 +146,10 @@ pub trait Memory: Send + Sync {
     async fn promised(&self) -> Result<u64>;
     /// Makes an empty file.
     async fn create(&self, generation: Generation) -> Result<()>;
-    /// Copies the file into the staging directory.
+    /// Copies the file into the staging directory while the guest runs, unless it can be cloned, so that a capture by the
+    /// same process has to copy only what changes from now on.
+    async fn precopy(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
+    /// Clones the file into the staging directory, or makes the copy there what the file is now.
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()>;
     /// Copies the file from a snapshot.
     async fn fill(&self, from: SnapshotId, generation: Generation, interrupt: &Interrupt) -> Result<()>;

@@ -4,7 +4,9 @@
 //! - a copy that hashes against `dd` and `cp --sparse=always` of the same file: at least 0.8 of their speed;
 //! - RAM in runs of 4 KiB with holes of 4 KiB between them against dense RAM of as many bytes: at most 1.5 times as
 //!   long, from tmpfs to a disk (capture) and from the disk to tmpfs (fill). How long a capture takes that keeps every
-//!   hole is printed beside it.
+//!   hole is printed beside it;
+//! - what a VM is paused for after a copy that was made while it ran: the second pass over RAM that has not changed, and
+//!   over RAM of which every hundredth page has, against a copy of all of it, and against a plain read by one thread.
 //!
 //! It prints a line for each ratio: its name, the ratio of the medians, and the target. `TMPDIR` says which disk is used.
 
@@ -17,7 +19,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nixbox::files::copy::{self, CopyRequest, IMAGE_HOLE, NamedFile, NoProgress};
+use nixbox::files::copy::{self, CopyRequest, IMAGE_HOLE, NamedFile, NoProgress, PrecopyRequest};
 use nixbox::files::extents::PAGE;
 use nixbox::world::{HashMethod, Interrupt};
 
@@ -52,6 +54,12 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+fn tell(name: &str, target: &str, ours: Vec<Duration>, theirs: Vec<Duration>) {
+    let (ours, theirs) = (median(ours), median(theirs));
+    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
+    println!("{name}: ratio {ratio:.2}, target {target} ({ours:?} against {theirs:?})");
+}
+
 /// Prints the ratio of the medians of two calls, which are made in turns.
 fn compare(name: &str, target: &str, ours: impl Fn(), theirs: impl Fn()) {
     let (mut our_times, mut their_times) = (Vec::new(), Vec::new());
@@ -61,9 +69,7 @@ fn compare(name: &str, target: &str, ours: impl Fn(), theirs: impl Fn()) {
         our_times.push(timed(&ours));
         their_times.push(timed(&theirs));
     }
-    let (ours, theirs) = (median(our_times), median(their_times));
-    let ratio = ours.as_secs_f64() / theirs.as_secs_f64();
-    println!("{name}: ratio {ratio:.2}, target {target} ({ours:?} against {theirs:?})");
+    tell(name, target, our_times, their_times);
 }
 
 struct Copies {
@@ -159,6 +165,56 @@ impl Copies {
     }
 }
 
+/// A copy in two passes.
+impl Copies {
+    /// How long the second pass takes if `change` happens before it.
+    fn second_pass(&self, source: &Path, change: impl Fn()) -> Duration {
+        let path = self.directory.join("copy");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        let request = PrecopyRequest {
+            what: String::new(),
+            source: opened(source),
+            target: NamedFile { file: file.expect("a file"), path: path.clone() },
+            smallest_hole: IMAGE_HOLE,
+            search: None,
+        };
+        let (progress, never) = (Arc::new(NoProgress), Interrupt::new());
+        let first = copy::precopy(request, progress.clone(), &never);
+        let first = self.runtime.block_on(first).expect("it is copied");
+        change();
+        let took =
+            timed(|| drop(self.runtime.block_on(first.finish(progress, &never)).expect("it is copied")));
+        std::fs::remove_file(path).expect("it is removed");
+        took
+    }
+
+    fn passes(&self) {
+        const DATA: u64 = 512 * MIB;
+        let ram = tempfile::tempdir_in("/dev/shm").expect("a tmpfs");
+        let source = with_data(ram.path().join("ram"), DATA, DATA, 0..1);
+        let file = File::options().write(true).open(&source).expect("it is there");
+        let page = |number: usize| vec![number as u8; PAGE];
+        let change = |round: usize| {
+            for at in (0..DATA).step_by(100 * PAGE) {
+                file.write_all_at(&page(round), at).expect("it is written");
+            }
+        };
+        let (mut same, mut changed, mut whole, mut read) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            same.push(self.second_pass(&source, || ()));
+            changed.push(self.second_pass(&source, || change(round)));
+            let method = Some(HashMethod::Pieces);
+            whole.push(timed(|| self.copy(&source, &self.directory, method, IMAGE_HOLE)));
+            let mut plain = Command::new("dd");
+            plain.arg(format!("if={}", source.display())).args(["of=/dev/null", "bs=1M", "status=none"]);
+            read.push(timed(|| assert!(plain.status().expect("dd is there").success())));
+        }
+        tell("second pass, nothing changed, against a copy", "0.30", same.clone(), whole.clone());
+        tell("second pass, 1 % of the pages changed, against a copy", "none", changed, whole);
+        tell("second pass, nothing changed, against a plain read", "1.00", same, read);
+    }
+}
+
 fn main() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -166,4 +222,5 @@ fn main() {
     copies.holes();
     copies.programs();
     copies.scattered();
+    copies.passes();
 }

@@ -90,6 +90,17 @@ impl Disk for WorkspaceSeams {
         self.put_disk("disk.create", generation, interrupt, |_| Ok(DiskImage::blank())).await
     }
 
+    /// The copy of a guest that runs is torn until the capture.
+    async fn precopy(&self, _: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
+        let begin = |state: &mut FakeState| {
+            interrupt.check()?;
+            let staging = self.staging(state, into)?;
+            state.files.create(staging, DISK, Content::Torn);
+            Ok(())
+        };
+        self.change("disk.precopy", vec![Box::new(begin)]).await
+    }
+
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
         let begin = |state: &mut FakeState| {
             let staging = self.staging(state, into)?;
@@ -245,6 +256,17 @@ impl Memory for WorkspaceSeams {
             Ok(())
         };
         self.change("memory.create", vec![Box::new(create)]).await
+    }
+
+    /// The copy of a guest that runs is torn until the capture.
+    async fn precopy(&self, _: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {
+        let begin = |state: &mut FakeState| {
+            interrupt.check()?;
+            let staging = self.staging(state, into)?;
+            state.files.create(staging, RAM, Content::Torn);
+            Ok(())
+        };
+        self.change("memory.precopy", vec![Box::new(begin)]).await
     }
 
     async fn capture(&self, generation: Generation, into: SnapshotId, interrupt: &Interrupt) -> Result<()> {

@@ -5,21 +5,20 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
 
-use futures_util::future::join_all;
 use rustix::fs::Advice;
 
-use super::{CopyError, NamedFile, Progress, Result, answering, write_error};
-use crate::files::FileError;
+use super::threads::on_threads;
+use super::{CopyError, NamedFile, Progress, Result, answering, read_error, write_error};
 use crate::files::extents::{BLOCK, DataBlock, DataBlocks, runs_of_data};
 use crate::files::hash::pieces::PIECE;
 use crate::files::hash::{BlockHasher, ContentHash};
-use crate::files::search::findings::FileSearch;
+use crate::files::search::findings::{FileSearch, Findings};
 use crate::world::{HashMethod, Interrupt};
 
-/// More threads than this gain nothing on one disk or one memory bus.
-pub(super) const MAX_THREADS: usize = 8;
+pub(super) fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// What is to be read.
 pub(super) struct ReadingRequest {
@@ -44,6 +43,8 @@ pub(super) struct ReadResult {
     /// Bytes that were not zeros and were written.
     pub(super) written: u64,
     pub(super) hash: Option<[u8; 32]>,
+    /// What was found, its places in the order of the file.
+    pub(super) findings: Findings,
     /// Where a run of the source was read and searched by itself, if it was searched.
     pub(super) seams: Vec<u64>,
 }
@@ -54,6 +55,7 @@ pub(super) struct Reading {
     blocks: DataBlocks,
     /// `None` if nothing is hashed.
     hash: Mutex<Option<ContentHash>>,
+    findings: Mutex<Findings>,
     seams: Mutex<Vec<u64>>,
     read: AtomicU64,
     written: AtomicU64,
@@ -73,42 +75,26 @@ impl Reading {
         // What is read once shall not push other files out of the page cache. A kernel that does not know the advice keeps
         // the pages as it would otherwise.
         rustix::fs::fadvise(&request.source.file, 0, None, Advice::NoReuse).ok();
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
-        let blocks = usize::try_from(request.total.div_ceil(BLOCK)).unwrap_or(MAX_THREADS);
         let [read, written] = [const { AtomicU64::new(0) }; 2];
         let reading = Arc::new(Self {
             blocks: DataBlocks::new(request.size),
             hash: Mutex::new(request.hash.map(|method| ContentHash::new(method, request.size))),
             request,
+            findings: Mutex::default(),
             seams: Mutex::default(),
             read,
             written,
             progress,
             stop,
         });
-        let running = (0..threads.min(blocks).max(1)).map(|_| {
-            let reading = Arc::clone(&reading);
-            tokio::task::spawn_blocking(move || reading.read_blocks().inspect_err(|_| reading.stop.request()))
-        });
-        let mut interrupted = false;
-        let mut failed = None;
-        for ended in join_all(running).await {
-            match ended.map_err(CopyError::Thread).flatten() {
-                Ok(()) => {}
-                // The failure of one thread interrupts the others. The failure is the reason, and is returned.
-                Err(CopyError::Interrupted) => interrupted = true,
-                Err(error) => failed = Some(error),
-            }
-        }
-        match failed {
-            Some(error) => return Err(error),
-            None if interrupted => return Err(CopyError::Interrupted),
-            None => {}
-        }
+        let readers = Arc::clone(&reading);
+        on_threads(reading.request.total, &reading.stop, move || readers.read_blocks()).await?;
         let (read, written) = (reading.read.load(Ordering::Relaxed), reading.written.load(Ordering::Relaxed));
         reading.progress.progress(&reading.request.what, read, read);
-        let seams = std::mem::take(&mut *reading.seams.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(ReadResult { read, written, hash: reading.finish_hash().await?, seams })
+        let seams = std::mem::take(&mut *lock(&reading.seams));
+        let mut findings = std::mem::take(&mut *lock(&reading.findings));
+        findings.places.sort_unstable();
+        Ok(ReadResult { read, written, hash: reading.finish_hash().await?, findings, seams })
     }
 
     async fn finish_hash(&self) -> Result<Option<[u8; 32]>> {
@@ -121,7 +107,7 @@ impl Reading {
     }
 
     fn hash(&self) -> MutexGuard<'_, Option<ContentHash>> {
-        self.hash.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.hash)
     }
 
     /// Reads blocks until none is left.
@@ -186,9 +172,12 @@ impl Reading {
         let from = run.start - margin.min(run.start);
         let to = self.request.size.min(run.end + margin);
         let (before, bytes) = ((run.start - from) as usize, &mut buffer[..(to - from) as usize]);
-        self.seams.lock().unwrap_or_else(PoisonError::into_inner).push(run.start);
+        lock(&self.seams).push(run.start);
         read(bytes, from)?;
-        search.chunk(bytes, before..before + length, from);
+        let found = search.chunk(bytes, before..before + length, from);
+        if !found.is_empty() {
+            lock(&self.findings).add(found);
+        }
         Ok(&bytes[before..before + length])
     }
 
@@ -213,10 +202,6 @@ impl Reading {
     }
 
     fn read_error(&self, source: io::Error) -> CopyError {
-        let path = self.request.source.path.clone();
-        match source.kind() {
-            io::ErrorKind::UnexpectedEof => CopyError::Shrunk { path },
-            _ => FileError::system("read", path)(source).into(),
-        }
+        read_error(&self.request.source, source)
     }
 }

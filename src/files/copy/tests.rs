@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
 
-use super::reading::MAX_THREADS;
+use super::threads::MAX_THREADS;
 use super::*;
 use crate::files::extents::{BLOCK, data_bytes};
 use crate::files::hash::pieces::PIECE;
@@ -126,7 +126,7 @@ fn copying(from: &Path, to: &Path, reflink: bool) -> CopyRequest {
 
 async fn hash_of(path: &Path, method: HashMethod) -> [u8; 32] {
     let named = NamedFile { file: File::open(path).unwrap(), path: path.to_owned() };
-    hash("it".to_owned(), named, method, None, Arc::new(NoProgress), &Interrupt::new()).await.unwrap()
+    hash("it".to_owned(), named, method, None, Arc::new(NoProgress), &Interrupt::new()).await.unwrap().0
 }
 
 fn same(from: &Path, to: &Path) -> bool {
@@ -303,7 +303,7 @@ async fn what_a_terabyte_of_holes_costs_is_its_data() {
     let named = || NamedFile { file: File::open(&source).unwrap(), path: source.clone() };
     let (read, never) = (Arc::new(BytesRead::default()), Interrupt::new());
     let hashing = hash("it".to_owned(), named(), HashMethod::Pieces, None, read.clone(), &never);
-    let expected = hashing.await.unwrap();
+    let (expected, _) = hashing.await.unwrap();
     assert_eq!(read.take("it"), DATA);
     let copied = copy(copying(&source, &target, false), Arc::new(NoProgress), &never).await.unwrap();
     assert_eq!(copied.method, CopyMethod::Sparse { read: DATA, written: DATA });

@@ -64,6 +64,25 @@ fn node(left: &[u8; 32], right: &[u8; 32]) -> [u8; 32] {
     *NODE_HASHER.clone().update(left).update(right).finalize().as_bytes()
 }
 
+/// The hash of a piece; `None` if it is zeros.
+#[must_use]
+pub fn hash_of_piece(piece: &[u8]) -> Option<[u8; 32]> {
+    (!is_zero(piece)).then(|| *blake3::hash(piece).as_bytes())
+}
+
+/// The root over a file of this size in bytes, from the hashes of its pieces that are not zeros, in the order of their
+/// numbers.
+#[must_use]
+pub fn root_of_pieces(size: u64, known: &[(u64, [u8; 32])]) -> [u8; 32] {
+    let block = |piece: u64| piece / (BLOCK / PIECE);
+    let blocks = known.chunk_by(|(piece, _), (next, _)| block(*piece) == block(*next));
+    let tops = blocks.filter_map(|pieces| {
+        let number = block(pieces.first()?.0);
+        Some((number, top_of_block(size, number, pieces)))
+    });
+    root(size, &tops.collect::<Vec<_>>())
+}
+
 /// One block being hashed: the hashes of its pieces that are not zeros, with the numbers of the pieces in the file.
 #[derive(Debug)]
 pub(super) struct BlockPieces {
@@ -81,9 +100,7 @@ impl BlockPieces {
     /// The bytes at this offset of the file, a multiple of [`PIECE`]: whole pieces, or the last one of the file.
     pub(super) fn bytes(&mut self, at: u64, bytes: &[u8]) {
         for (number, piece) in (at / PIECE..).zip(bytes.chunks(PIECE as usize)) {
-            if !is_zero(piece) {
-                self.known.push((number, *blake3::hash(piece).as_bytes()));
-            }
+            self.known.extend(hash_of_piece(piece).map(|hash| (number, hash)));
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::forms::Form;
 use super::searcher::{Hit, Searcher};
@@ -48,6 +48,24 @@ impl Findings {
         (Self { counts, places, ..Self::default() }, others)
     }
 
+    /// Adds what was found elsewhere in the same file. Places for which there is no room are left out.
+    pub fn add(&mut self, other: Self) {
+        for (pattern, count) in other.counts {
+            *self.counts.entry(pattern).or_default() += count;
+        }
+        for (kind, count) in other.token_kinds {
+            *self.token_kinds.entry(kind).or_default() += count;
+        }
+        let room = MOST_PLACES.saturating_sub(self.places.len());
+        self.places.extend(other.places.into_iter().take(room));
+    }
+
+    /// Whether nothing was found.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counts.is_empty() && self.token_kinds.is_empty()
+    }
+
     /// How often a value was found, in whatever form.
     #[must_use]
     pub fn of(&self, value: u32) -> u64 {
@@ -55,20 +73,19 @@ impl Findings {
     }
 }
 
-/// A search in one file.
+/// A search in the chunks of a file.
 pub struct FileSearch {
     searcher: Arc<Searcher>,
     /// The numbers of the values that are overwritten in what is read.
     overwritten: Vec<u32>,
     token_kinds: Option<Arc<TokenKindSearch>>,
-    findings: Mutex<Findings>,
 }
 
 impl FileSearch {
     /// A search that overwrites these values in the chunks that it is given. The numbers are in ascending order.
     #[must_use]
     pub fn new(searcher: Arc<Searcher>, overwritten: Vec<u32>) -> Self {
-        Self { searcher, overwritten, token_kinds: None, findings: Mutex::default() }
+        Self { searcher, overwritten, token_kinds: None }
     }
 
     /// Counts what looks like a token as well, in what is left of the bytes when the values were overwritten.
@@ -90,43 +107,35 @@ impl FileSearch {
         self.searcher.longest().saturating_sub(1).max(reach)
     }
 
-    /// Searches a chunk, which is the part `chunk` of `bytes`, and overwrites in it what is to be. The bytes begin at
-    /// `offset` of the file.
-    pub fn chunk(&self, bytes: &mut [u8], chunk: Range<usize>, offset: u64) {
+    /// Searches a chunk, which is the range `chunk` of `bytes`, and overwrites in it what is to be. The bytes begin at
+    /// `offset` of the file. Returns what begins in the chunk.
+    pub fn chunk(&self, bytes: &mut [u8], chunk: Range<usize>, offset: u64) -> Findings {
+        let part = chunk.len().max(1);
+        self.parts(bytes, chunk, offset, part).pop().unwrap_or_default()
+    }
+
+    /// The same, and returns what begins in each part of the chunk. All parts have `part` bytes, which is not zero; the last
+    /// one has the rest.
+    pub fn parts(&self, bytes: &mut [u8], chunk: Range<usize>, offset: u64, part: usize) -> Vec<Findings> {
+        let mut findings = vec![Findings::default(); chunk.len().div_ceil(part)];
         let mut hits: Vec<Hit> = Vec::new();
         self.searcher.search(bytes, chunk.end, |hit| hits.push(hit));
         hits.retain(|hit| hit.at + hit.length > chunk.start);
         for hit in hits.iter().filter(|hit| self.overwrites(hit.value)) {
             bytes[hit.at.max(chunk.start)..(hit.at + hit.length).min(chunk.end)].fill(MARK);
         }
-        let mut token_kinds = BTreeMap::new();
         if let Some(search) = &self.token_kinds {
-            search.count(bytes, chunk.clone(), &mut token_kinds);
-        }
-        if hits.is_empty() && token_kinds.is_empty() {
-            return;
-        }
-        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
-        for (kind, count) in token_kinds {
-            *findings.token_kinds.entry(kind).or_default() += count;
-        }
-        for hit in hits.into_iter().filter(|hit| hit.at >= chunk.start) {
-            *findings.counts.entry((hit.value, hit.form)).or_default() += 1;
-            if findings.places.len() < MOST_PLACES {
-                findings.places.push(FoundPlace {
-                    at: offset + hit.at as u64,
-                    length: hit.length,
-                    value: hit.value,
-                });
+            for (number, found) in findings.iter_mut().enumerate() {
+                let start = chunk.start + number * part;
+                search.count(bytes, start..chunk.end.min(start + part), &mut found.token_kinds);
             }
         }
-    }
-
-    /// What was found so far, its places in the order of the file.
-    #[must_use]
-    pub fn findings(&self) -> Findings {
-        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        findings.places.sort_unstable();
+        hits.sort_unstable();
+        for hit in hits.into_iter().filter(|hit| hit.at >= chunk.start) {
+            let found = &mut findings[(hit.at - chunk.start) / part];
+            *found.counts.entry((hit.value, hit.form)).or_default() += 1;
+            found.places.push(FoundPlace { at: offset + hit.at as u64, length: hit.length, value: hit.value });
+        }
         findings
     }
 }
@@ -157,6 +166,7 @@ mod tests {
             planted in proptest::collection::vec((0..4_usize, 0..300_usize), 0..8),
             cuts in proptest::collection::btree_set(1..300_usize, 0..12),
             token_at in proptest::option::of(0..280_usize),
+            part in 1..400_usize,
         ) {
             let mut bytes = bytes;
             for (pattern, at) in planted {
@@ -172,26 +182,28 @@ mod tests {
                 place.copy_from_slice(EXAMPLE);
             }
             let mut expected = bytes.clone();
-            whole.chunk(&mut expected, 0..bytes.len(), 0);
+            let found = whole.chunk(&mut expected, 0..bytes.len(), 0);
 
             let chunked = search(overwritten);
-            let mut written = Vec::new();
+            let (mut written, mut found_in_chunks) = (Vec::new(), Findings::default());
             let ends: Vec<usize> = cuts.into_iter().filter(|cut| *cut < bytes.len()).chain([bytes.len()]).collect();
             let mut start = 0;
             for end in ends {
                 let from = start - start.min(chunked.margin());
                 let to = bytes.len().min(end + chunked.margin());
                 let mut buffer = bytes[from..to].to_vec();
-                chunked.chunk(&mut buffer, start - from..end - from, from as u64);
+                for part in chunked.parts(&mut buffer, start - from..end - from, from as u64, part) {
+                    found_in_chunks.add(part);
+                }
                 written.extend_from_slice(&buffer[start - from..end - from]);
                 start = end;
             }
             prop_assert_eq!(written, expected);
-            prop_assert_eq!(chunked.findings(), whole.findings());
+            prop_assert_eq!(&found_in_chunks, &found);
             // And no less than a naive search finds.
             for (value, pattern) in (0..).zip(&patterns) {
                 let naive = bytes.windows(pattern.len()).filter(|window| window == pattern).count();
-                prop_assert_eq!(whole.findings().of(value), naive as u64);
+                prop_assert_eq!(found.of(value), naive as u64);
             }
         }
     }

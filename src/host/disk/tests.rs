@@ -62,6 +62,9 @@ async fn images_are_made_captured_and_filled_on_every_file_system() {
         assert!(checked.status.success(), "{checked:?}");
         assert!(shares || allocated(&images[0]) < 2 << 20, "{name}: {}", allocated(&images[0]));
 
+        std::fs::create_dir(disks.snapshots.join(".staging-8")).unwrap();
+        disks.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
+        disks.precopy(GENERATION, SNAPSHOT, &never).await.unwrap();
         // What the guest writes is in the snapshot and never in the template.
         std::os::unix::fs::FileExt::write_all_at(
             &File::options().write(true).open(&images[0]).unwrap(),
@@ -69,8 +72,6 @@ async fn images_are_made_captured_and_filled_on_every_file_system() {
             0,
         )
         .unwrap();
-        std::fs::create_dir(disks.snapshots.join(".staging-8")).unwrap();
-        disks.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         disks.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         let captured = bytes(&images[0]);
         std::os::unix::fs::FileExt::write_all_at(
@@ -148,6 +149,9 @@ async fn an_interrupt_ends_creating_and_capturing() {
     assert_eq!(find(&disks).await, Presence::Partial);
     disks.create(GENERATION, &never).await.unwrap();
     std::fs::create_dir(disks.snapshots.join(".staging-8")).unwrap();
+    let interrupt = Interrupt::new();
+    let failure = make(Arc::new(Stopping(interrupt.clone()))).precopy(GENERATION, SNAPSHOT, &interrupt).await;
+    assert!(matches!(failure, Err(Failure::Interrupted)));
     let interrupt = Interrupt::new();
     let failure = make(Arc::new(Stopping(interrupt.clone()))).capture(GENERATION, SNAPSHOT, &interrupt).await;
     assert!(matches!(failure, Err(Failure::Interrupted)));

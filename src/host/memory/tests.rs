@@ -91,10 +91,17 @@ async fn ram_goes_into_a_snapshot_and_back_wherever_it_is() {
         assert_eq!(std::fs::metadata(&file).unwrap().len(), SIZE);
         assert!((reserved..=reserved + (64 << 10)).contains(&allocated(&file)), "{}", allocated(&file));
         patchy(&file, SIZE);
-        let content = std::fs::read(&file).unwrap();
 
         catalog.stage(SNAPSHOT).await.unwrap();
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
+        ram.precopy(GENERATION, SNAPSHOT, &never).await.unwrap();
+        let copied_before = backing != Backing::Disk || name != "btrfs";
+        let staged = ram.snapshots.join(store::staging_name(SNAPSHOT)).join(SNAPSHOT_FILE);
+        assert!(!copied_before || std::fs::read(&staged).unwrap() == std::fs::read(&file).unwrap());
+        // What the guest writes after that is in the snapshot too.
+        let guest = std::fs::File::options().write(true).open(&file).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&guest, b"guest", 9 << 20).unwrap();
+        let content = std::fs::read(&file).unwrap();
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         let manifest = commit(&catalog).await;
         assert_eq!(manifest.files[0].hash, root_of(&content), "{name}");
@@ -143,6 +150,12 @@ async fn a_token_is_overwritten_in_the_copy_alone_and_on_tmpfs_before_it_is_writ
         std::fs::write(path(&ram, GENERATION), &guest).unwrap();
 
         catalog.stage(SNAPSHOT).await.unwrap();
+        // One of the tokens comes while RAM is copied.
+        let file = std::fs::File::options().write(true).open(path(&ram, GENERATION)).unwrap();
+        let first = (3 << 20) - 17;
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; TOKEN.len()], first).unwrap();
+        ram.precopy(GENERATION, SNAPSHOT, &never).await.unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, TOKEN, first).unwrap();
         ram.capture(GENERATION, SNAPSHOT, &never).await.unwrap();
         let staged = ram.snapshots.join(store::staging_name(SNAPSHOT)).join(SNAPSHOT_FILE);
         let holds = |bytes: &[u8]| bytes.windows(TOKEN.len()).any(|window| window == TOKEN);
@@ -244,6 +257,28 @@ async fn a_process_killed_during_a_fill_leaves_partial_ram() {
 }
 
 #[tokio::test]
+async fn a_process_killed_during_a_precopy_leaves_what_goes_with_the_staging_directory() {
+    const ROLE: &str = "NIXBOX_TEST_PRECOPY_IN";
+    let never = Interrupt::new();
+    let of = |directory: &Path, progress| ram(directory, Path::new("/dev/shm"), Backing::Tmpfs, progress);
+    if let Some(directory) = std::env::var_os(ROLE) {
+        of(Path::new(&directory), Arc::new(Stuck)).precopy(GENERATION, SNAPSHOT, &never).await.unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let ram = of(directory.path(), Arc::new(NoProgress));
+    let catalog = catalog(&ram);
+    ram.create(GENERATION).await.unwrap();
+    patchy(&path(&ram, GENERATION), SIZE);
+    catalog.stage(SNAPSHOT).await.unwrap();
+    let test = "host::memory::tests::a_process_killed_during_a_precopy_leaves_what_goes_with_the_staging_directory";
+    kill_when_ready(test, ROLE, directory.path());
+    catalog.discard(SNAPSHOT).await.unwrap();
+    assert_eq!(entries(&ram.snapshots), 0);
+    assert_eq!(ram.find(GENERATION).await.unwrap(), Presence::Whole);
+    ram.remove(GENERATION).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_interrupt_ends_capturing_and_filling() {
     let directory = tempfile::tempdir().unwrap();
     let interrupt = Interrupt::new();
@@ -252,6 +287,7 @@ async fn an_interrupt_ends_capturing_and_filling() {
     ram.create(GENERATION).await.unwrap();
     patchy(&path(&ram, GENERATION), SIZE);
     std::fs::create_dir(ram.snapshots.join(".staging-8")).unwrap();
+    assert!(matches!(ram.precopy(GENERATION, SNAPSHOT, &interrupt).await, Err(Failure::Interrupted)));
     assert!(matches!(ram.capture(GENERATION, SNAPSHOT, &interrupt).await, Err(Failure::Interrupted)));
     assert!(matches!(ram.fill(SNAPSHOT, Generation(9), &interrupt).await, Err(Failure::Interrupted)));
     ram.remove(Generation(9)).await.unwrap();

@@ -29,9 +29,11 @@ pub struct SnapshotPlan {
     pub gives_back: bool,
     /// Whether scripts run in the guest before the wipe.
     pub scripts: bool,
+    /// Whether what cannot be cloned is copied while the guest runs, before the capture.
+    pub precopies: bool,
 }
 
-/// The parameters that an earlier nixbox wrote, which ran no script in the guest.
+/// The parameters that an earlier nixbox wrote, which ran no script in the guest, and copied nothing while the guest ran.
 #[derive(Deserialize)]
 struct FormerSnapshotPlan {
     vm: RunningVm,
@@ -59,7 +61,8 @@ struct OldSnapshotPlan {
 impl From<FormerSnapshotPlan> for SnapshotPlan {
     fn from(former: FormerSnapshotPlan) -> Self {
         let FormerSnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back } = former;
-        Self { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts: false }
+        let (scripts, precopies) = (false, false);
+        Self { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts, precopies }
     }
 }
 

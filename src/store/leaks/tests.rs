@@ -1,14 +1,14 @@
 use std::process::Command;
 
 use super::*;
-use crate::files::copy::{CopyRequest, NoProgress, Progress};
+use crate::files::copy::{Copied, NoProgress, Progress};
 use crate::files::hash::tests::root_of;
 use crate::files::search::value::ValueKind;
 use crate::store::Snapshots;
 use crate::store::layout::staging_name;
 use crate::testing::{Need, have};
 use crate::world::{
-    BootId, Catalog as _, Failure, Generation, HashMethod, HoldingProcess, Interrupt, Manifest, Origin,
+    BootId, Catalog as _, Failure, Generation, HoldingProcess, Interrupt, Manifest, Origin,
     Secret, Slot, UnprovenPlace, VmmVersion,
 };
 
@@ -304,18 +304,14 @@ impl StagedSnapshot {
         let (leaks, source) = (&self.snapshots.leaks, self.directory.path().join("source"));
         std::fs::write(&source, bytes).unwrap();
         let staging = Folder::open(&self.directory.path().join(staging_name(ID))).unwrap();
-        let searching = leaks.while_copying(name).unwrap();
-        let request = CopyRequest {
+        let capture = CaptureRequest {
             what: "copy".to_owned(),
             source: NamedFile { file: File::open(&source).unwrap(), path: source },
-            target: NamedFile { file: staging.new_file(name).unwrap(), path: staging.path_of(name) },
+            name: name.to_owned(),
             reflink: false,
             smallest_hole: crate::files::extents::PAGE,
-            hash: Some(HashMethod::default()),
-            search: searching.search.clone(),
         };
-        let copied = copy::copy(request, Arc::new(NoProgress), &Interrupt::new()).await.unwrap();
-        leaks.copied(ID, &staging, name, copied, searching).unwrap();
+        leaks.capture(ID, &staging, capture, Arc::new(NoProgress), &Interrupt::new()).await.unwrap();
     }
 
     /// Searches and hashes, and tells which files were read for it.
@@ -385,9 +381,10 @@ async fn a_token_that_was_written_while_its_file_was_copied_is_found() {
     let copied = Copied {
         method: copy::CopyMethod::Sparse { read: 2 << 20, written: 2 << 20 },
         hash: Some(root_of(&bytes)),
+        findings: Findings::default(),
         seams: vec![0, 1 << 20],
     };
-    leaks.copied(ID, &staging, "memory.img", copied, searching).unwrap();
+    leaks.copied(ID, &staging, "memory.img", copied, &searching).unwrap();
     let (receipt, _) = place.digest_and_count().await;
     assert_eq!(found(&receipt), ["TOKEN in RAM as plain bytes: 1"]);
     assert!(!String::from_utf8_lossy(&std::fs::read(place.path("memory.img")).unwrap()).contains(TOKEN));

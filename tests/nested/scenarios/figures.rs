@@ -38,6 +38,13 @@ fn tell(what: &str, nixbox: f64, bare: f64) {
     );
 }
 
+/// Prints how long each transition of the last operation took.
+fn tell_stages(workspace: &Workspace) {
+    for line in workspace.ok(&["journal"]).stdout.lines() {
+        println!("FIGURE {line}");
+    }
+}
+
 /// The VM has shares, and the bare calls start daemons for them too. The warm start is also compared with a cold boot of
 /// the same guest, which runs no slow service: what a real guest does after its boot comes on top of the cold boot alone.
 pub(super) fn a_warm_start_takes_little_longer_than_the_bare_calls() {
@@ -45,6 +52,7 @@ pub(super) fn a_warm_start_takes_little_longer_than_the_bare_calls() {
     let to_ready = |arguments: &[&str]| {
         best(|| {
             let said = workspace.ok(arguments).json();
+            tell_stages(&workspace);
             workspace.ok(&["down"]);
             milliseconds(&said, "ready_ms")
         })
@@ -69,6 +77,7 @@ pub(super) fn the_guest_is_paused_little_longer_than_by_the_bare_calls() {
     let mut frozen = Value::Null;
     let paused = best(|| {
         frozen = workspace.ok(&["snapshot", "--json"]).json();
+        tell_stages(&workspace);
         milliseconds(&frozen, "paused_ms")
     });
     workspace.ok(&["down"]);

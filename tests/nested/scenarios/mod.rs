@@ -22,6 +22,7 @@ mod standing;
 mod trust;
 mod users;
 mod warm;
+mod writers;
 
 use std::time::Duration;
 
@@ -144,6 +145,7 @@ pub(super) const ALL: &[Scenario] = &[
     own!(warm::refused_snapshots_and_restores_change_nothing).long(),
     own!(warm::a_full_disk_fails_the_snapshot_and_keeps_the_vm).long(),
     own!(warm::an_interrupted_snapshot_leaves_the_vm_as_it_was).long(),
+    own!(writers::what_is_written_while_a_snapshot_is_made_is_in_it_as_it_was_at_the_pause).long(),
     own!(figures::a_warm_start_takes_little_longer_than_the_bare_calls).alone(),
     own!(figures::the_guest_is_paused_little_longer_than_by_the_bare_calls).long().alone(),
     own!(figures::the_checks_of_a_snapshot_take_a_small_part_of_it).long().alone(),
