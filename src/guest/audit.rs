@@ -1,13 +1,17 @@
 //! Finds what a guest holds that no wipe reaches, for the receipt of a snapshot.
 
+use futures_util::future::{join, try_join};
+
+use super::backup::WipeTargets;
 use super::credential_files::{self, CredentialFiles};
 use super::credentials::Wanted;
 use super::processes;
+use super::remainders;
 use super::shell::{ScriptError, Shell};
 use crate::files::search::known::KnownValues;
-use crate::world::{GuestAudit, GuestPath};
+use crate::world::{GuestAudit, GuestPath, UnprovenPlace, error_chain};
 
-/// The processes that hold a known value, and the credential files that a wipe leaves.
+/// The processes that hold a known value, and the files and free blocks that a wipe leaves.
 ///
 /// # Errors
 /// Any [`ScriptError`].
@@ -16,13 +20,28 @@ pub(super) async fn audit(
     known: Option<&KnownValues>,
     wanted: &Wanted,
 ) -> Result<GuestAudit, ScriptError> {
-    let CredentialFiles { unproven, .. } = credential_files::find(shell, known, wanted).await?;
-    let Some(known) = known else {
-        return Ok(GuestAudit { processes: Vec::new(), unproven });
+    let processes = async {
+        match known {
+            Some(known) => processes::holding(shell, known).await,
+            None => Ok(GuestAudit::default()),
+        }
     };
-    let mut audit = processes::holding(shell, known).await?;
-    audit.unproven.extend(unproven);
+    let files = try_join(processes, credential_files::find(shell, known, wanted));
+    let (found, remainders) = join(files, remainders_of(shell, wanted)).await;
+    let (mut audit, CredentialFiles { unproven, .. }) = found?;
+    audit.unproven.extend(unproven.into_iter().chain(remainders));
     Ok(audit)
+}
+
+/// What the wipe leaves. What is not known of it is no reason to fail, and is named.
+async fn remainders_of(shell: &Shell, wanted: &Wanted) -> Vec<UnprovenPlace> {
+    let found = async {
+        let targets = WipeTargets::of(shell, &wanted.targets(), &wanted.wipe).await?;
+        remainders::find(shell, targets.ours.iter().chain(&targets.theirs)).await
+    };
+    found.await.unwrap_or_else(|error| {
+        vec![UnprovenPlace { place: remainders::ALL.to_owned(), reason: error_chain(&error) }]
+    })
 }
 
 /// What a wipe takes from the guest besides histories: the files of the configuration, and the credential files that hold a

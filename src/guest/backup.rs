@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::channel::ChannelError;
 use super::inject::{FUNCTIONS, ledger, rights};
+use super::script_items::printable;
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::{GuestPath, Secret};
 
@@ -35,7 +36,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) const UNPACKED: &str = ".nixbox-back";
 
 /// Files below a home in which shells and other programs record typed input.
-const HISTORIES: [&str; 31] = [
+pub(super) const HISTORIES: [&str; 31] = [
     ".ash_history",
     ".bash_history",
     ".sh_history",
@@ -259,7 +260,7 @@ async fn look(shell: &Shell, targets: &WipeTargets) -> Result<Vec<BackupEntry>, 
         };
         for line in told.lines() {
             if let Some(reason) = line.strip_prefix("why ") {
-                reasons.push(reason.chars().filter(|letter| !letter.is_control()).take(300).collect());
+                reasons.push(printable(reason, 300));
                 continue;
             }
             let size = line.strip_prefix("size ").and_then(|rest| rest.split_once(' '));

@@ -27,6 +27,7 @@ pub mod key;
 pub mod mounts;
 mod processes;
 pub mod ready;
+mod remainders;
 mod script_items;
 pub mod scripts;
 pub mod settle;

@@ -77,6 +77,11 @@ impl ScriptItems {
     }
 }
 
+/// What a guest tells, for people: without control characters, and so many characters at most.
+pub(super) fn printable(text: &str, most: usize) -> String {
+    text.chars().filter(|letter| !letter.is_control()).take(most).collect()
+}
+
 /// Whether the script has told everything.
 pub(super) fn are_whole(items: &[ScriptItem<'_>]) -> bool {
     items.last().is_some_and(|item| item.header == END)

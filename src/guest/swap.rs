@@ -11,6 +11,7 @@
 use std::time::Duration;
 
 use super::inject::FUNCTIONS;
+use super::script_items::printable;
 use super::shell::{Rights, ScriptError, Shell};
 use crate::world::UnprovenPlace;
 
@@ -115,10 +116,6 @@ fn stays_on(told: &str) -> Vec<UnprovenPlace> {
     }
     places.truncate(32);
     places
-}
-
-fn printable(text: &str, most: usize) -> String {
-    text.chars().filter(|letter| !letter.is_control()).take(most).collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::backup::{self, BackedUp, BackupError, UNPACKED, WipeTargets};
 use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
+use super::script_items::printable;
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::{GuestPath, Secret};
 
@@ -210,10 +211,10 @@ async fn attempt(
     let told = shell.script("remove credentials from the guest", with, &script, &[], REMOVE_LIMIT).await?;
     Ok(Left {
         paths: told.lines().filter_map(|line| line.strip_prefix("left ")).map(str::to_owned).collect(),
-        why: told.lines().filter_map(|line| line.strip_prefix("why ")).map(printable).collect(),
+        why: told
+            .lines()
+            .filter_map(|line| line.strip_prefix("why "))
+            .map(|line| printable(line, 300))
+            .collect(),
     })
-}
-
-fn printable(line: &str) -> String {
-    line.chars().filter(|letter| !letter.is_control()).take(300).collect()
 }

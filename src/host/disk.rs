@@ -16,8 +16,8 @@ use crate::files::shared_paths::SharedPaths;
 use crate::files::{FileError, Folder, extents};
 use crate::store::{self, CaptureRequest, LeakSearch};
 use crate::world::{
-    self, ByteSize, Disk, DiskSpec, Generation, HostPath, Interrupt, KeptDisk, KeptDiskId,
-    Presence, SnapshotId,
+    self, ByteSize, Disk, DiskSpec, Generation, HostPath, Interrupt, KeptDisk, KeptDiskId, Presence,
+    SnapshotId,
 };
 
 mod error;

@@ -19,9 +19,7 @@ use async_trait::async_trait;
 use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
 use crate::files::{FileError, Folder, extents};
 use crate::store::{self, CaptureRequest, LeakSearch};
-use crate::world::{
-    self, Backing, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId,
-};
+use crate::world::{self, Backing, Generation, Interrupt, Memory, Presence, SnapshotId, WorkspaceId};
 
 mod backing;
 mod backup;

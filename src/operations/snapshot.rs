@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! snapshot:
-//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► precopy disk ∥ precopy RAM
-//!   ─► flush disk ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► resume ↶ ─► entropy and clock
-//!   ─► [mount shares] ─► inject credentials ─► give back files ─► COMMIT
+//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶]
+//!   ─► precopy disk ∥ precopy RAM ─► flush disk ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM
+//!   ─► resume ↶ ─► entropy and clock ─► [mount shares] ─► inject credentials ─► give back files
+//!   ─► COMMIT
 //!
 //! snapshot --stop:
-//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶] ─► precopy disk ∥ precopy RAM
-//!   ─► flush disk ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory
-//!   ─► [retire the former disk] ─► release slot ∥ built record
+//! [before-snapshot scripts] ─► stage ↶ ∥ wipe credentials ↶ ─► [detach shares ↶]
+//!   ─► precopy disk ∥ precopy RAM ─► flush disk ─► pause ↶ ─► clone disk ∥ VMM state ↶ ∥ copy RAM
+//!   ─► COMMIT ─► VMM ∥ network ∥ shares ∥ memory ─► [retire the former disk]
+//!   ─► release slot ∥ built record
 //! ```
 //!
 //! Whatever happens before the commit point, the VM runs on with its shares and credentials, and nothing is left of the

@@ -191,9 +191,8 @@ fn parameters_of_an_earlier_nixbox_are_read() {
         SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts, precopies };
     assert_eq!(SnapshotPlan::of(&older).unwrap(), plan);
     assert_eq!(SnapshotPlan::of(&former).unwrap(), SnapshotPlan { gives_back: true, ..plan.clone() });
-    let has = |id, bytes: &[u8]| {
-        table(ids::SNAPSHOT, bytes).unwrap().transitions().any(|one| one.spec().id == id)
-    };
+    let has =
+        |id, bytes: &[u8]| table(ids::SNAPSHOT, bytes).unwrap().transitions().any(|one| one.spec().id == id);
     let newer = record::encode_payload(&SnapshotPlan { gives_back: true, precopies: true, ..plan }).unwrap();
     for id in [ids::GIVE_BACK, ids::PRECOPY_DISK, ids::PRECOPY_MEMORY] {
         assert!(!has(id, &older) && has(id, &newer));

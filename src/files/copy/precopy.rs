@@ -271,7 +271,11 @@ impl Pass {
             let digest = XxHash3_128::oneshot_with_seed(self.seed, window);
             match former.remove(&number) {
                 Some(piece) if piece.digest == digest => drop(pieces.insert(number, piece)),
-                before => changed.push(ChangedPiece { number, digest, was_written: before.is_some_and(|piece| piece.hash.is_some()) }),
+                before => changed.push(ChangedPiece {
+                    number,
+                    digest,
+                    was_written: before.is_some_and(|piece| piece.hash.is_some()),
+                }),
             }
         }
         for neighbours in changed.chunk_by(|piece, next| piece.number + 1 == next.number) {
@@ -336,7 +340,10 @@ impl Pass {
     /// Clears the pieces that this pass has not met: they were data, and are holes now.
     fn clear_former(&self) -> Result<()> {
         let former = std::mem::take(&mut *lock(&self.former));
-        former.iter().filter(|(_, piece)| piece.hash.is_some()).try_for_each(|(number, _)| self.clear(*number))
+        former
+            .iter()
+            .filter(|(_, piece)| piece.hash.is_some())
+            .try_for_each(|(number, _)| self.clear(*number))
     }
 
     /// Makes a piece of the target zeros.

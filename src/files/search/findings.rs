@@ -134,7 +134,11 @@ impl FileSearch {
         for hit in hits.into_iter().filter(|hit| hit.at >= chunk.start) {
             let found = &mut findings[(hit.at - chunk.start) / part];
             *found.counts.entry((hit.value, hit.form)).or_default() += 1;
-            found.places.push(FoundPlace { at: offset + hit.at as u64, length: hit.length, value: hit.value });
+            found.places.push(FoundPlace {
+                at: offset + hit.at as u64,
+                length: hit.length,
+                value: hit.value,
+            });
         }
         findings
     }

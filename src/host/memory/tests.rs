@@ -270,7 +270,8 @@ async fn a_process_killed_during_a_precopy_leaves_what_goes_with_the_staging_dir
     ram.create(GENERATION).await.unwrap();
     patchy(&path(&ram, GENERATION), SIZE);
     catalog.stage(SNAPSHOT).await.unwrap();
-    let test = "host::memory::tests::a_process_killed_during_a_precopy_leaves_what_goes_with_the_staging_directory";
+    let test =
+        "host::memory::tests::a_process_killed_during_a_precopy_leaves_what_goes_with_the_staging_directory";
     kill_when_ready(test, ROLE, directory.path());
     catalog.discard(SNAPSHOT).await.unwrap();
     assert_eq!(entries(&ram.snapshots), 0);

@@ -78,7 +78,8 @@ impl LeakSearch {
         let CaptureRequest { what, source, name, smallest_hole, reflink: _ } = capture;
         let searching = self.while_copying(&name)?;
         let target = new_file(staging, &name)?;
-        let request = PrecopyRequest { what, source, target, smallest_hole, search: searching.search.clone() };
+        let request =
+            PrecopyRequest { what, source, target, smallest_hole, search: searching.search.clone() };
         let precopy = copy::precopy(request, progress, interrupt).await?;
         self.memory().precopied.insert((id, name), PrecopiedFile { precopy, searching });
         Ok(())

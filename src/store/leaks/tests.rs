@@ -8,8 +8,8 @@ use crate::store::Snapshots;
 use crate::store::layout::staging_name;
 use crate::testing::{Need, have};
 use crate::world::{
-    BootId, Catalog as _, Failure, Generation, HoldingProcess, Interrupt, Manifest, Origin,
-    Secret, Slot, UnprovenPlace, VmmVersion,
+    BootId, Catalog as _, Failure, Generation, HoldingProcess, Interrupt, Manifest, Origin, Secret, Slot,
+    UnprovenPlace, VmmVersion,
 };
 
 const TOKEN: &str = "ghp_16C7e42F292c6912E7710c838347Ae178B4a";

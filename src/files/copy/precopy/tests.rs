@@ -97,7 +97,9 @@ fn write(file: &File, size: u64, at: u64, write: &Write) {
 
 fn some_writes() -> impl Strategy<Value = Vec<(u64, Write)>> {
     // Most of them near the edges of pieces and blocks, where a value lies across.
-    let near = |unit: u64| (0..48_u64, 0..64_u64).prop_map(move |(number, at)| (number * unit + at).saturating_sub(32));
+    let near = |unit: u64| {
+        (0..48_u64, 0..64_u64).prop_map(move |(number, at)| (number * unit + at).saturating_sub(32))
+    };
     let at = prop_oneof![near(PIECE), near(BLOCK), 0..5 * BLOCK];
     let write = prop_oneof![
         (any::<u8>(), 1..200_000_usize).prop_map(|(byte, length)| Write::Bytes(byte, length)),

@@ -1,12 +1,18 @@
 //! What a guest is found to hold before it is wiped.
 
 use super::*;
-use crate::world::{GuestAudit, HoldingProcess, SecretCommand};
+use crate::world::{GuestAudit, HoldingProcess, SecretCommand, UnprovenPlace};
 
 /// The names of the programs that were found, with the names of the values that they hold.
 fn programs(audit: &GuestAudit) -> Vec<(String, Vec<String>)> {
     let named = |one: &HoldingProcess| (one.program.clone(), one.values.clone());
     audit.processes.iter().map(named).collect()
+}
+
+/// The places that were named, without file systems: those are the machine's that the test runs on.
+fn places(audit: &GuestAudit) -> Vec<&str> {
+    let is_of_machine = |place: &&UnprovenPlace| place.reason.contains("free blocks");
+    audit.unproven.iter().filter(|place| !is_of_machine(place)).map(|place| place.place.as_str()).collect()
 }
 
 /// A value that a command of the host prints: one that is written in the configuration and looks like words is no secret.
@@ -23,11 +29,8 @@ async fn processes_that_keep_a_value_are_named_and_no_argument_list_holds_one() 
             environment: vec![("TOKEN".parse().unwrap(), printed(&fixture.first))],
             ..fixture.wanted(fixture.files())
         });
-        assert_eq!(
-            guest.audit(&machine(), None).await.unwrap(),
-            GuestAudit::default(),
-            "nothing is known yet"
-        );
+        let audit = guest.audit(&machine(), None).await.unwrap();
+        assert_eq!((audit.processes.len(), places(&audit)), (0, Vec::new()), "nothing is known yet");
         guest.inject(&machine()).await.unwrap();
         let shell = fixture.server.connect(fixture.user).await;
         // A process that holds the value, and one that does not. The mark of the script is in neither.
@@ -42,7 +45,7 @@ async fn processes_that_keep_a_value_are_named_and_no_argument_list_holds_one() 
         stop.store(true, Ordering::SeqCst);
         let (_, found) = watch.join().unwrap();
         assert_eq!(found, Vec::<String>::new());
-        assert_eq!(audit.unproven, [], "{fixture:?}");
+        assert_eq!(places(&audit), [] as [&str; 0], "{fixture:?}");
         assert_eq!(programs(&audit), [("sleep".to_owned(), vec!["TOKEN".to_owned()])], "{fixture:?}");
         assert!(audit.processes.iter().all(|process| process.pid > 1));
     }
@@ -79,6 +82,33 @@ async fn processes_that_cannot_be_read_are_no_reason_to_fail() {
         said.contains("environments and arguments of the guest's processes") && said.contains("sudo"),
         "{said}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_wipe_leaves_on_disks_is_named() {
+    for (kind, user, uid, other) in [(Kind::Busybox, "root", 0, "user"), (Kind::Debian, "user", 1000, "root")]
+    {
+        let Some(fixture) = Fixture::start(kind, user, uid) else { continue };
+        let guest = fixture.guest(Wanted { wipe: vec![path("~/listed")], ..Wanted::default() });
+        // An empty history says nothing, and root's is wiped.
+        fs::write(fixture.server.home(other, ".ash_history"), "").unwrap();
+        fs::write(fixture.server.home(other, ".bash_history"), "login --token abc").unwrap();
+        fs::write(fixture.home(".bash_history"), "ls").unwrap();
+        fs::create_dir(fixture.home("listed")).unwrap();
+        fs::write(fixture.home("listed/file"), "x").unwrap();
+        fs::write(fixture.home("listed/a\u{1b}[2J"), "x").unwrap();
+        fs::hard_link(fixture.home("listed/file"), fixture.home("second name")).unwrap();
+        let audit = guest.audit(&machine(), None).await.unwrap();
+        let home = |user: &str| match kind {
+            Kind::Busybox => format!("/home/{user}"),
+            _ => fixture.server.home(user, "listed").parent().unwrap().display().to_string(),
+        };
+        let mut expected = vec![format!("{}/listed of the guest", home(user))];
+        if other != "root" {
+            expected.insert(0, format!("{}/.bash_history of the guest", home(other)));
+        }
+        assert_eq!(places(&audit), expected, "{audit:?}");
+    }
 }
 
 /// The stand-ins of the test server get a path without its escape, as the real programs do.
