@@ -1,7 +1,5 @@
 //! Finds what a guest holds that no wipe reaches, for the receipt of a snapshot.
 
-use futures_util::future::{join, try_join};
-
 use super::backup::WipeTargets;
 use super::credential_files::{self, CredentialFiles};
 use super::credentials::Wanted;
@@ -20,16 +18,12 @@ pub(super) async fn audit(
     known: Option<&KnownValues>,
     wanted: &Wanted,
 ) -> Result<GuestAudit, ScriptError> {
-    let processes = async {
-        match known {
-            Some(known) => processes::holding(shell, known).await,
-            None => Ok(GuestAudit::default()),
-        }
+    let CredentialFiles { unproven, .. } = credential_files::find(shell, known, wanted).await?;
+    let mut audit = match known {
+        Some(known) => processes::holding(shell, known).await?,
+        None => GuestAudit::default(),
     };
-    let files = try_join(processes, credential_files::find(shell, known, wanted));
-    let (found, remainders) = join(files, remainders_of(shell, wanted)).await;
-    let (mut audit, CredentialFiles { unproven, .. }) = found?;
-    audit.unproven.extend(unproven.into_iter().chain(remainders));
+    audit.unproven.extend(unproven.into_iter().chain(remainders_of(shell, wanted).await));
     Ok(audit)
 }
 

@@ -23,8 +23,10 @@ const WORDS: [(&str, &[&str]); 7] = [
 ];
 
 /// The switches that may be on.
-const SWITCHES: [&str; 10] = [
+const SWITCHES: [&str; 12] = [
     "deflate_on_oom",
+    "disable_aio",
+    "disable_io_uring",
     "free_page_reporting",
     "nested",
     "offload_csum",

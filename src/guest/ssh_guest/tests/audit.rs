@@ -30,7 +30,11 @@ async fn processes_that_keep_a_value_are_named_and_no_argument_list_holds_one() 
             ..fixture.wanted(fixture.files())
         });
         let audit = guest.audit(&machine(), None).await.unwrap();
-        assert_eq!((audit.processes.len(), places(&audit)), (0, Vec::new()), "nothing is known yet");
+        assert_eq!(
+            (audit.processes.len(), places(&audit)),
+            (0, Vec::new()),
+            "nothing is known yet: {audit:?}"
+        );
         guest.inject(&machine()).await.unwrap();
         let shell = fixture.server.connect(fixture.user).await;
         // A process that holds the value, and one that does not. The mark of the script is in neither.
@@ -45,7 +49,7 @@ async fn processes_that_keep_a_value_are_named_and_no_argument_list_holds_one() 
         stop.store(true, Ordering::SeqCst);
         let (_, found) = watch.join().unwrap();
         assert_eq!(found, Vec::<String>::new());
-        assert_eq!(places(&audit), [] as [&str; 0], "{fixture:?}");
+        assert_eq!(places(&audit), [] as [&str; 0], "{fixture:?}: {audit:?}");
         assert_eq!(programs(&audit), [("sleep".to_owned(), vec!["TOKEN".to_owned()])], "{fixture:?}");
         assert!(audit.processes.iter().all(|process| process.pid > 1));
     }
