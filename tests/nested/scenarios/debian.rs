@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::clock::{HostClock, is_about_tsc, unix};
+use super::figures::tell_stages;
+use super::rebooted;
 use crate::emulation;
 use crate::workspace::{FILE, TOKEN, Workspace};
 
@@ -185,6 +187,12 @@ pub(super) fn a_debian_guest_goes_on_with_its_containers_and_its_compile_server(
     }
     workspace.configure(&configuration(&guest));
     let cold = workspace.ok(&["up", "--json"]).json();
+    tell_stages(&workspace);
+    let first = rebooted::boot(&workspace);
+    rebooted::until(&workspace, &["systemctl", "reboot"], |status| status["vm"]["rebooted"] == true);
+    workspace.ok(&["up"]);
+    assert_ne!(rebooted::boot(&workspace), first);
+    workspace.assert_up();
     workspace.guest(WARM_UP);
     let begun = Seen::of(&workspace);
     begun.assert_answers();
@@ -202,6 +210,7 @@ pub(super) fn a_debian_guest_goes_on_with_its_containers_and_its_compile_server(
     let mut clock = HostClock::default();
     clock.forward(AWAY);
     let warm = workspace.ok(&["up", "--snapshot", "--json"]).json();
+    tell_stages(&workspace);
     assert_eq!(warm["result"], "restored", "{warm}");
     let (early, told, late) = (unix(), workspace.guest("date +%s"), unix());
     assert!((early..=late).contains(&told.trim().parse().unwrap()), "{told} is not from {early} to {late}");

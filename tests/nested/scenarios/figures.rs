@@ -39,7 +39,7 @@ fn tell(what: &str, nixbox: f64, bare: f64) {
 }
 
 /// Prints how long each transition of the last operation took.
-fn tell_stages(workspace: &Workspace) {
+pub(super) fn tell_stages(workspace: &Workspace) {
     for line in workspace.ok(&["journal"]).stdout.lines() {
         println!("FIGURE {line}");
     }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::workspace::Workspace;
 
 /// Lets the guest end its connection by this program of root's, and waits until the status says so.
-fn until(workspace: &Workspace, program: &[&str], says: impl Fn(&Value) -> bool) -> Value {
+pub(super) fn until(workspace: &Workspace, program: &[&str], says: impl Fn(&Value) -> bool) -> Value {
     // The connection breaks before the program has ended.
     workspace.run(&[&["run", "--", "sudo", "-n"], program].concat());
     loop {
@@ -17,7 +17,7 @@ fn until(workspace: &Workspace, program: &[&str], says: impl Fn(&Value) -> bool)
     }
 }
 
-fn boot(workspace: &Workspace) -> String {
+pub(super) fn boot(workspace: &Workspace) -> String {
     workspace.guest("cat /proc/sys/kernel/random/boot_id")
 }
 
