@@ -4,6 +4,7 @@
 //! world ([`wiring`]) and passes it to an `operations::Session`. Nothing here decides what an operation does. [`error`]
 //! prints every result and error, and chooses the exit codes. This module may use every other module.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -36,6 +37,7 @@ mod journal;
 mod journal_state;
 mod list;
 mod network_namespace;
+mod own_process;
 mod preflight;
 mod progress;
 mod rebooted;
@@ -94,14 +96,7 @@ enum NixboxCommand {
     #[command(hide = true)]
     Simulator(simulator::Arguments),
     #[command(hide = true)]
-    NetworkNamespace(network_namespace::Arguments),
-    #[command(hide = true)]
     GuestConnection(network_namespace::ConnectionArguments),
-    #[command(hide = true)]
-    ShareDaemon(share_daemon::Arguments),
-    #[command(hide = true)]
-    ConfinedDaemon(confined_daemon::Arguments),
-    ScopeDaemon(scope_daemon::Arguments),
 }
 
 /// Which workspace a command works in.
@@ -186,11 +181,16 @@ impl WorkspaceLocation {
 /// Runs the command that this process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let location = WorkspaceLocation::of_directory(arguments.directory);
-    let ran = sudo::become_invoker()
-        .map_err(|error| Problem::new(ExitKind::Failed, error))
-        .and_then(|()| run(&location, arguments.command));
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let become_invoker = || sudo::become_invoker().map_err(|error| Problem::new(ExitKind::Failed, error));
+    let ran = match own_process::find(&words) {
+        Some((own, rest)) => become_invoker().and_then(|()| own(rest)),
+        None => {
+            let arguments = Arguments::parse_from(&words);
+            let location = WorkspaceLocation::of_directory(arguments.directory);
+            become_invoker().and_then(|()| run(&location, arguments.command))
+        }
+    };
     let code = ran.unwrap_or_else(|problem| {
         problem.print();
         problem.exit() as u8
@@ -220,11 +220,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),
         NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
-        NixboxCommand::NetworkNamespace(arguments) => network_namespace::run(&arguments),
         NixboxCommand::GuestConnection(arguments) => network_namespace::run_connection(&arguments),
-        NixboxCommand::ShareDaemon(arguments) => share_daemon::run(&arguments),
-        NixboxCommand::ConfinedDaemon(arguments) => confined_daemon::run(&arguments),
-        NixboxCommand::ScopeDaemon(arguments) => scope_daemon::run(&arguments),
     }
 }
 

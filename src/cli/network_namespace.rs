@@ -13,17 +13,9 @@ use super::wiring::place::{self, PlaceError};
 use crate::host::network::{child, inside, namespace};
 use crate::world::{NamespaceKeeping, WorkspaceId};
 
-/// Make, open, remove, keep or follow the network namespace of a VM
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// What is done, the path of the namespace, and what else it needs
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
-}
-
 /// Prints a reason on one line, because nixbox repeats it.
-pub(super) fn run(arguments: &Arguments) -> Outcome {
-    match child::launch(&arguments.arguments) {
+pub(super) fn run(arguments: &[OsString]) -> Outcome {
+    match child::launch(arguments) {
         Ok(()) => success(),
         Err(refused) => {
             error::print_stderr(&format!("{}\n", error::chain(&refused)));

@@ -6,20 +6,12 @@ use super::error::{self, Outcome};
 use super::success;
 use crate::host::systemd::{SystemdError, scope};
 
-/// Become a daemon that outlives the unit and the session of its caller
-#[derive(Debug, clap::Args)]
-pub(super) struct Arguments {
-    /// The scope, and the daemon's program with its arguments
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<OsString>,
-}
-
 /// Returns only if no daemon was started. The reason goes to stderr, which is the daemon's log.
-pub(super) fn run(arguments: &Arguments) -> Outcome {
+pub(super) fn run(arguments: &[OsString]) -> Outcome {
     let stays = |error: &SystemdError| {
         error::print_stderr(&format!("this process ends with its caller: {}\n", error::chain(error)));
     };
-    match scope::launch(&arguments.arguments, stays) {
+    match scope::launch(arguments, stays) {
         Ok(()) => success(),
         Err(failed) => {
             error::print_stderr(&format!("{}\n", error::chain(&failed)));

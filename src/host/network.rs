@@ -64,8 +64,8 @@
 //! # A second firewall backend
 //!
 //! There is no seam for one: [`HostNetwork`] calls the functions of [`firewall`], and dnsmasq fills a set of nftables
-//! ([`firewall::ALLOWED_SET`]). A second backend would get a trait with the five functions that `firewall` exports
-//! (`list` to find, `asked`, `apply`, `refuse`, `remove`), a line of dnsmasq's configuration from the backend, and a
+//! ([`firewall::ALLOWED_SET`]). A second backend would get a trait with the four functions that `firewall` exports
+//! (`asked`, `apply`, `refuse`, `remove`) and a look at the rules as that of [`tables`], a line of dnsmasq's configuration from the backend, and a
 //! file beside `firewall.rs`.
 
 mod answers;
@@ -87,6 +87,7 @@ mod link;
 mod marked;
 pub mod namespace;
 mod needs;
+mod nf_netlink;
 mod nft;
 pub mod obstacle;
 mod offered;
@@ -99,6 +100,7 @@ mod reserve;
 mod rules;
 mod runtime_files;
 mod site;
+mod tables;
 mod tap;
 mod tool;
 mod uplink;
@@ -135,7 +137,7 @@ use tap::{FoundTap, Link};
 /// dnsmasq forks into the background once it serves. That takes milliseconds, or seconds in software emulation.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// The record of how nft listed the firewall right after it was made.
+/// The record of how the firewall was right after it was made.
 const LISTING: &str = "firewall.json";
 
 /// What the network of a workspace is built from.

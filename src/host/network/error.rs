@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::link::LinkError;
 use super::namespace::NamespaceError;
+use super::nft::RulesError;
 use super::pasta_uplink::PastaUplinkError;
 use super::uplink::UplinkError;
 use crate::files::FileError;
@@ -24,7 +25,7 @@ pub enum NetworkError {
     #[error("the uplink of the VM")]
     Pasta(#[from] PastaUplinkError),
     #[error("the network of slot {slot}: firewall")]
-    Firewall { slot: Slot, source: ProgramError },
+    Firewall { slot: Slot, source: RulesError },
     #[error("cannot look at the network of this host")]
     Host { source: LinkError },
     #[error("cannot look at the firewalls of this host")]

@@ -17,11 +17,9 @@ use nftables::schema::{
 };
 use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
-use serde_json::Value;
 
-use super::nft::{Nft, is, meta, text};
+use super::nft::{Nft, RulesError, is, meta, text};
 use super::plan::NetworkPlan;
-use crate::host::program::ProgramError;
 use crate::world::{NetworkMode, NetworkPolicy, PrivateNetwork};
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
@@ -68,17 +66,16 @@ impl AddressRange {
     }
 }
 
-/// Makes or replaces the table, and lists it then. Its guest cannot reach the `refused` addresses.
+/// Makes or replaces the table. Its guest cannot reach the `refused` addresses.
 pub(super) async fn apply(
     nft: &Nft,
     plan: &NetworkPlan,
     policy: &NetworkPolicy,
     refused: &[AddressRange],
-) -> Result<Value, ProgramError> {
+) -> Result<(), RulesError> {
     let mut rules = table(plan, policy);
     rules.refuse(refused);
-    nft.change(&rules.batch).await?;
-    Ok(list(nft, &plan.table).await?.unwrap_or_default())
+    nft.change(&rules.batch).await
 }
 
 /// Replaces the refused addresses of a table that is there.
@@ -86,7 +83,7 @@ pub(super) async fn refuse(
     nft: &Nft,
     plan: &NetworkPlan,
     refused: &[AddressRange],
-) -> Result<(), ProgramError> {
+) -> Result<(), RulesError> {
     let mut rules =
         Rules { batch: Batch::new(), table: plan.table.clone(), tap: plan.tap.clone(), chain: "" };
     rules.refuse(refused);
@@ -99,8 +96,8 @@ pub(super) fn asked(plan: &NetworkPlan, policy: &NetworkPolicy) -> String {
 }
 
 /// Removes a table of this name.
-pub(super) async fn remove(nft: &Nft, name: &str) -> Result<(), ProgramError> {
-    if !nft.has_table("inet", name).await? {
+pub(super) async fn remove(nft: &Nft, name: &str) -> Result<(), RulesError> {
+    if !nft.tables.has_table(name)? {
         return Ok(());
     }
     let mut batch = Batch::new();
@@ -108,32 +105,6 @@ pub(super) async fn remove(nft: &Nft, name: &str) -> Result<(), ProgramError> {
     batch.add(NfListObject::Table(own_table(name)));
     batch.delete(NfListObject::Table(own_table(name)));
     nft.change(&batch).await
-}
-
-/// Returns the table of this name as nft lists it, or `None` if nft lists no such table.
-///
-/// The listing is compared with the listing right after the table was made. This finds any change, and does not depend
-/// on how a version of nft prints rules.
-pub(super) async fn list(nft: &Nft, name: &str) -> Result<Option<Value>, ProgramError> {
-    if !nft.has_table("inet", name).await? {
-        return Ok(None);
-    }
-    let mut table = nft.ask(&format!("list table inet {name}")).await?;
-    forget_what_changes(&mut table);
-    Ok(Some(table))
-}
-
-/// Removes what changes by itself: the version of nft, the handles, and the elements of the sets.
-fn forget_what_changes(listing: &mut Value) {
-    if let Some(all) = listing["nftables"].as_array_mut() {
-        all.retain(|object| object.get("metainfo").is_none());
-        for part in all.iter_mut().filter_map(Value::as_object_mut).flat_map(|object| object.values_mut()) {
-            if let Some(part) = part.as_object_mut() {
-                part.remove("handle");
-                part.remove("elem");
-            }
-        }
-    }
 }
 
 fn own_table(name: &str) -> Table<'static> {

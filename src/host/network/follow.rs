@@ -46,6 +46,7 @@ use super::link::{LinkError, Netlink};
 use super::namespace::{FoundNamespace, Inside, NetworkNamespace};
 use super::plan::NetworkPlan;
 use super::site::Site;
+use super::tables::Tables;
 use super::uplink::{self, UplinkError};
 use super::{HostNetwork, NetworkError, NetworkPlace, NetworkSettings, keeper};
 use crate::host::spawn::entrance::NamespaceEntrance;
@@ -115,9 +116,13 @@ pub(super) fn follow(namespace: &Path) -> Result<(), FollowerError> {
             // nixbox has looked for it, and this process may enter no namespace that is not of its user namespace.
             let open = || File::open(path).map(OwnedFd::from).map_err(failed("open the network namespace"));
             let (inhabitant, entrance) = (enter(open()?)?, NamespaceEntrance::of_network(open()?));
-            let socket = inhabitant.run(|| Opened::Netlink.open()).ok_or(FollowerError::NoNamespace)?;
-            let socket = socket.map_err(FollowerError::Inside)?;
-            (Inside { entrance: Arc::new(entrance), netlink: Netlink::of_socket(socket) }, inhabitant)
+            let socket = |what: Opened| {
+                let opened = inhabitant.run(move || what.open()).ok_or(FollowerError::NoNamespace)?;
+                opened.map_err(FollowerError::Inside)
+            };
+            let netlink = Netlink::of_socket(socket(Opened::Netlink)?);
+            let tables = Tables::of_socket(socket(Opened::Tables)?);
+            (Inside { entrance: Arc::new(entrance), netlink, tables }, inhabitant)
         } else {
             let found = namespace.find().await.map_err(NetworkError::from)?;
             let FoundNamespace::Marked(inside) = found else { return Err(FollowerError::NoNamespace) };

@@ -26,7 +26,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::link::{LinkError, Netlink, setting};
-use super::{handover, holder, keeper, pasta};
+use super::{handover, holder, keeper, nf_netlink, pasta};
 use crate::files::FileError;
 use crate::host::ioctl::{self, TapError};
 
@@ -74,6 +74,8 @@ type Result<T, E = InsideError> = std::result::Result<T, E>;
 pub(super) enum Opened {
     /// A netlink socket, for devices, addresses and routes.
     Netlink,
+    /// A netlink socket, for tables of nftables.
+    Tables,
     /// /dev/net/tun.
     Tun,
     /// An unconnected TCP socket.
@@ -83,11 +85,12 @@ pub(super) enum Opened {
 }
 
 impl Opened {
-    const ALL: [Self; 4] = [Self::Netlink, Self::Tun, Self::Tcp, Self::Changes];
+    const ALL: [Self; 5] = [Self::Netlink, Self::Tables, Self::Tun, Self::Tcp, Self::Changes];
 
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Netlink => "netlink",
+            Self::Tables => "tables",
             Self::Tun => "tun",
             Self::Tcp => "tcp",
             Self::Changes => "changes",
@@ -97,6 +100,7 @@ impl Opened {
     pub(super) fn open(self) -> Result<OwnedFd> {
         Ok(match self {
             Self::Netlink => netlink_socket()?,
+            Self::Tables => nf_netlink::open_socket().map_err(failed("open a socket for nftables"))?,
             Self::Changes => {
                 /// `RTMGRP_LINK`, `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV4_ROUTE` of `linux/rtnetlink.h`.
                 const GROUPS: u32 = 0x1 | 0x10 | 0x40;

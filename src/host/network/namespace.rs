@@ -24,6 +24,7 @@ use tokio::sync::Mutex;
 use super::follow_words::FollowerWords;
 use super::inside::{self, COMMAND, NamespaceFile, Opened};
 use super::link::{LinkError, Netlink, alias};
+use super::tables::Tables;
 use super::tool::{self, LIMIT, OWN_PROGRAM};
 use super::user_namespace::{FoundNamespaces, UserNamespace, UserNamespaceError};
 use super::{handover, keeper};
@@ -122,6 +123,7 @@ pub(super) enum FoundNamespace {
 pub(super) struct Inside {
     pub(super) entrance: Arc<NamespaceEntrance>,
     pub(super) netlink: Netlink,
+    pub(super) tables: Tables,
 }
 
 impl std::fmt::Debug for Inside {
@@ -196,8 +198,8 @@ impl NetworkNamespace {
         match &self.kind {
             NamespaceKind::Named(path) => self.find_named(path).await,
             NamespaceKind::Held(held) => Ok(match held.find(&self.mark()).await? {
-                Some(FoundNamespaces { entrance, netlink }) => {
-                    FoundNamespace::Marked(Inside { entrance, netlink })
+                Some(FoundNamespaces { entrance, netlink, tables }) => {
+                    FoundNamespace::Marked(Inside { entrance, netlink, tables })
                 }
                 None => FoundNamespace::Nothing,
             }),
@@ -213,9 +215,10 @@ impl NetworkNamespace {
             NamespaceFile::Namespace => {}
         }
         let file = File::open(path).map_err(FileError::system("open", path))?;
-        let [socket] = self.open_named(path, [Opened::Netlink]).await?;
+        let [socket, tables] = self.open_named(path, [Opened::Netlink, Opened::Tables]).await?;
         let entrance = Arc::new(NamespaceEntrance::of_network(file.into()));
-        let inside = Inside { entrance, netlink: Netlink::of_socket(socket) };
+        let netlink = Netlink::of_socket(socket);
+        let inside = Inside { entrance, netlink, tables: Tables::of_socket(tables) };
         let failed = |source| NamespaceError::Link { path: path.to_owned(), source: Box::new(source) };
         let loopback = inside.netlink.get("lo").await.map_err(failed)?;
         let found = loopback.as_ref().and_then(alias);

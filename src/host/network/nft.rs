@@ -1,4 +1,4 @@
-//! How nixbox speaks to nft: batches and questions as JSON, and the parts that rules are made of.
+//! How nixbox changes tables: batches for nft as JSON, and the parts that rules are made of.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use nftables::expr::{Expression, Meta, MetaKey, NamedExpression};
 use nftables::stmt::{Match, Operator, Statement};
 use serde_json::Value;
 
+use super::tables::{Tables, TablesError};
 use super::tool::{Entrance, NetworkTool};
 use crate::host::process::ProcessMark;
 use crate::host::program::ProgramError;
@@ -15,8 +16,19 @@ use crate::host::program::ProgramError;
 /// Replacing a table takes 15 ms; on a host with large rulesets nft first reads all of them.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// nft, which works in one network.
+/// Why rules cannot be looked at or changed.
+#[allow(missing_docs, reason = "the messages say it")]
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+}
+
+/// The tables of one network, and nft, which changes them.
 pub(super) struct Nft {
+    pub(super) tables: Tables,
     /// `None` for the namespace of this thread.
     pub(super) inside: Option<Entrance>,
     /// The mark of an nft that changes something, so that an nft that outlives nixbox can be ended.
@@ -25,42 +37,21 @@ pub(super) struct Nft {
 
 impl Nft {
     /// Carries out a batch, all of it or nothing.
-    pub(super) async fn change(&self, batch: &Batch<'_>) -> Result<(), ProgramError> {
+    pub(super) async fn change(&self, batch: &Batch<'_>) -> Result<(), RulesError> {
         let input = serde_json::to_vec(&batch.clone().to_nftables()).map_err(json)?;
         // nft reads /dev/stdin if it is given `-`, and a bare devtmpfs has no /dev/stdin.
-        self.run(&["-j", "-f", "/proc/self/fd/0"], Some(&self.mark), &input).await.map(drop)
-    }
-
-    /// Asks for a listing, in nft's own words.
-    pub(super) async fn ask(&self, question: &str) -> Result<Value, ProgramError> {
-        let arguments: Vec<&str> = std::iter::once("-j").chain(question.split(' ')).collect();
-        serde_json::from_slice(&self.run(&arguments, None, &[]).await?).map_err(json)
-    }
-
-    /// Whether there is a table of this name.
-    pub(super) async fn has_table(&self, family: &str, name: &str) -> Result<bool, ProgramError> {
-        let tables = self.ask("list tables").await?;
-        Ok(objects(&tables, "table").any(|table| table["family"] == family && table["name"] == name))
-    }
-
-    async fn run(
-        &self,
-        arguments: &[&str],
-        mark: Option<&ProcessMark>,
-        input: &[u8],
-    ) -> Result<Vec<u8>, ProgramError> {
-        let inside = self.inside.clone();
         let program = NetworkTool {
             name: "nft",
-            arguments,
-            mark,
+            arguments: &["-j", "-f", "/proc/self/fd/0"],
+            mark: Some(&self.mark),
             confinement: None,
             scope: None,
-            input,
+            input: &input,
             limit: LIMIT,
-            inside,
+            inside: self.inside.clone(),
         };
-        Ok(program.run().await?.stdout)
+        program.run().await?;
+        Ok(())
     }
 }
 

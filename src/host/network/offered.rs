@@ -20,9 +20,9 @@ use nftables::expr::MetaKey;
 use nftables::schema::{NfCmd, NfListObject, Rule};
 use nftables::stmt::Statement;
 use nftables::types::NfFamily;
-use serde_json::Value;
 
-use super::nft::{Nft, is, meta, objects, text};
+use super::nft::{Nft, RulesError, is, meta, text};
+use super::tables::{FoundRule, TablesError};
 use crate::host::program::ProgramError;
 use crate::world::WorkspaceId;
 
@@ -57,36 +57,37 @@ pub(super) struct OfferedChains<'a> {
 }
 
 impl OfferedChains<'_> {
-    /// The rules of this workspace in each chain that there is, without their handles.
-    pub(super) async fn list(&self) -> Result<Vec<(&'static str, Vec<Value>)>, ProgramError> {
-        let mut chains = Vec::new();
-        for (chain, mut rules) in self.own_rules().await? {
-            for rule in rules.iter_mut().filter_map(Value::as_object_mut) {
-                rule.remove("handle");
+    /// The rules of this workspace in each chain that there is.
+    pub(super) fn list(&self) -> Result<Vec<(OfferedChain, Vec<FoundRule>)>, TablesError> {
+        let comment = comment(self.workspace);
+        let mut found = Vec::new();
+        for offered in OFFERED {
+            if let Some(mut rules) = self.nft.tables.rules(TABLE, offered.name)? {
+                rules.retain(|rule| rule.comment.starts_with(&comment));
+                found.push((offered, rules));
             }
-            chains.push((chain.name, rules));
         }
-        Ok(chains)
+        Ok(found)
     }
 
     /// Puts the rules for this device into each chain, in place of earlier ones.
-    pub(super) async fn apply(&self, device: &str) -> Result<(), ProgramError> {
+    pub(super) async fn apply(&self, device: &str) -> Result<(), RulesError> {
         self.replace(&format!("{}{device}", comment(self.workspace)), wanted(device)).await
     }
 
     /// Removes the rules from the chains.
-    pub(super) async fn remove(&self) -> Result<(), ProgramError> {
+    pub(super) async fn remove(&self) -> Result<(), RulesError> {
         self.replace("", vec![]).await
     }
 
-    async fn replace(&self, comment: &str, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), ProgramError> {
+    async fn replace(&self, comment: &str, wanted: Vec<Vec<Statement<'static>>>) -> Result<(), RulesError> {
         let mut attempt = 1;
         loop {
             let mut batch = Batch::new();
             let mut changes = false;
-            for (chain, there) in self.own_rules().await? {
+            for (chain, there) in self.list()? {
                 changes |= !there.is_empty() || !wanted.is_empty();
-                for handle in there.iter().filter_map(|rule| rule["handle"].as_u64()) {
+                for handle in there.iter().map(|rule| rule.handle) {
                     let handle = u32::try_from(handle).ok();
                     batch.delete(NfListObject::Rule(Rule { handle, ..rule(chain, vec![], None) }));
                 }
@@ -105,27 +106,10 @@ impl OfferedChains<'_> {
                 return Ok(());
             }
             match self.nft.change(&batch).await {
-                Err(ProgramError::Failed { .. }) if attempt < ATTEMPTS => attempt += 1,
+                Err(RulesError::Program(ProgramError::Failed { .. })) if attempt < ATTEMPTS => attempt += 1,
                 other => return other,
             }
         }
-    }
-
-    /// The rules of this workspace as nft lists them, in each chain that there is. Only the comment is read of other rules
-    /// in the chain, because iptables made them, and nft may not be able to express them.
-    async fn own_rules(&self) -> Result<Vec<(OfferedChain, Vec<Value>)>, ProgramError> {
-        let chains = self.nft.ask("list chains ip").await?;
-        let comment = comment(self.workspace);
-        let own = |rule: &&Value| rule["comment"].as_str().is_some_and(|text| text.starts_with(&comment));
-        let mut found = Vec::new();
-        for offered in OFFERED {
-            let is_it = |chain: &Value| chain["table"] == TABLE && chain["name"] == offered.name;
-            if objects(&chains, "chain").any(is_it) {
-                let listing = self.nft.ask(&format!("list chain ip {TABLE} {}", offered.name)).await?;
-                found.push((offered, objects(&listing, "rule").filter(own).cloned().collect()));
-            }
-        }
-        Ok(found)
     }
 }
 

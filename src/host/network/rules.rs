@@ -1,7 +1,8 @@
 //! The tables of a network and its uplink: whether they are as they were made, and how they are made again.
 //!
-//! nft lists the tables right after they were made, and the listing is kept in the runtime directory. It has two parts,
-//! because one can be repaired without the other: what is inside, where the TAP is, and what is outside, on the host.
+//! The tables are read from the kernel right after they were made, and what they are recognized by ([`Listing`]) is kept in the
+//! runtime directory. It has two parts, because one can be repaired without the other: what is inside, where the TAP is, and
+//! what is outside, on the host.
 //! dnsmasq fills a set of the inner table, which is lost when that table is replaced.
 
 use serde_json::{Value, json};
@@ -13,11 +14,11 @@ use super::uplink::{self, FoundUplink, UplinkError, UplinkPlan};
 use super::{HostNetwork, LISTING, NetworkError, pasta_uplink};
 use crate::world::{Generation, NetworkMode};
 
-/// What nft lists of the rules of a VM.
+/// What the rules of a VM are recognized by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Listing {
     /// The table of the TAP.
-    pub(super) inside: Option<Value>,
+    pub(super) inside: Option<String>,
     /// The table of the uplink, and the rules in the chains of other firewalls.
     pub(super) outside: Option<Value>,
 }
@@ -32,11 +33,12 @@ pub(super) struct ExaminedRules {
 }
 
 impl HostNetwork {
-    /// What nft lists of all rules of this VM.
+    /// What all rules of this VM are recognized by now.
     async fn listing(&self, plan: &NetworkPlan, site: &Site, host: &Site) -> Result<Listing, NetworkError> {
         let slot = plan.slot;
         let failed = |source| NetworkError::Firewall { slot, source };
-        let inside = firewall::list(&site.nft, &plan.table).await.map_err(failed)?;
+        let inside = site.nft.tables.fingerprint(&plan.table).map_err(|source| failed(source.into()))?;
+        let inside = inside.map(|found| found.to_string());
         let outside = match site.namespace {
             // The network of an ordinary user's VM has no part on the host.
             _ if self.settings.place.of_user().is_some() => None,

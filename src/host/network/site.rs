@@ -9,12 +9,12 @@ use super::inhabitant::Inhabitant;
 use super::legacy::LegacyChains;
 use super::link::{LinkError, Netlink};
 use super::namespace::{Inside, NamespaceError, NetworkNamespace};
-use super::nft::Nft;
-use super::offered::OfferedChains;
+use super::nft::{Nft, RulesError};
+use super::offered::{OfferedChain, OfferedChains};
 use super::plan::NetworkPlan;
+use super::tables::{FoundRule, Tables};
 use super::tool::Entrance;
 use super::uplink::{self, Uplink, UplinkPlan};
-use crate::host::program::ProgramError;
 use crate::host::spawn::entrance::NamespaceEntrance;
 use crate::world::{Generation, UplinkPool};
 
@@ -62,14 +62,16 @@ pub(super) struct Site {
 impl Site {
     /// The host's network.
     pub(super) fn host(plan: &NetworkPlan) -> Result<Self, LinkError> {
-        let nft = Nft { inside: None, mark: plan.firewall_mark() };
+        let tables = Tables::here().map_err(LinkError::Connect)?;
+        let nft = Nft { tables, inside: None, mark: plan.firewall_mark() };
         Ok(Self { netlink: Netlink::here()?, nft, namespace: None })
     }
 
     /// A namespace.
     pub(super) fn of(plan: &NetworkPlan, inside: Inside) -> Self {
-        let Inside { entrance, netlink } = inside;
-        let nft = Nft { inside: Some(Entrance::Entered(Arc::clone(&entrance))), mark: plan.firewall_mark() };
+        let Inside { entrance, netlink, tables } = inside;
+        let entered = Some(Entrance::Entered(Arc::clone(&entrance)));
+        let nft = Nft { tables, inside: entered, mark: plan.firewall_mark() };
         Self { netlink, nft, namespace: Some(entrance) }
     }
 
@@ -104,25 +106,29 @@ impl Site {
         LegacyChains { workspace: plan.workspace, mark: &self.nft.mark }
     }
 
-    /// What nft lists of a table of this host, and the rules in the chains of other firewalls; `None` if there is neither.
-    pub(super) async fn list(&self, plan: &NetworkPlan, table: &str) -> Result<Option<Value>, ProgramError> {
-        let table = firewall::list(&self.nft, table).await?;
+    /// What a table of this host is recognized by, and the rules in the chains of other firewalls; `None` if there is neither.
+    pub(super) async fn list(&self, plan: &NetworkPlan, table: &str) -> Result<Option<Value>, RulesError> {
+        let table = self.nft.tables.fingerprint(table)?.map(|found| found.to_string());
         let (listing, rules) = self.list_offered(plan).await?;
         Ok((table.is_some() || rules).then(|| serde_json::json!({ "table": table, "offered": listing })))
     }
 
     /// The chains of other firewalls with the rules of this workspace in them, and whether there is such a rule.
-    pub(super) async fn list_offered(&self, plan: &NetworkPlan) -> Result<(Value, bool), ProgramError> {
-        let (offered, legacy) = (self.offered(plan).list().await?, self.legacy(plan).list().await?);
+    pub(super) async fn list_offered(&self, plan: &NetworkPlan) -> Result<(Value, bool), RulesError> {
+        let (offered, legacy) = (self.offered(plan).list()?, self.legacy(plan).list().await?);
         let rules = !legacy.1.is_empty() || offered.iter().any(|(_, rules)| !rules.is_empty());
+        let named = |(chain, rules): (OfferedChain, Vec<FoundRule>)| {
+            (chain.name, rules.iter().map(|rule| rule.fingerprint.to_string()).collect::<Vec<_>>())
+        };
+        let offered: Vec<_> = offered.into_iter().map(named).collect();
         Ok((serde_json::json!({ "nftables": offered, "legacy": legacy }), rules))
     }
 
     /// Lets other firewalls pass on what comes from this device of the host or goes to it. A firewall that starts meanwhile is
     /// noticed at the next call.
-    pub(super) async fn pass_firewalls(&self, plan: &NetworkPlan, device: &str) -> Result<(), ProgramError> {
+    pub(super) async fn pass_firewalls(&self, plan: &NetworkPlan, device: &str) -> Result<(), RulesError> {
         self.offered(plan).apply(device).await?;
-        self.legacy(plan).apply(device).await
+        Ok(self.legacy(plan).apply(device).await?)
     }
 
     /// Makes or replaces the table of an uplink, on the host.
@@ -130,13 +136,13 @@ impl Site {
         &self,
         plan: &NetworkPlan,
         uplink: &UplinkPlan,
-    ) -> Result<(), ProgramError> {
+    ) -> Result<(), RulesError> {
         self.nft.change(&uplink.table(&plan.uplink_table()).batch).await?;
         self.pass_firewalls(plan, &uplink.device).await
     }
 
     /// Removes a table and the rules in the chains of other firewalls.
-    pub(super) async fn remove_rules(&self, plan: &NetworkPlan, table: &str) -> Result<(), ProgramError> {
+    pub(super) async fn remove_rules(&self, plan: &NetworkPlan, table: &str) -> Result<(), RulesError> {
         self.offered(plan).remove().await?;
         self.legacy(plan).remove().await?;
         firewall::remove(&self.nft, table).await

@@ -463,11 +463,14 @@ fn the_stderr_of_a_failing_program_is_in_the_error() {
     let failed = arena
         .on_host(async {
             let nft = nft::Nft {
+                tables: tables::Tables::here().unwrap(),
                 inside: None,
                 mark: NetworkPlan::new(slot(0), arena.workspace, 0).firewall_mark(),
             };
-            nft.ask("list nonsense").await
+            let mut rules = firewall::Rules::new("nonsense", "vm0");
+            rules.rule(vec![]);
+            nft.change(&rules.batch).await
         })
         .unwrap_err();
-    assert!(chain(&failed).contains("syntax error"), "{}", chain(&failed));
+    assert!(chain(&failed).contains("No such file"), "{}", chain(&failed));
 }

@@ -17,6 +17,7 @@ use tokio::process::Command;
 
 use super::inside::{COMMAND, Opened};
 use super::link::{LinkError, Netlink, alias};
+use super::tables::Tables;
 use super::{handover, holder, marked, tool};
 use crate::files::FileError;
 use crate::host::process::{Daemon, DaemonRole, ProcessError, ProcessMark, processes_of};
@@ -157,6 +158,7 @@ pub(super) struct UserNamespace {
 pub(super) struct FoundNamespaces {
     pub(super) entrance: Arc<NamespaceEntrance>,
     pub(super) netlink: Netlink,
+    pub(super) tables: Tables,
 }
 
 impl UserNamespace {
@@ -183,7 +185,7 @@ impl UserNamespace {
         for (_, process) in all {
             let Some(entrance) = open_namespaces(&process)? else { continue };
             let entrance = Arc::new(entrance);
-            let [socket] = match self.open_in(&entrance, [Opened::Netlink]).await {
+            let [socket, tables] = match self.open_in(&entrance, [Opened::Netlink, Opened::Tables]).await {
                 Ok(opened) => opened,
                 // The process ended while it was looked at.
                 Err(_) if !process.alive()? => continue,
@@ -194,7 +196,7 @@ impl UserNamespace {
                 netlink.get("lo").await.map_err(|error| UserNamespaceError::Link(Box::new(error)))?;
             if loopback.as_ref().and_then(alias) == Some(wanted) {
                 self.remember(Some(Arc::clone(&entrance)));
-                return Ok(Some(FoundNamespaces { entrance, netlink }));
+                return Ok(Some(FoundNamespaces { entrance, netlink, tables: Tables::of_socket(tables) }));
             }
         }
         Ok(None)
