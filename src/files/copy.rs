@@ -114,7 +114,7 @@ pub enum CopyError {
     Full { path: PathBuf, missing: u64 },
     #[error("{} has become shorter while it was copied", path.display())]
     Shrunk { path: PathBuf },
-    #[error("the system gives no random bytes, which a copy in two passes needs")]
+    #[error("the system gives no random bytes, which a copy in several passes needs")]
     Random(#[source] getrandom::Error),
     #[error("a copying thread ended without a result")]
     Thread(#[source] tokio::task::JoinError),

@@ -59,7 +59,7 @@ pub struct LeakSearch {
 /// What this process remembers between the transitions of a snapshot.
 #[derive(Default)]
 struct SearchMemory {
-    /// The files of a staging directory whose first pass was made.
+    /// The files of a staging directory that were copied while the guest ran.
     precopied: BTreeMap<(SnapshotId, String), PrecopiedFile>,
     /// What is known of files that were copied into a staging directory.
     copied: BTreeMap<(SnapshotId, String), CopiedFile>,

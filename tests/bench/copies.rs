@@ -5,7 +5,7 @@
 //! - RAM in runs of 4 KiB with holes of 4 KiB between them against dense RAM of as many bytes: at most 1.5 times as
 //!   long, from tmpfs to a disk (capture) and from the disk to tmpfs (fill). How long a capture takes that keeps every
 //!   hole is printed beside it;
-//! - what a VM is paused for after a copy that was made while it ran: the second pass over RAM that has not changed, and
+//! - what a VM is paused for after a copy that was made while it ran: the last pass over RAM that has not changed, and
 //!   over RAM of which every hundredth page has, against a copy of all of it, and against a plain read by one thread.
 //!
 //! It prints a line for each ratio: its name, the ratio of the medians, and the target. `TMPDIR` says which disk is used.
@@ -165,10 +165,10 @@ impl Copies {
     }
 }
 
-/// A copy in two passes.
+/// A copy in several passes.
 impl Copies {
-    /// How long the second pass takes if `change` happens before it.
-    fn second_pass(&self, source: &Path, change: impl Fn()) -> Duration {
+    /// How long the last pass takes if `change` happens before it.
+    fn last_pass(&self, source: &Path, change: impl Fn()) -> Duration {
         let path = self.directory.join("copy");
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
         let request = PrecopyRequest {
@@ -201,17 +201,17 @@ impl Copies {
         };
         let (mut same, mut changed, mut whole, mut read) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            same.push(self.second_pass(&source, || ()));
-            changed.push(self.second_pass(&source, || change(round)));
+            same.push(self.last_pass(&source, || ()));
+            changed.push(self.last_pass(&source, || change(round)));
             let method = Some(HashMethod::Pieces);
             whole.push(timed(|| self.copy(&source, &self.directory, method, IMAGE_HOLE)));
             let mut plain = Command::new("dd");
             plain.arg(format!("if={}", source.display())).args(["of=/dev/null", "bs=1M", "status=none"]);
             read.push(timed(|| assert!(plain.status().expect("dd is there").success())));
         }
-        tell("second pass, nothing changed, against a copy", "0.30", same.clone(), whole.clone());
-        tell("second pass, 1 % of the pages changed, against a copy", "none", changed, whole);
-        tell("second pass, nothing changed, against a plain read", "1.00", same, read);
+        tell("last pass, nothing changed, against a copy", "0.30", same.clone(), whole.clone());
+        tell("last pass, 1 % of the pages changed, against a copy", "none", changed, whole);
+        tell("last pass, nothing changed, against a plain read", "1.00", same, read);
     }
 }
 

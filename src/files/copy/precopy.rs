@@ -1,16 +1,17 @@
-//! A copy in two passes of a file that something writes to until the second pass begins.
+//! A copy in several passes of a file that something writes to until the last pass begins.
 //!
-//! The first pass ([`precopy`]) copies, searches and hashes the file while its writers go on. The second pass
-//! ([`Precopy::finish`]) begins when they stand still. It reads the file once more, and copies, searches and hashes the
-//! pieces that differ. The copy is then what the file was when the writers stopped. So a VM has to stand still for one
-//! reading of its RAM, at the speed of memory, and not for writing, searching and hashing.
+//! The first pass copies, searches and hashes the file while its writers go on. Each further pass reads the file once more,
+//! and copies, searches and hashes the pieces that differ. [`precopy`] makes passes until little differs. The last pass
+//! ([`Precopy::finish`]) begins when the writers stand still. The copy is then what the file was when the writers stopped.
+//! So a VM has to stand still for one reading of its RAM, at the speed of memory, and not for writing, searching and
+//! hashing.
 //!
 //! # What is compared
 //!
-//! The first pass keeps a digest for each piece of [`PIECE`] bytes that it has read: of the piece and of the bytes around
-//! it that its search looked at, as they were in the same reading. If the second pass finds the same bytes there, then
-//! the copy, the hash and the findings of the first pass are what it would come to itself. So it does not matter that the
-//! first pass may have read neighbours at different times.
+//! A pass keeps a digest for each piece of [`PIECE`] bytes that it has read: of the piece and of the bytes around it that
+//! its search looked at, as they were in the same reading. If a later pass finds the same bytes there, then the copy, the
+//! hash and the findings of the earlier pass are what it would come to itself. So it does not matter that a pass may have
+//! read neighbours at different times.
 //!
 //! The digest is XXH3 of 128 bits with a random seed that no other copy has. It is computed at the speed of memory. It is
 //! no cryptographic hash: a guest that could find two contents with the same digest, without having seen the seed or any
@@ -40,7 +41,12 @@ use crate::files::hash::pieces::{PIECE, hash_of_piece, root_of_pieces};
 use crate::files::search::findings::{FileSearch, Findings};
 use crate::world::Interrupt;
 
-/// A copy to be made in two passes.
+/// The most passes while the writers go on. A guest that writes faster than it is copied is not waited for.
+const MOST_PASSES: usize = 4;
+/// Little differs if a pass had to write no more than this part of what it has read.
+const LITTLE: u64 = 64;
+
+/// A copy to be made in several passes.
 pub struct PrecopyRequest {
     /// For people: "disk 0", "memory".
     pub what: String,
@@ -66,7 +72,7 @@ struct CopiedPiece {
 
 type Pieces = BTreeMap<u64, CopiedPiece>;
 
-/// A file that the first pass has copied.
+/// A file that was copied while something wrote to it.
 pub struct Precopy {
     request: Arc<PrecopyRequest>,
     seed: u64,
@@ -74,8 +80,8 @@ pub struct Precopy {
     pieces: Pieces,
 }
 
-/// Makes the first pass. What it wrote is on the medium when this returns, so that the second pass finds room in the page
-/// cache, and does not have to wait for the medium.
+/// Makes the passes before the last one. What they wrote is on the medium when this returns, so that the last pass finds
+/// room in the page cache, and does not have to wait for the medium.
 ///
 /// # Errors
 /// See [`CopyError`]. The target then has some of the content.
@@ -89,7 +95,14 @@ pub async fn precopy(
     let target = &request.target;
     target.file.set_len(size).map_err(|error| write_error(target, error, 0))?;
     let mut precopy = Precopy { request: Arc::new(request), seed, size, pieces: Pieces::new() };
-    precopy.pass(total, progress, interrupt).await?;
+    for _ in 0..MOST_PASSES {
+        let pass = precopy.pass(total, Arc::clone(&progress), interrupt).await?;
+        if let CopyMethod::Sparse { read, written } = pass
+            && written <= read / LITTLE
+        {
+            break;
+        }
+    }
     let target = &precopy.request.target;
     let written = target.file.try_clone().map_err(FileError::system("open", &target.path))?;
     sync(NamedFile { file: written, path: target.path.clone() }, interrupt).await?;
@@ -97,7 +110,7 @@ pub async fn precopy(
 }
 
 impl Precopy {
-    /// Makes the second pass: the target then has the content that the source has now. Nothing may write to the source
+    /// Makes the last pass: the target then has the content that the source has now. Nothing may write to the source
     /// meanwhile.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Copies of a VM's files into a staging directory, searched and hashed on the way, and what is remembered of them.
 //!
-//! A file that cannot be cloned is copied in two passes: [`LeakSearch::precopy`] while the guest runs, and
-//! [`LeakSearch::capture`] while it stands still. Both have to happen in one process, which remembers the first pass. If
+//! A file that cannot be cloned is copied in several passes: by [`LeakSearch::precopy`] while the guest runs, and by
+//! [`LeakSearch::capture`] while it stands still. Both have to happen in one process, which remembers the earlier passes. If
 //! that process ends in between, the operation rolls back, and the copy goes with the staging directory.
 
 use std::sync::Arc;
@@ -63,7 +63,7 @@ pub(in crate::store) struct CopiedFile {
 }
 
 impl LeakSearch {
-    /// Makes the first pass of a capture, while the guest runs. A copy of an earlier try is replaced.
+    /// Makes the passes of a capture before the last one, while the guest runs. A copy of an earlier try is replaced.
     ///
     /// # Errors
     /// [`CopyError`](copy::CopyError), or if the fingerprints cannot be read.
@@ -85,7 +85,7 @@ impl LeakSearch {
         Ok(())
     }
 
-    /// Captures a file that nothing writes to: by the second pass, if there was a first one, or else as a whole. A copy that
+    /// Captures a file that nothing writes to: by a last pass, if there were others, or else as a whole. A copy that
     /// shares no blocks is searched and hashed on the way.
     ///
     /// # Errors

@@ -141,8 +141,8 @@ proptest! {
 }
 
 #[test]
-fn writers_at_full_speed_in_the_first_pass_lose_nothing() {
-    const SIZE: u64 = 12 << 20;
+fn writers_at_full_speed_before_the_last_pass_lose_nothing() {
+    const SIZE: u64 = 4 << 20;
     let directory = tempfile::tempdir().unwrap();
     let (source, target) = (directory.path().join("source"), directory.path().join("target"));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -182,7 +182,7 @@ fn writers_at_full_speed_in_the_first_pass_lose_nothing() {
 }
 
 #[tokio::test]
-async fn the_second_pass_writes_only_what_differs() {
+async fn the_last_pass_writes_only_what_differs() {
     let directory = tempfile::tempdir().unwrap();
     let (source, target) = (directory.path().join("source"), directory.path().join("target"));
     let piece = |byte: u8| vec![byte; PIECE as usize];
@@ -204,6 +204,42 @@ async fn the_second_pass_writes_only_what_differs() {
     let copied = second_pass(precopy).await;
     assert_eq!(copied.method, CopyMethod::Sparse { read: 4 * PIECE, written: 0 });
     assert_eq!(copied.hash, Some(root_of(&std::fs::read(&source).unwrap())));
+}
+
+const PIECES: u64 = 200;
+
+/// Counts the passes, and changes the first pieces at the end of each, as many as the first number says.
+struct Writer {
+    file: File,
+    pieces: u64,
+    passes: AtomicU64,
+}
+
+impl Progress for Writer {
+    fn progress(&self, _what: &str, done: u64, total: u64) {
+        // The last call of a pass has the bytes that were read twice.
+        if done == total && done == PIECES * PIECE && self.passes.fetch_add(1, Ordering::Relaxed) % 2 == 1 {
+            let number = self.passes.load(Ordering::Relaxed) as u8;
+            let bytes = vec![number; PIECE as usize];
+            (0..self.pieces).for_each(|piece| self.file.write_all_at(&bytes, piece * PIECE).unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn passes_are_repeated_until_little_differs_or_the_writer_is_too_fast() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    for (pieces, passes) in [(0, 2), (1, 2), (PIECES / 2, MOST_PASSES as u64)] {
+        std::fs::write(&source, vec![200; (PIECES * PIECE) as usize]).unwrap();
+        let passed = AtomicU64::new(0);
+        let writer = Arc::new(Writer { file: named(&source).file, pieces, passes: passed });
+        let request = request(&source, &target, Some(search()));
+        let precopied = precopy(request, writer.clone(), &Interrupt::new()).await.unwrap();
+        // Each pass tells its end twice: with its last bytes, and when all threads have ended.
+        assert_eq!(writer.passes.load(Ordering::Relaxed), 2 * passes, "{pieces}");
+        check(&source, &target, &second_pass(precopied).await, &search());
+    }
 }
 
 #[tokio::test]
