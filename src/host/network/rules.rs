@@ -37,7 +37,7 @@ impl HostNetwork {
     async fn listing(&self, plan: &NetworkPlan, site: &Site, host: &Site) -> Result<Listing, NetworkError> {
         let slot = plan.slot;
         let failed = |source| NetworkError::Firewall { slot, source };
-        let inside = site.nft.tables.fingerprint(&plan.table).map_err(|source| failed(source.into()))?;
+        let inside = site.nft.tables.digest(&plan.table).map_err(|source| failed(source.into()))?;
         let inside = inside.map(|found| found.to_string());
         let outside = match site.namespace {
             // The network of an ordinary user's VM has no part on the host.

@@ -108,7 +108,7 @@ impl Site {
 
     /// What a table of this host is recognized by, and the rules in the chains of other firewalls; `None` if there is neither.
     pub(super) async fn list(&self, plan: &NetworkPlan, table: &str) -> Result<Option<Value>, RulesError> {
-        let table = self.nft.tables.fingerprint(table)?.map(|found| found.to_string());
+        let table = self.nft.tables.digest(table)?.map(|found| found.to_string());
         let (listing, rules) = self.list_offered(plan).await?;
         Ok((table.is_some() || rules).then(|| serde_json::json!({ "table": table, "offered": listing })))
     }
@@ -118,7 +118,7 @@ impl Site {
         let (offered, legacy) = (self.offered(plan).list()?, self.legacy(plan).list().await?);
         let rules = !legacy.1.is_empty() || offered.iter().any(|(_, rules)| !rules.is_empty());
         let named = |(chain, rules): (OfferedChain, Vec<FoundRule>)| {
-            (chain.name, rules.iter().map(|rule| rule.fingerprint.to_string()).collect::<Vec<_>>())
+            (chain.name, rules.iter().map(|rule| rule.digest.to_string()).collect::<Vec<_>>())
         };
         let offered: Vec<_> = offered.into_iter().map(named).collect();
         Ok((serde_json::json!({ "nftables": offered, "legacy": legacy }), rules))

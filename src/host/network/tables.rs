@@ -2,7 +2,7 @@
 //!
 //! nixbox notes how a table is right after nft made it, and compares that with the table later: any change of it by others
 //! is found. Both are read from the kernel and not from a listing of nft, because nft is a process of its own, and a network is
-//! looked at often. A [`Fingerprint`] covers all that decides about packets, and nothing that changes by itself.
+//! looked at often. A [`RulesDigest`] covers all that decides about packets, and nothing that changes by itself.
 
 use std::fmt;
 use std::io;
@@ -65,9 +65,9 @@ const GENERATION: u16 = 1;
 
 /// What a table, or a rule, is recognized by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fingerprint(blake3::Hash);
+pub(super) struct RulesDigest(blake3::Hash);
 
-impl fmt::Display for Fingerprint {
+impl fmt::Display for RulesDigest {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.to_hex().fmt(formatter)
     }
@@ -79,7 +79,7 @@ pub(super) struct FoundRule {
     pub(super) handle: u64,
     /// The comment that nft has given it; empty if there is none.
     pub(super) comment: String,
-    pub(super) fingerprint: Fingerprint,
+    pub(super) digest: RulesDigest,
 }
 
 /// The tables of one network namespace.
@@ -130,7 +130,7 @@ impl Tables {
     }
 
     /// The table of this name in the family `inet`, or `None`.
-    pub(super) fn fingerprint(&self, name: &str) -> Result<Option<Fingerprint>> {
+    pub(super) fn digest(&self, name: &str) -> Result<Option<RulesDigest>> {
         self.undisturbed(|| self.read(name))
     }
 
@@ -165,7 +165,7 @@ impl Tables {
         }
     }
 
-    fn read(&self, name: &str) -> io::Result<Option<Fingerprint>> {
+    fn read(&self, name: &str) -> io::Result<Option<RulesDigest>> {
         let Some(table) = self.table(name)? else { return Ok(None) };
         let mut hasher = blake3::Hasher::new();
         add(&mut hasher, Question::Table, &table);
@@ -179,7 +179,7 @@ impl Tables {
                 }
             }
         }
-        Ok(Some(Fingerprint(hasher.finalize())))
+        Ok(Some(RulesDigest(hasher.finalize())))
     }
 
     /// Adds the elements of a set that is written within a rule. Those of other sets come and go.
@@ -233,7 +233,7 @@ fn found_rule(rule: &[u8]) -> FoundRule {
     FoundRule {
         handle: handle.map_or(0, |handle| u64::from_be_bytes(*handle)),
         comment: comment(Attribute::of(rule, RULE_TEXTS).unwrap_or_default()),
-        fingerprint: Fingerprint(hasher.finalize()),
+        digest: RulesDigest(hasher.finalize()),
     }
 }
 
@@ -249,13 +249,13 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_by_itself_is_no_part_of_a_fingerprint() {
+    fn what_changes_by_itself_is_no_part_of_a_digest() {
         let rule = |handle: u8, expression: u8| {
             let handle = [12, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, handle];
             [handle.as_slice(), &[5, 0, 4, 0, expression, 0, 0, 0]].concat()
         };
         assert_eq!(found_rule(&rule(1, 1)).handle, 1);
-        assert_eq!(found_rule(&rule(1, 1)).fingerprint, found_rule(&rule(2, 1)).fingerprint);
-        assert_ne!(found_rule(&rule(1, 1)).fingerprint, found_rule(&rule(1, 2)).fingerprint);
+        assert_eq!(found_rule(&rule(1, 1)).digest, found_rule(&rule(2, 1)).digest);
+        assert_ne!(found_rule(&rule(1, 1)).digest, found_rule(&rule(1, 2)).digest);
     }
 }
