@@ -46,6 +46,10 @@ const MOST_PASSES: usize = 4;
 /// Little differs if a pass had to write no more than this part of what it has read.
 const LITTLE: u64 = 64;
 
+/// How many places are kept of what was found in a piece, so that a guest cannot fill this host's memory with them. Whoever
+/// overwrites what was found searches again afterwards, and so comes to the others.
+const MOST_PLACES: usize = 64;
+
 /// A copy to be made in several passes.
 pub struct PrecopyRequest {
     /// For people: "disk 0", "memory".
@@ -318,7 +322,11 @@ impl Pass {
         let mut findings = findings.into_iter();
         let mut made = Pieces::new();
         for (piece, bytes) in changed.iter().zip(run.at(&range).chunks(PIECE as usize)) {
-            let findings = findings.next().filter(|found| !found.is_empty()).map(Box::new);
+            let mut findings = findings.next().filter(|found| !found.is_empty()).map(Box::new);
+            if let Some(found) = &mut findings {
+                found.places.truncate(MOST_PLACES);
+                found.places.shrink_to_fit();
+            }
             let hash = hash_of_piece(bytes);
             self.write_piece(piece, hash.is_some().then_some(bytes))?;
             made.insert(piece.number, CopiedPiece { digest: piece.digest, hash, findings });

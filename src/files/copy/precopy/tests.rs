@@ -269,6 +269,16 @@ async fn a_file_that_fits_no_longer_or_changes_its_size_is_an_error_of_either_pa
 }
 
 #[tokio::test]
+async fn a_guest_that_repeats_a_value_everywhere_cannot_fill_the_memory_of_the_host() {
+    let directory = tempfile::tempdir().unwrap();
+    let (source, target) = (directory.path().join("source"), directory.path().join("target"));
+    std::fs::write(&source, WORDS.repeat(2 * PIECE as usize / WORDS.len())).unwrap();
+    let copied = second_pass(first_pass(request(&source, &target, Some(search()))).await).await;
+    assert_eq!(copied.findings.of(1), 2 * PIECE / WORDS.len() as u64);
+    assert_eq!(copied.findings.places.len(), 2 * MOST_PLACES);
+}
+
+#[tokio::test]
 async fn an_interrupt_ends_either_pass() {
     let directory = tempfile::tempdir().unwrap();
     let (source, target) = (directory.path().join("source"), directory.path().join("target"));
