@@ -46,8 +46,8 @@ const MOST_PASSES: usize = 4;
 /// Little differs if a pass had to write no more than this part of what it has read.
 const LITTLE: u64 = 64;
 
-/// How many places are kept of what was found in a piece, so that a guest cannot fill this host's memory with them. Whoever
-/// overwrites what was found searches again afterwards, and so comes to the others.
+/// How many places are kept of what was found in a piece, so that a guest cannot fill this host's memory with them. A snapshot
+/// whose findings were overwritten is searched again, and that search finds the others.
 const MOST_PLACES: usize = 64;
 
 /// A copy to be made in several passes.
