@@ -8,11 +8,11 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use russh::client::{self, Handle, Msg};
+use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelMsg, Disconnect};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
+use super::shell::last_words;
 use crate::world::UserName;
 use command::{CaptureSink, Reader, StreamSink, converse, drain, pump};
 
@@ -87,6 +88,8 @@ pub enum ChannelError {
     Silent { doing: &'static str, limit: Duration },
     #[error("the SSH connection to the guest broke while {doing}")]
     Protocol { doing: &'static str, source: russh::Error },
+    #[error("the SSH connection to the guest ended while {doing}")]
+    Ended { doing: &'static str, source: ConnectionEnd },
     #[error("the guest's SSH server cannot be trusted")]
     HostKey(#[source] PinError),
     #[error(
@@ -95,8 +98,8 @@ pub enum ChannelError {
     Denied { user: UserName, fingerprint: String },
     #[error("the guest's SSH server refused to run a command")]
     NoCommands,
-    #[error("the guest closed the connection before the command ended")]
-    Closed,
+    #[error("the SSH connection to the guest ended before the command did")]
+    Closed(#[source] Option<ConnectionEnd>),
     #[error("the guest's SSH server did not say how the command ended")]
     Unsaid,
     #[error("a command in the guest wrote more than {limit} bytes")]
@@ -111,6 +114,16 @@ pub enum ChannelError {
     Interrupted,
     #[error("cannot {doing}")]
     Local { doing: &'static str, source: io::Error },
+}
+
+/// Why a connection ended that nixbox did not end.
+#[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ConnectionEnd {
+    #[error("the guest's SSH server ended the connection{}", in_parentheses(message))]
+    ByServer { message: String },
+    #[error("the connection broke")]
+    Broken(#[source] Arc<russh::Error>),
 }
 
 /// How a command ended.
@@ -154,7 +167,27 @@ pub struct Finished {
 /// A connection that is logged in.
 pub struct SshSession {
     handle: Handle<SshClientHandler>,
+    end: KnownEnd,
     _cut: Cut,
+}
+
+/// Why the connection has ended, once that is known.
+#[derive(Clone, Default)]
+pub(super) struct KnownEnd(Arc<OnceLock<ConnectionEnd>>);
+
+impl KnownEnd {
+    /// The error of a command that was running.
+    fn closed(&self) -> ChannelError {
+        ChannelError::Closed(self.0.get().cloned())
+    }
+
+    /// The error of what nixbox was doing. russh itself says only that the connection has ended.
+    fn while_doing(&self, doing: &'static str, source: russh::Error) -> ChannelError {
+        match self.0.get().cloned() {
+            Some(end) => ChannelError::Ended { doing, source: end },
+            None => ChannelError::Protocol { doing, source },
+        }
+    }
 }
 
 /// Closes the connection's socket when dropped. Without this, russh's own task would keep the connection open until the
@@ -189,15 +222,20 @@ impl SshSession {
         let cut = Cut(stream.try_clone().map_err(connect)?);
         let stream = TcpStream::from_std(stream).map_err(connect)?;
 
-        let shown = Arc::new(Mutex::new(None));
-        let client = SshClientHandler { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
+        let (shown, end) = (Arc::new(Mutex::new(None)), KnownEnd::default());
+        let client = SshClientHandler {
+            pin: endpoint.pin.clone(),
+            pinned,
+            shown: Arc::clone(&shown),
+            end: end.clone(),
+        };
         let configuration = Arc::new(client.configuration(limits));
         let mut handle =
             client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
                 SshClientError::Pin(error) => ChannelError::HostKey(error),
                 SshClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
             })?;
-        let protocol = |source| ChannelError::Protocol { doing: "logging in", source };
+        let protocol = |source| end.while_doing("logging in", source);
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
         let answer = handle.authenticate_publickey(endpoint.user.as_str(), key).await.map_err(protocol)?;
         if !answer.success() {
@@ -209,7 +247,7 @@ impl SshSession {
             Some(key) => endpoint.pin.learn(&key).map_err(ChannelError::HostKey)?,
             None => return Err(protocol(russh::Error::UnknownKey)),
         }
-        Ok(Self { handle, _cut: cut })
+        Ok(Self { handle, end, _cut: cut })
     }
 
     /// Whether the connection is open, as far as this side knows.
@@ -237,11 +275,11 @@ impl SshSession {
     /// channel and the request: `sesscheckclose` mistakes a channel without a process for a channel whose process has
     /// ended (seen in 2022.83, and in the main branch as of 2026).
     async fn start_once(&self, command: &[u8]) -> Result<Option<GuestCommand>, ChannelError> {
-        let protocol = |source| ChannelError::Protocol { doing: "starting a command", source };
+        let protocol = |source| self.end.while_doing("starting a command", source);
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
         channel.exec(true, command).await.map_err(protocol)?;
         let (half, writer) = channel.split();
-        let mut reader = Reader { half, early: None };
+        let mut reader = Reader { half, early: None, end: self.end.clone() };
         loop {
             match reader.wait().await {
                 Some(ChannelMsg::Success) => return Ok(Some(GuestCommand { reader, writer })),
@@ -258,7 +296,7 @@ impl SshSession {
                     return Ok(Some(GuestCommand { reader, writer }));
                 }
                 Some(_) => {}
-                None => return Err(ChannelError::Closed),
+                None => return Err(self.end.closed()),
             }
         }
     }
@@ -317,7 +355,7 @@ impl SshSession {
 
     /// Tells the guest that the connection ends, and waits at most a second for the connection to end.
     pub async fn close(self) {
-        let Self { handle, _cut } = self;
+        let Self { handle, _cut, .. } = self;
         if handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
             // An error is ignored, because nothing is sent over the connection any more.
             timeout(Duration::from_secs(1), handle).await.ok();
@@ -333,6 +371,7 @@ struct SshClientHandler {
     pin: Pin,
     pinned: Option<PublicKey>,
     shown: Arc<Mutex<Option<PublicKey>>>,
+    end: KnownEnd,
 }
 
 impl SshClientHandler {
@@ -366,6 +405,10 @@ impl From<russh::Error> for SshClientError {
     }
 }
 
+fn in_parentheses(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(" ({message})") }
+}
+
 impl client::Handler for SshClientHandler {
     type Error = SshClientError;
 
@@ -379,6 +422,20 @@ impl client::Handler for SshClientHandler {
         }
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
         Ok(true)
+    }
+
+    /// Keeps why the connection ended. russh calls this before the channels of the connection end.
+    async fn disconnected(&mut self, reason: DisconnectReason<SshClientError>) -> Result<(), SshClientError> {
+        let end = match reason {
+            DisconnectReason::ReceivedDisconnect(told) => {
+                ConnectionEnd::ByServer { message: last_words(told.message.as_bytes()) }
+            }
+            DisconnectReason::Error(SshClientError::Ssh(error)) => ConnectionEnd::Broken(Arc::new(error)),
+            // The connection has not been used yet, and its opening returns this error.
+            DisconnectReason::Error(error @ SshClientError::Pin(_)) => return Err(error),
+        };
+        self.end.0.get_or_init(|| end);
+        Ok(())
     }
 }
 

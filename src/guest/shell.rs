@@ -347,7 +347,7 @@ impl Dialogue {
                 // A server may report the end of the command before its last output.
                 Ok(CommandEvent::Ended(how)) => exit = Some(how),
                 Ok(CommandEvent::NoMore) => no_more = true,
-                Err(ChannelError::Closed | ChannelError::Unsaid) if exit.is_some() => break,
+                Err(ChannelError::Closed(_) | ChannelError::Unsaid) if exit.is_some() => break,
                 Err(error) => return Err(channel(error)),
             }
         }

@@ -527,7 +527,7 @@ impl Guest for SshGuest {
             // The guest shut down before it answered.
             Ok(_)
             | Err(ScriptError::Channel {
-                source: ChannelError::Closed | ChannelError::Unsaid | ChannelError::Silent { .. },
+                source: ChannelError::Closed(_) | ChannelError::Unsaid | ChannelError::Silent { .. },
                 ..
             }) => Ok(()),
             Err(error) => Err(Failure::world(error)),

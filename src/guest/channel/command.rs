@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
-use super::{ChannelError, CommandExit};
+use super::{ChannelError, CommandExit, KnownEnd};
 
 /// A running command.
 pub struct GuestCommand {
@@ -22,6 +22,8 @@ pub(super) struct Reader {
     pub(super) half: ChannelReadHalf,
     /// A message that arrived before the command's start was confirmed.
     pub(super) early: Option<ChannelMsg>,
+    /// Why the connection ended, for the error of a command that was running.
+    pub(super) end: KnownEnd,
 }
 
 impl Reader {
@@ -29,6 +31,14 @@ impl Reader {
         match self.early.take() {
             Some(early) => Some(early),
             None => self.half.wait().await,
+        }
+    }
+
+    /// Waits for the next message that is an event of the command.
+    async fn event(&mut self) -> Result<Option<CommandEvent>, ChannelError> {
+        match self.wait().await {
+            Some(message) => parse_event(message),
+            None => Err(self.end.closed()),
         }
     }
 }
@@ -40,7 +50,7 @@ impl GuestCommand {
     /// [`ChannelError::Protocol`] when the connection has ended.
     pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ChannelError> {
         let sent = self.writer.data_bytes(Bytes::from_owner(input)).await;
-        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
+        sent.map_err(|source| self.reader.end.while_doing("sending to a command", source))
     }
 
     /// Closes the command's stdin.
@@ -49,7 +59,7 @@ impl GuestCommand {
     /// [`ChannelError::Protocol`] when the connection has ended.
     pub async fn send_no_more(&self) -> Result<(), ChannelError> {
         let sent = self.writer.eof().await;
-        sent.map_err(|source| ChannelError::Protocol { doing: "sending to a command", source })
+        sent.map_err(|source| self.reader.end.while_doing("sending to a command", source))
     }
 
     /// Waits for the next message of the command.
@@ -58,7 +68,7 @@ impl GuestCommand {
     /// [`ChannelError::Closed`], [`ChannelError::Unsaid`], [`ChannelError::NoCommands`].
     pub async fn next(&mut self) -> Result<CommandEvent, ChannelError> {
         loop {
-            if let Some(event) = parse_event(self.reader.wait().await)? {
+            if let Some(event) = self.reader.event().await? {
                 return Ok(event);
             }
         }
@@ -78,21 +88,18 @@ pub enum CommandEvent {
     NoMore,
 }
 
-fn parse_event(message: Option<ChannelMsg>) -> Result<Option<CommandEvent>, ChannelError> {
+fn parse_event(message: ChannelMsg) -> Result<Option<CommandEvent>, ChannelError> {
     Ok(match message {
-        Some(ChannelMsg::Data { data }) => Some(CommandEvent::Out(data)),
-        Some(ChannelMsg::ExtendedData { data, ext: 1 }) => Some(CommandEvent::Err(data)),
-        Some(ChannelMsg::ExitStatus { exit_status }) => {
-            Some(CommandEvent::Ended(CommandExit::Status(exit_status)))
-        }
-        Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+        ChannelMsg::Data { data } => Some(CommandEvent::Out(data)),
+        ChannelMsg::ExtendedData { data, ext: 1 } => Some(CommandEvent::Err(data)),
+        ChannelMsg::ExitStatus { exit_status } => Some(CommandEvent::Ended(CommandExit::Status(exit_status))),
+        ChannelMsg::ExitSignal { signal_name, .. } => {
             Some(CommandEvent::Ended(CommandExit::Signal(signal_text(&signal_name))))
         }
-        Some(ChannelMsg::Eof) => Some(CommandEvent::NoMore),
-        Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
-        Some(ChannelMsg::Close) => return Err(ChannelError::Unsaid),
-        None => return Err(ChannelError::Closed),
-        Some(_) => None,
+        ChannelMsg::Eof => Some(CommandEvent::NoMore),
+        ChannelMsg::Failure => return Err(ChannelError::NoCommands),
+        ChannelMsg::Close => return Err(ChannelError::Unsaid),
+        _ => None,
     })
 }
 
@@ -128,13 +135,13 @@ pub(super) async fn converse(
 pub(super) async fn drain(reader: &mut Reader, sink: &mut impl Sink) -> Result<CommandExit, ChannelError> {
     let (mut exit, mut no_more) = (None, false);
     loop {
-        match parse_event(reader.wait().await) {
+        match reader.event().await {
             Ok(Some(CommandEvent::Out(data))) => sink.out(&data).await?,
             Ok(Some(CommandEvent::Err(data))) => sink.err(&data).await?,
             Ok(Some(CommandEvent::Ended(how))) => exit = Some(how),
             Ok(Some(CommandEvent::NoMore)) => no_more = true,
             Ok(None) => {}
-            Err(error @ (ChannelError::Closed | ChannelError::Unsaid)) => return exit.ok_or(error),
+            Err(error @ (ChannelError::Closed(_) | ChannelError::Unsaid)) => return exit.ok_or(error),
             Err(error) => return Err(error),
         }
         if no_more && let Some(how) = exit {

@@ -206,7 +206,7 @@ async fn silent_noisy_and_absent_servers_are_different_errors() {
 enum Hostile {
     /// Closes this many channels before it answers, as Dropbear sometimes does.
     ClosesFirst(Arc<AtomicUsize>),
-    /// Closes the connection in the middle of the output.
+    /// Ends the connection in the middle of the output, with a message that a terminal would obey.
     Hangs,
     /// Closes the channel without saying how the command ended.
     NoStatus,
@@ -272,7 +272,7 @@ impl server::Handler for Hostile {
             Self::Refuses => session.channel_failure(id)?,
             Self::Hangs => {
                 session.data(id, &b"half of "[..])?;
-                session.disconnect(Disconnect::ByApplication, "", "")?;
+                session.disconnect(Disconnect::ByApplication, "gone \x1b[2J", "")?;
             }
             Self::NoStatus => {
                 session.data(id, &b"all"[..])?;
@@ -327,7 +327,17 @@ async fn each_misbehaviour_of_a_server_is_its_own_error() {
             Hostile::OddSignal => {
                 assert_eq!(done.unwrap().exit, CommandExit::Signal(format!("2J{}", "X".repeat(14))))
             }
-            _ => assert!(matches!(done, Err(ChannelError::Closed)), "{done:?}"),
+            Hostile::Hangs => {
+                let end = ConnectionEnd::ByServer { message: "gone [2J".to_owned() };
+                let Err(ChannelError::Closed(Some(told))) = done else { panic!("{done:?}") };
+                assert_eq!(told.to_string(), end.to_string());
+            }
+            Hostile::Freezes => {
+                let Err(ChannelError::Closed(Some(ConnectionEnd::Broken(why)))) = done else {
+                    panic!("{done:?}")
+                };
+                assert!(matches!(*why, russh::Error::KeepaliveTimeout), "{why:?}");
+            }
         }
         serving.abort();
     }
