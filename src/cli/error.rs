@@ -19,6 +19,7 @@ use crate::engine::reader::ReadError;
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::guest::channel::ChannelError;
+use crate::guest::shell::ScriptError;
 use crate::host::network;
 use crate::host::process::ProcessError;
 use crate::host::shares::daemon_program::DaemonProgramError;
@@ -30,7 +31,7 @@ use crate::workspace::registry::RegistryError;
 use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
 pub use crate::world::error_chain as chain;
 use crate::world::messages;
-use crate::world::{NetworkFault, Slot, SnapshotId};
+use crate::world::{NetworkFault, Slot, SnapshotId, VariableName};
 
 mod refusal;
 
@@ -154,6 +155,16 @@ pub enum CliError {
     Connect(#[source] Failure),
     #[error("the connection to the guest broke, and the exit status of the command is not known")]
     CommandLost(#[source] ChannelError),
+    #[error("the command was not started in the guest")]
+    NotStarted(#[source] ScriptError),
+    #[error("the VM ended while the command ran in it, so the command's exit status is not known")]
+    VmEnded,
+    #[error("ended by the third signal; the guest is told to end the command")]
+    RunGivenUp,
+    #[error("the terminal cannot be changed for a command of the guest")]
+    Terminal(#[source] io::Error),
+    #[error("nixbox's environment has no variable {0} to pass on")]
+    NoVariable(VariableName),
     #[error("`nixbox shell` needs the ssh program of this host, and cannot find it")]
     NoSsh(#[source] SpawnError),
     #[error("nixbox's own program, which connects ssh to the guest, cannot be found")]
@@ -320,7 +331,7 @@ pub fn check_result(result: OperationResult) -> Result<bool, Problem> {
 
 impl From<CliError> for Problem {
     fn from(error: CliError) -> Self {
-        use ExitKind::{Failed, Interrupted, NotFound, Stuck};
+        use ExitKind::{Failed, Interrupted, NotFound, Stuck, Usage};
         let rolled_back = |failure: &TransitionFailure| {
             if matches!(failure.failure, Failure::Interrupted) { Interrupted } else { Failed }
         };
@@ -348,6 +359,9 @@ impl From<CliError> for Problem {
                     "nothing was changed; read the config.toml there, then `nixbox down` and `nixbox up` hide it again",
                 ),
             ),
+            CliError::RunGivenUp => (Interrupted, None),
+            CliError::NoVariable(_) => (Usage, Some("give it a value: -e NAME=VALUE; nothing was run")),
+            CliError::VmEnded => (Failed, Some("`nixbox status` says what became of the VM")),
             CliError::HalfDone(_) => (NotFound, Some("`nixbox recover` completes it or rolls it back")),
             CliError::Connect(Failure::Lost) => {
                 (NotFound, Some("`nixbox up` clears away what is left of the VM and starts another"))

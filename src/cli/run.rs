@@ -1,34 +1,93 @@
 //! `nixbox run`.
+//!
+//! [`passed_variable`] reads the option `-e`, [`local_terminal`] changes the person's own terminal, and [`successor`] finds
+//! the VM that has taken the place of one in a live snapshot.
 
+use std::io::IsTerminal as _;
+use std::pin::Pin;
+
+use futures_util::future;
 use nix::sys::signal::Signal;
+use tokio::signal::unix::{self, SignalKind};
+use tokio::sync::mpsc;
 
 use super::WorkspaceLocation;
 use super::command::{self, OpenWorkspace};
-use super::error::{CliError, Outcome};
+use super::error::{self, CliError, Outcome};
 use super::rebooted;
+use super::wiring::Wiring;
 use crate::engine::transition::Interrupt;
-use crate::guest::channel::CommandExit;
-use crate::guest::shell::run_command;
+use crate::guest::channel::{CommandExit, GuestCommand, GuestTerminal};
+use crate::guest::person_command::{CommandGuard, CommandLine, PersonCommand};
+use crate::guest::shell::Shell;
+use crate::guest::terminal;
+use crate::operations::RunningVm;
+use crate::world::{Failure, Machine, UserName};
+use local_terminal::RawTerminal;
+use passed_variable::PassedVariable;
+
+mod local_terminal;
+mod passed_variable;
+mod successor;
+
+/// The signals that are passed on, with the names that the guard takes.
+fn passed_signals() -> [(SignalKind, &'static str); 4] {
+    [
+        (SignalKind::interrupt(), "INT"),
+        (SignalKind::terminate(), "TERM"),
+        (SignalKind::hangup(), "HUP"),
+        (SignalKind::quit(), "QUIT"),
+    ]
+}
+
+/// The signal with this number ends nixbox.
+const MOST_SIGNALS: usize = 3;
 
 /// Run a command in the VM and exit with its status
 ///
-/// stdin, stdout and stderr are passed through, without a terminal: `nixbox shell` has one. The exit status is 128 plus
-/// the signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest cannot be reached or
-/// the connection breaks.
+/// One argument is a command line for sh, and several are a program and its arguments. stdin, stdout and stderr are passed
+/// through. The command has the variables of the workspace's [env]. It gets SIGINT, SIGTERM and SIGHUP that nixbox gets,
+/// and ends if nixbox is killed; the third signal makes nixbox end at once. While the VM is paused or slow, nixbox waits. The
+/// exit status is 128 plus the signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest
+/// cannot be reached or the connection breaks.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: echo hello | nixbox run -- tr a-z A-Z")]
+#[command(after_help = "Examples: nixbox run 'cd app && make test'
+          echo hello | nixbox run -- tr a-z A-Z
+          nixbox run -t -w /var/log less syslog")]
 pub(super) struct Arguments {
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Give the command a terminal
+    #[arg(short = 't', long)]
+    terminal: bool,
+    /// Pass a variable of nixbox's own environment on, or give it this value. It is no credential to nixbox: snapshots are
+    /// not searched for it
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
+    variables: Vec<PassedVariable>,
+    /// Run it in this directory of the guest, which is relative to the user's home
+    #[arg(short = 'w', long, value_name = "DIRECTORY")]
+    workdir: Option<String>,
+    /// Run it as another user of the guest, without the variables of [env]
+    #[arg(long)]
+    user: Option<UserName>,
+    /// A command line, or a program and its arguments
+    #[arg(required = true, trailing_var_arg = true)]
     command: Vec<String>,
 }
 
+impl Arguments {
+    /// A command in a terminal if nixbox has one, for `nixbox shell`.
+    pub(super) fn in_terminal(command: Vec<String>) -> Self {
+        let terminal = std::io::stdin().is_terminal();
+        Self { terminal, variables: Vec::new(), workdir: None, user: None, command }
+    }
+}
+
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    let variables = arguments.variables.iter().map(PassedVariable::read).collect::<Result<_, _>>()?;
     let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
     let wiring = workspace.wire_for(&vm)?;
     let runtime = command::runtime()?;
     let connect = async || {
-        let connected = wiring.guest.connect(&vm.machine, &Interrupt::new()).await;
+        let connected = wiring.guest.connect_for_long(&vm.machine, &Interrupt::new()).await;
         connected.map_err(CliError::Connect)
     };
     let mut shell = runtime.block_on(connect())?;
@@ -38,21 +97,121 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         rebooted::equip(location)?;
         shell = runtime.block_on(connect())?;
     }
+    let command = PersonCommand {
+        line: CommandLine::of_words(&arguments.command),
+        variables,
+        directory: arguments.workdir.clone(),
+        user: arguments.user.clone().filter(|user| *user != wiring.spec.guest.user),
+        terminal: None,
+    };
     let ended = runtime.block_on(async {
         wiring.guest.put_clock_right(&shell).await;
-        let command = run_command(&arguments.command);
-        let ended = shell
-            .session
-            .pass_through(command.as_bytes(), tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr())
-            .await
-            .map_err(CliError::CommandLost)?;
+        let terminal = if arguments.terminal { Some(guest_terminal(&shell).await) } else { None };
+        let ended = run_to_end(location, &wiring, &vm, &shell, PersonCommand { terminal, ..command }).await;
         shell.session.close().await;
-        Ok::<_, CliError>(ended)
+        ended
     });
     // A thread may still be blocked in a read of stdin, which cannot be interrupted, so the runtime must not wait for
     // it.
     runtime.shutdown_background();
     Ok(status(&ended?))
+}
+
+/// The terminal that the command gets: like that of nixbox, if nixbox has one that the guest knows.
+async fn guest_terminal(shell: &Shell) -> GuestTerminal {
+    let own = std::env::var("TERM").ok().filter(|_| std::io::stdin().is_terminal());
+    let own = own.unwrap_or_else(|| terminal::PLAINEST.to_owned());
+    let kind = match terminal::substitute(&shell.session, &own).await {
+        Some(known) => {
+            error::print_stderr(&terminal::told_otherwise(&own, known));
+            known.to_owned()
+        }
+        None => own,
+    };
+    GuestTerminal { kind, size: local_terminal::size().unwrap_or(local_terminal::USUAL_SIZE) }
+}
+
+/// Runs the command until it ends, the VM is gone, or nixbox gets its third signal.
+async fn run_to_end(
+    location: &WorkspaceLocation,
+    wiring: &Wiring,
+    vm: &RunningVm,
+    shell: &Shell,
+    command: PersonCommand,
+) -> Result<CommandExit, CliError> {
+    let signals =
+        passed_signals().into_iter().map(|(kind, _)| unix::signal(kind)).collect::<Result<Vec<_>, _>>();
+    let signals = signals.map_err(CliError::Signals)?;
+    let (guard, running) = command.start(shell).await.map_err(CliError::NotStarted)?;
+    // The terminal is as before when this is dropped.
+    let _raw = match command.terminal {
+        Some(_) => RawTerminal::of_stdin().map_err(CliError::Terminal)?,
+        None => None,
+    };
+    let through = pass_through(running, command.terminal.is_some());
+    let passed = std::pin::pin!(async {
+        tokio::select! {
+            ended = through => ended,
+            given_up = pass_signals(signals, &guard) => Err(given_up),
+        }
+    });
+    let ended = follow(location, wiring, vm.machine, passed).await?;
+    // If this fails, the connection has ended. Then the guard finds that the command has too.
+    guard.dismiss().await.ok();
+    Ok(ended)
+}
+
+async fn pass_through(running: GuestCommand, in_terminal: bool) -> Result<CommandExit, CliError> {
+    let (resize, resized) = mpsc::channel(1);
+    let (stdin, stdout, stderr) = (tokio::io::stdin(), tokio::io::stdout(), tokio::io::stderr());
+    let through = running.pass_through(stdin, stdout, stderr, resized);
+    if !in_terminal {
+        drop(resize);
+        return through.await.map_err(CliError::CommandLost);
+    }
+    let mut changes = unix::signal(SignalKind::window_change()).map_err(CliError::Signals)?;
+    let mut through = std::pin::pin!(through);
+    loop {
+        tokio::select! {
+            ended = &mut through => return ended.map_err(CliError::CommandLost),
+            _ = changes.recv() => {
+                if let Some(size) = local_terminal::size() {
+                    // This fails if the command has just ended.
+                    resize.send(size).await.ok();
+                }
+            }
+        }
+    }
+}
+
+/// Passes signals on to the command. Returns after the third one, because a guest may not answer.
+async fn pass_signals(mut signals: Vec<unix::Signal>, guard: &CommandGuard) -> CliError {
+    for _ in 1..MOST_SIGNALS {
+        let next = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+        let (_, number, _) = future::select_all(next).await;
+        // This fails if the connection has ended, which the command's end reports.
+        guard.signal(passed_signals()[number].1).await.ok();
+    }
+    future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
+    CliError::RunGivenUp
+}
+
+/// Runs `command` until it ends, under the VM that the workspace has at each moment: a live snapshot may go on with the
+/// guest, and its connections, in another VMM.
+async fn follow(
+    location: &WorkspaceLocation,
+    wiring: &Wiring,
+    mut machine: Machine,
+    mut command: Pin<&mut impl Future<Output = Result<CommandExit, CliError>>>,
+) -> Result<CommandExit, CliError> {
+    loop {
+        let there = wiring.guest.while_there(&machine, async { Ok(command.as_mut().await) });
+        machine = match there.await {
+            Ok(ended) => return ended,
+            Err(Failure::Lost) => successor::find(location, &machine).await.ok_or(CliError::VmEnded)?,
+            Err(failure) => return Err(CliError::VmState(failure)),
+        };
+    }
 }
 
 /// The exit status that a shell would give for the end of the command.

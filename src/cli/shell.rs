@@ -15,15 +15,24 @@ use crate::guest::{ssh_guest, terminal};
 use crate::host::spawn;
 use crate::simulator;
 
-/// Log in to the VM with a terminal
+/// Log in to the VM with a terminal, or run a command in one
 ///
-/// nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and
+/// Without a command, nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and
 /// ends with its exit status. A guest that does not know the terminal in TERM is told another one that it knows.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: nixbox shell")]
-pub(super) struct Arguments {}
+#[command(after_help = "Examples: nixbox shell
+          nixbox shell htop")]
+pub(super) struct Arguments {
+    /// A command line, or a program and its arguments, as `nixbox run -t` takes them
+    #[arg(trailing_var_arg = true)]
+    command: Vec<String>,
+}
 
-pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
+pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
+    if !arguments.command.is_empty() {
+        let arguments = super::run::Arguments::in_terminal(arguments.command.clone());
+        return super::run::run(location, &arguments);
+    }
     let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
     let id = workspace.workspace.id();
     let wiring = workspace.wire_for(&vm)?;
@@ -48,10 +57,7 @@ pub(super) fn run(location: &WorkspaceLocation, _: &Arguments) -> Outcome {
         error::print_stderr(&format!("nixbox: {}; the guest lacks them\n", problem.one_line()));
     }
     if let (Some(own), Some(terminal)) = (&own_type, terminal) {
-        let told = format!(
-            "nixbox: the guest does not know the terminal {own}, and is told that it is {terminal}\n"
-        );
-        error::print_stderr(&told);
+        error::print_stderr(&terminal::told_otherwise(own, terminal));
     }
     let pin = wiring.guest.pin(vm.machine.disk);
     let address = if wiring.simulated {

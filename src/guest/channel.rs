@@ -15,7 +15,6 @@ use bytes::Bytes;
 use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelMsg, Disconnect};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -24,7 +23,7 @@ use zeroize::Zeroizing;
 use super::host_key::{Pin, PinError};
 use super::shell::last_words;
 use crate::world::UserName;
-use command::{CaptureSink, Reader, StreamSink, converse, drain, pump};
+use command::{CaptureSink, Reader, converse, drain};
 
 mod command;
 
@@ -66,6 +65,9 @@ pub struct Limits {
     pub connect: Duration,
     /// The silence after which nixbox sends a keepalive. nixbox gives up the connection after four times this long.
     pub silence: Duration,
+    /// Whether nixbox never gives up a connection for its silence, because the guest of a VM that is paused is silent too.
+    /// The caller has to find out by other means that the VM is gone.
+    pub endless: bool,
 }
 
 impl Default for Limits {
@@ -74,6 +76,7 @@ impl Default for Limits {
             reach: Duration::from_secs(5),
             connect: Duration::from_secs(10),
             silence: Duration::from_secs(5),
+            endless: false,
         }
     }
 }
@@ -262,8 +265,28 @@ impl SshSession {
     /// [`ChannelError::Protocol`], [`ChannelError::Closed`], [`ChannelError::NoCommands`], [`ChannelError::Unsaid`] if
     /// the server ended [`STARTS`] channels before the command was started.
     pub async fn start(&self, command: &[u8]) -> Result<GuestCommand, ChannelError> {
+        self.start_with(command, None).await
+    }
+
+    /// Starts a command that has a terminal of the guest as its stdin, stdout and stderr. What it prints comes as stdout.
+    ///
+    /// # Errors
+    /// Those of [`SshSession::start`].
+    pub async fn start_in_terminal(
+        &self,
+        command: &[u8],
+        terminal: &GuestTerminal,
+    ) -> Result<GuestCommand, ChannelError> {
+        self.start_with(command, Some(terminal)).await
+    }
+
+    async fn start_with(
+        &self,
+        command: &[u8],
+        terminal: Option<&GuestTerminal>,
+    ) -> Result<GuestCommand, ChannelError> {
         for _ in 0..STARTS {
-            if let Some(command) = self.start_once(command).await? {
+            if let Some(command) = self.start_once(command, terminal).await? {
                 return Ok(command);
             }
         }
@@ -274,9 +297,17 @@ impl SshSession {
     /// means that it started no command. Dropbear does this when another command ends between the opening of the
     /// channel and the request: `sesscheckclose` mistakes a channel without a process for a channel whose process has
     /// ended (seen in 2022.83, and in the main branch as of 2026).
-    async fn start_once(&self, command: &[u8]) -> Result<Option<GuestCommand>, ChannelError> {
+    async fn start_once(
+        &self,
+        command: &[u8],
+        terminal: Option<&GuestTerminal>,
+    ) -> Result<Option<GuestCommand>, ChannelError> {
         let protocol = |source| self.end.while_doing("starting a command", source);
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
+        if let Some(GuestTerminal { kind, size: TerminalSize { columns, rows } }) = terminal {
+            // No answer is asked for: a guest without terminals refuses the command, or runs it without one.
+            channel.request_pty(false, kind, *columns, *rows, 0, 0, &[]).await.map_err(protocol)?;
+        }
         channel.exec(true, command).await.map_err(protocol)?;
         let (half, writer) = channel.split();
         let mut reader = Reader { half, early: None, end: self.end.clone() };
@@ -335,24 +366,6 @@ impl SshSession {
         timeout(capture.within, run).await.map_err(silent)?
     }
 
-    /// Runs a command to its end with stdin, stdout and stderr passed through. The command has no time limit; nixbox
-    /// gives up when the guest stops answering keepalives. If `stdin` is tokio's own, the caller has to shut the
-    /// runtime down without waiting, because a blocked read of stdin cannot be stopped.
-    ///
-    /// # Errors
-    /// The errors of [`SshSession::exec`] except [`ChannelError::TooMuch`], and [`ChannelError::Local`].
-    pub async fn pass_through(
-        &self,
-        command: &[u8],
-        stdin: impl AsyncRead + Unpin + Send,
-        stdout: impl AsyncWrite + Unpin + Send,
-        stderr: impl AsyncWrite + Unpin + Send,
-    ) -> Result<CommandExit, ChannelError> {
-        let GuestCommand { mut reader, writer } = self.start(command).await?;
-        let mut sink = StreamSink { stdout, stderr };
-        converse(pump(stdin, &writer), drain(&mut reader, &mut sink)).await
-    }
-
     /// Tells the guest that the connection ends, and waits at most a second for the connection to end.
     pub async fn close(self) {
         let Self { handle, _cut, .. } = self;
@@ -361,6 +374,23 @@ impl SshSession {
             timeout(Duration::from_secs(1), handle).await.ok();
         }
     }
+}
+
+/// A terminal of the guest for a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestTerminal {
+    /// Its type, as in `TERM`.
+    pub kind: String,
+    /// Its size at the beginning.
+    pub size: TerminalSize,
+}
+
+/// The size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct TerminalSize {
+    pub columns: u32,
+    pub rows: u32,
 }
 
 /// How many channels in a row a server may close before it starts a command in one.
@@ -378,10 +408,11 @@ impl SshClientHandler {
     fn configuration(&self, limits: Limits) -> client::Config {
         let mut configuration = client::Config {
             keepalive_interval: Some(limits.silence),
-            keepalive_max: 3,
+            // Zero means no limit to russh.
+            keepalive_max: if limits.endless { 0 } else { 3 },
             // This limit ends a connection attempt that was dropped. Keepalives keep an established connection below
-            // the limit.
-            inactivity_timeout: Some(limits.silence * 6),
+            // the limit, unless a reader of a command's output stands still.
+            inactivity_timeout: (!limits.endless).then_some(limits.silence * 6),
             nodelay: true,
             ..client::Config::default()
         };

@@ -8,7 +8,7 @@
 //! leaves: programs of the guest that hold a value (`processes`), and files (`credential_files`), from what a script tells
 //! in `script_items`. `swap` switches off the guest's swap, [`mounts`] mounts the shares, [`settle`] gives a restored guest
 //! entropy and the time, and [`wall_clock`] gives the time to a guest whose host was suspended. [`scripts`] runs the scripts
-//! of a person, and [`terminal`] finds a type of terminal that the guest knows. [`examine`] finds out beforehand whether all
+//! of a person and [`person_command`] a command, and [`terminal`] finds a type of terminal that the guest knows. [`examine`] finds out beforehand whether all
 //! of that can work. [`ssh_guest`] implements [`crate::world::Guest`] with these modules.
 //!
 //! This module uses `world`, and nothing else of nixbox.
@@ -25,6 +25,7 @@ pub mod host_key;
 pub mod inject;
 pub mod key;
 pub mod mounts;
+pub mod person_command;
 mod processes;
 pub mod ready;
 mod remainders;

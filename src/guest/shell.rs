@@ -15,10 +15,14 @@ use std::time::Duration;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::channel::{Capture, ChannelError, CommandEvent, CommandExit, Finished, GuestCommand, SshSession};
+use super::channel::{Capture, ChannelError, CommandExit, Finished, SshSession};
 use super::clock_gap;
 use super::ready::Attempt;
 use crate::world::{BootId, GuestHome, InvalidValue, UserIds};
+
+mod dialogue;
+
+pub use dialogue::Dialogue;
 
 /// The rights with which a script runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,15 +154,6 @@ pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// The command line of a program with its arguments, for `nixbox run`. The command line gives the program the
-/// workspace's environment, although no login shell runs.
-#[must_use]
-pub fn run_command(arguments: &[String]) -> String {
-    let words: Vec<_> = arguments.iter().map(|argument| quoted(argument)).collect();
-    let shell = r#"[ ! -r "$HOME/.env" ] || . "$HOME/.env"; exec "$@""#;
-    format!("exec sh -c {} nixbox {}", quoted(shell), words.join(" "))
-}
-
 /// A connection, and the facts about the guest at its other end.
 pub struct Shell {
     /// The connection that scripts run over.
@@ -228,7 +223,7 @@ impl Shell {
         input: &[u8],
         within: Duration,
     ) -> Result<String, ScriptError> {
-        let command = self.command(rights);
+        let command = self.command(Some(&self.mark), rights);
         let text = format!("{PREAMBLE}{script}\n{END}\n");
         let mut whole = Zeroizing::new(Vec::with_capacity(text.len() + input.len()));
         whole.extend_from_slice(text.as_bytes());
@@ -249,8 +244,32 @@ impl Shell {
         rights: Rights,
         script: &str,
     ) -> Result<Dialogue, ScriptError> {
+        self.converse_under(Some(&self.mark), what, rights, script).await
+    }
+
+    /// Does the same with a script that other connections leave alone ([`super::stale_scripts`]). Such a script has to end
+    /// by itself when nixbox has gone, which it notices by the end of its stdin.
+    ///
+    /// # Errors
+    /// Any [`ScriptError`].
+    pub async fn converse_unmarked(
+        &self,
+        what: &'static str,
+        rights: Rights,
+        script: &str,
+    ) -> Result<Dialogue, ScriptError> {
+        self.converse_under(None, what, rights, script).await
+    }
+
+    async fn converse_under(
+        &self,
+        mark: Option<&ScriptMark>,
+        what: &'static str,
+        rights: Rights,
+        script: &str,
+    ) -> Result<Dialogue, ScriptError> {
         let channel = |source| ScriptError::Channel { what, source };
-        let command = self.session.start(self.command(rights).as_bytes()).await.map_err(channel)?;
+        let command = self.session.start(self.command(mark, rights).as_bytes()).await.map_err(channel)?;
         let pending = Zeroizing::default();
         let mut dialogue = Dialogue { what, rights, command, pending, stderr: Vec::new() };
         let begun = loop {
@@ -264,116 +283,12 @@ impl Shell {
         Ok(dialogue)
     }
 
-    fn command(&self, rights: Rights) -> String {
-        let loader = loader(Some(&self.mark));
+    fn command(&self, mark: Option<&ScriptMark>, rights: Rights) -> String {
+        let loader = loader(mark);
         match rights {
             Rights::Root if self.facts.ids.uid != 0 => format!("sudo -n {loader}"),
             _ => loader,
         }
-    }
-}
-
-/// A running script that nixbox talks to.
-pub struct Dialogue {
-    what: &'static str,
-    rights: Rights,
-    command: GuestCommand,
-    pending: Zeroizing<Vec<u8>>,
-    stderr: Vec<u8>,
-}
-
-impl Dialogue {
-    /// Sends input to the programs that the script started.
-    ///
-    /// # Errors
-    /// [`ScriptError::Channel`].
-    pub async fn send(&self, input: Zeroizing<Vec<u8>>) -> Result<(), ScriptError> {
-        self.command.send(input).await.map_err(|source| ScriptError::Channel { what: self.what, source })
-    }
-
-    /// Waits for exactly `N` bytes of the script's stdout.
-    ///
-    /// # Errors
-    /// [`ScriptError::Failed`] if the script ends first; [`ScriptError::Channel`].
-    pub async fn receive<const N: usize>(&mut self) -> Result<[u8; N], ScriptError> {
-        loop {
-            if let Some(chunk) = self.pending.first_chunk::<N>() {
-                let chunk = *chunk;
-                self.pending.drain(..N);
-                return Ok(chunk);
-            }
-            self.listen(true).await?;
-        }
-    }
-
-    /// Closes the script's stdin, and waits until the script ends successfully.
-    ///
-    /// # Errors
-    /// [`ScriptError::Failed`], [`ScriptError::Channel`].
-    pub async fn finish(mut self) -> Result<(), ScriptError> {
-        let channel = |source| ScriptError::Channel { what: self.what, source };
-        self.command.send_no_more().await.map_err(channel)?;
-        loop {
-            match self.listen(true).await {
-                Ok(()) => {}
-                Err(ScriptError::Failed { exit: CommandExit::Status(0), .. }) => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    /// Closes the script's stdin, and returns what it writes to stdout until it ends successfully: at most `most` bytes, for
-    /// which the memory is there from the start, so that no part of a secret is moved and left behind.
-    ///
-    /// # Errors
-    /// [`ScriptError::Failed`], [`ScriptError::Channel`].
-    pub async fn read_to_end(mut self, most: usize) -> Result<Zeroizing<Vec<u8>>, ScriptError> {
-        let channel = |source| ScriptError::Channel { what: self.what, source };
-        self.command.send_no_more().await.map_err(channel)?;
-        let mut whole = Zeroizing::new(Vec::with_capacity(most));
-        whole.extend_from_slice(&self.pending);
-        let (mut exit, mut no_more) = (None, false);
-        while exit.is_none() || !no_more {
-            match self.command.next().await {
-                Ok(CommandEvent::Out(data)) if whole.len() + data.len() <= most => {
-                    whole.extend_from_slice(&data);
-                }
-                Ok(CommandEvent::Err(data)) if self.stderr.len() + data.len() <= MOST => {
-                    self.stderr.extend_from_slice(&data);
-                }
-                Ok(CommandEvent::Out(_) | CommandEvent::Err(_)) => {
-                    return Err(channel(ChannelError::TooMuch { limit: most }));
-                }
-                // A server may report the end of the command before its last output.
-                Ok(CommandEvent::Ended(how)) => exit = Some(how),
-                Ok(CommandEvent::NoMore) => no_more = true,
-                Err(ChannelError::Closed(_) | ChannelError::Unsaid) if exit.is_some() => break,
-                Err(error) => return Err(channel(error)),
-            }
-        }
-        match exit {
-            Some(CommandExit::Status(0)) => Ok(whole),
-            Some(exit) => Err(script_error(self.what, self.rights, true, exit, &self.stderr)),
-            None => Err(channel(ChannelError::Unsaid)),
-        }
-    }
-
-    /// Handles one message of the command. The end of the command is an error here, because the caller waits for more
-    /// output.
-    async fn listen(&mut self, begun: bool) -> Result<(), ScriptError> {
-        let channel = |source| ScriptError::Channel { what: self.what, source };
-        if self.pending.len() > MOST || self.stderr.len() > MOST {
-            return Err(channel(ChannelError::TooMuch { limit: MOST }));
-        }
-        match self.command.next().await.map_err(channel)? {
-            CommandEvent::Out(data) => self.pending.extend_from_slice(&data),
-            CommandEvent::Err(data) => self.stderr.extend_from_slice(&data),
-            CommandEvent::Ended(exit) => {
-                return Err(script_error(self.what, self.rights, begun, exit, &self.stderr));
-            }
-            CommandEvent::NoMore => {}
-        }
-        Ok(())
     }
 }
 
@@ -476,21 +391,5 @@ mod tests {
             let output = Process::new("sh").arg("-c").arg(format!("printf %s {}", quoted(&text))).output().unwrap();
             prop_assert_eq!(output.stdout, text.as_bytes());
         }
-    }
-
-    #[test]
-    fn run_passes_the_environment_and_the_arguments() {
-        let home = tempfile::tempdir().unwrap();
-        std::fs::write(home.path().join(".env"), "export GREETING='a b'\n").unwrap();
-        let arguments = ["sh", "-c", "printf '%s|' \"$GREETING\" \"$@\"; exit 7", "x", "it's", "", "a\nb"]
-            .map(String::from);
-        let output = Process::new("sh")
-            .arg("-c")
-            .arg(run_command(&arguments))
-            .env("HOME", home.path())
-            .output()
-            .unwrap();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), "a b|it's||a\nb|");
-        assert_eq!(output.status.code(), Some(7));
     }
 }

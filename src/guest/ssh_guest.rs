@@ -98,7 +98,19 @@ impl SshGuest {
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
         let since = Instant::now();
         let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
-        self.reach(machine, interrupt, waiting).await
+        self.reach(machine, self.settings.limits, interrupt, waiting).await
+    }
+
+    /// Does the same for a command that may run long. The connection is not given up while the guest of a paused VM is
+    /// silent, so the command has to run in [`SshGuest::while_there`].
+    ///
+    /// # Errors
+    /// Those of [`SshGuest::connect`].
+    pub async fn connect_for_long(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
+        let since = Instant::now();
+        let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
+        let limits = Limits { endless: true, ..self.settings.limits };
+        self.reach(machine, limits, interrupt, waiting).await
     }
 
     /// Sets the clock of the guest if it was off when this connection was made, as after a suspend of the host. Tells the
@@ -110,8 +122,14 @@ impl SshGuest {
     }
 
     /// Does the same as [`SshGuest::connect`], and calls `waiting` from time to time.
-    async fn reach(&self, machine: &Machine, interrupt: &Interrupt, waiting: impl Fn()) -> Result<Shell> {
-        let GuestSettings { user, key, address, dial, ready, console, limits, .. } = &self.settings;
+    async fn reach(
+        &self,
+        machine: &Machine,
+        limits: Limits,
+        interrupt: &Interrupt,
+        waiting: impl Fn(),
+    ) -> Result<Shell> {
+        let GuestSettings { user, key, address, dial, ready, console, .. } = &self.settings;
         let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
         let endpoint = Endpoint {
             address: address(machine.slot),
@@ -127,7 +145,7 @@ impl SshGuest {
         };
         let signs = || console(machine);
         let patience = Patience { within: ready.duration(), signs: &signs };
-        let connected = async { until_ready(patience, *limits, interrupt, attempt).await.map_err(failure) };
+        let connected = async { until_ready(patience, limits, interrupt, attempt).await.map_err(failure) };
         self.watching(machine, connected, waiting).await
     }
 
@@ -179,7 +197,10 @@ impl SshGuest {
     }
 
     /// Runs `act`, and returns [`Failure::Lost`] as soon as the VM is gone, or if `act` fails and the VM is gone.
-    async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
+    ///
+    /// # Errors
+    /// [`Failure::Lost`], and the errors of `act`.
+    pub async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
         self.watching(machine, act, || ()).await
     }
 
@@ -520,7 +541,9 @@ impl Guest for SshGuest {
 
     async fn shut_down(&self, machine: &Machine) -> Result<()> {
         // Nobody is told of a wait, because this one is for a guest that is to go.
-        let connected = timeout(SHUT_DOWN_LIMIT, self.reach(machine, &Interrupt::new(), || ())).await;
+        let connected =
+            timeout(SHUT_DOWN_LIMIT, self.reach(machine, self.settings.limits, &Interrupt::new(), || ()))
+                .await;
         let shell = connected.map_err(|_elapsed| Failure::TimedOut(SHUT_DOWN_LIMIT))??;
         let what = "ask the guest to shut down";
         match shell.script(what, Rights::Root, SHUT_DOWN, &[], SHUT_DOWN_LIMIT).await {

@@ -11,6 +11,15 @@ use super::shell::quoted;
 /// The types that are tried after the person's own, best first. All terminals of today understand the first two.
 const FALLBACKS: [&str; 4] = ["xterm-256color", "xterm", "vt100", "linux"];
 
+/// The type of a terminal that can do the least.
+pub const PLAINEST: &str = "dumb";
+
+/// What a person is told whose terminal has another type than the guest is told.
+#[must_use]
+pub fn told_otherwise(own: &str, told: &str) -> String {
+    format!("nixbox: the guest does not know the terminal {own}, and is told that it is {told}\n")
+}
+
 /// The directories of terminfo that Linux distributions use.
 const DIRECTORIES: &str =
     r#""$HOME/.terminfo" /etc/terminfo /lib/terminfo /usr/share/terminfo /usr/lib/terminfo"#;

@@ -7,6 +7,7 @@
 // clippy.toml lets tests unwrap, and does not see that all of this file is one.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod commands;
 mod conformance;
 mod demo;
 mod edits;

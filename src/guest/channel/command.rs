@@ -6,10 +6,10 @@ use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use zeroize::Zeroizing;
 
-use super::{ChannelError, CommandExit, KnownEnd};
+use super::{ChannelError, CommandExit, KnownEnd, TerminalSize};
 
 /// A running command.
 pub struct GuestCommand {
@@ -72,6 +72,34 @@ impl GuestCommand {
                 return Ok(event);
             }
         }
+    }
+}
+
+impl GuestCommand {
+    /// Runs the command to its end with stdin, stdout and stderr passed through, and passes on the sizes that come from
+    /// `resized`. There is no time limit. If `stdin` is tokio's own, the caller has to shut the runtime down without
+    /// waiting, because a blocked read of stdin cannot be stopped.
+    ///
+    /// # Errors
+    /// The errors of [`GuestCommand::next`] and [`ChannelError::Local`].
+    pub async fn pass_through(
+        self,
+        stdin: impl AsyncRead + Unpin,
+        stdout: impl AsyncWrite + Unpin,
+        stderr: impl AsyncWrite + Unpin,
+        mut resized: mpsc::Receiver<TerminalSize>,
+    ) -> Result<CommandExit, ChannelError> {
+        let Self { mut reader, writer } = self;
+        let mut sink = StreamSink { stdout, stderr };
+        let resize = async {
+            while let Some(TerminalSize { columns, rows }) = resized.recv().await {
+                // This fails if the command has ended. The receiving side reports how it ended.
+                writer.window_change(columns, rows, 0, 0).await.ok();
+            }
+            Ok::<_, ChannelError>(())
+        };
+        let feed = async { tokio::try_join!(pump(stdin, &writer), resize).map(|_| ()) };
+        converse(feed, drain(&mut reader, &mut sink)).await
     }
 }
 

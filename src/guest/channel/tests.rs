@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use russh::server::{self, Server as _, VerifiedPublicKey};
 use russh::{ChannelId, Sig};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, watch};
 
 use super::*;
 use crate::guest::key;
@@ -67,6 +69,17 @@ async fn output_and_time_are_limited() {
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 }
 
+async fn pass_through(
+    session: &SshSession,
+    command: &[u8],
+    stdin: impl AsyncRead + Unpin,
+    stdout: impl AsyncWrite + Unpin,
+    stderr: impl AsyncWrite + Unpin,
+) -> Result<CommandExit, ChannelError> {
+    let (_, never_resized) = mpsc::channel(1);
+    session.start(command).await?.pass_through(stdin, stdout, stderr, never_resized).await
+}
+
 #[tokio::test]
 async fn streams_pass_through() {
     for kind in [Kind::Busybox, Kind::Debian] {
@@ -75,7 +88,7 @@ async fn streams_pass_through() {
         let input = vec![7_u8; 2 << 20];
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let command = b"wc -c; echo oops >&2; exit 9";
-        let exit = session.pass_through(command, input.as_slice(), &mut out, &mut err).await.unwrap();
+        let exit = pass_through(&session, command, input.as_slice(), &mut out, &mut err).await.unwrap();
         assert_eq!(exit, CommandExit::Status(9));
         assert_eq!(String::from_utf8(out).unwrap().trim(), (2 << 20).to_string());
         assert_eq!(err, b"oops\n");
@@ -92,15 +105,79 @@ async fn streams_pass_through() {
         };
         let command = b"read l; echo $l; exit 3";
         let mut nowhere = tokio::io::sink();
-        let run = session.pass_through(command, stdin, &mut stdout, &mut nowhere);
+        let run = pass_through(&session, command, stdin, &mut stdout, &mut nowhere);
         let (exit, ()) = tokio::join!(run, talk);
         assert_eq!(exit.unwrap(), CommandExit::Status(3));
 
         // Nobody reads the command's output.
         let (mut broken, other) = tokio::io::duplex(16);
         drop(other);
-        let run = session.pass_through(b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
+        let run = pass_through(&session, b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
         assert!(matches!(run.await.unwrap_err(), ChannelError::Local { doing: "write to stdout", .. }));
+    }
+}
+
+/// Passes one connection on to a server, byte by byte in both directions, while the returned value is true.
+async fn relay(server: SocketAddr) -> (SocketAddr, watch::Sender<bool>) {
+    async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut passes: watch::Receiver<bool>) {
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            if passes.wait_for(|passes| *passes).await.is_err()
+                || to.write_all(&buffer[..read]).await.is_err()
+            {
+                return;
+            }
+        }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (passes, told) = watch::channel(true);
+    tokio::spawn(async move {
+        let (from, to) = listener.accept().await.unwrap().0.into_split();
+        let (answers, asks) = TcpStream::connect(server).await.unwrap().into_split();
+        tokio::join!(pass(from, asks, told.clone()), pass(answers, to, told));
+    });
+    (address, passes)
+}
+
+/// Waits longer than a connection may be silent that is given up.
+async fn stand_still() {
+    tokio::time::sleep(short().silence * 8).await;
+}
+
+#[tokio::test]
+async fn a_reader_or_a_server_that_stands_still_ends_no_endless_connection() {
+    const MUCH: usize = 60_000_000;
+    for endless in [true, false] {
+        let Some(server) = Server::start(Kind::Debian) else { return };
+        server.connect("user").await;
+        let limits = Limits { endless, connect: LIMIT, reach: LIMIT, ..short() };
+        let (address, passes) = relay(server.address).await;
+        let session =
+            SshSession::open(&Endpoint { address, ..server.endpoint("user") }, limits).await.unwrap();
+        let command = format!("head -c {MUCH} /dev/zero; read -r line; echo $line");
+        let (mut ours, stdin) = tokio::io::duplex(64);
+        let (stdout, mut out) = tokio::io::duplex(1 << 16);
+        let run = pass_through(&session, command.as_bytes(), stdin, stdout, tokio::io::sink());
+        let read = async {
+            out.read_u8().await?;
+            stand_still().await;
+            let mut rest = vec![0; MUCH - 1];
+            out.read_exact(&mut rest).await?;
+            passes.send_replace(false);
+            stand_still().await;
+            passes.send_replace(true);
+            ours.write_all(b"last\n").await?;
+            out.read_to_end(&mut rest).await?;
+            Ok::<_, io::Error>(rest.ends_with(b"last\n") && rest.len() == MUCH + 4)
+        };
+        let (exit, read) = tokio::join!(run, read);
+        if endless {
+            assert_eq!(exit.unwrap(), CommandExit::Status(0));
+            assert!(read.unwrap());
+        } else {
+            assert!(matches!(exit, Err(ChannelError::Closed(Some(ConnectionEnd::Broken(_))))), "{exit:?}");
+        }
     }
 }
 
@@ -168,7 +245,7 @@ fn endpoint(address: SocketAddr, directory: &std::path::Path) -> Endpoint {
 
 fn short() -> Limits {
     let half = Duration::from_millis(500);
-    Limits { reach: half, connect: half, silence: Duration::from_millis(200) }
+    Limits { reach: half, connect: half, silence: Duration::from_millis(200), endless: false }
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! A guest loses nothing of its own by a snapshot.
 
 use std::fs;
+use std::process::Stdio;
 
 use crate::workspace::{FILE, Workspace};
 
@@ -31,8 +32,15 @@ pub(super) fn a_guest_that_runs_on_has_the_histories_and_files_that_the_wipe_too
          mkdir -p ~/.config/tool; chmod 750 ~/.config/tool
          echo \"$typed\" > ~/.config/tool/token; echo \"$typed\" > ~/real; ln -s real ~/linked"
     ));
+    // A command of a person goes on through a snapshot, whether the VM is rolled over or not.
+    let beats = "mkfifo ~/stop; echo begun; read -r word < ~/stop; echo $word; exit 7";
+    let running = workspace.nixbox(&["run", beats]).stdout(Stdio::piped()).spawn().unwrap();
+    workspace.guest("until [ -p ~/stop ]; do sleep 0.1; done");
     workspace.ok(&["snapshot", "--name", "first"]);
     workspace.assert_up();
+    workspace.guest("echo goes-on > ~/stop; rm ~/stop");
+    let ended = running.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), ended.stdout.as_slice()), (Some(7), &b"begun\ngoes-on\n"[..]));
     assert_kept(&workspace, "");
     workspace.guest("echo make >> ~/.bash_history");
     // With shares this rolls the VM over once more, or detaches them.

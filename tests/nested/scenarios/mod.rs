@@ -157,5 +157,6 @@ pub(super) const ALL: &[Scenario] = &[
     shared_vm!(shared_vm::credentials_are_in_no_process_log_or_journal),
     shared_vm!(shared_vm::shares_are_writable_or_read_only_as_configured),
     shared_vm!(shared_vm::run_passes_stdin_stdout_and_status),
+    shared_vm!(shared_vm::run_passes_signals_and_ends_its_command),
     shared_vm!(shared_vm::shell_gives_a_terminal),
 ];

@@ -1,8 +1,10 @@
 //! What holds of a VM that runs: its credentials, its shares, and how commands run in it. All of these share one VM.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::process::Stdio;
 
 use crate::outside;
 use crate::workspace::{self, FILE, PLAIN, TOKEN, Workspace};
@@ -109,8 +111,36 @@ pub(super) fn run_passes_stdin_stdout_and_status(workspace: &Workspace) {
         workspace.ok(&["run", "printf", "%s|", "a b", "", "it's", "$HOME", "-n"]).stdout,
         "a b||it's|$HOME|-n|"
     );
+    // One word is a line for the shell.
+    let line =
+        ["run", "-w", "/etc", "-e", "OWN=it's", "pwd && echo \"$OWN\" | tr a-z A-Z && echo \"$TOKEN\""];
+    assert_eq!(workspace.ok(&line).stdout, format!("/etc\nIT'S\n{TOKEN}\n"));
+    assert_eq!(workspace.ok(&["run", "--user", "root", "id -u; echo \"<$TOKEN>\""]).stdout, "0\n<>\n");
     // A command that does not read its input ends too.
     assert_eq!(workspace.run_with(&bytes, &["true"]).status.code(), Some(0));
+}
+
+/// A command gets the signals of its nixbox, and does not outlive it.
+pub(super) fn run_passes_signals_and_ends_its_command(workspace: &Workspace) {
+    let begin = |line: &str| {
+        let mut child = workspace.nixbox(&["run", line]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut first = String::new();
+        out.read_line(&mut first).unwrap();
+        assert_eq!(first, "begun\n");
+        (child, out)
+    };
+    let waits = "rm -f gate; mkfifo gate; trap 'echo told; exit 9' TERM; echo begun; read -r word < gate";
+    let (mut child, mut out) = begin(waits);
+    outside::shell(&format!("kill -TERM {}", child.id()));
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!((rest.as_str(), child.wait().unwrap().code()), ("told\n", Some(9)));
+
+    let (mut child, _out) = begin("trap '' HUP; echo begun; exec sleep 98765");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    workspace.guest("while pgrep -f 'sleep 9876[5]'; do sleep 0.1; done; while ls -d /dev/shm/nixbox-run.*; do sleep 0.1; done");
 }
 
 pub(super) fn shell_gives_a_terminal(workspace: &Workspace) {
@@ -126,4 +156,12 @@ pub(super) fn shell_gives_a_terminal(workspace: &Workspace) {
     for words in ["33 77", "a-terminal", &format!("<{TOKEN}>"), "/home/user"] {
         assert!(text.contains(words), "no {words:?} in {text}");
     }
+    // A command in a terminal, too.
+    let script = format!(
+        "script --quiet --return --command 'stty rows 33 cols 77; {} shell \"stty size; exit 6\"' /dev/null < /dev/null",
+        nixbox.display()
+    );
+    let said = workspace.program(Path::new("bash")).args(["-c", &script]).output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stdout).contains("33 77"), "{said:?}");
+    assert_eq!(said.status.code(), Some(6), "{said:?}");
 }
