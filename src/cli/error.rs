@@ -18,7 +18,9 @@ use crate::engine::journal::JournalError;
 use crate::engine::reader::ReadError;
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
+use crate::files::FileError;
 use crate::guest::channel::ChannelError;
+use crate::guest::host_key::PinError;
 use crate::guest::shell::ScriptError;
 use crate::host::network;
 use crate::host::process::ProcessError;
@@ -165,6 +167,19 @@ pub enum CliError {
     Terminal(#[source] io::Error),
     #[error("nixbox's environment has no variable {0} to pass on")]
     NoVariable(VariableName),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error("this user has no home directory for a configuration of ssh")]
+    NoHome,
+    #[error("ssh cannot be told the path {}: it has a quote, a backslash, a dollar sign or a control character", .0.display())]
+    PathForSsh(PathBuf),
+    #[error("{} is a symbolic link, which nixbox does not replace; the entry is written: add the line \"{line}\" at the \
+         beginning of that file", path.display())]
+    SshConfigIsLink { path: PathBuf, line: &'static str },
+    #[error("the guest's host key that nixbox has learned cannot be read")]
+    Pin(#[source] PinError),
+    #[error("the connection of ssh to the guest broke")]
+    Relay(#[source] io::Error),
     #[error("`nixbox shell` needs the ssh program of this host, and cannot find it")]
     NoSsh(#[source] SpawnError),
     #[error("nixbox's own program, which connects ssh to the guest, cannot be found")]

@@ -51,6 +51,7 @@ mod shell;
 mod signals;
 mod simulator;
 mod snapshot;
+mod ssh_config;
 mod status;
 mod trust;
 mod up;
@@ -85,6 +86,7 @@ enum NixboxCommand {
     Restore(restore::Arguments),
     Shell(shell::Arguments),
     Run(run::Arguments),
+    SshConfig(ssh_config::Arguments),
     Status(status::Arguments),
     List(list::Arguments),
     Forget(forget::Arguments),
@@ -95,6 +97,8 @@ enum NixboxCommand {
     Journal(journal::Arguments),
     #[command(hide = true)]
     Simulator(simulator::Arguments),
+    #[command(hide = true)]
+    SshProxy(ssh_config::ProxyArguments),
     #[command(hide = true)]
     GuestConnection(network_namespace::ConnectionArguments),
 }
@@ -211,6 +215,8 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Restore(arguments) => restore::run(location, &arguments),
         NixboxCommand::Shell(arguments) => shell::run(location, &arguments),
         NixboxCommand::Run(arguments) => run::run(location, &arguments),
+        NixboxCommand::SshConfig(arguments) => ssh_config::run(location, &arguments),
+        NixboxCommand::SshProxy(arguments) => ssh_config::run_proxy(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Forget(arguments) => forget::run(location, &arguments),

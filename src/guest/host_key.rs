@@ -89,6 +89,14 @@ impl Pin {
         key.map(Some).ok_or_else(|| foreign("its content is not one key"))
     }
 
+    /// The line of the file, for a copy that ssh can read; `None` if no key is pinned.
+    ///
+    /// # Errors
+    /// Those of [`Pin::load`].
+    pub fn line(&self) -> Result<Option<String>, PinError> {
+        Ok(self.load()?.and_then(|key| line_of(&key).ok()))
+    }
+
     /// Compares the key that a server showed with the pinned key. If no key is pinned, pins the shown key.
     ///
     /// # Errors
@@ -137,9 +145,7 @@ impl Pin {
     /// Writes the pin atomically: to a file of another name, which is synced and then renamed without replacing an
     /// existing file.
     fn write(&self, key: &PublicKey) -> io::Result<()> {
-        let mut bare = key.clone();
-        bare.set_comment("");
-        let text = bare.to_openssh().map_err(io::Error::other)?;
+        let line = line_of(key)?;
         let mut name = self.path.clone().into_os_string();
         name.push(".new");
         let new = PathBuf::from(name);
@@ -147,7 +153,7 @@ impl Pin {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(flags);
         let mut file = options.open(&new)?;
-        writeln!(file, "{ALIAS} {}", text.trim_end())?;
+        file.write_all(line.as_bytes())?;
         file.sync_all()?;
         rustix::fs::renameat_with(CWD, &new, CWD, &self.path, RenameFlags::NOREPLACE)?;
         match self.path.parent() {
@@ -155,6 +161,14 @@ impl Pin {
             None => Ok(()),
         }
     }
+}
+
+/// The line of a `known_hosts` for this key.
+fn line_of(key: &PublicKey) -> io::Result<String> {
+    let mut bare = key.clone();
+    bare.set_comment("");
+    let text = bare.to_openssh().map_err(io::Error::other)?;
+    Ok(format!("{ALIAS} {}\n", text.trim_end()))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -111,6 +112,15 @@ impl SshGuest {
         let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
         let limits = Limits { endless: true, ..self.settings.limits };
         self.reach(machine, limits, interrupt, waiting).await
+    }
+
+    /// A new connection to the guest's SSH server, for another program.
+    ///
+    /// # Errors
+    /// If the server cannot be reached.
+    pub async fn dial(&self, machine: &Machine) -> std::io::Result<TcpStream> {
+        let GuestSettings { address, dial, .. } = &self.settings;
+        dial(address(machine.slot)).await
     }
 
     /// Sets the clock of the guest if it was off when this connection was made, as after a suspend of the host. Tells the

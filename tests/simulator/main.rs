@@ -24,6 +24,7 @@ mod rebooted;
 mod scripts;
 mod side_by_side;
 mod signals;
+mod ssh_programs;
 mod state;
 mod trust;
 mod unanswered;

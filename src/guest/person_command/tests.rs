@@ -165,8 +165,7 @@ async fn until_nobody_reads(pipe: PathBuf) {
 }
 
 async fn until_no_directory_is_left(shell: &Shell) {
-    let script =
-        "while ls -d /dev/shm/nixbox-run.* /run/nixbox-run.* /tmp/nixbox-run.* > /dev/null 2>&1; do :; done";
+    let script = r#"while [ -n "$(ls -d /dev/shm/nixbox-run.* /run/nixbox-run.* /tmp/nixbox-run.* 2> /dev/null)" ]; do :; done"#;
     shell.script("look for directories", Rights::User, script, &[], LIMIT).await.unwrap();
 }
 
