@@ -169,6 +169,12 @@ pub enum CliError {
     NoVariable(VariableName),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error("there is no such log in {}", .0.display())]
+    NoLog(PathBuf),
+    #[error("cannot be told of changes in {}", path.display())]
+    Follow { path: PathBuf, source: io::Error },
+    #[error("cannot wait for changes of the logs")]
+    Changes(#[source] io::Error),
     #[error("this user has no home directory for a configuration of ssh")]
     NoHome,
     #[error("ssh cannot be told the path {}: it has a quote, a backslash, a dollar sign or a control character", .0.display())]
@@ -374,6 +380,7 @@ impl From<CliError> for Problem {
                     "nothing was changed; read the config.toml there, then `nixbox down` and `nixbox up` hide it again",
                 ),
             ),
+            CliError::NoLog(_) => (NotFound, Some("`nixbox up` starts a VM, which writes logs")),
             CliError::RunGivenUp => (Interrupted, None),
             CliError::NoVariable(_) => (Usage, Some("give it a value: -e NAME=VALUE; nothing was run")),
             CliError::VmEnded => (Failed, Some("`nixbox status` says what became of the VM")),

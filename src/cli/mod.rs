@@ -36,6 +36,7 @@ mod init;
 mod journal;
 mod journal_state;
 mod list;
+mod logs;
 mod network_namespace;
 mod own_process;
 mod preflight;
@@ -88,6 +89,7 @@ enum NixboxCommand {
     Run(run::Arguments),
     SshConfig(ssh_config::Arguments),
     Status(status::Arguments),
+    Logs(logs::Arguments),
     List(list::Arguments),
     Forget(forget::Arguments),
     Config(config::Arguments),
@@ -218,6 +220,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::SshConfig(arguments) => ssh_config::run(location, &arguments),
         NixboxCommand::SshProxy(arguments) => ssh_config::run_proxy(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
+        NixboxCommand::Logs(arguments) => logs::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Forget(arguments) => forget::run(location, &arguments),
         NixboxCommand::Config(arguments) => config::run(location, &arguments),

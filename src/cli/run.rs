@@ -150,15 +150,17 @@ async fn run_to_end(
     };
     let through = pass_through(running, command.terminal.is_some());
     let passed = std::pin::pin!(async {
-        tokio::select! {
+        let ended = tokio::select! {
             ended = through => ended,
             given_up = pass_signals(signals, &guard) => Err(given_up),
+        };
+        if ended.is_ok() {
+            // If this fails, the connection has ended. Then the guard finds that the command has too.
+            guard.dismiss().await.ok();
         }
+        ended
     });
-    let ended = follow(location, wiring, vm.machine, passed).await?;
-    // If this fails, the connection has ended. Then the guard finds that the command has too.
-    guard.dismiss().await.ok();
-    Ok(ended)
+    follow(location, wiring, vm.machine, passed).await
 }
 
 async fn pass_through(running: GuestCommand, in_terminal: bool) -> Result<CommandExit, CliError> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
-use russh::{Channel, ChannelMsg, Disconnect};
+use russh::{Channel, ChannelMsg, ChannelWriteHalf, Disconnect};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -171,7 +171,21 @@ pub struct Finished {
 pub struct SshSession {
     handle: Handle<SshClientHandler>,
     end: KnownEnd,
+    turn: Arc<tokio::sync::Mutex<CommandTurn>>,
     _cut: Cut,
+}
+
+/// The right to have a command started. Only one command starts at a time, and none while another may end.
+///
+/// Dropbear makes that necessary (seen in 2022.83; its main branch of 2026 has the same code). When a command ends, it looks
+/// at all channels, and closes also one that was opened for a command which has not been requested yet: `sesscheckclose`
+/// takes a channel without a process for one whose process has ended. If the request comes then, dropbear starts the command
+/// all the same, and ends the whole connection when that command writes something, because the channel is closed. It may
+/// still have to look when nixbox knows that the earlier command has ended. It has done so when it answers the next request.
+#[derive(Debug, Default)]
+pub(super) struct CommandTurn {
+    /// Whether a command was started earlier.
+    taken: bool,
 }
 
 /// Why the connection has ended, once that is known.
@@ -250,7 +264,7 @@ impl SshSession {
             Some(key) => endpoint.pin.learn(&key).map_err(ChannelError::HostKey)?,
             None => return Err(protocol(russh::Error::UnknownKey)),
         }
-        Ok(Self { handle, end, _cut: cut })
+        Ok(Self { handle, end, turn: Arc::default(), _cut: cut })
     }
 
     /// Whether the connection is open, as far as this side knows.
@@ -259,32 +273,42 @@ impl SshSession {
         !self.handle.is_closed()
     }
 
-    /// Starts a command under the user's login shell.
+    /// Starts a command under the user's login shell. The next one is started when this one has ended, or was dropped.
     ///
     /// # Errors
-    /// [`ChannelError::Protocol`], [`ChannelError::Closed`], [`ChannelError::NoCommands`], [`ChannelError::Unsaid`] if
-    /// the server ended [`STARTS`] channels before the command was started.
+    /// [`ChannelError::Protocol`], [`ChannelError::Ended`], [`ChannelError::Closed`], [`ChannelError::NoCommands`],
+    /// [`ChannelError::Unsaid`] if the server ended [`STARTS`] channels before the command was started.
     pub async fn start(&self, command: &[u8]) -> Result<GuestCommand, ChannelError> {
-        self.start_with(command, None).await
+        let mut turn = Arc::clone(&self.turn).lock_owned().await;
+        let (reader, writer) = self.start_in_turn(&mut turn, command, None).await?;
+        Ok(GuestCommand { reader, writer, _turn: Some(turn) })
     }
 
-    /// Starts a command that has a terminal of the guest as its stdin, stdout and stderr. What it prints comes as stdout.
+    /// Starts a command beside which others are started. It must not end while another one is being started. If it gets a
+    /// terminal of the guest as its stdin, stdout and stderr, what it prints comes as stdout.
     ///
     /// # Errors
     /// Those of [`SshSession::start`].
-    pub async fn start_in_terminal(
-        &self,
-        command: &[u8],
-        terminal: &GuestTerminal,
-    ) -> Result<GuestCommand, ChannelError> {
-        self.start_with(command, Some(terminal)).await
-    }
-
-    async fn start_with(
+    pub async fn start_beside(
         &self,
         command: &[u8],
         terminal: Option<&GuestTerminal>,
     ) -> Result<GuestCommand, ChannelError> {
+        let mut turn = self.turn.lock().await;
+        let (reader, writer) = self.start_in_turn(&mut turn, command, terminal).await?;
+        Ok(GuestCommand { reader, writer, _turn: None })
+    }
+
+    async fn start_in_turn(
+        &self,
+        turn: &mut CommandTurn,
+        command: &[u8],
+        terminal: Option<&GuestTerminal>,
+    ) -> Result<StartedCommand, ChannelError> {
+        if std::mem::replace(&mut turn.taken, true) {
+            let protocol = |source| self.end.while_doing("starting a command", source);
+            self.handle.send_ping().await.map_err(protocol)?;
+        }
         for _ in 0..STARTS {
             if let Some(command) = self.start_once(command, terminal).await? {
                 return Ok(command);
@@ -293,15 +317,13 @@ impl SshSession {
         Err(ChannelError::Unsaid)
     }
 
-    /// Requests the command on a new channel. Returns `None` if the server closed the channel before it answered, which
-    /// means that it started no command. Dropbear does this when another command ends between the opening of the
-    /// channel and the request: `sesscheckclose` mistakes a channel without a process for a channel whose process has
-    /// ended (seen in 2022.83, and in the main branch as of 2026).
+    /// Requests the command on a new channel. Returns `None` if the server closed the channel before it answered. The server
+    /// may have started the command even so; it has got no stdin then.
     async fn start_once(
         &self,
         command: &[u8],
         terminal: Option<&GuestTerminal>,
-    ) -> Result<Option<GuestCommand>, ChannelError> {
+    ) -> Result<Option<StartedCommand>, ChannelError> {
         let protocol = |source| self.end.while_doing("starting a command", source);
         let channel: Channel<Msg> = self.handle.channel_open_session().await.map_err(protocol)?;
         if let Some(GuestTerminal { kind, size: TerminalSize { columns, rows } }) = terminal {
@@ -313,7 +335,7 @@ impl SshSession {
         let mut reader = Reader { half, early: None, end: self.end.clone() };
         loop {
             match reader.wait().await {
-                Some(ChannelMsg::Success) => return Ok(Some(GuestCommand { reader, writer })),
+                Some(ChannelMsg::Success) => return Ok(Some((reader, writer))),
                 Some(ChannelMsg::Failure) => return Err(ChannelError::NoCommands),
                 Some(ChannelMsg::Close) => return Ok(None),
                 // Some servers send the command's output before they confirm its start.
@@ -324,7 +346,7 @@ impl SshSession {
                     | ChannelMsg::ExitSignal { .. }),
                 ) => {
                     reader.early = Some(early);
-                    return Ok(Some(GuestCommand { reader, writer }));
+                    return Ok(Some((reader, writer)));
                 }
                 Some(_) => {}
                 None => return Err(self.end.closed()),
@@ -344,8 +366,9 @@ impl SshSession {
         input: Zeroizing<Vec<u8>>,
         capture: Capture,
     ) -> Result<Finished, ChannelError> {
+        let mut turn = self.turn.lock().await;
         let run = async {
-            let GuestCommand { mut reader, writer } = self.start(command).await?;
+            let (mut reader, writer) = self.start_in_turn(&mut turn, command, None).await?;
             let prompted = Notify::new();
             let prompt = capture.prompt.map(|prompt| (prompt, &prompted));
             let mut sink = CaptureSink { most: capture.most, stdout: Vec::new(), stderr: Vec::new(), prompt };
@@ -375,6 +398,9 @@ impl SshSession {
         }
     }
 }
+
+/// The two sides of a command's channel.
+type StartedCommand = (Reader, ChannelWriteHalf<Msg>);
 
 /// A terminal of the guest for a command.
 #[derive(Debug, Clone, PartialEq, Eq)]

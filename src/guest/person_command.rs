@@ -81,10 +81,7 @@ impl PersonCommand {
             return Err(ScriptError::Senseless { what: WHAT });
         };
         let command = format!("exec sh {directory}/command");
-        let started = match &self.terminal {
-            Some(terminal) => shell.session.start_in_terminal(command.as_bytes(), terminal).await,
-            None => shell.session.start(command.as_bytes()).await,
-        };
+        let started = shell.session.start_beside(command.as_bytes(), self.terminal.as_ref()).await;
         let command = started.map_err(|source| ScriptError::Channel { what: WHAT, source })?;
         Ok((CommandGuard { dialogue }, command))
     }
@@ -219,12 +216,13 @@ impl CommandGuard {
         self.dialogue.send(Zeroizing::new(format!("{name}\n").into_bytes())).await
     }
 
-    /// Lets the guard go after the command has ended.
+    /// Lets the guard go after the command has ended. Nothing of both is left in the guest when this returns.
     ///
     /// # Errors
-    /// [`ScriptError::Channel`] when the connection has ended.
-    pub async fn dismiss(&self) -> Result<(), ScriptError> {
-        self.signal("dismissed").await
+    /// [`ScriptError::Channel`] when the connection has ended, and [`ScriptError::Failed`].
+    pub async fn dismiss(self) -> Result<(), ScriptError> {
+        self.signal("dismissed").await?;
+        self.dialogue.finish().await
     }
 }
 

@@ -247,8 +247,8 @@ impl Shell {
         self.converse_under(Some(&self.mark), what, rights, script).await
     }
 
-    /// Does the same with a script that other connections leave alone ([`super::stale_scripts`]). Such a script has to end
-    /// by itself when nixbox has gone, which it notices by the end of its stdin.
+    /// Does the same with a script that other connections leave alone ([`super::stale_scripts`]), and beside which other
+    /// commands run. Such a script has to end by itself when nixbox has gone, which it notices by the end of its stdin.
     ///
     /// # Errors
     /// Any [`ScriptError`].
@@ -269,7 +269,12 @@ impl Shell {
         script: &str,
     ) -> Result<Dialogue, ScriptError> {
         let channel = |source| ScriptError::Channel { what, source };
-        let command = self.session.start(self.command(mark, rights).as_bytes()).await.map_err(channel)?;
+        let line = self.command(mark, rights);
+        let started = match mark {
+            Some(_) => self.session.start(line.as_bytes()).await,
+            None => self.session.start_beside(line.as_bytes(), None).await,
+        };
+        let command = started.map_err(channel)?;
         let pending = Zeroizing::default();
         let mut dialogue = Dialogue { what, rights, command, pending, stderr: Vec::new() };
         let begun = loop {

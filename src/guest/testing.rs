@@ -149,6 +149,9 @@ pub(super) const LIMIT: std::time::Duration = std::time::Duration::from_secs(30)
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the log of the SSH server:\n{}", self.log());
+        }
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }

@@ -6,15 +6,17 @@ use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedMutexGuard, mpsc};
 use zeroize::Zeroizing;
 
-use super::{ChannelError, CommandExit, KnownEnd, TerminalSize};
+use super::{ChannelError, CommandExit, CommandTurn, KnownEnd, TerminalSize};
 
 /// A running command.
 pub struct GuestCommand {
     pub(super) reader: Reader,
     pub(super) writer: ChannelWriteHalf<Msg>,
+    /// Keeps others from being started, unless this command runs beside others.
+    pub(super) _turn: Option<OwnedMutexGuard<CommandTurn>>,
 }
 
 /// The receiving side of a channel.
@@ -89,7 +91,7 @@ impl GuestCommand {
         stderr: impl AsyncWrite + Unpin,
         mut resized: mpsc::Receiver<TerminalSize>,
     ) -> Result<CommandExit, ChannelError> {
-        let Self { mut reader, writer } = self;
+        let Self { mut reader, writer, _turn } = self;
         let mut sink = StreamSink { stdout, stderr };
         let resize = async {
             while let Some(TerminalSize { columns, rows }) = resized.recv().await {

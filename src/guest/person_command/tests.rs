@@ -75,7 +75,7 @@ async fn a_command_gets_its_words_variables_and_directory_and_its_status_comes_b
         );
         let (.., ended) = run(&shell, &command(&["kill -TERM $$"])).await;
         assert_eq!(ended, CommandExit::Signal("TERM".to_owned()), "{kind:?} {user}");
-        until_no_directory_is_left(&shell).await;
+        until_no_directory_is_left(&server.connect(user).await).await;
     }
 }
 
@@ -96,7 +96,7 @@ async fn another_user_runs_a_command_without_the_workspace_s_variables() {
         let (out, err, ended) = run(&shell, &asked).await;
         assert_eq!(out, format!("{id} / {other} it's\n"), "{kind:?}: {err}");
         assert_eq!(ended, CommandExit::Status(0));
-        until_no_directory_is_left(&shell).await;
+        until_no_directory_is_left(&server.connect(user).await).await;
     }
     let Some(server) = Server::start(Kind::DebianWithoutSudo) else { return };
     let shell = server.connect("user").await;
@@ -186,7 +186,7 @@ async fn signals_reach_all_processes_of_the_command() {
         assert_eq!(ended.await.unwrap(), CommandExit::Status(9), "{kind:?} {user}");
         until_nobody_reads(server.home(user, "gate")).await;
         guard.dismiss().await.unwrap();
-        until_no_directory_is_left(&shell).await;
+        until_no_directory_is_left(&server.connect(user).await).await;
     }
 }
 
