@@ -24,8 +24,10 @@ use zeroize::Zeroizing;
 use super::host_key::{Pin, PinError};
 use crate::world::UserName;
 use command::{CaptureSink, Reader, StreamSink, converse, drain, pump};
+use forwarding::AskedPort;
 
 mod command;
+pub mod forwarding;
 
 pub use command::{CommandEvent, GuestCommand};
 
@@ -154,6 +156,7 @@ pub struct Finished {
 /// A connection that is logged in.
 pub struct SshSession {
     handle: Handle<SshClientHandler>,
+    asked: AskedPort,
     _cut: Cut,
 }
 
@@ -190,13 +193,17 @@ impl SshSession {
         let stream = TcpStream::from_std(stream).map_err(connect)?;
 
         let shown = Arc::new(Mutex::new(None));
-        let client = SshClientHandler { pin: endpoint.pin.clone(), pinned, shown: Arc::clone(&shown) };
+        let asked = AskedPort::default();
+        let client = SshClientHandler {
+            pin: endpoint.pin.clone(),
+            pinned,
+            shown: Arc::clone(&shown),
+            asked: asked.clone(),
+        };
         let configuration = Arc::new(client.configuration(limits));
-        let mut handle =
-            client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
-                SshClientError::Pin(error) => ChannelError::HostKey(error),
-                SshClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
-            })?;
+        let mut handle = client::connect_stream(configuration, stream, client)
+            .await
+            .map_err(|error| error.while_doing("agreeing on keys"))?;
         let protocol = |source| ChannelError::Protocol { doing: "logging in", source };
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
         let answer = handle.authenticate_publickey(endpoint.user.as_str(), key).await.map_err(protocol)?;
@@ -209,7 +216,7 @@ impl SshSession {
             Some(key) => endpoint.pin.learn(&key).map_err(ChannelError::HostKey)?,
             None => return Err(protocol(russh::Error::UnknownKey)),
         }
-        Ok(Self { handle, _cut: cut })
+        Ok(Self { handle, asked, _cut: cut })
     }
 
     /// Whether the connection is open, as far as this side knows.
@@ -317,7 +324,7 @@ impl SshSession {
 
     /// Tells the guest that the connection ends, and waits at most a second for the connection to end.
     pub async fn close(self) {
-        let Self { handle, _cut } = self;
+        let Self { handle, _cut, .. } = self;
         if handle.disconnect(Disconnect::ByApplication, "", "en").await.is_ok() {
             // An error is ignored, because nothing is sent over the connection any more.
             timeout(Duration::from_secs(1), handle).await.ok();
@@ -333,6 +340,7 @@ struct SshClientHandler {
     pin: Pin,
     pinned: Option<PublicKey>,
     shown: Arc<Mutex<Option<PublicKey>>>,
+    asked: AskedPort,
 }
 
 impl SshClientHandler {
@@ -360,6 +368,15 @@ enum SshClientError {
     Pin(PinError),
 }
 
+impl SshClientError {
+    fn while_doing(self, doing: &'static str) -> ChannelError {
+        match self {
+            Self::Pin(error) => ChannelError::HostKey(error),
+            Self::Ssh(source) => ChannelError::Protocol { doing, source },
+        }
+    }
+}
+
 impl From<russh::Error> for SshClientError {
     fn from(error: russh::Error) -> Self {
         Self::Ssh(error)
@@ -379,6 +396,20 @@ impl client::Handler for SshClientHandler {
         }
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.clone());
         Ok(true)
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        _: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: client::ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), SshClientError> {
+        self.asked.announce(channel, port, reply).await;
+        Ok(())
     }
 }
 

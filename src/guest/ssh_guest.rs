@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::channel::{ChannelError, Endpoint, Limits, SshSession};
+use super::channel::{ChannelError, Limits, SshSession};
 use super::credentials::Credential;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
@@ -34,6 +34,7 @@ use crate::world::{
     UnprovenPlace, Vmm, VmmState, WaitObserver, error_chain,
 };
 
+mod relays;
 mod settings;
 
 pub use settings::{
@@ -111,15 +112,8 @@ impl SshGuest {
 
     /// Does the same as [`SshGuest::connect`], and calls `waiting` from time to time.
     async fn reach(&self, machine: &Machine, interrupt: &Interrupt, waiting: impl Fn()) -> Result<Shell> {
-        let GuestSettings { user, key, address, dial, ready, console, limits, .. } = &self.settings;
-        let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
-        let endpoint = Endpoint {
-            address: address(machine.slot),
-            dial: Arc::clone(dial),
-            user: user.clone(),
-            key: Arc::clone(key),
-            pin: self.pin(machine.disk),
-        };
+        let GuestSettings { ready, console, limits, .. } = &self.settings;
+        let endpoint = self.endpoint(machine)?;
         let endpoint = &endpoint;
         let attempt = async move |limits: Limits| {
             let session = SshSession::open(endpoint, limits).await?;
