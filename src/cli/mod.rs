@@ -24,9 +24,11 @@ mod command;
 mod config;
 mod confined_daemon;
 mod consent;
+mod cp;
 mod demo;
 mod doctor;
 mod down;
+mod equipped;
 pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -85,6 +87,7 @@ enum NixboxCommand {
     Restore(restore::Arguments),
     Shell(shell::Arguments),
     Run(run::Arguments),
+    Cp(cp::Arguments),
     Status(status::Arguments),
     List(list::Arguments),
     Forget(forget::Arguments),
@@ -211,6 +214,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Restore(arguments) => restore::run(location, &arguments),
         NixboxCommand::Shell(arguments) => shell::run(location, &arguments),
         NixboxCommand::Run(arguments) => run::run(location, &arguments),
+        NixboxCommand::Cp(arguments) => cp::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Forget(arguments) => forget::run(location, &arguments),

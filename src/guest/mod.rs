@@ -42,4 +42,4 @@ pub mod wipe;
 pub mod wiped_values;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

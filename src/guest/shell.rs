@@ -159,6 +159,28 @@ pub fn run_command(arguments: &[String]) -> String {
     format!("exec sh -c {} nixbox {}", quoted(shell), words.join(" "))
 }
 
+/// The command line of a script whose output is bytes, with the arguments of the script. The output begins after the line
+/// that ends with [`STREAM_BEGIN`], because the login shell may print something before. The script has to print that line.
+#[must_use]
+pub fn stream_command(script: &str, arguments: &[&[u8]]) -> Vec<u8> {
+    let mut command =
+        format!("exec sh -c {} nixbox", quoted(&format!("{PREAMBLE}umask 022\n{script}"))).into_bytes();
+    for argument in arguments {
+        command.extend_from_slice(b" '");
+        for byte in *argument {
+            match byte {
+                b'\'' => command.extend_from_slice(br"'\''"),
+                byte => command.push(*byte),
+            }
+        }
+        command.push(b'\'');
+    }
+    command
+}
+
+/// The line before the output of a script of [`stream_command`].
+pub const STREAM_BEGIN: &[u8] = b"nixbox:stream\n";
+
 /// A connection, and the facts about the guest at its other end.
 pub struct Shell {
     /// The connection that scripts run over.
@@ -404,7 +426,7 @@ fn script_error(
 }
 
 /// The last three lines of what a program of the guest has printed, joined into one line that is safe to print.
-pub(super) fn last_words(printed: &[u8]) -> String {
+pub fn last_words(printed: &[u8]) -> String {
     let text = String::from_utf8_lossy(printed);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let end = lines[lines.len().saturating_sub(3)..].join("; ");

@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod conformance;
+mod cp;
 mod demo;
 mod edits;
 mod fit;
