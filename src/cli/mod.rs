@@ -33,6 +33,7 @@ pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod forget;
+mod forward;
 mod image;
 mod init;
 mod journal;
@@ -88,6 +89,7 @@ enum NixboxCommand {
     Shell(shell::Arguments),
     Run(run::Arguments),
     Cp(cp::Arguments),
+    Forward(forward::Arguments),
     Status(status::Arguments),
     List(list::Arguments),
     Forget(forget::Arguments),
@@ -215,6 +217,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Shell(arguments) => shell::run(location, &arguments),
         NixboxCommand::Run(arguments) => run::run(location, &arguments),
         NixboxCommand::Cp(arguments) => cp::run(location, &arguments),
+        NixboxCommand::Forward(arguments) => forward::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),
         NixboxCommand::Forget(arguments) => forget::run(location, &arguments),

@@ -267,7 +267,7 @@ fn a_wrong_command_line_exits_with_2() {
 fn every_command_has_help_with_an_example() {
     let directory = TestDirectory::empty();
     for command in [
-        "init", "image", "up", "down", "shell", "run", "cp", "status", "config", "trust", "demo",
+        "init", "image", "up", "down", "shell", "run", "cp", "forward", "status", "config", "trust", "demo",
         "doctor", "recover", "journal",
     ] {
         let said = directory.ok(&[command, "--help"]);

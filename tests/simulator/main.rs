@@ -12,6 +12,7 @@ mod cp;
 mod demo;
 mod edits;
 mod fit;
+mod forward;
 mod given_back;
 mod guest;
 mod identity;
