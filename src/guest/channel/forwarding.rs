@@ -122,7 +122,7 @@ impl SshSession {
     ) -> Result<mpsc::Receiver<GuestConnection>, ForwardingError> {
         let (sender, receiver) = mpsc::channel(WAITING);
         self.asked.set(Some((port, sender)));
-        match self.handle.tcpip_forward("localhost", port.into()).await {
+        match self.handle.tcpip_forward(LOOPBACKS[0], port.into()).await {
             Ok(_) => Ok(receiver),
             Err(error) => {
                 self.asked.set(None);
@@ -156,27 +156,41 @@ impl GuestConnection {
 
 impl ForwardedConnection {
     /// Passes on what either side sends until both have ended or one is gone. An end of one side alone is passed on, too.
-    /// Returns whether the channel was closed in good order, so that its SSH connection can be used for another.
+    /// Returns whether the server has closed the channel, so that its SSH connection can be used for another: russh forgets a
+    /// channel that it closes itself, and with it what the server still has to say.
     pub async fn relay(self, socket: impl AsyncRead + AsyncWrite) -> bool {
         let (mut reader, writer) = self.channel.split();
-        if relay_until_closed(&mut reader, &writer, socket).await {
-            return true;
+        match relay_until_ended(&mut reader, &writer, socket).await {
+            RelayEnd::Closed => true,
+            RelayEnd::BothEnded => {
+                let closed =
+                    async { while !matches!(reader.wait().await, Some(ChannelMsg::Close) | None) {} };
+                timeout(CLOSE_LIMIT, closed).await.is_ok()
+            }
+            RelayEnd::Gone => {
+                // This fails if the SSH connection has ended, and with it the channel.
+                writer.close().await.ok();
+                false
+            }
         }
-        // The connection may have ended, and with it the channel.
-        if writer.close().await.is_err() {
-            return false;
-        }
-        let closed = async { while !matches!(reader.wait().await, Some(ChannelMsg::Close) | None) {} };
-        timeout(CLOSE_LIMIT, closed).await.is_ok()
     }
 }
 
-/// Returns whether the server has closed the channel.
-async fn relay_until_closed(
+/// How a relay ended.
+enum RelayEnd {
+    /// The server has closed the channel.
+    Closed,
+    /// Both sides have sent everything, after which the server closes the channel.
+    BothEnded,
+    /// The program on this side is gone, or the SSH connection.
+    Gone,
+}
+
+async fn relay_until_ended(
     reader: &mut ChannelReadHalf,
     writer: &ChannelWriteHalf<Msg>,
     socket: impl AsyncRead + AsyncWrite,
-) -> bool {
+) -> RelayEnd {
     let (mut from, mut to) = tokio::io::split(socket);
     let (has_received_all, received_all) = (AtomicBool::new(false), Notify::new());
     // An error of the socket means that the program at its other end is gone, which ends the connection.
@@ -195,17 +209,18 @@ async fn relay_until_closed(
             match reader.wait().await {
                 Some(ChannelMsg::Data { data }) => {
                     if to.write_all(&data).await.is_err() {
-                        return false;
+                        return RelayEnd::Gone;
                     }
                 }
                 Some(ChannelMsg::Eof) => {
                     if to.shutdown().await.is_err() {
-                        return false;
+                        return RelayEnd::Gone;
                     }
                     has_received_all.store(true, Ordering::Relaxed);
                     received_all.notify_one();
                 }
-                Some(ChannelMsg::Close) | None => return true,
+                Some(ChannelMsg::Close) => return RelayEnd::Closed,
+                None => return RelayEnd::Gone,
                 Some(_) => {}
             }
         }
@@ -214,18 +229,17 @@ async fn relay_until_closed(
     let mut has_sent_all = false;
     loop {
         tokio::select! {
-            is_closed = &mut receive => return is_closed,
+            end = &mut receive => return end,
             is_sent = &mut send, if !has_sent_all => {
-                if !is_sent || has_received_all.load(Ordering::Relaxed) {
-                    return false;
+                if !is_sent {
+                    return RelayEnd::Gone;
                 }
                 has_sent_all = true;
             }
-            () = received_all.notified() => {
-                if has_sent_all {
-                    return false;
-                }
-            }
+            () = received_all.notified() => {}
+        }
+        if has_sent_all && has_received_all.load(Ordering::Relaxed) {
+            return RelayEnd::BothEnded;
         }
     }
 }

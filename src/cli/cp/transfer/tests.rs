@@ -207,6 +207,8 @@ async fn what_cannot_be_copied_is_said_and_changes_nothing() {
             );
         }
         assert!(matches!(fails(&["vm:directory", "directory/../file"]).await, Place { .. }));
+        let full = fails(&["-", "vm:/dev/full"]).await.to_string();
+        assert!(full.contains("No space left on device"), "{full}");
         let stdout = arena.copy(&["vm:directory", "-"]).await.unwrap_err();
         assert!(matches!(stdout, GuestDirectory(_)), "{stdout}");
         let stdout = arena.copy(&["vm:absent", "-"]).await.unwrap_err();
