@@ -67,11 +67,11 @@ async fn copy(transfer: &mut Transfer<'_>, direction: &Direction) -> Result<Told
             transfer.guest_to_stdout(source, std::io::stdout()).await?;
             Ok(ToldEntries::default())
         }
-        Direction::ToGuest(sources, target) => Ok(transfer.to_guest(sources, target).await?),
+        Direction::ToGuest(sources, target) => Ok(transfer.send_files(sources, target).await?),
         Direction::ToHost(sources, target) => {
             let mut left_out = ToldEntries::default();
             for source in sources {
-                let received = transfer.to_host(source, target, sources.len() > 1).await?;
+                let received = transfer.receive(source, target, sources.len() > 1).await?;
                 if let Some(words) = received.changed {
                     let shown = source.shown();
                     error::print_stderr(&format!(

@@ -186,7 +186,7 @@ impl Transfer<'_> {
     }
 
     /// Copies files and directories of the host to the guest.
-    pub(super) async fn to_guest(
+    pub(super) async fn send_files(
         &mut self,
         sources: &[LocalPath],
         target: &RemotePath,
@@ -275,7 +275,7 @@ impl Transfer<'_> {
     }
 
     /// Copies a file or directory of the guest to the host. Returns what is to be told about it.
-    pub(super) async fn to_host(
+    pub(super) async fn receive(
         &mut self,
         source: &RemotePath,
         target: &LocalPath,

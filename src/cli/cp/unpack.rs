@@ -4,7 +4,7 @@
 //! [`IncomingTree`] makes what they say beneath a directory of its own.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::OsStrExt;
 
 use super::pack::ToldEntries;
@@ -42,7 +42,7 @@ pub(super) struct Unpacked {
 }
 
 /// Reads past what a login shell has printed.
-pub(super) fn skip_greeting(source: &mut impl Read) -> Result<(), UnpackError> {
+pub(super) fn skip_greeting(source: &mut impl BufRead) -> Result<(), UnpackError> {
     let mut line = Vec::new();
     for byte in source.by_ref().bytes().take(MOST_BEFORE) {
         line.push(byte.map_err(ArchiveError::Read)?);
@@ -100,7 +100,7 @@ pub(super) fn unpack(
 }
 
 /// Reads what a script sends and writes it to `output`.
-pub(super) fn pass_on(mut source: impl Read, output: &mut impl io::Write) -> Result<(), PassError> {
+pub(super) fn pass_on(mut source: impl BufRead, output: &mut impl io::Write) -> Result<(), PassError> {
     skip_greeting(&mut source).map_err(PassError::Receive)?;
     let mut buffer = vec![0; 64 * 1024];
     loop {

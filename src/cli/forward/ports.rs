@@ -1,10 +1,14 @@
 //! The ports that `nixbox forward` is asked for.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::sockets::{HostListener, SocketListener};
 
 /// The ports below this number are for root.
 const FIRST_FREE: u16 = 1024;
@@ -24,14 +28,21 @@ pub(super) enum PortError {
     Taken(SocketAddr),
     #[error("only root may listen on {0}, because its port is below {FIRST_FREE}")]
     Privileged(SocketAddr),
-    #[error("cannot listen on {address}")]
-    Listen { address: SocketAddr, source: io::Error },
+    #[error("{} exists already: remove it, unless a program listens there", .0.display())]
+    Exists(PathBuf),
+    #[error("{0:?} begins with the path of a socket, and in the guest nixbox listens on ports alone")]
+    GuestSocket(String),
+    #[error("cannot listen on {end}")]
+    Listen { end: HostEnd, source: io::Error },
 }
 
 impl PortError {
     /// Whether the command line is wrong, whatever this host is like.
     pub(super) fn is_usage(&self) -> bool {
-        matches!(self, Self::Form(_) | Self::Number(_) | Self::Address(_) | Self::Twice(_))
+        matches!(
+            self,
+            Self::Form(_) | Self::Number(_) | Self::Address(_) | Self::Twice(_) | Self::GuestSocket(_)
+        )
     }
 }
 
@@ -44,41 +55,84 @@ pub(super) enum Listening {
     Guest,
 }
 
-/// A port of this host and a port of the guest that belong together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The end of a forwarded connection on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum HostEnd {
+    Address(SocketAddr),
+    Socket(PathBuf),
+}
+
+impl fmt::Display for HostEnd {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(formatter),
+            Self::Socket(path) => path.display().fmt(formatter),
+        }
+    }
+}
+
+/// The end of a forwarded connection in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum GuestEnd {
+    /// A port of its loopback.
+    Port(u16),
+    /// The path of a Unix socket.
+    Socket(String),
+}
+
+impl fmt::Display for GuestEnd {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => write!(formatter, "port {port} of the guest"),
+            Self::Socket(path) => write!(formatter, "{path} of the guest"),
+        }
+    }
+}
+
+/// A port or a Unix socket, as the command line has it.
+#[derive(Debug, Clone, Copy)]
+enum WrittenEnd<'a> {
+    Port(u16),
+    Path(&'a str),
+}
+
+/// A port of this host and a port of the guest that belong together. Either can be a Unix socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PortPair {
-    pub(super) host: SocketAddr,
-    pub(super) guest: u16,
+    pub(super) host: HostEnd,
+    pub(super) guest: GuestEnd,
 }
 
 impl PortPair {
-    /// Parses `[HOST:]PORT[:PORT]`. The first port is that of the side that listens; the other side has the same if there is
-    /// no second.
+    /// Parses `[HOST:]PORT[:PORT]`, in which each port may be the absolute path of a Unix socket. The first is that of the side
+    /// that listens; the other side has the same port if there is no second.
     pub(super) fn parse(text: &str, listening: Listening) -> Result<Self, PortError> {
+        let (address, ends) = split_address(text)?;
         let form = || PortError::Form(text.to_owned());
-        let (host, ports) = match text.strip_prefix('[') {
-            Some(bracketed) => {
-                let (address, ports) = bracketed.split_once("]:").ok_or_else(form)?;
-                let address = address.parse().map_err(|_| PortError::Address(address.to_owned()))?;
-                (IpAddr::V6(address), ports)
+        let (first, second) = split_ends(ends).ok_or_else(form)?;
+        let first = parse_end(first)?;
+        let second = match (second, first) {
+            (Some(second), _) => parse_end(second)?,
+            (None, WrittenEnd::Port(_)) => first,
+            (None, WrittenEnd::Path(_)) => return Err(form()),
+        };
+        let (on_host, in_guest) = match (listening, first) {
+            (Listening::Host, _) => (first, second),
+            (Listening::Guest, WrittenEnd::Path(_)) => return Err(PortError::GuestSocket(text.to_owned())),
+            (Listening::Guest, _) => (second, first),
+        };
+        let host = match (on_host, address) {
+            (WrittenEnd::Port(port), address) => {
+                HostEnd::Address(SocketAddr::new(address.unwrap_or(Ipv4Addr::LOCALHOST.into()), port))
             }
-            None => match text.split_once(':') {
-                Some((host, ports)) if !is_number(host) => (parse_address(host)?, ports),
-                _ => (Ipv4Addr::LOCALHOST.into(), text),
-            },
+            (WrittenEnd::Path(path), None) => HostEnd::Socket(path.into()),
+            (WrittenEnd::Path(_), Some(_)) => return Err(form()),
         };
-        let ports: Vec<_> = ports.split(':').collect();
-        let (first, second) = match ports[..] {
-            [both] => (both, both),
-            [first, second] => (first, second),
-            _ => return Err(form()),
+        let guest = match in_guest {
+            WrittenEnd::Port(port) => GuestEnd::Port(port),
+            WrittenEnd::Path(path) => GuestEnd::Socket(path.to_owned()),
         };
-        let (first, second) = (parse_port(first)?, parse_port(second)?);
-        let (on_host, guest) = match listening {
-            Listening::Host => (first, second),
-            Listening::Guest => (second, first),
-        };
-        Ok(Self { host: SocketAddr::new(host, on_host), guest })
+        Ok(Self { host, guest })
     }
 
     /// Parses several, of which no two may listen on the same port.
@@ -89,7 +143,7 @@ impl PortPair {
             let pair = Self::parse(text, listening)?;
             let listens = match listening {
                 Listening::Host => pair.host.to_string(),
-                Listening::Guest => format!("port {} of the guest", pair.guest),
+                Listening::Guest => pair.guest.to_string(),
             };
             if !seen.insert(listens.clone()) {
                 return Err(PortError::Twice(listens));
@@ -100,12 +154,45 @@ impl PortPair {
     }
 
     /// What is forwarded, for people.
-    pub(super) fn sentence(self, listening: Listening) -> String {
+    pub(super) fn sentence(&self, listening: Listening) -> String {
         match listening {
-            Listening::Host => format!("{} leads to port {} of the guest", self.host, self.guest),
-            Listening::Guest => format!("port {} of the guest leads to {}", self.guest, self.host),
+            Listening::Host => format!("{} leads to {}", self.host, self.guest),
+            Listening::Guest => format!("{} leads to {}", self.guest, self.host),
         }
     }
+}
+
+/// The address before the ports, and the ports.
+fn split_address(text: &str) -> Result<(Option<IpAddr>, &str), PortError> {
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let (address, ends) = bracketed.split_once("]:").ok_or_else(|| PortError::Form(text.to_owned()))?;
+        let address = address.parse().map_err(|_| PortError::Address(address.to_owned()))?;
+        return Ok((Some(IpAddr::V6(address)), ends));
+    }
+    match text.split_once(':') {
+        Some((host, ends)) if !is_number(host) && !host.starts_with('/') => {
+            Ok((Some(parse_address(host)?), ends))
+        }
+        _ => Ok((None, text)),
+    }
+}
+
+/// The ends on both sides; `None` if there are more. A path may have colons in it, and ends before one with a slash or a
+/// number after it.
+fn split_ends(text: &str) -> Option<(&str, Option<&str>)> {
+    if let Some((first, _)) = text.split_once(":/") {
+        return Some((first, Some(&text[first.len() + 1..])));
+    }
+    let split = if text.starts_with('/') { text.rsplit_once(':') } else { text.split_once(':') };
+    match split {
+        Some((_, second)) if second.contains(':') => None,
+        Some((first, second)) => Some((first, Some(second))),
+        None => Some((text, None)),
+    }
+}
+
+fn parse_end(text: &str) -> Result<WrittenEnd<'_>, PortError> {
+    if text.starts_with('/') { Ok(WrittenEnd::Path(text)) } else { Ok(WrittenEnd::Port(parse_port(text)?)) }
 }
 
 fn is_number(text: &str) -> bool {
@@ -124,19 +211,32 @@ fn parse_address(text: &str) -> Result<IpAddr, PortError> {
     }
 }
 
-/// Listens on all of the host's ports, or on none.
-pub(super) async fn bind_all(pairs: &[PortPair]) -> Result<Vec<TcpListener>, PortError> {
+/// Listens on all of the host's ports and sockets, or on none.
+pub(super) async fn bind_all(pairs: &[PortPair]) -> Result<Vec<HostListener>, PortError> {
     let mut listeners = Vec::new();
     for pair in pairs {
-        let address = pair.host;
-        let bound = TcpListener::bind(address).await;
-        listeners.push(bound.map_err(|source| match source.kind() {
-            io::ErrorKind::AddrInUse => PortError::Taken(address),
-            io::ErrorKind::PermissionDenied if address.port() < FIRST_FREE => PortError::Privileged(address),
-            _ => PortError::Listen { address, source },
+        let bound = match &pair.host {
+            HostEnd::Address(address) => TcpListener::bind(address).await.map(HostListener::Port),
+            HostEnd::Socket(path) => bind_socket(path),
+        };
+        listeners.push(bound.map_err(|source| match (source.kind(), &pair.host) {
+            (io::ErrorKind::AddrInUse, HostEnd::Socket(path)) => PortError::Exists(path.clone()),
+            (io::ErrorKind::AddrInUse, HostEnd::Address(address)) => PortError::Taken(*address),
+            (io::ErrorKind::PermissionDenied, HostEnd::Address(address)) if address.port() < FIRST_FREE => {
+                PortError::Privileged(*address)
+            }
+            _ => PortError::Listen { end: pair.host.clone(), source },
         })?);
     }
     Ok(listeners)
+}
+
+fn bind_socket(path: &Path) -> io::Result<HostListener> {
+    let listener = UnixListener::bind(path)?;
+    let socket = SocketListener { listener, path: path.to_owned() };
+    // Only this user may connect.
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(HostListener::Socket(socket))
 }
 
 #[cfg(test)]

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
-use super::ports::PortPair;
+use super::ports::{GuestEnd, PortPair};
+use super::sockets::{self, HostListener, HostStream};
 use crate::cli::error;
 use crate::guest::channel::forwarding::{ForwardingError, GuestConnection};
 use crate::guest::channel::{ChannelError, SshSession};
@@ -45,12 +45,12 @@ pub(super) enum ForwardError {
 struct Notice(Cell<bool>);
 
 impl Notice {
-    fn tell(&self, pair: PortPair, error: &(dyn std::error::Error + 'static)) {
+    fn tell(&self, pair: &PortPair, error: &(dyn std::error::Error + 'static)) {
         if !self.0.replace(true) {
             let PortPair { host, guest } = pair;
             let why = error::chain(error);
             error::print_stderr(&format!(
-                "nixbox: a connection between {host} and port {guest} of the guest was closed: {why}; further ones are closed \
+                "nixbox: a connection between {host} and {guest} was closed: {why}; further ones are closed \
                  without a message\n"
             ));
         }
@@ -72,7 +72,11 @@ impl<'a> PortServer<'a> {
     }
 
     /// Carries the connections to a port of this host.
-    pub(super) async fn serve_host(&self, listener: TcpListener, pair: PortPair) -> Result<(), ForwardError> {
+    pub(super) async fn serve_host(
+        &self,
+        listener: HostListener,
+        pair: &PortPair,
+    ) -> Result<(), ForwardError> {
         let notice = Notice::default();
         let mut carried = FuturesUnordered::new();
         loop {
@@ -88,7 +92,7 @@ impl<'a> PortServer<'a> {
         }
     }
 
-    async fn carry(&self, socket: TcpStream, from: SocketAddr, pair: PortPair, notice: &Notice) {
+    async fn carry(&self, socket: Box<dyn HostStream>, from: SocketAddr, pair: &PortPair, notice: &Notice) {
         if let Err(error) = self.try_to_carry(socket, from, pair).await {
             notice.tell(pair, &error);
         }
@@ -96,13 +100,16 @@ impl<'a> PortServer<'a> {
 
     async fn try_to_carry(
         &self,
-        socket: TcpStream,
+        socket: Box<dyn HostStream>,
         from: SocketAddr,
-        pair: PortPair,
+        pair: &PortPair,
     ) -> Result<(), ForwardError> {
-        socket.set_nodelay(true).map_err(ForwardError::Accept)?;
         let session = self.session().await?;
-        let (is_reusable, carried) = match session.connect_to_port(pair.guest, from).await {
+        let connection = match &pair.guest {
+            GuestEnd::Port(port) => session.connect_to_port(*port, from).await,
+            GuestEnd::Socket(path) => session.connect_to_socket(path).await,
+        };
+        let (is_reusable, carried) = match connection {
             Ok(connection) => (connection.relay(socket).await, Ok(())),
             Err(error) => (!matches!(error, ForwardingError::Channel(_)), Err(ForwardError::Port(error))),
         };
@@ -131,22 +138,26 @@ impl<'a> PortServer<'a> {
         self.guest.connect_for_relay(self.machine).await.map_err(ForwardError::Connect)
     }
 
-    /// Makes the guest listen on a port.
-    pub(super) async fn listen_in_guest(&self, pair: PortPair) -> Result<GuestListener, ForwardError> {
+    /// Makes the guest listen on a port, for which connections come to the host's end of the pair.
+    pub(super) async fn listen_in_guest<'p>(
+        &self,
+        port: u16,
+        pair: &'p PortPair,
+    ) -> Result<GuestListener<'p>, ForwardError> {
         let session = self.connect().await?;
-        let connections = session.listen_on_port(pair.guest).await.map_err(ForwardError::Port)?;
+        let connections = session.listen_on_port(port).await.map_err(ForwardError::Port)?;
         Ok(GuestListener { session, connections, pair })
     }
 }
 
 /// A port of the guest on which its SSH server listens.
-pub(super) struct GuestListener {
+pub(super) struct GuestListener<'p> {
     session: SshSession,
     connections: mpsc::Receiver<GuestConnection>,
-    pair: PortPair,
+    pair: &'p PortPair,
 }
 
-impl GuestListener {
+impl GuestListener<'_> {
     /// Carries the connections to the port.
     pub(super) async fn serve(mut self) -> Result<(), ForwardError> {
         let notice = Notice::default();
@@ -164,11 +175,9 @@ impl GuestListener {
 }
 
 /// Carries a connection that a program of the guest has made to a port of this host.
-async fn carry_to_host(connection: GuestConnection, pair: PortPair, notice: &Notice) {
-    match TcpStream::connect(pair.host).await {
+async fn carry_to_host(connection: GuestConnection, pair: &PortPair, notice: &Notice) {
+    match sockets::connect(&pair.host).await {
         Ok(socket) => {
-            // Without this, small messages are only slower.
-            socket.set_nodelay(true).ok();
             connection.accept().await.relay(socket).await;
         }
         Err(error) => {

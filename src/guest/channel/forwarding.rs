@@ -42,6 +42,8 @@ const CHUNK: usize = 32 * 1024;
 pub enum ForwardingError {
     #[error("nothing in the guest listens on its port {port}")]
     Refused { port: u16 },
+    #[error("nothing in the guest listens on {path}, or its SSH server does not lead there")]
+    NoSocket { path: String },
     #[error("the guest's SSH server does not let nixbox forward ports")]
     Forbidden,
     #[error("the guest's SSH server cannot listen on port {port} of the guest")]
@@ -68,20 +70,27 @@ pub struct GuestConnection {
 
 /// What the guest's SSH server was asked to listen on. No other connection is accepted from it.
 #[derive(Clone, Default)]
-pub(super) struct AskedPort(Arc<Mutex<Option<(u16, mpsc::Sender<GuestConnection>)>>>);
+pub(super) struct AskedPort(Arc<Mutex<Option<PortWaiter>>>);
+
+/// Where the connections to a port go.
+#[derive(Clone)]
+struct PortWaiter {
+    port: u16,
+    connections: mpsc::Sender<GuestConnection>,
+}
 
 impl AskedPort {
-    fn set(&self, asked: Option<(u16, mpsc::Sender<GuestConnection>)>) {
+    fn set(&self, asked: Option<PortWaiter>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
     /// Hands a connection over that the server announces. It is refused if nobody has asked for its port or too many wait.
     pub(super) async fn announce(&self, channel: Channel<Msg>, port: u32, reply: ChannelOpenHandle) {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some((_, waiting)) = asked.filter(|(asked, _)| u32::from(*asked) == port) else {
+        let Some(waiter) = asked.filter(|waiter| u32::from(waiter.port) == port) else {
             return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
         };
-        if let Err(error) = waiting.try_send(GuestConnection { channel, reply }) {
+        if let Err(error) = waiter.connections.try_send(GuestConnection { channel, reply }) {
             error.into_inner().reply.reject(ChannelOpenFailure::ResourceShortage).await;
         }
     }
@@ -111,6 +120,23 @@ impl SshSession {
         Err(ForwardingError::Refused { port })
     }
 
+    /// Connects to a Unix socket of the guest. dropbear, for one, does not do that.
+    ///
+    /// # Errors
+    /// [`ForwardingError::NoSocket`], [`ForwardingError::Forbidden`], [`ForwardingError::Channel`].
+    pub async fn connect_to_socket(&self, path: &str) -> Result<ForwardedConnection, ForwardingError> {
+        match self.handle.channel_open_direct_streamlocal(path).await {
+            Ok(channel) => Ok(ForwardedConnection { channel }),
+            Err(russh::Error::ChannelOpenFailure(ChannelOpenFailure::AdministrativelyProhibited)) => {
+                Err(ForwardingError::Forbidden)
+            }
+            Err(russh::Error::ChannelOpenFailure(_)) => {
+                Err(ForwardingError::NoSocket { path: path.to_owned() })
+            }
+            Err(error) => Err(lost(error)),
+        }
+    }
+
     /// Makes the guest's SSH server listen on a port of the guest's loopback, as long as this connection stands. The
     /// connections to it are received from the channel that is returned.
     ///
@@ -120,8 +146,8 @@ impl SshSession {
         &self,
         port: u16,
     ) -> Result<mpsc::Receiver<GuestConnection>, ForwardingError> {
-        let (sender, receiver) = mpsc::channel(WAITING);
-        self.asked.set(Some((port, sender)));
+        let (connections, receiver) = mpsc::channel(WAITING);
+        self.asked.set(Some(PortWaiter { port, connections }));
         match self.handle.tcpip_forward(LOOPBACKS[0], port.into()).await {
             Ok(_) => Ok(receiver),
             Err(error) => {

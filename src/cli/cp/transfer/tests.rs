@@ -53,11 +53,11 @@ impl Arena {
                 let file = std::fs::File::create(self.host("stdout")).unwrap();
                 transfer.guest_to_stdout(&source, file).await.map(|()| None)
             }
-            Direction::ToGuest(sources, target) => transfer.to_guest(&sources, &target).await.map(|_| None),
+            Direction::ToGuest(sources, target) => transfer.send_files(&sources, &target).await.map(|_| None),
             Direction::ToHost(sources, target) => {
                 let mut last = None;
                 for source in &sources {
-                    last = Some(transfer.to_host(source, &target, sources.len() > 1).await?);
+                    last = Some(transfer.receive(source, &target, sources.len() > 1).await?);
                 }
                 Ok(last)
             }

@@ -14,10 +14,46 @@ fn ports_are_parsed() {
         ("1:65535", "127.0.0.1:1", 65535),
     ] {
         let pair = PortPair::parse(text, Listening::Host).unwrap();
-        assert_eq!((pair.host.to_string().as_str(), pair.guest), (host, guest), "{text}");
+        assert_eq!((pair.host.to_string().as_str(), pair.guest), (host, GuestEnd::Port(guest)), "{text}");
     }
     let pair = PortPair::parse("8080:80", Listening::Guest).unwrap();
-    assert_eq!((pair.host.to_string().as_str(), pair.guest), ("127.0.0.1:80", 8080));
+    assert_eq!((pair.host.to_string().as_str(), pair.guest), ("127.0.0.1:80", GuestEnd::Port(8080)));
+}
+
+#[test]
+fn unix_sockets_are_parsed() {
+    for (text, listening, host, guest) in [
+        ("/s:80", Listening::Host, "/s", "port 80 of the guest"),
+        ("8080:/s", Listening::Host, "127.0.0.1:8080", "/s of the guest"),
+        ("0.0.0.0:8080:/a:b", Listening::Host, "0.0.0.0:8080", "/a:b of the guest"),
+        ("/a:/b", Listening::Host, "/a", "/b of the guest"),
+        ("80:/s", Listening::Guest, "/s", "port 80 of the guest"),
+    ] {
+        let pair = PortPair::parse(text, listening).unwrap();
+        assert_eq!(
+            (pair.host.to_string().as_str(), pair.guest.to_string().as_str()),
+            (host, guest),
+            "{text}"
+        );
+    }
+    for text in ["/s", "0.0.0.0:/s:80", "/s:80:81", "s:80"] {
+        assert!(PortPair::parse(text, Listening::Host).unwrap_err().is_usage(), "{text}");
+    }
+    assert!(matches!(PortPair::parse("/s:80", Listening::Guest), Err(PortError::GuestSocket(_))));
+    assert!(PortPair::parse("127.0.0.1:80:/s", Listening::Guest).is_err());
+}
+
+#[tokio::test]
+async fn the_file_of_a_socket_is_for_this_user_and_goes_with_its_listener() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let pair = PortPair { host: HostEnd::Socket(path.clone()), guest: GuestEnd::Port(1) };
+    let listeners = bind_all(std::slice::from_ref(&pair)).await.unwrap();
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    let error = bind_all(std::slice::from_ref(&pair)).await.unwrap_err();
+    assert!(matches!(error, PortError::Exists(_)) && path.exists(), "{error}");
+    drop(listeners);
+    assert!(!path.exists());
 }
 
 #[test]
@@ -63,11 +99,13 @@ fn wrong_ports_are_refused() {
 async fn all_ports_are_bound_or_none() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let pairs = [free, taken.local_addr().unwrap()].map(|host| PortPair { host, guest: 1 });
+    let pairs = [free, taken.local_addr().unwrap()]
+        .map(|host| PortPair { host: HostEnd::Address(host), guest: GuestEnd::Port(1) });
     let error = bind_all(&pairs).await.unwrap_err();
     assert!(matches!(error, PortError::Taken(address) if address == taken.local_addr().unwrap()), "{error}");
     assert_eq!(bind_all(&pairs[..1]).await.unwrap().len(), 1);
-    let elsewhere = PortPair { host: "192.0.2.1:9000".parse().unwrap(), guest: 1 };
+    let elsewhere = HostEnd::Address("192.0.2.1:9000".parse().unwrap());
+    let elsewhere = PortPair { host: elsewhere, guest: GuestEnd::Port(1) };
     assert!(matches!(bind_all(&[elsewhere]).await.unwrap_err(), PortError::Listen { .. }));
 }
 
@@ -75,7 +113,7 @@ proptest! {
     #[test]
     fn what_is_parsed_is_what_was_written(address: std::net::Ipv4Addr, on_host in 1_u16.., guest in 1_u16..) {
         let pair = PortPair::parse(&format!("{address}:{on_host}:{guest}"), Listening::Host).unwrap();
-        prop_assert_eq!(pair, PortPair { host: SocketAddr::new(address.into(), on_host), guest });
+        prop_assert_eq!(pair, PortPair { host: HostEnd::Address(SocketAddr::new(address.into(), on_host)), guest: GuestEnd::Port(guest) });
     }
 
     #[test]

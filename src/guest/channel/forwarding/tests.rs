@@ -95,13 +95,13 @@ async fn a_side_that_is_gone_ends_the_connection_and_no_other() {
             host.set_zero_linger().unwrap();
             drop(host);
             // The server ends the connection in any way.
-            guest.read(&mut [0]).await.ok();
+            guest.read_to_end(&mut Vec::new()).await.ok();
         });
         let (mut host, guest, relay) = connected(&session).await;
         guest.set_zero_linger().unwrap();
         let (_, ()) = tokio::join!(relay, async {
             drop(guest);
-            host.read(&mut [0]).await.ok();
+            host.read_to_end(&mut Vec::new()).await.ok();
             drop(host);
         });
         assert!(session.lives(), "{kind:?}");
@@ -208,4 +208,34 @@ async fn the_end_of_the_connection_is_noticed() {
         timeout(LIMIT, session.ended()).await.unwrap();
         assert!(!session.lives(), "{kind:?}");
     }
+}
+
+#[tokio::test]
+async fn a_unix_socket_of_the_guest_is_reached_where_its_server_can() {
+    let Some((server, session)) = session(Kind::Debian).await else { return };
+    let path = server.home("user", "socket");
+    let text = path.to_str().unwrap();
+    let error = session.connect_to_socket(text).await.err().unwrap();
+    assert!(matches!(error, ForwardingError::NoSocket { .. }), "{error}");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+    let (connection, accepted) = tokio::join!(session.connect_to_socket(text), listener.accept());
+    let (mut host, relayed) = pair().await;
+    let mut guest = accepted.unwrap().0;
+    let talk = async {
+        host.write_all(b"question").await.unwrap();
+        host.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut guest).await, b"question");
+        drop(guest);
+        assert!(read_all(&mut host).await.is_empty());
+    };
+    tokio::join!(talk, connection.unwrap().relay(relayed));
+}
+
+#[tokio::test]
+async fn dropbear_is_said_to_lead_to_no_unix_socket() {
+    let Some((_server, session)) = session(Kind::Busybox).await else { return };
+    let error = session.connect_to_socket("/absent").await.err().unwrap();
+    assert!(matches!(error, ForwardingError::NoSocket { .. } | ForwardingError::Forbidden), "{error}");
+    assert!(session.lives());
 }
