@@ -7,7 +7,7 @@ use super::equipped::{self, EquippedGuest};
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::{command, signals, success, wiring};
 use crate::guest::shell::Shell;
-use location::{Direction, LocationError};
+use location::{CopyRoute, LocationError};
 use pack::ToldEntries;
 use transfer::{Transfer, TransferError};
 
@@ -37,7 +37,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let current = std::env::current_dir().map_err(|error| Problem::new(ExitKind::Failed, error))?;
-    let direction = Direction::parse(&arguments.sources, &arguments.target, &current)?;
+    let direction = CopyRoute::parse(&arguments.sources, &arguments.target, &current)?;
     let EquippedGuest { wiring, shell, runtime, .. } = equipped::reach(location)?;
     let shared = wiring::shared_paths(&wiring.spec);
     let copied = runtime.block_on(async {
@@ -53,22 +53,22 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
     let left_out = copied?;
     match left_out.first {
         None => success(),
-        Some(first) => Err(CopyError::LeftOut { count: left_out.count, first }.into()),
+        Some(first) => Err(IncompleteCopy::LeftOut { count: left_out.count, first }.into()),
     }
 }
 
-async fn copy(transfer: &mut Transfer<'_>, direction: &Direction) -> Result<ToldEntries, Problem> {
+async fn copy(transfer: &mut Transfer<'_>, direction: &CopyRoute) -> Result<ToldEntries, Problem> {
     match direction {
-        Direction::StdinToGuest(target) => {
+        CopyRoute::StdinToGuest(target) => {
             transfer.stdin_to_guest(tokio::io::stdin(), target).await?;
             Ok(ToldEntries::default())
         }
-        Direction::GuestToStdout(source) => {
+        CopyRoute::GuestToStdout(source) => {
             transfer.guest_to_stdout(source, std::io::stdout()).await?;
             Ok(ToldEntries::default())
         }
-        Direction::ToGuest(sources, target) => Ok(transfer.send_files(sources, target).await?),
-        Direction::ToHost(sources, target) => {
+        CopyRoute::ToGuest(sources, target) => Ok(transfer.send_files(sources, target).await?),
+        CopyRoute::ToHost(sources, target) => {
             let mut left_out = ToldEntries::default();
             for source in sources {
                 let received = transfer.receive(source, target, sources.len() > 1).await?;
@@ -99,15 +99,15 @@ fn tell_links(source: &str, links: &ToldEntries) {
 
 /// Why not all was copied.
 #[derive(Debug, thiserror::Error)]
-enum CopyError {
+enum IncompleteCopy {
     #[error(
         "{count} devices, sockets and named pipes were not copied, the first of them {first:?}; all else was"
     )]
     LeftOut { count: usize, first: String },
 }
 
-impl From<CopyError> for Problem {
-    fn from(error: CopyError) -> Self {
+impl From<IncompleteCopy> for Problem {
+    fn from(error: IncompleteCopy) -> Self {
         Self::new(ExitKind::Failed, error)
     }
 }

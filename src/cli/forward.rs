@@ -7,8 +7,9 @@ use super::equipped::{self, EquippedGuest};
 use super::error::{self, ExitKind, Outcome, Problem};
 use super::visible::visible_json;
 use super::{WorkspaceLocation, signals, success};
-use ports::{GuestEnd, Listening, PortError, PortPair, bind_all};
+use ports::{GuestEnd, Listening, PortError, PortPair};
 use server::{ForwardError, PortServer};
+use sockets::bind_all;
 
 mod ports;
 mod server;

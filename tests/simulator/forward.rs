@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -44,6 +45,55 @@ fn ask(port: u16) -> String {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     answer
+}
+
+#[test]
+fn a_connection_that_is_not_read_holds_up_no_other() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    let near = free_port();
+    let program = TcpListener::bind("127.0.0.1:0").unwrap();
+    let pair = format!("{near}:{}", program.local_addr().unwrap().port());
+    let (child, _) = forward(&workspace, &[&pair], 1);
+    let unread = TcpStream::connect(("127.0.0.1", near)).unwrap();
+    let (mut sender, _) = program.accept().unwrap();
+    std::thread::scope(|scope| {
+        // It ends when the connection does.
+        let flood = scope.spawn(move || {
+            let mut sent = 0_u64;
+            while sender.write_all(&[0; 1 << 16]).is_ok() {
+                sent += 1 << 16;
+            }
+            sent
+        });
+        scope.spawn(|| (0..30).for_each(|_| answer_once(&program)));
+        (0..30).for_each(|_| assert_eq!(ask(near), "QUESTION"));
+        drop(unread);
+        assert!(flood.join().unwrap() > 0);
+    });
+    assert_eq!(end(child, Some(Signal::TERM)).code, Some(0));
+}
+
+#[test]
+fn unix_sockets_of_this_host_are_forwarded() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    let program = TcpListener::bind("127.0.0.1:0").unwrap();
+    let path = workspace.path().join("socket");
+    let pair = format!("{}:{}", path.display(), program.local_addr().unwrap().port());
+    let (child, told) = forward(&workspace, &[&pair], 1);
+    assert!(told[0].starts_with(path.to_str().unwrap()), "{told:?}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| answer_once(&program));
+        let mut socket = UnixStream::connect(&path).unwrap();
+        socket.write_all(b"question").unwrap();
+        socket.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "QUESTION");
+    });
+    assert_eq!(end(child, Some(Signal::INT)).code, Some(0));
+    assert!(!path.exists());
 }
 
 #[test]

@@ -105,7 +105,7 @@ impl LocalPath {
 
 /// What is copied where.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub(super) enum CopyRoute {
     /// stdin into a file of the guest.
     StdinToGuest(RemotePath),
     /// Files of the host to the guest.
@@ -122,7 +122,7 @@ enum Place {
     Host(LocalPath),
 }
 
-impl Direction {
+impl CopyRoute {
     /// Parses the arguments: sources, and a target. Relative paths of the host are below `current`.
     pub(super) fn parse(sources: &[OsString], target: &OsStr, current: &Path) -> Result<Self, LocationError> {
         let place = |text: &OsStr| {

@@ -301,26 +301,9 @@ impl Transfer<'_> {
             () = self.interrupted.as_mut() => None,
         };
         let (tree, unpacked) = unpacking.await.map_err(TransferError::Thread)?;
-        let copied = match (ended, unpacked) {
-            (Some(Ok(ABSENT)), _) => Err(TransferError::NotInGuest(what.clone())),
-            (Some(Ok(CommandExit::Status(0) | CHANGED)), Ok(unpacked))
-                if !tree.has_content() && unpacked.left_out.count == 0 =>
-            {
-                Err(unpack_error(UnpackError::NothingSent))
-            }
-            (Some(Ok(CommandExit::Status(0))), Ok(unpacked)) => Ok(ReceivedCopy { unpacked, changed: None }),
-            (Some(Ok(CHANGED)), Ok(unpacked)) => Ok(ReceivedCopy { unpacked, changed: Some(stderr.words()) }),
-            // The connection cannot pass on what the thread does not take any more, and the thread says why.
-            (Some(Ok(CommandExit::Status(0) | CHANGED) | Err(ChannelError::Local { .. })), Err(error)) => {
-                Err(unpack_error(error))
-            }
-            (Some(Ok(exit)), _) => {
-                Err(TransferError::GuestRead { path: what.clone(), exit, stderr: stderr.words() })
-            }
-            (Some(Err(error)), _) => Err(receive_lost(source, error)),
-            (None, _) => {
-                Err(TransferError::Interrupted("nothing of what was under way was kept on this host"))
-            }
+        let copied = match ended {
+            Some(ended) => received(source, ended, unpacked, tree.has_content(), &stderr),
+            None => Err(TransferError::Interrupted("nothing of what was under way was kept on this host")),
         };
         let is_placed = copied.is_ok() && tree.has_content();
         let finishing = tokio::task::spawn_blocking(move || match place {
@@ -384,6 +367,36 @@ const STAYS: &str = "what the guest had received until then stays there";
 
 fn receive_lost(source: &RemotePath, error: ChannelError) -> TransferError {
     TransferError::ReceiveLost { doing: format!("reading {}", source.shown()), source: error }
+}
+
+/// What came of a copy, from how the guest's tar ended and what was unpacked.
+fn received(
+    source: &RemotePath,
+    ended: Result<CommandExit, ChannelError>,
+    unpacked: Result<Unpacked, UnpackError>,
+    has_content: bool,
+    stderr: &LastBytes,
+) -> Result<ReceivedCopy> {
+    let what = source.shown();
+    let exit = match ended {
+        Ok(ABSENT) => return Err(TransferError::NotInGuest(what)),
+        Ok(exit @ (CommandExit::Status(0) | CHANGED)) => exit,
+        Ok(exit) => return Err(TransferError::GuestRead { path: what, exit, stderr: stderr.words() }),
+        Err(error) => {
+            return Err(match (error, unpacked) {
+                // The connection cannot pass on what the thread does not take any more, and the thread says why.
+                (ChannelError::Local { .. }, Err(source)) => TransferError::Unpack { what, source },
+                (error, _) => receive_lost(source, error),
+            });
+        }
+    };
+    match unpacked {
+        Ok(unpacked) if has_content || unpacked.left_out.count > 0 => {
+            Ok(ReceivedCopy { unpacked, changed: (exit == CHANGED).then(|| stderr.words()) })
+        }
+        Ok(_) => Err(TransferError::Unpack { what, source: UnpackError::NothingSent }),
+        Err(source) => Err(TransferError::Unpack { what, source }),
+    }
 }
 
 /// Refuses a source that cannot take the place of what the guest has there.

@@ -2,16 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::{fmt, fs, io};
-
-use tokio::net::{TcpListener, UnixListener};
-
-use super::sockets::{HostListener, SocketListener};
+use std::path::PathBuf;
+use std::{fmt, io};
 
 /// The ports below this number are for root.
-const FIRST_FREE: u16 = 1024;
+pub(super) const FIRST_FREE: u16 = 1024;
 
 /// Why ports cannot be forwarded. Nothing was bound.
 #[derive(Debug, thiserror::Error)]
@@ -209,34 +204,6 @@ fn parse_address(text: &str) -> Result<IpAddr, PortError> {
         "localhost" => Ok(Ipv4Addr::LOCALHOST.into()),
         text => text.parse().map_err(|_| PortError::Address(text.to_owned())),
     }
-}
-
-/// Listens on all of the host's ports and sockets, or on none.
-pub(super) async fn bind_all(pairs: &[PortPair]) -> Result<Vec<HostListener>, PortError> {
-    let mut listeners = Vec::new();
-    for pair in pairs {
-        let bound = match &pair.host {
-            HostEnd::Address(address) => TcpListener::bind(address).await.map(HostListener::Port),
-            HostEnd::Socket(path) => bind_socket(path),
-        };
-        listeners.push(bound.map_err(|source| match (source.kind(), &pair.host) {
-            (io::ErrorKind::AddrInUse, HostEnd::Socket(path)) => PortError::Exists(path.clone()),
-            (io::ErrorKind::AddrInUse, HostEnd::Address(address)) => PortError::Taken(*address),
-            (io::ErrorKind::PermissionDenied, HostEnd::Address(address)) if address.port() < FIRST_FREE => {
-                PortError::Privileged(*address)
-            }
-            _ => PortError::Listen { end: pair.host.clone(), source },
-        })?);
-    }
-    Ok(listeners)
-}
-
-fn bind_socket(path: &Path) -> io::Result<HostListener> {
-    let listener = UnixListener::bind(path)?;
-    let socket = SocketListener { listener, path: path.to_owned() };
-    // Only this user may connect.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(HostListener::Socket(socket))
 }
 
 #[cfg(test)]

@@ -2,10 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn parse(arguments: &[&str]) -> Result<Direction, LocationError> {
+fn parse(arguments: &[&str]) -> Result<CopyRoute, LocationError> {
     let (target, sources) = arguments.split_last().unwrap();
     let sources: Vec<_> = sources.iter().map(OsString::from).collect();
-    Direction::parse(&sources, OsStr::new(target), Path::new("/here"))
+    CopyRoute::parse(&sources, OsStr::new(target), Path::new("/here"))
 }
 
 fn remote(text: &str) -> RemotePath {
@@ -15,12 +15,12 @@ fn remote(text: &str) -> RemotePath {
 #[test]
 fn arguments_say_what_is_copied_where() {
     use LocationError::*;
-    assert_eq!(parse(&["-", "vm:a"]), Ok(Direction::StdinToGuest(remote("a"))));
-    assert_eq!(parse(&["vm:a", "-"]), Ok(Direction::GuestToStdout(remote("a"))));
-    assert!(matches!(parse(&["a", "b", "vm:."]), Ok(Direction::ToGuest(sources, _)) if sources.len() == 2));
-    assert!(matches!(parse(&["vm:a", "vm:b", "."]), Ok(Direction::ToHost(sources, _)) if sources.len() == 2));
+    assert_eq!(parse(&["-", "vm:a"]), Ok(CopyRoute::StdinToGuest(remote("a"))));
+    assert_eq!(parse(&["vm:a", "-"]), Ok(CopyRoute::GuestToStdout(remote("a"))));
+    assert!(matches!(parse(&["a", "b", "vm:."]), Ok(CopyRoute::ToGuest(sources, _)) if sources.len() == 2));
+    assert!(matches!(parse(&["vm:a", "vm:b", "."]), Ok(CopyRoute::ToHost(sources, _)) if sources.len() == 2));
     // A file of this host may have such a name.
-    assert!(matches!(parse(&["./vm:a", "vm:b"]), Ok(Direction::ToGuest(..))));
+    assert!(matches!(parse(&["./vm:a", "vm:b"]), Ok(CopyRoute::ToGuest(..))));
     for (arguments, error) in [
         (&["vm:", "a"][..], NoGuestPath("vm:".into())),
         (&["a", "vm:"], NoGuestPath("vm:".into())),

@@ -3,7 +3,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::super::location::Direction;
+use super::super::location::CopyRoute;
 use super::*;
 use crate::guest::testing::{Kind, Server};
 
@@ -45,16 +45,16 @@ impl Arena {
         let sources: Vec<_> = sources.iter().map(OsString::from).collect();
         let interrupted = std::pin::pin!(interrupted);
         let mut transfer = Transfer { shell: &self.shell, shared: &self.shared, interrupted };
-        match Direction::parse(&sources, OsStr::new(target), self.host.path()).unwrap() {
-            Direction::StdinToGuest(target) => {
+        match CopyRoute::parse(&sources, OsStr::new(target), self.host.path()).unwrap() {
+            CopyRoute::StdinToGuest(target) => {
                 transfer.stdin_to_guest(&b"from stdin"[..], &target).await.map(|()| None)
             }
-            Direction::GuestToStdout(source) => {
+            CopyRoute::GuestToStdout(source) => {
                 let file = std::fs::File::create(self.host("stdout")).unwrap();
                 transfer.guest_to_stdout(&source, file).await.map(|()| None)
             }
-            Direction::ToGuest(sources, target) => transfer.send_files(&sources, &target).await.map(|_| None),
-            Direction::ToHost(sources, target) => {
+            CopyRoute::ToGuest(sources, target) => transfer.send_files(&sources, &target).await.map(|_| None),
+            CopyRoute::ToHost(sources, target) => {
                 let mut last = None;
                 for source in &sources {
                     last = Some(transfer.receive(source, &target, sources.len() > 1).await?);

@@ -174,7 +174,7 @@ async fn connections_to_a_port_of_the_guest_reach_this_host() {
         tokio::join!(connection.relay(relayed), answering);
         assert_eq!(guest.await.unwrap(), b"answer", "{kind:?}");
 
-        // One that is refused ends.
+        // A connection that is refused ends.
         let refused = tokio::spawn(async move {
             let mut guest = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.unwrap();
             guest.read(&mut [0]).await.unwrap_or_default()
