@@ -13,6 +13,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -385,23 +386,25 @@ impl IncomingTree {
 
     /// Opens a directory of the tree whose entries can then be moved or removed, whatever its permissions were.
     fn open_writable(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let opened = beneath(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY);
-        if let Err(Errno::ACCESS) = opened {
-            let above = beneath(&self.root, path.parent().unwrap_or(path), OFlags::PATH | OFlags::DIRECTORY)?;
-            let name = path.file_name().ok_or(Errno::ACCESS)?;
-            fs::chmodat(above, name, DIRECTORY_MODE, AtFlags::empty())?;
-        }
-        let handle = beneath(&self.root, path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        fs::fchmod(&handle, DIRECTORY_MODE)?;
-        Ok(handle)
+        let found = beneath(&self.root, path, OFlags::PATH | OFlags::DIRECTORY)?;
+        // A handle that was opened without a right to read changes no permissions itself. Its name in /proc does, and a name in
+        // the tree may be another file by now.
+        fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), DIRECTORY_MODE)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fs::openat(&found, ".", flags, Mode::empty())
     }
 
-    /// Moves an entry of the tree to `name` in `parent`.
+    /// Moves an entry of the tree to `name` in `parent`. The tree may lie in a directory that a guest writes through a share,
+    /// so the directory of the entry is opened without following a link, too.
     fn move_to(&self, from: &Path, parent: &OwnedFd, name: &OsStr, place: &Path) -> Result<()> {
         let failed = |error: Errno| FileError::system("put in its place", place)(error);
-        let status = fs::statat(&self.root, from, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+        let (Some(above), Some(entry)) = (from.parent(), from.file_name()) else {
+            return Err(failed(Errno::INVAL).into());
+        };
+        let above = beneath(&self.root, above, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+        let status = fs::statat(&above, entry, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
-            return match fs::renameat(&self.root, from, parent, name) {
+            return match fs::renameat(&above, entry, parent, name) {
                 Err(Errno::ISDIR | Errno::EXIST | Errno::NOTEMPTY) => {
                     Err(IncomingError::DirectoryInPlace(place.to_owned()))
                 }
@@ -410,14 +413,18 @@ impl IncomingTree {
         }
         // The kernel moves only a directory that its owner may write.
         let handle = self.open_writable(from).map_err(failed)?;
-        let moved = fs::renameat_with(&self.root, from, parent, name, RenameFlags::NOREPLACE);
-        fs::fchmod(&handle, Mode::from_raw_mode(status.st_mode & 0o777)).map_err(failed)?;
+        let moved = fs::renameat_with(&above, entry, parent, name, RenameFlags::NOREPLACE);
         match moved {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(fs::fchmod(&handle, Mode::from_raw_mode(status.st_mode & 0o777)).map_err(failed)?),
             Err(Errno::EXIST) => {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                // Every directory on the way is open, and few descriptors have to do.
+                drop(handle);
                 match fs::openat(parent, name, flags, Mode::empty()) {
-                    Ok(existing) => self.move_content(from, &existing, place),
+                    Ok(existing) => {
+                        self.move_content(from, &existing, place)?;
+                        Ok(fs::unlinkat(&above, entry, AtFlags::REMOVEDIR).map_err(failed)?)
+                    }
                     Err(Errno::NOTDIR | Errno::LOOP) => Err(IncomingError::FileInPlace(place.to_owned())),
                     Err(error) => Err(failed(error).into()),
                 }
@@ -432,15 +439,13 @@ impl IncomingTree {
         loop {
             let names = some_names(&handle).map_err(failed)?;
             if names.is_empty() {
-                break;
+                return Ok(());
             }
+            // Each entry goes, so the next names are others.
             for name in names {
                 self.move_to(&from.join(&name), into, &name, &place.join(&name))?;
             }
         }
-        // Each entry has gone, so the next names are others; the directory itself is not needed any more.
-        fs::unlinkat(&self.root, from, AtFlags::REMOVEDIR).map_err(failed)?;
-        Ok(())
     }
 }
 

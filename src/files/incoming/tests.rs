@@ -223,3 +223,28 @@ fn a_full_disk_leaves_no_half_file() {
     assert!(full(&error), "{error:?}");
     assert_eq!((left, content.as_str()), (vec!["name".to_owned()], "old"));
 }
+
+#[test]
+fn a_link_that_a_guest_puts_into_the_tree_is_not_followed_either() {
+    let directory = tempfile::tempdir().unwrap();
+    let victim = directory.path().join("victim");
+    std::fs::create_dir(&victim).unwrap();
+    std::fs::write(victim.join("key"), "private").unwrap();
+    let mut tree = begin(directory.path());
+    put(&mut tree, "d/key", "sent").unwrap();
+    let content = directory.path().join(&tree.name).join(CONTENT);
+    std::fs::rename(content.join("d"), content.join("other")).unwrap();
+    symlink(&victim, content.join("d")).unwrap();
+    let moved = tree.move_to(
+        &Path::new(CONTENT).join("d/key"),
+        &tree.target.handle,
+        OsStr::new("stolen"),
+        directory.path(),
+    );
+    assert!(moved.is_err());
+    assert!(tree.move_content(&Path::new(CONTENT).join("d"), &tree.target.handle, directory.path()).is_err());
+    assert!(tree.open_writable(&Path::new(CONTENT).join("d")).is_err());
+    tree.discard().unwrap();
+    assert_eq!(names(directory.path()), ["victim"]);
+    assert_eq!(names(&victim), ["key"]);
+}
