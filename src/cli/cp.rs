@@ -22,7 +22,7 @@ mod unpack;
 /// TARGET is a directory that exists, the sources go into it; otherwise TARGET is the new name of the only source.
 /// Directories are copied whole, and DIR/. copies what is in DIR. Permissions and times of files are kept, and everything
 /// belongs to the user who receives it. A link that is named is followed, and links in a directory are copied as links.
-/// On this host files are replaced whole or not at all, and nothing that the VM sends leads out of TARGET.
+/// On this host files are replaced whole or not at all, and nothing that the VM sends is written outside of TARGET.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox cp vm:target/report.html vm:logs .\n\
     Example: tar -c src | nixbox cp - vm:src.tar")]

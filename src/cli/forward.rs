@@ -31,7 +31,7 @@ mod sockets;
     Example: nixbox forward 2375:/var/run/docker.sock\n\
     Example: nixbox forward --remote 11434")]
 pub(super) struct Arguments {
-    /// The ports, as [HOST:]PORT[:PORT]
+    /// The ports, as `[HOST:]PORT[:PORT]`
     #[arg(required = true, value_name = "PORT")]
     ports: Vec<String>,
     /// Forward ports of the VM to this host
