@@ -160,7 +160,7 @@ pub fn run_command(arguments: &[String]) -> String {
 }
 
 /// The command line of a script whose output is bytes, with the arguments of the script. The output begins after the line
-/// that ends with [`STREAM_BEGIN`], because the login shell may print something before. The script has to print that line.
+/// [`STREAM_BEGIN`], which the script has to print, because the login shell may print something before.
 #[must_use]
 pub fn stream_command(script: &str, arguments: &[&[u8]]) -> Vec<u8> {
     let mut command =
@@ -439,7 +439,9 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::io::Write;
+    use std::os::unix::ffi::OsStrExt;
     use std::process::{Command as Process, Stdio};
 
     use proptest::prelude::*;
@@ -498,6 +500,15 @@ mod tests {
             let output = Process::new("sh").arg("-c").arg(format!("printf %s {}", quoted(&text))).output().unwrap();
             prop_assert_eq!(output.stdout, text.as_bytes());
         }
+    }
+
+    #[test]
+    fn a_stream_begins_after_its_line_and_arguments_are_any_bytes() {
+        let script = "echo nixbox:stream; printf '%s|' \"$@\"";
+        let command = stream_command(script, &[b"it's", b"", b"a\nb \xff", b"$HOME"]);
+        let output = Process::new("sh").arg("-c").arg(OsStr::from_bytes(&command)).output().unwrap();
+        let expected = [STREAM_BEGIN, b"it's||a\nb \xff|$HOME|"].concat();
+        assert_eq!(output.stdout, expected);
     }
 
     #[test]
