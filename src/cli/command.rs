@@ -28,7 +28,7 @@ use crate::workspace::{self, Lock, MoveError, Workspace, WorkspaceError};
 use crate::world::{Failure, Generation, VmmState};
 
 /// How long a copy on another thread may take to notice that its result is no longer awaited.
-const LAST_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a command that only reads waits for an answer of the VMM.
 const VMM_WAIT: Duration = Duration::from_secs(5);

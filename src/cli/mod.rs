@@ -24,13 +24,16 @@ mod command;
 mod config;
 mod confined_daemon;
 mod consent;
+mod cp;
 mod demo;
 mod doctor;
 mod down;
+mod equipped;
 pub mod error;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod forget;
+mod forward;
 mod image;
 mod init;
 mod journal;
@@ -88,6 +91,8 @@ enum NixboxCommand {
     Shell(shell::Arguments),
     Run(run::Arguments),
     SshConfig(ssh_config::Arguments),
+    Cp(cp::Arguments),
+    Forward(forward::Arguments),
     Status(status::Arguments),
     Logs(logs::Arguments),
     List(list::Arguments),
@@ -219,6 +224,8 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Run(arguments) => run::run(location, &arguments),
         NixboxCommand::SshConfig(arguments) => ssh_config::run(location, &arguments),
         NixboxCommand::SshProxy(arguments) => ssh_config::run_proxy(location, &arguments),
+        NixboxCommand::Cp(arguments) => cp::run(location, &arguments),
+        NixboxCommand::Forward(arguments) => forward::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::Logs(arguments) => logs::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),

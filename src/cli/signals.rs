@@ -20,13 +20,26 @@ pub(super) fn listen(interrupt: &Interrupt, progress: &Arc<ProgressDisplay>) -> 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(failed)?;
     let signals = {
         let _context = runtime.enter();
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
-        kinds.into_iter().map(unix::signal).collect::<Result<Vec<_>, _>>().map_err(failed)?
+        streams()?
     };
     let (interrupt, progress) = (interrupt.clone(), Arc::clone(progress));
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(move || runtime.block_on(handle(signals, &interrupt, &progress))).map_err(failed)?;
     Ok(())
+}
+
+/// Waits for the first signal, for a command that has nothing to roll back. It is called within a runtime.
+///
+/// # Errors
+/// If the system refuses a signal handler.
+pub(super) fn first() -> Result<impl Future<Output = ()>, CliError> {
+    let mut signals = streams()?;
+    Ok(async move { next(&mut signals).await })
+}
+
+fn streams() -> Result<Vec<unix::Signal>, CliError> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    kinds.into_iter().map(unix::signal).collect::<Result<_, _>>().map_err(CliError::Signals)
 }
 
 async fn handle(mut signals: Vec<unix::Signal>, interrupt: &Interrupt, progress: &ProgressDisplay) {

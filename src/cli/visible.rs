@@ -2,8 +2,8 @@
 //!
 //! A guest chooses the names of its processes, the lines of its log and what its commands write, and any of these may be
 //! part of a message. A terminal would obey control characters in them: move the cursor, change what was printed, or
-//! answer as if the user had typed. So every text that nixbox prints passes through here. Only `nixbox run` and
-//! `nixbox shell` pass on what the guest writes as it is.
+//! answer as if the user had typed. So every text that nixbox prints passes through here. Only `nixbox run`,
+//! `nixbox shell` and `nixbox cp vm:FILE -` pass on what the guest writes as it is.
 
 use std::fmt::Write as _;
 

@@ -393,7 +393,8 @@ fn vmm_places(workspace: &Workspace, memory: &Arc<RamFiles>) -> OwnPlaces {
 }
 
 /// Where the guest of this VM can replace what the configuration names.
-fn shared_paths(spec: &VmSpec) -> SharedPaths {
+#[must_use]
+pub fn shared_paths(spec: &VmSpec) -> SharedPaths {
     let writable = spec.mounts.iter().filter(|mount| !mount.readonly);
     SharedPaths::new(writable.map(|mount| mount.source.as_path()))
 }

@@ -5,20 +5,21 @@
 //! place of a file or directory of nixbox's is refused.
 //!
 //! [`copy`] copies large files, [`hash`] computes their hashes, and [`extents`] tells where they have data.
-//! [`shared_paths`] opens what a guest may have replaced. May use `world`.
+//! [`shared_paths`] opens what a guest may have replaced, and [`incoming`] makes what a guest sends. May use `world`.
 
 pub mod copy;
 mod error;
 pub mod extents;
 pub mod hash;
 mod identity;
+pub mod incoming;
 pub mod search;
 pub mod shared_paths;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fd::OwnedFd;
@@ -209,6 +210,17 @@ impl Folder {
             return Err(FileError::Kind { path, wanted: "regular file" });
         }
         Ok(Some(file))
+    }
+
+    /// The target of the symbolic link of that name.
+    ///
+    /// # Errors
+    /// If the entry is something else, or cannot be read.
+    pub fn link(&self, name: impl AsRef<OsStr>) -> Result<OsString> {
+        let name = plain(name.as_ref())?;
+        let target = fs::readlinkat(&self.handle, name, Vec::new());
+        let target = target.map_err(FileError::system("read the link", self.path_of(name)))?;
+        Ok(OsString::from_vec(target.into_bytes()))
     }
 
     /// A new file in it, empty, mode 0600, opened for reading and writing.

@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use super::{FileError, Result, real_path};
+use super::{FileError, Folder, Result, real_path};
 
 /// The most links that are followed, as in the kernel.
 const MOST_LINKS: usize = 40;
@@ -131,6 +131,27 @@ impl OpenedPath {
         };
         let same = std::fs::symlink_metadata(&real).is_ok();
         if same { Ok(real) } else { Err(failed(io::Error::from(io::ErrorKind::NotFound))) }
+    }
+
+    /// The directory that was opened, whatever is at its path now.
+    ///
+    /// # Errors
+    /// [`FileError::Kind`], or if it cannot be read.
+    pub fn folder(&self) -> Result<Folder> {
+        self.need(FileType::Directory, "directory")?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = fs::openat(&self.handle, ".", flags, Mode::empty());
+        let handle = handle.map_err(FileError::system("open", &self.path))?;
+        Ok(Folder { handle, path: self.path.clone() })
+    }
+
+    /// Whether it is a directory.
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn is_directory(&self) -> Result<bool> {
+        let status = fs::fstat(&self.handle).map_err(FileError::system("examine", &self.path))?;
+        Ok(FileType::from_raw_mode(status.st_mode) == FileType::Directory)
     }
 
     fn by_handle(&self) -> PathBuf {

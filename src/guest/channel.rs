@@ -8,15 +8,16 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use russh::client::{self, DisconnectReason, Handle, Msg};
 use russh::keys::{PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate};
 use russh::{Channel, ChannelMsg, ChannelWriteHalf, Disconnect};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
@@ -24,10 +25,15 @@ use super::host_key::{Pin, PinError};
 use super::shell::last_words;
 use crate::world::UserName;
 use command::{CaptureSink, Reader, converse, drain};
+use error::KnownEnd;
+use forwarding::AskedPort;
 
 mod command;
+mod error;
+pub mod forwarding;
 
 pub use command::{CommandEvent, GuestCommand};
+pub use error::{ChannelError, ConnectionEnd};
 
 /// Connects to an address of the guest.
 pub type Dial = dyn Fn(SocketAddr) -> DialFuture + Send + Sync;
@@ -81,54 +87,6 @@ impl Default for Limits {
     }
 }
 
-/// Why talking to the guest failed. No message contains any of the bytes that nixbox sent.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum ChannelError {
-    #[error("cannot connect to the guest's SSH server at {address}")]
-    Connect { address: SocketAddr, source: io::Error },
-    #[error("the guest did not answer within {limit:?} while {doing}")]
-    Silent { doing: &'static str, limit: Duration },
-    #[error("the SSH connection to the guest broke while {doing}")]
-    Protocol { doing: &'static str, source: russh::Error },
-    #[error("the SSH connection to the guest ended while {doing}")]
-    Ended { doing: &'static str, source: ConnectionEnd },
-    #[error("the guest's SSH server cannot be trusted")]
-    HostKey(#[source] PinError),
-    #[error(
-        "the guest does not let {user} in with the key {fingerprint}: is it in the image's authorized_keys?"
-    )]
-    Denied { user: UserName, fingerprint: String },
-    #[error("the guest's SSH server refused to run a command")]
-    NoCommands,
-    #[error("the SSH connection to the guest ended before the command did")]
-    Closed(#[source] Option<ConnectionEnd>),
-    #[error("the guest's SSH server did not say how the command ended")]
-    Unsaid,
-    #[error("a command in the guest wrote more than {limit} bytes")]
-    TooMuch { limit: usize },
-    #[error("no command has run in the guest within {limit:?}")]
-    NotReady {
-        limit: Duration,
-        #[source]
-        last: Option<Box<dyn std::error::Error + Send + Sync>>,
-    },
-    #[error("interrupted while waiting for the guest")]
-    Interrupted,
-    #[error("cannot {doing}")]
-    Local { doing: &'static str, source: io::Error },
-}
-
-/// Why a connection ended that nixbox did not end.
-#[derive(Debug, Clone, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum ConnectionEnd {
-    #[error("the guest's SSH server ended the connection{}", in_parentheses(message))]
-    ByServer { message: String },
-    #[error("the connection broke")]
-    Broken(#[source] Arc<russh::Error>),
-}
-
 /// How a command ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandExit {
@@ -172,6 +130,7 @@ pub struct SshSession {
     handle: Handle<SshClientHandler>,
     end: KnownEnd,
     turn: Arc<tokio::sync::Mutex<CommandTurn>>,
+    asked: AskedPort,
     _cut: Cut,
 }
 
@@ -186,25 +145,6 @@ pub struct SshSession {
 pub(super) struct CommandTurn {
     /// Whether a command was started earlier.
     taken: bool,
-}
-
-/// Why the connection has ended, once that is known.
-#[derive(Clone, Default)]
-pub(super) struct KnownEnd(Arc<OnceLock<ConnectionEnd>>);
-
-impl KnownEnd {
-    /// The error of a command that was running.
-    fn closed(&self) -> ChannelError {
-        ChannelError::Closed(self.0.get().cloned())
-    }
-
-    /// The error of what nixbox was doing. russh itself says only that the connection has ended.
-    fn while_doing(&self, doing: &'static str, source: russh::Error) -> ChannelError {
-        match self.0.get().cloned() {
-            Some(end) => ChannelError::Ended { doing, source: end },
-            None => ChannelError::Protocol { doing, source },
-        }
-    }
 }
 
 /// Closes the connection's socket when dropped. Without this, russh's own task would keep the connection open until the
@@ -240,18 +180,18 @@ impl SshSession {
         let stream = TcpStream::from_std(stream).map_err(connect)?;
 
         let (shown, end) = (Arc::new(Mutex::new(None)), KnownEnd::default());
+        let asked = AskedPort::default();
         let client = SshClientHandler {
             pin: endpoint.pin.clone(),
             pinned,
             shown: Arc::clone(&shown),
             end: end.clone(),
+            asked: asked.clone(),
         };
         let configuration = Arc::new(client.configuration(limits));
-        let mut handle =
-            client::connect_stream(configuration, stream, client).await.map_err(|error| match error {
-                SshClientError::Pin(error) => ChannelError::HostKey(error),
-                SshClientError::Ssh(source) => ChannelError::Protocol { doing: "agreeing on keys", source },
-            })?;
+        let mut handle = client::connect_stream(configuration, stream, client)
+            .await
+            .map_err(|error| error.while_doing("agreeing on keys"))?;
         let protocol = |source| end.while_doing("logging in", source);
         let key = PrivateKeyWithHashAlg::new(Arc::clone(&endpoint.key), None);
         let answer = handle.authenticate_publickey(endpoint.user.as_str(), key).await.map_err(protocol)?;
@@ -264,7 +204,7 @@ impl SshSession {
             Some(key) => endpoint.pin.learn(&key).map_err(ChannelError::HostKey)?,
             None => return Err(protocol(russh::Error::UnknownKey)),
         }
-        Ok(Self { handle, end, turn: Arc::default(), _cut: cut })
+        Ok(Self { handle, end, turn: Arc::default(), asked, _cut: cut })
     }
 
     /// Whether the connection is open, as far as this side knows.
@@ -297,6 +237,21 @@ impl SshSession {
         let mut turn = self.turn.lock().await;
         let (reader, writer) = self.start_in_turn(&mut turn, command, terminal).await?;
         Ok(GuestCommand { reader, writer, _turn: None })
+    }
+
+    /// Runs a command to its end with stdin, stdout and stderr passed through, without a time limit.
+    ///
+    /// # Errors
+    /// Those of [`SshSession::start`] and of [`GuestCommand::pass_through`].
+    pub async fn pass_through(
+        &self,
+        command: &[u8],
+        stdin: impl AsyncRead + Unpin,
+        stdout: impl AsyncWrite + Unpin,
+        stderr: impl AsyncWrite + Unpin,
+    ) -> Result<CommandExit, ChannelError> {
+        let (_, never_resized) = mpsc::channel(1);
+        self.start(command).await?.pass_through(stdin, stdout, stderr, never_resized).await
     }
 
     async fn start_in_turn(
@@ -428,6 +383,7 @@ struct SshClientHandler {
     pinned: Option<PublicKey>,
     shown: Arc<Mutex<Option<PublicKey>>>,
     end: KnownEnd,
+    asked: AskedPort,
 }
 
 impl SshClientHandler {
@@ -456,14 +412,19 @@ enum SshClientError {
     Pin(PinError),
 }
 
+impl SshClientError {
+    fn while_doing(self, doing: &'static str) -> ChannelError {
+        match self {
+            Self::Pin(error) => ChannelError::HostKey(error),
+            Self::Ssh(source) => ChannelError::Protocol { doing, source },
+        }
+    }
+}
+
 impl From<russh::Error> for SshClientError {
     fn from(error: russh::Error) -> Self {
         Self::Ssh(error)
     }
-}
-
-fn in_parentheses(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(" ({message})") }
 }
 
 impl client::Handler for SshClientHandler {
@@ -492,6 +453,20 @@ impl client::Handler for SshClientHandler {
             DisconnectReason::Error(error @ SshClientError::Pin(_)) => return Err(error),
         };
         self.end.0.get_or_init(|| end);
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        _: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: client::ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), SshClientError> {
+        self.asked.announce(channel, port, reply).await;
         Ok(())
     }
 }

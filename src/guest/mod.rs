@@ -43,4 +43,4 @@ pub mod wipe;
 pub mod wiped_values;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

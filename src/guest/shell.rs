@@ -154,6 +154,28 @@ pub fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
+/// The command line of a script whose output is bytes, with the arguments of the script. The output begins after the line
+/// [`STREAM_BEGIN`], which the script has to print, because the login shell may print something before.
+#[must_use]
+pub fn stream_command(script: &str, arguments: &[&[u8]]) -> Vec<u8> {
+    let mut command =
+        format!("exec sh -c {} nixbox", quoted(&format!("{PREAMBLE}umask 022\n{script}"))).into_bytes();
+    for argument in arguments {
+        command.extend_from_slice(b" '");
+        for byte in *argument {
+            match byte {
+                b'\'' => command.extend_from_slice(br"'\''"),
+                byte => command.push(*byte),
+            }
+        }
+        command.push(b'\'');
+    }
+    command
+}
+
+/// The line before the output of a script of [`stream_command`].
+pub const STREAM_BEGIN: &[u8] = b"nixbox:stream\n";
+
 /// A connection, and the facts about the guest at its other end.
 pub struct Shell {
     /// The connection that scripts run over.
@@ -324,7 +346,7 @@ fn script_error(
 }
 
 /// The last three lines of what a program of the guest has printed, joined into one line that is safe to print.
-pub(super) fn last_words(printed: &[u8]) -> String {
+pub fn last_words(printed: &[u8]) -> String {
     let text = String::from_utf8_lossy(printed);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let end = lines[lines.len().saturating_sub(3)..].join("; ");
@@ -337,7 +359,9 @@ fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
     use std::io::Write;
+    use std::os::unix::ffi::OsStrExt;
     use std::process::{Command as Process, Stdio};
 
     use proptest::prelude::*;
@@ -396,5 +420,14 @@ mod tests {
             let output = Process::new("sh").arg("-c").arg(format!("printf %s {}", quoted(&text))).output().unwrap();
             prop_assert_eq!(output.stdout, text.as_bytes());
         }
+    }
+
+    #[test]
+    fn a_stream_begins_after_its_line_and_arguments_are_any_bytes() {
+        let script = "echo nixbox:stream; printf '%s|' \"$@\"";
+        let command = stream_command(script, &[b"it's", b"", b"a\nb \xff", b"$HOME"]);
+        let output = Process::new("sh").arg("-c").arg(OsStr::from_bytes(&command)).output().unwrap();
+        let expected = [STREAM_BEGIN, b"it's||a\nb \xff|$HOME|"].concat();
+        assert_eq!(output.stdout, expected);
     }
 }

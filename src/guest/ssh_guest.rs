@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::channel::{ChannelError, Endpoint, Limits, SshSession};
+use super::channel::{ChannelError, Limits, SshSession};
 use super::credentials::Credential;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
@@ -35,6 +35,7 @@ use crate::world::{
     UnprovenPlace, Vmm, VmmState, WaitObserver, error_chain,
 };
 
+mod relays;
 mod settings;
 
 pub use settings::{
@@ -139,15 +140,8 @@ impl SshGuest {
         interrupt: &Interrupt,
         waiting: impl Fn(),
     ) -> Result<Shell> {
-        let GuestSettings { user, key, address, dial, ready, console, .. } = &self.settings;
-        let key = key.as_ref().map_err(|error| Failure::world(Arc::clone(error)))?;
-        let endpoint = Endpoint {
-            address: address(machine.slot),
-            dial: Arc::clone(dial),
-            user: user.clone(),
-            key: Arc::clone(key),
-            pin: self.pin(machine.disk),
-        };
+        let GuestSettings { ready, console, .. } = &self.settings;
+        let endpoint = self.endpoint(machine)?;
         let endpoint = &endpoint;
         let attempt = async move |limits: Limits| {
             let session = SshSession::open(endpoint, limits).await?;

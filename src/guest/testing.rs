@@ -21,7 +21,7 @@ use crate::world::Interrupt;
 
 /// The system behind the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// dropbear, in a root directory that contains only busybox. This is the smallest guest that nixbox supports.
     Busybox,
     /// OpenSSH, with this machine's own programs, and `sudo` for `user`.
@@ -31,17 +31,17 @@ pub(super) enum Kind {
 }
 
 /// An SSH server, and the system that stands for a guest.
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
-    pub(super) key: Arc<PrivateKey>,
-    pub(super) directory: TempDir,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) key: Arc<PrivateKey>,
+    pub(crate) directory: TempDir,
     /// The directory on this machine that contains the homes of the server's users.
     homes: PathBuf,
     process: Child,
 }
 
 /// A free port of the loopback, below the range of ports that the kernel gives out.
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let base = u16::try_from(std::process::id() % 100).unwrap() * 100;
     loop {
@@ -59,7 +59,7 @@ fn sh(script: &str) {
 
 impl Server {
     /// Starts a server. If this user is not root or a program is missing, prints why and returns `None`.
-    pub(super) fn start(kind: Kind) -> Option<Self> {
+    pub(crate) fn start(kind: Kind) -> Option<Self> {
         let programs = match kind {
             Kind::Busybox => &["unshare", "busybox", "dropbear"][..],
             Kind::Debian => &["unshare", "sshd", "sudo", "swapoff"],
@@ -111,16 +111,16 @@ impl Server {
     }
 
     /// The file that stands for the guest's list of its swap.
-    pub(super) fn swaps(&self) -> PathBuf {
+    pub(crate) fn swaps(&self) -> PathBuf {
         self.directory.path().join("swaps")
     }
 
     /// A file in the home of a user.
-    pub(super) fn home(&self, user: &str, name: &str) -> PathBuf {
+    pub(crate) fn home(&self, user: &str, name: &str) -> PathBuf {
         self.homes.join(user).join(name)
     }
 
-    pub(super) fn endpoint(&self, user: &str) -> Endpoint {
+    pub(crate) fn endpoint(&self, user: &str) -> Endpoint {
         Endpoint {
             address: self.address,
             dial: Arc::new(dial_here),
@@ -130,7 +130,7 @@ impl Server {
         }
     }
 
-    pub(super) async fn connect(&self, user: &str) -> Shell {
+    pub(crate) async fn connect(&self, user: &str) -> Shell {
         let endpoint = &self.endpoint(user);
         let attempt = async move |limits: Limits| {
             Ok(Shell::greet(SshSession::open(endpoint, limits).await?, limits.connect).await?)
@@ -139,13 +139,13 @@ impl Server {
         shell.unwrap_or_else(|error| panic!("{error:?}\n{}", self.log()))
     }
 
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 }
 
 /// More time than any step of these tests takes on a busy machine.
-pub(super) const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
+pub(crate) const LIMIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 impl Drop for Server {
     fn drop(&mut self) {

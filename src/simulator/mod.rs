@@ -8,7 +8,7 @@
 //! [`vm`] opens what the VM's configuration names. RAM and disk of the guest are the files that nixbox gave the VM
 //! ([`ram`], [`disk`]). [`kernel`] keeps the guest's files in them as a real kernel does, in a page cache and in blocks,
 //! so that a copy of RAM and disk is all that a restore needs. [`guest`] adds the processes, which stop while the VM is
-//! paused ([`pausable_stream`]). The guest speaks SSH ([`sshd`]). Its programs are those of this machine: they run as the
+//! paused ([`pausable_stream`]). The guest speaks SSH ([`sshd`], [`forwarding`]). Its programs are those of this machine: they run as the
 //! user who runs nixbox, in a directory that stands for the root of the guest ([`translate`]). Programs that would act
 //! upon this machine's kernel are replaced ([`programs`]) and ask the simulated kernel ([`syscalls`]). [`share`] stands in
 //! for virtiofsd, [`network`] for the network.
@@ -21,6 +21,7 @@
 
 mod api;
 mod disk;
+mod forwarding;
 mod guest;
 mod kernel;
 pub mod network;

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::forwarding::ForwardedPorts;
 use super::guest::SimulatedGuest;
 use super::pausable_stream::PausableStream;
 use super::syscalls;
@@ -51,8 +52,12 @@ pub(super) fn listen(guest: &Arc<SimulatedGuest>, listener: std::net::TcpListene
             // If this fails, answers are only slower.
             stream.set_nodelay(true).ok();
             let stream = PausableStream { stream, pause_control: Arc::clone(&guest.pause_control) };
-            let connection =
-                ClientConnection { guest: Arc::clone(&guest), home: None, channels: HashMap::new() };
+            let connection = ClientConnection {
+                guest: Arc::clone(&guest),
+                home: None,
+                channels: HashMap::new(),
+                ports: ForwardedPorts::default(),
+            };
             let config = Arc::clone(&config);
             tokio::spawn(async move {
                 // The client may end the connection in any way.
@@ -88,6 +93,7 @@ struct ClientConnection {
     home: Option<PathBuf>,
     /// The commands that run, by channel: what the client sends goes there.
     channels: HashMap<ChannelId, UnboundedSender<CommandMessage>>,
+    ports: ForwardedPorts,
 }
 
 /// What a client sends to a command.
@@ -184,6 +190,29 @@ impl server::Handler for ClientConnection {
     ) -> Result<(), russh::Error> {
         reply.accept().await;
         Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        host: &str,
+        port: u32,
+        _: &str,
+        _: u32,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
+        self.ports.connect(channel, host, port, reply);
+        Ok(())
+    }
+
+    async fn tcpip_forward(
+        &mut self,
+        address: &str,
+        port: &mut u32,
+        session: &mut Session,
+    ) -> Result<bool, russh::Error> {
+        Ok(self.ports.listen(address, *port, session.handle()).await)
     }
 
     async fn exec_request(

@@ -223,6 +223,8 @@ fn commands_outside_of_a_workspace_exit_with_3() {
         &["recover"],
         &["shell"],
         &["run", "true"],
+        &["cp", "vm:a", "b"],
+        &["forward", "8080"],
     ] {
         directory.run(command).failed(3, &["nixbox init"]);
     }
@@ -252,6 +254,8 @@ fn run_and_shell_without_a_vm_exit_with_3() {
     let before = directory.listing();
     directory.run(&["run", "--", "true"]).failed(3, &["no VM is running", "nixbox up"]);
     directory.run(&["shell"]).failed(3, &["no VM is running"]);
+    directory.run(&["cp", "vm:a", "b"]).failed(3, &["no VM is running"]);
+    directory.run(&["forward", "8080"]).failed(3, &["no VM is running"]);
     assert_eq!(directory.listing(), before);
 }
 
@@ -261,14 +265,17 @@ fn a_wrong_command_line_exits_with_2() {
     directory.run(&["up", "--no-such-flag"]).failed(2, &["--no-such-flag"]);
     directory.run(&["no-such-command"]).failed(2, &["no-such-command"]);
     directory.run(&["run"]).failed(2, &["COMMAND"]);
+    directory.run(&["cp", "vm:a"]).failed(2, &["TARGET"]);
+    directory.run(&["cp", "a", "b"]).failed(2, &["vm:PATH"]);
+    directory.run(&["forward", "70000"]).failed(2, &["not a port"]);
 }
 
 #[test]
 fn every_command_has_help_with_an_example() {
     let directory = TestDirectory::empty();
     for command in [
-        "init", "image", "up", "down", "shell", "run", "status", "config", "trust", "demo", "doctor",
-        "recover", "journal",
+        "init", "image", "up", "down", "shell", "run", "cp", "forward", "status", "config", "trust", "demo",
+        "doctor", "recover", "journal",
     ] {
         let said = directory.ok(&[command, "--help"]);
         assert!(said.stdout.contains("Example: "), "{said:?}");

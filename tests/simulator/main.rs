@@ -9,9 +9,11 @@
 
 mod commands;
 mod conformance;
+mod cp;
 mod demo;
 mod edits;
 mod fit;
+mod forward;
 mod given_back;
 mod guest;
 mod identity;

@@ -7,9 +7,9 @@ use std::time::Instant;
 
 use russh::server::{self, Server as _, VerifiedPublicKey};
 use russh::{ChannelId, Sig};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::*;
 use crate::guest::key;
@@ -69,17 +69,6 @@ async fn output_and_time_are_limited() {
     assert!(matches!(error, ChannelError::Silent { .. }), "{error:?}");
 }
 
-async fn pass_through(
-    session: &SshSession,
-    command: &[u8],
-    stdin: impl AsyncRead + Unpin,
-    stdout: impl AsyncWrite + Unpin,
-    stderr: impl AsyncWrite + Unpin,
-) -> Result<CommandExit, ChannelError> {
-    let (_, never_resized) = mpsc::channel(1);
-    session.start(command).await?.pass_through(stdin, stdout, stderr, never_resized).await
-}
-
 #[tokio::test]
 async fn streams_pass_through() {
     for kind in [Kind::Busybox, Kind::Debian] {
@@ -88,7 +77,7 @@ async fn streams_pass_through() {
         let input = vec![7_u8; 2 << 20];
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let command = b"wc -c; echo oops >&2; exit 9";
-        let exit = pass_through(&session, command, input.as_slice(), &mut out, &mut err).await.unwrap();
+        let exit = session.pass_through(command, input.as_slice(), &mut out, &mut err).await.unwrap();
         assert_eq!(exit, CommandExit::Status(9));
         assert_eq!(String::from_utf8(out).unwrap().trim(), (2 << 20).to_string());
         assert_eq!(err, b"oops\n");
@@ -105,14 +94,14 @@ async fn streams_pass_through() {
         };
         let command = b"read l; echo $l; exit 3";
         let mut nowhere = tokio::io::sink();
-        let run = pass_through(&session, command, stdin, &mut stdout, &mut nowhere);
+        let run = session.pass_through(command, stdin, &mut stdout, &mut nowhere);
         let (exit, ()) = tokio::join!(run, talk);
         assert_eq!(exit.unwrap(), CommandExit::Status(3));
 
         // Nobody reads the command's output.
         let (mut broken, other) = tokio::io::duplex(16);
         drop(other);
-        let run = pass_through(&session, b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
+        let run = session.pass_through(b"yes", tokio::io::empty(), &mut broken, tokio::io::sink());
         assert!(matches!(run.await.unwrap_err(), ChannelError::Local { doing: "write to stdout", .. }));
     }
 }
@@ -158,7 +147,7 @@ async fn a_reader_or_a_server_that_stands_still_ends_no_endless_connection() {
         let command = format!("head -c {MUCH} /dev/zero; read -r line; echo $line");
         let (mut ours, stdin) = tokio::io::duplex(64);
         let (stdout, mut out) = tokio::io::duplex(1 << 16);
-        let run = pass_through(&session, command.as_bytes(), stdin, stdout, tokio::io::sink());
+        let run = session.pass_through(command.as_bytes(), stdin, stdout, tokio::io::sink());
         let read = async {
             out.read_u8().await?;
             stand_still().await;

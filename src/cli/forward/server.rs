@@ -1,0 +1,188 @@
+//! Carries the connections of forwarded ports.
+//!
+//! Each connection to a port of this host has an SSH connection of its own, so that a program that does not read holds up no
+//! other; `guest/channel/forwarding.rs` says why. An SSH connection that is no longer needed is kept for the next.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Semaphore, mpsc};
+
+use super::ports::{GuestEnd, PortPair};
+use super::sockets::{self, HostListener, HostStream};
+use crate::cli::error;
+use crate::guest::channel::forwarding::{ForwardingError, GuestConnection};
+use crate::guest::channel::{ChannelError, SshSession};
+use crate::guest::ssh_guest::SshGuest;
+use crate::world::{Failure, Machine};
+
+/// How many connections to one port are carried at once. More wait until one of them ends.
+const MOST_AT_ONCE: usize = 256;
+/// How many logins are under way at once. SSH servers drop some of the connections on which nobody is logged in yet, if there
+/// are more than ten.
+const LOGINS_AT_ONCE: usize = 4;
+/// How many SSH connections are kept for later.
+const MOST_IDLE: usize = 8;
+
+/// Why ports are not forwarded any more.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ForwardError {
+    #[error("the SSH connection to the guest has ended, so no port is forwarded any more")]
+    Lost(#[source] Option<ChannelError>),
+    #[error("cannot connect to the guest to forward a port")]
+    Connect(#[source] Failure),
+    #[error("cannot forward a port of the guest")]
+    Port(#[source] ForwardingError),
+    #[error("cannot accept connections any more")]
+    Accept(#[source] io::Error),
+}
+
+/// Says why a connection was closed, once for each port.
+#[derive(Default)]
+struct Notice(Cell<bool>);
+
+impl Notice {
+    fn tell(&self, pair: &PortPair, error: &(dyn std::error::Error + 'static)) {
+        if !self.0.replace(true) {
+            let PortPair { host, guest } = pair;
+            let why = error::chain(error);
+            error::print_stderr(&format!(
+                "nixbox: a connection between {host} and {guest} was closed: {why}; further ones are closed \
+                 without a message\n"
+            ));
+        }
+    }
+}
+
+/// Makes the SSH connections for forwarded ports of one guest.
+pub(super) struct PortServer<'a> {
+    guest: &'a SshGuest,
+    machine: &'a Machine,
+    idle: RefCell<Vec<SshSession>>,
+    logins: Semaphore,
+}
+
+impl<'a> PortServer<'a> {
+    pub(super) fn new(guest: &'a SshGuest, machine: &'a Machine) -> Self {
+        let logins = Semaphore::new(LOGINS_AT_ONCE);
+        Self { guest, machine, idle: RefCell::default(), logins }
+    }
+
+    /// Carries the connections to a port of this host.
+    pub(super) async fn serve_host(
+        &self,
+        listener: HostListener,
+        pair: &PortPair,
+    ) -> Result<(), ForwardError> {
+        let notice = Notice::default();
+        let mut carried = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                accepted = listener.accept(), if carried.len() < MOST_AT_ONCE => match accepted {
+                    Ok((socket, from)) => carried.push(self.carry(socket, from, pair, &notice)),
+                    // The program had closed the connection before it was accepted.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                    Err(error) => return Err(ForwardError::Accept(error)),
+                },
+                Some(()) = carried.next() => {}
+            }
+        }
+    }
+
+    async fn carry(&self, socket: Box<dyn HostStream>, from: SocketAddr, pair: &PortPair, notice: &Notice) {
+        if let Err(error) = self.try_to_carry(socket, from, pair).await {
+            notice.tell(pair, &error);
+        }
+    }
+
+    async fn try_to_carry(
+        &self,
+        socket: Box<dyn HostStream>,
+        from: SocketAddr,
+        pair: &PortPair,
+    ) -> Result<(), ForwardError> {
+        let session = self.session().await?;
+        let connection = match &pair.guest {
+            GuestEnd::Port(port) => session.connect_to_port(*port, from).await,
+            GuestEnd::Socket(path) => session.connect_to_socket(path).await,
+        };
+        let (is_reusable, carried) = match connection {
+            Ok(connection) => (connection.relay(socket).await, Ok(())),
+            Err(error) => (!matches!(error, ForwardingError::Channel(_)), Err(ForwardError::Port(error))),
+        };
+        let mut idle = self.idle.borrow_mut();
+        if is_reusable && idle.len() < MOST_IDLE {
+            idle.push(session);
+        }
+        carried
+    }
+
+    async fn session(&self) -> Result<SshSession, ForwardError> {
+        let idle = {
+            let mut idle = self.idle.borrow_mut();
+            idle.retain(SshSession::lives);
+            idle.pop()
+        };
+        match idle {
+            Some(session) => Ok(session),
+            None => self.connect().await,
+        }
+    }
+
+    async fn connect(&self) -> Result<SshSession, ForwardError> {
+        // The semaphore is never closed, and without a permit one login more is under way.
+        let _permit = self.logins.acquire().await.ok();
+        self.guest.connect_for_relay(self.machine).await.map_err(ForwardError::Connect)
+    }
+
+    /// Makes the guest listen on a port, for which connections come to the host's end of the pair.
+    pub(super) async fn listen_in_guest<'p>(
+        &self,
+        port: u16,
+        pair: &'p PortPair,
+    ) -> Result<GuestListener<'p>, ForwardError> {
+        let session = self.connect().await?;
+        let connections = session.listen_on_port(port).await.map_err(ForwardError::Port)?;
+        Ok(GuestListener { session, connections, pair })
+    }
+}
+
+/// A port of the guest on which its SSH server listens.
+pub(super) struct GuestListener<'p> {
+    session: SshSession,
+    connections: mpsc::Receiver<GuestConnection>,
+    pair: &'p PortPair,
+}
+
+impl GuestListener<'_> {
+    /// Carries the connections to the port.
+    pub(super) async fn serve(mut self) -> Result<(), ForwardError> {
+        let notice = Notice::default();
+        let mut carried = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                why = self.session.ended() => return Err(ForwardError::Lost(why)),
+                Some(connection) = self.connections.recv(), if carried.len() < MOST_AT_ONCE => {
+                    carried.push(carry_to_host(connection, self.pair, &notice));
+                }
+                Some(()) = carried.next() => {}
+            }
+        }
+    }
+}
+
+/// Carries a connection that a program of the guest has made to a port of this host.
+async fn carry_to_host(connection: GuestConnection, pair: &PortPair, notice: &Notice) {
+    match sockets::connect(&pair.host).await {
+        Ok(socket) => {
+            connection.accept().await.relay(socket).await;
+        }
+        Err(error) => {
+            connection.refuse().await;
+            notice.tell(pair, &error);
+        }
+    }
+}
