@@ -284,7 +284,7 @@ mod tests {
                         let window = block[number * PAIRS + place_of(bit) as usize / 2];
                         assert_eq!(
                             passing >> bit & 1 != 0,
-                            passes(&windows, window),
+                            passes(&buckets, window),
                             "{count}: {window:04x}"
                         );
                         passed += passing >> bit & 1;
