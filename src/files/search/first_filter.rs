@@ -56,7 +56,7 @@ pub(super) type PassingPairs = [u64; BLOCK / 2 / PAIRS];
 /// Where the pair of a bit begins, in bytes from the first pair whose bit is in the same number.
 #[inline(always)]
 pub(super) fn place_of(bit: u32) -> u32 {
-    // Of 32 bits, the even ones are of the first 16 pairs and the odd ones of the second 16: see `filter_lanes`.
+    // The even ones of 32 bits are of the first 16 pairs and the odd ones of the second 16: see `filter_lanes`.
     bit & 0b1_1110 | (bit & 1) << 5 | (bit & 0b10_0000) << 1
 }
 
@@ -82,7 +82,7 @@ impl FirstFilter {
         }
         let smaller = tables(&mut fingerprints.clone());
         let larger = tables(&mut fingerprints.filter(|one| one.anchor == 0));
-        // Of all pairs of two windows, as many have this one for their smaller one, and their larger one.
+        // How many of all pairs of two windows have this one for their smaller one, and how many for their larger one.
         let is_smaller = |window: u16| 2 * u64::from(u16::MAX - window) + 1;
         let is_larger = |window: u16| 2 * u64::from(window) + 1;
         let pairs = smaller.passing_pairs(is_smaller) + larger.passing_pairs(is_larger);
