@@ -9,6 +9,9 @@
 //! however the pattern lies among the pairs, and looks up half of the windows. A pattern that has no such place, which is
 //! rare from 12 bytes on, has its anchor at its first byte, and the search has to look up every window.
 
+use fearless_simd::prelude::*;
+use fearless_simd::{u8x32, u16x16};
+
 /// The length of the shortest pattern in bytes.
 pub const SHORTEST: usize = 8;
 /// How many bytes the 20 bits follow from.
@@ -24,6 +27,8 @@ const MIXED_BITS: u32 = u16::BITS;
 pub const TAG: usize = 16;
 /// How many windows are mixed together.
 pub(super) const BLOCK: usize = 512;
+/// How many of them are mixed at once.
+const LANES: usize = 16;
 
 /// The key of all fingerprints of a workspace.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,7 +111,7 @@ pub(super) struct MixedPairs {
 }
 
 impl MixedPairs {
-    pub(super) fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self { smaller: [0; BLOCK / 2], larger: [0; BLOCK / 2] }
     }
 }
@@ -126,8 +131,8 @@ impl WindowMixer {
     }
 
     /// The mixed window that the 20 bits begin with.
-    pub(super) fn mixed_of(bits: u32) -> usize {
-        (bits >> (BITS - MIXED_BITS)) as usize
+    pub(super) fn mixed_of(bits: u32) -> u16 {
+        (bits >> (BITS - MIXED_BITS)) as u16
     }
 
     /// The first place of a pattern whose mixed window is not greater than those next to it. Returns zero if the pattern has no
@@ -144,27 +149,46 @@ impl WindowMixer {
     }
 
     /// Mixes the windows that begin in a block. The larger ones of the pairs are computed only if `BOTH`.
-    pub(super) fn mix<const BOTH: bool>(&self, block: &[u8; BLOCK + WINDOW], pairs: &mut MixedPairs) {
-        let parts: [&[[u8; 2]]; WINDOW] =
-            std::array::from_fn(|from| block[from..from + BLOCK].as_chunks::<2>().0);
+    #[inline(always)]
+    pub(super) fn mix<S: Simd, const BOTH: bool>(
+        &self,
+        simd: S,
+        block: &[u8; BLOCK + WINDOW],
+        pairs: &mut MixedPairs,
+    ) {
         let MixedPairs { smaller, larger } = pairs;
-        for (pair, (smaller, larger)) in smaller.iter_mut().zip(larger).enumerate() {
+        let (smaller, larger) = (smaller.as_chunks_mut::<LANES>().0, larger.as_chunks_mut::<LANES>().0);
+        for (number, (smaller, larger)) in smaller.iter_mut().zip(larger).enumerate() {
             // The parts of the second window of a pair are those of the first one, each a byte further.
-            let [one, other] = [0, 1].map(|from| {
-                let product =
-                    |at: usize| u16::from_le_bytes(parts[from + 2 * at][pair]).wrapping_mul(self.upper[at]);
-                (0..PARTS).map(product).fold(0, u16::wrapping_add)
-            });
-            *smaller = one.min(other);
+            let first = number * 2 * LANES;
+            let (one, other) = (self.mix_lanes(simd, block, first), self.mix_lanes(simd, block, first + 1));
+            one.min(other).store_array(smaller);
             if BOTH {
-                *larger = one.max(other);
+                one.max(other).store_array(larger);
             }
         }
     }
+
+    /// The mixed windows at this place and at every second one after it.
+    #[inline(always)]
+    fn mix_lanes<S: Simd>(&self, simd: S, block: &[u8; BLOCK + WINDOW], at: usize) -> u16x16<S> {
+        parts(simd, block, at) * self.upper[0]
+            + parts(simd, block, at + 2) * self.upper[1]
+            + parts(simd, block, at + 4) * self.upper[2]
+    }
+}
+
+/// The part of two bytes at this place and those after it. The lower byte is the first one in memory, as [`mixed`] has it, on
+/// all processors that VMs run on.
+#[inline(always)]
+fn parts<S: Simd>(simd: S, block: &[u8; BLOCK + WINDOW], at: usize) -> u16x16<S> {
+    u8x32::from_slice(simd, &block[at..at + 2 * LANES]).bitcast()
 }
 
 #[cfg(test)]
 mod tests {
+    use fearless_simd::{Level, dispatch};
+
     use super::*;
     use crate::files::search::forms::forms_of;
 
@@ -202,9 +226,9 @@ mod tests {
                 for before in [100, 101] {
                     let mut block = [b'.'; BLOCK + WINDOW];
                     block[before..before + pattern.len()].copy_from_slice(&pattern);
-                    mixer.mix::<true>(&block, &mut pairs);
+                    dispatch!(Level::new(), simd => mixer.mix::<_, true>(simd, &block, &mut pairs));
                     let pair = (before + at) / 2;
-                    assert_eq!(usize::from(pairs.smaller[pair]), first, "{form:?}");
+                    assert_eq!(pairs.smaller[pair], first, "{form:?}");
                     assert!(pairs.larger[pair] >= pairs.smaller[pair]);
                 }
             }

@@ -1,9 +1,10 @@
 //! The search for credentials in files whose content must not have any, by fingerprints alone.
 //!
 //! [`forms`] has the encodings in which a value may be kept, [`value`] which parts of a value are searched for,
-//! [`fingerprint`] what is kept of them, [`searcher`] the search in bytes, [`known`] the file that keeps the fingerprints of a
-//! workspace's values, [`token_kinds`] a count of what looks like a well-known kind of token, and [`findings`] what was found
-//! in one file while it was read. [`super::copy`] searches while it copies or hashes.
+//! [`fingerprint`] what is kept of them, [`searcher`] the search in bytes, [`first_filter`] and [`suspects`] what makes it fast,
+//! [`known`] the file that keeps the fingerprints of a workspace's values, [`token_kinds`] a count of what looks like a
+//! well-known kind of token, and [`findings`] what was found in one file while it was read. [`super::copy`] searches while it
+//! copies or hashes.
 //!
 //! What it can find: a value, one of its lines or parts of 256 bytes, or a token within a file, in one of its forms, wherever
 //! its bytes follow each other in the file: also across the chunks in which the file is read, and across pages of a memory
@@ -24,8 +25,10 @@
 
 pub mod findings;
 pub mod fingerprint;
+mod first_filter;
 pub mod forms;
 pub mod known;
 pub mod searcher;
+mod suspects;
 pub mod token_kinds;
 pub mod value;

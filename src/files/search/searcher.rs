@@ -1,16 +1,24 @@
 //! Finds patterns in bytes, of which it knows fingerprints alone.
 //!
-//! The search computes 20 bits at every byte, as [`super::fingerprint`] describes. A table of 2^16 bytes and one of 2^20 bits,
-//! which stay in the caches of a processor, pass few places on; there BLAKE3 decides.
+//! The search computes 16 of 20 bits at every byte, as [`super::fingerprint`] describes. [`super::first_filter`] passes few of
+//! them on, unless there are many patterns. A table of 2^16 bytes and one of 2^20 bits, which stay in the caches of a
+//! processor, pass fewer places on; there BLAKE3 decides.
 //!
 //! For the 56 forms of 8 tokens, the 20 bits fit at 41,373 places of a GiB of random bytes, and at 59,693 of a GiB of the files
 //! below `/usr` of a Debian (tests/bench/search.rs, 4 GiB of each). BLAKE3 agreed at none of them.
 
+use fearless_simd::prelude::*;
+use fearless_simd::{Level, dispatch};
+
 use super::fingerprint::{BITS, BLOCK, Fingerprint, MixedPairs, SearchKey, TAG, WINDOW, WindowMixer};
+use super::first_filter::FirstFilter;
 use super::forms::Form;
+use super::suspects::{RUN, Suspects};
 
 /// How many pairs of windows are looked up before the answers are.
 const GROUP: usize = 8;
+/// The most pairs of a block that are looked up one by one after the first filter. If more pass, all are looked up by groups.
+const MOST_ALONE: u32 = 48;
 
 /// A pattern that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +40,10 @@ pub type WantedPattern = (Fingerprint, u32, Form);
 pub struct Searcher {
     key: SearchKey,
     mixer: WindowMixer,
+    /// Which instructions this processor has.
+    level: Level,
+    /// `None` if it would pass too much.
+    filter: Option<FirstFilter>,
     /// One byte for each mixed window: not zero if a pattern has it.
     mixed: Box<[u8; 1 << u16::BITS]>,
     /// One bit for each value of the 20 bits.
@@ -56,11 +68,14 @@ impl Searcher {
         let mut mixed = Box::new([0; 1 << u16::BITS]);
         let mut exact = vec![0_u64; 1 << (BITS - u64::BITS.ilog2())].into_boxed_slice();
         for (Fingerprint { window, .. }, ..) in &wanted {
-            mixed[WindowMixer::mixed_of(*window)] = 1;
+            mixed[usize::from(WindowMixer::mixed_of(*window))] = 1;
             exact[(window / u64::BITS) as usize] |= 1 << (window % u64::BITS);
         }
         let fingerprints = || wanted.iter().map(|(fingerprint, ..)| fingerprint);
+        let level = Level::new();
         Self {
+            filter: FirstFilter::new(level, fingerprints()),
+            level,
             mixer: key.mixer(),
             key,
             mixed,
@@ -86,22 +101,20 @@ impl Searcher {
         }
         let windows = (bytes.len() + 1).saturating_sub(WINDOW).min(end.saturating_add(self.farthest));
         let (mut at, mut fitting) = (0, 0);
-        let (mut pairs, mut suspects, mut last) = (MixedPairs::new(), Vec::new(), None);
-        while at + BLOCK <= windows
-            && let Some(block) = bytes[at..].first_chunk()
-        {
-            // No pattern has its anchor there.
-            if !is_zeros(block) {
-                if self.every_window {
-                    self.suspect::<true>(block, &mut pairs, &mut suspects);
-                } else {
-                    self.suspect::<false>(block, &mut pairs, &mut suspects);
-                }
-                for place in suspects.drain(..) {
+        let (mut pairs, mut suspects, mut last) =
+            ([const { MixedPairs::new() }; RUN / BLOCK], Suspects::new(), None);
+        while at + BLOCK <= windows && at + BLOCK + WINDOW <= bytes.len() {
+            suspects.clear();
+            let run = &bytes[at..];
+            let ended = dispatch!(self.level, simd => self.suspect_run(simd, run, windows - at, &mut pairs, &mut suspects));
+            for place in suspects.iter() {
+                let (pairs, pair) = (&pairs[place / BLOCK], place % BLOCK / 2);
+                if self.has(pairs.smaller[pair]) || self.every_window && self.has(pairs.larger[pair]) {
                     fitting += self.examine(bytes, at + place, end, &mut last, &mut found);
+                    fitting += self.examine(bytes, at + place + 1, end, &mut last, &mut found);
                 }
             }
-            at += BLOCK;
+            at += ended;
         }
         for place in at..windows {
             fitting += self.examine(bytes, place, end, &mut last, &mut found);
@@ -109,14 +122,63 @@ impl Searcher {
         fitting
     }
 
-    /// Adds to `suspects` the places of a block where the first table lets a pattern have its anchor, with their neighbours.
-    fn suspect<const EVERY: bool>(
+    /// Looks for suspects in the first blocks of `bytes`: in a run of them, or in as many as have no more than `windows` windows.
+    /// Returns where the last one ends.
+    #[inline(always)]
+    fn suspect_run<S: Simd>(
         &self,
+        simd: S,
+        bytes: &[u8],
+        windows: usize,
+        pairs: &mut [MixedPairs; RUN / BLOCK],
+        suspects: &mut Suspects,
+    ) -> usize {
+        let mut at = 0;
+        for pairs in pairs {
+            let Some(block) = bytes[at..].first_chunk() else { break };
+            if at + BLOCK > windows {
+                break;
+            }
+            // No pattern has its anchor there.
+            if !is_zeros(block) {
+                suspects.begin_block(at);
+                if self.every_window {
+                    self.suspect::<S, true>(simd, block, pairs, suspects);
+                } else {
+                    self.suspect::<S, false>(simd, block, pairs, suspects);
+                }
+            }
+            at += BLOCK;
+        }
+        at
+    }
+
+    /// Adds to `suspects` the pairs of a block that the filter passes, or else those that the first table has.
+    #[inline(always)]
+    fn suspect<S: Simd, const EVERY: bool>(
+        &self,
+        simd: S,
         block: &[u8; BLOCK + WINDOW],
         pairs: &mut MixedPairs,
-        suspects: &mut Vec<usize>,
+        suspects: &mut Suspects,
     ) {
-        self.mixer.mix::<EVERY>(block, pairs);
+        self.mixer.mix::<S, EVERY>(simd, block, pairs);
+        if let Some(filter) = &self.filter {
+            let passing = filter.passing::<S, EVERY>(simd, pairs);
+            let [first, second, third, fourth] = passing.map(u64::count_ones);
+            match first + second + third + fourth {
+                0 => return,
+                1..=MOST_ALONE => return suspects.add_passing(&passing),
+                // Bytes that repeat themselves may pass everywhere.
+                _ => {}
+            }
+        }
+        self.suspect_groups::<EVERY>(pairs, suspects);
+    }
+
+    /// Looks up all pairs of a block in the first table.
+    #[inline(never)]
+    fn suspect_groups<const EVERY: bool>(&self, pairs: &MixedPairs, suspects: &mut Suspects) {
         let ((smaller, _), (larger, _)) = (pairs.smaller.as_chunks(), pairs.larger.as_chunks());
         for (number, (smaller, larger)) in smaller.iter().zip(larger).enumerate() {
             if self.has_any(smaller) || EVERY && self.has_any(larger) {
@@ -132,19 +194,21 @@ impl Searcher {
         mixed.iter().fold(0, |any, mixed| any | self.mixed[usize::from(*mixed)]) != 0
     }
 
+    fn has(&self, mixed: u16) -> bool {
+        self.mixed[usize::from(mixed)] != 0
+    }
+
     #[inline(never)]
     fn suspect_pairs<const EVERY: bool>(
         &self,
         smaller: &[u16; GROUP],
         larger: &[u16; GROUP],
         from: usize,
-        suspects: &mut Vec<usize>,
+        suspects: &mut Suspects,
     ) {
-        let has = |mixed: u16| self.mixed[usize::from(mixed)] != 0;
         for (pair, (smaller, larger)) in smaller.iter().zip(larger).enumerate() {
-            if has(*smaller) || EVERY && has(*larger) {
-                let first = from + 2 * pair;
-                suspects.extend([first, first + 1]);
+            if self.has(*smaller) || EVERY && self.has(*larger) {
+                suspects.add(from + 2 * pair);
             }
         }
     }
@@ -185,9 +249,19 @@ impl Searcher {
 }
 
 /// Whether a block has only zeros, apart from the bytes that belong to the next one.
+#[inline(always)]
 fn is_zeros(block: &[u8; BLOCK + WINDOW]) -> bool {
     let (lines, _) = block[..BLOCK].as_chunks::<64>();
-    lines.iter().all(|line| line.iter().fold(0, |or, byte| or | byte) == 0)
+    for line in lines {
+        let mut any = 0;
+        for byte in line {
+            any |= byte;
+        }
+        if any != 0 {
+            return false;
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -207,6 +281,21 @@ mod tests {
             .enumerate()
             .filter_map(|(value, pattern)| Some((key().fingerprint(pattern)?, value as u32, Form::Plain)));
         Searcher::new(key(), wanted.collect())
+    }
+
+    /// The search with the instructions of older processors too, and with and without the filter.
+    fn variants(patterns: &[&[u8]]) -> Vec<Searcher> {
+        let best = Level::new();
+        #[cfg(target_arch = "x86_64")]
+        let older = [best.as_sse4_2().map(Level::Sse4_2), best.as_sse2().map(Level::Sse2)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let older = [None];
+        let mut searchers = Vec::new();
+        for level in older.into_iter().flatten().chain([best]) {
+            searchers.push(Searcher { level, ..searcher(patterns) });
+            searchers.push(Searcher { level, filter: None, ..searcher(patterns) });
+        }
+        searchers
     }
 
     fn found(searcher: &Searcher, bytes: &[u8]) -> Vec<(usize, u32)> {
@@ -244,20 +333,25 @@ mod tests {
         #[test]
         fn it_finds_what_a_naive_search_finds(
             patterns in some_patterns(),
-            bytes in some_bytes(0..3 * BLOCK),
+            bytes in prop_oneof![some_bytes(0..3 * BLOCK), some_bytes(RUN - BLOCK..RUN + 2 * BLOCK)],
             zeros in (0..3 * BLOCK, 0..2 * BLOCK),
-            planted in proptest::collection::vec((0..6_usize, 0..3 * BLOCK), 0..12),
+            planted in proptest::collection::vec((0..6_usize, 0..RUN + BLOCK), 0..12),
+            at_edges in proptest::collection::vec((0..6_usize, 1..=RUN / BLOCK, 0..20_usize), 0..6),
         ) {
             let patterns: Vec<&[u8]> =
                 patterns.iter().map(Vec::as_slice).filter(|pattern| pattern[0] != 0).collect();
             let mut bytes = bytes;
             bytes.iter_mut().skip(zeros.0).take(zeros.1).for_each(|byte| *byte = 0);
-            for (pattern, at) in planted {
+            let at_edges = at_edges.into_iter().map(|(pattern, block, before)| (pattern, block * BLOCK - before));
+            for (pattern, at) in planted.into_iter().chain(at_edges) {
                 if let Some(pattern) = patterns.get(pattern) && at + pattern.len() <= bytes.len() {
                     bytes[at..at + pattern.len()].copy_from_slice(pattern);
                 }
             }
-            prop_assert_eq!(found(&searcher(&patterns), &bytes), naive(&patterns, &bytes));
+            let expected = naive(&patterns, &bytes);
+            for searcher in variants(&patterns) {
+                prop_assert_eq!(&found(&searcher, &bytes), &expected);
+            }
         }
     }
 
@@ -318,6 +412,7 @@ mod tests {
                 (0..count).map(|_| (0..40).map(|_| random.u8(..)).collect()).collect();
             let patterns: Vec<&[u8]> = patterns.iter().map(Vec::as_slice).collect();
             let searcher = searcher(&patterns);
+            assert_eq!(searcher.filter.is_some(), count == 20);
             let mut bytes = vec![0; 16 << 20];
             random.fill(&mut bytes);
             let mut hits = 0;
