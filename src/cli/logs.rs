@@ -12,7 +12,7 @@ use super::command::OpenWorkspace;
 use super::error::{self, CliError, Outcome, Problem};
 use super::{WorkspaceLocation, success};
 use crate::files::Folder;
-use tail::Tail;
+use tail::LogTail;
 
 mod tail;
 
@@ -74,13 +74,13 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         _ => open.workspace.runtime()?,
     };
     let whose = if arguments.whose.is_empty() { &[LogOwner::Console][..] } else { &arguments.whose };
-    let mut changes = arguments.follow.then(|| Changes::of(&runtime)).transpose()?;
-    let mut tails: BTreeMap<String, Tail> = BTreeMap::new();
+    let mut changes = arguments.follow.then(|| LogChanges::of(&runtime)).transpose()?;
+    let mut tails: BTreeMap<String, LogTail> = BTreeMap::new();
     loop {
         let logs = newest(&runtime, whose)?;
         let several = whose.len() > 1 || logs.len() > 1;
         for (label, file) in &logs {
-            let tail = tails.entry(label.clone()).or_insert_with(|| Tail::new(arguments.lines));
+            let tail = tails.entry(label.clone()).or_insert_with(|| LogTail::new(arguments.lines));
             let prefix = if several { format!("{label}: ") } else { String::new() };
             tail.advance(&runtime, file, |line| error::print(&format!("{prefix}{line}")))?;
         }
@@ -108,9 +108,9 @@ fn newest(runtime: &Folder, whose: &[LogOwner]) -> Result<BTreeMap<String, Strin
 }
 
 /// Changes of the files in a directory (inotify(7)).
-struct Changes(std::os::fd::OwnedFd);
+struct LogChanges(std::os::fd::OwnedFd);
 
-impl Changes {
+impl LogChanges {
     fn of(folder: &Folder) -> Result<Self, Problem> {
         let failed = |error: rustix::io::Errno| CliError::Follow {
             path: folder.path().to_owned(),

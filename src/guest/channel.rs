@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
-use super::shell::last_words;
+use super::last_words::last_words;
 use crate::world::UserName;
 use command::{CaptureSink, Reader, converse, drain};
 use error::KnownEnd;
@@ -139,7 +139,7 @@ pub struct SshSession {
 /// Dropbear makes that necessary (seen in 2022.83; its main branch of 2026 has the same code). When a command ends, it looks
 /// at all channels, and closes also one that was opened for a command which has not been requested yet: `sesscheckclose`
 /// takes a channel without a process for one whose process has ended. If the request comes then, dropbear starts the command
-/// all the same, and ends the whole connection when that command writes something, because the channel is closed. It may
+/// nevertheless, and ends the whole connection when that command writes something, because the channel is closed. It may
 /// still have to look when nixbox knows that the earlier command has ended. It has done so when it answers the next request.
 #[derive(Debug, Default)]
 pub(super) struct CommandTurn {

@@ -11,6 +11,8 @@
 //! of a person and [`person_command`] a command, and [`terminal`] finds a type of terminal that the guest knows. [`examine`] finds out beforehand whether all
 //! of that can work. [`ssh_guest`] implements [`crate::world::Guest`] with these modules.
 //!
+//! Messages quote the guest by `last_words`.
+//!
 //! This module uses `world`, and nothing else of nixbox.
 
 mod audit;
@@ -24,6 +26,7 @@ pub mod examine;
 pub mod host_key;
 pub mod inject;
 pub mod key;
+pub(crate) mod last_words;
 pub mod mounts;
 pub mod person_command;
 mod processes;

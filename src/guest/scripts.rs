@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::channel::{ChannelError, CommandEvent, CommandExit, GuestCommand, SshSession};
-use super::shell::{last_words, quoted};
+use super::last_words::last_words;
+use super::shell::quoted;
 use crate::world::{Failure, GuestScriptPoint, GuestScriptsOutcome, Interrupt};
 
 /// How much of a script's output is kept, in bytes: its end.

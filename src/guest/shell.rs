@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use super::channel::{Capture, ChannelError, CommandExit, Finished, SshSession};
 use super::clock_gap;
+use super::last_words::last_words;
 use super::ready::Attempt;
 use crate::world::{BootId, GuestHome, InvalidValue, UserIds};
 
@@ -345,14 +346,6 @@ fn script_error(
     }
 }
 
-/// The last three lines of what a program of the guest has printed, joined into one line that is safe to print.
-pub fn last_words(printed: &[u8]) -> String {
-    let text = String::from_utf8_lossy(printed);
-    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let end = lines[lines.len().saturating_sub(3)..].join("; ");
-    end.chars().filter(|letter| !letter.is_control()).take(400).collect()
-}
-
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     haystack.windows(needle.len()).position(|window| window == needle)
 }
@@ -376,12 +369,6 @@ mod tests {
         for bad in ["", "0123", &text[1..], &format!("{text}0"), "+1234567-89ab-cdef-0123-456789abcdef"] {
             assert!(Uuid::try_parse(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn stderr_is_made_safe_to_print() {
-        assert_eq!(last_words(b"a\nb\n\n c\x1b[2J\nd\n"), "b; c[2J; d");
-        assert!(last_words(&[b'x'; 9000]).len() <= 400);
     }
 
     /// Runs the loader under every shell that this machine has.

@@ -11,21 +11,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
-use super::channel::{ChannelError, Limits, SshSession};
+use super::channel::ChannelError;
 use super::credentials::Credential;
 use super::host_key::Pin;
 use super::inject::{self, Expected};
 use super::mounts;
-use super::ready::{Patience, until_ready};
 use super::scripts::{self, GuestScriptNotice};
 use super::settle::Unsettled;
 use super::shell::{Rights, ScriptError, Shell};
 use super::sources::SourceError;
-use super::{audit, backup, examine, processes, settle, stale_scripts, swap, wall_clock, wipe, wiped_values};
+use super::{audit, backup, examine, processes, settle, stale_scripts, swap, wipe, wiped_values};
 use crate::files::Folder;
 use crate::files::search::known::{KnownValues, KnownValuesError};
 use crate::files::search::value::NamedValue;
@@ -35,6 +33,7 @@ use crate::world::{
     UnprovenPlace, Vmm, VmmState, WaitObserver, error_chain,
 };
 
+mod connecting;
 mod relays;
 mod settings;
 
@@ -91,66 +90,6 @@ impl SshGuest {
     #[must_use]
     pub fn pin(&self, disk: Generation) -> Pin {
         Pin::new((self.settings.pin)(disk))
-    }
-
-    /// Waits until a command has run in the guest, and returns the connection that it ran on.
-    ///
-    /// # Errors
-    /// [`Failure::Lost`] if the VM is lost; [`Failure::Interrupted`]; otherwise the error of the last attempt.
-    pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
-        let since = Instant::now();
-        let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
-        self.reach(machine, self.settings.limits, interrupt, waiting).await
-    }
-
-    /// Does the same for a command that may run long. The connection is not given up while the guest of a paused VM is
-    /// silent, so the command has to run in [`SshGuest::while_there`].
-    ///
-    /// # Errors
-    /// Those of [`SshGuest::connect`].
-    pub async fn connect_for_long(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
-        let since = Instant::now();
-        let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
-        let limits = Limits { endless: true, ..self.settings.limits };
-        self.reach(machine, limits, interrupt, waiting).await
-    }
-
-    /// A new connection to the guest's SSH server, for another program.
-    ///
-    /// # Errors
-    /// If the server cannot be reached.
-    pub async fn dial(&self, machine: &Machine) -> std::io::Result<TcpStream> {
-        let GuestSettings { address, dial, .. } = &self.settings;
-        dial(address(machine.slot)).await
-    }
-
-    /// Sets the clock of the guest if it was off when this connection was made, as after a suspend of the host. Tells the
-    /// observer why it cannot be set.
-    pub async fn put_clock_right(&self, shell: &Shell) {
-        if let Err(unsettled) = wall_clock::put_right(shell).await {
-            (self.settings.on_unsettled)(&unsettled);
-        }
-    }
-
-    /// Does the same as [`SshGuest::connect`], and calls `waiting` from time to time.
-    async fn reach(
-        &self,
-        machine: &Machine,
-        limits: Limits,
-        interrupt: &Interrupt,
-        waiting: impl Fn(),
-    ) -> Result<Shell> {
-        let GuestSettings { ready, console, .. } = &self.settings;
-        let endpoint = self.endpoint(machine)?;
-        let endpoint = &endpoint;
-        let attempt = async move |limits: Limits| {
-            let session = SshSession::open(endpoint, limits).await?;
-            Ok(Shell::greet(session, limits.connect).await?)
-        };
-        let signs = || console(machine);
-        let patience = Patience { within: ready.duration(), signs: &signs };
-        let connected = async { until_ready(patience, limits, interrupt, attempt).await.map_err(failure) };
-        self.watching(machine, connected, waiting).await
     }
 
     /// Runs `act` on a connection, until it ends or the VM is gone. Keeps the connection if `act` succeeds.

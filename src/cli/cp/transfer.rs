@@ -20,7 +20,8 @@ use crate::files::incoming::{IncomingError, IncomingTree};
 use crate::files::shared_paths::SharedPaths;
 use crate::files::{FileError, Folder};
 use crate::guest::channel::{ChannelError, CommandExit};
-use crate::guest::shell::{Shell, last_words, stream_command};
+use crate::guest::last_words::last_words;
+use crate::guest::shell::{Shell, stream_command};
 
 /// How many bytes are between the connection and the thread that reads or writes files.
 const PIPE: usize = 256 * 1024;

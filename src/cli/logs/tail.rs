@@ -11,7 +11,7 @@ const MOST: u64 = 4 << 20;
 const LONGEST_LINE: usize = 64 << 10;
 
 /// What was shown of a log.
-pub(super) struct Tail {
+pub(super) struct LogTail {
     /// How many lines of the log's end are still to be shown.
     lines: usize,
     /// The file, and how far it was read, in bytes.
@@ -20,7 +20,7 @@ pub(super) struct Tail {
     unfinished: Vec<u8>,
 }
 
-impl Tail {
+impl LogTail {
     /// Shows that many lines of the end of the first file, and of every file what comes later.
     pub(super) fn new(lines: usize) -> Self {
         Self { lines, read: None, unfinished: Vec::new() }
@@ -90,7 +90,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let folder = Folder::open(directory.path()).unwrap();
         let path = |name: &str| directory.path().join(name);
-        let mut tail = Tail::new(2);
+        let mut tail = LogTail::new(2);
         let mut shown = |name: &str| {
             let mut lines = Vec::new();
             tail.advance(&folder, name, |line| {

@@ -8,6 +8,7 @@ use russh::keys::PrivateKey;
 use zeroize::Zeroizing;
 
 use super::*;
+use crate::guest::channel::Limits;
 use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::host_key::PinError;
 use crate::guest::key;
