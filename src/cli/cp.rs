@@ -38,12 +38,13 @@ pub(super) struct Arguments {
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let current = std::env::current_dir().map_err(|error| Problem::new(ExitKind::Failed, error))?;
     let direction = CopyRoute::parse(&arguments.sources, &arguments.target, &current)?;
-    let EquippedGuest { wiring, shell, runtime, .. } = equipped::reach(location)?;
+    let EquippedGuest { wiring, vm, shell, runtime } = equipped::reach_for_long(location)?;
     let shared = wiring::shared_paths(&wiring.spec);
     let copied = runtime.block_on(async {
         let interrupted = std::pin::pin!(signals::first()?);
         let mut transfer = Transfer { shell: &shell, shared: &shared, interrupted };
-        let copied = copy(&mut transfer, &direction).await?;
+        let copying = copy(&mut transfer, &direction);
+        let copied = equipped::while_vm_runs(location, &wiring, &vm, copying).await?;
         let Shell { session, .. } = shell;
         session.close().await;
         Ok::<_, Problem>(copied)

@@ -159,7 +159,7 @@ pub enum CliError {
     CommandLost(#[source] ChannelError),
     #[error("the command was not started in the guest")]
     NotStarted(#[source] ScriptError),
-    #[error("the VM ended while the command ran in it, so the command's exit status is not known")]
+    #[error("the VM ended before its guest was done, so it is not known how far the guest came")]
     VmEnded,
     #[error("ended by the third signal; the guest is told to end the command")]
     RunGivenUp,

@@ -1,10 +1,8 @@
 //! `nixbox run`.
 //!
-//! [`passed_variable`] reads the option `-e`, [`local_terminal`] changes the person's own terminal, and [`successor`] finds
-//! the VM that has taken the place of one in a live snapshot.
+//! [`passed_variable`] reads the option `-e`, and [`local_terminal`] changes the person's own terminal.
 
 use std::io::IsTerminal as _;
-use std::pin::Pin;
 
 use futures_util::future;
 use nix::sys::signal::Signal;
@@ -12,23 +10,18 @@ use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::mpsc;
 
 use super::WorkspaceLocation;
-use super::command::{self, OpenWorkspace};
-use super::error::{self, CliError, Outcome};
-use super::rebooted;
-use super::wiring::Wiring;
-use crate::engine::transition::Interrupt;
+use super::equipped::{self, EquippedGuest};
+use super::error::{self, CliError, Outcome, Problem};
 use crate::guest::channel::{CommandExit, GuestCommand, GuestTerminal};
 use crate::guest::person_command::{CommandGuard, CommandLine, PersonCommand};
 use crate::guest::shell::Shell;
 use crate::guest::terminal;
-use crate::operations::RunningVm;
-use crate::world::{Failure, Machine, UserName};
+use crate::world::UserName;
 use local_terminal::RawTerminal;
 use passed_variable::PassedVariable;
 
 mod local_terminal;
 mod passed_variable;
-mod successor;
 
 /// The signals that are passed on, with the names that the guard takes.
 fn passed_signals() -> [(SignalKind, &'static str); 4] {
@@ -83,20 +76,7 @@ impl Arguments {
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let variables = arguments.variables.iter().map(PassedVariable::read).collect::<Result<_, _>>()?;
-    let (workspace, vm) = OpenWorkspace::of_running_vm(location)?;
-    let wiring = workspace.wire_for(&vm)?;
-    let runtime = command::runtime()?;
-    let connect = async || {
-        let connected = wiring.guest.connect_for_long(&vm.machine, &Interrupt::new()).await;
-        connected.map_err(CliError::Connect)
-    };
-    let mut shell = runtime.block_on(connect())?;
-    if rebooted::is_rebooted(&vm, &shell) {
-        // A command must not run without what it was given before.
-        runtime.block_on(shell.session.close());
-        rebooted::equip(location)?;
-        shell = runtime.block_on(connect())?;
-    }
+    let EquippedGuest { wiring, vm, shell, runtime } = equipped::reach_for_long(location)?;
     let command = PersonCommand {
         line: CommandLine::of_words(&arguments.command),
         variables,
@@ -105,9 +85,9 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         terminal: None,
     };
     let ended = runtime.block_on(async {
-        wiring.guest.put_clock_right(&shell).await;
         let terminal = if arguments.terminal { Some(guest_terminal(&shell).await) } else { None };
-        let ended = run_to_end(location, &wiring, &vm, &shell, PersonCommand { terminal, ..command }).await;
+        let command = PersonCommand { terminal, ..command };
+        let ended = equipped::while_vm_runs(location, &wiring, &vm, run_to_end(&shell, command)).await;
         shell.session.close().await;
         ended
     });
@@ -131,14 +111,8 @@ async fn guest_terminal(shell: &Shell) -> GuestTerminal {
     GuestTerminal { kind, size: local_terminal::size().unwrap_or(local_terminal::USUAL_SIZE) }
 }
 
-/// Runs the command until it ends, the VM is gone, or nixbox gets its third signal.
-async fn run_to_end(
-    location: &WorkspaceLocation,
-    wiring: &Wiring,
-    vm: &RunningVm,
-    shell: &Shell,
-    command: PersonCommand,
-) -> Result<CommandExit, CliError> {
+/// Runs the command until it ends, or nixbox gets its third signal.
+async fn run_to_end(shell: &Shell, command: PersonCommand) -> Result<CommandExit, Problem> {
     let signals =
         passed_signals().into_iter().map(|(kind, _)| unix::signal(kind)).collect::<Result<Vec<_>, _>>();
     let signals = signals.map_err(CliError::Signals)?;
@@ -149,18 +123,15 @@ async fn run_to_end(
         None => None,
     };
     let through = pass_through(running, command.terminal.is_some());
-    let passed = std::pin::pin!(async {
-        let ended = tokio::select! {
-            ended = through => ended,
-            given_up = pass_signals(signals, &guard) => Err(given_up),
-        };
-        if ended.is_ok() {
-            // If this fails, the connection has ended. Then the guard finds that the command has too.
-            guard.dismiss().await.ok();
-        }
-        ended
-    });
-    follow(location, wiring, vm.machine, passed).await
+    let ended = tokio::select! {
+        ended = through => ended,
+        given_up = pass_signals(signals, &guard) => Err(given_up),
+    };
+    if ended.is_ok() {
+        // If this fails, the connection has ended. Then the guard finds that the command has too.
+        guard.dismiss().await.ok();
+    }
+    Ok(ended?)
 }
 
 async fn pass_through(running: GuestCommand, in_terminal: bool) -> Result<CommandExit, CliError> {
@@ -196,24 +167,6 @@ async fn pass_signals(mut signals: Vec<unix::Signal>, guard: &CommandGuard) -> C
     }
     future::select_all(signals.iter_mut().map(|signal| Box::pin(signal.recv()))).await;
     CliError::RunGivenUp
-}
-
-/// Runs `command` until it ends, under the VM that the workspace has at each moment: a live snapshot may go on with the
-/// guest, and its connections, in another VMM.
-async fn follow(
-    location: &WorkspaceLocation,
-    wiring: &Wiring,
-    mut machine: Machine,
-    mut command: Pin<&mut impl Future<Output = Result<CommandExit, CliError>>>,
-) -> Result<CommandExit, CliError> {
-    loop {
-        let there = wiring.guest.while_there(&machine, async { Ok(command.as_mut().await) });
-        machine = match there.await {
-            Ok(ended) => return ended,
-            Err(Failure::Lost) => successor::find(location, &machine).await.ok_or(CliError::VmEnded)?,
-            Err(failure) => return Err(CliError::VmState(failure)),
-        };
-    }
 }
 
 /// The exit status that a shell would give for the end of the command.
