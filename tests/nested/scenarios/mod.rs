@@ -158,5 +158,6 @@ pub(super) const ALL: &[Scenario] = &[
     shared_vm!(shared_vm::shares_are_writable_or_read_only_as_configured),
     shared_vm!(shared_vm::run_passes_stdin_stdout_and_status),
     shared_vm!(shared_vm::run_passes_signals_and_ends_its_command),
+    shared_vm!(shared_vm::files_are_copied_and_ssh_and_forwarded_ports_reach_the_guest),
     shared_vm!(shared_vm::shell_gives_a_terminal),
 ];

@@ -143,6 +143,57 @@ pub(super) fn run_passes_signals_and_ends_its_command(workspace: &Workspace) {
     workspace.guest("while pgrep -f 'sleep 9876[5]'; do sleep 0.1; done; while ls -d /dev/shm/nixbox-run.*; do sleep 0.1; done");
 }
 
+pub(super) fn files_are_copied_and_ssh_and_forwarded_ports_reach_the_guest(workspace: &Workspace) {
+    let bytes: Vec<u8> =
+        (0..3_000_017_u32).map(|number| (number.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let tree = workspace.path.join("tree");
+    fs::create_dir_all(tree.join("below")).unwrap();
+    fs::write(tree.join("below/a file"), &bytes).unwrap();
+    std::os::unix::fs::symlink("below/a file", tree.join("link")).unwrap();
+    workspace.ok(&["cp", "tree", "vm:copied"]);
+    let told =
+        workspace.guest("cd ~/copied; readlink link; wc -c < 'below/a file'; stat -c %u 'below/a file'");
+    assert_eq!(told, format!("below/a file\n{}\n1000\n", bytes.len()));
+    workspace.ok(&["cp", "vm:copied/link", "vm:copied/.", "tree"]);
+    assert!(fs::read(tree.join("below/a file")).unwrap() == bytes);
+    assert_eq!(fs::metadata(tree.join("below/a file")).unwrap().uid(), 0);
+    workspace.run(&["cp", "vm:nowhere", "tree"]).failed(3, &["the guest has no"]);
+
+    let entry = workspace.ok(&["ssh-config"]).stdout;
+    fs::write(workspace.path.join("entry"), &entry).unwrap();
+    let host = entry
+        .lines()
+        .find_map(|line| line.strip_prefix("Host "))
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .to_owned();
+    let said = workspace
+        .program(Path::new("ssh"))
+        .args(["-F", "entry", &host, "cat copied/link | wc -c"])
+        .output()
+        .unwrap();
+    assert!(said.status.success(), "{said:?}");
+    assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), bytes.len().to_string());
+
+    let mut forward = workspace.nixbox(&["forward", "12222:22"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(forward.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("12222"), "{line}");
+    let mut greeting = String::new();
+    BufReader::new(std::net::TcpStream::connect("127.0.0.1:12222").unwrap())
+        .read_line(&mut greeting)
+        .unwrap();
+    assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
+    outside::shell(&format!("kill -INT {}", forward.id()));
+    assert_eq!(forward.wait().unwrap().code(), Some(0));
+    assert!(workspace.ok(&["logs"]).stdout.lines().count() > 10);
+    fs::remove_dir_all(&tree).unwrap();
+    fs::remove_file(workspace.path.join("entry")).unwrap();
+    workspace.guest("rm -r ~/copied");
+}
+
 pub(super) fn shell_gives_a_terminal(workspace: &Workspace) {
     let nixbox = workspace::nixbox();
     let script = format!(
