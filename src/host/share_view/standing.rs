@@ -61,6 +61,13 @@ fn variable<'a>(environment: &'a [u8], name: &str) -> Option<&'a [u8]> {
     entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
 }
 
+/// Whether a process is nixbox's own: the supervisor of a share, or one that is about to become a share daemon. It serves
+/// nothing, and may not have the masks yet.
+fn is_own(pid: u32) -> Result<bool> {
+    let line = file_of(pid, "cmdline")?.unwrap_or_default();
+    Ok(line.split(|byte| *byte == 0).nth(1) == Some(super::COMMAND.as_bytes()))
+}
+
 /// The directory that the command line of a process names as its share.
 fn opened_by(pid: u32) -> Result<Option<PathBuf>> {
     let line = file_of(pid, "cmdline")?.unwrap_or_default();
@@ -93,6 +100,9 @@ fn mask_devices(pid: u32) -> Result<BTreeSet<u64>> {
 /// Each `.nixbox` that the share daemon `pid` shows as it is: of those that were masked when it was started, and that of
 /// `workspace`. Empty if the daemon is gone.
 pub(in crate::host) fn exposed(pid: u32, workspace: &Path) -> Result<Vec<PathBuf>> {
+    if is_own(pid)? {
+        return Ok(Vec::new());
+    }
     let (Some(opened), Some(environment)) = (opened_by(pid)?, file_of(pid, "environ")?) else {
         return Ok(Vec::new());
     };
