@@ -15,7 +15,8 @@ impl SshGuest {
     /// Waits until a command has run in the guest, and returns the connection that it ran on.
     ///
     /// # Errors
-    /// [`Failure::Lost`] if the VM is lost; [`Failure::Interrupted`]; otherwise the error of the last attempt.
+    /// [`Failure::Lost`](crate::world::Failure::Lost) if the VM is lost;
+    /// [`Failure::Interrupted`](crate::world::Failure::Interrupted); otherwise the error of the last attempt.
     pub async fn connect(&self, machine: &Machine, interrupt: &Interrupt) -> Result<Shell> {
         let since = Instant::now();
         let waiting = || (self.settings.on_waiting)(machine, since.elapsed());
