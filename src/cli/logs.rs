@@ -21,8 +21,8 @@ mod tail;
 /// Without a name this shows the console of the guest. The logs of the VM that runs are shown, or those of the last one. Control
 /// characters are shown as escapes, because the guest may write what a terminal obeys.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples: nixbox logs -f
-          nixbox logs vmm shares -n 20")]
+#[command(after_help = "Example: nixbox logs -f\n\
+    Example: nixbox logs vmm shares -n 20")]
 pub(super) struct Arguments {
     /// Whose logs
     #[arg(value_name = "WHOSE")]

@@ -44,9 +44,9 @@ const MOST_SIGNALS: usize = 3;
 /// exit status is 128 plus the signal's number if a signal ended the command, 3 if no VM is running, and 1 if the guest
 /// cannot be reached or the connection breaks.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples: nixbox run 'cd app && make test'
-          echo hello | nixbox run -- tr a-z A-Z
-          nixbox run -t -w /var/log less syslog")]
+#[command(after_help = "Example: nixbox run 'cd app && make test'\n\
+    Example: echo hello | nixbox run -- tr a-z A-Z\n\
+    Example: nixbox run -t -w /var/log less syslog")]
 pub(super) struct Arguments {
     /// Give the command a terminal
     #[arg(short = 't', long)]

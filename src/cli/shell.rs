@@ -20,8 +20,8 @@ use crate::simulator;
 /// Without a command, nixbox starts the ssh program of this host, which accepts only the guest's host key that nixbox has learned, and
 /// ends with its exit status. A guest that does not know the terminal in TERM is told another one that it knows.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples: nixbox shell
-          nixbox shell htop")]
+#[command(after_help = "Example: nixbox shell\n\
+    Example: nixbox shell htop")]
 pub(super) struct Arguments {
     /// A command line, or a program and its arguments, as `nixbox run -t` takes them
     #[arg(trailing_var_arg = true)]

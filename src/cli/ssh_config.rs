@@ -25,8 +25,8 @@ const KNOWN_HOSTS: &str = "known_hosts";
 /// network of its own, and accepts only the guest's host key that nixbox has learned. Without --install the entry is printed.
 /// With it the entry is written to ~/.ssh/nixbox, which ~/.ssh/config includes from then on.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples: nixbox ssh-config --install && ssh nixbox-demo
-          nixbox ssh-config > entry && scp -F entry nixbox-demo:file .")]
+#[command(after_help = "Example: nixbox ssh-config --install && ssh nixbox-demo\n\
+    Example: nixbox ssh-config > entry && scp -F entry nixbox-demo:file .")]
 pub(super) struct Arguments {
     /// Write the entry to the user's ssh configuration
     #[arg(long)]

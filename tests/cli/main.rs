@@ -274,8 +274,25 @@ fn a_wrong_command_line_exits_with_2() {
 fn every_command_has_help_with_an_example() {
     let directory = TestDirectory::empty();
     for command in [
-        "init", "image", "up", "down", "shell", "run", "cp", "forward", "status", "config", "trust", "demo",
-        "doctor", "recover", "journal",
+        "init",
+        "image",
+        "up",
+        "down",
+        "shell",
+        "run",
+        "ssh-config",
+        "cp",
+        "forward",
+        "status",
+        "logs",
+        "list",
+        "forget",
+        "config",
+        "trust",
+        "demo",
+        "doctor",
+        "recover",
+        "journal",
     ] {
         let said = directory.ok(&[command, "--help"]);
         assert!(said.stdout.contains("Example: "), "{said:?}");
