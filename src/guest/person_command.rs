@@ -80,7 +80,7 @@ impl PersonCommand {
         let Some(directory) = directory_of(&line) else {
             return Err(ScriptError::Senseless { what: WHAT });
         };
-        let command = format!("exec sh {directory}/command");
+        let command = format!("{START}{directory}{FILE}");
         let started = shell.session.start_beside(command.as_bytes(), self.terminal.as_ref()).await;
         let command = started.map_err(|source| ScriptError::Channel { what: WHAT, source })?;
         Ok((CommandGuard { dialogue }, command))
@@ -149,6 +149,16 @@ impl PersonCommand {
 
 /// How a single quote is written within single quotes.
 const QUOTED_QUOTE: &[u8] = br"'\''";
+
+/// The command line is this, the directory, and [`FILE`].
+const START: &str = "exec sh ";
+/// The file in the directory.
+const FILE: &str = "/command";
+
+/// The file that a command line starts, if it is one of [`PersonCommand::start`].
+pub(crate) fn file_of(command: &str) -> Option<&str> {
+    command.strip_prefix(START).filter(|file| file.ends_with(FILE) && directory_of(file.as_bytes()).is_some())
+}
 
 /// For messages.
 const WHAT: &str = "start the command";

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use super::guest::SimulatedGuest;
 use super::pausable_stream::PausableStream;
 use super::syscalls;
 use super::translate::{CommandInput, Translator};
-use crate::guest::key;
+use crate::guest::{key, person_command};
 
 /// The file of the host key, relative to the root.
 const HOST_KEY: &str = "etc/ssh/host_key";
@@ -145,6 +145,9 @@ impl ClientConnection {
         let home = self.home.clone().ok_or(io::ErrorKind::PermissionDenied)?;
         let view = self.guest.kernel().view().to_owned();
         let translator = Translator::new(&view, &self.guest.sources())?;
+        if let Some(file) = person_command::file_of(command) {
+            translator.file(Path::new(file))?;
+        }
         let user = home.file_name().unwrap_or_default().to_owned();
         let host = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned());
         let mut shell = Command::new("/bin/sh");

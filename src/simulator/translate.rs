@@ -49,6 +49,21 @@ impl Translator {
         Ok(self.paths(&text))
     }
 
+    /// Translates a script in a file of the guest. The path is one of this machine.
+    ///
+    /// # Errors
+    /// Those of [`Translator::script`], and if the file is not below the root or cannot be read or written.
+    pub(super) fn file(&self, path: &Path) -> io::Result<()> {
+        if !path.starts_with(&self.root) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        // A value that is no text has no path in it that could be translated.
+        match String::from_utf8(std::fs::read(path)?) {
+            Ok(text) => std::fs::write(path, self.script(&text)?),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Translates the paths in a text. Those that lie below a directory that is kept stay.
     fn paths(&self, text: &str) -> String {
         let mut done = String::with_capacity(text.len());
