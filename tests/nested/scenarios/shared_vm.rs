@@ -140,7 +140,8 @@ pub(super) fn run_passes_signals_and_ends_its_command(workspace: &Workspace) {
     let (mut child, _out) = begin("trap '' HUP; echo begun; exec sleep 98765");
     child.kill().unwrap();
     child.wait().unwrap();
-    workspace.guest("while pgrep -f 'sleep 9876[5]'; do sleep 0.1; done; while ls -d /dev/shm/nixbox-run.*; do sleep 0.1; done");
+    // The command that looks has a directory of its own.
+    workspace.guest("while pgrep -f 'sleep 9876[5]'; do sleep 0.1; done; while [ $(ls -d /dev/shm/nixbox-run.* | wc -l) -gt 1 ]; do sleep 0.1; done");
 }
 
 pub(super) fn files_are_copied_and_ssh_and_forwarded_ports_reach_the_guest(workspace: &Workspace) {
