@@ -18,18 +18,16 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps};
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, RenameFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::{DIRECTORY_MODE, FileError, Folder};
+use super::{DIRECTORY_MODE, FileError, Folder, beneath};
 
 /// How deep a tree may be. The names of more directories do not fit into a path that the kernel accepts, if each is long
 /// enough to mean something, and the functions here call themselves for each of them.
 const DEEPEST: usize = 256;
 /// How many names of a directory are read at once, so that a directory of any size needs little memory.
 const NAMES_AT_ONCE: usize = 1024;
-/// How often a call is made again, if a directory on the way was renamed meanwhile.
-const MOST_ATTEMPTS: usize = 16;
 /// The name of the tree in the directory that is made for it.
 const CONTENT: &str = "content";
 
@@ -247,7 +245,7 @@ impl IncomingTree {
         let (above, name) = self.prepare(path)?;
         let (original_above, original_name) = original.place();
         let missing = || IncomingError::NoOriginal { path: path.shown(), original: original.shown() };
-        let from = beneath(&self.root, &original_above, OFlags::PATH).map_err(|_| missing())?;
+        let from = beneath::open(&self.root, &original_above, OFlags::PATH).map_err(|_| missing())?;
         let status = fs::statat(&from, &original_name, AtFlags::SYMLINK_NOFOLLOW).map_err(|_| missing())?;
         if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
             return Err(missing());
@@ -271,7 +269,7 @@ impl IncomingTree {
 
     fn finish_all_but(&mut self, above: &Path) -> Result<()> {
         while let Some((full, attributes)) = self.unfinished.pop_if(|(full, _)| !above.starts_with(full)) {
-            let applied = beneath(&self.root, &full, OFlags::RDONLY | OFlags::DIRECTORY)
+            let applied = beneath::open(&self.root, &full, OFlags::RDONLY | OFlags::DIRECTORY)
                 .and_then(|handle| attributes.apply(&handle));
             applied.map_err(|error| self.failed_at("set the permissions of", &full, error))?;
         }
@@ -295,7 +293,7 @@ impl IncomingTree {
     }
 
     fn open_or_make(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let open = |path: &Path| beneath(&self.root, path, OFlags::PATH | OFlags::DIRECTORY);
+        let open = |path: &Path| beneath::open(&self.root, path, OFlags::PATH | OFlags::DIRECTORY);
         match open(path) {
             Err(Errno::NOENT) => {}
             opened => return opened,
@@ -386,7 +384,7 @@ impl IncomingTree {
 
     /// Opens a directory of the tree whose entries can then be moved or removed, whatever its permissions were.
     fn open_writable(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let found = beneath(&self.root, path, OFlags::PATH | OFlags::DIRECTORY)?;
+        let found = beneath::open(&self.root, path, OFlags::PATH | OFlags::DIRECTORY)?;
         // A handle that was opened without a right to read changes no permissions itself. Its name in /proc does, and a name in
         // the tree may be another file by now.
         fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), DIRECTORY_MODE)?;
@@ -401,7 +399,7 @@ impl IncomingTree {
         let (Some(above), Some(entry)) = (from.parent(), from.file_name()) else {
             return Err(failed(Errno::INVAL).into());
         };
-        let above = beneath(&self.root, above, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
+        let above = beneath::open(&self.root, above, OFlags::PATH | OFlags::DIRECTORY).map_err(failed)?;
         let status = fs::statat(&above, entry, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
         if FileType::from_raw_mode(status.st_mode) != FileType::Directory {
             return match fs::renameat(&above, entry, parent, name) {
@@ -447,21 +445,6 @@ impl IncomingTree {
             }
         }
     }
-}
-
-/// Opens a path beneath a directory, without following a link. The empty path is the directory itself.
-fn beneath(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let attempt = || fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve);
-    let mut opened = attempt();
-    for _ in 0..MOST_ATTEMPTS {
-        if !matches!(opened, Err(Errno::AGAIN)) {
-            break;
-        }
-        opened = attempt();
-    }
-    opened
 }
 
 /// Some names of a directory; none if it is empty.

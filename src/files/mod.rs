@@ -7,6 +7,7 @@
 //! [`copy`] copies large files, [`hash`] computes their hashes, and [`extents`] tells where they have data.
 //! [`shared_paths`] opens what a guest may have replaced, and [`incoming`] makes what a guest sends. May use `world`.
 
+mod beneath;
 pub mod copy;
 mod error;
 pub mod extents;

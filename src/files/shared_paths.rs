@@ -12,15 +12,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{self, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{FileError, Folder, Result, real_path};
+use super::{FileError, Folder, Result, beneath, real_path};
 
 /// The most links that are followed, as in the kernel.
 const MOST_LINKS: usize = 40;
-/// How often the call is made again, if a directory on the way was renamed meanwhile.
-const MOST_ATTEMPTS: usize = 16;
 
 /// The directories in which guests write.
 #[derive(Debug, Clone, Default)]
@@ -180,18 +178,7 @@ fn open_below(source: &Path, below: &Path) -> Result<OwnedFd, Errno> {
         OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    // Together with PATH, NOFOLLOW would open a link in the last place.
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-    let attempt = || fs::openat2(&source, below, flags, Mode::empty(), resolve);
-    let mut opened = attempt();
-    for _ in 0..MOST_ATTEMPTS {
-        if !matches!(opened, Err(Errno::AGAIN)) {
-            break;
-        }
-        opened = attempt();
-    }
-    opened
+    beneath::open(&source, below, OFlags::PATH)
 }
 
 #[cfg(test)]

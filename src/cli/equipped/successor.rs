@@ -10,8 +10,9 @@ use crate::world::Machine;
 /// How often the journal is read while an operation is at work.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// The VM that has taken the place of `gone`; `None` if there is none, or if the journal cannot be read. An operation that is
-/// at work is waited for: it may have ended the VM to go on with its guest in another one.
+/// Returns the VM that the workspace has in place of `gone`. Returns `None` if the workspace has no VM, or if its journal
+/// cannot be read. While an operation is at work, this function waits, because a live snapshot ends a VM and goes on with the
+/// guest in another one.
 pub(super) async fn find(location: &WorkspaceLocation, gone: &Machine) -> Option<Machine> {
     loop {
         let open = OpenWorkspace::open(location).ok()?;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::engine::executor::EngineError;
+use crate::engine::journal::JournalError;
 use crate::operations::Refusal;
 
 #[test]

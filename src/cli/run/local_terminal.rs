@@ -6,10 +6,10 @@ use rustix::termios::{self, OptionalActions, Termios};
 
 use crate::guest::channel::TerminalSize;
 
-/// The size of a terminal that nixbox has not.
+/// The size that a guest's terminal gets if stdin is no terminal.
 pub(super) const USUAL_SIZE: TerminalSize = TerminalSize { columns: 80, rows: 24 };
 
-/// The size of nixbox's terminal; `None` if stdin is none, or its size is not known.
+/// Returns the size of the terminal that stdin is. Returns `None` if stdin is no terminal, or if the terminal has no size.
 pub(super) fn size() -> Option<TerminalSize> {
     let size = termios::tcgetwinsize(io::stdin()).ok()?;
     let size = TerminalSize { columns: size.ws_col.into(), rows: size.ws_row.into() };

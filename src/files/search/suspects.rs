@@ -15,8 +15,8 @@ const EXPECTED: usize = 2;
 pub(super) struct Suspects {
     /// Where the block begins whose pairs are added, from the beginning of the run.
     block: usize,
-    /// Where each pair begins, from the beginning of the run. There is room for all pairs of a run, and for one more, which is
-    /// written where there is none to add.
+    /// Where each pair begins, from the beginning of the run. A place is written also for a pair that does not pass, and the
+    /// next one takes its room. So there is room for one more place than a run has pairs.
     places: [u16; RUN / 2 + 1],
     count: usize,
 }

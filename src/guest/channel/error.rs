@@ -72,9 +72,11 @@ impl KnownEnd {
 
     /// The error of what nixbox was doing. russh itself says only that the connection has ended.
     pub(super) fn while_doing(&self, doing: &'static str, source: russh::Error) -> ChannelError {
-        match self.0.get().cloned() {
-            Some(end) => ChannelError::Ended { doing, source: end },
-            None => ChannelError::Protocol { doing, source },
-        }
+        self.reason(doing).unwrap_or(ChannelError::Protocol { doing, source })
+    }
+
+    /// The same; `None` if it is not known why the connection has ended.
+    pub(super) fn reason(&self, doing: &'static str) -> Option<ChannelError> {
+        Some(ChannelError::Ended { doing, source: self.0.get()?.clone() })
     }
 }

@@ -85,7 +85,8 @@ impl AskedPort {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
-    /// Hands a connection over that the server announces. It is refused if nobody has asked for its port or too many wait.
+    /// Passes on a connection that the server announces. The connection is refused if nixbox has not asked for its port, or if
+    /// [`WAITING`] connections wait already.
     pub(super) async fn announce(&self, channel: Channel<Msg>, port: u32, reply: ChannelOpenHandle) {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(waiter) = asked.filter(|waiter| u32::from(waiter.port) == port) else {
@@ -163,8 +164,10 @@ impl SshSession {
 
     /// Waits until the connection ends. Returns why, if it did not end in good order.
     pub async fn ended(&mut self) -> Option<ChannelError> {
-        let ended = (&mut self.handle).await;
-        ended.err().map(|error| error.while_doing("waiting for it to end"))
+        let error = (&mut self.handle).await.err()?;
+        let doing = "waiting for it to end";
+        // What russh returns says no more than that the connection has ended.
+        Some(self.end.reason(doing).unwrap_or_else(|| error.while_doing(doing)))
     }
 }
 
