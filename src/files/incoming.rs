@@ -5,7 +5,8 @@
 //! found there is of the same tree: a name that exists already has come twice, and a hard link cannot lead to a file of the
 //! host. Every path is looked up beneath that directory in one call that follows no link (openat2(2)). Symbolic links are
 //! made as they came, and never followed. If anything fails, the directory is removed with all that is in it, so that a full
-//! disk leaves no half file in the place of a whole one.
+//! disk leaves no half file in the place of a whole one. If nixbox is killed, the next copy to the same place removes it: a
+//! directory that is in use is locked ([`staging`]).
 //!
 //! [`IncomingTree::place`] then renames what was made. A directory that exists already keeps its permissions and its other
 //! entries, and every file in it is replaced by one call. May use `world`.
@@ -13,7 +14,6 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -26,8 +26,6 @@ use super::{DIRECTORY_MODE, FileError, Folder, beneath};
 /// How deep a tree may be. The names of more directories do not fit into a path that the kernel accepts, if each is long
 /// enough to mean something, and the functions here call themselves for each of them.
 const DEEPEST: usize = 256;
-/// How many names of a directory are read at once, so that a directory of any size needs little memory.
-const NAMES_AT_ONCE: usize = 1024;
 /// The name of the tree in the directory that is made for it.
 const CONTENT: &str = "content";
 
@@ -54,6 +52,8 @@ pub enum IncomingError {
     #[error("{} is not a directory, and would be replaced by one: it was left as it is", .0.display())]
     FileInPlace(PathBuf),
 }
+
+mod staging;
 
 type Result<T, E = IncomingError> = std::result::Result<T, E>;
 
@@ -161,19 +161,13 @@ pub struct IncomingTree {
 }
 
 impl IncomingTree {
-    /// Makes a directory for a tree that goes to `target`.
+    /// Makes a directory for a tree that goes to `target`. Removes those that a killed nixbox has left there.
     ///
     /// # Errors
-    /// If it cannot be made.
+    /// If it cannot be made, or one that was left cannot be removed.
     pub fn begin(target: Folder) -> Result<Self> {
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(IncomingError::Unnamed)?;
-        let name = OsString::from(format!(".nixbox-cp-{}", hex::encode(random)));
-        let failed = FileError::system("make the directory", target.path_of(&name));
-        fs::mkdirat(&target.handle, &name, DIRECTORY_MODE).map_err(failed)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let failed = FileError::system("open", target.path_of(&name));
-        let root = fs::openat(&target.handle, &name, flags, Mode::empty()).map_err(failed)?;
+        staging::remove_abandoned(&target)?;
+        let (name, root) = staging::make(&target)?;
         Ok(Self { target, name, root, recent: None, unfinished: Vec::new() })
     }
 
@@ -358,38 +352,9 @@ impl IncomingTree {
     /// If it cannot be removed. The error names what was left.
     pub fn discard(self) -> Result<()> {
         let failed = |error| FileError::system("remove", self.target.path_of(&self.name))(error);
-        self.remove_below(Path::new("")).map_err(failed)?;
+        staging::remove_content(&self.root).map_err(failed)?;
         fs::unlinkat(&self.target.handle, &self.name, AtFlags::REMOVEDIR).map_err(failed)?;
         Ok(())
-    }
-
-    fn remove_below(&self, path: &Path) -> rustix::io::Result<()> {
-        let handle = self.open_writable(path)?;
-        loop {
-            let names = some_names(&handle)?;
-            if names.is_empty() {
-                return Ok(());
-            }
-            for name in names {
-                match fs::unlinkat(&handle, &name, AtFlags::empty()) {
-                    Err(Errno::ISDIR) => {
-                        self.remove_below(&path.join(&name))?;
-                        fs::unlinkat(&handle, &name, AtFlags::REMOVEDIR)?;
-                    }
-                    removed => removed?,
-                }
-            }
-        }
-    }
-
-    /// Opens a directory of the tree whose entries can then be moved or removed, whatever its permissions were.
-    fn open_writable(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
-        let found = beneath::open(&self.root, path, OFlags::PATH | OFlags::DIRECTORY)?;
-        // A handle that was opened without a right to read changes no permissions itself. Its name in /proc does, and a name in
-        // the tree may be another file by now.
-        fs::chmod(format!("/proc/self/fd/{}", found.as_raw_fd()), DIRECTORY_MODE)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fs::openat(&found, ".", flags, Mode::empty())
     }
 
     /// Moves an entry of the tree to `name` in `parent`. The tree may lie in a directory that a guest writes through a share,
@@ -410,7 +375,7 @@ impl IncomingTree {
             };
         }
         // The kernel moves only a directory that its owner may write.
-        let handle = self.open_writable(from).map_err(failed)?;
+        let handle = staging::open_writable(&self.root, from).map_err(failed)?;
         let moved = fs::renameat_with(&above, entry, parent, name, RenameFlags::NOREPLACE);
         match moved {
             Ok(()) => Ok(fs::fchmod(&handle, Mode::from_raw_mode(status.st_mode & 0o777)).map_err(failed)?),
@@ -433,9 +398,9 @@ impl IncomingTree {
 
     fn move_content(&self, from: &Path, into: &OwnedFd, place: &Path) -> Result<()> {
         let failed = |error: Errno| FileError::system("put in its place", place)(error);
-        let handle = self.open_writable(from).map_err(failed)?;
+        let handle = staging::open_writable(&self.root, from).map_err(failed)?;
         loop {
-            let names = some_names(&handle).map_err(failed)?;
+            let names = staging::some_names(&handle).map_err(failed)?;
             if names.is_empty() {
                 return Ok(());
             }
@@ -445,21 +410,6 @@ impl IncomingTree {
             }
         }
     }
-}
-
-/// Some names of a directory; none if it is empty.
-fn some_names(directory: &OwnedFd) -> rustix::io::Result<Vec<OsString>> {
-    let mut names = Vec::new();
-    for entry in fs::Dir::read_from(directory)? {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(OsString::from_vec(name.into_bytes()));
-        }
-        if names.len() == NAMES_AT_ONCE {
-            break;
-        }
-    }
-    Ok(names)
 }
 
 /// A path in the directory that is made for a tree, as the guest sent it.

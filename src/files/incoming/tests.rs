@@ -1,5 +1,6 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
+use super::staging::NAMES_AT_ONCE;
 use super::*;
 use crate::testing::{Need, have};
 
@@ -243,8 +244,43 @@ fn a_link_that_a_guest_puts_into_the_tree_is_not_followed_either() {
     );
     assert!(moved.is_err());
     assert!(tree.move_content(&Path::new(CONTENT).join("d"), &tree.target.handle, directory.path()).is_err());
-    assert!(tree.open_writable(&Path::new(CONTENT).join("d")).is_err());
+    assert!(staging::open_writable(&tree.root, &Path::new(CONTENT).join("d")).is_err());
     tree.discard().unwrap();
     assert_eq!(names(directory.path()), ["victim"]);
     assert_eq!(names(&victim), ["key"]);
+}
+
+/// A process that is killed in the middle of a copy leaves its directory, and the next copy removes it. A copy that is under
+/// way keeps its own.
+#[test]
+fn what_a_killed_process_leaves_is_removed_by_the_next_copy_and_what_is_in_use_is_not() {
+    const ROLE: &str = "NIXBOX_TEST_INCOMING_IN";
+    if let Some(directory) = std::env::var_os(ROLE) {
+        let mut tree = begin(Path::new(&directory));
+        tree.directory(&path(""), DIRECTORY).unwrap();
+        put(&mut tree, "below/a", "half").unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let name = "files::incoming::tests::what_a_killed_process_leaves_is_removed_by_the_next_copy_and_what_is_in_use_is_not";
+    let killed = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(ROLE, directory.path())
+        .output()
+        .unwrap();
+    assert!(!killed.status.success(), "{killed:?}");
+    assert_eq!(names(directory.path()).len(), 1);
+    // These have such names, and are none of nixbox's, or not of this form.
+    std::fs::write(directory.path().join(".nixbox-cp-0123456789abcdef"), "").unwrap();
+    std::fs::create_dir(directory.path().join(".nixbox-cp-of-mine")).unwrap();
+
+    let mut first = begin(directory.path());
+    put(&mut first, "", "one").unwrap();
+    assert_eq!(names(directory.path()).len(), 3);
+    let mut second = begin(directory.path());
+    put(&mut second, "", "two").unwrap();
+    first.place(OsStr::new("one")).unwrap();
+    second.place(OsStr::new("two")).unwrap();
+    let left = [".nixbox-cp-0123456789abcdef", ".nixbox-cp-of-mine", "one", "two"];
+    assert_eq!(names(directory.path()), left);
 }

@@ -158,7 +158,7 @@ async fn until_nobody_reads(pipe: PathBuf) {
     use rustix::fs::{Mode, OFlags};
     let gone = async {
         while rustix::fs::open(&pipe, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).is_ok() {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::task::yield_now().await;
         }
     };
     timeout(LIMIT, gone).await.unwrap();
@@ -237,6 +237,26 @@ async fn a_command_that_has_not_begun_when_nixbox_is_killed_does_not_run() {
             "{kind:?} {user}"
         );
         assert!(!server.home(user, "ran").exists());
+    }
+}
+
+/// nixbox is killed while it sends what is to run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_of_a_command_is_removed_and_does_not_run() {
+    for (kind, user) in SERVERS {
+        let Some(server) = Server::start(kind) else { continue };
+        let shell = server.connect(user).await;
+        let file = command(&["echo ran > ran"]).file(&shell);
+        let script = GUARD.replace("LENGTH", &file.len().to_string()).replace("OWNER", "0:0");
+        let dialogue = shell.converse_unmarked(WHAT, Rights::User, &script).await.unwrap();
+        dialogue.send(Zeroizing::new(file[..file.len() - 1].to_vec())).await.unwrap();
+        // The guard has made its directory, and waits for the rest.
+        let late = server.connect(user).await;
+        let script = "until ls /dev/shm/nixbox-run.*/command; do :; done";
+        late.script("look for the file", Rights::User, script, &[], LIMIT).await.unwrap();
+        drop((dialogue, shell));
+        until_no_directory_is_left(&late).await;
+        assert!(!server.home(user, "ran").exists(), "{kind:?} {user}");
     }
 }
 
