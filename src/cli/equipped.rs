@@ -69,7 +69,7 @@ pub(super) async fn while_vm_runs<T>(
         let there = wiring.guest.while_there(&machine, async { Ok(act.as_mut().await) });
         machine = match there.await {
             Ok(ended) => return ended,
-            Err(Failure::Lost) => successor::find(location, &machine).await.ok_or(CliError::VmEnded)?,
+            Err(Failure::Lost) => successor::find(location, &machine).await?.ok_or(CliError::VmEnded)?,
             Err(failure) => return Err(CliError::VmState(failure).into()),
         };
     }

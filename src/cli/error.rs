@@ -165,9 +165,7 @@ pub enum CliError {
     File(#[from] FileError),
     #[error("there is no such log in {}", .0.display())]
     NoLog(PathBuf),
-    #[error("cannot be told of changes in {}", path.display())]
-    Follow { path: PathBuf, source: io::Error },
-    #[error("cannot wait for changes of the logs")]
+    #[error("cannot wait for changes of files")]
     Changes(#[source] io::Error),
     #[error("this user has no home directory for a configuration of ssh")]
     NoHome,

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use rustix::fs::inotify;
 
 use super::command::OpenWorkspace;
-use super::error::{self, CliError, Outcome, Problem};
+use super::error::{self, CliError, Outcome};
 use super::{WorkspaceLocation, success};
 use crate::files::Folder;
+use crate::files::changes::DirectoryChanges;
 use tail::LogTail;
 
 mod tail;
@@ -74,7 +74,8 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         _ => open.workspace.runtime()?,
     };
     let whose = if arguments.whose.is_empty() { &[LogOwner::Console][..] } else { &arguments.whose };
-    let mut changes = arguments.follow.then(|| LogChanges::of(&runtime)).transpose()?;
+    let changes =
+        arguments.follow.then(|| DirectoryChanges::of(&runtime)).transpose().map_err(CliError::from)?;
     let mut tails: BTreeMap<String, LogTail> = BTreeMap::new();
     loop {
         let logs = newest(&runtime, whose)?;
@@ -84,8 +85,8 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
             let prefix = if several { format!("{label}: ") } else { String::new() };
             tail.advance(&runtime, file, |line| error::print(&format!("{prefix}{line}")))?;
         }
-        match &mut changes {
-            Some(changes) => changes.wait()?,
+        match &changes {
+            Some(changes) => changes.wait().map_err(CliError::Changes)?,
             None if logs.is_empty() => return Err(CliError::NoLog(runtime.path().to_owned()).into()),
             None => return success(),
         }
@@ -105,42 +106,6 @@ fn newest(runtime: &Folder, whose: &[LogOwner]) -> Result<BTreeMap<String, Strin
         }
     }
     Ok(newest.into_iter().map(|(label, (_, file))| (label, file)).collect())
-}
-
-/// Changes of the files in a directory (inotify(7)).
-struct LogChanges(std::os::fd::OwnedFd);
-
-impl LogChanges {
-    fn of(folder: &Folder) -> Result<Self, Problem> {
-        let failed = |error: rustix::io::Errno| CliError::Follow {
-            path: folder.path().to_owned(),
-            source: error.into(),
-        };
-        let changes = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(failed)?;
-        let kinds = inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY | inotify::WatchFlags::ONLYDIR;
-        inotify::add_watch(&changes, folder.path(), kinds).map_err(failed)?;
-        Ok(Self(changes))
-    }
-
-    /// Waits until something has changed since this was called last. Changes in between are there already.
-    fn wait(&mut self) -> Result<(), Problem> {
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
-        let mut events = inotify::Reader::new(&self.0, &mut buffer);
-        loop {
-            match events.next() {
-                Ok(_) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(CliError::Changes(error.into()).into()),
-            }
-        }
-        // The rest of what was read in one call; what comes later makes the next call return.
-        while !events.is_buffer_empty() {
-            if events.next().is_err() {
-                break;
-            }
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

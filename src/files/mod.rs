@@ -8,6 +8,7 @@
 //! [`shared_paths`] opens what a guest may have replaced, and [`incoming`] makes what a guest sends. May use `world`.
 
 mod beneath;
+pub mod changes;
 pub mod copy;
 mod error;
 pub mod extents;

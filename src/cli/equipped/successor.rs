@@ -1,26 +1,32 @@
 //! The VM that runs in a workspace after the one under which a command was started.
 
-use std::time::Duration;
-
 use crate::cli::WorkspaceLocation;
 use crate::cli::command::OpenWorkspace;
+use crate::cli::error::{CliError, Problem};
 use crate::cli::journal_state;
+use crate::files::Folder;
+use crate::files::changes::DirectoryChanges;
 use crate::world::Machine;
 
-/// How often the journal is read while an operation is at work.
-const LOOK: Duration = Duration::from_millis(250);
-
-/// Returns the VM that the workspace has in place of `gone`. Returns `None` if the workspace has no VM, or if its journal
-/// cannot be read. While an operation is at work, this function waits, because a live snapshot ends a VM and goes on with the
-/// guest in another one.
-pub(super) async fn find(location: &WorkspaceLocation, gone: &Machine) -> Option<Machine> {
+/// Returns the VM that the workspace has in place of `gone`. Returns `None` if the workspace has no VM. While an operation is at
+/// work, this function waits for the next record in the journal, because a live snapshot ends a VM and goes on with the guest in
+/// another one.
+///
+/// # Errors
+/// If the journal cannot be read or watched.
+pub(super) async fn find(location: &WorkspaceLocation, gone: &Machine) -> Result<Option<Machine>, Problem> {
+    let journal = Folder::open(&location.workspace()?.journal()).map_err(CliError::from)?;
+    // A record that is written after this look ends the wait.
+    let changes = DirectoryChanges::of(&journal).map_err(CliError::from)?;
     loop {
-        let open = OpenWorkspace::open(location).ok()?;
+        let open = OpenWorkspace::open(location)?;
         let running = journal_state::running_vm(&open.workspace, &open.journal).ok();
         if let Some(vm) = running.filter(|vm| vm.machine.vmm != gone.vmm) {
-            return Some(vm.machine);
+            return Ok(Some(vm.machine));
         }
-        open.journal.open()?;
-        tokio::time::sleep(LOOK).await;
+        if open.journal.open().is_none() {
+            return Ok(None);
+        }
+        changes.changed().await.map_err(CliError::Changes)?;
     }
 }

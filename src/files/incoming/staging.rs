@@ -71,7 +71,7 @@ fn lock(target: &Folder, name: &OsStr) -> Result<Option<OwnedFd>> {
     let failed = |error| FileError::system("lock", target.path_of(name))(error);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = match fs::openat(&target.handle, name, flags, Mode::empty()) {
-        // Something else of that name is none of nixbox's.
+        // nixbox made nothing of that name that is no directory.
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         opened => opened.map_err(failed)?,
     };
