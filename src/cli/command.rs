@@ -18,6 +18,7 @@ use crate::config::{Config, DecidedDefaults};
 use crate::engine::executor::Observer;
 use crate::engine::journal::Journal;
 use crate::engine::transition::Interrupt;
+use crate::files::Folder;
 use crate::files::copy::{NoProgress, Progress};
 use crate::host::lifetime::Lifetime;
 use crate::operations::{RunningVm, Session, WorkspaceState};
@@ -205,23 +206,46 @@ impl OpenWorkspace {
     pub(super) fn wire(self) -> Result<Wiring, Problem> {
         let Self { workspace, config, record, .. } = self;
         let (description, config) = match (record?, config) {
-            (Some(record), config) => (described(&workspace, record)?, config.ok()),
+            // Who only looks at a VM, or speaks to it, gives it no credentials.
+            (Some(record), config) => (described(&workspace, record, Preflight::EndVm)?, config.ok()),
             (None, config) => {
                 let config = config?;
                 (Description::of_config(&workspace, &config)?, Some(config))
             }
         };
-        let purpose = Purpose::PresentVm(config.as_ref());
-        let progress = Arc::new(NoProgress);
-        Ok(wiring::assemble(&workspace, &description, purpose, progress, observers(None))?)
+        Self::assemble(&workspace, &description, Purpose::PresentVm(config.as_ref()))
+    }
+
+    /// Wires the real world of the VM that runs, with the credentials that the configuration of today has for its guest.
+    pub(super) fn wire_with_credentials(self) -> Result<Wiring, Problem> {
+        let Self { workspace, config, record, .. } = self;
+        let config = config?;
+        let description = match record? {
+            Some(record) => described(&workspace, record, Preflight::GiveCredentials)?,
+            None => Description::of_config(&workspace, &config)?,
+        };
+        Self::assemble(&workspace, &description, Purpose::Any(&config))
+    }
+
+    fn assemble(
+        workspace: &Workspace,
+        description: &Description,
+        purpose: Purpose<'_>,
+    ) -> Result<Wiring, Problem> {
+        Ok(wiring::assemble(workspace, description, purpose, Arc::new(NoProgress), observers(None))?)
     }
 }
 
 /// The description in a built record. The runtime directory is made again if it is missing, as after a reboot of the host.
-fn described(workspace: &Workspace, record: BuiltRecord) -> Result<Description, Problem> {
+fn described(
+    workspace: &Workspace,
+    record: BuiltRecord,
+    preflight: Preflight,
+) -> Result<Description, Problem> {
     let runtime = workspace.runtime_at(&record.runtime)?.path().to_owned();
+    let withholds_credentials = preflight.withholds(workspace, record.generation())?;
     let BuiltRecord { root, namespace, spec, .. } = record;
-    Ok(Description { spec: spec.moved(&root, workspace.root()), runtime, namespace })
+    Ok(Description { spec: spec.moved(&root, workspace.root()), runtime, namespace, withholds_credentials })
 }
 
 /// A workspace whose lock this command holds, wired to the real world, for commands that change something.
@@ -347,6 +371,11 @@ impl LockedWorkspace {
         Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
     }
 
+    /// The directory of everything of the workspace that a guest must not reach.
+    pub(super) fn state(&self) -> &Folder {
+        self.workspace.state()
+    }
+
     /// Opens the journal and lets `act` run operations on the world.
     pub(super) fn run<T>(
         &self,
@@ -444,7 +473,7 @@ impl Wire<'_> {
         let today = || self.config.map(|config| Description::of_config(self.workspace, config)).transpose();
         match (record, self.config) {
             (Some(record), _) => {
-                let present = self.world(preflight, &described(self.workspace, record)?)?;
+                let present = self.world(preflight, &described(self.workspace, record, preflight)?)?;
                 let next = match today()? {
                     Some(today) if preflight != Preflight::EndVm => Some(self.world(preflight, &today)?),
                     _ => None,

@@ -133,6 +133,10 @@ pub enum CliError {
     DryRun(#[source] DryRunError),
     #[error("no VM is running")]
     NotRunning,
+    #[error(
+        "the VM is paused or has stopped, so its guest cannot be reached; its credentials are as they were"
+    )]
+    GuestPaused,
     #[error("no VM is running: `{0}` was left half done, or is under way")]
     HalfDone(&'static str),
 
@@ -366,6 +370,9 @@ impl From<CliError> for Problem {
             CliError::NetworkProgram(_) => (Failed, Some("`nixbox doctor` says what is needed")),
             CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
             CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
+            CliError::GuestPaused => {
+                (Failed, Some("`nixbox recover` repairs the VM or clears away what is left of it"))
+            }
             CliError::Exposed(_) | CliError::Masks(_) => (
                 Failed,
                 Some(

@@ -25,6 +25,7 @@ mod config;
 mod confined_daemon;
 mod consent;
 mod cp;
+mod credentials;
 mod demo;
 mod doctor;
 mod down;
@@ -93,6 +94,7 @@ enum NixboxCommand {
     SshConfig(ssh_config::Arguments),
     Cp(cp::Arguments),
     Forward(forward::Arguments),
+    Credentials(credentials::Arguments),
     Status(status::Arguments),
     Logs(logs::Arguments),
     List(list::Arguments),
@@ -226,6 +228,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::SshProxy(arguments) => ssh_config::run_proxy(location, &arguments),
         NixboxCommand::Cp(arguments) => cp::run(location, &arguments),
         NixboxCommand::Forward(arguments) => forward::run(location, &arguments),
+        NixboxCommand::Credentials(arguments) => credentials::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::Logs(arguments) => logs::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),

@@ -12,7 +12,9 @@ use crate::host::network::{self, NetworkPlace};
 use crate::host::shares::daemon_program;
 use crate::host::spawn::Invoker;
 use crate::host::sudo;
-use crate::world::{Failure, NetworkMode, Presence, Slot};
+use crate::store::withheld::{self, WithheldError};
+use crate::workspace::Workspace;
+use crate::world::{Failure, Generation, NetworkMode, Presence, Slot};
 
 /// The set of checks that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub(super) enum Preflight {
     None,
     /// The command starts no VM, and relies on the configuration of the VM that runs.
     Snapshot,
+    /// The command starts no VM, and the guest of the VM that runs gets its credentials, also if they are withheld.
+    GiveCredentials,
+    /// The command starts no VM, and the guest of the VM that runs keeps no credentials.
+    WithholdCredentials,
     /// The command ends a VM. It does so with a configuration that cannot be used, and without keys and credentials.
     EndVm,
     /// The command boots a VM if none runs, from the files that the configuration names.
@@ -39,7 +45,24 @@ impl Preflight {
                 check_kvm(config)
             }
             Self::Restore => check_kvm(config),
-            Self::None | Self::Snapshot | Self::EndVm | Self::Boot => Ok(()),
+            Self::None
+            | Self::Snapshot
+            | Self::GiveCredentials
+            | Self::WithholdCredentials
+            | Self::EndVm
+            | Self::Boot => Ok(()),
+        }
+    }
+
+    /// Whether the guest of the VM with this RAM is given no credentials by the command.
+    pub(super) fn withholds(self, workspace: &Workspace, vm: Generation) -> Result<bool, WithheldError> {
+        match self {
+            Self::GiveCredentials => Ok(false),
+            // A VM that is ended is given none.
+            Self::WithholdCredentials | Self::EndVm => Ok(true),
+            Self::None | Self::Snapshot | Self::Boot | Self::Restore => {
+                withheld::is_withheld(workspace.state(), vm)
+            }
         }
     }
 

@@ -32,20 +32,23 @@ fn process(HoldingProcess { pid, program, values }: &HoldingProcess) -> String {
     format!("{program} (process {pid}: {})", values.join(", "))
 }
 
-/// That processes of the guest have to be started again, by name: some of them, and the number of the others. `None` if no
-/// process held a value.
-pub(super) fn to_be_restarted(receipt: Option<&Receipt>) -> Option<String> {
+/// Processes that hold or held a value, by name: some of them, and the number of the others. `None` if there are none.
+pub(super) fn holding(processes: &[HoldingProcess]) -> Option<String> {
     const SHOWN: usize = 8;
-    let processes = receipt.map_or(&[][..], |receipt| &receipt.processes);
     let shown: Vec<String> = processes.iter().take(SHOWN).map(process).collect();
     let more = match processes.len().saturating_sub(SHOWN) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    (!processes.is_empty()).then(|| {
+    (!processes.is_empty()).then(|| format!("{}{more}", shown.join(", ")))
+}
+
+/// That processes of the guest have to be started again. `None` if no process held a value.
+pub(super) fn to_be_restarted(receipt: Option<&Receipt>) -> Option<String> {
+    let processes = receipt.map_or(&[][..], |receipt| &receipt.processes);
+    holding(processes).map(|named| {
         format!(
-            "{}{more} held a credential in the environment or the arguments, and must be restarted in a restored guest",
-            shown.join(", ")
+            "{named} held a credential in the environment or the arguments, and must be restarted in a restored guest"
         )
     })
 }

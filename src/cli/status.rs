@@ -14,6 +14,7 @@ use crate::host::disk::kept;
 use crate::host::network::NetworkPlace;
 use crate::operations::{RunningVm, VmCondition, WorkspaceState};
 use crate::simulator;
+use crate::store::withheld;
 use crate::workspace::LockHolder;
 use crate::workspace::registry::Registry;
 use crate::world::{KeptDisk, NetworkFault, Slot, VmmState, WorkspaceName};
@@ -89,6 +90,8 @@ struct VmReport {
     left_running: bool,
     /// Whether the guest has powered off, so that what is left of the VM waits to be cleared away.
     powered_off: bool,
+    /// Whether `nixbox credentials wipe` has taken the credentials from the guest.
+    credentials_withheld: bool,
     /// Whether the guest was rebooted and lacks its credentials and shares, which the next command that reaches it gives it.
     rebooted: bool,
 }
@@ -191,8 +194,9 @@ pub(super) fn read_status(location: &WorkspaceLocation) -> Result<StatusReport, 
 
 /// The state of the VM that the journal says there is, and where it is found.
 fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, VmReport), Problem> {
-    let wiring = open.wire()?;
     let machine = running.machine;
+    let credentials_withheld = withheld::is_withheld(open.workspace.state(), machine.memory)?;
+    let wiring = open.wire()?;
     let found = block_on(async { Ok(vm_state(&wiring, machine.vmm).await.map_err(CliError::VmState)?) })?;
     let state = match found {
         VmmState::Running if running.condition != VmCondition::Condemned => "running",
@@ -228,6 +232,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         entropy_given: running.condition != VmCondition::NoEntropy,
         former_disk: running.former_disk.map(|disk| disk.0),
         left_running: running.condition == VmCondition::LeftRunning,
+        credentials_withheld,
         powered_off: state == "down",
         rebooted: state == "running" && rebooted::lacks(&wiring, running),
         serial_log: wiring.vmm.serial_log(machine.vmm).display().to_string(),
@@ -282,6 +287,12 @@ fn text(status: &StatusReport) -> String {
             lines.push("  the guest could not be given fresh entropy, nor could its clock be set".to_owned());
         } else if !vm.clock_set {
             lines.push("  the clock of the guest could not be set: it may be wrong".to_owned());
+        }
+        if vm.credentials_withheld {
+            lines.push(
+                "  the credentials are withheld from the guest: `nixbox credentials inject` gives them again"
+                    .to_owned(),
+            );
         }
         if vm.rebooted {
             lines.push(

@@ -166,6 +166,8 @@ pub struct Description {
     pub runtime: PathBuf,
     /// How the network namespace of the VM is kept, where that is known.
     pub namespace: Option<NamespaceKeeping>,
+    /// Whether the guest is given no credentials.
+    pub withholds_credentials: bool,
 }
 
 impl Description {
@@ -175,7 +177,7 @@ impl Description {
     /// If the runtime directory cannot be made.
     pub fn of_config(workspace: &Workspace, config: &Config) -> Result<Self> {
         let runtime = workspace.runtime()?.path().to_owned();
-        Ok(Self { spec: config.vm_spec(), runtime, namespace: None })
+        Ok(Self { spec: config.vm_spec(), runtime, namespace: None, withholds_credentials: false })
     }
 }
 
@@ -210,7 +212,7 @@ pub fn assemble(
     observers: Observers,
 ) -> Result<Wiring> {
     let invoker = Invoker::detect()?;
-    let Description { spec, runtime, namespace } = description.clone();
+    let Description { spec, runtime, namespace, .. } = description.clone();
     if let Purpose::Any(_) = purpose {
         // A VM that is there was checked before it was built, and has to be ended whatever lies at these paths now.
         check_apart(&spec, &private_directories(workspace, &runtime))?;
@@ -264,7 +266,7 @@ pub fn assemble(
     let vmm = vmm.by(vmm_stand_in).beside(shared_paths(&spec)).in_scopes_of(scopes.clone());
     let vmm = Arc::new(vmm);
     let address = (place::address(version, &runtime), place::dial(&place, &runtime));
-    let guest = Arc::new(guest(workspace, &spec, purpose, &disk, &vmm, address, &observers)?);
+    let guest = Arc::new(guest(workspace, description, purpose, &disk, &vmm, address, &observers)?);
     let network: Arc<dyn world::Network> = match version {
         Some(_) => Arc::new(Loopback::new(runtime.clone())),
         None => {
@@ -419,13 +421,14 @@ fn disks(
 
 fn guest(
     workspace: &Workspace,
-    spec: &VmSpec,
+    description: &Description,
     purpose: Purpose<'_>,
     disk: &Arc<Disks>,
     vmm: &Arc<CloudHypervisor>,
     (address, dial): (Arc<ssh_guest::Address>, Arc<Dial>),
     observers: &Observers,
 ) -> Result<SshGuest> {
+    let spec = &description.spec;
     let mount = |(index, mount): (usize, &config::MountTable)| Mount {
         tag: ShareTag::numbered(index),
         target: mount.target.clone(),
@@ -441,7 +444,7 @@ fn guest(
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
         dial,
-        wanted: wanted(workspace, spec, purpose)?,
+        wanted: wanted(workspace, description, purpose)?,
         state: workspace.state().path().to_owned(),
         require_entropy: spec.guest.require_entropy,
         on_unsettled: Arc::clone(&observers.unsettled),
@@ -475,10 +478,19 @@ fn guest(
     Ok(SshGuest::new(settings, vmm.clone()))
 }
 
-fn wanted(workspace: &Workspace, spec: &VmSpec, purpose: Purpose<'_>) -> Result<Wanted> {
+fn wanted(workspace: &Workspace, description: &Description, purpose: Purpose<'_>) -> Result<Wanted> {
     let Purpose::Any(config) = purpose else {
         return Ok(Wanted::default());
     };
+    let removed = Wanted {
+        wipe: config.credentials.wipe.clone(),
+        overwrite: config.credentials.overwrite.clone(),
+        shared: shared_paths(&description.spec),
+        ..Wanted::default()
+    };
+    if description.withholds_credentials {
+        return Ok(removed);
+    }
     let file = |file: &config::CredentialFile| FileRule {
         source: SecretSource::File(file.source.clone()),
         target: file.target.clone(),
@@ -494,8 +506,6 @@ fn wanted(workspace: &Workspace, spec: &VmSpec, purpose: Purpose<'_>) -> Result<
         } else {
             None
         },
-        wipe: config.credentials.wipe.clone(),
-        overwrite: config.credentials.overwrite.clone(),
-        shared: shared_paths(spec),
+        ..removed
     })
 }

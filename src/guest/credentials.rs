@@ -88,6 +88,13 @@ impl Wanted {
         environment.into_iter().chain(files).chain(keys.into_iter().flatten()).collect()
     }
 
+    /// The names of the variables in the file with this path; none for a file that holds no variables.
+    #[must_use]
+    pub fn variables_in(&self, target: &GuestPath) -> Vec<VariableName> {
+        let of_file = self.environment.iter().filter(|_| *target == GuestPath::ENVIRONMENT);
+        of_file.map(|(name, _)| name.clone()).collect()
+    }
+
     /// Reads the content of every file that is to be injected. All sources are read at the same time; `waits` is told
     /// which of them take long.
     ///

@@ -9,6 +9,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::credentials::{Credential, Digest};
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::{FileOwner, GuestHome, GuestPath, Presence};
@@ -291,6 +293,54 @@ pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, 
     } else {
         Presence::Partial
     })
+}
+
+/// How the file of a credential is in the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CredentialState {
+    /// The guest has the credential as it is today.
+    Given,
+    /// nixbox wrote the file, and its content, mode or owner is another one: the credential was renewed since, or the guest
+    /// has changed the file.
+    Outdated,
+    /// The file is there, and nixbox did not write it.
+    Foreign,
+    /// There is no such file.
+    Absent,
+    /// nixbox wrote the file. Whether it is as it should be today is not known.
+    Unchecked,
+}
+
+/// The state of each of these files, of which the expected content may be unknown, and the files that nixbox has written besides.
+///
+/// # Errors
+/// Any [`ScriptError`].
+pub async fn states(
+    shell: &Shell,
+    files: &[(GuestPath, Option<Expected>)],
+) -> Result<(Vec<CredentialState>, BTreeSet<GuestPath>), ScriptError> {
+    let home = &shell.facts.home;
+    let mut others = ledger(shell).await?;
+    let mut states = Vec::new();
+    for (target, expected) in files {
+        let path = target.expand(home);
+        let owner = expected.as_ref().and_then(|expected| expected.owner.as_ref());
+        let status = file_status(shell, &path, rights(home, &path, owner)).await?;
+        let is_target = |noted: &GuestPath| noted.expand(home) == path;
+        let is_noted = others.iter().any(is_target);
+        others.retain(|noted| !is_target(noted));
+        states.push(match (status, expected) {
+            (None, _) => CredentialState::Absent,
+            (Some(status), Some(expected)) if status.is(expected, shell.facts.ids.uid) => {
+                CredentialState::Given
+            }
+            (Some(_), _) if !is_noted => CredentialState::Foreign,
+            (Some(_), Some(_)) => CredentialState::Outdated,
+            (Some(_), None) => CredentialState::Unchecked,
+        });
+    }
+    Ok((states, others))
 }
 
 /// The output of the guest's `stat` and `sha256sum` for a file, as text.

@@ -34,9 +34,11 @@ use crate::world::{
 };
 
 mod connecting;
+mod credential_states;
 mod relays;
 mod settings;
 
+pub use credential_states::{ConfiguredCredential, CredentialStates};
 pub use settings::{
     Address, ConsoleSize, GuestScriptObserver, GuestSettings, PinPath, SwapObserver, UnsettledObserver,
     UserObserver, WaitingObserver,

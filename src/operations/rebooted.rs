@@ -1,5 +1,5 @@
-//! What a session does about the guest of a VM that runs: a guest that was rebooted gets its credentials and shares again, and
-//! one whose clock is wrong, because its host was suspended, gets the time.
+//! What a session does about the guest of a VM that runs: a guest that was rebooted gets its credentials and shares again, also
+//! one that was not if a person asks for it, and one whose clock is wrong, because its host was suspended, gets the time.
 //!
 //! Uses the session and the operation `equip`.
 
@@ -17,12 +17,31 @@ impl<S: Storage> Session<'_, S> {
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
     pub async fn equip(&mut self) -> Result<OperationResult, Refusal> {
+        let vm = self.running_vm().await?;
+        self.equip_rebooted(vm).await
+    }
+
+    /// Gives the guest of this VM, which [`Session::running_vm`] has returned, its credentials and shares anew, as they are
+    /// today. What it was given before and is not to have any more is taken from it. If that fails, the next operation that
+    /// needs the guest tries it again.
+    ///
+    /// # Errors
+    /// If the operation was not begun, or if the journal failed.
+    pub async fn equip_anew(&mut self, vm: RunningVm) -> Result<OperationResult, Refusal> {
+        self.equip_rebooted(RunningVm { boot: None, ..vm }).await
+    }
+
+    /// Recovers, and returns the VM that runs then.
+    ///
+    /// # Errors
+    /// If no VM runs, or only one that was left running for a person to look at.
+    pub async fn running_vm(&mut self) -> Result<RunningVm, Refusal> {
         self.recover_first().await?;
         match self.state()? {
             WorkspaceState::Up(RunningVm { condition: VmCondition::LeftRunning, .. }) => {
                 Err(Refusal::LeftRunning)
             }
-            WorkspaceState::Up(vm) => self.equip_rebooted(vm).await,
+            WorkspaceState::Up(vm) => Ok(vm),
             WorkspaceState::Down { .. } => Err(Refusal::NotRunning),
         }
     }

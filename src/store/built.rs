@@ -64,6 +64,14 @@ pub struct BuiltRecord {
     pub spec: VmSpec,
 }
 
+impl BuiltRecord {
+    /// The generation of the VM's RAM.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+}
+
 /// The one key that is read of a record before it is known to have this nixbox's format.
 #[derive(Deserialize)]
 struct RecordHead {

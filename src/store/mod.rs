@@ -11,7 +11,8 @@
 //! has the names, [`manifest`] the bytes of `manifest.json`, [`scan`] reads all files of a snapshot, [`leaks`] searches them for credentials, and [`catalog`] is
 //! the list with its renames. Every file is reached through a [`Folder`](crate::files::Folder): no link is followed.
 //!
-//! The built records of VMs ([`built`]) are beside the images of the VMs, in `run`.
+//! The built records of VMs ([`built`]) are beside the images of the VMs, in `run`. [`withheld`] says which VM's guest is given
+//! no credentials.
 //!
 //! May use: the engine's storage seam, `world`, `config` and `files`.
 
@@ -25,6 +26,7 @@ pub mod leaks;
 pub mod manifest;
 mod scan;
 mod verified;
+pub mod withheld;
 
 pub use catalog::Snapshots;
 pub use error::StoreError;

@@ -5,8 +5,8 @@ use nixbox::fakes::{Crash, Fault, Host, Survival};
 use crate::harness::{Command, Count, Said, WORKSPACE, host_after, run, run_with};
 
 use Command::{
-    DeleteNewest, Down, Equip, GuestReboots, GuestScriptsAreAdded, Replace, RestoreNewest, Snapshot,
-    SnapshotKeepOne, SnapshotStop, Up, UpOnKept,
+    DeleteNewest, Down, Equip, EquipAnew, GuestReboots, GuestScriptsAreAdded, Replace, RestoreNewest,
+    Snapshot, SnapshotKeepOne, SnapshotStop, Up, UpOnKept,
 };
 
 /// How the first run and the recovery are ended.
@@ -114,7 +114,7 @@ fn check(before: &Host, host: &Host, command: Command, crash: Crash, context: &s
     );
 
     // Nothing but a power cut or a VMM that is dead or hangs takes a VM that was there away from a snapshot.
-    if matches!(command, Snapshot | Equip) && crash == Crash::Death {
+    if matches!(command, Snapshot | Equip | EquipAnew) && crash == Crash::Death {
         assert!(host.is_ssh_ready(WORKSPACE), "{context}: the VM is gone");
     }
     // Whether it is written down or not: a guest that has begun to run is past the commit point.
@@ -169,5 +169,6 @@ scenarios! {
     kept_disk_goes_down: 53, false, [Up, SnapshotStop, RestoreNewest, Down, UpOnKept] => Down;
     delete: 53, false, [Up, SnapshotStop] => DeleteNewest;
     equip: 53, true, [Up, GuestReboots] => Equip;
+    equip_anew: 51, true, [Up] => EquipAnew;
     snapshot_of_a_rebooted_guest: 51, true, [Up, GuestReboots] => Snapshot;
 }

@@ -16,7 +16,7 @@ static SCHEDULES: Count = Count::new("fault schedules", 3);
 const WRONGS: [CallFault; 4] =
     [CallFault::ErrorBefore, CallFault::ErrorAfter, CallFault::SilentBefore, CallFault::SilentAfter];
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 14] = [
     Scenario { version: 53, shares: true, before: &[GuestScriptsAreAdded], command: Up },
     Scenario { version: 53, shares: true, before: &[Up], command: Down },
     Scenario { version: 54, shares: true, before: &[Up], command: Snapshot },
@@ -35,6 +35,7 @@ const SCENARIOS: [Scenario; 13] = [
     Scenario { version: 53, shares: true, before: &[Up, SnapshotStop, Up], command: Down },
     Scenario { version: 53, shares: false, before: &[Up, SnapshotStop], command: DeleteNewest },
     Scenario { version: 53, shares: true, before: &[Up, Command::GuestReboots], command: Command::Equip },
+    Scenario { version: 53, shares: true, before: &[Up], command: Command::EquipAnew },
 ];
 
 /// What is compared of a host before and after: how the VM stands, and which snapshots there are.
@@ -63,7 +64,7 @@ fn agree(before: &Host, host: &Host, command: Command, said: &Said, context: &st
             SnapshotStop => assert!(!is_up && has.len() == had.len() + 1, "{context}: done, and not stopped"),
             Down => assert!(!is_up, "{context}: done, and not down"),
             DeleteNewest => assert!(has.len() + 1 == had.len(), "{context}: done, and still listed"),
-            Command::Equip => {
+            Command::Equip | Command::EquipAnew => {
                 assert!(is_up && !host.lacks_credentials(WORKSPACE), "{context}: done, and not")
             }
             Command::Recover

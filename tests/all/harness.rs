@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Recover,
     /// What `nixbox run` does when it finds that the guest was rebooted.
     Equip,
+    /// What `nixbox credentials inject` does, and `nixbox credentials wipe`.
+    EquipAnew,
     /// No command: the guest reboots by itself.
     GuestReboots,
     /// No command: a person adds scripts for the guest to the configuration.
@@ -258,6 +260,10 @@ async fn session(
             session.delete(&SnapshotReference::from(newest())).await.map(|(_, report)| report)
         }
         Command::Equip => session.equip().await,
+        Command::EquipAnew => match session.running_vm().await {
+            Ok(vm) => session.equip_anew(vm).await,
+            Err(refusal) => Err(refusal),
+        },
         Command::Recover | Command::GuestReboots | Command::GuestScriptsAreAdded => {
             return match session.recover().await {
                 Ok(recovered) => Said::Recovered(recovered),

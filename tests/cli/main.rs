@@ -283,6 +283,7 @@ fn every_command_has_help_with_an_example() {
         "ssh-config",
         "cp",
         "forward",
+        "credentials",
         "status",
         "logs",
         "list",

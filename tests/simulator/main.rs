@@ -10,6 +10,7 @@
 mod commands;
 mod conformance;
 mod cp;
+mod credentials;
 mod demo;
 mod edits;
 mod fit;

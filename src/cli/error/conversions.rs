@@ -5,6 +5,7 @@ use crate::cli::wiring::WiringError;
 use crate::config::ConfigError;
 use crate::engine::journal::JournalError;
 use crate::store::built::RecordFileError;
+use crate::store::withheld::WithheldError;
 use crate::workspace::confirmations::ConfirmationError;
 use crate::workspace::registry::RegistryError;
 use crate::workspace::{DirectoryGone, LockError, WorkspaceError};
@@ -57,6 +58,12 @@ impl From<RecordFileError> for Problem {
     fn from(error: RecordFileError) -> Self {
         Self::new(ExitKind::Failed, error)
             .or_hint("`nixbox down` ends the VM without this file, and `nixbox up` starts another")
+    }
+}
+
+impl From<WithheldError> for Problem {
+    fn from(error: WithheldError) -> Self {
+        Self::new(ExitKind::Failed, error)
     }
 }
 
