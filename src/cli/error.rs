@@ -131,6 +131,13 @@ pub enum CliError {
     End(#[source] Failure),
     #[error("cannot tell what a recovery would do")]
     DryRun(#[source] DryRunError),
+    #[error("there is neither a directory {0:?} here nor a workspace with this name or id")]
+    NoSuchWorkspace(String),
+    #[error(
+        "several workspaces have the name {name:?}: {}",
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    AmbiguousName { name: String, paths: Vec<PathBuf> },
     #[error("no VM is running")]
     NotRunning,
     #[error(
@@ -369,6 +376,12 @@ impl From<CliError> for Problem {
             }
             CliError::NetworkProgram(_) => (Failed, Some("`nixbox doctor` says what is needed")),
             CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
+            CliError::NoSuchWorkspace(_) => {
+                (NotFound, Some("`nixbox list` shows the workspaces of this user"))
+            }
+            CliError::AmbiguousName { .. } => {
+                (Usage, Some("-C takes the directory of a workspace, or its id, too"))
+            }
             CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
             CliError::GuestPaused => {
                 (Failed, Some("`nixbox recover` repairs the VM or clears away what is left of it"))

@@ -2,21 +2,26 @@
 
 use std::path::Path;
 
+use indicatif::HumanBytes;
 use serde::Serialize;
 
 use super::error::{self, CliError, Outcome, Problem};
-use super::status::{self, StatusReport};
+use super::status::{self, MemoryReport, StatusReport};
 use super::{WorkspaceLocation, success};
+use crate::files::{FileError, Folder};
 use crate::host::process;
 use crate::workspace::Workspace;
 use crate::workspace::places::StatePlaces;
 use crate::workspace::registry::{RegisteredWorkspace, Registry};
+use crate::world::WorkspaceName;
 
-/// List the workspaces of this user on this host, and which of them have a VM
+/// List the workspaces of this user on this host: their VMs, RAM and snapshots
 ///
 /// The state is one of `nixbox status`, or `gone` if the directory was deleted or moved and no command has run in it
-/// since. `nixbox down --id` ends the VM of such a workspace, and `nixbox forget` removes what nixbox keeps of it. This works
-/// from every directory.
+/// since. `nixbox down --id` ends the VM of such a workspace, and `nixbox forget` removes what nixbox keeps of it. The column
+/// MEMORY shows how much of the RAM of a VM is in use, and how much the host has promised to the VM. The size of the snapshots is
+/// what their files occupy; blocks that files share on a file system with reflinks count for each of them. This works from every
+/// directory. All other commands take a name or an id of this list with `-C`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nixbox list --json | jq -r '.[] | select(.state == \"running\") | .directory'"
@@ -30,15 +35,28 @@ pub(super) struct Arguments {
 #[derive(Debug, Serialize)]
 struct ListedWorkspace {
     id: String,
+    name: String,
     directory: String,
     /// Where its state is, if it is not in the directory.
     state_directory: Option<String>,
     /// One of the states of `nixbox status`, `gone`, or `unknown`.
     state: &'static str,
+    /// The RAM of its VM, if it has one.
+    memory: Option<MemoryReport>,
+    /// `None` if they cannot be read.
+    snapshots: Option<SnapshotTotals>,
     /// The generations of its processes that live.
     processes: Vec<u64>,
-    /// Why the state is not known.
+    /// Why the state or the snapshots are not known.
     problem: Option<String>,
+}
+
+/// The snapshots of a workspace.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+struct SnapshotTotals {
+    count: usize,
+    /// What their files occupy, in bytes. Blocks that files share count for each of them.
+    occupied_bytes: u64,
 }
 
 pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
@@ -67,15 +85,33 @@ fn list(entry: &RegisteredWorkspace, places: &StatePlaces) -> Result<Option<List
     let generations = process::generations(entry.id).map_err(CliError::Processes)?;
     let processes: Vec<u64> = generations.iter().map(|generation| generation.0).collect();
     let state_directory = entry.state.as_ref().filter(|state| state.exists());
-    let (state, problem) = match status_at(&entry.path, entry, places) {
-        Some(Ok(status)) => (status.state, None),
-        Some(Err(problem)) => ("unknown", Some(problem.one_line())),
+    let (status, problem) = match status_at(&entry.path, entry, places) {
+        Some(Ok(status)) => (Some(status), None),
+        Some(Err(problem)) => (None, Some(problem.one_line())),
         None if processes.is_empty() && state_directory.is_none() => return Ok(None),
-        None => ("gone", None),
+        None => (None, None),
     };
-    let (id, directory) = (entry.id.to_string(), entry.path.display().to_string());
-    let state_directory = state_directory.map(|state| state.display().to_string());
-    Ok(Some(ListedWorkspace { id, directory, state_directory, state, processes, problem }))
+    let state = match (&status, &problem) {
+        (Some(status), _) => status.state,
+        (None, Some(_)) => "unknown",
+        (None, None) => "gone",
+    };
+    let (snapshots, unread) = match snapshots_in(&entry.state_directory()) {
+        Ok(totals) => (Some(totals), None),
+        Err(error) => (None, Some(error::chain(&error))),
+    };
+    let of_directory = || WorkspaceName::of_directory(&entry.path).as_str().to_owned();
+    Ok(Some(ListedWorkspace {
+        id: entry.id.to_string(),
+        name: status.as_ref().map_or_else(of_directory, |status| status.name.clone()),
+        directory: entry.path.display().to_string(),
+        state_directory: state_directory.map(|state| state.display().to_string()),
+        state,
+        memory: status.and_then(|status| status.vm).map(|vm| vm.memory),
+        snapshots,
+        processes,
+        problem: problem.or(unread),
+    }))
 }
 
 /// The status of the workspace, if it is still at its path.
@@ -90,17 +126,104 @@ fn status_at(
     Some(status::read_status(&WorkspaceLocation::of_directory(path.to_owned())))
 }
 
+/// The snapshots of the workspace with this state directory. A snapshot that another nixbox deletes meanwhile counts as far as
+/// it was there.
+fn snapshots_in(state: &Path) -> Result<SnapshotTotals, FileError> {
+    let mut totals = SnapshotTotals::default();
+    let snapshots = match Folder::open(&state.join("snapshots")) {
+        Ok(snapshots) => snapshots,
+        Err(error) if error.is(std::io::ErrorKind::NotFound) => return Ok(totals),
+        Err(error) => return Err(error),
+    };
+    for name in snapshots.names()? {
+        let is_number = name.to_str().is_some_and(|name| name.parse::<u64>().is_ok());
+        let Some(snapshot) = is_number.then(|| snapshots.folder(&name)).transpose()?.flatten() else {
+            continue;
+        };
+        totals.count += 1;
+        for file in snapshot.names()? {
+            // st_blocks counts units of 512 bytes (stat(2)).
+            let blocks = snapshot.examine(&file)?.map_or(0, |status| status.st_blocks.unsigned_abs());
+            totals.occupied_bytes = totals.occupied_bytes.saturating_add(blocks.saturating_mul(512));
+        }
+    }
+    Ok(totals)
+}
+
 fn table(listed: &[ListedWorkspace]) -> String {
     if listed.is_empty() {
         return "there is no workspace: `nixbox init` makes one".to_owned();
     }
-    let row = |one: &ListedWorkspace| {
-        let problem = one.problem.as_ref().map(|problem| format!("  ({problem})")).unwrap_or_default();
-        format!("{:<32}  {:<8}  {}{problem}", one.id, one.state, one.directory)
+    let head = ["NAME", "STATE", "MEMORY", "SNAPSHOTS", "ID", "DIRECTORY"].map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(head).chain(listed.iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: [usize; 5] = std::array::from_fn(width);
+    let line = |row: &[String; 6]| {
+        let padded = row.iter().zip(widths).map(|(text, width)| format!("{text:<width$}  "));
+        padded.collect::<String>() + &row[5]
     };
-    let rows = listed.iter().map(row);
-    std::iter::once(format!("{:<32}  {:<8}  DIRECTORY", "ID", "STATE"))
-        .chain(rows)
-        .collect::<Vec<_>>()
-        .join("\n")
+    rows.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn row(one: &ListedWorkspace) -> [String; 6] {
+    let memory = one.memory.map_or_else(String::new, |memory| {
+        let promised = HumanBytes(memory.promised_bytes).to_string();
+        memory
+            .occupied_bytes
+            .map_or(promised.clone(), |occupied| format!("{} of {promised}", HumanBytes(occupied)))
+    });
+    let snapshots = match &one.snapshots {
+        None => "?".to_owned(),
+        Some(SnapshotTotals { count: 0, .. }) => String::new(),
+        Some(SnapshotTotals { count, occupied_bytes }) => format!("{count}, {}", HumanBytes(*occupied_bytes)),
+    };
+    let problem = one.problem.as_ref().map(|problem| format!("  ({problem})")).unwrap_or_default();
+    let directory = format!("{}{problem}", one.directory);
+    [one.name.clone(), one.state.to_owned(), memory, snapshots, one.id.clone(), directory]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_that_are_listed_are_counted_with_what_they_occupy() {
+        let state = tempfile::tempdir().unwrap();
+        assert_eq!(snapshots_in(state.path()).unwrap(), SnapshotTotals::default());
+        let snapshots = state.path().join("snapshots");
+        for name in ["3", "12", ".staging-13", ".trash-2"] {
+            std::fs::create_dir_all(snapshots.join(name)).unwrap();
+            std::fs::write(snapshots.join(name).join("memory.img"), [7; 8192]).unwrap();
+            let sparse = std::fs::File::create(snapshots.join(name).join("disk-0.img")).unwrap();
+            sparse.set_len(1 << 30).unwrap();
+        }
+        std::fs::write(snapshots.join(".seen-12.json"), "{}").unwrap();
+        let SnapshotTotals { count, occupied_bytes } = snapshots_in(state.path()).unwrap();
+        assert_eq!(count, 2);
+        assert!((16_384..1 << 20).contains(&occupied_bytes), "{occupied_bytes}");
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_their_longest_text() {
+        let workspace = |name: &str, memory| ListedWorkspace {
+            id: "0f6a1c8e2d4b5a69788796a5b4c3d2e1".to_owned(),
+            name: name.to_owned(),
+            directory: format!("/home/x/{name}"),
+            state_directory: None,
+            state: "down",
+            memory,
+            snapshots: Some(SnapshotTotals { count: 2, occupied_bytes: 3 << 30 }),
+            processes: Vec::new(),
+            problem: None,
+        };
+        let memory = MemoryReport { promised_bytes: 8 << 30, occupied_bytes: Some(512 << 20) };
+        let shown = table(&[workspace("a", None), workspace("a-longer-name", Some(memory))]);
+        assert_eq!(
+            shown,
+            "\
+NAME           STATE  MEMORY                  SNAPSHOTS    ID                                DIRECTORY\n\
+a              down                           2, 3.00 GiB  0f6a1c8e2d4b5a69788796a5b4c3d2e1  /home/x/a\n\
+a-longer-name  down   512.00 MiB of 8.00 GiB  2, 3.00 GiB  0f6a1c8e2d4b5a69788796a5b4c3d2e1  /home/x/a-longer-name"
+        );
+    }
 }

@@ -41,6 +41,7 @@ mod journal;
 mod journal_state;
 mod list;
 mod logs;
+mod named;
 mod network_namespace;
 mod own_process;
 mod preflight;
@@ -73,9 +74,16 @@ use error::{ExitKind, Outcome, Problem};
 4 stuck (a person is needed), 5 another nixbox works in the workspace, 130 interrupted and rolled back."
 )]
 struct Arguments {
-    /// Use the workspace of this directory instead of that of the current directory
-    #[arg(short = 'C', long, global = true, value_name = "DIRECTORY", default_value = ".")]
-    directory: PathBuf,
+    /// Use the workspace of this directory, or the one with this name or id, instead of that of the current directory
+    #[arg(
+        short = 'C',
+        long = "workspace",
+        alias = "directory",
+        global = true,
+        value_name = "WORKSPACE",
+        default_value = "."
+    )]
+    workspace: PathBuf,
     #[command(subcommand)]
     command: NixboxCommand,
 }
@@ -200,8 +208,9 @@ pub fn main() -> ExitCode {
         Some((own, rest)) => become_invoker().and_then(|()| own(rest)),
         None => {
             let arguments = Arguments::parse_from(&words);
-            let location = WorkspaceLocation::of_directory(arguments.directory);
-            become_invoker().and_then(|()| run(&location, arguments.command))
+            become_invoker()
+                .and_then(|()| named::location(arguments.workspace))
+                .and_then(|location| run(&location, arguments.command))
         }
     };
     let code = ran.unwrap_or_else(|problem| {

@@ -1,5 +1,7 @@
 //! `nixbox status`: shows the state of the workspace. The command only reads, and takes no lock.
 
+use std::os::unix::fs::MetadataExt;
+
 use indicatif::HumanBytes;
 use serde::Serialize;
 
@@ -17,7 +19,7 @@ use crate::simulator;
 use crate::store::withheld;
 use crate::workspace::LockHolder;
 use crate::workspace::registry::Registry;
-use crate::world::{KeptDisk, NetworkFault, Slot, VmmState, WorkspaceName};
+use crate::world::{Generation, KeptDisk, NetworkFault, Slot, VmmState, WorkspaceName};
 
 /// Show whether this workspace's VM runs, and which operation is unfinished
 ///
@@ -35,7 +37,7 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Serialize)]
 pub(super) struct StatusReport {
-    name: String,
+    pub(super) name: String,
     workspace: String,
     id: String,
     /// The directory of everything of the workspace that a guest must not reach.
@@ -44,7 +46,7 @@ pub(super) struct StatusReport {
     vmm: &'static str,
     /// One of the states that the help text of the command explains.
     pub(super) state: &'static str,
-    vm: Option<VmReport>,
+    pub(super) vm: Option<VmReport>,
     /// The disks of earlier sessions that `nixbox up --disk` can go back to, first the one that was kept first.
     kept_disks: Vec<DiskReport>,
     /// The values of the configuration that differ from what the VM was built from. They wait for the next VM.
@@ -66,7 +68,7 @@ pub(super) struct StatusReport {
 }
 
 #[derive(Debug, Serialize)]
-struct VmReport {
+pub(super) struct VmReport {
     generation: u64,
     slot: u8,
     address: String,
@@ -74,6 +76,7 @@ struct VmReport {
     /// The network namespace that the TAP is in; `None` for a VM in the host's network.
     network_namespace: Option<String>,
     serial_log: String,
+    pub(super) memory: MemoryReport,
     /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
     exposed: Option<String>,
     /// What is wrong with the network of the VM.
@@ -94,6 +97,25 @@ struct VmReport {
     credentials_withheld: bool,
     /// Whether the guest was rebooted and lacks its credentials and shares, which the next command that reaches it gives it.
     rebooted: bool,
+}
+
+/// The RAM of a VM.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct MemoryReport {
+    /// The size of the guest's RAM in bytes, which this host has promised to the VM.
+    pub(super) promised_bytes: u64,
+    /// The bytes of it that the guest has written, as far as they occupy the file of the RAM; `None` if the VMM keeps the RAM
+    /// in memory of its own.
+    pub(super) occupied_bytes: Option<u64>,
+}
+
+impl MemoryReport {
+    fn of(wiring: &Wiring, generation: Generation) -> Result<Self, Problem> {
+        let file = wiring.memory.file(generation).map_err(|error| Problem::new(ExitKind::Failed, error))?;
+        // st_blocks counts units of 512 bytes (stat(2)). The file of a VM that ends meanwhile is gone.
+        let occupied = file.and_then(|file| std::fs::metadata(file).ok()).map(|status| status.blocks() * 512);
+        Ok(Self { promised_bytes: wiring.spec.vm.memory.bytes(), occupied_bytes: occupied })
+    }
 }
 
 /// Something that is wrong with the network of the VM.
@@ -214,6 +236,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         network_faults,
         network_problem,
         generation: machine.vmm.0,
+        memory: MemoryReport::of(&wiring, machine.memory)?,
         slot: machine.slot.number(),
         address: if wiring.simulated {
             simulator::network::address(&wiring.runtime, machine.slot).to_string()
@@ -261,6 +284,9 @@ fn text(status: &StatusReport) -> String {
             "  slot {}, address {}, TAP {}, generation {}",
             vm.slot, vm.address, vm.tap, vm.generation
         ));
+        let MemoryReport { promised_bytes, occupied_bytes } = vm.memory;
+        let occupied = occupied_bytes.map(|bytes| format!(", of which {} are in use", HumanBytes(bytes)));
+        lines.push(format!("  memory: {}{}", HumanBytes(promised_bytes), occupied.unwrap_or_default()));
         if let Some(namespace) = &vm.network_namespace {
             lines.push(format!("  network namespace: {namespace}"));
         }

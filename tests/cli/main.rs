@@ -6,6 +6,7 @@
 mod image;
 mod images;
 mod journal;
+mod named;
 mod refused;
 mod systemd;
 mod users;

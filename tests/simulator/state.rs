@@ -90,6 +90,12 @@ fn a_vm_whose_directory_was_deleted_is_ended_by_its_id_and_its_state_is_removed(
     };
     let refused = outside(&["forget", &id]);
     assert!(refused.code == Some(1) && refused.stderr.contains("remove its directory first"), "{refused:?}");
+    let running = outside(&["list", "--json"]).json();
+    let running = running.as_array().unwrap().iter().find(|one| one["id"] == id.as_str()).unwrap();
+    let bytes = |one: &serde_json::Value| one.as_u64().unwrap();
+    let (occupied, promised) = (&running["memory"]["occupied_bytes"], &running["memory"]["promised_bytes"]);
+    assert!(bytes(occupied) > 0 && bytes(occupied) <= bytes(promised), "{running}");
+    assert!(bytes(&running["snapshots"]["occupied_bytes"]) > 0, "{running}");
     fs::remove_dir_all(workspace.path()).unwrap();
     let refused = outside(&["forget", &id]);
     assert!(refused.code == Some(1) && refused.stderr.contains("nixbox down --id"), "{refused:?}");
@@ -97,7 +103,8 @@ fn a_vm_whose_directory_was_deleted_is_ended_by_its_id_and_its_state_is_removed(
     let row = |listed: &serde_json::Value| {
         listed.as_array().unwrap().iter().find(|one| one["id"] == id.as_str()).cloned()
     };
-    assert_eq!(row(&listed()).unwrap()["state"], "gone");
+    let gone = row(&listed()).unwrap();
+    assert_eq!((&gone["state"], &gone["snapshots"]["count"]), (&"gone".into(), &1.into()), "{gone}");
     let ended = outside(&["down", "--id", &id]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     assert!(workspace.marked().is_empty());
