@@ -18,9 +18,10 @@ use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use super::channel::ChannelError;
-use super::inject::{FUNCTIONS, ledger, rights};
+use super::inject::{FUNCTIONS, rights};
 use super::script_items::printable;
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use super::survey::ledger;
 use crate::world::{GuestPath, Secret};
 
 /// The most bytes of a backup. It is held in memory, and beside the RAM of the VM.

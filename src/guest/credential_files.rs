@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::credentials::Wanted;
-use super::inject::{FUNCTIONS, ledger};
+use super::inject::FUNCTIONS;
 use super::script_items::ScriptItems;
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use super::survey::ledger;
 use crate::files::search::known::KnownValues;
 use crate::files::search::value::Treatment;
 use crate::world::{GuestPath, UnprovenPlace, is_within};

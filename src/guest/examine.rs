@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use super::credentials::Credential;
-use super::inject::{self, FUNCTIONS, InjectError, LEDGER, LOGIN_FILES, rights};
+use super::inject::{self, FUNCTIONS, InjectError, LOGIN_FILES, rights};
 use super::settle::{self, SettleError};
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use super::survey::LEDGER;
 use crate::world::GuestPath;
 
 /// The time limit of one script that looks at a handful of files.
@@ -76,7 +77,8 @@ pub async fn examine(
     if !reasons.is_empty() {
         return Err(UnfitGuest::Files(reasons));
     }
-    let foreign = inject::foreign(shell, credentials, overwrite).await?;
+    let survey = inject::survey(shell, credentials, &[]).await?;
+    let foreign = inject::foreign(&survey, &shell.facts.home, credentials, overwrite);
     if foreign.is_empty() { Ok(()) } else { Err(InjectError::Foreign(foreign).into()) }
 }
 

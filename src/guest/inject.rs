@@ -1,8 +1,9 @@
 //! Writes credentials into the guest, and checks whether the guest has them.
 //!
-//! nixbox sends the content of a file over a command's stdin, from which `cat` writes it. The content is therefore
-//! never in an argument list, in a shell's variable or in a shell's temporary file. Before a file is written, its name
-//! is added to [`LEDGER`] in the guest. The ledger lies on the guest's disk and is captured with it, so the ledger
+//! nixbox sends the contents of the files over a command's stdin, from which `dd` writes them, one after the other. A content is
+//! therefore never in an argument list, in a shell's variable or in a shell's temporary file. All files that the user may write
+//! are written by one script, and all others by one that runs as root, because each script costs a round trip and several
+//! programs. Before a file is written, its name is added to [`LEDGER`] in the guest. The ledger lies on the guest's disk and is captured with it, so the ledger
 //! always matches the files: [`super::wipe`] finds every file that was ever injected, even if the configuration has
 //! changed since.
 
@@ -11,12 +12,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use zeroize::Zeroizing;
+
 use super::credentials::{Credential, Digest};
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use super::survey::{self, GuestFileStatus, LEDGER, Survey};
 use crate::world::{FileOwner, GuestHome, GuestPath, Presence};
 
-/// The file below the user's home that lists the injected files, one name a line. It contains no credential.
-pub const LEDGER: &str = ".nixbox-injected";
 /// The SHA-256 of an empty file.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -55,9 +57,10 @@ OVERWRITE='overwrite() {
 eval "$OVERWRITE"
 "#;
 
-/// Writes stdin to the file `t` atomically. The script needs `t`, `owner`, `mode` and `size` to be set. It makes
-/// missing directories above the file, with mode 0700 and the owner of the file.
-const PLACE: &str = r#"
+/// The shell function `put TARGET OWNER MODE SIZE` writes the next SIZE bytes of stdin to the file TARGET atomically. It makes
+/// missing directories above the file, with mode 0700 and the owner of the file. A `dd` with `count=1` reads once, and takes no
+/// byte of the next file from a pipe.
+const PUT: &str = r#"
 fail() { printf '%s\n' "$1" >&2; exit 1; }
 own() { [ -z "$owner" ] || chown -h "$owner" "$1"; }
 parents() {
@@ -68,18 +71,30 @@ parents() {
     shift
   done
 }
-[ -L "$t" ] || [ ! -d "$t" ] || fail "$t is a directory"
-parents "$t"
-! shared "$(real_parent "$t")" || fail "$t lies on a share: it would be written to the host"
-n=$t.nixbox-new
-rm -f "$n" && set -C && cat > "$n" || fail "cannot write $n"
-set +C
-if [ "$(wc -c < "$n")" -ne "$size" ]; then overwrite "$n"; rm -f "$n"; fail "$t arrived cut short"; fi
-chmod "$mode" "$n" && own "$n" || fail "cannot give $n its mode and owner"
-if [ -L "$t" ]; then rm -f "$t"
-elif [ -f "$t" ]; then overwrite "$t" || fail "cannot overwrite what $t held before"
-fi
-mv -f "$n" "$t" || fail "cannot rename $n"
+take() {
+  got=0
+  while [ "$got" -lt "$size" ]; do
+    e=$(dd bs=$((size - got)) count=1 2>&1 >&3) || { printf '%s\n' "$e" >&2; return 1; }
+    now=$(wc -c < "$n") || return 1
+    [ "$now" -gt "$got" ] || break
+    got=$now
+  done
+}
+put() (
+  t=$1; owner=$2; mode=$3; size=$4
+  [ -L "$t" ] || [ ! -d "$t" ] || fail "$t is a directory"
+  parents "$t"
+  ! shared "$(real_parent "$t")" || fail "$t lies on a share: it would be written to the host"
+  n=$t.nixbox-new
+  rm -f "$n" && set -C && take 3> "$n" || fail "cannot write $n"
+  set +C
+  if [ "$(wc -c < "$n")" -ne "$size" ]; then overwrite "$n"; rm -f "$n"; fail "$t arrived cut short"; fi
+  chmod "$mode" "$n" && own "$n" || fail "cannot give $n its mode and owner"
+  if [ -L "$t" ]; then rm -f "$t"
+  elif [ -f "$t" ]; then overwrite "$t" || fail "cannot overwrite what $t held before"
+  fi
+  mv -f "$n" "$t" || fail "cannot rename $n"
+)
 "#;
 
 /// The shell function `each_login_file FUNCTION` calls FUNCTION with each file that login shells read and that lacks the
@@ -114,30 +129,18 @@ pub(super) fn rights(home: &GuestHome, path: &str, owner: Option<&FileOwner>) ->
     if home.holds(path) && owner.is_none() { Rights::User } else { Rights::Root }
 }
 
-/// The paths in the ledger of this guest. Lines that nixbox cannot have written are ignored.
-///
-/// # Errors
-/// Any [`ScriptError`].
-pub async fn ledger(shell: &Shell) -> Result<BTreeSet<GuestPath>, ScriptError> {
-    let list = quoted(&shell.facts.home.join(LEDGER));
-    let script = format!("[ ! -e {list} ] || cat {list}");
-    let text = shell.script("read the list of injected files", Rights::User, &script, &[], LIMIT).await?;
-    Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
-}
-
-/// Adds names to the ledger, before the files are written. New names are on the guest's disk when this returns, because a
-/// VM that is killed may keep the files and lose the ledger, and then nixbox would not know its own files again.
-async fn add_to_ledger(shell: &Shell, paths: &[String]) -> Result<(), ScriptError> {
-    let list = quoted(&shell.facts.home.join(LEDGER));
+/// A script that adds names to the ledger. New names are on the guest's disk before a file is written, because a VM that is
+/// killed may keep the files and lose the ledger, and then nixbox would not know its own files again.
+fn add_to_ledger(home: &GuestHome, paths: &[String]) -> String {
     let names: Vec<_> = paths.iter().map(|path| quoted(path)).collect();
-    let script = format!(
-        "list={list}; new=; [ ! -L \"$list\" ] || rm -f \"$list\" || exit 1\nfor t in {}; do\n  \
+    format!(
+        "list={}; new=; [ ! -L \"$list\" ] || rm -f \"$list\" || exit 1\nfor t in {}; do\n  \
          grep -qxF -- \"$t\" \"$list\" 2>/dev/null && continue\n  \
          printf '%s\\n' \"$t\" >> \"$list\" || exit 1\n  new=1\ndone\n\
-         [ -z \"$new\" ] || sync \"$list\" 2>/dev/null || sync",
+         if [ -n \"$new\" ]; then sync \"$list\" 2>/dev/null || sync || exit 1; fi\n",
+        quoted(&home.join(LEDGER)),
         names.join(" ")
-    );
-    shell.script("note what is injected", Rights::User, &script, &[], LIMIT).await.map(drop)
+    )
 }
 
 /// Why a guest has not all of its credentials.
@@ -158,50 +161,68 @@ pub(super) fn list(paths: &[GuestPath]) -> String {
     paths.iter().map(GuestPath::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// The credentials whose place in the guest holds something that nixbox did not write and that may not be overwritten.
-/// nixbox wrote what is in the ledger, and nobody loses anything of a file that is empty or has the content of the
-/// credential. Directories are left out, because no injection replaces them.
+/// Looks at the ledger and at the place of each credential, and at the existence of other files.
 ///
 /// # Errors
 /// Any [`ScriptError`].
-pub async fn foreign(
+pub(super) async fn survey(
     shell: &Shell,
     credentials: &[Credential],
-    overwrite: &[GuestPath],
-) -> Result<Vec<GuestPath>, ScriptError> {
-    let home = &shell.facts.home;
-    let noted: BTreeSet<_> = ledger(shell).await?.iter().map(|path| path.expand(home)).collect();
-    let allowed: BTreeSet<_> = overwrite.iter().map(|path| path.expand(home)).collect();
-    let mut foreign = Vec::new();
-    for credential in credentials {
-        let path = credential.target.expand(home);
-        if noted.contains(&path) || allowed.contains(&path) {
-            continue;
-        }
-        let status = file_status(shell, &path, rights(home, &path, credential.owner.as_ref())).await?;
-        let is_foreign = |status: &GuestFileStatus| {
-            let nothing_to_lose = [hex::encode(credential.digest()), EMPTY.to_owned()];
-            !status.is_directory && !nothing_to_lose.contains(&status.digest)
-        };
-        if status.as_ref().is_some_and(is_foreign) {
-            foreign.push(credential.target.clone());
-        }
-    }
-    Ok(foreign)
+    existence: &[&str],
+) -> Result<Survey, ScriptError> {
+    let place = |credential: &Credential| {
+        let path = credential.target.expand(&shell.facts.home);
+        let rights = rights(&shell.facts.home, &path, credential.owner.as_ref());
+        (path, rights)
+    };
+    let places: Vec<_> = credentials.iter().map(place).collect();
+    survey::survey(shell, &places, existence).await
 }
 
-/// Writes every credential to its file atomically. A file that nixbox wrote is overwritten, and so is a file that
-/// `overwrite` names; any other file is left as it is.
+/// Whether nixbox has written files to this guest that are not wanted any more.
+pub(super) fn has_strays(survey: &Survey, home: &GuestHome, wanted: &[GuestPath]) -> bool {
+    let wanted: BTreeSet<_> = wanted.iter().map(|path| path.expand(home)).collect();
+    survey.noted.iter().any(|noted| !wanted.contains(&noted.expand(home)))
+}
+
+/// The credentials whose place in the guest holds something that nixbox did not write and that may not be overwritten.
+/// nixbox wrote what is in the ledger, and nobody loses anything of a file that is empty or has the content of the
+/// credential. Directories are left out, because no injection replaces them.
+pub(super) fn foreign(
+    survey: &Survey,
+    home: &GuestHome,
+    credentials: &[Credential],
+    overwrite: &[GuestPath],
+) -> Vec<GuestPath> {
+    let noted: BTreeSet<_> = survey.noted.iter().map(|path| path.expand(home)).collect();
+    let allowed: BTreeSet<_> = overwrite.iter().map(|path| path.expand(home)).collect();
+    let is_foreign = |credential: &&Credential| {
+        let path = credential.target.expand(home);
+        let loses = match survey.at(&path) {
+            None | Some(GuestFileStatus::Directory) => false,
+            Some(GuestFileStatus::Other) => true,
+            Some(GuestFileStatus::Plain { digest, .. }) => {
+                *digest != hex::encode(credential.digest()) && digest != EMPTY
+            }
+        };
+        loses && !noted.contains(&path) && !allowed.contains(&path)
+    };
+    credentials.iter().filter(is_foreign).map(|credential| credential.target.clone()).collect()
+}
+
+/// Writes every credential to its file atomically. A file that nixbox wrote, by the `survey` of the guest, is overwritten, and so
+/// is a file that `overwrite` names; any other file is left as it is.
 ///
 /// # Errors
 /// [`InjectError::Foreign`] names the files that were left as they are; all others were written. Any [`ScriptError`]:
 /// files that were written before the error stay. They are in the ledger, and the next injection writes them again.
-pub async fn inject(
+pub(super) async fn inject(
     shell: &Shell,
+    survey: &Survey,
     credentials: &[Credential],
     overwrite: &[GuestPath],
 ) -> Result<(), InjectError> {
-    let foreign = foreign(shell, credentials, overwrite).await?;
+    let foreign = foreign(survey, &shell.facts.home, credentials, overwrite);
     let credentials: Vec<_> = credentials.iter().filter(|one| !foreign.contains(&one.target)).collect();
     write(shell, &credentials).await?;
     if foreign.is_empty() { Ok(()) } else { Err(InjectError::Foreign(foreign)) }
@@ -213,38 +234,46 @@ async fn write(shell: &Shell, credentials: &[&Credential]) -> Result<(), ScriptE
     }
     let home = &shell.facts.home;
     let paths: Vec<_> = credentials.iter().map(|credential| credential.target.expand(home)).collect();
-    add_to_ledger(shell, &paths).await?;
-    for (credential, path) in credentials.iter().zip(&paths) {
-        let owner = credential.owner.as_ref();
-        let rights = rights(home, path, owner);
-        // A file that root writes belongs to the user unless the configuration names another owner.
-        let owner = match (owner, rights) {
-            (Some(owner), _) => owner.as_str().to_owned(),
-            (None, Rights::Root) => shell.facts.ids.uid.to_string(),
-            (None, Rights::User) => String::new(),
-        };
-        let content = credential.content.expose();
-        let script = format!(
-            "{FUNCTIONS}t={}; owner={}; mode={:o}; size={}\n{PLACE}",
-            quoted(path),
-            quoted(&owner),
-            credential.mode,
-            content.len(),
-        );
-        shell.script("put a credential into the guest", rights, &script, content, LIMIT).await?;
-    }
-    if paths.contains(&GuestPath::ENVIRONMENT.expand(home)) {
-        shell
-            .script(
-                "have login shells read ~/.env",
-                Rights::User,
-                &format!("{LOGIN_FILES}{PROFILE}"),
-                &[],
-                LIMIT,
-            )
-            .await?;
+    for with in [Rights::User, Rights::Root] {
+        let mut script = format!("{FUNCTIONS}{PUT}");
+        let mut contents = Zeroizing::default();
+        let mut files = 0;
+        for (credential, path) in credentials.iter().zip(&paths) {
+            let owner = credential.owner.as_ref();
+            if rights(home, path, owner) != with {
+                continue;
+            }
+            // A file that root writes belongs to the user unless the configuration names another owner.
+            let owner = match (owner, with) {
+                (Some(owner), _) => owner.as_str().to_owned(),
+                (None, Rights::Root) => shell.facts.ids.uid.to_string(),
+                (None, Rights::User) => String::new(),
+            };
+            let content = credential.content.expose();
+            let (path, owner, mode) = (quoted(path), quoted(&owner), credential.mode);
+            script += &format!("put {path} {owner} {mode:o} {} || exit 1\n", content.len());
+            append(&mut contents, content);
+            files += 1;
+        }
+        if with == Rights::User {
+            script = add_to_ledger(home, &paths) + &script;
+            if paths.contains(&GuestPath::ENVIRONMENT.expand(home)) {
+                script += &format!("{LOGIN_FILES}{PROFILE}");
+            }
+        } else if files == 0 {
+            continue;
+        }
+        shell.script("put credentials into the guest", with, &script, &contents, LIMIT * (1 + files)).await?;
     }
     Ok(())
+}
+
+/// Appends to a buffer, and leaves no copy of what it held before in memory that was freed.
+fn append(buffer: &mut Zeroizing<Vec<u8>>, bytes: &[u8]) {
+    let mut longer = Zeroizing::new(Vec::with_capacity(buffer.len() + bytes.len()));
+    longer.extend_from_slice(buffer);
+    longer.extend_from_slice(bytes);
+    *buffer = longer;
 }
 
 /// The expected state of an injected file.
@@ -270,29 +299,36 @@ impl From<&Credential> for Expected {
 /// Whether all, some or none of the expected files exist with the expected owner, mode and content. A file in the
 /// ledger that is not expected makes the answer `Partial`; if no file is expected and none is in the ledger, the answer
 /// is `Whole`.
-///
-/// # Errors
-/// Any [`ScriptError`].
-pub async fn presence(shell: &Shell, expected: &[Expected]) -> Result<Presence, ScriptError> {
-    let home = &shell.facts.home;
+pub(super) fn presence(survey: &Survey, home: &GuestHome, user: u32, expected: &[Expected]) -> Presence {
     let mut seen = BTreeSet::new();
     let (mut there, mut right) = (0, 0);
     for file in expected {
         let path = file.target.expand(home);
-        let answer = file_status(shell, &path, rights(home, &path, file.owner.as_ref())).await?;
-        there += usize::from(answer.is_some());
-        right += usize::from(answer.is_some_and(|answer| answer.is(file, shell.facts.ids.uid)));
+        let status = survey.at(&path);
+        there += usize::from(status.is_some());
+        right += usize::from(status.is_some_and(|status| file.is(status, user)));
         seen.insert(path);
     }
-    let noted = ledger(shell).await?;
-    let stray = noted.iter().any(|path| !seen.contains(path.as_str()));
-    Ok(if right == expected.len() && !stray {
+    let stray = survey.noted.iter().any(|path| !seen.contains(&path.expand(home)));
+    if right == expected.len() && !stray {
         Presence::Whole
-    } else if there == 0 && noted.is_empty() {
+    } else if there == 0 && survey.noted.is_empty() {
         Presence::Absent
     } else {
         Presence::Partial
-    })
+    }
+}
+
+impl Expected {
+    fn is(&self, status: &GuestFileStatus, user: u32) -> bool {
+        let GuestFileStatus::Plain { mode, uid, owner, digest } = status else { return false };
+        let is_owner = match &self.owner {
+            Some(expected) if expected.as_str().contains(':') => owner == expected.as_str(),
+            Some(expected) => owner.split(':').next() == Some(expected.as_str()),
+            None => *uid == user.to_string(),
+        };
+        is_owner && *mode == format!("{:o}", self.mode) && *digest == hex::encode(self.digest)
+    }
 }
 
 /// How the file of a credential is in the guest.
@@ -312,75 +348,20 @@ pub enum CredentialState {
     Unchecked,
 }
 
-/// The state of each of these files, of which the expected content may be unknown, and the files that nixbox has written besides.
-///
-/// # Errors
-/// Any [`ScriptError`].
-pub async fn states(
-    shell: &Shell,
-    files: &[(GuestPath, Option<Expected>)],
-) -> Result<(Vec<CredentialState>, BTreeSet<GuestPath>), ScriptError> {
-    let home = &shell.facts.home;
-    let mut others = ledger(shell).await?;
-    let mut states = Vec::new();
-    for (target, expected) in files {
-        let path = target.expand(home);
-        let owner = expected.as_ref().and_then(|expected| expected.owner.as_ref());
-        let status = file_status(shell, &path, rights(home, &path, owner)).await?;
-        let is_target = |noted: &GuestPath| noted.expand(home) == path;
-        let is_noted = others.iter().any(is_target);
-        others.retain(|noted| !is_target(noted));
-        states.push(match (status, expected) {
-            (None, _) => CredentialState::Absent,
-            (Some(status), Some(expected)) if status.is(expected, shell.facts.ids.uid) => {
-                CredentialState::Given
-            }
-            (Some(_), _) if !is_noted => CredentialState::Foreign,
-            (Some(_), Some(_)) => CredentialState::Outdated,
-            (Some(_), None) => CredentialState::Unchecked,
-        });
+/// The state of this file, of which the expected content may be unknown.
+pub(super) fn state(
+    survey: &Survey,
+    home: &GuestHome,
+    user: u32,
+    (target, expected): (&GuestPath, Option<&Expected>),
+) -> CredentialState {
+    let path = target.expand(home);
+    let is_noted = survey.noted.iter().any(|noted| noted.expand(home) == path);
+    match (survey.at(&path), expected) {
+        (None, _) => CredentialState::Absent,
+        (Some(status), Some(expected)) if expected.is(status, user) => CredentialState::Given,
+        (Some(_), _) if !is_noted => CredentialState::Foreign,
+        (Some(_), Some(_)) => CredentialState::Outdated,
+        (Some(_), None) => CredentialState::Unchecked,
     }
-    Ok((states, others))
-}
-
-/// The output of the guest's `stat` and `sha256sum` for a file, as text.
-struct GuestFileStatus {
-    is_directory: bool,
-    mode: String,
-    uid: String,
-    owner: String,
-    digest: String,
-}
-
-impl GuestFileStatus {
-    fn is(&self, expected: &Expected, user: u32) -> bool {
-        let owner = match &expected.owner {
-            Some(owner) if owner.as_str().contains(':') => self.owner == owner.as_str(),
-            Some(owner) => self.owner.split(':').next() == Some(owner.as_str()),
-            None => self.uid == user.to_string(),
-        };
-        owner && self.mode == format!("{:o}", expected.mode) && self.digest == hex::encode(expected.digest)
-    }
-}
-
-async fn file_status(
-    shell: &Shell,
-    path: &str,
-    rights: Rights,
-) -> Result<Option<GuestFileStatus>, ScriptError> {
-    let what = "look at an injected file";
-    // A program of the guest may remove the file between two commands.
-    let script = format!(
-        "t={}\n[ -e \"$t\" ] || [ -L \"$t\" ] || exit 0\nif [ -d \"$t\" ] && [ ! -L \"$t\" ]; then echo directory; else echo there; fi\nif [ -f \"$t\" ] && [ ! -L \"$t\" ]; then\n  \
-         {{ stat -c '%a %u %U:%G' \"$t\" && sha256sum < \"$t\"; }} || [ ! -e \"$t\" ]\nfi",
-        quoted(path)
-    );
-    let answer = shell.script(what, rights, &script, &[], LIMIT).await?;
-    let mut words = answer.split_whitespace().map(str::to_owned);
-    let Some(kind) = words.next() else {
-        return Ok(None);
-    };
-    let is_directory = kind == "directory";
-    let mut word = || words.next().unwrap_or_default();
-    Ok(Some(GuestFileStatus { is_directory, mode: word(), uid: word(), owner: word(), digest: word() }))
 }

@@ -3,7 +3,7 @@
 //! [`channel`] makes a connection, with the keys of [`key`] and [`host_key`], and [`ready`] repeats the attempt until the
 //! guest answers. [`shell`] runs scripts over the connection, and [`stale_scripts`] ends scripts that a killed nixbox left
 //! running. [`sources`] reads secret values on the host, and [`credentials`] makes files of them. On top of scripts,
-//! [`inject`] writes these files, [`wipe`] removes them, [`backup`] copies what a wipe takes from the guest and gives it
+//! [`inject`] writes these files where `survey` has seen that it may, [`wipe`] removes them, [`backup`] copies what a wipe takes from the guest and gives it
 //! back, and [`wiped_values`] makes known what a snapshot is to be searched for because of it. `audit` finds what a wipe
 //! leaves: programs of the guest that hold a value (`processes`), and files (`credential_files`), from what a script tells
 //! in `script_items`. `swap` switches off the guest's swap, [`mounts`] mounts the shares, [`settle`] gives a restored guest
@@ -39,6 +39,7 @@ pub mod shell;
 pub mod sources;
 pub mod ssh_guest;
 pub mod stale_scripts;
+mod survey;
 mod swap;
 pub mod terminal;
 pub mod wall_clock;

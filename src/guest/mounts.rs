@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::inject::rights;
+use super::last_words::last_words;
 use super::shell::{Rights, ScriptError, Shell, quoted};
 use crate::world::{GuestPath, Presence, ShareTag};
 
@@ -106,19 +107,14 @@ async fn table_of(shell: &Shell, mounts: &[Mount]) -> Result<Vec<Mounted>, Scrip
     Ok(table)
 }
 
-/// The real path of each target, with symbolic links followed. For a target that does not exist, it is the path that
-/// the directory will have.
-async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, ScriptError> {
-    let what = "find the places of the shares";
-    if mounts.is_empty() {
-        return Ok(Vec::new());
+/// A script that prints the real path of each target, with symbolic links followed. For a target that does not exist, it is
+/// the path that the directory will have.
+fn print_real_paths(targets: &[String]) -> String {
+    if targets.is_empty() {
+        return String::new();
     }
-    let targets: Vec<_> =
-        mounts.iter().map(|mount| quoted(&mount.target.expand(&shell.facts.home))).collect();
-    let script =
-        format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done", targets.join(" "));
-    let places: Vec<_> = run(shell, what, Rights::User, &script).await?.lines().map(str::to_owned).collect();
-    if places.len() == mounts.len() { Ok(places) } else { Err(ScriptError::Senseless { what }) }
+    let targets: Vec<_> = targets.iter().map(|target| quoted(target)).collect();
+    format!("for t in {}; do readlink -f \"$t\" || printf '%s\\n' \"$t\"; done\n", targets.join(" "))
 }
 
 /// Makes the directories, and mounts every share that is not mounted as it should be. Returns whether there were mounts of
@@ -127,16 +123,13 @@ async fn real_paths(shell: &Shell, mounts: &[Mount]) -> Result<Vec<String>, Scri
 /// # Errors
 /// Any [`MountError`].
 pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<bool, MountError> {
-    let mut before = table(shell).await?;
-    let any = before.iter().any(|there| mounts.iter().any(|mount| there.is_of(&mount.tag)));
-    let forgotten = any && finish_forgetting(shell, mounts).await?;
-    if forgotten {
-        before = table(shell).await?;
+    let (mut prepared, mut forgotten) = (prepare(shell, mounts, UNLESS_FORGOTTEN).await?, false);
+    if prepared.is_none() {
+        forgotten = !table_of(shell, mounts).await?.is_empty() && finish_forgetting(shell, mounts).await?;
+        prepared = prepare(shell, mounts, "").await?;
     }
-    for mount in mounts {
-        make_directory(shell, mount).await?;
-    }
-    let places = real_paths(shell, mounts).await?;
+    let (before, places) = prepared.ok_or(ScriptError::Senseless { what: PREPARE })?;
+    let mut missing = Vec::new();
     for (mount, place) in mounts.iter().zip(places) {
         // If several file systems are mounted at one place, the last line is the visible one.
         match before.iter().rfind(|mounted| mounted.target == place) {
@@ -152,33 +145,94 @@ pub async fn mount(shell: &Shell, mounts: &[Mount]) -> Result<bool, MountError> 
             Some(_) => unmount_one(shell, &place).await?,
             None => {}
         }
-        let how = if mount.readonly { "-o ro " } else { "" };
-        let (tag, at) = (quoted(mount.tag.as_str()), quoted(&place));
-        let script = format!("mount -t virtiofs {how}{tag} {at}");
-        match run(shell, "mount a share in the guest", Rights::Root, &script).await {
-            Err(ScriptError::Failed { stderr, .. }) => {
-                return Err(MountError::Mount { tag: mount.tag.clone(), target: place, stderr });
-            }
-            other => drop(other?),
-        }
+        missing.push((mount, place));
     }
+    mount_all(shell, &missing).await?;
     Ok(forgotten)
 }
 
-/// Makes the directory that a share is mounted on. Below the home the user makes it; elsewhere root makes it and gives
-/// it to the user.
-async fn make_directory(shell: &Shell, mount: &Mount) -> Result<(), ScriptError> {
-    let target = mount.target.expand(&shell.facts.home);
-    let with = rights(&shell.facts.home, &target, None);
-    let script = format!(
-        "umask 022; t={}; uid={}\nset -- \"$t\"; p=${{t%/*}}\n[ ! -d \"$t\" ] || exit 0\n\
-         while [ -n \"$p\" ] && [ ! -d \"$p\" ]; do set -- \"$p\" \"$@\"; p=${{p%/*}}; done\n\
-         for d; do\n  mkdir \"$d\" || [ -d \"$d\" ] || exit 1\n  \
-         [ \"$(id -u)\" = \"$uid\" ] || chown \"$uid\" \"$d\" || exit 1\ndone",
-        quoted(&target),
-        shell.facts.ids.uid,
-    );
-    run(shell, "make the directory for a share", with, &script).await.map(drop)
+/// What the scripts of [`prepare`] do.
+const PREPARE: &str = "make the directories for the shares";
+
+/// Makes the directories that shares are mounted on, and returns what is mounted, and the real path of each directory. Below
+/// the home the user makes it; elsewhere root makes it and gives it to the user. Returns `None` if `unless` has printed
+/// [`GONE`] and ended the script.
+async fn prepare(
+    shell: &Shell,
+    mounts: &[Mount],
+    unless: &str,
+) -> Result<Option<(Vec<Mounted>, Vec<String>)>, ScriptError> {
+    let home = &shell.facts.home;
+    let targets: Vec<_> = mounts.iter().map(|mount| mount.target.expand(home)).collect();
+    let make = |with: Rights| -> String {
+        let targets = targets.iter().filter(|target| rights(home, target, None) == with);
+        targets.map(|target| format!("make {} {} || exit 1\n", quoted(target), shell.facts.ids.uid)).collect()
+    };
+    let of_root = make(Rights::Root);
+    if !of_root.is_empty() {
+        let script = format!("{unless}{MAKE_DIRECTORY}{of_root}");
+        if run(shell, PREPARE, Rights::Root, &script).await? == GONE {
+            return Ok(None);
+        }
+    }
+    let (of_user, real_paths) = (make(Rights::User), print_real_paths(&targets));
+    let script = format!("{unless}{MAKE_DIRECTORY}{of_user}{real_paths}cat /proc/mounts");
+    let told = run(shell, PREPARE, Rights::User, &script).await?;
+    if told == GONE {
+        return Ok(None);
+    }
+    let (places, rest) = first_lines(&told, targets.len()).ok_or(ScriptError::Senseless { what: PREPARE })?;
+    Ok(Some((parse(rest), places)))
+}
+
+/// The first lines of a text, and the rest of it.
+fn first_lines(text: &str, count: usize) -> Option<(Vec<String>, &str)> {
+    let (mut lines, mut rest) = (Vec::new(), text);
+    for _ in 0..count {
+        let (line, after) = rest.split_once('\n')?;
+        lines.push(line.to_owned());
+        rest = after;
+    }
+    Some((lines, rest))
+}
+
+/// The shell function `make DIRECTORY UID` makes a directory for the user with this number, and those above it.
+const MAKE_DIRECTORY: &str = r#"
+umask 022
+make() {
+  uid=$2
+  [ ! -d "$1" ] || return 0
+  set -- "$1"; p=${1%/*}
+  while [ -n "$p" ] && [ ! -d "$p" ]; do set -- "$p" "$@"; p=${p%/*}; done
+  for d; do
+    mkdir "$d" || [ -d "$d" ] || return 1
+    [ "$(id -u)" = "$uid" ] || chown "$uid" "$d" || return 1
+  done
+}
+"#;
+
+/// Mounts shares on their directories, in order, and ends with the first one that fails.
+async fn mount_all(shell: &Shell, missing: &[(&Mount, String)]) -> Result<(), MountError> {
+    const FAILED: &str = "failed ";
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let what = "mount the shares in the guest";
+    let line = |(index, (mount, place)): (usize, &(&Mount, String))| {
+        let how = if mount.readonly { "-o ro " } else { "" };
+        let (tag, at) = (quoted(mount.tag.as_str()), quoted(place));
+        format!(
+            "e=$(mount -t virtiofs {how}{tag} {at} 2>&1) || {{ printf '{FAILED}%s %s\n' {index} \"$e\"; exit 0; }}\n"
+        )
+    };
+    let script: String = missing.iter().enumerate().map(line).collect();
+    let told = run(shell, what, Rights::Root, &script).await?;
+    let Some((_, failed)) = told.split_once(FAILED) else { return Ok(()) };
+    let (index, words) = failed.split_once(' ').ok_or(ScriptError::Senseless { what })?;
+    let index = index.parse().ok().and_then(|index: usize| missing.get(index));
+    let (mount, place) = index.ok_or(ScriptError::Senseless { what })?;
+    let stderr = last_words(words.as_bytes());
+    Err(MountError::Mount { tag: mount.tag.clone(), target: place.clone(), stderr })
 }
 
 /// Unmounts every mount of the shares at any place, the last mount first.
@@ -195,6 +249,14 @@ pub async fn unmount(shell: &Shell, mounts: &[Mount]) -> Result<(), MountError> 
 /// A directory in the guest that is there while its shares are forgotten: from [`forget`] to the next [`mount`]. It has a
 /// file for each device that the kernel has not removed yet.
 const FORGOTTEN: &str = "/run/nixbox-forgotten-shares";
+
+/// The line that says that there are such shares.
+const GONE: &str = "nixbox: shares are gone\n";
+/// Prints it.
+const PRINT_GONE: &str = "echo 'nixbox: shares are gone'";
+/// Ends a script with that line. Whatever looks at the place of such a share waits for an answer of its device.
+const UNLESS_FORGOTTEN: &str =
+    "[ ! -d /run/nixbox-forgotten-shares ] || { echo 'nixbox: shares are gone'; exit 0; }\n";
 
 /// Begins to remove the devices of shares that answer no more. The configuration space of a PCI device that is gone reads
 /// as ones, and the kernel keeps the device until it is told to remove it. The kernel then waits for the device to say that it
@@ -320,11 +382,15 @@ true"#,
 /// # Errors
 /// Any [`ScriptError`].
 pub async fn presence(shell: &Shell, mounts: &[Mount]) -> Result<Presence, ScriptError> {
-    let (places, table) = (real_paths(shell, mounts).await?, table(shell).await?);
-    let forgotten = format!("[ ! -d {FORGOTTEN} ] || echo forgotten");
-    let forgotten = run(shell, "find shares that are gone", Rights::User, &forgotten).await?;
-    Ok(match presence_in(mounts, &places, &table) {
-        Presence::Whole if !mounts.is_empty() && !forgotten.trim().is_empty() => Presence::Partial,
+    let what = "list what is mounted in the guest";
+    let targets: Vec<_> = mounts.iter().map(|mount| mount.target.expand(&shell.facts.home)).collect();
+    let script =
+        format!("{}[ ! -d {FORGOTTEN} ] || {PRINT_GONE}\ncat /proc/mounts", print_real_paths(&targets));
+    let told = run(shell, what, Rights::User, &script).await?;
+    let (places, rest) = first_lines(&told, targets.len()).ok_or(ScriptError::Senseless { what })?;
+    let table = rest.strip_prefix(GONE);
+    Ok(match presence_in(mounts, &places, &parse(table.unwrap_or(rest))) {
+        Presence::Whole if !mounts.is_empty() && table.is_some() => Presence::Partial,
         presence => presence,
     })
 }
@@ -346,6 +412,20 @@ fn presence_in(mounts: &[Mount], places: &[String], table: &[Mounted]) -> Presen
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scripts_print_the_line_that_is_looked_for_where_the_directory_is() {
+        assert_eq!(PRINT_GONE, format!("echo '{}'", GONE.trim_end()));
+        assert!(UNLESS_FORGOTTEN.starts_with(&format!("[ ! -d {FORGOTTEN} ] || {{ {PRINT_GONE};")));
+    }
+
+    #[test]
+    fn the_first_lines_are_taken_off_and_too_few_are_none() {
+        assert_eq!(first_lines("a\nb\nc\n", 2), Some((vec!["a".to_owned(), "b".to_owned()], "c\n")));
+        assert_eq!(first_lines("a\n", 1), Some((vec!["a".to_owned()], "")));
+        assert_eq!(first_lines("a", 1), None);
+        assert_eq!(first_lines("x", 0), Some((Vec::new(), "x")));
+    }
 
     const TABLE: &str = "proc /proc proc rw,relatime 0 0\n\
         work /home/u/my\\040work virtiofs rw,relatime 0 0\n\

@@ -296,16 +296,21 @@ impl Guest for SshGuest {
         let targets = self.settings.wanted.targets();
         self.with(machine, async move |shell: &Shell| {
             // Before the credentials, so that a guest that has them has its swap too.
-            let stays_off = match swap::switch_on(shell).await {
-                Err(error @ ScriptError::Channel { .. }) => return Err(Failure::world(error)),
-                Err(error) => error_chain(&error),
-                Ok(stays_off) => stays_off,
-            };
-            if !stays_off.is_empty() {
-                (self.settings.on_no_swap)(&stays_off);
+            let survey = inject::survey(shell, &credentials, &[swap::LIST]).await.map_err(Failure::world)?;
+            if survey.exists(swap::LIST) {
+                let stays_off = match swap::switch_on(shell).await {
+                    Err(error @ ScriptError::Channel { .. }) => return Err(Failure::world(error)),
+                    Err(error) => error_chain(&error),
+                    Ok(stays_off) => stays_off,
+                };
+                if !stays_off.is_empty() {
+                    (self.settings.on_no_swap)(&stays_off);
+                }
             }
-            wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
-            inject::inject(shell, &credentials, overwrite).await.map_err(Failure::world)
+            if inject::has_strays(&survey, &shell.facts.home, &targets) {
+                wipe::remove_strays(shell, &targets).await.map_err(Failure::world)?;
+            }
+            inject::inject(shell, &survey, &credentials, overwrite).await.map_err(Failure::world)
         })
         .await
     }
@@ -408,8 +413,10 @@ impl Guest for SshGuest {
         let expected: Vec<_> = credentials.iter().map(Expected::from).collect();
         let shares = &self.settings.mounts;
         self.with(machine, async |shell: &Shell| {
-            let mut credentials = inject::presence(shell, &expected).await.map_err(Failure::world)?;
-            if credentials == Presence::Whole && swap::is_off(shell).await.map_err(Failure::world)? {
+            let survey = inject::survey(shell, &credentials, &[swap::LIST]).await.map_err(Failure::world)?;
+            let (home, user) = (&shell.facts.home, shell.facts.ids.uid);
+            let mut credentials = inject::presence(&survey, home, user, &expected);
+            if credentials == Presence::Whole && survey.exists(swap::LIST) {
                 credentials = Presence::Partial;
             }
             let mounts = mounts::presence(shell, shares).await.map_err(Failure::world)?;

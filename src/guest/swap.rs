@@ -17,7 +17,7 @@ use crate::world::UnprovenPlace;
 
 /// The swap that nixbox has switched off and not switched on again: a priority and a path in each line, as in
 /// `/proc/swaps`.
-const LIST: &str = "/run/nixbox-swaps";
+pub(super) const LIST: &str = "/run/nixbox-swaps";
 /// The time limit for reading back what was swapped out.
 const OFF_LIMIT: Duration = Duration::from_secs(90);
 /// The time limit of the scripts that read nothing back.
@@ -82,23 +82,11 @@ pub(super) async fn switch_off(shell: &Shell) -> Result<Vec<UnprovenPlace>, Scri
     Ok(stays_on(&told))
 }
 
-/// Whether swap was switched off and not on again.
-///
-/// # Errors
-/// Any [`ScriptError`].
-pub(super) async fn is_off(shell: &Shell) -> Result<bool, ScriptError> {
-    let look = format!("[ ! -e {LIST} ] || echo off");
-    Ok(!shell.script("look at the guest's swap", Rights::User, &look, &[], LIMIT).await?.is_empty())
-}
-
-/// Switches on what nixbox has switched off. The answer says what stays off, and why; it is empty if nothing does.
+/// Switches on what nixbox has switched off, if [`LIST`] exists. The answer says what stays off, and why; it is empty if nothing does.
 ///
 /// # Errors
 /// Any [`ScriptError`].
 pub(super) async fn switch_on(shell: &Shell) -> Result<String, ScriptError> {
-    if !is_off(shell).await? {
-        return Ok(String::new());
-    }
     let told = shell.script("switch on the guest's swap", Rights::Root, &script(ON), &[], LIMIT).await?;
     Ok(printable(&told.trim().replace('\n', "; "), 400))
 }

@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::backup::{self, BackedUp, BackupError, UNPACKED, WipeTargets};
-use super::inject::{FUNCTIONS, LEDGER, UNFINISHED, ledger, rights};
+use super::inject::{FUNCTIONS, UNFINISHED, rights};
 use super::script_items::printable;
 use super::shell::{Rights, ScriptError, Shell, quoted};
+use super::survey::{LEDGER, ledger};
 use crate::world::{GuestPath, Secret};
 
 /// The time limit for removing files, which may include large directories.

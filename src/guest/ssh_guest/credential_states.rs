@@ -3,8 +3,9 @@
 use serde::Serialize;
 
 use super::SshGuest;
-use crate::guest::inject::{self, CredentialState, Expected};
+use crate::guest::inject::{self, CredentialState, Expected, rights};
 use crate::guest::shell::Shell;
+use crate::guest::survey::survey;
 use crate::world::{Failure, GuestPath, Machine, Result, WaitObserver, error_chain};
 
 /// How the credentials of the configuration are in the guest.
@@ -46,21 +47,30 @@ impl SshGuest {
             Ok(credentials) => (credentials.iter().map(Expected::from).collect(), None),
             Err(failure) => (Vec::new(), Some(error_chain(&failure))),
         };
-        let expected =
-            |target: &GuestPath| expected.iter().find(|one: &&Expected| one.target == *target).cloned();
-        let files: Vec<_> = targets.iter().map(|target| (target.clone(), expected(target))).collect();
-        let examined = self
-            .with(machine, async |shell: &Shell| inject::states(shell, &files).await.map_err(Failure::world));
+        let expected = |target: &GuestPath| expected.iter().find(|one: &&Expected| one.target == *target);
+        let examined = self.with(machine, async |shell: &Shell| {
+            let home = &shell.facts.home;
+            let place = |target: &GuestPath| {
+                let path = target.expand(home);
+                let owner = expected(target).and_then(|expected| expected.owner.as_ref());
+                let rights = rights(home, &path, owner);
+                (path, rights)
+            };
+            let places: Vec<_> = targets.iter().map(place).collect();
+            let survey = survey(shell, &places, &[]).await.map_err(Failure::world)?;
+            let state =
+                |target| inject::state(&survey, home, shell.facts.ids.uid, (target, expected(target)));
+            let states: Vec<_> = targets.iter().map(state).collect();
+            let is_target = |noted: &GuestPath| places.iter().any(|(path, _)| noted.expand(home) == *path);
+            let others: Vec<_> = survey.noted.iter().filter(|noted| !is_target(noted)).cloned().collect();
+            Ok((states, others))
+        });
         let (states, others) = examined.await?;
         let configured = targets.iter().zip(states).map(|(target, state)| ConfiguredCredential {
             target: target.to_string(),
             variables: wanted.variables_in(target).iter().map(ToString::to_string).collect(),
             state,
         });
-        Ok(CredentialStates {
-            configured: configured.collect(),
-            others: others.into_iter().collect(),
-            problem,
-        })
+        Ok(CredentialStates { configured: configured.collect(), others, problem })
     }
 }

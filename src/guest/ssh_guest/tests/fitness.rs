@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::guest::examine::UnfitGuest;
-use crate::guest::inject::LEDGER;
+use crate::guest::survey::LEDGER;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fit_guest_passes_the_examination_and_is_as_before() {

@@ -62,7 +62,9 @@ async fn a_real_guest_is_settled_equipped_and_wiped() {
     assert!(error.to_string().contains("share"), "{error}");
     assert_eq!(run("cat /root/link/kept").await.unwrap(), "kept\n");
     let base = Wanted { files: vec![rule("x", "~/link/new", None)], ..Wanted::default() };
-    let error = inject::inject(&shell, &base.resolve(&|_| ()).await.unwrap(), &[]).await.unwrap_err();
+    let credentials = base.resolve(&|_| ()).await.unwrap();
+    let survey = inject::survey(&shell, &credentials, &[]).await.unwrap();
+    let error = inject::inject(&shell, &survey, &credentials, &[]).await.unwrap_err();
     assert!(error.to_string().contains("share"), "{error}");
     run("rm /root/link").await.unwrap();
 
