@@ -223,7 +223,7 @@ pub(super) async fn choose(
 ) -> Result<SnapshotChoice, Failure> {
     let mut now = here(world, HashMethod::default(), interrupt).await?;
     let mut passed_over = Vec::new();
-    for ListedSnapshot { id, manifest } in candidates {
+    for ListedSnapshot { id, manifest, .. } in candidates {
         let manifest = match manifest {
             Ok(manifest) => manifest,
             Err(failure) => {

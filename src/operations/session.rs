@@ -518,8 +518,7 @@ fn to_prune(listed: &[ListedSnapshot], keep: u32, state: &WorkspaceState) -> Vec
         WorkspaceState::Up(vm) => vm.from,
         WorkspaceState::Down { .. } => None,
     };
-    let unnamed = |one: &&ListedSnapshot| one.manifest.as_ref().is_ok_and(|one| one.name.is_none());
-    let newest_first = listed.iter().rev().filter(unnamed).map(|one| one.id);
+    let newest_first = listed.iter().rev().filter(|one| one.is_unnamed()).map(|one| one.id);
     let mut old: Vec<_> = newest_first.skip(keep as usize).filter(|id| Some(*id) != from).collect();
     old.reverse();
     old

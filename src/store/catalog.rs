@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde::de::IgnoredAny;
 
 use super::error::{Result, StoreError};
+use super::label::{self, LabelError};
 use super::layout::{self, STAGING, TRASH, id_of, staging_name, trash_name};
 use super::leaks::LeakSearch;
 use super::manifest::{self, FILE};
@@ -17,7 +18,7 @@ use crate::files::copy::{self, NamedFile, Progress};
 use crate::files::search::value::NamedValue;
 use crate::world::{
     self, Catalog, Depth, Failure, FileRecord, GuestAudit, Interrupt, ListedSnapshot, Manifest, Receipt,
-    SnapshotId, SnapshotState,
+    SnapshotId, SnapshotLabel, SnapshotName, SnapshotNote, SnapshotState,
 };
 
 /// More than a VMM's state takes: `vm.snapshot` writes some hundred kilobytes beside RAM.
@@ -41,6 +42,8 @@ struct SnapshotDirectory {
     state: SnapshotState,
     /// The manifest of a listed snapshot, or what is wrong with it.
     manifest: Option<Result<Manifest>>,
+    /// The label of a listed snapshot, or what is wrong with it.
+    label: Result<SnapshotLabel>,
 }
 
 impl Snapshots {
@@ -58,21 +61,79 @@ impl Snapshots {
         for name in root.names()? {
             let known = states.iter().find_map(|(prefix, state)| Some((id_of(&name, prefix)?, *state)));
             if let Some((id, state)) = known {
-                let listed = state == SnapshotState::Listed;
-                let manifest = listed.then(|| self.listed(&root, id).map(|(_, manifest)| manifest));
-                found.push(SnapshotDirectory { id, state, manifest });
+                found.push(if state == SnapshotState::Listed {
+                    let (manifest, label) = self.labelled(&root, id);
+                    SnapshotDirectory { id, state, manifest: Some(manifest), label }
+                } else {
+                    SnapshotDirectory { id, state, manifest: None, label: Ok(SnapshotLabel::default()) }
+                });
             }
         }
         found.sort_by_key(|directory| directory.id);
         Ok(found)
     }
 
-    /// The manifest of a listed snapshot.
+    /// The manifest of a listed snapshot, as it was written when the snapshot was made: a later name is in the label.
     ///
     /// # Errors
     /// If the snapshot is not listed, or damaged.
     pub fn manifest(&self, id: SnapshotId) -> Result<Manifest> {
         Ok(self.listed(&self.root()?, id)?.1)
+    }
+
+    /// Gives a listed snapshot another name. A damaged label is replaced, and its note is lost with it.
+    ///
+    /// The caller holds the lock of the workspace. If the process is killed, the snapshot has its old name or the new one.
+    ///
+    /// # Errors
+    /// [`StoreError::NameTaken`], or if the snapshot is not listed, is damaged, has a label of a newer nixbox, or if the label
+    /// cannot be written. The earlier label stays then.
+    pub fn rename(&self, id: SnapshotId, name: SnapshotName) -> Result<()> {
+        let root = self.root()?;
+        let (snapshot, manifest) = self.listed(&root, id)?;
+        let named = Manifest { name: Some(name), ..manifest };
+        self.check_name(&named)?;
+        let label = match layout::read_label(&snapshot, id) {
+            Ok(label) => label.unwrap_or_default(),
+            Err(newer @ StoreError::Label { source: LabelError::Version(_), .. }) => return Err(newer),
+            Err(_) => SnapshotLabel::default(),
+        };
+        self.write_label(&snapshot, id, &SnapshotLabel { name: named.name, ..label })
+    }
+
+    /// Writes down a note about a listed snapshot, in place of an earlier one, or removes the note.
+    ///
+    /// The caller holds the lock of the workspace. If the process is killed, the old note or the new one is there.
+    ///
+    /// # Errors
+    /// If the snapshot is not listed, is damaged, or has a damaged label, whose name would be lost; or if the label cannot be
+    /// written. The earlier label stays then.
+    pub fn annotate(&self, id: SnapshotId, note: Option<SnapshotNote>) -> Result<()> {
+        let (snapshot, manifest) = self.listed(&self.root()?, id)?;
+        let name = layout::read_label(&snapshot, id)?.map_or(manifest.name, |label| label.name);
+        self.write_label(&snapshot, id, &SnapshotLabel { name, note })
+    }
+
+    fn write_label(&self, snapshot: &Folder, id: SnapshotId, label: &SnapshotLabel) -> Result<()> {
+        let encoded = label::encode(label).map_err(|source| StoreError::UnwritableLabel { id, source })?;
+        self.leaks.check_text(id, &encoded, "the label")?;
+        Ok(snapshot.replace(label::FILE, &encoded)?)
+    }
+
+    /// The manifest and the label of a snapshot. The label has the last word on the name.
+    fn labelled(&self, root: &Folder, id: SnapshotId) -> (Result<Manifest>, Result<SnapshotLabel>) {
+        let (snapshot, manifest) = match self.listed(root, id) {
+            Ok(listed) => listed,
+            // Without a manifest the label is of no snapshot.
+            Err(error) => return (Err(error), Ok(SnapshotLabel::default())),
+        };
+        let label = match layout::read_label(&snapshot, id) {
+            Ok(Some(label)) => Ok(label),
+            Ok(None) => Ok(SnapshotLabel { name: manifest.name.clone(), note: None }),
+            Err(error) => Err(error),
+        };
+        let name = label.as_ref().ok().and_then(|label| label.name.clone());
+        (Ok(Manifest { name, ..manifest }), label)
     }
 
     /// The path of the directory that holds a snapshot, listed or else staged: for the VMM, which takes paths.
@@ -128,7 +189,7 @@ impl Catalog for Snapshots {
     async fn list(&self) -> world::Result<Vec<ListedSnapshot>> {
         let listing = |directory: SnapshotDirectory| {
             let manifest = directory.manifest?.map_err(Failure::from);
-            Some(ListedSnapshot { id: directory.id, manifest })
+            Some(ListedSnapshot { id: directory.id, manifest, label: directory.label.map_err(Failure::from) })
         };
         Ok(self.survey()?.into_iter().filter_map(listing).collect())
     }
@@ -206,7 +267,7 @@ impl Catalog for Snapshots {
         self.check_name(&manifest)?;
         layout::check_files(&staging, &manifest)?;
         let encoded = manifest::encode(&manifest).map_err(|source| StoreError::Unwritable { id, source })?;
-        self.leaks.check_manifest(id, &encoded)?;
+        self.leaks.check_text(id, &encoded, "the manifest")?;
         // A commit point is not interrupted.
         let never = Interrupt::new();
         for record in &manifest.files {

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::file_systems::Fixed;
+use super::label::LabelError;
 use super::manifest::ManifestError;
 use crate::files::FileError;
 use crate::files::copy::CopyError;
@@ -21,6 +22,12 @@ pub enum StoreError {
     Copy(#[from] CopyError),
     #[error("the manifest of snapshot {id}, {}, is damaged; `nixbox snapshot delete` removes it", path.display())]
     Manifest { id: SnapshotId, path: PathBuf, source: ManifestError },
+    #[error(
+        "the name and the note of snapshot {id} cannot be read in {}; the snapshot is found by its number", path.display()
+    )]
+    Label { id: SnapshotId, path: PathBuf, source: LabelError },
+    #[error("the name and the note of snapshot {id} cannot be written")]
+    UnwritableLabel { id: SnapshotId, source: serde_json::Error },
     #[error("the manifest of snapshot {id} cannot be written")]
     Unwritable { id: SnapshotId, source: ManifestError },
     #[error("snapshot {0} has no manifest: it is damaged; `nixbox snapshot delete` removes it")]

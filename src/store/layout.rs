@@ -3,9 +3,10 @@
 use std::ffi::OsStr;
 
 use super::error::{Result, StoreError};
+use super::label;
 use super::manifest::{self, FILE, LIMIT, ManifestError};
 use crate::files::{FileError, Folder};
-use crate::world::{FileRecord, Generation, Manifest, SnapshotId};
+use crate::world::{FileRecord, Generation, Manifest, SnapshotId, SnapshotLabel};
 
 /// The name of a manifest that is being written; see [`Folder::replace`].
 pub(super) const UNFINISHED: &str = ".manifest.json.unfinished";
@@ -53,6 +54,15 @@ pub(super) fn read_manifest(snapshot: &Folder, id: SnapshotId) -> Result<Option<
     checked.map(Some).map_err(|source| StoreError::Manifest { id, path: snapshot.path_of(FILE), source })
 }
 
+/// The label in an open snapshot; `None` if there is none.
+pub(super) fn read_label(snapshot: &Folder, id: SnapshotId) -> Result<Option<SnapshotLabel>> {
+    let Some(bytes) = snapshot.read(label::FILE, label::LIMIT)? else {
+        return Ok(None);
+    };
+    let label = label::decode(&bytes);
+    label.map(Some).map_err(|source| StoreError::Label { id, path: snapshot.path_of(label::FILE), source })
+}
+
 /// What the manifest of an open snapshot says of one of its files; `None` if the snapshot is staged and has none.
 ///
 /// # Errors
@@ -78,7 +88,8 @@ pub(super) fn check_files(snapshot: &Folder, manifest: &Manifest) -> Result<()> 
         }
     }
     let known = |name: &std::ffi::OsString| {
-        name == FILE || name == UNFINISHED || manifest.files.iter().any(|record| *name == *record.name)
+        [FILE, UNFINISHED, label::FILE, label::UNFINISHED].iter().any(|own| name == *own)
+            || manifest.files.iter().any(|record| *name == *record.name)
     };
     match snapshot.names()?.into_iter().find(|name| !known(name)) {
         Some(name) => Err(StoreError::Extra { id, name }),

@@ -137,8 +137,8 @@ impl LeakSearch {
         self.memory().receipts.get(&id).cloned()
     }
 
-    /// Makes sure that the text of a manifest holds no token.
-    pub(super) fn check_manifest(&self, id: SnapshotId, text: &[u8]) -> Result<()> {
+    /// Makes sure that what nixbox writes into a snapshot, such as its manifest, holds no token.
+    pub(super) fn check_text(&self, id: SnapshotId, text: &[u8], place: &str) -> Result<()> {
         let Some(known) = self.known()? else {
             return Ok(());
         };
@@ -152,7 +152,7 @@ impl LeakSearch {
             Some(value) => Err(StoreError::Fixed {
                 id,
                 value: value.name.clone(),
-                place: "the manifest".to_owned(),
+                place: place.to_owned(),
                 why: Fixed::Manifest,
             }),
         }

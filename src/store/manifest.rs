@@ -28,6 +28,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::label;
 use crate::world::{
     BootId, FileRecord, Generation, Given, HashMethod, InvalidValue, Manifest, Origin, Receipt, Slot,
     SnapshotId, SnapshotName, VmmVersion,
@@ -257,6 +258,7 @@ pub fn is_file_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         && !name.starts_with('.')
         && name != FILE
+        && name != label::FILE
 }
 
 fn check_files(files: &[FileRecord]) -> Result<(), ManifestError> {

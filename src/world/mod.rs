@@ -44,8 +44,8 @@ pub use self::machine::{
     BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, UserIds, VmmState,
 };
 pub use self::names::{
-    FileOwner, ImageName, ShareTag, SnapshotId, SnapshotName, SnapshotReference, UserName, VariableName,
-    WorkspaceName,
+    FileOwner, ImageName, ShareTag, SnapshotId, SnapshotName, SnapshotNote, SnapshotReference, UserName,
+    VariableName, WorkspaceName,
 };
 pub use self::network::{Domain, NamespaceKeeping, NetworkMode, NetworkPolicy, Port, UplinkPool};
 pub use self::network_fault::NetworkFault;
@@ -63,7 +63,7 @@ pub use self::secrets::{MASK, Secret, SecretCommand, SecretSource};
 pub use self::sizes::{Backing, ByteSize};
 pub use self::slots::Slot;
 pub use self::snapshots::{
-    Depth, FileRecord, Given, HashMethod, ListedSnapshot, Manifest, Origin, SnapshotState,
+    Depth, FileRecord, Given, HashMethod, ListedSnapshot, Manifest, Origin, SnapshotLabel, SnapshotState,
 };
 pub use self::timeouts::ReadyTimeout;
 pub use self::value::InvalidValue;

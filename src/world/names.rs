@@ -56,6 +56,21 @@ impl SnapshotName {
     }
 }
 
+text_value!(
+    /// What a person writes down about a snapshot: one line, which no terminal acts on.
+    SnapshotNote,
+    |text| {
+        let rule = "cannot be a note: 1 to 1,000 characters, none of them a line end or another control character";
+        let acts = |character: char| {
+            // What changes the direction of a line is not a control character to Unicode, and hides text as well.
+            character.is_control()
+                || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        };
+        let good = (1..=1000).contains(&text.chars().count()) && !text.chars().any(acts);
+        if good { Ok(text.to_owned()) } else { Err(InvalidValue::unquoted(rule)) }
+    }
+);
+
 /// How a person names a snapshot: by its name or by its number. The digits of a number have the form of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotReference(SnapshotName);
@@ -236,7 +251,7 @@ mod tests {
                 given: Default::default(),
                 receipt: None,
             };
-            ListedSnapshot { id, manifest: Ok(manifest) }
+            ListedSnapshot { id, manifest: Ok(manifest), label: Ok(Default::default()) }
         };
         let listed = [listed(4, Some("warm")), listed(7, None)];
         let found =
@@ -248,6 +263,16 @@ mod tests {
         assert_eq!(SnapshotReference::from(SnapshotId(Generation(7))).to_string(), "7");
         for bad in ["", "..", "a/b", "-x"] {
             assert!(bad.parse::<SnapshotReference>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_note_is_one_line_that_a_terminal_can_show() {
+        for good in ["a", "after `sbt update`, größer: 3 \u{1f600}", &"ß".repeat(1000)] {
+            assert_eq!(good.parse::<SnapshotNote>().unwrap().as_str(), good);
+        }
+        for bad in ["", "a\nb", "a\tb", "\u{1b}[2J", "a\u{202e}b", "\u{85}", "\0", &"a".repeat(1001)] {
+            assert!(bad.parse::<SnapshotNote>().is_err(), "{bad:?}");
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{BootId, Cpuid, Receipt, Result, Slot, SnapshotId, SnapshotName, VmmVersion};
+use super::{BootId, Cpuid, Receipt, Result, Slot, SnapshotId, SnapshotName, SnapshotNote, VmmVersion};
 
 /// The circumstances in which a snapshot was made. It can be restored only where they are compatible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub enum SnapshotState {
 pub struct Manifest {
     /// The snapshot.
     pub id: SnapshotId,
-    /// The name that a person gave it, if any.
+    /// The name that a person gave it, if any. The list of snapshots puts the name of the [`SnapshotLabel`] here.
     pub name: Option<SnapshotName>,
     /// When it was committed: milliseconds since 1970, UTC.
     pub created_ms: u64,
@@ -68,13 +68,32 @@ pub struct Manifest {
     pub receipt: Option<Receipt>,
 }
 
+/// What a person may change about a snapshot after it was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SnapshotLabel {
+    /// Its name, if it has one.
+    pub name: Option<SnapshotName>,
+    /// What a person wrote down about it.
+    pub note: Option<SnapshotNote>,
+}
+
 /// A snapshot in the list, damaged or not.
 #[derive(Debug)]
 pub struct ListedSnapshot {
     /// The snapshot.
     pub id: SnapshotId,
-    /// Its manifest, or why that cannot be read.
+    /// Its manifest, with the name that its label gives it, or why the manifest cannot be read.
     pub manifest: Result<Manifest>,
+    /// Its label, or why that cannot be read. A snapshot whose label is damaged has no name that could be known.
+    pub label: Result<SnapshotLabel>,
+}
+
+impl ListedSnapshot {
+    /// Whether nobody named the snapshot, as far as can be known: a snapshot may have had a name that is damaged now.
+    #[must_use]
+    pub fn is_unnamed(&self) -> bool {
+        self.label.is_ok() && self.manifest.as_ref().is_ok_and(|manifest| manifest.name.is_none())
+    }
 }
 
 /// How much of a snapshot is read to verify it.

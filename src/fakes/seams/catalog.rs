@@ -20,6 +20,7 @@ impl Catalog for WorkspaceSeams {
                         Some(Content::Manifest(manifest)) => Ok(manifest.0.clone()),
                         _ => refused("the manifest is damaged"),
                     },
+                    label: Ok(crate::world::SnapshotLabel::default()),
                 })
                 .collect();
             listings.sort_by_key(|listing| listing.id);

@@ -7,7 +7,8 @@ use crate::files::copy::tests::BytesRead;
 use crate::files::hash::tests::root_of;
 use crate::files::search::value::ValueKind;
 use crate::world::{
-    BootId, Failure, Generation, HashMethod, OnLeak, Origin, Secret, Slot, SnapshotName, VmmVersion,
+    BootId, Failure, Generation, HashMethod, OnLeak, Origin, Secret, Slot, SnapshotName, SnapshotNote,
+    SnapshotReference, VmmVersion,
 };
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
@@ -360,4 +361,98 @@ async fn a_link_in_place_of_a_snapshot_is_damage() {
     let list = snapshots.list().await.unwrap();
     assert!(matches!(&list[..], [ListedSnapshot { manifest: Err(_), .. }]), "{list:?}");
     assert!(snapshots.verify(id(12), Depth::Touched, &Interrupt::new()).await.is_err());
+}
+
+fn name(text: &str) -> SnapshotName {
+    text.parse().unwrap()
+}
+
+fn note(text: &str) -> Option<SnapshotNote> {
+    Some(text.parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_renamed_snapshot_has_its_new_name_everywhere_and_stays_whole() {
+    let (_directory, snapshots) = snapshots();
+    let first = staged(&snapshots, 12, Some("warm")).await;
+    snapshots.commit(first.clone()).await.unwrap();
+    snapshots.commit(staged(&snapshots, 13, None).await).await.unwrap();
+    snapshots.annotate(id(13), note("a note alone names nothing")).unwrap();
+    assert!(snapshots.list().await.unwrap()[1].is_unnamed());
+    // A note leaves the name of the manifest, and a new name leaves the note.
+    snapshots.annotate(id(12), note("first")).unwrap();
+    assert_eq!(listed(&snapshots).await[0].name, Some(name("warm")));
+    snapshots.rename(id(12), name("cold")).unwrap();
+    snapshots.rename(id(13), name("warm")).unwrap();
+    let list = snapshots.list().await.unwrap();
+    let label = list[0].label.as_ref().unwrap();
+    assert_eq!((&label.name, &label.note), (&Some(name("cold")), &note("first")));
+    assert!(!list[1].is_unnamed());
+    let found = |text: &str| text.parse::<SnapshotReference>().unwrap().find(&list).map(|one| one.id);
+    assert_eq!((found("cold"), found("warm"), found("13")), (Some(id(12)), Some(id(13)), Some(id(13))));
+    let taken = snapshots.rename(id(12), name("warm")).unwrap_err();
+    assert!(matches!(taken, StoreError::NameTaken { id: other, .. } if other == id(13)), "{taken}");
+    snapshots.rename(id(12), name("cold")).unwrap();
+    snapshots.annotate(id(12), None).unwrap();
+    assert_eq!(snapshots.list().await.unwrap()[0].label.as_ref().unwrap().note, None);
+    // The manifest and the files are untouched, and a commit that is tried again knows its snapshot.
+    snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
+    snapshots.commit(first.clone()).await.unwrap();
+    assert_eq!(snapshots.manifest(id(12)).unwrap(), first);
+    // The name that a snapshot no longer has is free, and the one that it has is not.
+    let refused = staged(&snapshots, 14, Some("cold")).await;
+    assert!(matches!(refusal(snapshots.commit(refused).await), StoreError::NameTaken { .. }));
+    assert!(matches!(snapshots.rename(id(99), name("x")), Err(StoreError::Absent(_))));
+}
+
+#[tokio::test]
+async fn a_damaged_label_costs_the_name_and_not_the_snapshot() {
+    let damages: [(&str, bool); 4] = [
+        ("", true),
+        ("{\"format\": 1, \"name\": \"../x\", \"note\": null}", true),
+        ("{\"format\": 2, \"labels\": []}", false),
+        (&"x".repeat(100_000), true),
+    ];
+    for (text, replaced) in damages {
+        let (_directory, snapshots) = snapshots();
+        snapshots.commit(staged(&snapshots, 12, Some("warm")).await).await.unwrap();
+        let path = snapshots.root.join("12/label.json");
+        std::fs::write(&path, text).unwrap();
+        let list = snapshots.list().await.unwrap();
+        assert!(list[0].label.is_err() && list[0].manifest.as_ref().unwrap().name.is_none());
+        assert!(!list[0].is_unnamed(), "it may have had a name, so it is not pruned");
+        assert!(SnapshotReference::from(id(12)).find(&list).is_some());
+        snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
+        // A note would lose the name, which nobody knows.
+        snapshots.annotate(id(12), note("x")).unwrap_err();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        assert_eq!(snapshots.rename(id(12), name("again")).is_ok(), replaced);
+        assert_eq!(listed(&snapshots).await[0].name, replaced.then(|| name("again")));
+    }
+    // A link is not followed.
+    let (directory, snapshots) = snapshots();
+    snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
+    std::fs::write(directory.path().join("elsewhere"), "kept").unwrap();
+    symlink("../elsewhere", snapshots.root.join("12/label.json")).unwrap();
+    assert!(snapshots.list().await.unwrap()[0].label.is_err());
+    snapshots.rename(id(12), name("own")).unwrap();
+    assert_eq!(std::fs::read_to_string(directory.path().join("elsewhere")).unwrap(), "kept");
+}
+
+#[tokio::test]
+async fn a_label_that_cannot_be_written_stays_as_it_was() {
+    let (_directory, snapshots) = snapshots();
+    snapshots.commit(staged(&snapshots, 12, None).await).await.unwrap();
+    snapshots.rename(id(12), name("warm")).unwrap();
+    // What a killed change has left is removed by the next one, and is no damage.
+    let unfinished = snapshots.root.join("12/.label.json.unfinished");
+    std::fs::write(&unfinished, "{\"format\": 1, \"na").unwrap();
+    snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
+    snapshots.annotate(id(12), note("x")).unwrap();
+    assert!(!unfinished.exists());
+    // Nothing can be written where a directory has the name.
+    std::fs::create_dir(&unfinished).unwrap();
+    std::fs::write(unfinished.join("x"), "").unwrap();
+    snapshots.rename(id(12), name("cold")).unwrap_err();
+    assert_eq!(listed(&snapshots).await[0].name, Some(name("warm")));
 }
