@@ -157,22 +157,33 @@ pub(super) fn agree(
         tell(&format!("confirmed for {}:{}", path.display(), list(&sentences)));
         return Ok(());
     }
-    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+    if !may_ask() {
         return Err(ConsentError::Unconfirmed { path, actions: sentences }.into());
     }
-    error::print_stderr(&format!(
-        "nixbox: {} was not written by `nixbox init` here, or somebody else may have changed it. Nobody has confirmed yet \
-         what it does on this host:{}\nMay nixbox do this? [y/N] ",
+    let question = format!(
+        "{} was not written by `nixbox init` here, or somebody else may have changed it. Nobody has confirmed yet \
+         what it does on this host:{}\nMay nixbox do this?",
         path.display(),
         list(&sentences)
-    ));
+    );
+    match ask(&question).map_err(ConsentError::Answer)? {
+        true => Ok(()),
+        false => Err(ConsentError::Declined { path }.into()),
+    }
+}
+
+/// Whether a person sits at a terminal who could answer a question.
+pub(super) fn may_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks a person on the terminal, and tells whether the answer is yes.
+pub(super) fn ask(question: &str) -> std::io::Result<bool> {
+    error::print_stderr(&format!("nixbox: {question} [y/N] "));
     std::io::stderr().flush().ok();
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).map_err(ConsentError::Answer)?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(ConsentError::Declined { path }.into()),
-    }
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Takes out of a configuration what nixbox may not do, for a command that ends a VM and needs none of it. Says with `tell`

@@ -203,6 +203,14 @@ pub enum CliError {
     },
     #[error("snapshot {0} is damaged; nothing was changed")]
     DamagedSnapshot(SnapshotId, #[source] Failure),
+    #[error("the name and the note of snapshot {0} stay as they were")]
+    SnapshotLabel(SnapshotId, #[source] Failure),
+    #[error("there are several snapshots, and none was named: {0}; nothing was deleted")]
+    SnapshotsToChoose(String),
+    #[error("nothing was deleted")]
+    DeletionDeclined,
+    #[error("the answer cannot be read; nothing was deleted")]
+    DeletionUnanswered(#[source] io::Error),
     #[error("snapshot {0} holds credentials: {1}")]
     LeakySnapshot(SnapshotId, String),
 
@@ -404,6 +412,9 @@ impl From<CliError> for Problem {
                 (Failed, Some("`nixbox snapshot delete` removes it; a new one is searched while it is made"))
             }
             CliError::DamagedSnapshot(..) => (Failed, Some("`nixbox snapshot delete` removes it")),
+            CliError::SnapshotsToChoose(_) => {
+                (Usage, Some("`nixbox snapshot delete SNAPSHOT` deletes the one that is named"))
+            }
             CliError::RolledBack(failure) => (rolled_back(failure), None),
             CliError::ReplacedInVain(failure) => {
                 (rolled_back(failure), Some("`nixbox up` boots from that disk"))

@@ -1,8 +1,9 @@
-//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `verify`, `delete`.
+//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `verify`, `rename`, `note`, `delete`.
 
 use serde::Serialize;
 
-use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on};
+use self::find::{find_snapshot, list_snapshots, parse_name};
+use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
 use super::wiring::Wiring;
@@ -11,8 +12,13 @@ use crate::engine::transition::{Failure, Interrupt};
 use crate::host::clock::utc;
 use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
 use crate::world::{
-    Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotName, SnapshotReference,
+    Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotLabel, SnapshotName,
+    SnapshotReference,
 };
+
+mod delete;
+mod find;
+mod label;
 
 /// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
@@ -36,8 +42,8 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["name", "stop", "delete", "quiet"])]
     list: bool,
     /// The same as `nixbox snapshot delete`
-    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["name", "stop"])]
-    delete: Option<SnapshotReference>,
+    #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1, conflicts_with_all = ["name", "stop"])]
+    delete: Option<Option<SnapshotReference>>,
     #[command(flatten)]
     output: OutputOptions,
 }
@@ -54,8 +60,8 @@ enum SnapshotCommand {
     /// Delete a snapshot, also a damaged one
     #[command(after_help = "Example: nixbox snapshot delete warm")]
     Delete {
-        /// The snapshot's name or number
-        snapshot: SnapshotReference,
+        /// The snapshot's name or number; without it the only snapshot, or the newest after a question on a terminal
+        snapshot: Option<SnapshotReference>,
         #[command(flatten)]
         output: OutputOptions,
     },
@@ -68,6 +74,8 @@ enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+    Rename(label::RenameArguments),
+    Note(label::NoteArguments),
     /// Read every byte of a snapshot and compare its files with the hashes in its manifest
     #[command(after_help = "Example: nixbox snapshot verify warm --deep")]
     Verify {
@@ -81,25 +89,18 @@ enum SnapshotCommand {
     },
 }
 
-fn parse_name(text: &str) -> Result<SnapshotName, String> {
-    let name = SnapshotName::try_from(text.to_owned()).map_err(|error| error.to_string())?;
-    if name.is_number() {
-        Err("a name of digits only would be taken for a snapshot's number".to_owned())
-    } else {
-        Ok(name)
-    }
-}
-
 pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let Arguments { command, name, stop, list: list_flag, delete: delete_flag, output } = arguments;
     match command {
         Some(SnapshotCommand::List { json }) => list(location, json),
-        Some(SnapshotCommand::Delete { snapshot, output }) => delete(location, &snapshot, output),
+        Some(SnapshotCommand::Delete { snapshot, output }) => delete::run(location, snapshot, output),
+        Some(SnapshotCommand::Rename(arguments)) => label::rename(location, arguments),
+        Some(SnapshotCommand::Note(arguments)) => label::note(location, arguments),
         Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
         Some(SnapshotCommand::Verify { snapshot, deep, output }) => verify(location, &snapshot, deep, output),
         None if list_flag => list(location, output.json),
         None => match delete_flag {
-            Some(snapshot) => delete(location, &snapshot, output),
+            Some(snapshot) => delete::run(location, snapshot, output),
             None => create(location, name, stop, output),
         },
     }
@@ -198,20 +199,18 @@ fn numbers(ids: &[SnapshotId]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn list_snapshots(wiring: &Wiring) -> Result<Vec<ListedSnapshot>, Problem> {
-    block_on(async { wiring.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into()) })
-}
-
-fn find_snapshot(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Problem> {
-    let found = wanted.find(listed).map(|listing| listing.id);
-    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
-}
-
 fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
     let listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     if json {
         let one = |listing: &ListedSnapshot| match &listing.manifest {
-            Ok(manifest) => serde_json::json!(SnapshotSummary::from(manifest)),
+            Ok(manifest) => {
+                let mut one = serde_json::json!(SnapshotSummary::from(manifest));
+                match &listing.label {
+                    Ok(label) => one["note"] = serde_json::json!(label.note),
+                    Err(failure) => one["damaged_label"] = error::chain(failure).into(),
+                }
+                one
+            }
             Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": error::chain(failure) }),
         };
         error::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
@@ -227,16 +226,13 @@ fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
         lines.push(match &listing.manifest {
             Ok(manifest) => {
                 let summary = SnapshotSummary::from(manifest);
-                format!(
-                    "{:>6}  {:20}  {:>10}  {:11}  {}",
-                    summary.id,
-                    summary.created,
-                    indicatif::HumanBytes(summary.bytes).to_string(),
-                    summary.credentials,
-                    summary.name.unwrap_or_default()
-                )
-                .trim_end()
-                .to_owned()
+                let last = match &listing.label {
+                    Ok(_) => summary.name.unwrap_or_default(),
+                    Err(failure) => format!("damaged: {}", error::chain(failure)),
+                };
+                let size = indicatif::HumanBytes(summary.bytes).to_string();
+                let (id, created, credentials) = (summary.id, summary.created, summary.credentials);
+                format!("{id:>6}  {created:20}  {size:>10}  {credentials:11}  {last}").trim_end().to_owned()
             }
             Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), error::chain(failure)),
         });
@@ -249,15 +245,17 @@ fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool)
     let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
     let id = find_snapshot(&listed, wanted)?;
     listed.retain(|listing| listing.id == id);
-    let manifest = match listed.pop().map(|listing| listing.manifest) {
-        Some(Ok(manifest)) => manifest,
-        Some(Err(failure)) => return Err(damaged(id, failure)),
+    let (manifest, label) = match listed.pop().map(|listing| (listing.manifest, listing.label)) {
+        Some((Ok(manifest), label)) => (manifest, label),
+        Some((Err(failure), _)) => return Err(damaged(id, failure)),
         None => return Err(Refusal::NoSuchSnapshot(wanted.clone()).into()),
     };
     let (summary, origin) = (SnapshotSummary::from(&manifest), &manifest.origin);
     if json {
         error::print_json(&serde_json::json!({
             "snapshot": summary,
+            "note": label.as_ref().ok().and_then(|label| label.note.as_ref()),
+            "damaged_label": label.as_ref().err().map(|failure| error::chain(failure)),
             "shape": origin.shape,
             "cpu": origin.cpu,
             "receipt": manifest.receipt,
@@ -269,6 +267,11 @@ fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool)
     }
     let mut lines = vec![
         snapshot_label(&manifest),
+        match &label {
+            Ok(SnapshotLabel { note: Some(note), .. }) => format!("  note      {note}"),
+            Ok(SnapshotLabel { note: None, .. }) => "  note      none".to_owned(),
+            Err(failure) => format!("  damaged   {}", error::chain(failure)),
+        },
         format!("  created   {}", summary.created),
         format!("  VMM       {}", summary.vmm),
         format!("  slot      {}", summary.slot),
@@ -333,13 +336,4 @@ async fn search(wiring: &Wiring, id: SnapshotId, interrupt: &Interrupt) -> Resul
     }
     let leaks = receipt.found.iter().map(receipt::found).collect::<Vec<_>>().join(", ");
     Err(CliError::LeakySnapshot(id, leaks).into())
-}
-
-fn delete(location: &WorkspaceLocation, wanted: &SnapshotReference, output: OutputOptions) -> Outcome {
-    let workspace = LockedWorkspace::open(location, "delete", Preflight::None, output)?;
-    let (id, result) = workspace.run(async |session| Ok(session.delete(wanted).await?))?;
-    error::check_result(result)?;
-    let json = serde_json::json!({ "result": "done", "id": id.0.0 });
-    output.report(&json, &format!("snapshot {id} was deleted"))?;
-    success()
 }

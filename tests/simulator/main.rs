@@ -27,6 +27,7 @@ mod rebooted;
 mod scripts;
 mod side_by_side;
 mod signals;
+mod snapshots;
 mod ssh_programs;
 mod state;
 mod trust;

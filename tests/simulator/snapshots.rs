@@ -1,0 +1,98 @@
+//! What a person does with snapshots that are there: other names, notes, and deletion.
+
+use std::fs;
+
+use crate::workspace::Workspace;
+
+fn listed(workspace: &Workspace) -> Vec<serde_json::Value> {
+    workspace.ok(&["snapshot", "list", "--json"]).json().as_array().unwrap().clone()
+}
+
+#[test]
+fn a_snapshot_gets_another_name_and_a_note() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot", "--name", "warm"]);
+    workspace.ok(&["snapshot", "--stop"]);
+    let (first, second) = (listed(&workspace)[0]["id"].to_string(), listed(&workspace)[1]["id"].to_string());
+
+    workspace.ok(&["snapshot", "note", "warm", "after the update"]);
+    workspace.ok(&["snapshot", "rename", "warm", "cold"]);
+    workspace.ok(&["snapshot", "rename", &second, "warm"]);
+    assert_eq!(workspace.ok(&["snapshot", "note", "cold"]).stdout, "after the update\n");
+    assert_eq!(workspace.ok(&["snapshot", "note", "warm", "--json"]).json()["note"], serde_json::Value::Null);
+    let list = listed(&workspace);
+    assert_eq!((&list[0]["name"], &list[0]["note"]), (&"cold".into(), &"after the update".into()));
+    assert_eq!(list[1]["name"], "warm");
+    assert!(workspace.ok(&["snapshot", "inspect", "cold"]).stdout.contains("after the update"));
+    workspace.ok(&["snapshot", "verify", "cold"]);
+
+    for (arguments, code, words) in [
+        (&["rename", "cold", "warm"][..], 1, "a snapshot named warm exists"),
+        (&["rename", "nothing", "x"], 3, "there is no snapshot nothing"),
+        (&["rename", "cold", "12"], 2, "digits only"),
+        (&["rename", "cold", "a/b"], 2, "cannot name a snapshot"),
+        (&["rename", "cold", &"n".repeat(65)], 2, "cannot name a snapshot"),
+        (&["rename", "cold", "a\nb"], 2, "cannot name a snapshot"),
+        (&["rename", "cold", "-x"], 2, "-x"),
+        (&["rename", "cold"], 2, "<NAME>"),
+        (&["note", "nothing"], 3, "there is no snapshot nothing"),
+        (&["note", "cold", "a\u{1b}[2Jb"], 2, "cannot be a note"),
+        (&["note", "cold", ""], 2, "cannot be a note"),
+        (&["note", "cold", &"n".repeat(1001)], 2, "cannot be a note"),
+        (&["note", "cold", "x", "--clear"], 2, "--clear"),
+    ] {
+        let refused = workspace.run(&[&["snapshot"], arguments].concat());
+        assert!(refused.code == Some(code) && refused.stderr.contains(words), "{arguments:?}: {refused:?}");
+    }
+    assert_eq!(listed(&workspace), list);
+
+    // The new names are those that a restore and an `up` know.
+    workspace.ok(&["restore", "cold"]);
+    workspace.ok(&["down"]);
+    let up = workspace.ok(&["up", "--snapshot", "warm", "--json"]);
+    assert!(up.stdout.contains("warm"), "{up:?}");
+    workspace.ok(&["snapshot", "note", "cold", "--clear"]);
+    let none = workspace.ok(&["snapshot", "note", "cold"]);
+    assert!(none.stdout.is_empty() && none.stderr.contains("has no note"), "{none:?}");
+
+    // A label that cannot be read is said, and costs the name alone.
+    let label = workspace.state().join("snapshots").join(&first).join("label.json");
+    fs::write(&label, r#"{"format": 2}"#).unwrap();
+    let told = workspace.ok(&["snapshot", "list"]).stdout;
+    assert!(told.contains("damaged") && told.contains("a newer nixbox wrote it"), "{told}");
+    assert_eq!(workspace.run(&["snapshot", "inspect", "cold"]).code, Some(3));
+    let newer = workspace.run(&["snapshot", "rename", &first, "mine"]);
+    assert!(newer.code == Some(1) && newer.stderr.contains("stay as they were"), "{newer:?}");
+    workspace.ok(&["down"]);
+    workspace.ok(&["restore", &first]);
+    fs::write(&label, "half").unwrap();
+    workspace.ok(&["snapshot", "rename", &first, "mine"]);
+    assert_eq!(listed(&workspace)[0]["name"], "mine");
+    workspace.ok(&["down"]);
+    workspace.ok(&["snapshot", "delete", "mine"]);
+    assert_eq!(listed(&workspace).len(), 1);
+    workspace.check();
+}
+
+#[test]
+fn a_deletion_without_a_name_takes_the_only_snapshot_and_does_not_guess() {
+    let workspace = Workspace::new("simulator", false);
+    let none = workspace.run(&["snapshot", "delete"]);
+    assert!(none.code == Some(3) && none.stderr.contains("there is no snapshot"), "{none:?}");
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot", "--name", "warm"]);
+    workspace.ok(&["snapshot", "--stop"]);
+    for arguments in [&["snapshot", "delete"][..], &["snapshot", "--delete"]] {
+        let refused = workspace.run(arguments);
+        assert!(refused.code == Some(2) && refused.stderr.contains("(warm), "), "{refused:?}");
+        assert!(refused.stderr.contains("nothing was deleted"), "{refused:?}");
+    }
+    workspace.ok(&["snapshot", "--delete", "warm"]);
+    // The only one, damaged or not.
+    let id = listed(&workspace)[0]["id"].to_string();
+    fs::write(workspace.state().join("snapshots").join(id).join("manifest.json"), "").unwrap();
+    workspace.ok(&["snapshot", "--delete"]);
+    assert!(listed(&workspace).is_empty());
+    workspace.check();
+}
