@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use self::age::age;
 use self::find::{find_snapshot, list_snapshots, parse_name};
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
@@ -13,9 +14,10 @@ use crate::host::clock::utc;
 use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
 use crate::world::{
     Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotLabel, SnapshotName,
-    SnapshotReference,
+    SnapshotNote, SnapshotReference,
 };
 
+mod age;
 mod delete;
 mod find;
 mod label;
@@ -200,7 +202,8 @@ fn numbers(ids: &[SnapshotId]) -> String {
 }
 
 fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
-    let listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
+    let wiring = OpenWorkspace::open(location)?.wire()?;
+    let (listed, now) = (list_snapshots(&wiring)?, wiring.world.clock.unix_ms());
     if json {
         let one = |listing: &ListedSnapshot| match &listing.manifest {
             Ok(manifest) => {
@@ -220,25 +223,41 @@ fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
         error::print_stderr("nixbox: there is no snapshot; `nixbox snapshot` makes one of a running VM\n");
         return success();
     }
-    let mut lines =
-        vec![format!("{:>6}  {:20}  {:>10}  {:11}  NAME", "ID", "CREATED", "SIZE", "CREDENTIALS")];
+    let heads = format!(
+        "{:>6}  {:20}  {:>10}  {:>10}  {:11}  {:20}  NOTE",
+        "ID", "CREATED", "AGE", "SIZE", "CREDENTIALS", "NAME"
+    );
+    let mut lines = vec![heads];
     for listing in &listed {
         lines.push(match &listing.manifest {
             Ok(manifest) => {
                 let summary = SnapshotSummary::from(manifest);
                 let last = match &listing.label {
-                    Ok(_) => summary.name.unwrap_or_default(),
+                    Ok(label) => format!("{:20}  {}", summary.name.unwrap_or_default(), beginning(label)),
                     Err(failure) => format!("damaged: {}", error::chain(failure)),
                 };
                 let size = indicatif::HumanBytes(summary.bytes).to_string();
                 let (id, created, credentials) = (summary.id, summary.created, summary.credentials);
-                format!("{id:>6}  {created:20}  {size:>10}  {credentials:11}  {last}").trim_end().to_owned()
+                let age = age(manifest.created_ms, now);
+                format!("{id:>6}  {created:20}  {age:>10}  {size:>10}  {credentials:11}  {last}")
+                    .trim_end()
+                    .to_owned()
             }
             Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), error::chain(failure)),
         });
     }
     error::print(&lines.join("\n"))?;
     success()
+}
+
+/// As much of a note as a line of the list has room for.
+fn beginning(label: &SnapshotLabel) -> String {
+    const MOST: usize = 40;
+    let note = label.note.as_ref().map_or("", SnapshotNote::as_str);
+    match note.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &note[..end]),
+        None => note.to_owned(),
+    }
 }
 
 fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {

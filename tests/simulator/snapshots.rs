@@ -24,6 +24,8 @@ fn a_snapshot_gets_another_name_and_a_note() {
     let list = listed(&workspace);
     assert_eq!((&list[0]["name"], &list[0]["note"]), (&"cold".into(), &"after the update".into()));
     assert_eq!(list[1]["name"], "warm");
+    let text = workspace.ok(&["snapshot", "list"]).stdout;
+    assert!(text.contains(" AGE ") && text.contains("  after the update\n"), "{text}");
     assert!(workspace.ok(&["snapshot", "inspect", "cold"]).stdout.contains("after the update"));
     workspace.ok(&["snapshot", "verify", "cold"]);
 

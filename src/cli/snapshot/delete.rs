@@ -1,12 +1,12 @@
 //! `nixbox snapshot delete`: which snapshot is meant if none is named, and its deletion.
 
+use super::age::age;
 use super::find::list_snapshots;
 use crate::cli::command::{LockedWorkspace, OutputOptions};
 use crate::cli::consent;
 use crate::cli::error::{self, CliError, Outcome, Problem};
 use crate::cli::preflight::Preflight;
 use crate::cli::{WorkspaceLocation, success};
-use crate::host::clock::utc;
 use crate::operations::Refusal;
 use crate::world::{ListedSnapshot, SnapshotReference};
 
@@ -18,7 +18,7 @@ pub(super) fn run(
     let workspace = LockedWorkspace::open(location, "delete", Preflight::None, output)?;
     let wanted = match wanted {
         Some(wanted) => wanted,
-        None => choose(&list_snapshots(&workspace.wiring)?)?,
+        None => choose(&list_snapshots(&workspace.wiring)?, workspace.wiring.world.clock.unix_ms())?,
     };
     let (id, result) = workspace.run(async |session| Ok(session.delete(&wanted).await?))?;
     error::check_result(result)?;
@@ -28,7 +28,7 @@ pub(super) fn run(
 }
 
 /// The snapshot that is deleted if a person names none: the only one, or the newest if the person says so.
-fn choose(listed: &[ListedSnapshot]) -> Result<SnapshotReference, Problem> {
+fn choose(listed: &[ListedSnapshot], now: u64) -> Result<SnapshotReference, Problem> {
     let newest = match listed {
         [] => return Err(Refusal::NoSnapshot.into()),
         [only] => only,
@@ -39,7 +39,8 @@ fn choose(listed: &[ListedSnapshot]) -> Result<SnapshotReference, Problem> {
         }
     };
     if listed.len() > 1 {
-        let question = format!("Delete the newest of {} snapshots, {}?", listed.len(), described(newest));
+        let question =
+            format!("Delete the newest of {} snapshots, {}?", listed.len(), described(newest, now));
         if !consent::ask(&question).map_err(CliError::DeletionUnanswered)? {
             return Err(CliError::DeletionDeclined.into());
         }
@@ -55,12 +56,12 @@ fn short(listing: &ListedSnapshot) -> String {
     }
 }
 
-fn described(listing: &ListedSnapshot) -> String {
+fn described(listing: &ListedSnapshot, now: u64) -> String {
     match &listing.manifest {
         Ok(manifest) => {
             let bytes = manifest.files.iter().map(|file| file.size).sum();
-            let (size, made) = (indicatif::HumanBytes(bytes), utc(manifest.created_ms));
-            format!("{} of {made}, {size}", short(listing))
+            let (size, made) = (indicatif::HumanBytes(bytes), age(manifest.created_ms, now));
+            format!("{}, made {made}, {size}", short(listing))
         }
         Err(_) => format!("{}, which is damaged", short(listing)),
     }
