@@ -37,6 +37,43 @@ pub(super) fn credentials_have_their_owner_and_mode(workspace: &Workspace) {
     assert_eq!(workspace.guest("env -i HOME=/home/user sh -lc 'echo $TOKEN'"), format!("{TOKEN}\n"));
 }
 
+/// `nixbox credentials` takes the credentials from the guest that runs and gives them again, and `nixbox list` shows the VM from
+/// another directory.
+pub(super) fn credentials_are_taken_from_the_guest_and_given_again(workspace: &Workspace) {
+    let states = |arguments: &[&str]| {
+        let report = workspace.ok(arguments).json();
+        let states = report["configured"].as_array().unwrap().iter();
+        let states: Vec<_> = states.map(|one| one["state"].as_str().unwrap().to_owned()).collect();
+        (report["withheld"] == true, states)
+    };
+    let status = ["credentials", "status", "--json"];
+    assert_eq!(states(&status), (false, vec!["given".to_owned(); 4]));
+    workspace.ok(&["credentials", "wipe"]);
+    let look = "cd; ls -d .env .aws/credentials .ssh/id_ed25519 2>/dev/null || :; printf '[%s]\n' \"$TOKEN\"";
+    assert_eq!(workspace.guest(look), "[]\n");
+    assert_eq!(states(&status), (true, vec!["absent".to_owned(); 4]));
+    workspace.ok(&["credentials", "inject"]);
+    assert_eq!(workspace.guest("printf %s \"$TOKEN\""), TOKEN);
+    assert_eq!(states(&status), (false, vec!["given".to_owned(); 4]));
+
+    let listed = workspace.nixbox(&["list", "--json"]).current_dir("/").output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let row = listed.as_array().unwrap().iter().find(|row| row["id"] == workspace.id().as_str()).unwrap();
+    assert_eq!(row["state"], "running");
+    let memory = |key: &str| row["memory"][key].as_u64().unwrap();
+    assert!(
+        memory("occupied_bytes") > 1 << 20 && memory("occupied_bytes") <= memory("promised_bytes"),
+        "{row}"
+    );
+    let named = workspace
+        .nixbox(&["-C", row["name"].as_str().unwrap(), "status", "--json"])
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let named: serde_json::Value = serde_json::from_slice(&named.stdout).unwrap();
+    assert_eq!(named["id"], row["id"]);
+}
+
 /// Credentials are in the guest, and in the files that the person wrote; in no argument list, environment, log or journal.
 pub(super) fn credentials_are_in_no_process_log_or_journal(workspace: &Workspace) {
     let secrets = [TOKEN, "file-secret", "from a command"];
