@@ -138,6 +138,8 @@ pub enum CliError {
         paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     AmbiguousName { name: String, paths: Vec<PathBuf> },
+    #[error("the manual pages cannot be written into {}", path.display())]
+    ManualPages { path: PathBuf, source: io::Error },
     #[error("no VM is running")]
     NotRunning,
     #[error(

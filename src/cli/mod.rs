@@ -21,6 +21,7 @@ use crate::workspace::{self, Lock, Workspace, WorkspaceError};
 use crate::world::WorkspaceId;
 
 mod command;
+mod completions;
 mod config;
 mod confined_daemon;
 mod consent;
@@ -81,7 +82,8 @@ struct Arguments {
         alias = "directory",
         global = true,
         value_name = "WORKSPACE",
-        default_value = "."
+        default_value = ".",
+        add = completions::of_workspaces()
     )]
     workspace: PathBuf,
     #[command(subcommand)]
@@ -112,6 +114,8 @@ enum NixboxCommand {
     Doctor(doctor::Arguments),
     Recover(recover::Arguments),
     Journal(journal::Arguments),
+    Completions(completions::Arguments),
+    Man(completions::ManArguments),
     #[command(hide = true)]
     Simulator(simulator::Arguments),
     #[command(hide = true)]
@@ -207,6 +211,7 @@ pub fn main() -> ExitCode {
     let ran = match own_process::find(&words) {
         Some((own, rest)) => become_invoker().and_then(|()| own(rest)),
         None => {
+            completions::answer();
             let arguments = Arguments::parse_from(&words);
             become_invoker()
                 .and_then(|()| named::location(arguments.workspace))
@@ -247,6 +252,8 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Doctor(arguments) => doctor::run(location, &arguments),
         NixboxCommand::Recover(arguments) => recover::run(location, &arguments),
         NixboxCommand::Journal(arguments) => journal::run(location, &arguments),
+        NixboxCommand::Completions(arguments) => completions::run(location, &arguments),
+        NixboxCommand::Man(arguments) => completions::run_man(location, &arguments),
         NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
         NixboxCommand::GuestConnection(arguments) => network_namespace::run_connection(&arguments),
     }

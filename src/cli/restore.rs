@@ -5,7 +5,7 @@ use super::consent::TrustOption;
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
 use super::snapshot::{SnapshotSummary, snapshot_label};
-use super::{WorkspaceLocation, receipt, success};
+use super::{WorkspaceLocation, completions, receipt, success};
 use crate::operations::{OperationResult, PassedOver, RestoreResult, VmCondition};
 use crate::world::SnapshotReference;
 
@@ -19,6 +19,7 @@ use crate::world::SnapshotReference;
 #[command(after_help = "Example: nixbox restore warm --replace")]
 pub(super) struct Arguments {
     /// The snapshot's name or number
+    #[arg(add = completions::of_snapshots())]
     snapshot: Option<SnapshotReference>,
     /// Bring a running VM down first, once it is known that the snapshot fits
     #[arg(long)]

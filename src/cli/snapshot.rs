@@ -8,7 +8,7 @@ use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
 use super::wiring::Wiring;
-use super::{WorkspaceLocation, receipt, success};
+use super::{WorkspaceLocation, completions, receipt, success};
 use crate::engine::transition::{Failure, Interrupt};
 use crate::host::clock::utc;
 use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
@@ -44,7 +44,13 @@ pub(super) struct Arguments {
     #[arg(long, conflicts_with_all = ["name", "stop", "delete", "quiet"])]
     list: bool,
     /// The same as `nixbox snapshot delete`
-    #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1, conflicts_with_all = ["name", "stop"])]
+    #[arg(
+        long,
+        value_name = "SNAPSHOT",
+        num_args = 0..=1,
+        conflicts_with_all = ["name", "stop"],
+        add = completions::of_snapshots()
+    )]
     delete: Option<Option<SnapshotReference>>,
     #[command(flatten)]
     output: OutputOptions,
@@ -63,6 +69,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot delete warm")]
     Delete {
         /// The snapshot's name or number; without it the only snapshot, or the newest after a question on a terminal
+        #[arg(add = completions::of_snapshots())]
         snapshot: Option<SnapshotReference>,
         #[command(flatten)]
         output: OutputOptions,
@@ -71,6 +78,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot inspect warm")]
     Inspect {
         /// The snapshot's name or number
+        #[arg(add = completions::of_snapshots())]
         snapshot: SnapshotReference,
         /// Print JSON
         #[arg(long)]
@@ -82,6 +90,7 @@ enum SnapshotCommand {
     #[command(after_help = "Example: nixbox snapshot verify warm --deep")]
     Verify {
         /// The snapshot's name or number
+        #[arg(add = completions::of_snapshots())]
         snapshot: SnapshotReference,
         /// Search the snapshot again for every credential that was ever injected, and for those of the present configuration
         #[arg(long)]

@@ -4,7 +4,7 @@ use super::command::{LockedWorkspace, OutputOptions};
 use super::consent::TrustOption;
 use super::error::{self, Outcome};
 use super::preflight::Preflight;
-use super::{WorkspaceLocation, restore, success};
+use super::{WorkspaceLocation, completions, restore, success};
 use crate::world::{Generation, SnapshotReference};
 
 /// Start this workspace's VM and wait until it is SSH-ready
@@ -16,7 +16,7 @@ use crate::world::{Generation, SnapshotReference};
 #[command(after_help = "Example: nixbox up --snapshot && nixbox shell")]
 pub(super) struct Arguments {
     /// Restore this snapshot (a name or number), or the newest that fits; boot if none fits
-    #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1)]
+    #[arg(long, value_name = "SNAPSHOT", num_args = 0..=1, add = completions::of_snapshots())]
     snapshot: Option<Option<SnapshotReference>>,
     /// Boot from this disk of an earlier session, which `nixbox status` lists; the present disk is kept in its place
     #[arg(long, value_name = "GENERATION", conflicts_with = "snapshot")]

@@ -295,6 +295,8 @@ fn every_command_has_help_with_an_example() {
         "doctor",
         "recover",
         "journal",
+        "completions",
+        "man",
     ] {
         let said = directory.ok(&[command, "--help"]);
         assert!(said.stdout.contains("Example: "), "{said:?}");
@@ -356,4 +358,36 @@ fn doctor_names_every_need() {
         .clone();
     assert!(missing(&vmm));
     assert!(vmm["advice"].as_str().unwrap().contains("v51.0"));
+}
+
+#[test]
+fn each_shell_has_its_script_and_each_command_its_manual_page() {
+    let directory = TestDirectory::empty();
+    for (shell, part) in [
+        ("bash", "complete -o nospace"),
+        ("zsh", "compdef"),
+        ("fish", "complete --keep-order"),
+        ("nushell", "export extern \"nixbox snapshot rename\""),
+    ] {
+        let script = directory.ok(&["completions", shell]).stdout;
+        assert!(script.contains(part), "{shell}: {script}");
+        // The shell itself says whether it is a script, where it is there. nushell and fish read it with other words.
+        if let Ok(mut checked) = Command::new(shell).arg("-n").stdin(Stdio::piped()).spawn() {
+            std::io::Write::write_all(checked.stdin.as_mut().unwrap(), script.as_bytes()).unwrap();
+            drop(checked.stdin.take());
+            assert!(checked.wait().unwrap().success(), "{shell}");
+        }
+    }
+    directory.run(&["completions", "cmd.exe"]).failed(2, &["possible values: bash, zsh, fish, nushell"]);
+    let pages = directory.path().join("man1");
+    let man = ["man", pages.to_str().unwrap()];
+    directory.run(&man).failed(1, &[man[1], "No such file or directory"]);
+    fs::create_dir(&pages).unwrap();
+    directory.ok(&man);
+    for page in ["nixbox.1", "nixbox-up.1", "nixbox-snapshot-rename.1", "nixbox-credentials-wipe.1"] {
+        let text = fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}: {text}");
+    }
+    // What is hidden from the help has no page.
+    assert!(!pages.join("nixbox-ssh-proxy.1").exists());
 }

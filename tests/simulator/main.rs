@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod commands;
+mod completions;
 mod conformance;
 mod cp;
 mod credentials;

@@ -6,7 +6,7 @@ use super::find::{find_snapshot, list_snapshots, parse_name};
 use crate::cli::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use crate::cli::error::{self, CliError, Outcome, Problem};
 use crate::cli::preflight::Preflight;
-use crate::cli::{WorkspaceLocation, success};
+use crate::cli::{WorkspaceLocation, completions, success};
 use crate::operations::Refusal;
 use crate::store::StoreError;
 use crate::world::{SnapshotId, SnapshotName, SnapshotNote, SnapshotReference};
@@ -16,6 +16,7 @@ use crate::world::{SnapshotId, SnapshotName, SnapshotNote, SnapshotReference};
 #[command(after_help = "Example: nixbox snapshot rename 12 before-upgrade")]
 pub(super) struct RenameArguments {
     /// The snapshot's name or number
+    #[arg(add = completions::of_snapshots())]
     snapshot: SnapshotReference,
     /// The new name: 1 to 64 characters of a-z A-Z 0-9 . _ -, not only digits
     #[arg(value_parser = parse_name)]
@@ -29,6 +30,7 @@ pub(super) struct RenameArguments {
 #[command(after_help = "Example: nixbox snapshot note warm 'after the update of Docker'")]
 pub(super) struct NoteArguments {
     /// The snapshot's name or number
+    #[arg(add = completions::of_snapshots())]
     snapshot: SnapshotReference,
     /// The note: one line of 1 to 1,000 characters; without it, the note is printed
     text: Option<SnapshotNote>,
