@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on};
-use super::error::{self, CliError, Outcome, Problem};
+use super::error::{self, CliError, Outcome};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, receipt, success};
 use crate::guest::inject::CredentialState;
@@ -70,7 +70,7 @@ fn inject(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
         LockedWorkspace::open(location, "credentials inject", Preflight::GiveCredentials, output)?;
     workspace.run(async |session| {
         let vm = session.running_vm().await?;
-        equipped(error::check_result(session.equip_anew(vm).await?)?)
+        error::check_result(session.equip_anew(vm).await?)
     })?;
     withheld::no_longer(workspace.state())?;
     output.report(&serde_json::json!({ "result": "done" }), "the guest has its credentials of today")?;
@@ -83,7 +83,7 @@ fn wipe(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
     let GuestAudit { processes, unproven } = workspace.run(async |session| {
         let vm = session.running_vm().await?;
         withheld::withhold(workspace.state(), vm.machine.memory)?;
-        equipped(error::check_result(session.equip_anew(vm).await?)?)?;
+        error::check_result(session.equip_anew(vm).await?)?;
         Ok(session.world.guest.audit(&vm.machine, None).await.map_err(CliError::Connect)?)
     })?;
     let mut sentence = "the guest's files have no credentials until `nixbox credentials inject`".to_owned();
@@ -98,11 +98,6 @@ fn wipe(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
     let json = serde_json::json!({ "result": "done", "processes": processes, "unexamined": unproven });
     output.report(&json, &sentence)?;
     success()
-}
-
-/// An operation was run. None is run in a VM that is paused, or that has stopped.
-fn equipped(was_run: bool) -> Result<(), Problem> {
-    if was_run { Ok(()) } else { Err(CliError::GuestPaused.into()) }
 }
 
 /// What `nixbox credentials status` prints.

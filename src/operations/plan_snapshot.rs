@@ -56,7 +56,8 @@ pub(super) async fn plan_snapshot(
     Ok(SnapshotPlan { vm, boot, name, shares, strategy, stop, origin, gives_back, scripts, precopies })
 }
 
-async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {
+/// Refuses a VM that is paused or has stopped.
+pub(super) async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {
     match examine(world.vmm.find(machine.vmm)).await? {
         VmmState::Running => Ok(()),
         state => Err(Refusal::NotInOrder(state)),
@@ -64,7 +65,7 @@ async fn must_run(world: &World, machine: &Machine) -> Result<(), Refusal> {
 }
 
 /// A VM that an earlier nixbox built has no record, and the configuration may have been edited since.
-async fn must_be_recorded(world: &World, machine: &Machine) -> Result<(), Refusal> {
+pub(super) async fn must_be_recorded(world: &World, machine: &Machine) -> Result<(), Refusal> {
     match examine(world.records.find(machine.memory)).await? {
         Presence::Whole => Ok(()),
         Presence::Absent | Presence::Partial => Err(Refusal::NoRecord),

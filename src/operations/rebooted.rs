@@ -6,6 +6,7 @@
 use super::equip::{self, EquipPlan};
 use super::limits::{GUEST, LOOK, until_ready, within};
 use super::outcome::{OperationResult, Refusal};
+use super::plan_snapshot::{must_be_recorded, must_run};
 use super::session::Session;
 use super::state::{RunningVm, VmCondition, WorkspaceState};
 use crate::engine::journal::Storage;
@@ -17,7 +18,7 @@ impl<S: Storage> Session<'_, S> {
     /// # Errors
     /// If the operation was not begun, or if the journal failed.
     pub async fn equip(&mut self) -> Result<OperationResult, Refusal> {
-        let vm = self.running_vm().await?;
+        let vm = self.recovered_vm().await?;
         self.equip_rebooted(vm).await
     }
 
@@ -31,11 +32,19 @@ impl<S: Storage> Session<'_, S> {
         self.equip_rebooted(RunningVm { boot: None, ..vm }).await
     }
 
-    /// Recovers, and returns the VM that runs then.
+    /// Recovers, and returns the VM that runs then, for a change that needs its guest or its record.
     ///
     /// # Errors
-    /// If no VM runs, or only one that was left running for a person to look at.
+    /// If no VM runs, if it is paused or was left running for a person to look at, or if an earlier nixbox built it, which has
+    /// not written down what from.
     pub async fn running_vm(&mut self) -> Result<RunningVm, Refusal> {
+        let vm = self.recovered_vm().await?;
+        must_be_recorded(self.world, &vm.machine).await?;
+        must_run(self.world, &vm.machine).await?;
+        Ok(vm)
+    }
+
+    async fn recovered_vm(&mut self) -> Result<RunningVm, Refusal> {
         self.recover_first().await?;
         match self.state()? {
             WorkspaceState::Up(RunningVm { condition: VmCondition::LeftRunning, .. }) => {
