@@ -473,7 +473,11 @@ impl Wire<'_> {
         let today = || self.config.map(|config| Description::of_config(self.workspace, config)).transpose();
         match (record, self.config) {
             (Some(record), _) => {
-                let present = self.world(preflight, &described(self.workspace, record, preflight)?)?;
+                let mut present = described(self.workspace, record, preflight)?;
+                if let (Preflight::NetworkReload, Some(config)) = (preflight, self.config) {
+                    present.spec.network = config.network.clone();
+                }
+                let present = self.world(preflight, &present)?;
                 let next = match today()? {
                     Some(today) if preflight != Preflight::EndVm => Some(self.world(preflight, &today)?),
                     _ => None,

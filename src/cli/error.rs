@@ -52,6 +52,11 @@ pub enum ExitKind {
     Interrupted = 130,
 }
 
+/// What is wrong with a network, and what a person can do about each part.
+fn list_faults(faults: &[NetworkFault]) -> String {
+    faults.iter().map(|fault| format!("{fault}: {}", fault.remedy())).collect::<Vec<_>>().join("; ")
+}
+
 /// A failure that the command line itself finds, or the reported end of an operation.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
@@ -97,10 +102,7 @@ pub enum CliError {
     Network(#[source] Failure),
     #[error("the network of the VM cannot be examined or repaired; the VM goes on as it is")]
     NetworkNotRepaired(#[source] Failure),
-    #[error(
-        "the network of the VM is still broken: {}",
-        .0.iter().map(|fault| format!("{fault}: {}", fault.remedy())).collect::<Vec<_>>().join("; ")
-    )]
+    #[error("the network of the VM is still broken: {}", list_faults(.0))]
     NetworkBroken(Vec<NetworkFault>),
     #[error(
         "the network device {0} has the name that the VM's TAP needs, and is not nixbox's: remove the device"
@@ -138,6 +140,14 @@ pub enum CliError {
         paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
     )]
     AmbiguousName { name: String, paths: Vec<PathBuf> },
+    #[error(
+        "network.uplink was edited, and the uplink of a VM that runs cannot be given other addresses; nothing was changed"
+    )]
+    UplinkEdited,
+    #[error("the network of the VM cannot be brought to the configuration")]
+    NetworkNotReloaded(#[source] Failure),
+    #[error("the network of the VM is not as the configuration says: {}", list_faults(.0))]
+    NetworkPartsNotReloaded(Vec<NetworkFault>),
     #[error("the manual pages cannot be written into {}", path.display())]
     ManualPages { path: PathBuf, source: io::Error },
     #[error("no VM is running")]
@@ -386,6 +396,15 @@ impl From<CliError> for Problem {
             }
             CliError::NetworkProgram(_) => (Failed, Some("`nixbox doctor` says what is needed")),
             CliError::JournalState { .. } | CliError::DryRun(_) => (Stuck, None),
+            CliError::UplinkEdited => {
+                (Usage, Some("`nixbox down` and `nixbox up` give the VM another uplink"))
+            }
+            CliError::NetworkNotReloaded(_) | CliError::NetworkPartsNotReloaded(_) => (
+                Failed,
+                Some(
+                    "the next command that changes something, as `nixbox recover`, puts the former rules back",
+                ),
+            ),
             CliError::NoSuchWorkspace(_) => {
                 (NotFound, Some("`nixbox list` shows the workspaces of this user"))
             }
@@ -393,9 +412,6 @@ impl From<CliError> for Problem {
                 (Usage, Some("-C takes the directory of a workspace, or its id, too"))
             }
             CliError::NotRunning => (NotFound, Some("`nixbox up` starts one")),
-            CliError::GuestPaused => {
-                (Failed, Some("`nixbox recover` repairs the VM or clears away what is left of it"))
-            }
             CliError::Exposed(_) | CliError::Masks(_) => (
                 Failed,
                 Some(

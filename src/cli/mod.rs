@@ -43,6 +43,7 @@ mod journal_state;
 mod list;
 mod logs;
 mod named;
+mod network;
 mod network_namespace;
 mod own_process;
 mod preflight;
@@ -105,6 +106,7 @@ enum NixboxCommand {
     Cp(cp::Arguments),
     Forward(forward::Arguments),
     Credentials(credentials::Arguments),
+    Network(network::Arguments),
     Status(status::Arguments),
     Logs(logs::Arguments),
     List(list::Arguments),
@@ -243,6 +245,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Cp(arguments) => cp::run(location, &arguments),
         NixboxCommand::Forward(arguments) => forward::run(location, &arguments),
         NixboxCommand::Credentials(arguments) => credentials::run(location, &arguments),
+        NixboxCommand::Network(arguments) => network::run(location, &arguments),
         NixboxCommand::Status(arguments) => status::run(location, &arguments),
         NixboxCommand::Logs(arguments) => logs::run(location, &arguments),
         NixboxCommand::List(arguments) => list::run(location, &arguments),

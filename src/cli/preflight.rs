@@ -27,6 +27,8 @@ pub(super) enum Preflight {
     GiveCredentials,
     /// The command starts no VM, and the guest of the VM that runs keeps no credentials.
     WithholdCredentials,
+    /// The command starts no VM, and brings the network of the VM that runs to the configuration.
+    NetworkReload,
     /// The command ends a VM. It does so with a configuration that cannot be used, and without keys and credentials.
     EndVm,
     /// The command boots a VM if none runs, from the files that the configuration names.
@@ -49,6 +51,7 @@ impl Preflight {
             | Self::Snapshot
             | Self::GiveCredentials
             | Self::WithholdCredentials
+            | Self::NetworkReload
             | Self::EndVm
             | Self::Boot => Ok(()),
         }
@@ -60,7 +63,7 @@ impl Preflight {
             Self::GiveCredentials => Ok(false),
             // A VM that is ended is given none.
             Self::WithholdCredentials | Self::EndVm => Ok(true),
-            Self::None | Self::Snapshot | Self::Boot | Self::Restore => {
+            Self::None | Self::Snapshot | Self::NetworkReload | Self::Boot | Self::Restore => {
                 withheld::is_withheld(workspace.state(), vm)
             }
         }

@@ -351,8 +351,12 @@ fn text(status: &StatusReport) -> String {
         let value = |value: &Option<serde_json::Value>| {
             value.as_ref().map_or_else(|| "nothing".to_owned(), ToString::to_string)
         };
+        let until = match edit.key.starts_with("network.") && !edit.key.starts_with("network.uplink") {
+            true => "`nixbox network reload` or the next `nixbox up` or `nixbox restore`",
+            false => "the next `nixbox up` or `nixbox restore`",
+        };
         lines.push(format!(
-            "  {} was edited from {} to {}: the edit waits for the next `nixbox up` or `nixbox restore`",
+            "  {} was edited from {} to {}: the edit waits for {until}",
             edit.key,
             value(&edit.built),
             value(&edit.configured)

@@ -285,6 +285,7 @@ fn every_command_has_help_with_an_example() {
         "cp",
         "forward",
         "credentials",
+        "network",
         "status",
         "logs",
         "list",

@@ -24,6 +24,7 @@ mod kept_disks;
 mod kills;
 mod leaks;
 mod masks;
+mod network;
 mod rebooted;
 mod scripts;
 mod side_by_side;

@@ -54,6 +54,8 @@ impl HostNetwork {
     fn record(&self, plan: &NetworkPlan, uplink: Option<&UplinkPlan>, listing: &Listing) -> Value {
         json!({
             "asked": firewall::asked(plan, &self.settings.policy),
+            // They are not in the table, but the addresses that dnsmasq has put into its set are theirs.
+            "domains": &self.settings.policy.domains,
             "uplink": uplink.map(|uplink| &uplink.device),
             "inside": listing.inside,
             "outside": listing.outside,
@@ -76,8 +78,10 @@ impl HostNetwork {
         let now = self.record(plan, uplink.plan(), &listing);
         let same =
             |keys: [&str; 2]| keys.iter().all(|key| written.get(key).is_some() && written[key] == now[key]);
-        let (inside, outside) =
-            (listing.inside.is_some() && same(["asked", "inside"]), same(["uplink", "outside"]));
+        // An earlier nixbox did not write down the domains.
+        let of_domains = written.get("domains").is_none_or(|domains| *domains == now["domains"]);
+        let inside = listing.inside.is_some() && same(["asked", "inside"]) && of_domains;
+        let outside = same(["uplink", "outside"]);
         Ok(ExaminedRules { listing, inside, outside })
     }
 

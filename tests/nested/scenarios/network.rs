@@ -97,12 +97,19 @@ pub(super) fn filtered_mode_lets_only_allowed_domains_and_ports_through() {
     let asked = workspace.run(&["run", "--", "nslookup", "allowed.test", "198.51.100.2"]);
     assert_ne!(asked.code, Some(0), "DNS past the host's: {asked:?}");
     assert_ne!(workspace.run(&["run", "--", "ping", "-c", "1", "-W", "3", "198.51.100.2"]).code, Some(0));
-    workspace.ok(&["down"]);
-    workspace.assert_down();
+
+    // Another name is allowed to the guest that runs, in place of the first.
+    workspace.configure(&Workspace::configuration(&network.replace("allowed.test", "other.test")));
+    assert!(workspace.ok(&["status"]).stdout.contains("nixbox network reload"));
+    assert_eq!(workspace.ok(&["network", "reload", "--json"]).json()["result"], "done");
+    assert_eq!(fetch("other.test", 80), hello);
+    assert_eq!(fetch("allowed.test", 80), None, "a name that is no longer allowed");
+    assert_eq!(fetch("198.51.100.2", 80), None, "its address, which the guest knew");
+    workspace.assert_up();
 
     // With an open network the same servers answer: only the filter kept them away.
     workspace.configure(&Workspace::configuration(""));
-    workspace.ok(&["up"]);
+    workspace.ok(&["network", "reload"]);
     for (host, port) in [("allowed.test", 8080), ("other.test", 80), ("198.51.100.3", 80)] {
         assert_eq!(fetch(host, port), hello, "{host}:{port}");
     }

@@ -59,6 +59,46 @@ fn what_is_broken_of_a_standing_network_is_named_and_repaired() {
     arena.on_host(network.remove(SLOT)).unwrap();
 }
 
+/// A policy that was edited is a fault of each part that is for another one, and the repair brings the network to it under the
+/// guest, in each direction.
+#[test]
+fn a_standing_network_is_brought_to_another_policy() {
+    for way in [Way::Namespace, Way::User] {
+        let Some(arena) = Arena::new(way) else { return };
+        let first = arena.network(filtered(&["allowed.test"], &[80]));
+        arena.on_host(first.build(SLOT, Generation(1))).unwrap();
+        let guest = Guest::join(&arena, SLOT);
+        guest.lease();
+        let reload = |policy: NetworkPolicy| {
+            let network = arena.network(policy);
+            assert_ne!(faults(&arena, &network, SLOT), [], "{way:?}");
+            arena.on_host(network.repair(SLOT, Generation(1))).unwrap();
+            assert_eq!(faults(&arena, &network, SLOT), [], "{way:?}");
+            network
+        };
+        let reaches = |name: &str, address, port| {
+            guest.resolve(name);
+            guest.reaches(address, port)
+        };
+        assert!(reaches("allowed.test", PEER, 80) && !reaches("allowed.test", PEER, 443));
+        reload(filtered(&["allowed.test"], &[443]));
+        assert!(!reaches("allowed.test", PEER, 80) && reaches("allowed.test", PEER, 443));
+        reload(filtered(&["other.test"], &[443]));
+        assert!(!reaches("allowed.test", PEER, 443));
+        reload(NetworkMode::Open.into());
+        assert!(reaches("allowed.test", PEER, 80) && reaches("www.anything.test", PEER_OTHER, 8080));
+        is_kept_in(&arena, &guest);
+        reload(NetworkMode::Off.into());
+        assert!(!guest.reaches(PEER, 80));
+        assert!(arena.nixbox_reaches(guest.address(), 22), "nixbox reaches the guest in each mode");
+        let last = reload(filtered(&["allowed.test"], &[80]));
+        assert!(reaches("allowed.test", PEER, 80) && !reaches("allowed.test", PEER, 443));
+        is_kept_in(&arena, &guest);
+        drop(guest);
+        arena.on_host(last.remove(SLOT)).unwrap();
+    }
+}
+
 /// The VMM cannot be given another TAP. Everything else is repaired, and what is left is said.
 #[test]
 fn a_tap_that_is_gone_is_said_and_not_made_anew_under_a_vm() {
