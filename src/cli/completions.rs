@@ -9,8 +9,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::{CommandFactory as _, ValueEnum};
-use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter as _};
+use clap::{Arg, Command, CommandFactory as _, ValueEnum, ValueHint};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::Shells;
 use clap_complete::{CompleteEnv, generate};
 use clap_complete_nushell::Nushell;
@@ -60,7 +60,9 @@ pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
             .map_err(CliError::Stdout)?,
         None => generate(Nushell, &mut super::Arguments::command(), "nixbox", &mut script),
     }
-    error::print(String::from_utf8_lossy(&script).trim_end())?;
+    // With `default`, bash completes paths where nixbox has no candidates, and quotes them.
+    let script = String::from_utf8_lossy(&script).replace("-o bashdefault", "-o bashdefault -o default");
+    error::print(script.trim_end())?;
     success()
 }
 
@@ -85,7 +87,17 @@ pub(super) fn run_man(_: &WorkspaceLocation, arguments: &ManArguments) -> Outcom
 
 /// Answers the script of a shell, and ends the process, if one asks. Does nothing otherwise.
 pub(super) fn answer() {
-    CompleteEnv::with_factory(super::Arguments::command).var(VARIABLE).complete();
+    CompleteEnv::with_factory(|| without_paths(super::Arguments::command())).var(VARIABLE).complete();
+}
+
+/// The description of the command line without completion of paths, which the shells do themselves. The script for bash puts a
+/// candidate into the line as it is, and the name of a file may be `$(…)`, which bash would run.
+fn without_paths(command: Command) -> Command {
+    let plain = |argument: Arg| match argument.get_value_hint() {
+        ValueHint::Unknown => argument,
+        _ => argument.value_hint(ValueHint::Other),
+    };
+    command.mut_args(plain).mut_subcommands(without_paths)
 }
 
 /// The names of the snapshots of the workspace that the command line is about, and the numbers of those without a name.
@@ -93,18 +105,17 @@ pub(super) fn of_snapshots() -> ArgValueCompleter {
     ArgValueCompleter::new(|typed: &OsStr| beginning_with(typed, snapshots().unwrap_or_default()))
 }
 
-/// Directories, and the names of the workspaces of this user.
+/// The names of the workspaces of this user.
 pub(super) fn of_workspaces() -> ArgValueCompleter {
-    ArgValueCompleter::new(|typed: &OsStr| {
-        let mut candidates = PathCompleter::dir().complete(typed);
-        candidates.extend(beginning_with(typed, workspaces().unwrap_or_default()));
-        candidates
-    })
+    ArgValueCompleter::new(|typed: &OsStr| beginning_with(typed, workspaces().unwrap_or_default()))
 }
 
+/// The words that begin like this and mean nothing else to any shell.
 fn beginning_with(typed: &OsStr, words: Vec<String>) -> Vec<CompletionCandidate> {
     let typed = typed.to_string_lossy();
-    let words = words.into_iter().filter(|word| word.starts_with(&*typed));
+    let is_plain =
+        |word: &String| word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    let words = words.into_iter().filter(|word| word.starts_with(&*typed) && is_plain(word));
     words.map(CompletionCandidate::new).collect()
 }
 
@@ -146,7 +157,9 @@ fn workspace_in(words: &[OsString]) -> OsString {
         let Some(text) = word.to_str() else { continue };
         if ["-C", "--workspace", "--directory"].contains(&text) {
             value = words.next().cloned().unwrap_or(value);
-        } else if let Some(rest) = text.strip_prefix("--workspace=").or_else(|| text.strip_prefix("-C")) {
+        } else if let Some(rest) =
+            ["--workspace=", "--directory=", "-C=", "-C"].iter().find_map(|form| text.strip_prefix(form))
+        {
             value = rest.into();
         }
     }
@@ -166,13 +179,15 @@ mod tests {
         assert_eq!(found("nixbox restore "), ".");
         assert_eq!(found("nixbox -C api restore "), "api");
         assert_eq!(found("nixbox restore -Capi "), "api");
+        assert_eq!(found("nixbox restore -C=api --directory=other "), "other");
+        assert_eq!(found("nixbox -C=api restore "), "api");
         assert_eq!(found("nixbox --workspace=/w/api restore "), "/w/api");
         assert_eq!(found("nixbox --workspace api restore -C"), "api");
     }
 
     #[test]
     fn candidates_begin_with_what_was_typed() {
-        let words = || vec!["warm".to_owned(), "12".to_owned(), "wet".to_owned()];
+        let words = || ["warm", "12", "wet", "w$(date)", "w x", "w\n"].map(str::to_owned).to_vec();
         let found = |typed: &str| {
             let candidates = beginning_with(OsStr::new(typed), words());
             candidates.iter().map(|one| one.get_value().to_str().unwrap().to_owned()).collect::<Vec<_>>()

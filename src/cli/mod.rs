@@ -86,7 +86,7 @@ struct Arguments {
         default_value = ".",
         add = completions::of_workspaces()
     )]
-    workspace: PathBuf,
+    chosen_workspace: PathBuf,
     #[command(subcommand)]
     command: NixboxCommand,
 }
@@ -216,7 +216,7 @@ pub fn main() -> ExitCode {
             completions::answer();
             let arguments = Arguments::parse_from(&words);
             become_invoker()
-                .and_then(|()| named::location(arguments.workspace))
+                .and_then(|()| named::location(arguments.chosen_workspace))
                 .and_then(|location| run(&location, arguments.command))
         }
     };

@@ -52,3 +52,25 @@ pub(super) fn name_at(path: &Path) -> WorkspaceName {
         .and_then(|workspace| WorkspaceLocation::config(&workspace));
     configured.map_or_else(|_| WorkspaceName::of_directory(path), |config| config.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory as _};
+
+    /// clap takes two arguments of one name for the same, and ends the program if their types differ.
+    #[test]
+    fn no_command_has_an_argument_with_the_name_of_a_global_one() {
+        fn check(command: &Command, globals: &[String]) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
+                let name = argument.get_id().as_str();
+                assert!(!globals.iter().any(|global| global == name), "{}: {name}", command.get_name());
+            }
+            command.get_subcommands().for_each(|command| check(command, globals));
+        }
+        let command = crate::cli::Arguments::command();
+        let globals = command.get_arguments().filter(|argument| argument.is_global_set());
+        let globals: Vec<_> = globals.map(|argument| argument.get_id().to_string()).collect();
+        assert_eq!(globals, ["chosen_workspace"]);
+        check(&command, &globals);
+    }
+}

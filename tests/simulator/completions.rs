@@ -68,6 +68,17 @@ fn names_of_snapshots_are_completed_and_nothing_is_changed() {
     assert_eq!(candidates(&workspace, &["nixbox", "restore", "w"]), ["warm"]);
     assert_eq!(in_bash(&workspace, &["nixbox", "restore", "w"]), ["warm"]);
     assert_eq!(in_bash(&workspace, &["nixbox", "snapshot", "ren"]), ["rename"]);
+    // bash would run what is in the name of a file, were it put into the line.
+    for name in ["zz$(touch owned)", "zz x", "zz;date"] {
+        std::fs::create_dir(workspace.path().join(name)).unwrap();
+    }
+    for line in
+        [&["nixbox", "-C", "z"] as &[&str], &["nixbox", "man", "z"], &["nixbox", "image", "import", "z"]]
+    {
+        assert_eq!(candidates(&workspace, line), Vec::<String>::new(), "{line:?}");
+    }
+    let script = workspace.ok(&["completions", "bash"]).stdout;
+    assert!(script.contains("complete -o nospace -o bashdefault -o default "), "{script}");
     drop(lock);
     // Where there is no workspace nothing is said.
     let outside = tempfile::tempdir().unwrap();
