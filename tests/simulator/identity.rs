@@ -101,7 +101,7 @@ fn list_shows_workspaces_and_their_vms_from_every_directory() {
     workspace.ok(&["up"]);
     assert_eq!(state(), "running");
     let table = nixbox(Path::new("/"), &["list"]).stdout;
-    assert!(table.starts_with("ID ") && table.contains("running"), "{table}");
+    assert!(table.starts_with("NAME ") && table.contains("running"), "{table}");
     workspace.ok(&["down"]);
     assert_eq!(state(), "down");
 }
