@@ -2,7 +2,8 @@
 //! generation.
 //!
 //! A roll-over gives a VM a new VMM and leaves its RAM, so the record of a VM keeps its name for as long as the VM lives.
-//! A record is written and synced before anything is made that it describes, and is removed after all of that.
+//! A record is written and synced before anything is made that it describes, and is removed after all of that. `nixbox network
+//! reload` replaces it atomically once the network is as the new record says.
 //!
 //! The file is JSON with a format number. A record with another format, another key, or a value that the configuration
 //! would refuse is an error and is never used in part.
@@ -175,9 +176,10 @@ impl BuiltRecords for RecordFiles {
         let whole = run.examine(file_name(generation)).map_err(RecordFileError::File)?.is_some();
         let unfinished = run.examine(unfinished_name(generation)).map_err(RecordFileError::File)?.is_some();
         Ok(match (whole, unfinished) {
-            (true, false) => Presence::Whole,
+            // A killed writer may have left a file beside the record that it was to replace.
+            (true, _) => Presence::Whole,
             (false, false) => Presence::Absent,
-            (_, true) => Presence::Partial,
+            (false, true) => Presence::Partial,
         })
     }
 

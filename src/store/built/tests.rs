@@ -71,6 +71,23 @@ async fn a_record_is_read_as_it_was_written_until_it_is_removed() {
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
 }
 
+/// `nixbox network reload` writes the record of a VM that runs again.
+#[tokio::test]
+async fn a_killed_writer_leaves_the_record_that_it_was_to_replace() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = files(&directory);
+    files.write(GENERATION).await.unwrap();
+    let before = read_back(&files).unwrap();
+    std::fs::write(directory.path().join(".built-7.json.unfinished"), "{").unwrap();
+    assert_eq!(files.find(GENERATION).await.unwrap(), Presence::Whole);
+    assert_eq!(read_back(&files).unwrap(), before);
+    files.write(GENERATION).await.unwrap();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    std::fs::write(directory.path().join(".built-7.json.unfinished"), "{").unwrap();
+    files.remove(GENERATION).await.unwrap();
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
 #[tokio::test]
 async fn what_a_killed_writer_leaves_is_no_record_and_goes() {
     let directory = tempfile::tempdir().unwrap();
