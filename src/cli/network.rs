@@ -9,7 +9,7 @@
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::consent::TrustOption;
 use super::error::{CliError, Outcome};
-use super::preflight::Preflight;
+use super::preflight::{self, Preflight};
 use super::{WorkspaceLocation, success};
 use crate::operations::Refusal;
 
@@ -52,6 +52,9 @@ fn reload(location: &WorkspaceLocation, trust: TrustOption, output: OutputOption
     }
     let workspace =
         LockedWorkspace::open_trusting(location, "network reload", Preflight::NetworkReload, output, trust)?;
+    if !workspace.wiring.simulated {
+        preflight::check_network_rights(&workspace.wiring)?;
+    }
     let faults = workspace.run(async |session| {
         // The world has the policy of today, so this repairs the network to it.
         let vm = session.running_vm().await?;

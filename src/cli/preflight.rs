@@ -110,20 +110,10 @@ pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
         daemon_program::find(&user).await.map_err(CliError::Virtiofsd)?;
     }
     let mode = wiring.spec.network.mode;
-    match &wiring.place {
-        NetworkPlace::Namespace(namespace) if namespace.is_of_user() => return check_user(mode).await,
-        NetworkPlace::Namespace(namespace) if !namespace.may_enter() => {
-            let shown = namespace.shown().map_err(|error| CliError::Network(Failure::from(error)))?;
-            return Err(CliError::ForeignRights(shown.unwrap_or_default()).into());
-        }
-        NetworkPlace::Namespace(_) => {}
-        NetworkPlace::Host => {
-            let sets = rustix::thread::capabilities(None);
-            if !sets.is_ok_and(|sets| sets.effective.contains(sudo::NEEDED)) {
-                return Err(CliError::Capabilities.into());
-            }
-        }
+    if matches!(&wiring.place, NetworkPlace::Namespace(namespace) if namespace.is_of_user()) {
+        return check_user(mode).await;
     }
+    check_network_rights(wiring)?;
     if mode != NetworkMode::Off && network::forwards().is_ok_and(|forwards| !forwards) {
         error::print_stderr(
             "nixbox: this host does not forward IPv4 packets yet; that is switched on for the VM now, and stays on\n",
@@ -148,6 +138,25 @@ pub(super) async fn check_host(wiring: &Wiring) -> Result<(), Problem> {
         return Err(CliError::ForeignTap(tap).into());
     }
     Ok(())
+}
+
+/// Checks that this process may change the network of the VM. Without the right it cannot even see whether the rules are as
+/// they should be.
+pub(super) fn check_network_rights(wiring: &Wiring) -> Result<(), Problem> {
+    match &wiring.place {
+        NetworkPlace::Namespace(namespace) if !namespace.is_of_user() && !namespace.may_enter() => {
+            let shown = namespace.shown().map_err(|error| CliError::Network(Failure::from(error)))?;
+            Err(CliError::ForeignRights(shown.unwrap_or_default()).into())
+        }
+        NetworkPlace::Namespace(_) => Ok(()),
+        NetworkPlace::Host => {
+            let sets = rustix::thread::capabilities(None);
+            match sets.is_ok_and(|sets| sets.effective.contains(sudo::NEEDED)) {
+                true => Ok(()),
+                false => Err(CliError::Capabilities.into()),
+            }
+        }
+    }
 }
 
 /// Says which other firewall drops the packets of the VM. That is no reason not to start it: nixbox reaches the guest
