@@ -8,7 +8,7 @@
 use serde::Serialize;
 
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions, block_on};
-use super::error::{self, CliError, Outcome};
+use super::error::{self, CliError, Outcome, Problem};
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, receipt, success};
 use crate::guest::inject::CredentialState;
@@ -83,7 +83,11 @@ fn wipe(location: &WorkspaceLocation, output: OutputOptions) -> Outcome {
     let GuestAudit { processes, unproven } = workspace.run(async |session| {
         let vm = session.running_vm().await?;
         withheld::withhold(workspace.state(), vm.machine.memory)?;
-        error::check_result(session.equip_anew(vm).await?)?;
+        let taken = session.equip_anew(vm).await.map_err(Problem::from).and_then(error::check_result);
+        taken.map_err(|problem| {
+            problem.or_hint("the credentials are withheld from now on: the next `nixbox credentials wipe`, or any command that \
+                             gives the guest its credentials, takes what is left")
+        })?;
         Ok(session.world.guest.audit(&vm.machine, None).await.map_err(CliError::Connect)?)
     })?;
     let mut sentence = "the guest's files have no credentials until `nixbox credentials inject`".to_owned();

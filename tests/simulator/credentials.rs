@@ -98,6 +98,28 @@ fn a_source_that_cannot_be_read_changes_nothing() {
     workspace.ok(&["down"]);
 }
 
+/// A nixbox that is killed anywhere while it gives the credentials again leaves them withheld, or given.
+#[cfg(feature = "failpoints")]
+#[test]
+fn an_injection_that_is_killed_has_given_all_or_the_next_operation_takes_all() {
+    let workspace = Workspace::new("simulator-v53", false);
+    workspace.ok(&["up"]);
+    for at in 1.. {
+        workspace.ok(&["credentials", "wipe"]);
+        let killed = workspace.killed_at(&["credentials", "inject"], at);
+        let withheld = workspace.status()["vm"]["credentials_withheld"] == true;
+        assert!(!withheld || killed, "event {at}");
+        workspace.ok(&["snapshot"]);
+        let told = workspace.guest("cat ~/.env 2>/dev/null || :");
+        assert_eq!((told.is_empty(), told.contains(SECRET)), (withheld, !withheld), "event {at}");
+        if !killed {
+            break;
+        }
+    }
+    workspace.ok(&["down"]);
+    assert!(!workspace.check());
+}
+
 /// A nixbox that is killed anywhere while it takes the credentials away leaves them withheld, or has not begun.
 #[cfg(feature = "failpoints")]
 #[test]
