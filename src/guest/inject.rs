@@ -3,15 +3,16 @@
 //! nixbox sends the contents of the files over a command's stdin, from which `dd` writes them, one after the other. A content is
 //! therefore never in an argument list, in a shell's variable or in a shell's temporary file. All files that the user may write
 //! are written by one script, and all others by one that runs as root, because each script costs a round trip and several
-//! programs. Before a file is written, its name is added to [`LEDGER`] in the guest. The ledger lies on the guest's disk and is captured with it, so the ledger
-//! always matches the files: [`super::wipe`] finds every file that was ever injected, even if the configuration has
-//! changed since.
+//! programs.
+//!
+//! Before a file is written, its name is added to [`LEDGER`] in the guest. The ledger lies on the guest's disk and is captured
+//! with it, so the ledger always matches the files: [`super::wipe`] finds every file that was ever injected, even if the
+//! configuration has changed since.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Serialize;
-
 use zeroize::Zeroizing;
 
 use super::credentials::{Credential, Digest};
@@ -234,46 +235,41 @@ async fn write(shell: &Shell, credentials: &[&Credential]) -> Result<(), ScriptE
     }
     let home = &shell.facts.home;
     let paths: Vec<_> = credentials.iter().map(|credential| credential.target.expand(home)).collect();
+    let files = || credentials.iter().zip(&paths);
     for with in [Rights::User, Rights::Root] {
-        let mut script = format!("{FUNCTIONS}{PUT}");
-        let mut contents = Zeroizing::default();
-        let mut files = 0;
-        for (credential, path) in credentials.iter().zip(&paths) {
-            let owner = credential.owner.as_ref();
-            if rights(home, path, owner) != with {
-                continue;
-            }
-            // A file that root writes belongs to the user unless the configuration names another owner.
-            let owner = match (owner, with) {
-                (Some(owner), _) => owner.as_str().to_owned(),
-                (None, Rights::Root) => shell.facts.ids.uid.to_string(),
-                (None, Rights::User) => String::new(),
-            };
-            let content = credential.content.expose();
-            let (path, owner, mode) = (quoted(path), quoted(&owner), credential.mode);
-            script += &format!("put {path} {owner} {mode:o} {} || exit 1\n", content.len());
-            append(&mut contents, content);
-            files += 1;
-        }
+        let files = files().filter(|(one, path)| rights(home, path, one.owner.as_ref()) == with);
+        let files: Vec<_> = files.collect();
+        let puts: String =
+            files.iter().map(|(one, path)| put(one, path, with, shell.facts.ids.uid)).collect();
+        let mut script = format!("{FUNCTIONS}{PUT}{puts}");
         if with == Rights::User {
             script = add_to_ledger(home, &paths) + &script;
             if paths.contains(&GuestPath::ENVIRONMENT.expand(home)) {
                 script += &format!("{LOGIN_FILES}{PROFILE}");
             }
-        } else if files == 0 {
+        } else if files.is_empty() {
             continue;
         }
-        shell.script("put credentials into the guest", with, &script, &contents, LIMIT * (1 + files)).await?;
+        // A buffer that grew would leave copies of credentials behind.
+        let size = files.iter().map(|(one, _)| one.content.expose().len()).sum();
+        let mut contents = Zeroizing::new(Vec::with_capacity(size));
+        files.iter().for_each(|(one, _)| contents.extend_from_slice(one.content.expose()));
+        let limit = LIMIT.saturating_mul(1 + u32::try_from(files.len()).unwrap_or(u32::MAX));
+        shell.script("put credentials into the guest", with, &script, &contents, limit).await?;
     }
     Ok(())
 }
 
-/// Appends to a buffer, and leaves no copy of what it held before in memory that was freed.
-fn append(buffer: &mut Zeroizing<Vec<u8>>, bytes: &[u8]) {
-    let mut longer = Zeroizing::new(Vec::with_capacity(buffer.len() + bytes.len()));
-    longer.extend_from_slice(buffer);
-    longer.extend_from_slice(bytes);
-    *buffer = longer;
+/// The line of a script that takes the content of this credential from stdin. A file that root writes belongs to the user
+/// unless the configuration names another owner.
+fn put(credential: &Credential, path: &str, with: Rights, user: u32) -> String {
+    let owner = match (&credential.owner, with) {
+        (Some(owner), _) => owner.as_str().to_owned(),
+        (None, Rights::Root) => user.to_string(),
+        (None, Rights::User) => String::new(),
+    };
+    let size = credential.content.expose().len();
+    format!("put {} {} {:o} {size} || exit 1\n", quoted(path), quoted(&owner), credential.mode)
 }
 
 /// The expected state of an injected file.

@@ -13,8 +13,8 @@ pub(super) const LEDGER: &str = ".nixbox-injected";
 /// The time limit of one script.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// The shell function `look INDEX PATH` prints a line about the file, unless there is none. A program of the guest may remove
-/// the file between two commands.
+/// The shell function `look INDEX PATH` prints a line about the file at PATH. It prints nothing, and succeeds, if no file is
+/// there, because a program of the guest may remove the file between two commands.
 const LOOK: &str = r#"
 look() {
   if [ -L "$2" ]; then echo "file $1 other"

@@ -54,7 +54,7 @@ pub(super) fn read_manifest(snapshot: &Folder, id: SnapshotId) -> Result<Option<
     checked.map(Some).map_err(|source| StoreError::Manifest { id, path: snapshot.path_of(FILE), source })
 }
 
-/// The label in an open snapshot; `None` if there is none.
+/// The label in an open snapshot; `None` if the snapshot has no label.
 pub(super) fn read_label(snapshot: &Folder, id: SnapshotId) -> Result<Option<SnapshotLabel>> {
     let Some(bytes) = snapshot.read(label::FILE, label::LIMIT)? else {
         return Ok(None);
