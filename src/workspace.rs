@@ -44,7 +44,7 @@ pub use error::WorkspaceError;
 pub use identity::{DIRECTORY, DirectoryGone, IdError};
 use identity::{ID_FILE, fresh_id, read_id};
 pub use lock::{Lock, LockError, LockHolder};
-use places::{DIRECTORIES, StatePlaces, moving_name, state_name};
+use places::{DIRECTORIES, SNAPSHOTS, StatePlaces, moving_name, state_name};
 use relocate::Move;
 pub use relocate::MoveError;
 pub use template::CONFIG;
@@ -219,7 +219,7 @@ impl Workspace {
     /// The directory of its snapshots.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
-        self.state.path_of("snapshots")
+        self.state.path_of(SNAPSHOTS)
     }
 
     /// The directory of its own key.

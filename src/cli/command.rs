@@ -12,7 +12,7 @@ use super::error::{self, CliError, Problem};
 use super::journal_state::JournalState;
 use super::preflight::{self, Preflight};
 use super::progress::ProgressDisplay;
-use super::wiring::{self, Description, Observers, Purpose, Wiring};
+use super::wiring::{self, Description, Purpose, Wiring};
 use super::{WorkspaceLocation, journal_state, signals};
 use crate::config::{Config, DecidedDefaults};
 use crate::engine::executor::Observer;
@@ -27,6 +27,10 @@ use crate::store::journal_files::FileStorage;
 use crate::workspace::registry::{Registry, RegistryError};
 use crate::workspace::{self, Lock, MoveError, Workspace, WorkspaceError};
 use crate::world::{Failure, Generation, VmmState};
+
+mod observers;
+
+use observers::observers;
 
 /// How long a copy on another thread may take to notice that its result is no longer awaited.
 pub(super) const LAST_WAIT: Duration = Duration::from_secs(2);
@@ -80,41 +84,6 @@ pub(super) fn block_on<T>(future: impl Future<Output = Result<T, Problem>>) -> R
     let result = runtime.block_on(future);
     runtime.shutdown_timeout(LAST_WAIT);
     result
-}
-
-/// Creates the observers of a world. They print why a script of the user failed, on the host or in the guest, for scripts
-/// without which the operation continues, and what a guest was not given when it went on, and why. `progress` shows what is
-/// waited for.
-fn observers(progress: Option<&Arc<ProgressDisplay>>) -> Observers {
-    let progress = progress.cloned();
-    Observers {
-        failed_script: Arc::new(|error| {
-            error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(error)));
-        }),
-        guest_script: Arc::new(|notice| {
-            error::print_stderr(&format!("nixbox: {}; the operation goes on\n", error::chain(notice)));
-        }),
-        guest_user: Arc::new(|words| error::print_stderr(&format!("nixbox: {words}\n"))),
-        no_swap: Arc::new(|stays_off| {
-            error::print_stderr(&format!(
-                "nixbox: swap of the guest cannot be switched on again, so it stays off: {stays_off}\n"
-            ));
-        }),
-        unsettled: Arc::new(|unsettled| {
-            error::print_stderr(&format!("nixbox: the guest was not settled: {}\n", error::chain(unsettled)));
-        }),
-        remounted: Arc::new(|| {
-            error::print_stderr(
-                "nixbox: the VM went on without its shares, and they were mounted anew: programs of the guest that had files \
-                 of a share open get errors, and have to be started again\n",
-            );
-        }),
-        silent_guest: Arc::new(move |guest| {
-            if let Some(progress) = &progress {
-                progress.waits_for(guest);
-            }
-        }),
-    }
 }
 
 /// The state of a VM for commands that only read: [`VmmState::Silent`] if its VMM does not answer within [`VMM_WAIT`].

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::error::{self, CliError, Outcome, Problem};
 use super::status::{self, MemoryReport, StatusReport};
 use super::{WorkspaceLocation, success};
-use crate::files::{FileError, Folder};
 use crate::host::process;
+use crate::store::occupied::{self, SnapshotTotals};
 use crate::workspace::Workspace;
 use crate::workspace::places::StatePlaces;
 use crate::workspace::registry::{RegisteredWorkspace, Registry};
@@ -51,14 +51,6 @@ struct ListedWorkspace {
     problem: Option<String>,
 }
 
-/// The snapshots of a workspace.
-#[derive(Debug, Default, PartialEq, Eq, Serialize)]
-struct SnapshotTotals {
-    count: usize,
-    /// What their files occupy, in bytes. Blocks that files share count for each of them.
-    occupied_bytes: u64,
-}
-
 pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let (mut listed, mut problems) = (Vec::new(), Vec::new());
     let places = WorkspaceLocation::places()?;
@@ -96,7 +88,7 @@ fn list(entry: &RegisteredWorkspace, places: &StatePlaces) -> Result<Option<List
         (None, Some(_)) => "unknown",
         (None, None) => "gone",
     };
-    let (snapshots, unread) = match snapshots_in(&entry.state_directory()) {
+    let (snapshots, unread) = match occupied::snapshots_in(&entry.snapshots()) {
         Ok(totals) => (Some(totals), None),
         Err(error) => (None, Some(error::chain(&error))),
     };
@@ -124,30 +116,6 @@ fn status_at(
         Workspace::find(path, places).ok().filter(|there| there.root() == path && there.id() == entry.id)?;
     drop(there);
     Some(status::read_status(&WorkspaceLocation::of_directory(path.to_owned())))
-}
-
-/// The snapshots of the workspace with this state directory. A snapshot that another nixbox deletes meanwhile counts as far as
-/// it was there.
-fn snapshots_in(state: &Path) -> Result<SnapshotTotals, FileError> {
-    let mut totals = SnapshotTotals::default();
-    let snapshots = match Folder::open(&state.join("snapshots")) {
-        Ok(snapshots) => snapshots,
-        Err(error) if error.is(std::io::ErrorKind::NotFound) => return Ok(totals),
-        Err(error) => return Err(error),
-    };
-    for name in snapshots.names()? {
-        let is_number = name.to_str().is_some_and(|name| name.parse::<u64>().is_ok());
-        let Some(snapshot) = is_number.then(|| snapshots.folder(&name)).transpose()?.flatten() else {
-            continue;
-        };
-        totals.count += 1;
-        for file in snapshot.names()? {
-            // st_blocks counts units of 512 bytes (stat(2)).
-            let blocks = snapshot.examine(&file)?.map_or(0, |status| status.st_blocks.unsigned_abs());
-            totals.occupied_bytes = totals.occupied_bytes.saturating_add(blocks.saturating_mul(512));
-        }
-    }
-    Ok(totals)
 }
 
 fn table(listed: &[ListedWorkspace]) -> String {
@@ -185,23 +153,6 @@ fn row(one: &ListedWorkspace) -> [String; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn snapshots_that_are_listed_are_counted_with_what_they_occupy() {
-        let state = tempfile::tempdir().unwrap();
-        assert_eq!(snapshots_in(state.path()).unwrap(), SnapshotTotals::default());
-        let snapshots = state.path().join("snapshots");
-        for name in ["3", "12", ".staging-13", ".trash-2"] {
-            std::fs::create_dir_all(snapshots.join(name)).unwrap();
-            std::fs::write(snapshots.join(name).join("memory.img"), [7; 8192]).unwrap();
-            let sparse = std::fs::File::create(snapshots.join(name).join("disk-0.img")).unwrap();
-            sparse.set_len(1 << 30).unwrap();
-        }
-        std::fs::write(snapshots.join(".seen-12.json"), "{}").unwrap();
-        let SnapshotTotals { count, occupied_bytes } = snapshots_in(state.path()).unwrap();
-        assert_eq!(count, 2);
-        assert!((16_384..1 << 20).contains(&occupied_bytes), "{occupied_bytes}");
-    }
 
     #[test]
     fn columns_are_as_wide_as_their_longest_text() {

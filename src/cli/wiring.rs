@@ -13,7 +13,6 @@ use crate::config::{self, Config, VmSpec};
 use crate::files::copy::Progress;
 use crate::files::shared_paths::SharedPaths;
 use crate::guest::channel::{Dial, Limits};
-use crate::guest::credentials::{FileRule, Wanted};
 use crate::guest::key::{self, KeyError};
 use crate::guest::mounts::Mount;
 use crate::guest::ssh_guest::{self, GuestScriptObserver, SshGuest, SwapObserver, UnsettledObserver};
@@ -37,13 +36,14 @@ use crate::vmm::cloud_hypervisor::{CloudHypervisor, VmmSettings};
 use crate::vmm::confined::OwnPlaces;
 use crate::workspace::{self, Workspace, WorkspaceError, guest_writable};
 use crate::world::capability::{self, Capability};
-use crate::world::{self, Failure, NamespaceKeeping, ReadyTimeout, SecretSource, ShareTag, VmmChoice, World};
+use crate::world::{self, Failure, NamespaceKeeping, ReadyTimeout, ShareTag, VmmChoice, World};
 
 mod boot_line;
 mod guest_memory;
 mod guest_user;
 pub(super) mod place;
 mod share_settings;
+mod wanted;
 
 use place::PlaceError;
 
@@ -444,7 +444,7 @@ fn guest(
         pin: Arc::new(move |generation| disk.host_key(generation)),
         address,
         dial,
-        wanted: wanted(workspace, description, purpose)?,
+        wanted: wanted::wanted(workspace, description, purpose)?,
         state: workspace.state().path().to_owned(),
         require_entropy: spec.guest.require_entropy,
         on_unsettled: Arc::clone(&observers.unsettled),
@@ -476,36 +476,4 @@ fn guest(
         limits: Limits::default(),
     };
     Ok(SshGuest::new(settings, vmm.clone()))
-}
-
-fn wanted(workspace: &Workspace, description: &Description, purpose: Purpose<'_>) -> Result<Wanted> {
-    let Purpose::Any(config) = purpose else {
-        return Ok(Wanted::default());
-    };
-    let removed = Wanted {
-        wipe: config.credentials.wipe.clone(),
-        overwrite: config.credentials.overwrite.clone(),
-        shared: shared_paths(&description.spec),
-        ..Wanted::default()
-    };
-    if description.withholds_credentials {
-        return Ok(removed);
-    }
-    let file = |file: &config::CredentialFile| FileRule {
-        source: SecretSource::File(file.source.clone()),
-        target: file.target.clone(),
-        owner: None,
-    };
-    Ok(Wanted {
-        environment: config.env.iter().map(|(name, source)| (name.clone(), source.clone())).collect(),
-        files: config.credentials.files.iter().map(file).collect(),
-        key: if config.credentials.outbound_key {
-            Some(Arc::new(
-                key::load(&own_key(workspace), &SharedPaths::default()).map_err(WiringError::OwnKey)?,
-            ))
-        } else {
-            None
-        },
-        ..removed
-    })
 }

@@ -42,6 +42,7 @@ mod in_progress;
 mod limits;
 mod outcome;
 mod plan_snapshot;
+mod prune;
 mod rebooted;
 mod repair;
 mod roll_over;

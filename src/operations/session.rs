@@ -239,22 +239,6 @@ impl<S: Storage> Session<'_, S> {
         Ok(result)
     }
 
-    /// Deletes the oldest unnamed snapshots. The last `keep` stay, and so does the one that the VM came from.
-    async fn prune(&mut self, keep: Option<u32>, pruned: &mut Vec<SnapshotId>) -> Result<(), Refusal> {
-        let Some(keep) = keep else {
-            return Ok(());
-        };
-        for id in to_prune(&self.listed().await?, keep, &self.state()?) {
-            match self.remove(id).await? {
-                OperationResult::Done => pruned.push(id),
-                OperationResult::Stuck(failure) => return Err(Refusal::Stuck(failure)),
-                // A person asked to stop: the next snapshot prunes the others.
-                _ => return Ok(()),
-            }
-        }
-        Ok(())
-    }
-
     /// Restores a snapshot: the one that is wanted, or the newest that can be. A VM that runs is brought down first if
     /// it is to be replaced, once it is known that the snapshot can be restored. With `force` it is restored in spite of
     /// reasons that are not certain to make that fail.
@@ -404,12 +388,12 @@ impl<S: Storage> Session<'_, S> {
         Ok((id, self.remove(id).await?))
     }
 
-    async fn remove(&mut self, snapshot: SnapshotId) -> Result<OperationResult, Refusal> {
+    pub(super) async fn remove(&mut self, snapshot: SnapshotId) -> Result<OperationResult, Refusal> {
         self.run(DeletePlan { snapshot, state: self.state()? }, delete::table).await
     }
 
     /// All snapshots in the list, oldest first.
-    async fn listed(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
+    pub(super) async fn listed(&self) -> Result<Vec<ListedSnapshot>, Refusal> {
         examine(self.world.catalog.list()).await
     }
 
@@ -510,16 +494,4 @@ fn already(vm: &RunningVm) -> Result<OperationResult, Refusal> {
 fn find(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
     let found = wanted.find(listed).map(|one| one.id);
     found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
-}
-
-/// The unnamed snapshots that are deleted when `keep` of them stay, oldest first.
-fn to_prune(listed: &[ListedSnapshot], keep: u32, state: &WorkspaceState) -> Vec<SnapshotId> {
-    let from = match state {
-        WorkspaceState::Up(vm) => vm.from,
-        WorkspaceState::Down { .. } => None,
-    };
-    let newest_first = listed.iter().rev().filter(|one| one.is_unnamed()).map(|one| one.id);
-    let mut old: Vec<_> = newest_first.skip(keep as usize).filter(|id| Some(*id) != from).collect();
-    old.reverse();
-    old
 }

@@ -26,6 +26,7 @@ mod label;
 mod layout;
 pub mod leaks;
 pub mod manifest;
+pub mod occupied;
 mod scan;
 mod verified;
 pub mod withheld;

@@ -14,7 +14,7 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use super::identity::{DIRECTORY, DirectoryGone, IdError, parse_id};
-use super::places::{PlacesError, StatePlaces};
+use super::places::{PlacesError, SNAPSHOTS, StatePlaces};
 use crate::files::{DirectoryIdentity, FileError, Folder};
 use crate::host::process::ProcessError;
 use crate::world::WorkspaceId;
@@ -101,6 +101,12 @@ impl RegisteredWorkspace {
     #[must_use]
     pub fn state_directory(&self) -> PathBuf {
         self.state.clone().unwrap_or_else(|| self.path.join(DIRECTORY))
+    }
+
+    /// Where its snapshots are.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.state_directory().join(SNAPSHOTS)
     }
 }
 

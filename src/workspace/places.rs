@@ -27,7 +27,9 @@ use crate::files::{FileError, Folder};
 use crate::world::WorkspaceId;
 
 /// The directories in the state of a workspace.
-pub(super) const DIRECTORIES: [&str; 4] = ["journal", "run", "snapshots", "ssh"];
+pub(super) const DIRECTORIES: [&str; 4] = ["journal", "run", SNAPSHOTS, "ssh"];
+/// The directory of the snapshots.
+pub(super) const SNAPSHOTS: &str = "snapshots";
 
 /// Why there is no place for nixbox's state.
 #[allow(missing_docs, reason = "the messages say it")]
