@@ -13,6 +13,7 @@ pub mod leftovers;
 pub mod lifetime;
 pub mod memory;
 pub mod network;
+mod own_thread;
 pub mod process;
 pub mod program;
 pub mod share_view;

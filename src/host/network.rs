@@ -333,8 +333,10 @@ impl HostNetwork {
             link::setting(needs::FORWARDING, "1", false)
                 .map_err(|source| NetworkError::Link { slot, source })?;
         }
-        self.build_keeper(plan, generation).await?;
-        self.build_daemon(plan, site, generation).await?;
+        // Neither needs the other to start. Both are awaited, so that no start goes on after an error.
+        let keeper = self.build_keeper(plan, generation);
+        let (keeper, daemon) = tokio::join!(keeper, self.build_daemon(plan, site, generation));
+        keeper.and(daemon)?;
         self.process(plan, NetworkProcess::Nft).forget()?;
         self.build_follower(plan, generation).await
     }

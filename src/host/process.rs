@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
+use super::own_thread::on_own_thread;
 use super::spawn::Program;
 use super::systemd::scope::ScopeManager;
 use crate::files::FileError;
@@ -92,7 +93,23 @@ impl Daemons {
     }
 
     /// Starts `program` as a daemon, and returns once it, or its launcher, has been exec'd and recorded. The daemon outlives
-    /// this process.
+    /// this process. The thread of the caller does other things meanwhile; a caller that gives up waits for the record.
+    ///
+    /// # Errors
+    /// Those of [`Self::spawn`].
+    pub async fn start(
+        &self,
+        role: &DaemonRole,
+        generation: Generation,
+        program: Program,
+    ) -> Result<Daemon, ProcessError> {
+        let path = program.path().to_owned();
+        let (this, role) = (self.clone(), role.clone());
+        let spawned = on_own_thread(move || this.spawn(&role, generation, &program)).await;
+        spawned.unwrap_or_else(|source| Err(ProcessError::Spawn { program: path, source }))
+    }
+
+    /// Does the same, and blocks the thread of the caller.
     ///
     /// # Errors
     /// [`ProcessError::Runs`] if there is one already, and others if it cannot be started or recorded. Then this call

@@ -166,7 +166,7 @@ impl Virtiofs {
         remove_sockets(&socket).await?;
         let view = self.view(share)?;
         let program = self.program(share)?.launched(launcher(view.supervisor_arguments(socket.as_str())));
-        let started = match self.daemons.spawn(&role, generation, &program) {
+        let started = match self.daemons.start(&role, generation, program).await {
             Ok(daemon) => self.listening(&daemon, &role, generation, &socket).await,
             Err(error) => Err(error.into()),
         };

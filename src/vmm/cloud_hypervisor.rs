@@ -336,7 +336,7 @@ impl Vmm for CloudHypervisor {
         let program = program.argument("--event-monitor").argument(format!("path={events}"));
         let program = self.files(&socket, generation).confine(program, self.settings.places.as_ref());
         let program = program.in_network(namespace);
-        let daemon = self.daemons.spawn(&self.role, generation, &program).map_err(VmmError::from)?;
+        let daemon = self.daemons.start(&self.role, generation, program).await.map_err(VmmError::from)?;
         let live = LiveVmm { daemon, client: ApiClient::new(socket) };
         Ok(self.wait_until_answering(&live, generation).await?)
     }

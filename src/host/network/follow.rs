@@ -32,7 +32,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -42,14 +41,12 @@ use super::firewall::{self, AddressRange};
 use super::follow_words::{FollowerWords, PROBLEM};
 use super::inhabitant::Inhabitant;
 use super::inside::{InsideError, Opened};
-use super::link::{LinkError, Netlink};
-use super::namespace::{FoundNamespace, Inside, NetworkNamespace};
+use super::link::LinkError;
+use super::namespace::{FoundNamespace, NetworkNamespace};
 use super::plan::NetworkPlan;
 use super::site::Site;
-use super::tables::Tables;
 use super::uplink::{self, UplinkError};
 use super::{HostNetwork, NetworkError, NetworkPlace, NetworkSettings, keeper};
-use crate::host::spawn::entrance::NamespaceEntrance;
 use crate::host::sudo;
 use crate::world::{Generation, error_chain};
 
@@ -112,23 +109,15 @@ pub(super) fn follow(namespace: &Path) -> Result<(), FollowerError> {
         let enter = |namespace| {
             Inhabitant::new(namespace, keep_capabilities).map_err(failed("enter the network namespace"))
         };
-        let (inside, inhabitant) = if words.of_user {
-            // nixbox has looked for it, and this process may enter no namespace that is not of its user namespace.
-            let open = || File::open(path).map(OwnedFd::from).map_err(failed("open the network namespace"));
-            let (inhabitant, entrance) = (enter(open()?)?, NamespaceEntrance::of_network(open()?));
-            let socket = |what: Opened| {
-                let opened = inhabitant.run(move || what.open()).ok_or(FollowerError::NoNamespace)?;
-                opened.map_err(FollowerError::Inside)
-            };
-            let netlink = Netlink::of_socket(socket(Opened::Netlink)?);
-            let tables = Tables::of_socket(socket(Opened::Tables)?);
-            (Inside { entrance: Arc::new(entrance), netlink, tables }, inhabitant)
-        } else {
-            let found = namespace.find().await.map_err(NetworkError::from)?;
-            let FoundNamespace::Marked(inside) = found else { return Err(FollowerError::NoNamespace) };
-            let entered = inside.entrance.network().try_clone_to_owned();
-            (inside, enter(entered.map_err(failed("keep the network namespace open"))?)?)
+        let open = || File::open(path).map(OwnedFd::from).map_err(failed("open the network namespace"));
+        let inhabitant = enter(open()?)?;
+        let socket = |what: Opened| {
+            let opened = inhabitant.run(move || what.open()).ok_or(FollowerError::NoNamespace)?;
+            opened.map_err(FollowerError::Inside)
         };
+        let opened = [socket(Opened::Namespace)?, socket(Opened::Netlink)?, socket(Opened::Tables)?];
+        let found = namespace.examine(path, opened).await.map_err(NetworkError::from)?;
+        let FoundNamespace::Marked(inside) = found else { return Err(FollowerError::NoNamespace) };
         keep_capabilities().map_err(failed("give up capabilities"))?;
         let pool = uplink::range_of(&network.settings.policy.uplink);
         let changes = HostChanges::subscribe(pool).map_err(failed("listen to the kernel"))?;

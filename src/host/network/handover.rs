@@ -29,6 +29,11 @@ pub(super) fn send(socket: impl AsFd, descriptors: &[BorrowedFd<'_>]) -> io::Res
 
 /// Receives one message with exactly `N` descriptors.
 pub(super) fn receive<const N: usize>(socket: impl AsFd) -> io::Result<[OwnedFd; N]> {
+    receive_all(socket)?.try_into().map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Receives one message with the descriptors that it has.
+pub(super) fn receive_all(socket: impl AsFd) -> io::Result<Vec<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut message = RecvAncillaryBuffer::new(&mut space);
     let mut carrier = [0; 1];
@@ -43,11 +48,10 @@ pub(super) fn receive<const N: usize>(socket: impl AsFd) -> io::Result<[OwnedFd;
     if received.bytes == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    let whole = !received.flags.contains(ReturnFlags::CTRUNC);
-    <[OwnedFd; N]>::try_from(descriptors)
-        .ok()
-        .filter(|_| whole)
-        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(descriptors)
 }
 
 #[cfg(test)]

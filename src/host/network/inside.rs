@@ -5,7 +5,7 @@
 //!
 //! | words | what the child does |
 //! |---|---|
-//! | `make PATH ALIAS` | makes a namespace and gives it the name `PATH` |
+//! | `make PATH ALIAS WHAT…` | makes a namespace and gives it the name `PATH`, unless a namespace has it, and then does what `open` does |
 //! | `open PATH WHAT…` | opens something in the namespace for each word, and hands the descriptors over on its stdin |
 //! | `remove PATH` | takes the name from the namespace |
 //! | `name PATH PID` | gives the name `PATH` to the namespace that this process is in |
@@ -72,6 +72,8 @@ type Result<T, E = InsideError> = std::result::Result<T, E>;
 /// What a child opens in a namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opened {
+    /// The namespace itself.
+    Namespace,
     /// A netlink socket, for devices, addresses and routes.
     Netlink,
     /// A netlink socket, for tables of nftables.
@@ -85,10 +87,12 @@ pub(super) enum Opened {
 }
 
 impl Opened {
-    const ALL: [Self; 5] = [Self::Netlink, Self::Tables, Self::Tun, Self::Tcp, Self::Changes];
+    const ALL: [Self; 6] =
+        [Self::Namespace, Self::Netlink, Self::Tables, Self::Tun, Self::Tcp, Self::Changes];
 
     pub(super) fn word(self) -> &'static str {
         match self {
+            Self::Namespace => "namespace",
             Self::Netlink => "netlink",
             Self::Tables => "tables",
             Self::Tun => "tun",
@@ -99,6 +103,7 @@ impl Opened {
 
     pub(super) fn open(self) -> Result<OwnedFd> {
         Ok(match self {
+            Self::Namespace => open(Path::new("/proc/thread-self/ns/net"))?.into(),
             Self::Netlink => netlink_socket()?,
             Self::Tables => nf_netlink::open_socket().map_err(failed("open a socket for nftables"))?,
             Self::Changes => {
@@ -159,7 +164,12 @@ pub(super) fn launch(arguments: &[OsString]) -> Result<()> {
     let [verb, path, rest @ ..] = words.as_slice() else { return Err(InsideError::Arguments) };
     let (path, verb) = (Path::new(path), verb.to_str().ok_or(InsideError::Arguments)?);
     match (verb, rest) {
-        ("make", [alias]) => make(path, alias.to_str().ok_or(InsideError::Arguments)?),
+        ("make", [alias, whats @ ..]) => {
+            if !make(path, alias.to_str().ok_or(InsideError::Arguments)?)? {
+                enter(path)?;
+            }
+            hand_over(whats)
+        }
         ("remove", []) => remove(path),
         ("open", whats) => {
             enter(path)?;
@@ -213,15 +223,17 @@ fn enter(path: &Path) -> Result<()> {
 }
 
 /// Makes a namespace in which packets are passed on and IPv6 is off. It bears its mark before it has its name, so that a
-/// namespace without the mark is never one that nixbox has made.
-fn make(path: &Path, alias: &str) -> Result<()> {
-    let Some(_locked) = take_name(path)? else { return Ok(()) };
+/// namespace without the mark is never one that nixbox has made. This process is in the namespace then. Returns false if a
+/// namespace has the name already.
+fn make(path: &Path, alias: &str) -> Result<bool> {
+    let Some(_locked) = take_name(path)? else { return Ok(false) };
     // Deprecated because of CLONE_FILES, which is not among these flags.
     #[allow(deprecated)]
     rustix::thread::unshare(UnshareFlags::NEWNET).map_err(failed("make a network namespace"))?;
     set_up(alias).map_err(InsideError::Loopback)?;
     rustix::mount::mount_bind("/proc/self/ns/net", path)
-        .map_err(failed("give the network namespace its name"))
+        .map_err(failed("give the network namespace its name"))?;
+    Ok(true)
 }
 
 /// Gives a namespace its name that has lost it, and whose inhabitant this process is. Who asks looks at the mark of what has

@@ -8,10 +8,10 @@
 //! nixbox makes, opens and removes the namespace in a child ([`inside`]), and never enters it itself: programs enter it
 //! before their exec, and sockets are handed over.
 
-use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -39,6 +39,9 @@ use crate::world::{Failure, Generation, Interrupt, WorkspaceId};
 
 /// Where `ip netns` has the names of namespaces.
 pub const DIRECTORY: &str = "/run/netns";
+
+/// What is opened in a namespace to work with it.
+const INSIDE: [Opened; 3] = [Opened::Namespace, Opened::Netlink, Opened::Tables];
 
 /// The socket of the keeper, in the runtime directory.
 pub(super) const KEEPER_SOCKET: &str = "keeper.sock";
@@ -104,8 +107,9 @@ enum NamespaceKind {
 pub struct NetworkNamespace {
     kind: NamespaceKind,
     workspace: WorkspaceId,
-    /// The network and the VMM are made at the same time, and both need the namespace.
-    making: Arc<Mutex<()>>,
+    /// The namespace that this process made or found last. It is locked while one is made, because the network and the VMM
+    /// are made at the same time, and both need the namespace.
+    known: Arc<Mutex<Option<Arc<NamespaceEntrance>>>>,
 }
 
 /// The namespace as it was found.
@@ -138,7 +142,7 @@ impl NetworkNamespace {
     #[must_use]
     pub fn new(directory: &Path, workspace: WorkspaceId) -> Self {
         let path = directory.join(format!("nixbox-{workspace}"));
-        Self { kind: NamespaceKind::Named(path), workspace, making: Arc::default() }
+        Self { kind: NamespaceKind::Named(path), workspace, known: Arc::default() }
     }
 
     /// The namespace of this workspace that an ordinary user makes. The processes that stay with it get into scopes of their
@@ -146,7 +150,7 @@ impl NetworkNamespace {
     #[must_use]
     pub fn of_user(workspace: WorkspaceId, scopes: Option<ScopeManager>) -> Self {
         let kind = NamespaceKind::Held(UserNamespace::new(workspace, scopes));
-        Self { kind, workspace, making: Arc::default() }
+        Self { kind, workspace, known: Arc::default() }
     }
 
     /// Its name.
@@ -214,9 +218,16 @@ impl NetworkNamespace {
             NamespaceFile::Foreign => return Ok(FoundNamespace::Foreign("it is no namespace".to_owned())),
             NamespaceFile::Namespace => {}
         }
-        let file = File::open(path).map_err(FileError::system("open", path))?;
-        let [socket, tables] = self.open_named(path, [Opened::Netlink, Opened::Tables]).await?;
-        let entrance = Arc::new(NamespaceEntrance::of_network(file.into()));
+        self.examine(path, self.open_named(path, INSIDE).await?).await
+    }
+
+    /// Looks whether the namespace in which these were opened is that of this workspace.
+    pub(super) async fn examine(
+        &self,
+        path: &Path,
+        [itself, socket, tables]: [OwnedFd; 3],
+    ) -> Result<FoundNamespace> {
+        let entrance = Arc::new(NamespaceEntrance::of_network(itself));
         let netlink = Netlink::of_socket(socket);
         let inside = Inside { entrance, netlink, tables: Tables::of_socket(tables) };
         let failed = |source| NamespaceError::Link { path: path.to_owned(), source: Box::new(source) };
@@ -234,15 +245,52 @@ impl NetworkNamespace {
     /// Makes the namespace if it is not there, and lets another holder hold it if it has lost its holder. A holder bears
     /// this generation.
     pub(super) async fn make(&self, generation: Generation) -> Result<Inside> {
-        let _alone = self.making.lock().await;
+        let mut known = self.known.lock().await;
+        let inside = self.make_alone(generation).await?;
+        *known = Some(Arc::clone(&inside.entrance));
+        Ok(inside)
+    }
+
+    /// Does the same for a program that only enters the namespace. A namespace that this process has made or found, and that
+    /// is still there, is not looked at again.
+    pub(super) async fn entrance(&self, generation: Generation) -> Result<Arc<NamespaceEntrance>> {
+        let mut known = self.known.lock().await;
+        if let Some(entrance) = &*known
+            && self.is_shown(entrance)?
+        {
+            return Ok(Arc::clone(entrance));
+        }
+        let inside = self.make_alone(generation).await?;
+        Ok(Arc::clone(known.insert(inside.entrance)))
+    }
+
+    /// Whether people see this namespace where this workspace's is to be.
+    fn is_shown(&self, entrance: &NamespaceEntrance) -> Result<bool> {
+        let Some(path) = self.shown()? else { return Ok(false) };
+        let failed = |path: &Path| FileError::system("examine", path.to_owned());
+        let shown = match std::fs::metadata(&path) {
+            Ok(shown) => shown,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(&path)(error).into()),
+        };
+        let known = rustix::fs::fstat(entrance.network()).map_err(io::Error::from).map_err(failed(&path))?;
+        Ok((shown.dev(), shown.ino()) == (known.st_dev, known.st_ino))
+    }
+
+    async fn make_alone(&self, generation: Generation) -> Result<Inside> {
         loop {
-            let found = self.find().await?;
+            let mut found = self.find().await?;
+            if let (NamespaceKind::Named(path), FoundNamespace::Nothing | FoundNamespace::Unfinished) =
+                (&self.kind, &found)
+            {
+                let mark = self.mark();
+                found = self.examine(path, self.open_by(path, "make", &[&mark], INSIDE).await?).await?;
+            }
             match (&self.kind, found) {
                 (_, FoundNamespace::Foreign(found)) => return Err(self.foreign(found)),
                 (NamespaceKind::Named(_), FoundNamespace::Marked(inside)) => return Ok(inside),
-                (NamespaceKind::Named(path), FoundNamespace::Nothing | FoundNamespace::Unfinished) => {
-                    self.child(path, "make", &[&self.mark()], Stdio::null()).await?;
-                }
+                // What was opened has been examined.
+                (NamespaceKind::Named(_), FoundNamespace::Nothing | FoundNamespace::Unfinished) => {}
                 (NamespaceKind::Held(held), FoundNamespace::Marked(inside)) => {
                     if held.holder()?.is_some() {
                         return Ok(inside);
@@ -270,7 +318,8 @@ impl NetworkNamespace {
     /// Takes the name from the namespace, unless it is somebody else's, or ends its holder. The namespace ends with its last
     /// process.
     pub(super) async fn remove(&self) -> Result<()> {
-        let _alone = self.making.lock().await;
+        let mut known = self.known.lock().await;
+        *known = None;
         let path = match &self.kind {
             NamespaceKind::Named(path) => path,
             NamespaceKind::Held(held) => return Ok(held.let_go().await?),
@@ -309,10 +358,21 @@ impl NetworkNamespace {
     }
 
     async fn open_named<const N: usize>(&self, path: &Path, what: [Opened; N]) -> Result<[OwnedFd; N]> {
+        self.open_by(path, "open", &[], what).await
+    }
+
+    /// Lets a child do this with the namespace of this name, and then open these in it.
+    async fn open_by<const N: usize>(
+        &self,
+        path: &Path,
+        verb: &str,
+        words: &[&str],
+        what: [Opened; N],
+    ) -> Result<[OwnedFd; N]> {
         let failed = |source| NamespaceError::Handover { path: path.to_owned(), source };
         let (near, far) = UnixStream::pair().map_err(failed)?;
-        let words = what.map(Opened::word);
-        self.child(path, "open", &words, Stdio::from(OwnedFd::from(far))).await?;
+        let words: Vec<_> = words.iter().copied().chain(what.map(Opened::word)).collect();
+        self.child(path, verb, &words, Stdio::from(OwnedFd::from(far))).await?;
         // The child has ended, so whatever it has sent is here, and the other end is closed.
         handover::receive(&near).map_err(failed)
     }
@@ -322,7 +382,7 @@ impl NetworkNamespace {
         let path = Path::new(OWN_PROGRAM);
         let mut command = tool::command(path, None);
         command.arg(COMMAND).arg(verb).arg(namespace).args(words).process_group(0).stdin(stdin);
-        let child = tool::start(command, sudo::NEEDED | sudo::NAMESPACES, path).map_err(failed)?;
+        let child = tool::start(command, sudo::NEEDED | sudo::NAMESPACES, path).await.map_err(failed)?;
         let ended = program::finish(child, path, &[], LIMIT, &Interrupt::new()).await;
         ended.map(drop).map_err(failed)
     }
@@ -380,7 +440,7 @@ impl NetworkNamespace {
     ) -> Result<u32> {
         let path = Path::new(OWN_PROGRAM);
         let failed = |source| NamespaceError::Child { path: namespace.to_owned(), source };
-        let mut child = tool::start(command, sudo::NEEDED | sudo::NAMESPACES, path).map_err(failed)?;
+        let mut child = tool::start(command, sudo::NEEDED | sudo::NAMESPACES, path).await.map_err(failed)?;
         let pid = child.id();
         match (tool::until_ready(&mut child, input, keeper::READY).await, pid) {
             (Ok(()), Some(pid)) => Ok(pid),
@@ -393,7 +453,8 @@ impl NetworkNamespace {
 
     /// Gives its name back to the namespace that this process is in.
     pub(super) async fn name_again(&self, pid: u32) -> Result<FoundNamespace> {
-        let _alone = self.making.lock().await;
+        let mut known = self.known.lock().await;
+        *known = None;
         if let NamespaceKind::Named(path) = &self.kind {
             self.child(path, "name", &[&pid.to_string()], Stdio::null()).await?;
         }

@@ -38,7 +38,7 @@ impl NetworkPlace {
     ) -> Result<Option<Arc<NamespaceEntrance>>, NamespaceError> {
         match self {
             Self::Host => Ok(None),
-            Self::Namespace(namespace) => Ok(Some(namespace.make(generation).await?.entrance)),
+            Self::Namespace(namespace) => Ok(Some(namespace.entrance(generation).await?)),
         }
     }
 
