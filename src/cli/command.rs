@@ -254,6 +254,7 @@ impl LockedWorkspace {
         output: OutputOptions,
         trust: TrustOption,
     ) -> Result<Self, Problem> {
+        let _checks = tracing::debug_span!("checks").entered();
         let progress = Arc::new(ProgressDisplay::new(output.silent()));
         let copies: Arc<dyn Progress> = progress.clone();
         let (workspace, lock) = location.lock(command, &copies)?;

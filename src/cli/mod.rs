@@ -61,12 +61,14 @@ mod simulator;
 mod snapshot;
 mod ssh_config;
 mod status;
+mod trace;
 mod trust;
 mod up;
 mod visible;
 pub mod wiring;
 
 use error::{ExitKind, Outcome, Problem};
+use trace::TimingsFormat;
 
 /// Developer sandboxes as microVMs, one per workspace.
 #[derive(Debug, Parser)]
@@ -87,6 +89,12 @@ struct Arguments {
         add = completions::of_workspaces()
     )]
     chosen_workspace: PathBuf,
+    /// Print each request to the VMM, each program and each script on stderr, with its time; twice: more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Print at the end on stderr how long each part took, and which of them the command waited for
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    timings: Option<TimingsFormat>,
     #[command(subcommand)]
     command: NixboxCommand,
 }
@@ -215,9 +223,14 @@ pub fn main() -> ExitCode {
         None => {
             completions::answer();
             let arguments = Arguments::parse_from(&words);
-            become_invoker()
-                .and_then(|()| named::location(arguments.chosen_workspace))
-                .and_then(|location| run(&location, arguments.command))
+            become_invoker().and_then(|()| trace::begin(arguments.verbose, arguments.timings)).and_then(
+                |trace| {
+                    let ran = named::location(arguments.chosen_workspace)
+                        .and_then(|location| run(&location, arguments.command));
+                    trace.end();
+                    ran
+                },
+            )
         }
     };
     let code = ran.unwrap_or_else(|problem| {

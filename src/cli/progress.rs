@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use super::error;
 use super::visible::visible;
 use super::wiring::SilentGuest;
+use super::{error, trace};
 use crate::engine::executor::{Event, Observer, TransitionFailure};
 use crate::engine::planner::Direction;
 use crate::files::copy::{CopyMethod, Progress};
@@ -87,7 +87,11 @@ pub(super) struct StageTime {
 impl ProgressDisplay {
     /// Starts the measurement of time. If `silent`, only [`Self::print`] prints.
     pub(super) fn new(silent: bool) -> Self {
-        let target = if silent { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let target = if silent || trace::is_on() {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr()
+        };
         Self {
             silent,
             since: Instant::now(),

@@ -48,6 +48,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
+use tracing::{Instrument as _, debug_span};
 
 use super::history::{OpenOperation, TransitionStatus};
 use super::journal::{Journal, Storage};
@@ -343,7 +344,8 @@ impl<'w, W: ?Sized + Sync, S: Storage> Executor<'w, W, S> {
         if undoable {
             self.observer.event(Event::Undoes(transition.spec().label));
             let intent = self.intent(index);
-            match within(transition.spec().limit, transition.undo(context, &intent)).await {
+            let span = debug_span!("undo", transition = transition.spec().label);
+            match within(transition.spec().limit, transition.undo(context, &intent)).instrument(span).await {
                 Ok(()) | Err(Failure::Lost) => {}
                 Err(failure) => return Err(self.failed(transition, failure)),
             }
@@ -419,7 +421,9 @@ async fn carry_out<'c, 'o, W: ?Sized + Sync>(
     let transition = call.transition;
     let failed = |failure| Halt::Failed(TransitionFailure { label: transition.spec().label, failure });
     if call.probe_first {
-        match within(transition.spec().limit, transition.probe(context, &call.intent)).await {
+        let span = debug_span!("probe", transition = transition.spec().label);
+        match within(transition.spec().limit, transition.probe(context, &call.intent)).instrument(span).await
+        {
             Ok(Probe::Done(outcome)) => return (call, Ok((outcome, None))),
             Ok(Probe::NotDone) => {}
             Ok(Probe::Lost) => return (call, Err(failed(Failure::Lost))),
@@ -428,7 +432,9 @@ async fn carry_out<'c, 'o, W: ?Sized + Sync>(
         }
     }
     let begun = Instant::now();
-    let result = within(transition.spec().limit, transition.apply(context, &call.intent)).await;
+    let span = debug_span!("apply", transition = transition.spec().label);
+    let result =
+        within(transition.spec().limit, transition.apply(context, &call.intent)).instrument(span).await;
     (call, result.map(|outcome| (outcome, Some(begun.elapsed()))).map_err(failed))
 }
 

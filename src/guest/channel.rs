@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
+use tracing::{Instrument as _, debug_span};
 use zeroize::Zeroizing;
 
 use super::host_key::{Pin, PinError};
@@ -166,7 +167,8 @@ impl SshSession {
     /// Any [`ChannelError`] except those about commands.
     pub async fn open(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {
         let silent = |_| ChannelError::Silent { doing: "logging in", limit: limits.connect };
-        timeout(limits.connect, Self::open_without_limit(endpoint, limits)).await.map_err(silent)?
+        let opening = timeout(limits.connect, Self::open_without_limit(endpoint, limits));
+        opening.instrument(debug_span!("connect")).await.map_err(silent)?
     }
 
     async fn open_without_limit(endpoint: &Endpoint, limits: Limits) -> Result<Self, ChannelError> {

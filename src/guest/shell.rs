@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use tracing::{Instrument as _, debug_span};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -207,7 +208,8 @@ impl Shell {
         let input = Zeroizing::new(format!("{PREAMBLE}{GREETING}\n{END}\n").into_bytes());
         let capture = Capture { most: MOST, within, prompt: None };
         let asked = clock_gap::now();
-        let finished = session.exec(loader(None).as_bytes(), input, capture).await;
+        let span = debug_span!("script", what);
+        let finished = session.exec(loader(None).as_bytes(), input, capture).instrument(span).await;
         let answered = clock_gap::now();
         let finished = finished.map_err(|source| ScriptError::Channel { what, source })?;
         let output = output_of(what, Rights::User, finished)?;
@@ -252,7 +254,8 @@ impl Shell {
         whole.extend_from_slice(text.as_bytes());
         whole.extend_from_slice(input);
         let capture = Capture { most: MOST, within, prompt: Some(BEGIN) };
-        let finished = self.session.exec(command.as_bytes(), whole, capture).await;
+        let span = debug_span!("script", what, ?rights);
+        let finished = self.session.exec(command.as_bytes(), whole, capture).instrument(span).await;
         output_of(what, rights, finished.map_err(|source| ScriptError::Channel { what, source })?)
     }
 

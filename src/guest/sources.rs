@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
+use tracing::{Instrument as _, debug_span};
 use zeroize::Zeroizing;
 
 use super::key::KeyError;
@@ -196,6 +197,11 @@ fn read_file_now(path: &Path, shared: &SharedPaths) -> Result<Secret, SourceErro
 }
 
 async fn run_command(secret: &SecretCommand) -> Result<Secret, SourceError> {
+    let span = debug_span!("program", path = secret.program);
+    run_unobserved(secret).instrument(span).await
+}
+
+async fn run_unobserved(secret: &SecretCommand) -> Result<Secret, SourceError> {
     let program = &secret.program;
     let failed = |source| SourceError::Run { program: program.clone(), source };
     let mut command = Command::new(program);

@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustix::process::{Pid, Signal};
 use tokio::process::{Child, Command};
+use tracing::{Instrument as _, debug_span};
 
 use crate::world::{self, Failure, HookPoint, Hooks, Interrupt};
 
@@ -157,9 +158,10 @@ impl ShellHooks {
                 }
                 return Err(refused.into());
             }
+            let span = debug_span!("hook", point, number);
             let mut group = self.start(script).map_err(failed("start a shell for"))?;
             let status = tokio::select! {
-                status = group.0.wait() => status,
+                status = group.0.wait().instrument(span) => status,
                 () = interrupt.wait() => {
                     group.end().await;
                     return Err(HookExit::Interrupted);

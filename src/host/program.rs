@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Child;
+use tracing::{Instrument as _, debug_span};
 
 use crate::world::{Failure, Interrupt};
 
@@ -99,6 +100,17 @@ pub(crate) fn locate(
 /// # Errors
 /// If the program fails or was killed. It has ended then.
 pub(crate) async fn finish(
+    child: Child,
+    path: &Path,
+    input: &[u8],
+    limit: Duration,
+    interrupt: &Interrupt,
+) -> Result<Output, ProgramError> {
+    let span = debug_span!("program", path = %path.display());
+    finish_unobserved(child, path, input, limit, interrupt).instrument(span).await
+}
+
+async fn finish_unobserved(
     mut child: Child,
     path: &Path,
     input: &[u8],

@@ -18,6 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use hyperlocal::UnixConnector;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tracing::{Instrument as _, debug_span, field};
 
 use super::config::{FsConfig, VmConfig};
 use crate::host::socket::SocketPath;
@@ -321,9 +322,12 @@ impl ApiClient {
         let request = request
             .body(Full::new(body))
             .map_err(|source| ApiError::Request { call, source: source.into() })?;
-        let (status, body) = tokio::time::timeout(limit, self.exchange(call, request))
-            .await
-            .map_err(|_elapsed| ApiError::TimedOut { call, limit })??;
+        let span = debug_span!("request", call, status = field::Empty);
+        let (status, body) =
+            tokio::time::timeout(limit, self.exchange(call, request).instrument(span.clone()))
+                .await
+                .map_err(|_elapsed| ApiError::TimedOut { call, limit })??;
+        span.record("status", status.as_u16());
         if status.is_success() {
             return Ok(body);
         }

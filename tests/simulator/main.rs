@@ -32,6 +32,7 @@ mod signals;
 mod snapshots;
 mod ssh_programs;
 mod state;
+mod trace;
 mod trust;
 mod unanswered;
 mod unrest;

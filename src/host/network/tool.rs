@@ -11,9 +11,11 @@ use std::time::Duration;
 use rustix::thread::{CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
+use tracing::{Instrument as _, debug_span};
 
 use super::inhabitant::Inhabitant;
 use crate::host::confinement::{Confinement, FileAccess};
+use crate::host::own_thread::on_own_thread;
 use crate::host::process::ProcessMark;
 use crate::host::program::{self, ProgramError, SYSTEM_DIRECTORIES};
 use crate::host::spawn::entrance::{self, NamespaceEntrance};
@@ -89,10 +91,10 @@ impl NetworkTool<'_> {
     /// or if this future is dropped.
     pub(super) async fn run(&self) -> Result<Output, ProgramError> {
         let path = locate(self.name)?;
-        program::finish(self.spawn(&path)?, &path, self.input, self.limit, &Interrupt::new()).await
+        program::finish(self.spawn(&path).await?, &path, self.input, self.limit, &Interrupt::new()).await
     }
 
-    fn spawn(&self, path: &Path) -> Result<Child, ProgramError> {
+    async fn spawn(&self, path: &Path) -> Result<Child, ProgramError> {
         // The program with the launchers before it. Each becomes the next one by exec, and the scope is entered first, because
         // a confined process cannot start busctl.
         let mut words: Vec<OsString> = Vec::new();
@@ -112,10 +114,10 @@ impl NetworkTool<'_> {
             .process_group(0)
             .stdin(Stdio::piped());
         match &self.inside {
-            None => start(command, rights(self.name), path),
+            None => start(command, rights(self.name), path).await,
             Some(Entrance::Entered(namespace)) => {
                 entrance::enter(command.as_std_mut(), Arc::clone(namespace), sudo::NEEDED);
-                start(command, rights(self.name), path)
+                start(command, rights(self.name), path).await
             }
             Some(Entrance::Inhabited(inhabitant)) => {
                 let started = inhabitant.run(starting(command, rights(self.name)));
@@ -155,14 +157,13 @@ pub(super) fn own_daemon(mark: &ProcessMark, scope: Option<&Scope>) -> Command {
 ///
 /// Ambient capabilities belong to a thread, and its children inherit them. They are raised in a thread that starts this
 /// program and then ends, so that no other program gets them.
-pub(super) fn start(
+pub(super) async fn start(
     command: Command,
     capabilities: CapabilitySet,
     path: &Path,
 ) -> Result<Child, ProgramError> {
-    let thread = std::thread::Builder::new().name("spawn".to_owned()).spawn(starting(command, capabilities));
-    let child = thread.map_err(|_error| ProgramError::Thread(path.to_owned()))?.join();
-    spawned(child.map_err(|_panic| ProgramError::Thread(path.to_owned()))?, path)
+    let child = on_own_thread(starting(command, capabilities)).await;
+    spawned(child.map_err(|_no_thread| ProgramError::Thread(path.to_owned()))?, path)
 }
 
 /// Starts a command with these capabilities, on the thread that runs this.
@@ -187,6 +188,11 @@ fn spawned(child: io::Result<Child>, path: &Path) -> Result<Child, ProgramError>
 /// # Errors
 /// What the process wrote to stderr, on one line.
 pub(super) async fn until_ready(child: &mut Child, input: &[u8], ready: &[u8]) -> Result<(), String> {
+    let span = debug_span!("daemon", pid = child.id());
+    until_ready_unobserved(child, input, ready).instrument(span).await
+}
+
+async fn until_ready_unobserved(child: &mut Child, input: &[u8], ready: &[u8]) -> Result<(), String> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let mut said = Vec::new();
     let serves = async {
