@@ -20,6 +20,7 @@ use crate::workspace::registry::{Registry, RegistryError, Standing};
 use crate::workspace::{self, Lock, Workspace, WorkspaceError};
 use crate::world::WorkspaceId;
 
+mod age;
 mod command;
 mod completions;
 mod config;

@@ -1,4 +1,6 @@
-//! `nixbox network`: brings the network of a VM that runs to the configuration of today.
+//! `nixbox network`: brings the network of a VM that runs to the configuration of today, and shows what its guest was refused.
+//!
+//! # Reload
 //!
 //! The parts of a network are compared with the policy that they were made for whenever nixbox looks at them, and a part that is
 //! for another policy is repaired like one that somebody has changed (`host/network/repair.rs`). So a reload is a repair with
@@ -13,7 +15,9 @@ use super::preflight::{self, Preflight};
 use super::{WorkspaceLocation, success};
 use crate::operations::Refusal;
 
-/// Change what the guest of the running VM may reach
+mod log;
+
+/// Change what the guest of the running VM may reach, or show what it was refused
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox network reload")]
 pub(super) struct Arguments {
@@ -36,11 +40,13 @@ enum NetworkCommand {
         #[command(flatten)]
         output: OutputOptions,
     },
+    Log(log::Arguments),
 }
 
 pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
-    match arguments.command {
-        NetworkCommand::Reload { trust, output } => reload(location, trust, output),
+    match &arguments.command {
+        NetworkCommand::Reload { trust, output } => reload(location, *trust, *output),
+        NetworkCommand::Log(arguments) => log::run(location, arguments),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use self::age::age;
 use self::find::{find_snapshot, list_snapshots, parse_name};
+use super::age::age;
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
@@ -17,7 +17,6 @@ use crate::world::{
     SnapshotNote, SnapshotReference,
 };
 
-mod age;
 mod delete;
 mod find;
 mod label;

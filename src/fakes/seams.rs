@@ -19,9 +19,9 @@ use crate::world::{
     Ability, Backups, BootId, BuiltRecords, Catalog, Clock, Cpuid, Depth, Disk, Equipment, Failure,
     FileRecord, Generation, Guest, GuestAudit, GuestScriptPoint, GuestScriptsOutcome, HashMethod, HookPoint,
     Hooks, HostCpu, Interrupt, KeptDisk, KeptDiskId, Leftovers, ListedSnapshot, Machine, Manifest, Memory,
-    Network, NetworkFault, Presence, ReadyTimeout, Receipt, Result, Secret, Settlement, Shares, Slot, Slots,
-    SnapshotId, SnapshotState, SourceFiles, UnprovenPlace, Vmm, VmmState, VmmVersion, WaitObserver,
-    WorkspaceId, World,
+    Network, NetworkFault, Presence, ReadyTimeout, Receipt, RefusedTraffic, Result, Secret, Settlement,
+    Shares, Slot, Slots, SnapshotId, SnapshotState, SourceFiles, UnprovenPlace, Vmm, VmmState, VmmVersion,
+    WaitObserver, WorkspaceId, World,
 };
 
 mod catalog;

@@ -95,6 +95,8 @@ mod pasta;
 mod pasta_uplink;
 mod plan;
 mod processes;
+mod refused_names;
+mod rejected;
 mod repair;
 mod reserve;
 mod rules;
@@ -123,7 +125,8 @@ pub use user_namespace::{NamespaceObstacle, UserNamespaceError, rehearse};
 
 use super::systemd::scope::ScopeManager;
 use crate::world::{
-    Generation, Network, NetworkFault, NetworkMode, NetworkPolicy, Presence, Result, Slot, WorkspaceId,
+    Generation, Network, NetworkFault, NetworkMode, NetworkPolicy, Presence, RefusedTraffic, Result, Slot,
+    WorkspaceId,
 };
 use inside::Opened;
 use namespace::FoundNamespace;
@@ -207,7 +210,7 @@ impl HostNetwork {
         let processes = NetworkProcess::ALL.map(NetworkProcess::record);
         dhcp::FILES
             .into_iter()
-            .chain([LISTING, runtime_files::UNNAMED, namespace::KEEPER_SOCKET])
+            .chain([LISTING, runtime_files::UNNAMED, namespace::KEEPER_SOCKET, refused_names::SOCKET])
             .chain([keeper::SETTINGS, follow_words::PROBLEM])
             .chain(processes)
     }
@@ -283,6 +286,21 @@ impl HostNetwork {
                 }
             },
         })
+    }
+
+    /// What the guest was refused, as far as somebody has noted it: not by the rules and the keeper of an earlier nixbox.
+    async fn find_refused_traffic(&self, plan: &NetworkPlan) -> Result<RefusedTraffic, NetworkError> {
+        let slot = plan.slot;
+        let failed = |source| NetworkError::Firewall { slot, source };
+        let Ok(site) = self.found_site(plan).await? else { return Ok(RefusedTraffic::default()) };
+        let destinations =
+            rejected::find(&site.nft.tables, &plan.table).map_err(|error| failed(error.into()))?;
+        let filtered = self.settings.policy.mode == NetworkMode::Filtered && site.namespace.is_some();
+        let names = match filtered {
+            true => refused_names::ask(&self.settings.runtime).await.ok(),
+            false => None,
+        };
+        Ok(RefusedTraffic { destinations, names })
     }
 
     /// The firewall is made before the TAP, so that no packet passes without it. Parts that are whole stay as they are,
@@ -418,6 +436,10 @@ impl Network for HostNetwork {
 
     async fn repair(&self, slot: Slot, generation: Generation) -> Result<()> {
         Ok(self.repair_parts(&self.standing_plan(slot), generation).await?)
+    }
+
+    async fn refused_traffic(&self, slot: Slot) -> Result<RefusedTraffic> {
+        Ok(self.find_refused_traffic(&self.plan(slot)).await?)
     }
 
     async fn remove(&self, slot: Slot) -> Result<()> {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use async_trait::async_trait;
 
 use super::kernel::remove_view;
-use crate::world::{Failure, Generation, Network, NetworkFault, Presence, Result, Slot};
+use crate::world::{Failure, Generation, Network, NetworkFault, Presence, RefusedTraffic, Result, Slot};
 
 /// Why the network of a simulated guest could not be made or removed.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +93,11 @@ impl Network for Loopback {
     /// The one part is the TAP, which a VMM that runs cannot be given again.
     async fn repair(&self, _: Slot, _: Generation) -> Result<()> {
         Ok(())
+    }
+
+    /// The programs of a simulated guest are processes of the host, whose packets no rule of nixbox judges.
+    async fn refused_traffic(&self, _: Slot) -> Result<RefusedTraffic> {
+        Ok(RefusedTraffic::default())
     }
 
     async fn remove(&self, slot: Slot) -> Result<()> {

@@ -27,6 +27,7 @@ mod network_fault;
 mod paths;
 mod private_network;
 mod receipts;
+mod refused;
 mod seams;
 mod secrets;
 mod sizes;
@@ -55,6 +56,7 @@ pub use self::receipts::{
     FoundValue, GuestAudit, HoldingProcess, OnLeak, Receipt, TokenWarning, UnprovenPlace, UnprovenValue,
     zeroes_freed_memory,
 };
+pub use self::refused::{RefusedDestination, RefusedName, RefusedTraffic, Transport};
 pub use self::seams::{
     Backups, BuiltRecords, Catalog, Clock, CpuFeatures, Disk, Guest, HookPoint, Hooks, Leftovers, Memory,
     Network, Shares, Slots, SourceFiles, Vmm, WaitObserver, World,

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Ability, BootId, Cpuid, Depth, Equipment, FileRecord, Generation, GuestAudit, GuestScriptPoint,
     GuestScriptsOutcome, HashMethod, HostCpu, Interrupt, KeptDisk, KeptDiskId, ListedSnapshot, Machine,
-    Manifest, NetworkFault, Presence, ReadyTimeout, Receipt, Result, Secret, Settlement, Slot, SnapshotId,
-    SnapshotState, UnprovenPlace, VmmState, VmmVersion,
+    Manifest, NetworkFault, Presence, ReadyTimeout, Receipt, RefusedTraffic, Result, Secret, Settlement,
+    Slot, SnapshotId, SnapshotState, UnprovenPlace, VmmState, VmmVersion,
 };
 
 /// One VMM process per generation, spoken to through its API socket.
@@ -83,6 +83,8 @@ pub trait Network: Send + Sync {
     /// Repairs the network of a VM that runs, as far as that can be done while it runs. What was made anew bears this
     /// generation. Nothing changes where nothing is wrong.
     async fn repair(&self, slot: Slot, generation: Generation) -> Result<()>;
+    /// What the guest of a VM that runs was refused. Changes nothing.
+    async fn refused_traffic(&self, slot: Slot) -> Result<RefusedTraffic>;
     /// Removes all of it.
     async fn remove(&self, slot: Slot) -> Result<()>;
 }

@@ -22,7 +22,11 @@ fn an_edit_of_the_network_is_applied_to_the_vm_that_runs() {
     let workspace = Workspace::new("simulator-v53", false);
     let refused = workspace.run(&["network", "reload"]);
     assert_eq!(refused.code, Some(3), "{refused:?}");
+    assert_eq!(workspace.run(&["network", "log"]).code, Some(3));
     workspace.ok(&["up"]);
+    let log = workspace.ok(&["network", "log", "--json"]).json();
+    assert_eq!((&log["names"], &log["destinations"]), (&serde_json::Value::Null, &serde_json::json!([])));
+    assert!(workspace.ok(&["network", "log"]).stderr.contains("refused nothing"));
     let reload = || workspace.ok(&["network", "reload", "--json"]).json()["result"].clone();
     assert_eq!(reload(), "already");
     for (network, keys) in [

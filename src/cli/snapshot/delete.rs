@@ -1,7 +1,7 @@
 //! `nixbox snapshot delete`: which snapshot is meant if none is named, and its deletion.
 
-use super::age::age;
 use super::find::list_snapshots;
+use crate::cli::age::age;
 use crate::cli::command::{LockedWorkspace, OutputOptions};
 use crate::cli::consent;
 use crate::cli::error::{self, CliError, Outcome, Problem};

@@ -106,6 +106,11 @@ impl Network for WorkspaceSeams {
         self.change("network.repair", parts).await
     }
 
+    /// No operation asks for it.
+    async fn refused_traffic(&self, _: Slot) -> Result<RefusedTraffic> {
+        self.query("network.refused_traffic", |_| Ok(RefusedTraffic::default())).await
+    }
+
     async fn remove(&self, slot: Slot) -> Result<()> {
         let owner = self.workspace;
         let begin = move |state: &mut FakeState| match state.networks.get_mut(&slot) {

@@ -85,6 +85,39 @@ fn without_records(message: &[u8], code: Option<u8>) -> Vec<u8> {
     answer
 }
 
+/// The name that the first question of a message is about, in lower case; `None` if it cannot be read. Bytes that are no
+/// letters, digits or signs of names are `?`.
+pub(super) fn asked_name(message: &[u8]) -> Option<String> {
+    let mut reader = MessageReader { message, at: HEADER };
+    if reader.count(4).ok()? == 0 {
+        return None;
+    }
+    let mut labels = Vec::new();
+    loop {
+        // A question is not compressed.
+        let length @ 0..=63 = reader.bytes(1).ok()?[0] else { return None };
+        if length == 0 {
+            break;
+        }
+        let plain = |byte: &u8| match byte {
+            b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => char::from(byte.to_ascii_lowercase()),
+            _ => '?',
+        };
+        labels.push(reader.bytes(length.into()).ok()?.iter().map(plain).collect::<String>());
+    }
+    let name = labels.join(".");
+    // RFC 1035, 2.3.4.
+    (!name.is_empty() && name.len() <= 255).then_some(name)
+}
+
+/// The answer that a name is refused.
+pub(super) fn refusal(question: &[u8]) -> Vec<u8> {
+    let mut answer = without_records(question, Some(REFUSED));
+    // It is an answer, and no more than that: of the flags of the question, only that the asker wants recursion stays.
+    answer[2] = (answer[2] & 0x79) | 0x80;
+    answer
+}
+
 /// An address that an answer carries.
 #[derive(Debug, Clone, Copy)]
 enum Carried {

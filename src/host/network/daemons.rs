@@ -3,6 +3,7 @@
 use super::answers::AnswerFilter;
 use super::dhcp::Upstreams;
 use super::follow_words::FollowerWords;
+use super::keeper::KeeperSettings;
 use super::plan::NetworkPlan;
 use super::processes::{NetworkProcess, ProcessRecord};
 use super::site::Site;
@@ -85,9 +86,10 @@ impl HostNetwork {
             && self.files().path(namespace::KEEPER_SOCKET).symlink_metadata().is_ok())
     }
 
-    /// What the keeper works by: which answers of name servers the guest gets.
+    /// What the keeper works by.
     fn keeper_settings(&self) -> String {
-        serde_json::json!(AnswerFilter::from(&self.settings.policy)).to_string()
+        let settings = KeeperSettings::new(AnswerFilter::from(&self.settings.policy));
+        serde_json::json!(settings).to_string()
     }
 
     /// Whether the follower lives, where there is to be one.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::firewall::ALLOWED_SET;
 use super::plan::NetworkPlan;
+use super::refused_names::REFUSER;
 use crate::host::confinement::{Confinement, FileAccess};
 use crate::world::{NetworkMode, NetworkPolicy};
 
@@ -151,7 +152,7 @@ pub(super) fn configuration(
         NetworkMode::Open => {
             text.push_str(&format!("dhcp-option=6,{gateway}\n{}", upstreams.for_all()));
         }
-        // dnsmasq refuses all names that no `server` line covers. (`server=/domain/#` with a resolv-file would follow
+        // dnsmasq refuses all names that no `server` line covers, unless there is a keeper, which refuses them. (`server=/domain/#` with a resolv-file would follow
         // changes of the file, but then dnsmasq 2.90 passes every name on.) Without a cache, dnsmasq adds the addresses
         // of every answer to the set before the guest gets the answer.
         NetworkMode::Filtered => {
@@ -160,6 +161,10 @@ pub(super) fn configuration(
             // addresses only as a whole.
             if matches!(upstreams, Upstreams::Servers(..)) && policy.host_networks.is_empty() {
                 text.push_str("stop-dns-rebind\n");
+            }
+            if let Upstreams::Keeper(_) = upstreams {
+                let (address, port) = REFUSER;
+                text.push_str(&format!("server={address}#{port}\n"));
             }
             for domain in &policy.domains {
                 for server in upstreams.servers() {

@@ -15,11 +15,12 @@ use nftables::expr::{
 use nftables::schema::{
     Chain, Element, FlushObject, NfCmd, NfListObject, Rule, Set, SetFlag, SetType, SetTypeValue, Table,
 };
-use nftables::stmt::{Match, Operator, Reject, RejectType, Statement};
+use nftables::stmt::{self, JumpTarget, Match, Operator, Reject, RejectType, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook, RejectCode};
 
 use super::nft::{Nft, RulesError, is, meta, text};
 use super::plan::NetworkPlan;
+use super::rejected::{KEPT, MOST, REJECTED_SET};
 use crate::world::{NetworkMode, NetworkPolicy, PrivateNetwork};
 
 /// Filled by dnsmasq with the addresses of the allowed domains.
@@ -28,6 +29,9 @@ pub(super) const ALLOWED_SET: &str = "allowed";
 /// Filled by nixbox with addresses of the host, which the guest must not reach. They are refused whatever happens to the
 /// tables of the host.
 const REFUSED_SET: &str = "refused";
+
+/// The chain to which packets of the guest go that are refused with an answer.
+const REFUSAL_CHAIN: &str = "refusal";
 
 /// Addresses at which clouds give the host's own credentials to everyone who asks: of Alibaba, Oracle and Azure. That of
 /// the others, 169.254.169.254, is link-local. They are refused even if they are in a network that the guest may reach.
@@ -114,15 +118,16 @@ fn own_table(name: &str) -> Table<'static> {
 /// The batch that replaces the table.
 fn table(plan: &NetworkPlan, policy: &NetworkPolicy) -> Rules {
     let mut rules = Rules::new(&plan.table, &plan.tap);
-    rules.set(ALLOWED_SET, None);
-    rules.set(REFUSED_SET, Some(SetFlag::Interval));
+    rules.addresses(ALLOWED_SET, None);
+    rules.addresses(REFUSED_SET, Some(SetFlag::Interval));
     // After conntrack (-200), which recognizes answers, and before destination NAT (-100), which may replace an address
     // of the host by that of a container.
+    rules.refusals();
     rules.chain("guard", NfChainType::Filter, NfHook::Prerouting, -150);
     guard(&mut rules, plan, policy);
     rules.chain("input", NfChainType::Filter, NfHook::Input, 0);
     to_host(&mut rules, plan, policy);
-    rules.rule_for_guest(vec![], reject());
+    rules.rule_for_guest(vec![], note_and_reject());
     rules.chain("forward", NfChainType::Filter, NfHook::Forward, 0);
     forward(&mut rules, plan, policy);
     if policy.mode != NetworkMode::Off {
@@ -153,9 +158,10 @@ fn guard(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     to_host(rules, plan, policy);
     let kind = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Daddr]) };
     let of_host = any_of(["local", "broadcast", "multicast"].map(text));
-    rules.rule_for_guest(vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)], reject());
-    rules.rule_for_guest(vec![is(payload("ip", "daddr"), text(format!("@{REFUSED_SET}")))], reject());
-    rules.rule_for_guest(vec![is(payload("ip", "daddr"), any_of(METADATA.map(text)))], reject());
+    rules.rule_for_guest(vec![is(Expression::Named(NamedExpression::Fib(kind)), of_host)], note_and_reject());
+    rules
+        .rule_for_guest(vec![is(payload("ip", "daddr"), text(format!("@{REFUSED_SET}")))], note_and_reject());
+    rules.rule_for_guest(vec![is(payload("ip", "daddr"), any_of(METADATA.map(text)))], note_and_reject());
     refuse_networks_of_host(rules, policy);
 }
 
@@ -164,13 +170,13 @@ fn guard(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
 fn refuse_networks_of_host(rules: &mut Rules, policy: &NetworkPolicy) {
     let destination = || payload("ip", "daddr");
     let never = any_of(elements(&ranges(NEVER)));
-    rules.rule_for_guest(vec![is(destination(), never)], reject());
+    rules.rule_for_guest(vec![is(destination(), never)], note_and_reject());
     let mut matches = vec![is(destination(), any_of(elements(&ranges(PrivateNetwork::ALL))))];
     let allowed = elements(&ranges(policy.host_networks.iter().map(PrivateNetwork::range)));
     if !allowed.is_empty() {
         matches.push(is_not(destination(), any_of(allowed)));
     }
-    rules.rule_for_guest(matches, reject());
+    rules.rule_for_guest(matches, note_and_reject());
 }
 
 /// What the guest may reach on the host: answers to connections that the host began, DHCP, and DNS.
@@ -195,7 +201,7 @@ fn to_host(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
 /// that an earlier guest of this address began in open mode must not go on.
 fn forward(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
     match policy.mode {
-        NetworkMode::Off => rules.rule_for_guest(vec![], reject()),
+        NetworkMode::Off => rules.rule_for_guest(vec![], note_and_reject()),
         NetworkMode::Open => rules.rule_for_guest(vec![], Statement::Accept(None)),
         NetworkMode::Filtered => {
             if !policy.ports.is_empty() {
@@ -206,7 +212,7 @@ fn forward(rules: &mut Rules, plan: &NetworkPlan, policy: &NetworkPolicy) {
                 ];
                 rules.rule_for_guest(allowed, Statement::Accept(None));
             }
-            rules.rule_for_guest(vec![], reject());
+            rules.rule_for_guest(vec![], note_and_reject());
         }
     }
     // Only the host begins connections to the guest: neither another guest does, nor the network outside.
@@ -233,18 +239,47 @@ impl Rules {
         Self { batch, table: table.to_owned(), tap: tap.to_owned(), chain: "" }
     }
 
-    /// A set of addresses.
-    fn set(&mut self, name: &'static str, flag: Option<SetFlag>) {
+    fn set(&mut self, name: &'static str, set_type: SetTypeValue<'static>, settings: Set<'static>) {
         self.batch.add(NfListObject::Set(Box::new(Set {
             family: NfFamily::INet,
             table: Cow::Owned(self.table.clone()),
             name: Cow::Borrowed(name),
-            set_type: SetTypeValue::Single(SetType::Ipv4Addr),
-            flags: flag.map(|flag| HashSet::from([flag])),
-            // The server of an allowed domain may answer with ever new addresses, and the set is kept in kernel memory.
-            size: Some(65535),
-            ..Set::default()
+            set_type,
+            ..settings
         })));
+    }
+
+    /// A set of addresses.
+    fn addresses(&mut self, name: &'static str, flag: Option<SetFlag>) {
+        let flags = flag.map(|flag| HashSet::from([flag]));
+        // The server of an allowed domain may answer with ever new addresses, and the set is kept in kernel memory.
+        let settings = Set { flags, size: Some(65535), ..Set::default() };
+        self.set(name, SetTypeValue::Single(SetType::Ipv4Addr), settings);
+    }
+
+    /// The chain that notes a packet of the guest and refuses it, and the set of what was noted. A packet is refused also if it
+    /// cannot be noted, because the set is full.
+    fn refusals(&mut self) {
+        let flags = Some(HashSet::from([SetFlag::Timeout]));
+        let settings = Set { flags, timeout: Some(KEPT), size: Some(MOST), ..Set::default() };
+        let parts = vec![SetType::Ipv4Addr, SetType::InetProto, SetType::InetService];
+        self.set(REJECTED_SET, SetTypeValue::Concatenated(Cow::Owned(parts)), settings);
+        self.chain = REFUSAL_CHAIN;
+        self.batch.add(NfListObject::Chain(Chain {
+            family: NfFamily::INet,
+            table: Cow::Owned(self.table.clone()),
+            name: Cow::Borrowed(REFUSAL_CHAIN),
+            ..Chain::default()
+        }));
+        let protocol = || meta(MetaKey::L4proto);
+        let parts = vec![payload("ip", "daddr"), protocol(), payload("th", "dport")];
+        let note = stmt::Set {
+            op: stmt::SetOp::Update,
+            elem: Expression::Named(NamedExpression::Concat(parts)),
+            set: Cow::Owned(format!("@{REJECTED_SET}")),
+        };
+        self.rule(vec![is(protocol(), any_of(["tcp", "udp"].map(text))), Statement::Set(note)]);
+        self.rule(vec![reject()]);
     }
 
     /// Puts these addresses into the set of refused ones, in place of those that are in it.
@@ -325,6 +360,11 @@ fn ranges(networks: impl IntoIterator<Item = (Ipv4Addr, u8)>) -> Vec<AddressRang
 pub(super) fn within(address: Ipv4Addr, prefix: u8) -> Expression<'static> {
     let network = Prefix { addr: Box::new(text(address)), len: prefix.into() };
     Expression::Named(NamedExpression::Prefix(network))
+}
+
+/// Notes the packet, and refuses it.
+fn note_and_reject() -> Statement<'static> {
+    Statement::Goto(JumpTarget { target: Cow::Borrowed(REFUSAL_CHAIN) })
 }
 
 /// Refuses with an answer, so that a program in the guest fails at once instead of waiting.

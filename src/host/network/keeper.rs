@@ -1,11 +1,12 @@
 //! The keeper: the one process of nixbox's that stays with a network namespace.
 //!
-//! It does two things, and holds no capability while it does them:
+//! It does three things, and holds no capability while it does them:
 //!
 //! - It asks the resolvers of the host for the guest. dnsmasq in the namespace asks the keeper, on the loopback address of
 //!   the namespace, and the keeper asks from the host's network, so that a resolver on a LAN, in a VPN or at 127.0.0.53
 //!   works. The resolvers are those that resolv.conf names at that moment. The bytes of a question are passed on as they
 //!   are, and so are those of an answer, unless the guest must not have it ([`super::answers`]).
+//! - It notes and refuses the names that the guest may not have: see [`super::refused_names`].
 //! - It opens sockets in the namespace for nixbox commands, which may have no right to enter the namespace. Each client of
 //!   its Unix socket, which only the user of the VM can reach, is handed one TCP socket.
 //!
@@ -25,8 +26,10 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
+use serde::{Deserialize, Serialize};
 
 use super::answers::AnswerFilter;
+use super::refused_names::{self, REFUSER, RefusedNames};
 use super::reserve::Reserve;
 use super::{dhcp, handover};
 use crate::files::FileError;
@@ -71,42 +74,70 @@ pub(super) fn tcp_socket() -> io::Result<OwnedFd> {
     Ok(rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?)
 }
 
-/// Reads which answers the guest gets.
-fn answer_filter(socket: &Path) -> Result<AnswerFilter, KeeperError> {
-    let path = socket.with_file_name(SETTINGS);
-    let bytes = std::fs::read(&path).map_err(FileError::system("read", &path))?;
-    serde_json::from_slice(&bytes).map_err(|source| KeeperError::Settings { path, source })
+/// What a keeper works by. Another text in the file means another keeper.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub(super) struct KeeperSettings {
+    /// Which answers of name servers the guest gets.
+    answers: AnswerFilter,
+    /// Where names are refused. The keeper of an earlier nixbox refuses none.
+    refuser: (Ipv4Addr, u16),
+}
+
+impl KeeperSettings {
+    pub(super) fn new(answers: AnswerFilter) -> Self {
+        Self { answers, refuser: REFUSER }
+    }
+
+    fn read(socket: &Path) -> Result<Self, KeeperError> {
+        let path = socket.with_file_name(SETTINGS);
+        let bytes = std::fs::read(&path).map_err(FileError::system("read", &path))?;
+        serde_json::from_slice(&bytes).map_err(|source| KeeperError::Settings { path, source })
+    }
+}
+
+/// Listens at this path. A socket that an earlier keeper has left there is removed.
+fn listen(path: &Path) -> Result<UnixListener, KeeperError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(FileError::system("remove", path)(error).into());
+        }
+        _ => Ok(UnixListener::bind(path).map_err(FileError::system("make", path))?),
+    }
+}
+
+/// Does this on a thread of its own. The keeper ends with it, so that the next command starts another.
+fn serve_apart(name: &str, serve: impl FnOnce() + Send + 'static) -> Result<(), KeeperError> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        serve();
+        std::process::exit(1);
+    });
+    thread.map(drop).map_err(failed("start a thread"))
 }
 
 /// Serves, and returns only if it cannot. The process has one thread, in the network of the host.
 pub(super) fn keep(namespace: &File, socket: &Path, resolv_conf: &Path) -> Result<(), KeeperError> {
-    match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(FileError::system("remove", socket)(error).into());
-        }
-        _ => {}
-    }
-    let filter = answer_filter(socket)?;
-    let clients = UnixListener::bind(socket).map_err(FileError::system("make", socket))?;
+    let KeeperSettings { answers: filter, refuser } = KeeperSettings::read(socket)?;
+    let clients = listen(socket)?;
+    let (names, readers) = (RefusedNames::default(), listen(&socket.with_file_name(refused_names::SOCKET))?);
     let (hand_over, resolvers) = mpsc::channel::<(UdpSocket, TcpListener)>();
     let resolv_conf = resolv_conf.to_owned();
     // This thread stays in the network of the host, and so do the threads that it starts.
-    let outside = std::thread::Builder::new().name("outside".to_owned());
-    outside
-        .spawn(move || {
-            let given_up = give_up_capabilities();
-            if let (Ok(()), Ok((datagrams, streams))) = (given_up, resolvers.recv()) {
-                Resolvers { resolv_conf, filter, asking: AtomicUsize::new(0) }.serve(datagrams, streams);
-            }
-            // Without its resolver the keeper answers no question. It ends, so that the next command starts another.
-            std::process::exit(1);
-        })
-        .map_err(failed("start a thread"))?;
+    serve_apart("outside", move || {
+        let given_up = give_up_capabilities();
+        if let (Ok(()), Ok((datagrams, streams))) = (given_up, resolvers.recv()) {
+            Resolvers { resolv_conf, filter, asking: AtomicUsize::new(0) }.serve(datagrams, streams);
+        }
+    })?;
     rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
         .map_err(failed("enter the network namespace"))?;
     let datagrams = UdpSocket::bind(RESOLVER).map_err(failed("listen for questions"))?;
     let streams = TcpListener::bind(RESOLVER).map_err(failed("listen for questions"))?;
+    let refused = UdpSocket::bind(refuser).map_err(failed("listen for questions"))?;
     give_up_capabilities().map_err(failed("give up capabilities"))?;
+    let refuser = names.clone();
+    serve_apart("refuser", move || refuser.refuse(&refused))?;
+    serve_apart("names", move || names.tell(&readers))?;
     hand_over
         .send((datagrams, streams))
         .map_err(|_| failed("hand sockets over")(io::ErrorKind::BrokenPipe))?;

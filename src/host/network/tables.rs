@@ -139,6 +139,11 @@ impl Tables {
         Ok(self.table(name)?.is_some())
     }
 
+    /// The elements of a set in the family `inet`, as the kernel describes them.
+    pub(super) fn elements(&self, table: &str, set: &str) -> Result<Vec<Vec<u8>>> {
+        self.undisturbed(|| self.elements_of(table, set))
+    }
+
     /// The rules of a chain in the family `ip`, or `None` if there is no such chain.
     pub(super) fn rules(&self, table: &str, chain: &str) -> Result<Option<Vec<FoundRule>>> {
         self.undisturbed(|| {
@@ -185,19 +190,21 @@ impl Tables {
     /// Adds the elements of a set that is written within a rule. Those of other sets come and go.
     fn add_elements(&self, hasher: &mut blake3::Hasher, table: &str, set: &[u8]) -> io::Result<()> {
         let name = text(Attribute::of(set, SET_NAME).unwrap_or_default());
-        let name = String::from_utf8_lossy(name);
-        let named = [(TABLE, table), (SET_NAME, &*name)];
-        let lists = self.0.ask(Question::Element, Answers::All, Family::Inet, &named)?;
-        let elements = lists.iter().filter_map(|list| Attribute::of(list, ELEMENTS));
-        let mut elements: Vec<&[u8]> =
-            elements.flat_map(Attribute::all).map(|element| element.payload).collect();
+        let mut elements = self.elements_of(table, &String::from_utf8_lossy(name))?;
         // The kernel lists a set in the order of its hash table.
         elements.sort_unstable();
         for element in elements {
             hasher.update(&element.len().to_ne_bytes());
-            hasher.update(element);
+            hasher.update(&element);
         }
         Ok(())
+    }
+
+    fn elements_of(&self, table: &str, set: &str) -> io::Result<Vec<Vec<u8>>> {
+        let named = [(TABLE, table), (SET_NAME, set)];
+        let lists = self.0.ask(Question::Element, Answers::All, Family::Inet, &named)?;
+        let elements = lists.iter().filter_map(|list| Attribute::of(list, ELEMENTS));
+        Ok(elements.flat_map(Attribute::all).map(|element| element.payload.to_vec()).collect())
     }
 
     /// What `read` returns of a moment in which nobody changed the tables.

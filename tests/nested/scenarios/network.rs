@@ -98,6 +98,21 @@ pub(super) fn filtered_mode_lets_only_allowed_domains_and_ports_through() {
     assert_ne!(asked.code, Some(0), "DNS past the host's: {asked:?}");
     assert_ne!(workspace.run(&["run", "--", "ping", "-c", "1", "-W", "3", "198.51.100.2"]).code, Some(0));
 
+    // The names and addresses above were noted.
+    let log = workspace.ok(&["network", "log", "--json"]).json();
+    let has = |list: &str, wanted: &dyn Fn(&serde_json::Value) -> bool| {
+        log[list].as_array().unwrap().iter().any(wanted)
+    };
+    assert!(has("names", &|one| one["name"] == "other.test"), "{log}");
+    assert!(!has("names", &|one| one["name"] == "allowed.test"), "{log}");
+    for (address, port) in [("198.51.100.2", 8080), ("198.51.100.3", 80), ("203.0.113.1", 80)] {
+        assert!(
+            has("destinations", &|one| one["address"] == address && one["port"] == port),
+            "{address}: {log}"
+        );
+    }
+    assert!(workspace.ok(&["network", "log"]).stdout.contains("other.test"));
+
     // Another name is allowed to the guest that runs, in place of the first.
     workspace.configure(&Workspace::configuration(&network.replace("allowed.test", "other.test")));
     assert!(workspace.ok(&["status"]).stdout.contains("nixbox network reload"));

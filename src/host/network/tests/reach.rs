@@ -1,7 +1,10 @@
 //! Which networks a guest reaches: public ones, and those of the host that its policy names.
 
-use super::arena::{Arena, Guest, PEER, REFUSED, Way, ip};
+use std::collections::BTreeSet;
+
+use super::arena::{Arena, Guest, PEER, PEER_OTHER, REFUSED, Way, ip};
 use super::*;
+use crate::world::Transport;
 
 const PUBLIC: &str = "8.8.4.4";
 const PRIVATE: &str = "192.168.7.7";
@@ -175,5 +178,41 @@ fn a_lan_of_172_16_with_its_gateway_and_resolver_is_never_in_the_way() {
         drop(guest);
         arena.on_host(network.remove(slot)).unwrap();
         assert_eq!(arena.state(), before);
+    }
+}
+
+/// What a guest was refused is noted, in namespaces of both kinds: names by the keeper, packets by the rules.
+#[test]
+fn what_a_guest_was_refused_is_told() {
+    for way in [Way::Namespace, Way::User] {
+        let Some(arena) = Arena::new(way) else { return };
+        let network = arena.network(filtered(&["allowed.test"], &[80]));
+        arena.on_host(network.build(slot(1), Generation(1))).unwrap();
+        let told = || arena.on_host(network.refused_traffic(slot(1))).unwrap();
+        assert_eq!(told(), RefusedTraffic { destinations: vec![], names: Some(vec![]) }, "{way:?}");
+        let guest = Guest::join(&arena, slot(1));
+        guest.lease();
+        assert_eq!(guest.resolve("allowed.test"), (0, vec![PEER]));
+        assert!(guest.reaches(PEER, 80) && !guest.reaches(PEER, 443) && !guest.reaches(PEER_OTHER, 80));
+        for _ in 0..2 {
+            assert_eq!(guest.resolve("www.anything.test"), (REFUSED, vec![]), "{way:?}");
+        }
+        let RefusedTraffic { destinations, names } = told();
+        let names: Vec<_> = names.unwrap().into_iter().map(|name| (name.name, name.times)).collect();
+        assert_eq!(names, [("www.anything.test".to_owned(), 2)], "{way:?}");
+        let destinations: BTreeSet<_> =
+            destinations.into_iter().map(|one| (one.address, one.transport, one.port)).collect();
+        for refused in [(PEER, Transport::Tcp, 443), (PEER_OTHER, Transport::Tcp, 80)] {
+            assert!(destinations.contains(&refused), "{way:?}: {destinations:?}");
+        }
+        assert!(!destinations.contains(&(PEER, Transport::Tcp, 80)), "{way:?}: {destinations:?}");
+        // An open network has no names, and the rules are new.
+        let open = arena.network(NetworkMode::Open);
+        arena.on_host(open.repair(slot(1), Generation(1))).unwrap();
+        assert_eq!(arena.on_host(open.refused_traffic(slot(1))).unwrap().names, None, "{way:?}");
+        assert_eq!(arena.on_host(open.faults(slot(1))).unwrap(), [], "{way:?}");
+        drop(guest);
+        arena.on_host(open.remove(slot(1))).unwrap();
+        assert_eq!(arena.on_host(open.find(slot(1))).unwrap(), Presence::Absent);
     }
 }

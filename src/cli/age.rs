@@ -4,7 +4,7 @@ const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "min"), (1, "
 
 /// The time from `then` to `now`, both in milliseconds since 1970, in the largest unit of which there is at least one: `3 h
 /// ago`. A moment that the clock of this host has not reached is `ahead`, as after the clock was set back.
-pub(super) fn age(then: u64, now: u64) -> String {
+pub(in crate::cli) fn age(then: u64, now: u64) -> String {
     let Some(passed) = now.checked_sub(then) else {
         return "ahead".to_owned();
     };
