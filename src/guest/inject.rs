@@ -32,11 +32,16 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Shell functions that the scripts of this module and of [`super::wipe`] share:
 /// - `plain TEXT` prints a path of `/proc/mounts` without its escapes: the kernel writes a space as `\040`, and `%b`
 ///   needs `\0040`;
+/// - `has_shares` says whether any virtiofs share is mounted;
 /// - `shared PATH` says whether an absolute path without symbolic links lies on a virtiofs share;
 /// - `overwrite FILE…` writes zeros over the whole file and syncs it. If the file system writes the zeros to other
 ///   blocks, fstrim discards the old content later.
 pub(super) const FUNCTIONS: &str = r#"
 plain() { printf '%b' "$(printf '%s\n' "$1" | sed 's/\\\([0-7]\)/\\0\1/g')"; }
+has_shares() {
+  while read -r _ m f _; do [ "$f" != virtiofs ] || return 0; done < /proc/mounts
+  return 1
+}
 shared() {
   while read -r _ m f _; do
     [ "$f" = virtiofs ] || continue
@@ -48,9 +53,10 @@ shared() {
 real_parent() { p=${1%/*}; readlink -f "${p:-/}"; }
 OVERWRITE='overwrite() {
   for f; do
-    chmod 600 "$f" || return 1
+    [ -s "$f" ] || continue
+    [ -r "$f" ] && [ -w "$f" ] || chmod 600 "$f" || return 1
     s=$(wc -c < "$f") || return 1
-    [ "$s" -eq 0 ] || e=$(dd if=/dev/zero of="$f" bs=4096 count=$(( (s + 4095) / 4096 )) conv=notrunc,fsync 2>&1) || {
+    e=$(dd if=/dev/zero of="$f" bs=4096 count=$(( (s + 4095) / 4096 )) conv=notrunc,fsync 2>&1) || {
       printf "%s\n" "$e" >&2; return 1
     }
   done
@@ -85,11 +91,12 @@ put() (
   t=$1; owner=$2; mode=$3; size=$4
   [ -L "$t" ] || [ ! -d "$t" ] || fail "$t is a directory"
   parents "$t"
-  ! shared "$(real_parent "$t")" || fail "$t lies on a share: it would be written to the host"
+  ! has_shares || ! shared "$(real_parent "$t")" || fail "$t lies on a share: it would be written to the host"
   n=$t.nixbox-new
-  rm -f "$n" && set -C && take 3> "$n" || fail "cannot write $n"
+  if [ -e "$n" ] || [ -L "$n" ]; then rm -f "$n" || fail "cannot remove $n"; fi
+  set -C; take 3> "$n" || fail "cannot write $n"
   set +C
-  if [ "$(wc -c < "$n")" -ne "$size" ]; then overwrite "$n"; rm -f "$n"; fail "$t arrived cut short"; fi
+  if [ "$got" -ne "$size" ]; then overwrite "$n"; rm -f "$n"; fail "$t arrived cut short"; fi
   chmod "$mode" "$n" && own "$n" || fail "cannot give $n its mode and owner"
   if [ -L "$t" ]; then rm -f "$t"
   elif [ -f "$t" ]; then overwrite "$t" || fail "cannot overwrite what $t held before"
