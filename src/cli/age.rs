@@ -1,4 +1,4 @@
-//! How long ago something happened, in words for a person.
+//! How long something lasted, or how long ago it happened, in words for a person.
 
 const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")];
 
@@ -8,9 +8,14 @@ pub(in crate::cli) fn age(then: u64, now: u64) -> String {
     let Some(passed) = now.checked_sub(then) else {
         return "ahead".to_owned();
     };
-    let seconds = passed / 1000;
+    if passed < 1000 { "now".to_owned() } else { format!("{} ago", lapse(passed)) }
+}
+
+/// So many milliseconds in the largest unit of which there is at least one: `3 h`.
+pub(in crate::cli) fn lapse(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
     let unit = UNITS.iter().find(|(unit, _)| seconds >= *unit);
-    unit.map_or_else(|| "now".to_owned(), |(unit, name)| format!("{} {name} ago", seconds / unit))
+    unit.map_or_else(|| "0 s".to_owned(), |(unit, name)| format!("{} {name}", seconds / unit))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::Path;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::age::lapse;
 use super::error::{self, CliError, Outcome, Problem};
 use super::status::{self, MemoryReport, StatusReport};
 use super::{WorkspaceLocation, success};
@@ -19,9 +20,9 @@ use crate::world::WorkspaceName;
 ///
 /// The state is one of `nixbox status`, or `gone` if the directory was deleted or moved and no command has run in it
 /// since. `nixbox down --id` ends the VM of such a workspace, and `nixbox forget` removes what nixbox keeps of it. The column
-/// MEMORY shows how much of the RAM of a VM is in use, and how much the host has promised to the VM. The size of the snapshots is
-/// what their files occupy; blocks that files share on a file system with reflinks count for each of them. This works from every
-/// directory. All other commands take a name or an id of this list with `-C`.
+/// UP shows how long ago a VM was booted or restored. MEMORY shows how much of the RAM of a VM is in use, and how much the host
+/// has promised to the VM. The size of the snapshots is what their files occupy; blocks that files share on a file system with
+/// reflinks count for each of them. This works from every directory. All other commands take a name or an id of this list with `-C`.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example: nixbox list --json | jq -r '.[] | select(.state == \"running\") | .directory'"
@@ -41,6 +42,8 @@ struct ListedWorkspace {
     state_directory: Option<String>,
     /// One of the states of `nixbox status`, `gone`, or `unknown`.
     state: &'static str,
+    /// How long its VM has been up, in milliseconds, if it has one.
+    up_for_ms: Option<u64>,
     /// The RAM of its VM, if it has one.
     memory: Option<MemoryReport>,
     /// `None` if they cannot be read.
@@ -99,6 +102,7 @@ fn list(entry: &RegisteredWorkspace, places: &StatePlaces) -> Result<Option<List
         directory: entry.path.display().to_string(),
         state_directory: state_directory.map(|state| state.display().to_string()),
         state,
+        up_for_ms: status.as_ref().and_then(|status| status.vm.as_ref()?.up_for_ms),
         memory: status.and_then(|status| status.vm).map(|vm| vm.memory),
         snapshots,
         processes,
@@ -122,18 +126,18 @@ fn table(listed: &[ListedWorkspace]) -> String {
     if listed.is_empty() {
         return "there is no workspace: `nixbox init` makes one".to_owned();
     }
-    let head = ["NAME", "STATE", "MEMORY", "SNAPSHOTS", "ID", "DIRECTORY"].map(str::to_owned);
+    let head = ["NAME", "STATE", "UP", "MEMORY", "SNAPSHOTS", "ID", "DIRECTORY"].map(str::to_owned);
     let rows: Vec<_> = std::iter::once(head).chain(listed.iter().map(row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 5] = std::array::from_fn(width);
-    let line = |row: &[String; 6]| {
+    let widths: [usize; 6] = std::array::from_fn(width);
+    let line = |row: &[String; 7]| {
         let padded = row.iter().zip(widths).map(|(text, width)| format!("{text:<width$}  "));
-        padded.collect::<String>() + &row[5]
+        padded.collect::<String>() + &row[6]
     };
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-fn row(one: &ListedWorkspace) -> [String; 6] {
+fn row(one: &ListedWorkspace) -> [String; 7] {
     let memory = one.memory.map_or_else(String::new, |memory| {
         let promised = HumanBytes(memory.promised_bytes).to_string();
         memory
@@ -147,7 +151,8 @@ fn row(one: &ListedWorkspace) -> [String; 6] {
     };
     let problem = one.problem.as_ref().map(|problem| format!("  ({problem})")).unwrap_or_default();
     let directory = format!("{}{problem}", one.directory);
-    [one.name.clone(), one.state.to_owned(), memory, snapshots, one.id.clone(), directory]
+    let up = one.up_for_ms.map_or_else(String::new, lapse);
+    [one.name.clone(), one.state.to_owned(), up, memory, snapshots, one.id.clone(), directory]
 }
 
 #[cfg(test)]
@@ -156,25 +161,27 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_longest_text() {
-        let workspace = |name: &str, memory| ListedWorkspace {
+        let workspace = |name: &str, up_for_ms, memory| ListedWorkspace {
             id: "0f6a1c8e2d4b5a69788796a5b4c3d2e1".to_owned(),
             name: name.to_owned(),
             directory: format!("/home/x/{name}"),
             state_directory: None,
             state: "down",
+            up_for_ms,
             memory,
             snapshots: Some(SnapshotTotals { count: 2, occupied_bytes: 3 << 30 }),
             processes: Vec::new(),
             problem: None,
         };
         let memory = MemoryReport { promised_bytes: 8 << 30, occupied_bytes: Some(512 << 20) };
-        let shown = table(&[workspace("a", None), workspace("a-longer-name", Some(memory))]);
+        let shown =
+            table(&[workspace("a", None, None), workspace("a-longer-name", Some(7_300_000), Some(memory))]);
         assert_eq!(
             shown,
             "\
-NAME           STATE  MEMORY                  SNAPSHOTS    ID                                DIRECTORY\n\
-a              down                           2, 3.00 GiB  0f6a1c8e2d4b5a69788796a5b4c3d2e1  /home/x/a\n\
-a-longer-name  down   512.00 MiB of 8.00 GiB  2, 3.00 GiB  0f6a1c8e2d4b5a69788796a5b4c3d2e1  /home/x/a-longer-name"
+NAME           STATE  UP   MEMORY                  SNAPSHOTS    ID                                DIRECTORY\n\
+a              down                                2, 3.00 GiB  0f6a1c8e2d4b5a69788796a5b4c3d2e1  /home/x/a\n\
+a-longer-name  down   2 h  512.00 MiB of 8.00 GiB  2, 3.00 GiB  0f6a1c8e2d4b5a69788796a5b4c3d2e1  /home/x/a-longer-name"
         );
     }
 }

@@ -94,7 +94,14 @@ struct Arguments {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     /// Print at the end on stderr how long each part took, and which of them the command waited for
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "table"
+    )]
     timings: Option<TimingsFormat>,
     #[command(subcommand)]
     command: NixboxCommand,

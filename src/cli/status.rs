@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use indicatif::HumanBytes;
 use serde::Serialize;
 
+use super::age::lapse;
 use super::command::{self, OpenWorkspace, block_on, vm_state};
 use super::consent::{self, Consent};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
@@ -76,6 +77,8 @@ pub(super) struct VmReport {
     /// The network namespace that the TAP is in; `None` for a VM in the host's network.
     network_namespace: Option<String>,
     serial_log: String,
+    /// How long the VM has been up, in milliseconds: since its boot, or since it was restored. `None` if its VMM does not run.
+    pub(super) up_for_ms: Option<u64>,
     pub(super) memory: MemoryReport,
     /// Why the shares of the VM do not hide every `.nixbox`, if they do not.
     exposed: Option<String>,
@@ -236,6 +239,7 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
         network_faults,
         network_problem,
         generation: machine.vmm.0,
+        up_for_ms: up_for(&wiring, machine.vmm)?,
         memory: MemoryReport::of(&wiring, machine.memory)?,
         slot: machine.slot.number(),
         address: if wiring.simulated {
@@ -264,6 +268,11 @@ fn vm_report(open: OpenWorkspace, running: &RunningVm) -> Result<(&'static str, 
     Ok((state, report))
 }
 
+fn up_for(wiring: &Wiring, vmm: Generation) -> Result<Option<u64>, Problem> {
+    let runs_for = wiring.vmm.runs_for(vmm).map_err(CliError::VmState)?;
+    Ok(runs_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+}
+
 /// What is wrong with the network, or why nobody knows.
 fn network_faults(wiring: &Wiring, slot: Slot) -> Result<(Vec<FaultReport>, Option<String>), Problem> {
     let looked = block_on(async { Ok(wiring.world.network.faults(slot).await) })?;
@@ -284,6 +293,9 @@ fn text(status: &StatusReport) -> String {
             "  slot {}, address {}, TAP {}, generation {}",
             vm.slot, vm.address, vm.tap, vm.generation
         ));
+        if let Some(milliseconds) = vm.up_for_ms {
+            lines.push(format!("  up for {}", lapse(milliseconds)));
+        }
         let MemoryReport { promised_bytes, occupied_bytes } = vm.memory;
         let occupied = occupied_bytes.map(|bytes| format!(", of which {} are in use", HumanBytes(bytes)));
         lines.push(format!("  memory: {}{}", HumanBytes(promised_bytes), occupied.unwrap_or_default()));

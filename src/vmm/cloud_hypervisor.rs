@@ -111,6 +111,15 @@ impl CloudHypervisor {
         Ok(spawn::program("cloud-hypervisor", "NIXBOX_CLOUD_HYPERVISOR", stand_in, privileges)?)
     }
 
+    /// How long the VMM of a generation has been running; `None` if it does not run.
+    ///
+    /// # Errors
+    /// If its process cannot be looked for.
+    pub fn runs_for(&self, generation: Generation) -> Result<Option<Duration>> {
+        let daemon = self.daemons.find(&self.role, generation).map_err(VmmError::from)?;
+        Ok(daemon.map(|daemon| daemon.identity().age()))
+    }
+
     fn find_live(&self, generation: Generation) -> std::result::Result<Option<LiveVmm>, VmmError> {
         let Some(daemon) = self.daemons.find(&self.role, generation)? else {
             return Ok(None);

@@ -90,18 +90,20 @@ fn a_workspace_that_is_renamed_keeps_its_vm_and_its_snapshots() {
 #[test]
 fn list_shows_workspaces_and_their_vms_from_every_directory() {
     let workspace = Workspace::new("simulator-v53", false);
-    let state = || {
+    let row = || {
         let listed = nixbox(Path::new("/"), &["list", "--json"]).json();
         let listed = listed.as_array().unwrap();
         let path = fs::canonicalize(workspace.path()).unwrap();
-        let row = listed.iter().find(|one| one["directory"] == path.to_str().unwrap()).unwrap();
-        row["state"].as_str().unwrap().to_owned()
+        listed.iter().find(|one| one["directory"] == path.to_str().unwrap()).unwrap().clone()
     };
+    let state = || row()["state"].as_str().unwrap().to_owned();
     assert_eq!(state(), "down");
     workspace.ok(&["up"]);
     assert_eq!(state(), "running");
+    assert!(row()["up_for_ms"].as_u64().is_some_and(|up| up < 3_600_000), "{}", row());
+    assert!(workspace.ok(&["status"]).stdout.contains("  up for "));
     let table = nixbox(Path::new("/"), &["list"]).stdout;
     assert!(table.starts_with("NAME ") && table.contains("running"), "{table}");
     workspace.ok(&["down"]);
-    assert_eq!(state(), "down");
+    assert_eq!((state(), row()["up_for_ms"].is_null()), ("down".to_owned(), true));
 }

@@ -12,8 +12,9 @@ use crate::world::{RefusedDestination, RefusedName, RefusedTraffic, Transport};
 
 /// Show what the guest was refused: names in filtered mode, and addresses with ports in every mode, the last first
 ///
-/// Names are those that network.domains does not allow, since the network was built or repaired; at most 256 are kept. Addresses are
-/// those to which packets of the last day were refused; a guest that does not learn the address of a name sends none.
+/// Names are those that network.domains does not allow, since the network was built or repaired; at most 256 are kept.
+/// Addresses are those to which packets of the last day were refused; a guest that does not learn the address of a name sends
+/// none.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox network log\n\
     Example: nixbox network log --json | jq -r '.names[].name'")]

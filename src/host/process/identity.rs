@@ -41,6 +41,18 @@ pub struct Identity {
     pub boot: u128,
 }
 
+impl Identity {
+    /// How long ago the process started, by a clock that a suspend of the host does not stop.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        /// `USER_HZ`: a tick in /proc is 10 ms on every architecture that runs VMs.
+        const TICKS_PER_SECOND: u64 = 100;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = Duration::new(now.tv_sec.unsigned_abs(), 0);
+        now.saturating_sub(Duration::from_secs(self.start / TICKS_PER_SECOND))
+    }
+}
+
 /// The host's boot.
 ///
 /// # Errors

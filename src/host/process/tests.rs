@@ -228,6 +228,15 @@ async fn a_daemon_outlives_a_nixbox_killed_between_spawn_and_record() {
     assert!(!daemon.alive().unwrap());
 }
 
+#[tokio::test]
+async fn a_process_is_as_old_as_the_time_since_its_start() {
+    let fixture = fixture();
+    let age = fixture.sleep().identity().age();
+    let init = Daemon::open_pid(1, host_boot().unwrap()).unwrap().unwrap().identity().age();
+    assert!(age < Duration::from_secs(60) && init >= age, "{age:?}, {init:?}");
+    fixture.daemons.stop(&fixture.role, GENERATION, Duration::from_secs(3)).await.unwrap();
+}
+
 #[test]
 fn spawn_without_record() {
     // Run by a_daemon_outlives_a_nixbox_killed_between_spawn_and_record, as the process that is killed.
