@@ -100,7 +100,7 @@ impl KeeperSettings {
 fn listen(path: &Path) -> Result<UnixListener, KeeperError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(FileError::system("remove", path)(error).into());
+            Err(FileError::system("remove", path)(error).into())
         }
         _ => Ok(UnixListener::bind(path).map_err(FileError::system("make", path))?),
     }
