@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::consent::{self, Consent, TrustOption};
 use super::error::{self, CliError, Problem};
+use super::events::{self, PrintedEvent};
 use super::journal_state::JournalState;
 use super::preflight::{self, Preflight};
 use super::progress::ProgressDisplay;
@@ -55,12 +56,15 @@ impl OutputOptions {
 
     /// Whether no progress is printed.
     pub(super) fn silent(self) -> bool {
-        self.quiet || self.json
+        self.quiet || self.json || events::are_on()
     }
 
     /// Prints a result: a sentence on stderr for people, or a value on stdout for programs.
     pub(super) fn report(self, json: &serde_json::Value, sentence: &str) -> Result<(), Problem> {
-        if self.json {
+        if events::are_on() {
+            events::print(&PrintedEvent::Result { result: json });
+            Ok(())
+        } else if self.json {
             error::print_json(json)
         } else {
             if !self.silent() {

@@ -298,6 +298,16 @@ impl Problem {
         messages(&*self.error).join(": ")
     }
 
+    /// The error and its causes.
+    pub(super) fn messages(&self) -> Vec<String> {
+        messages(&*self.error)
+    }
+
+    /// What a person can do.
+    pub(super) fn hint(&self) -> Option<&'static str> {
+        self.hint
+    }
+
     /// Prints the error, its causes and the hint on stderr.
     pub fn print(&self) {
         let mut messages = messages(&*self.error).into_iter();
@@ -333,6 +343,15 @@ fn write_line(text: &str) -> Result<(), Problem> {
     let mut stdout = io::stdout().lock();
     let written = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
     Ok(written.map_err(CliError::Stdout)?)
+}
+
+/// Writes a value to stdout as one line of JSON.
+///
+/// # Errors
+/// If stdout cannot be written.
+pub(super) fn print_json_line(value: &impl serde::Serialize) -> Result<(), Problem> {
+    let text = serde_json::to_string(value).map_err(|error| CliError::Stdout(error.into()))?;
+    write_line(&visible_json(&text))
 }
 
 /// Writes a value to stdout as JSON.

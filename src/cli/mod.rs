@@ -33,6 +33,7 @@ mod doctor;
 mod down;
 mod equipped;
 pub mod error;
+mod events;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod forget;
@@ -69,6 +70,7 @@ mod visible;
 pub mod wiring;
 
 use error::{ExitKind, Outcome, Problem};
+use events::PrintedEvent;
 use trace::TimingsFormat;
 
 /// Developer sandboxes as microVMs, one per workspace.
@@ -103,6 +105,9 @@ struct Arguments {
         default_missing_value = "table"
     )]
     timings: Option<TimingsFormat>,
+    /// Print what happens as lines of JSON on stdout, for programs; the last is the result, or the error
+    #[arg(long, global = true)]
+    events: bool,
     #[command(subcommand)]
     command: NixboxCommand,
 }
@@ -231,23 +236,28 @@ pub fn main() -> ExitCode {
         None => {
             completions::answer();
             let arguments = Arguments::parse_from(&words);
-            become_invoker().and_then(|()| trace::begin(arguments.verbose, arguments.timings)).and_then(
-                |trace| {
-                    let ran = named::location(arguments.chosen_workspace)
-                        .and_then(|location| run(&location, arguments.command));
-                    trace.end();
-                    ran
-                },
-            )
+            become_invoker().and_then(|()| run_arguments(arguments))
         }
     };
     let code = ran.unwrap_or_else(|problem| {
+        events::print(&PrintedEvent::from(&problem));
         problem.print();
         problem.exit() as u8
     });
     #[cfg(feature = "failpoints")]
     failpoints::print_count();
     ExitCode::from(code)
+}
+
+fn run_arguments(arguments: Arguments) -> Outcome {
+    if arguments.events {
+        events::begin()?;
+    }
+    let trace = trace::begin(arguments.verbose, arguments.timings)?;
+    let location = named::location(arguments.chosen_workspace);
+    let ran = location.and_then(|location| run(&location, arguments.command));
+    trace.end();
+    ran
 }
 
 fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {

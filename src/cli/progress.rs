@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::events::{self, CopyPace, PrintedEvent};
 use super::visible::visible;
 use super::wiring::SilentGuest;
 use super::{error, trace};
@@ -37,6 +38,7 @@ pub(super) struct ProgressDisplay {
     current: Mutex<CurrentOperation>,
     bars: MultiProgress,
     copies: Mutex<BTreeMap<String, ProgressBar>>,
+    pace: CopyPace,
     wait: Mutex<GuestWait>,
 }
 
@@ -99,6 +101,7 @@ impl ProgressDisplay {
             current: Mutex::default(),
             bars: MultiProgress::with_draw_target(target),
             copies: Mutex::default(),
+            pace: CopyPace::default(),
             wait: Mutex::default(),
         }
     }
@@ -217,6 +220,7 @@ fn millis(duration: Duration) -> u64 {
 
 impl Progress for ProgressDisplay {
     fn progress(&self, what: &str, done: u64, total: u64) {
+        self.pace.print(what, done, total);
         if self.silent || total < BAR_MINIMUM {
             return;
         }
@@ -241,6 +245,7 @@ impl Progress for ProgressDisplay {
 
 impl Observer for ProgressDisplay {
     fn event(&self, event: Event) {
+        events::print(&PrintedEvent::from(&event));
         let mut current = self.current();
         match event {
             Event::Begun { operation, generation, commit, recovery } => {
@@ -287,10 +292,12 @@ impl Observer for ProgressDisplay {
     }
 
     fn waits(&self, why: &str) {
+        events::print(&PrintedEvent::Waits { text: why });
         self.print_progress(why);
     }
 
     fn failure(&self, failure: &TransitionFailure) {
+        events::print(&PrintedEvent::from(failure));
         self.end_copies();
         let operation = self.current().operation;
         self.print_progress(&format!("{operation}: {}", error::chain(failure)));

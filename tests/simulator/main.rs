@@ -14,6 +14,7 @@ mod cp;
 mod credentials;
 mod demo;
 mod edits;
+mod events;
 mod fit;
 mod forward;
 mod given_back;
