@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use self::age::age;
-use self::find::{find_snapshot, list_snapshots, parse_name};
+use self::find::{list_snapshots, parse_name};
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
@@ -11,7 +11,7 @@ use super::wiring::Wiring;
 use super::{WorkspaceLocation, completions, receipt, success};
 use crate::engine::transition::{Failure, Interrupt};
 use crate::host::clock::utc;
-use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
+use crate::operations::{Refusal, SnapshotRequest, SnapshotResult, find_snapshot};
 use crate::world::{
     Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotLabel, SnapshotName,
     SnapshotNote, SnapshotReference,

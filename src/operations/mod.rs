@@ -58,7 +58,7 @@ pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
 pub use in_progress::vm_in_progress;
 pub use outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
-    SnapshotResult,
+    SnapshotResult, find_snapshot,
 };
 pub use repair::NetworkRepair;
 pub use session::Session;

@@ -9,7 +9,8 @@ use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::world::{
-    Generation, Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion, error_chain,
+    Generation, ListedSnapshot, Manifest, ReferencedSnapshot, SnapshotId, SnapshotName, SnapshotReference,
+    VmmState, VmmVersion, error_chain,
 };
 
 /// How an operation ended.
@@ -83,6 +84,11 @@ pub enum Refusal {
     NoSuchDisk(Generation),
     #[error("there is no snapshot {0}")]
     NoSuchSnapshot(SnapshotReference),
+    #[error(
+        "several snapshots have the name {name}: {}",
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    AmbiguousSnapshot { name: SnapshotReference, ids: Vec<SnapshotId> },
     #[error("there is no snapshot")]
     NoSnapshot,
     #[error("snapshot {0} cannot be restored")]
@@ -125,6 +131,18 @@ pub enum Refusal {
     UnreadableState(#[source] PayloadError),
     #[error("the operation cannot be written down")]
     Parameters(#[source] PayloadError),
+}
+
+/// The one snapshot of a list that a person means.
+///
+/// # Errors
+/// [`Refusal::NoSuchSnapshot`], or [`Refusal::AmbiguousSnapshot`].
+pub fn find_snapshot(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
+    match wanted.find(listed) {
+        ReferencedSnapshot::One(one) => Ok(one.id),
+        ReferencedSnapshot::Absent => Err(Refusal::NoSuchSnapshot(wanted.clone())),
+        ReferencedSnapshot::Several(ids) => Err(Refusal::AmbiguousSnapshot { name: wanted.clone(), ids }),
+    }
 }
 
 /// The snapshots that were considered, and why each cannot be restored.

@@ -54,7 +54,7 @@ use super::down::{self, DownPlan, StopMode};
 use super::limits::{LOOK, within};
 use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
-    SnapshotResult,
+    SnapshotResult, find_snapshot,
 };
 use super::plan_snapshot::{examine, plan_snapshot};
 use super::restore::{self, RestorePlan};
@@ -328,7 +328,7 @@ impl<S: Storage> Session<'_, S> {
         let mut listed = self.listed().await?;
         listed.retain(|one| !before.iter().any(|(id, _)| *id == one.id));
         if let Some(reference) = wanted {
-            let id = find(&listed, reference)?;
+            let id = find_snapshot(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
         compatibility::choose(self.next, listed.into_iter().rev(), force, &self.interrupt)
@@ -384,7 +384,7 @@ impl<S: Storage> Session<'_, S> {
         snapshot: &SnapshotReference,
     ) -> Result<(SnapshotId, OperationResult), Refusal> {
         self.recover_first().await?;
-        let id = find(&self.listed().await?, snapshot)?;
+        let id = find_snapshot(&self.listed().await?, snapshot)?;
         Ok((id, self.remove(id).await?))
     }
 
@@ -489,9 +489,4 @@ fn already(vm: &RunningVm) -> Result<OperationResult, Refusal> {
         VmCondition::LeftRunning => Err(Refusal::LeftRunning),
         _ => Ok(OperationResult::Already),
     }
-}
-
-fn find(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
-    let found = wanted.find(listed).map(|one| one.id);
-    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
 }

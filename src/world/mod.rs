@@ -44,8 +44,8 @@ pub use self::machine::{
     BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, UserIds, VmmState,
 };
 pub use self::names::{
-    FileOwner, ImageName, ShareTag, SnapshotId, SnapshotName, SnapshotNote, SnapshotReference, UserName,
-    VariableName, WorkspaceName,
+    FileOwner, ImageName, ReferencedSnapshot, ShareTag, SnapshotId, SnapshotName, SnapshotNote,
+    SnapshotReference, UserName, VariableName, WorkspaceName,
 };
 pub use self::network::{Domain, NamespaceKeeping, NetworkMode, NetworkPolicy, Port, UplinkPool};
 pub use self::network_fault::NetworkFault;

@@ -98,3 +98,50 @@ fn a_deletion_without_a_name_takes_the_only_snapshot_and_does_not_guess() {
     assert!(listed(&workspace).is_empty());
     workspace.check();
 }
+
+#[test]
+fn a_name_of_several_snapshots_is_refused_with_their_numbers() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot"]);
+    workspace.ok(&["snapshot", "--stop"]);
+    let numbers: Vec<String> = listed(&workspace).iter().map(|one| one["id"].to_string()).collect();
+    workspace.ok(&["snapshot", "rename", &numbers[0], "warm"]);
+    let label = |number: &String| workspace.state().join("snapshots").join(number).join("label.json");
+    fs::copy(label(&numbers[0]), label(&numbers[1])).unwrap();
+    let list = listed(&workspace);
+    assert_eq!((&list[0]["name"], &list[1]["name"]), (&"warm".into(), &"warm".into()));
+
+    let both = numbers.join(", ");
+    for arguments in [
+        &["up", "--snapshot", "warm"][..],
+        &["restore", "warm"],
+        &["snapshot", "inspect", "warm"],
+        &["snapshot", "verify", "warm"],
+        &["snapshot", "rename", "warm", "cold"],
+        &["snapshot", "note", "warm"],
+        &["snapshot", "note", "warm", "a note"],
+        &["snapshot", "delete", "warm"],
+        &["snapshot", "--delete", "warm"],
+    ] {
+        let refused = workspace.run(arguments);
+        assert_eq!(refused.code, Some(2), "{arguments:?}: {refused:?}");
+        for words in [format!("several snapshots have the name warm: {both}"), "number".to_owned()] {
+            assert!(refused.stderr.contains(&words), "{arguments:?}: {refused:?}");
+        }
+    }
+    assert_eq!(listed(&workspace), list);
+    assert_eq!(workspace.status_text("state"), "down");
+
+    // A VM that runs is not brought down for it.
+    workspace.ok(&["restore", &numbers[1]]);
+    assert_eq!(workspace.run(&["restore", "warm", "--replace"]).code, Some(2));
+    assert_eq!(workspace.status_text("state"), "running");
+    workspace.ok(&["down"]);
+
+    // The way out: a number means its snapshot.
+    workspace.ok(&["snapshot", "rename", &numbers[1], "cold"]);
+    workspace.ok(&["up", "--snapshot", "warm"]);
+    workspace.ok(&["down"]);
+    workspace.check();
+}

@@ -1,10 +1,10 @@
-//! Which snapshot a person means.
+//! The list of snapshots, and the names that a person may give to them.
 
 use crate::cli::command::block_on;
 use crate::cli::error::Problem;
 use crate::cli::wiring::Wiring;
 use crate::operations::Refusal;
-use crate::world::{ListedSnapshot, SnapshotId, SnapshotName, SnapshotReference};
+use crate::world::{ListedSnapshot, SnapshotName};
 
 /// A name that a person may give to a snapshot.
 pub(super) fn parse_name(text: &str) -> Result<SnapshotName, String> {
@@ -18,12 +18,4 @@ pub(super) fn parse_name(text: &str) -> Result<SnapshotName, String> {
 
 pub(super) fn list_snapshots(wiring: &Wiring) -> Result<Vec<ListedSnapshot>, Problem> {
     block_on(async { wiring.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into()) })
-}
-
-pub(super) fn find_snapshot(
-    listed: &[ListedSnapshot],
-    wanted: &SnapshotReference,
-) -> Result<SnapshotId, Problem> {
-    let found = wanted.find(listed).map(|listing| listing.id);
-    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
 }
