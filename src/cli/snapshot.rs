@@ -1,26 +1,29 @@
-//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `verify`, `rename`, `note`, `delete`.
-
-use serde::Serialize;
+//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `diff`, `verify`, `rename`, `note`,
+//! `delete`.
 
 use self::age::age;
-use self::find::{list_snapshots, parse_name};
+use self::find::{damaged, list_snapshots, parse_name, take_snapshot};
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
 use super::wiring::Wiring;
 use super::{WorkspaceLocation, completions, receipt, success};
-use crate::engine::transition::{Failure, Interrupt};
-use crate::host::clock::utc;
+use crate::engine::transition::Interrupt;
 use crate::operations::{Refusal, SnapshotRequest, SnapshotResult, find_snapshot};
 use crate::world::{
-    Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotLabel, SnapshotName,
-    SnapshotNote, SnapshotReference,
+    Depth, FileRecord, ListedSnapshot, Receipt, SnapshotId, SnapshotLabel, SnapshotName, SnapshotNote,
+    SnapshotReference,
 };
 
 mod age;
 mod delete;
+mod diff;
 mod find;
+mod fitness;
 mod label;
+mod summary;
+
+pub(super) use self::summary::{SnapshotSummary, snapshot_label};
 
 /// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
@@ -84,6 +87,7 @@ enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+    Diff(diff::DiffArguments),
     Rename(label::RenameArguments),
     Note(label::NoteArguments),
     /// Read every byte of a snapshot and compare its files with the hashes in its manifest
@@ -105,6 +109,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome
     match command {
         Some(SnapshotCommand::List { json }) => list(location, json),
         Some(SnapshotCommand::Delete { snapshot, output }) => delete::run(location, snapshot, output),
+        Some(SnapshotCommand::Diff(arguments)) => diff::run(location, &arguments),
         Some(SnapshotCommand::Rename(arguments)) => label::rename(location, arguments),
         Some(SnapshotCommand::Note(arguments)) => label::note(location, arguments),
         Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
@@ -114,43 +119,6 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome
             Some(snapshot) => delete::run(location, snapshot, output),
             None => create(location, name, stop, output),
         },
-    }
-}
-
-/// A snapshot in the form of the JSON output.
-#[derive(Debug, Serialize)]
-pub(super) struct SnapshotSummary {
-    id: u64,
-    name: Option<String>,
-    created: String,
-    bytes: u64,
-    slot: u8,
-    shares: bool,
-    vmm: String,
-    /// What the search for credentials came to: "clean", "redacted", "unproven" or "unsearched".
-    credentials: &'static str,
-}
-
-impl From<&Manifest> for SnapshotSummary {
-    fn from(manifest: &Manifest) -> Self {
-        Self {
-            id: manifest.id.0.0,
-            name: manifest.name.as_ref().map(ToString::to_string),
-            created: utc(manifest.created_ms),
-            bytes: manifest.files.iter().map(|file| file.size).sum(),
-            slot: manifest.slot.number(),
-            shares: manifest.shares,
-            vmm: manifest.origin.vmm.to_string(),
-            credentials: receipt::verdict(manifest.receipt.as_ref()),
-        }
-    }
-}
-
-/// The number and the name of a snapshot.
-pub(super) fn snapshot_label(manifest: &Manifest) -> String {
-    match &manifest.name {
-        Some(name) => format!("snapshot {} ({name})", manifest.id),
-        None => format!("snapshot {}", manifest.id),
     }
 }
 
@@ -271,13 +239,7 @@ fn beginning(label: &SnapshotLabel) -> String {
 
 fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {
     let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
-    let id = find_snapshot(&listed, wanted)?;
-    listed.retain(|listing| listing.id == id);
-    let (manifest, label) = match listed.pop().map(|listing| (listing.manifest, listing.label)) {
-        Some((Ok(manifest), label)) => (manifest, label),
-        Some((Err(failure), _)) => return Err(damaged(id, failure)),
-        None => return Err(Refusal::NoSuchSnapshot(wanted.clone()).into()),
-    };
+    let (manifest, label) = take_snapshot(&mut listed, wanted)?;
     let (summary, origin) = (SnapshotSummary::from(&manifest), &manifest.origin);
     if json {
         error::print_json(&serde_json::json!({
@@ -318,14 +280,6 @@ fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool)
 /// The hash of a file as hexadecimal digits.
 fn hex(file: &FileRecord) -> String {
     blake3::Hash::from_bytes(file.hash).to_string()
-}
-
-fn damaged(id: SnapshotId, failure: Failure) -> Problem {
-    if matches!(failure, Failure::Interrupted) {
-        Refusal::Look(failure).into()
-    } else {
-        CliError::DamagedSnapshot(id, failure).into()
-    }
 }
 
 fn verify(

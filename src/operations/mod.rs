@@ -53,7 +53,7 @@ mod state;
 mod sweep;
 mod tables;
 
-pub use compatibility::{Incompatibility, NotRestorable};
+pub use compatibility::{Incompatibility, NotRestorable, fitness};
 pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
 pub use in_progress::vm_in_progress;
 pub use outcome::{

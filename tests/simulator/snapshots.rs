@@ -145,3 +145,84 @@ fn a_name_of_several_snapshots_is_refused_with_their_numbers() {
     workspace.ok(&["down"]);
     workspace.check();
 }
+
+#[test]
+fn two_snapshots_are_compared_by_their_manifests() {
+    let workspace = Workspace::new("simulator-v53", true);
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot", "--name", "first", "--stop"]);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    assert!(text.contains("vcpus = 1"), "{text}");
+    fs::write(&config, text.replace("vcpus = 1", "vcpus = 2")).unwrap();
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot", "--name", "second"]);
+    workspace.ok(&["snapshot"]);
+    let third = listed(&workspace)[2]["id"].to_string();
+
+    let diff = workspace.ok(&["snapshot", "diff", "first", "second", "--json"]).json();
+    let differs = |key: &str| {
+        let all = diff["differences"].as_array().unwrap();
+        all.iter().find(|one| one["key"] == key).unwrap_or_else(|| panic!("{key}: {diff}")).clone()
+    };
+    assert_eq!((&differs("vm.vcpus")["from"], &differs("vm.vcpus")["to"]), (&"1".into(), &"2".into()));
+    assert_ne!(differs("guest's boot")["from"], differs("guest's boot")["to"]);
+    let same = diff["same"].as_array().unwrap();
+    for key in ["vm.memory", "vm.kernel", "vm.cmdline", "mounts.0", "guest.user", "VMM", "slot"] {
+        assert!(same.contains(&key.into()), "{key}: {diff}");
+    }
+    assert!(diff["milliseconds_between"].as_i64().unwrap() > 0, "{diff}");
+    let files = diff["files"].as_array().unwrap();
+    assert!(
+        files.iter().any(|file| file["name"] == "memory.img" && file["content"] == "different"),
+        "{diff}"
+    );
+    assert_eq!((&diff["from"]["fits"], &diff["to"]["fits"]), (&false.into(), &true.into()));
+    assert!(diff["from"]["why"].as_str().unwrap().contains("vm.vcpus was \"1\""), "{diff}");
+    assert_eq!(diff["to"]["why"], serde_json::Value::Null);
+
+    let told = workspace.ok(&["snapshot", "diff", &third, "first"]).stdout;
+    for words in [
+        "(first) was made ",
+        &format!("before snapshot {third}\n"),
+        "  vm.vcpus: \"2\" -> \"1\"\n",
+        "(first) does not fit: vm.vcpus was \"1\" and is \"2\" now",
+        &format!("snapshot {third} fits this host and the configuration"),
+    ] {
+        assert!(told.contains(words), "{words:?} is not in {told}");
+    }
+    // Two moments of one guest.
+    let told = workspace.ok(&["snapshot", "diff", "second", &third]).stdout;
+    assert!(told.contains("guest's boot, ") && !told.contains("vm.vcpus: "), "{told}");
+
+    let second = listed(&workspace)[1]["id"].to_string();
+    let refuse = |arguments: &[&str], code, words: &str| {
+        let refused = workspace.run(&[&["snapshot", "diff"], arguments].concat());
+        assert!(refused.code == Some(code) && refused.stderr.contains(words), "{arguments:?}: {refused:?}");
+        assert!(refused.stdout.is_empty(), "{refused:?}");
+    };
+    refuse(&["first", "nothing"], 3, "there is no snapshot nothing");
+    refuse(&["nothing", "first"], 3, "there is no snapshot nothing");
+    refuse(&["second", &second], 2, &format!("both are snapshot {second}"));
+    refuse(&["first"], 2, "<TO>");
+    refuse(&["first", "second", &third], 2, &third);
+    refuse(&["first", "a/b"], 2, "a/b");
+
+    // With a configuration that cannot be read it is not known what fits, and the comparison goes on.
+    fs::write(&config, "vm = 1").unwrap();
+    let diff = workspace.ok(&["snapshot", "diff", "first", "second", "--json"]).json();
+    assert_eq!(diff["from"]["fits"], serde_json::Value::Null);
+    assert!(diff["from"]["why"].as_str().unwrap().contains("config.toml"), "{diff}");
+    let told = workspace.ok(&["snapshot", "diff", "first", "second"]).stdout;
+    assert!(told.contains("(first) may fit, which cannot be told: "), "{told}");
+    fs::write(&config, text).unwrap();
+
+    let manifest = workspace.state().join("snapshots").join(&second).join("manifest.json");
+    let bytes = fs::read_to_string(&manifest).unwrap();
+    fs::write(&manifest, bytes.replacen("second", "sEcond", 1)).unwrap();
+    refuse(&["first", &second], 1, &format!("snapshot {second} is damaged"));
+    refuse(&[&second, "first"], 1, "its check does not fit");
+    fs::write(&manifest, bytes).unwrap();
+    workspace.ok(&["down"]);
+    workspace.check();
+}

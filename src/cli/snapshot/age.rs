@@ -5,12 +5,18 @@ const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3_600, "h"), (60, "min"), (1, "
 /// The time from `then` to `now`, both in milliseconds since 1970, in the largest unit of which there is at least one: `3 h
 /// ago`. A moment that the clock of this host has not reached is `ahead`, as after the clock was set back.
 pub(super) fn age(then: u64, now: u64) -> String {
-    let Some(passed) = now.checked_sub(then) else {
-        return "ahead".to_owned();
-    };
-    let seconds = passed / 1000;
-    let unit = UNITS.iter().find(|(unit, _)| seconds >= *unit);
-    unit.map_or_else(|| "now".to_owned(), |(unit, name)| format!("{} {name} ago", seconds / unit))
+    match now.checked_sub(then).map(span) {
+        None => "ahead".to_owned(),
+        Some(None) => "now".to_owned(),
+        Some(Some(span)) => format!("{span} ago"),
+    }
+}
+
+/// A number of milliseconds in the same words; `None` if it is less than a second.
+pub(super) fn span(milliseconds: u64) -> Option<String> {
+    let seconds = milliseconds / 1000;
+    let (unit, name) = UNITS.iter().find(|(unit, _)| seconds >= *unit)?;
+    Some(format!("{} {name}", seconds / unit))
 }
 
 #[cfg(test)]
