@@ -8,11 +8,12 @@ use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
 use super::wiring::Wiring;
 use super::{WorkspaceLocation, completions, receipt, success};
+use crate::config::SnapshotTable;
 use crate::engine::transition::Interrupt;
-use crate::operations::{Refusal, SnapshotRequest, SnapshotResult, find_snapshot};
+use crate::operations::{Refusal, Retention, SnapshotRequest, SnapshotResult, find_snapshot};
 use crate::world::{
-    Depth, FileRecord, ListedSnapshot, Receipt, SnapshotId, SnapshotLabel, SnapshotName, SnapshotNote,
-    SnapshotReference,
+    ByteSize, Depth, FileRecord, ListedSnapshot, Receipt, RetentionTime, SnapshotId, SnapshotLabel,
+    SnapshotName, SnapshotNote, SnapshotReference,
 };
 
 mod age;
@@ -30,7 +31,8 @@ pub(super) use self::summary::{SnapshotSummary, snapshot_label};
 /// nixbox removes the injected credentials, histories, the files of credentials.wipe, and usual credential files that hold
 /// one of the injected values from the guest, pauses the VM while it copies, and gives all of that and the shares back. The
 /// VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and the VM
-/// runs as before.
+/// runs as before. Once it is made, older snapshots without a name are deleted as snapshot.keep, keep-for and keep-size of
+/// the configuration say.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
@@ -129,11 +131,11 @@ fn create(
     output: OutputOptions,
 ) -> Outcome {
     let workspace = LockedWorkspace::open(location, "snapshot", Preflight::Snapshot, output)?;
-    let keep =
-        workspace.config.as_ref().and_then(|config| config.snapshot.keep).map(std::num::NonZeroU32::get);
-    let request = SnapshotRequest { name, stop, keep };
+    let retention =
+        workspace.config.as_ref().map_or_else(Retention::default, |config| retention(&config.snapshot));
+    let request = SnapshotRequest { name, stop, retention };
     let result = workspace.run(async |session| Ok(session.snapshot(request).await?))?;
-    let SnapshotResult { report, snapshot, pruned, afterwards } = result;
+    let SnapshotResult { report, snapshot, pruned, above_limit, afterwards } = result;
     error::check_result(report)?;
     let times = workspace.progress.times();
     let mut sentence = match &snapshot {
@@ -153,12 +155,19 @@ fn create(
     if !pruned.is_empty() {
         sentence += &format!("; pruned {}", numbers(&pruned));
     }
+    if let Some(bytes) = above_limit {
+        sentence += &format!(
+            "; the snapshots occupy {}, more than snapshot.keep-size, and none of them may be pruned",
+            indicatif::HumanBytes(bytes)
+        );
+    }
     let json = serde_json::json!({
         "result": "done",
         "snapshot": snapshot.as_ref().map(SnapshotSummary::from),
         "stopped": stop,
         "restart": receipt.map(|receipt| &receipt.processes),
         "pruned": pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(),
+        "above_keep_size": above_limit,
         "times": times,
     });
     output.report(&json, &sentence)?;
@@ -172,6 +181,16 @@ fn create(
     }
     problem.print();
     success()
+}
+
+/// Which snapshots the configuration keeps.
+fn retention(table: &SnapshotTable) -> Retention {
+    let SnapshotTable { keep, keep_for, keep_size, keep_disks: _, on_leak: _ } = table;
+    Retention {
+        keep: keep.map(std::num::NonZeroU32::get),
+        keep_for: keep_for.map(RetentionTime::duration),
+        keep_bytes: keep_size.map(ByteSize::bytes),
+    }
 }
 
 fn numbers(ids: &[SnapshotId]) -> String {

@@ -1,5 +1,7 @@
 //! The results of a session's commands, and the refusals of commands that were not begun.
 
+use std::time::Duration;
+
 use super::compatibility::NotRestorable;
 use super::repair::NetworkRepair;
 use super::state::VmCondition;
@@ -172,8 +174,20 @@ pub struct SnapshotRequest {
     pub name: Option<SnapshotName>,
     /// Whether the VM is to be down afterwards.
     pub stop: bool,
+    /// Which older ones are deleted afterwards.
+    pub retention: Retention,
+}
+
+/// Which snapshots are kept when another one was made. The last one is kept in any case, and so are those with a name and the
+/// one that the VM came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention {
     /// How many unnamed ones are kept; `None` for all.
     pub keep: Option<u32>,
+    /// How long an unnamed one is kept; `None` for no limit.
+    pub keep_for: Option<Duration>,
+    /// The oldest unnamed ones are deleted until all snapshots together occupy so many bytes at most; `None` for no limit.
+    pub keep_bytes: Option<u64>,
 }
 
 /// What a snapshot did.
@@ -185,6 +199,8 @@ pub struct SnapshotResult {
     pub snapshot: Option<Manifest>,
     /// Older ones that were pruned.
     pub pruned: Vec<SnapshotId>,
+    /// What all snapshots occupy, in bytes, if that is more than [`Retention::keep_bytes`] and no other may be deleted.
+    pub above_limit: Option<u64>,
     /// What failed after the snapshot was in the list: reading the list, or pruning it.
     pub afterwards: Option<Refusal>,
 }

@@ -216,24 +216,29 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::NotRunning);
         };
         already(&vm)?;
+        let ended = |report| SnapshotResult {
+            report,
+            snapshot: None,
+            pruned: Vec::new(),
+            above_limit: None,
+            afterwards: None,
+        };
         match self.equip_rebooted(vm).await? {
             OperationResult::Done | OperationResult::Already => {}
-            report => {
-                return Ok(SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None });
-            }
+            report => return Ok(ended(report)),
         }
-        let keep = request.keep;
+        let retention = request.retention;
         let plan = plan_snapshot(self.world, vm, request, self.sources()).await?;
-        let report = self.run(plan, snapshot::table).await?;
-        let mut result = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
+        let mut result = ended(self.run(plan, snapshot::table).await?);
         if matches!(result.report, OperationResult::Done) {
             // The newest: its number is that of the operation that has just ended.
             match self.listed().await {
                 Ok(mut listed) => result.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
                 Err(refusal) => result.afterwards = Some(refusal),
             }
-            if let Err(refusal) = self.prune(keep, &mut result.pruned).await {
-                result.afterwards = Some(refusal);
+            match self.prune(retention, vm.from, &mut result.pruned).await {
+                Ok(above_limit) => result.above_limit = above_limit,
+                Err(refusal) => result.afterwards = Some(refusal),
             }
         }
         Ok(result)

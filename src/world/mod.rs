@@ -65,7 +65,7 @@ pub use self::slots::Slot;
 pub use self::snapshots::{
     Depth, FileRecord, Given, HashMethod, ListedSnapshot, Manifest, Origin, SnapshotLabel, SnapshotState,
 };
-pub use self::timeouts::ReadyTimeout;
+pub use self::timeouts::{ReadyTimeout, RetentionTime};
 pub use self::value::InvalidValue;
 pub use self::vmm_choice::VmmChoice;
 pub use crate::engine::record::WorkspaceId;

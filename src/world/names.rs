@@ -270,7 +270,7 @@ mod tests {
                 given: Default::default(),
                 receipt: None,
             };
-            ListedSnapshot { id, manifest: Ok(manifest), label: Ok(Default::default()) }
+            ListedSnapshot { id, manifest: Ok(manifest), label: Ok(Default::default()), occupied: Ok(0) }
         };
         let listed = [
             listed(4, Some("warm")),

@@ -226,3 +226,71 @@ fn two_snapshots_are_compared_by_their_manifests() {
     workspace.ok(&["down"]);
     workspace.check();
 }
+
+#[test]
+fn old_snapshots_and_those_that_occupy_too_much_are_pruned_by_the_next_one() {
+    let workspace = Workspace::new("simulator", false);
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let limit = |line: &str| fs::write(&config, format!("{text}\n[snapshot]\n{line}\n")).unwrap();
+    let snapshot = |arguments: &[&str]| {
+        let made = workspace.ok(&[&["snapshot", "--json"], arguments].concat()).json();
+        (made["snapshot"]["id"].as_u64().unwrap(), made["pruned"].clone(), made["above_keep_size"].clone())
+    };
+    let ids = || listed(&workspace).iter().map(|one| one["id"].as_u64().unwrap()).collect::<Vec<_>>();
+    let none = (serde_json::json!([]), serde_json::Value::Null);
+    workspace.ok(&["up"]);
+    let (old, ..) = snapshot(&[]);
+    let (named, ..) = snapshot(&["--name", "warm"]);
+    let (young, ..) = snapshot(&[]);
+    for id in [old, named] {
+        let path = workspace.state().join("snapshots").join(id.to_string()).join("manifest.json");
+        let mut manifest = nixbox::store::manifest::decode(&fs::read(&path).unwrap()).unwrap();
+        manifest.created_ms -= 15 * 86_400_000;
+        fs::write(&path, nixbox::store::manifest::encode(&manifest).unwrap()).unwrap();
+    }
+    limit("keep-for = \"16d\"\nkeep-size = \"1TiB\"");
+    let (second, pruned, above) = snapshot(&[]);
+    assert_eq!((pruned, above), none);
+    limit("keep-for = \"14d\"");
+    let (third, pruned, above) = snapshot(&[]);
+    assert_eq!((pruned, above), (serde_json::json!([old]), none.1.clone()));
+    assert_eq!(ids(), [named, young, second, third]);
+
+    // The strictest limit leaves what is never pruned, also when the VM is not left running, and says so.
+    workspace.ok(&["down"]);
+    workspace.ok(&["restore", &young.to_string()]);
+    limit("keep-size = \"1B\"");
+    let (last, pruned, above) = snapshot(&["--stop"]);
+    assert_eq!(pruned, serde_json::json!([second, third]));
+    assert!(above.as_u64().unwrap() > 1, "{above}");
+    assert_eq!(ids(), [named, young, last]);
+    workspace.ok(&["up", "--snapshot"]);
+    let told = workspace.ok(&["snapshot"]).stderr;
+    assert!(told.contains(&format!("; pruned {young}; the snapshots occupy ")), "{told}");
+    assert!(told.contains("more than snapshot.keep-size, and none of them may be pruned"), "{told}");
+    assert_eq!(ids().len(), 3);
+    workspace.ok(&["snapshot", "verify", "warm"]);
+
+    for line in [
+        "keep-for = \"14\"",
+        "keep-for = \"\"",
+        "keep-for = 14",
+        "keep-for = \"1000000d\"",
+        "keep-size = \"50G\"",
+        "keep-size = \"0B\"",
+        "keep-size = \"-1GiB\"",
+        "keep_size = \"50GiB\"",
+    ] {
+        limit(line);
+        let refused = workspace.run(&["snapshot"]);
+        assert_eq!(refused.code, Some(2), "{line}: {refused:?}");
+        assert!(refused.stderr.contains("keep-"), "{line}: {refused:?}");
+    }
+    limit("keep-for = \"2 d\"\nkeep-size = \"3 GiB\"");
+    let shown = workspace.ok(&["config"]).stdout;
+    assert!(shown.contains("snapshot.keep-for = \"2d\"\n"), "{shown}");
+    assert_eq!(ids().len(), 3);
+    workspace.ok(&["down"]);
+    workspace.check();
+}
