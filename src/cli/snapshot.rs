@@ -1,7 +1,6 @@
 //! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `diff`, `verify`, `rename`, `note`,
 //! `delete`.
 
-use self::age::age;
 use self::find::{damaged, list_snapshots, parse_name, take_snapshot};
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
@@ -12,8 +11,8 @@ use crate::config::SnapshotTable;
 use crate::engine::transition::Interrupt;
 use crate::operations::{Refusal, Retention, SnapshotRequest, SnapshotResult, find_snapshot};
 use crate::world::{
-    ByteSize, Depth, FileRecord, ListedSnapshot, Receipt, RetentionTime, SnapshotId, SnapshotLabel,
-    SnapshotName, SnapshotNote, SnapshotReference,
+    ByteSize, Depth, FileRecord, Receipt, RetentionTime, SnapshotId, SnapshotLabel, SnapshotName,
+    SnapshotReference,
 };
 
 mod age;
@@ -22,6 +21,7 @@ mod diff;
 mod find;
 mod fitness;
 mod label;
+mod list;
 mod summary;
 
 pub(super) use self::summary::{SnapshotSummary, snapshot_label};
@@ -64,6 +64,10 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum SnapshotCommand {
     /// List the snapshots, oldest first
+    ///
+    /// SIZE is what the files of a snapshot hold, with their holes, and OCCUPIES what they take on the disk; blocks that files
+    /// share on a file system with reflinks count for each of them. The JSON also says whether each snapshot fits this host and
+    /// the configuration of today.
     #[command(after_help = "Example: nixbox snapshot list --json | jq -r '.[].id'")]
     List {
         /// Print JSON
@@ -109,14 +113,14 @@ enum SnapshotCommand {
 pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let Arguments { command, name, stop, list: list_flag, delete: delete_flag, output } = arguments;
     match command {
-        Some(SnapshotCommand::List { json }) => list(location, json),
+        Some(SnapshotCommand::List { json }) => list::run(location, json),
         Some(SnapshotCommand::Delete { snapshot, output }) => delete::run(location, snapshot, output),
         Some(SnapshotCommand::Diff(arguments)) => diff::run(location, &arguments),
         Some(SnapshotCommand::Rename(arguments)) => label::rename(location, arguments),
         Some(SnapshotCommand::Note(arguments)) => label::note(location, arguments),
         Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
         Some(SnapshotCommand::Verify { snapshot, deep, output }) => verify(location, &snapshot, deep, output),
-        None if list_flag => list(location, output.json),
+        None if list_flag => list::run(location, output.json),
         None => match delete_flag {
             Some(snapshot) => delete::run(location, snapshot, output),
             None => create(location, name, stop, output),
@@ -195,65 +199,6 @@ fn retention(table: &SnapshotTable) -> Retention {
 
 fn numbers(ids: &[SnapshotId]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
-    let wiring = OpenWorkspace::open(location)?.wire()?;
-    let (listed, now) = (list_snapshots(&wiring)?, wiring.world.clock.unix_ms());
-    if json {
-        let one = |listing: &ListedSnapshot| match &listing.manifest {
-            Ok(manifest) => {
-                let mut one = serde_json::json!(SnapshotSummary::from(manifest));
-                match &listing.label {
-                    Ok(label) => one["note"] = serde_json::json!(label.note),
-                    Err(failure) => one["damaged_label"] = error::chain(failure).into(),
-                }
-                one
-            }
-            Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": error::chain(failure) }),
-        };
-        error::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
-        return success();
-    }
-    if listed.is_empty() {
-        error::print_stderr("nixbox: there is no snapshot; `nixbox snapshot` makes one of a running VM\n");
-        return success();
-    }
-    let heads = format!(
-        "{:>6}  {:20}  {:>10}  {:>10}  {:11}  {:20}  NOTE",
-        "ID", "CREATED", "AGE", "SIZE", "CREDENTIALS", "NAME"
-    );
-    let mut lines = vec![heads];
-    for listing in &listed {
-        lines.push(match &listing.manifest {
-            Ok(manifest) => {
-                let summary = SnapshotSummary::from(manifest);
-                let last = match &listing.label {
-                    Ok(label) => format!("{:20}  {}", summary.name.unwrap_or_default(), beginning(label)),
-                    Err(failure) => format!("damaged: {}", error::chain(failure)),
-                };
-                let size = indicatif::HumanBytes(summary.bytes).to_string();
-                let (id, created, credentials) = (summary.id, summary.created, summary.credentials);
-                let age = age(manifest.created_ms, now);
-                format!("{id:>6}  {created:20}  {age:>10}  {size:>10}  {credentials:11}  {last}")
-                    .trim_end()
-                    .to_owned()
-            }
-            Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), error::chain(failure)),
-        });
-    }
-    error::print(&lines.join("\n"))?;
-    success()
-}
-
-/// As much of a note as a line of the list has room for.
-fn beginning(label: &SnapshotLabel) -> String {
-    const MOST: usize = 40;
-    let note = label.note.as_ref().map_or("", SnapshotNote::as_str);
-    match note.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &note[..end]),
-        None => note.to_owned(),
-    }
 }
 
 fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {

@@ -294,3 +294,37 @@ fn old_snapshots_and_those_that_occupy_too_much_are_pruned_by_the_next_one() {
     workspace.ok(&["down"]);
     workspace.check();
 }
+
+#[test]
+fn the_list_shows_what_each_snapshot_occupies_and_whether_it_fits() {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    workspace.ok(&["snapshot", "--name", "warm"]);
+    workspace.ok(&["snapshot", "--stop"]);
+    let list = listed(&workspace);
+    let snapshot = |index: usize| workspace.state().join("snapshots").join(list[index]["id"].to_string());
+    for (index, one) in list.iter().enumerate() {
+        let files = fs::read_dir(snapshot(index)).unwrap();
+        let blocks: u64 = files.map(|file| file.unwrap().metadata().unwrap().blocks()).sum();
+        assert_eq!(one["occupied_bytes"], blocks * 512, "{one}");
+        assert_eq!((&one["fits"], &one["why"]), (&true.into(), &serde_json::Value::Null), "{one}");
+    }
+    let told = workspace.ok(&["snapshot", "list"]).stdout;
+    let occupied = indicatif::HumanBytes(list[0]["occupied_bytes"].as_u64().unwrap()).to_string();
+    assert!(told.contains("SIZE    OCCUPIES  CREDENTIALS") && told.contains(&occupied), "{told}");
+
+    // What does not fit says why, and a damaged snapshot still says what it occupies.
+    let config = workspace.nixbox().join("config.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("vcpus = 1", "vcpus = 2")).unwrap();
+    fs::write(snapshot(1).join("manifest.json"), "").unwrap();
+    let list = listed(&workspace);
+    assert_eq!(list[0]["fits"], false);
+    assert!(list[0]["why"].as_str().unwrap().contains("vm.vcpus was"), "{list:?}");
+    assert!(list[1]["damaged"].is_string() && list[1].get("fits").is_none(), "{list:?}");
+    assert!(list[1]["occupied_bytes"].as_u64().unwrap() > 0, "{list:?}");
+    workspace.ok(&["snapshot", "delete", &list[1]["id"].to_string()]);
+    workspace.check();
+}
