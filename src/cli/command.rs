@@ -189,6 +189,17 @@ impl OpenWorkspace {
         Self::assemble(&workspace, &description, Purpose::PresentVm(config.as_ref()))
     }
 
+    /// Wires the real world of a VM that the configuration of today describes, for a look at what fits it. The error is why
+    /// there is no such world.
+    pub(super) fn wire_today(&self) -> Result<Wiring, String> {
+        let config = self.config.as_ref().map_err(Problem::one_line)?;
+        let assemble = || {
+            let description = Description::of_config(&self.workspace, config)?;
+            Self::assemble(&self.workspace, &description, Purpose::PresentVm(Some(config)))
+        };
+        assemble().map_err(|problem: Problem| problem.one_line())
+    }
+
     /// Wires the real world of the VM that runs, with the credentials that the configuration of today has for its guest.
     pub(super) fn wire_with_credentials(self) -> Result<Wiring, Problem> {
         let Self { workspace, config, record, .. } = self;

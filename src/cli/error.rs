@@ -215,6 +215,8 @@ pub enum CliError {
     },
     #[error("snapshot {0} is damaged; nothing was changed")]
     DamagedSnapshot(SnapshotId, #[source] Failure),
+    #[error("both are snapshot {0}, which has no difference from itself")]
+    SameSnapshot(SnapshotId),
     #[error("the name and the note of snapshot {0} stay as they were")]
     SnapshotLabel(SnapshotId, #[source] Failure),
     #[error("there are several snapshots, and none was named: {0}; nothing was deleted")]
@@ -449,6 +451,7 @@ impl From<CliError> for Problem {
                 (Failed, Some("`nixbox snapshot delete` removes it; a new one is searched while it is made"))
             }
             CliError::DamagedSnapshot(..) => (Failed, Some("`nixbox snapshot delete` removes it")),
+            CliError::SameSnapshot(_) => (Usage, Some("`nixbox snapshot list` shows the others")),
             CliError::SnapshotsToChoose(_) => {
                 (Usage, Some("`nixbox snapshot delete SNAPSHOT` deletes the one that is named"))
             }

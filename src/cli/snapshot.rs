@@ -1,32 +1,37 @@
-//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `verify`, `rename`, `note`, `delete`.
+//! `nixbox snapshot`, and the commands on existing snapshots: `list`, `inspect`, `diff`, `verify`, `rename`, `note`,
+//! `delete`.
 
-use serde::Serialize;
-
-use self::find::{find_snapshot, list_snapshots, parse_name};
-use super::age::age;
+use self::find::{damaged, list_snapshots, parse_name, take_snapshot};
 use super::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use super::error::{self, CliError, ExitKind, Outcome, Problem};
 use super::preflight::Preflight;
 use super::wiring::Wiring;
 use super::{WorkspaceLocation, completions, receipt, success};
-use crate::engine::transition::{Failure, Interrupt};
-use crate::host::clock::utc;
-use crate::operations::{Refusal, SnapshotRequest, SnapshotResult};
+use crate::config::SnapshotTable;
+use crate::engine::transition::Interrupt;
+use crate::operations::{Refusal, Retention, SnapshotRequest, SnapshotResult, find_snapshot};
 use crate::world::{
-    Depth, FileRecord, ListedSnapshot, Manifest, Receipt, SnapshotId, SnapshotLabel, SnapshotName,
-    SnapshotNote, SnapshotReference,
+    ByteSize, Depth, FileRecord, Receipt, RetentionTime, SnapshotId, SnapshotLabel, SnapshotName,
+    SnapshotReference,
 };
 
 mod delete;
+mod diff;
 mod find;
+mod fitness;
 mod label;
+mod list;
+mod summary;
+
+pub(super) use self::summary::{SnapshotSummary, snapshot_label};
 
 /// Save this workspace's VM as a snapshot: disk, RAM and devices at one instant, without credentials
 ///
 /// nixbox removes the injected credentials, histories, the files of credentials.wipe, and usual credential files that hold
 /// one of the injected values from the guest, pauses the VM while it copies, and gives all of that and the shares back. The
 /// VM runs on afterwards, unless --stop is given. If a snapshot fails or is interrupted, it leaves no files, and the VM
-/// runs as before.
+/// runs as before. Once it is made, older snapshots without a name are deleted as snapshot.keep, keep-for and keep-size of
+/// the configuration say.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 #[command(after_help = "Example: nixbox snapshot --name warm && nixbox down && nixbox up --snapshot warm")]
@@ -58,6 +63,10 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Subcommand)]
 enum SnapshotCommand {
     /// List the snapshots, oldest first
+    ///
+    /// SIZE is what the files of a snapshot hold, with their holes, and OCCUPIES what they take on the disk; blocks that files
+    /// share on a file system with reflinks count for each of them. The JSON also says whether each snapshot fits this host and
+    /// the configuration of today.
     #[command(after_help = "Example: nixbox snapshot list --json | jq -r '.[].id'")]
     List {
         /// Print JSON
@@ -83,6 +92,7 @@ enum SnapshotCommand {
         #[arg(long)]
         json: bool,
     },
+    Diff(diff::DiffArguments),
     Rename(label::RenameArguments),
     Note(label::NoteArguments),
     /// Read every byte of a snapshot and compare its files with the hashes in its manifest
@@ -102,54 +112,18 @@ enum SnapshotCommand {
 pub(super) fn run(location: &WorkspaceLocation, arguments: Arguments) -> Outcome {
     let Arguments { command, name, stop, list: list_flag, delete: delete_flag, output } = arguments;
     match command {
-        Some(SnapshotCommand::List { json }) => list(location, json),
+        Some(SnapshotCommand::List { json }) => list::run(location, json),
         Some(SnapshotCommand::Delete { snapshot, output }) => delete::run(location, snapshot, output),
+        Some(SnapshotCommand::Diff(arguments)) => diff::run(location, &arguments),
         Some(SnapshotCommand::Rename(arguments)) => label::rename(location, arguments),
         Some(SnapshotCommand::Note(arguments)) => label::note(location, arguments),
         Some(SnapshotCommand::Inspect { snapshot, json }) => inspect(location, &snapshot, json),
         Some(SnapshotCommand::Verify { snapshot, deep, output }) => verify(location, &snapshot, deep, output),
-        None if list_flag => list(location, output.json),
+        None if list_flag => list::run(location, output.json),
         None => match delete_flag {
             Some(snapshot) => delete::run(location, snapshot, output),
             None => create(location, name, stop, output),
         },
-    }
-}
-
-/// A snapshot in the form of the JSON output.
-#[derive(Debug, Serialize)]
-pub(super) struct SnapshotSummary {
-    id: u64,
-    name: Option<String>,
-    created: String,
-    bytes: u64,
-    slot: u8,
-    shares: bool,
-    vmm: String,
-    /// What the search for credentials came to: "clean", "redacted", "unproven" or "unsearched".
-    credentials: &'static str,
-}
-
-impl From<&Manifest> for SnapshotSummary {
-    fn from(manifest: &Manifest) -> Self {
-        Self {
-            id: manifest.id.0.0,
-            name: manifest.name.as_ref().map(ToString::to_string),
-            created: utc(manifest.created_ms),
-            bytes: manifest.files.iter().map(|file| file.size).sum(),
-            slot: manifest.slot.number(),
-            shares: manifest.shares,
-            vmm: manifest.origin.vmm.to_string(),
-            credentials: receipt::verdict(manifest.receipt.as_ref()),
-        }
-    }
-}
-
-/// The number and the name of a snapshot.
-pub(super) fn snapshot_label(manifest: &Manifest) -> String {
-    match &manifest.name {
-        Some(name) => format!("snapshot {} ({name})", manifest.id),
-        None => format!("snapshot {}", manifest.id),
     }
 }
 
@@ -160,11 +134,11 @@ fn create(
     output: OutputOptions,
 ) -> Outcome {
     let workspace = LockedWorkspace::open(location, "snapshot", Preflight::Snapshot, output)?;
-    let keep =
-        workspace.config.as_ref().and_then(|config| config.snapshot.keep).map(std::num::NonZeroU32::get);
-    let request = SnapshotRequest { name, stop, keep };
+    let retention =
+        workspace.config.as_ref().map_or_else(Retention::default, |config| retention(&config.snapshot));
+    let request = SnapshotRequest { name, stop, retention };
     let result = workspace.run(async |session| Ok(session.snapshot(request).await?))?;
-    let SnapshotResult { report, snapshot, pruned, afterwards } = result;
+    let SnapshotResult { report, snapshot, pruned, above_limit, afterwards } = result;
     error::check_result(report)?;
     let times = workspace.progress.times();
     let mut sentence = match &snapshot {
@@ -184,12 +158,19 @@ fn create(
     if !pruned.is_empty() {
         sentence += &format!("; pruned {}", numbers(&pruned));
     }
+    if let Some(bytes) = above_limit {
+        sentence += &format!(
+            "; the snapshots occupy {}, more than snapshot.keep-size, and none of them may be pruned",
+            indicatif::HumanBytes(bytes)
+        );
+    }
     let json = serde_json::json!({
         "result": "done",
         "snapshot": snapshot.as_ref().map(SnapshotSummary::from),
         "stopped": stop,
         "restart": receipt.map(|receipt| &receipt.processes),
         "pruned": pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(),
+        "above_keep_size": above_limit,
         "times": times,
     });
     output.report(&json, &sentence)?;
@@ -205,78 +186,23 @@ fn create(
     success()
 }
 
+/// Which snapshots the configuration keeps.
+fn retention(table: &SnapshotTable) -> Retention {
+    let SnapshotTable { keep, keep_for, keep_size, keep_disks: _, on_leak: _ } = table;
+    Retention {
+        keep: keep.map(std::num::NonZeroU32::get),
+        keep_for: keep_for.map(RetentionTime::duration),
+        keep_bytes: keep_size.map(ByteSize::bytes),
+    }
+}
+
 fn numbers(ids: &[SnapshotId]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn list(location: &WorkspaceLocation, json: bool) -> Outcome {
-    let wiring = OpenWorkspace::open(location)?.wire()?;
-    let (listed, now) = (list_snapshots(&wiring)?, wiring.world.clock.unix_ms());
-    if json {
-        let one = |listing: &ListedSnapshot| match &listing.manifest {
-            Ok(manifest) => {
-                let mut one = serde_json::json!(SnapshotSummary::from(manifest));
-                match &listing.label {
-                    Ok(label) => one["note"] = serde_json::json!(label.note),
-                    Err(failure) => one["damaged_label"] = error::chain(failure).into(),
-                }
-                one
-            }
-            Err(failure) => serde_json::json!({ "id": listing.id.0.0, "damaged": error::chain(failure) }),
-        };
-        error::print_json(&listed.iter().map(one).collect::<Vec<_>>())?;
-        return success();
-    }
-    if listed.is_empty() {
-        error::print_stderr("nixbox: there is no snapshot; `nixbox snapshot` makes one of a running VM\n");
-        return success();
-    }
-    let heads = format!(
-        "{:>6}  {:20}  {:>10}  {:>10}  {:11}  {:20}  NOTE",
-        "ID", "CREATED", "AGE", "SIZE", "CREDENTIALS", "NAME"
-    );
-    let mut lines = vec![heads];
-    for listing in &listed {
-        lines.push(match &listing.manifest {
-            Ok(manifest) => {
-                let summary = SnapshotSummary::from(manifest);
-                let last = match &listing.label {
-                    Ok(label) => format!("{:20}  {}", summary.name.unwrap_or_default(), beginning(label)),
-                    Err(failure) => format!("damaged: {}", error::chain(failure)),
-                };
-                let size = indicatif::HumanBytes(summary.bytes).to_string();
-                let (id, created, credentials) = (summary.id, summary.created, summary.credentials);
-                let age = age(manifest.created_ms, now);
-                format!("{id:>6}  {created:20}  {age:>10}  {size:>10}  {credentials:11}  {last}")
-                    .trim_end()
-                    .to_owned()
-            }
-            Err(failure) => format!("{:>6}  damaged: {}", listing.id.to_string(), error::chain(failure)),
-        });
-    }
-    error::print(&lines.join("\n"))?;
-    success()
-}
-
-/// As much of a note as a line of the list has room for.
-fn beginning(label: &SnapshotLabel) -> String {
-    const MOST: usize = 40;
-    let note = label.note.as_ref().map_or("", SnapshotNote::as_str);
-    match note.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}…", &note[..end]),
-        None => note.to_owned(),
-    }
-}
-
 fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool) -> Outcome {
     let mut listed = list_snapshots(&OpenWorkspace::open(location)?.wire()?)?;
-    let id = find_snapshot(&listed, wanted)?;
-    listed.retain(|listing| listing.id == id);
-    let (manifest, label) = match listed.pop().map(|listing| (listing.manifest, listing.label)) {
-        Some((Ok(manifest), label)) => (manifest, label),
-        Some((Err(failure), _)) => return Err(damaged(id, failure)),
-        None => return Err(Refusal::NoSuchSnapshot(wanted.clone()).into()),
-    };
+    let (manifest, label) = take_snapshot(&mut listed, wanted)?;
     let (summary, origin) = (SnapshotSummary::from(&manifest), &manifest.origin);
     if json {
         error::print_json(&serde_json::json!({
@@ -317,14 +243,6 @@ fn inspect(location: &WorkspaceLocation, wanted: &SnapshotReference, json: bool)
 /// The hash of a file as hexadecimal digits.
 fn hex(file: &FileRecord) -> String {
     blake3::Hash::from_bytes(file.hash).to_string()
-}
-
-fn damaged(id: SnapshotId, failure: Failure) -> Problem {
-    if matches!(failure, Failure::Interrupted) {
-        Refusal::Look(failure).into()
-    } else {
-        CliError::DamagedSnapshot(id, failure).into()
-    }
 }
 
 fn verify(

@@ -223,7 +223,7 @@ impl Config {
         let ConfiguredGuest { system, scripts: _ } = guest;
         let GuestTable { user: _, uid: _, gid: _, ssh_key, require_entropy: _, ready_timeout: _ } = system;
         let CredentialsTable { files, wipe: _, overwrite: _, outbound_key } = credentials;
-        let SnapshotTable { keep: _, keep_disks: _, on_leak: _ } = snapshot;
+        let SnapshotTable { keep: _, keep_for: _, keep_size: _, keep_disks: _, on_leak: _ } = snapshot;
         let inside = |path: &Path| own.iter().any(|own| path.starts_with(own));
         let mut actions = Vec::new();
         for (point, scripts) in hooks.by_point() {

@@ -33,7 +33,7 @@ pub(super) const CREDENTIAL_FILE: KnownTable = KnownTable { name: "files", keys:
 pub(super) const HOOKS: KnownTable =
     KnownTable { name: "hooks", keys: &["pre-up", "post-up", "pre-down", "post-down"] };
 pub(super) const SNAPSHOT: KnownTable =
-    KnownTable { name: "snapshot", keys: &["keep", "keep-disks", "on-leak"] };
+    KnownTable { name: "snapshot", keys: &["keep", "keep-for", "keep-size", "keep-disks", "on-leak"] };
 
 /// The tables that occur at most once, so that each of their keys names at most one value.
 const SINGLE: [KnownTable; 7] = [VM, NETWORK, GUEST, GUEST_SCRIPTS, CREDENTIALS, HOOKS, SNAPSHOT];

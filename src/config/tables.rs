@@ -418,9 +418,17 @@ fn snapshot(top: &TomlTable<'_>) -> Result<SnapshotTable> {
     let default = SnapshotTable::default();
     Ok(SnapshotTable {
         keep: keep.and_then(NonZeroU32::new),
+        keep_for: table.get("keep-for").map(|value| value.parse()).transpose()?,
+        keep_size: table.get("keep-size").map(|value| some_bytes(&value)).transpose()?,
         keep_disks: keep_disks.unwrap_or(default.keep_disks),
         on_leak: table.get("on-leak").map(|value| value.parse()).transpose()?.unwrap_or(default.on_leak),
     })
+}
+
+/// Reads a size that is not zero: no snapshot occupies nothing.
+fn some_bytes(value: &TomlValue<'_>) -> Result<ByteSize> {
+    let size: ByteSize = value.parse()?;
+    if size.bytes() == 0 { Err(value.conflict(format!("{size} is not at least 1B"))) } else { Ok(size) }
 }
 
 fn command_line(value: &TomlValue<'_>) -> Result<String> {

@@ -65,6 +65,8 @@ outbound-key = true
 post-up = ["echo up"]
 [snapshot]
 keep = 3
+keep-for = "14d"
+keep-size = "50GiB"
 keep-disks = 0
 on-leak = "fail"
 "##;
@@ -123,6 +125,8 @@ fn the_documented_example_is_read_in_full() {
     assert_eq!(config.credentials.files[0].target.as_str(), "~/.aws/credentials");
     assert_eq!(config.hooks.post_up, ["echo up"]);
     assert_eq!((config.snapshot.keep.unwrap().get(), config.snapshot.keep_disks), (3, 0));
+    assert_eq!(config.snapshot.keep_for.unwrap().duration(), std::time::Duration::from_secs(14 * 86_400));
+    assert_eq!(config.snapshot.keep_size.unwrap().bytes(), 50 << 30);
     assert_eq!(config.snapshot.on_leak, OnLeak::Fail);
     let env: Vec<_> = config.env.values().collect();
     let SecretSource::Command(command) = env[0] else { panic!("{env:?}") };
@@ -180,6 +184,7 @@ fn defaults_come_from_the_host() {
     assert_eq!(config.snapshot.keep_disks, 1);
     assert_eq!(config.snapshot.on_leak, OnLeak::Redact);
     assert!(config.snapshot.keep.is_none() && config.env.is_empty());
+    assert!(config.snapshot.keep_for.is_none() && config.snapshot.keep_size.is_none());
     assert!(parse(&with_kernel("mounts = []")).unwrap().mounts.is_empty());
     for (host_gib, memory_gib) in [(2, 1), (4, 4), (6, 4), (8, 4), (64, 32)] {
         let config = Config::parse(
@@ -245,6 +250,8 @@ fn wrong_types_are_refused_with_place_and_type() {
         ),
         ("hooks.pre-up = \"x\"", "hooks.pre-up has to be of type array"),
         ("snapshot.keep = true", "snapshot.keep has to be of type integer"),
+        ("snapshot.keep-for = 14", "snapshot.keep-for has to be of type string"),
+        ("snapshot.keep-size = 14", "snapshot.keep-size has to be of type string"),
     ] {
         let found = complaint(&with_kernel(text));
         assert!(found.contains(expected), "{found}");
@@ -326,7 +333,7 @@ fn the_shape_has_these_keys_and_values_and_no_others() {
     let NetworkPolicy { mode: _, domains: _, ports: _, host_networks: _, uplink: _ } = network;
     let CredentialsTable { files: _, wipe: _, overwrite: _, outbound_key: _ } = credentials;
     let HooksTable { pre_up: _, post_up: _, pre_down: _, post_down: _ } = hooks;
-    let SnapshotTable { keep: _, keep_disks: _, on_leak: _ } = snapshot;
+    let SnapshotTable { keep: _, keep_for: _, keep_size: _, keep_disks: _, on_leak: _ } = snapshot;
     for DiskSpec { image: _, size: _ } in disks {}
     for MountTable { source: _, target: _, readonly: _, protect: _ } in mounts {}
     let expected = [

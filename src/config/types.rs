@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::world::{
     Backing, ByteSize, DiskSpec, GuestPath, GuestScriptPoint, HookPoint, HostPath, NetworkPolicy, OnLeak,
-    PathInShare, ReadyTimeout, SecretSource, UserIds, UserName, VariableName, VmmChoice, WorkspaceName,
+    PathInShare, ReadyTimeout, RetentionTime, SecretSource, UserIds, UserName, VariableName, VmmChoice,
+    WorkspaceName,
 };
 
 /// The longest command line of a kernel: `COMMAND_LINE_SIZE` of x86 without the NUL.
@@ -240,6 +241,10 @@ pub struct HooksTable {
 pub struct SnapshotTable {
     /// How many snapshots without a name are kept; all if the key is absent.
     pub keep: Option<NonZeroU32>,
+    /// How long a snapshot without a name is kept; without a limit if the key is absent.
+    pub keep_for: Option<RetentionTime>,
+    /// What all snapshots together may occupy before those without a name are deleted; without a limit if the key is absent.
+    pub keep_size: Option<ByteSize>,
     /// How many disks of earlier sessions are kept when a snapshot's disk takes their place.
     pub keep_disks: u32,
     /// What happens to a snapshot in which a credential was found.
@@ -248,7 +253,7 @@ pub struct SnapshotTable {
 
 impl Default for SnapshotTable {
     fn default() -> Self {
-        Self { keep: None, keep_disks: 1, on_leak: OnLeak::Redact }
+        Self { keep: None, keep_for: None, keep_size: None, keep_disks: 1, on_leak: OnLeak::Redact }
     }
 }
 

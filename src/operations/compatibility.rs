@@ -251,6 +251,28 @@ pub(super) async fn choose(
     Ok(SnapshotChoice { chosen: None, passed_over })
 }
 
+/// Whether each of these snapshots can be restored under the conditions of this host now, in their order, and if not, why.
+/// No VMM is started and no file of a snapshot is read, so it is not known whether they are whole.
+///
+/// # Errors
+/// If the conditions of this host cannot be determined, or a person interrupts.
+pub async fn fitness(
+    world: &World,
+    manifests: &[&Manifest],
+    interrupt: &Interrupt,
+) -> Result<Vec<Result<(), NotRestorable>>, Failure> {
+    let mut now = here(world, HashMethod::default(), interrupt).await?;
+    let mut found = Vec::new();
+    for manifest in manifests {
+        if manifest.given.method != now.given.method {
+            now = here(world, manifest.given.method, interrupt).await?;
+        }
+        let misfits = misfits(manifest, &now);
+        found.push(if misfits.is_empty() { Ok(()) } else { Err(NotRestorable::Misfits(misfits)) });
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

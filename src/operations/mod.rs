@@ -53,12 +53,12 @@ mod state;
 mod sweep;
 mod tables;
 
-pub use compatibility::{Incompatibility, NotRestorable};
+pub use compatibility::{Incompatibility, NotRestorable, fitness};
 pub use dry_run::{DryRun, DryRunError, DryRunTransition, dry_run};
 pub use in_progress::vm_in_progress;
 pub use outcome::{
-    LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
-    SnapshotResult,
+    LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, Retention, SnapshotRequest,
+    SnapshotResult, find_snapshot,
 };
 pub use repair::NetworkRepair;
 pub use session::Session;

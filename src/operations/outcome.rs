@@ -1,5 +1,7 @@
 //! The results of a session's commands, and the refusals of commands that were not begun.
 
+use std::time::Duration;
+
 use super::compatibility::NotRestorable;
 use super::repair::NetworkRepair;
 use super::state::VmCondition;
@@ -9,7 +11,8 @@ use crate::engine::executor::{Ending, EngineError, TransitionFailure};
 use crate::engine::record::PayloadError;
 use crate::engine::transition::Failure;
 use crate::world::{
-    Generation, Manifest, SnapshotId, SnapshotName, SnapshotReference, VmmState, VmmVersion, error_chain,
+    Generation, ListedSnapshot, Manifest, ReferencedSnapshot, SnapshotId, SnapshotName, SnapshotReference,
+    VmmState, VmmVersion, error_chain,
 };
 
 /// How an operation ended.
@@ -83,6 +86,11 @@ pub enum Refusal {
     NoSuchDisk(Generation),
     #[error("there is no snapshot {0}")]
     NoSuchSnapshot(SnapshotReference),
+    #[error(
+        "several snapshots have the name {name}: {}",
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    )]
+    AmbiguousSnapshot { name: SnapshotReference, ids: Vec<SnapshotId> },
     #[error("there is no snapshot")]
     NoSnapshot,
     #[error("snapshot {0} cannot be restored")]
@@ -127,6 +135,18 @@ pub enum Refusal {
     Parameters(#[source] PayloadError),
 }
 
+/// The one snapshot of a list that a person means.
+///
+/// # Errors
+/// [`Refusal::NoSuchSnapshot`], or [`Refusal::AmbiguousSnapshot`].
+pub fn find_snapshot(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
+    match wanted.find(listed) {
+        ReferencedSnapshot::One(one) => Ok(one.id),
+        ReferencedSnapshot::Absent => Err(Refusal::NoSuchSnapshot(wanted.clone())),
+        ReferencedSnapshot::Several(ids) => Err(Refusal::AmbiguousSnapshot { name: wanted.clone(), ids }),
+    }
+}
+
 /// The snapshots that were considered, and why each cannot be restored.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(|(id, reason)| format!("snapshot {id}: {}", error_chain(reason))).collect::<Vec<_>>().join("; "))]
@@ -154,8 +174,20 @@ pub struct SnapshotRequest {
     pub name: Option<SnapshotName>,
     /// Whether the VM is to be down afterwards.
     pub stop: bool,
+    /// Which older ones are deleted afterwards.
+    pub retention: Retention,
+}
+
+/// Which snapshots are kept when another one was made. The last one is kept in any case, and so are those with a name and the
+/// one that the VM came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention {
     /// How many unnamed ones are kept; `None` for all.
     pub keep: Option<u32>,
+    /// How long an unnamed one is kept; `None` for no limit.
+    pub keep_for: Option<Duration>,
+    /// The oldest unnamed ones are deleted until all snapshots together occupy so many bytes at most; `None` for no limit.
+    pub keep_bytes: Option<u64>,
 }
 
 /// What a snapshot did.
@@ -167,6 +199,8 @@ pub struct SnapshotResult {
     pub snapshot: Option<Manifest>,
     /// Older ones that were pruned.
     pub pruned: Vec<SnapshotId>,
+    /// What all snapshots occupy, in bytes, if that is more than [`Retention::keep_bytes`] and no other may be deleted.
+    pub above_limit: Option<u64>,
     /// What failed after the snapshot was in the list: reading the list, or pruning it.
     pub afterwards: Option<Refusal>,
 }

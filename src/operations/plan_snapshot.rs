@@ -23,7 +23,7 @@ pub(super) async fn plan_snapshot(
     request: SnapshotRequest,
     sources: Sources<'_>,
 ) -> Result<SnapshotPlan, Refusal> {
-    let SnapshotRequest { name, stop, keep: _ } = request;
+    let SnapshotRequest { name, stop, retention: _ } = request;
     must_run(world, &vm.machine).await?;
     must_be_recorded(world, &vm.machine).await?;
     if let Some(name) = &name {

@@ -54,7 +54,7 @@ use super::down::{self, DownPlan, StopMode};
 use super::limits::{LOOK, within};
 use super::outcome::{
     LossReason, OperationResult, PassedOver, Recovered, Refusal, RestoreResult, SnapshotRequest,
-    SnapshotResult,
+    SnapshotResult, find_snapshot,
 };
 use super::plan_snapshot::{examine, plan_snapshot};
 use super::restore::{self, RestorePlan};
@@ -216,24 +216,29 @@ impl<S: Storage> Session<'_, S> {
             return Err(Refusal::NotRunning);
         };
         already(&vm)?;
+        let ended = |report| SnapshotResult {
+            report,
+            snapshot: None,
+            pruned: Vec::new(),
+            above_limit: None,
+            afterwards: None,
+        };
         match self.equip_rebooted(vm).await? {
             OperationResult::Done | OperationResult::Already => {}
-            report => {
-                return Ok(SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None });
-            }
+            report => return Ok(ended(report)),
         }
-        let keep = request.keep;
+        let retention = request.retention;
         let plan = plan_snapshot(self.world, vm, request, self.sources()).await?;
-        let report = self.run(plan, snapshot::table).await?;
-        let mut result = SnapshotResult { report, snapshot: None, pruned: Vec::new(), afterwards: None };
+        let mut result = ended(self.run(plan, snapshot::table).await?);
         if matches!(result.report, OperationResult::Done) {
             // The newest: its number is that of the operation that has just ended.
             match self.listed().await {
                 Ok(mut listed) => result.snapshot = listed.pop().and_then(|newest| newest.manifest.ok()),
                 Err(refusal) => result.afterwards = Some(refusal),
             }
-            if let Err(refusal) = self.prune(keep, &mut result.pruned).await {
-                result.afterwards = Some(refusal);
+            match self.prune(retention, vm.from, &mut result.pruned).await {
+                Ok(above_limit) => result.above_limit = above_limit,
+                Err(refusal) => result.afterwards = Some(refusal),
             }
         }
         Ok(result)
@@ -328,7 +333,7 @@ impl<S: Storage> Session<'_, S> {
         let mut listed = self.listed().await?;
         listed.retain(|one| !before.iter().any(|(id, _)| *id == one.id));
         if let Some(reference) = wanted {
-            let id = find(&listed, reference)?;
+            let id = find_snapshot(&listed, reference)?;
             listed.retain(|one| one.id == id);
         }
         compatibility::choose(self.next, listed.into_iter().rev(), force, &self.interrupt)
@@ -384,7 +389,7 @@ impl<S: Storage> Session<'_, S> {
         snapshot: &SnapshotReference,
     ) -> Result<(SnapshotId, OperationResult), Refusal> {
         self.recover_first().await?;
-        let id = find(&self.listed().await?, snapshot)?;
+        let id = find_snapshot(&self.listed().await?, snapshot)?;
         Ok((id, self.remove(id).await?))
     }
 
@@ -489,9 +494,4 @@ fn already(vm: &RunningVm) -> Result<OperationResult, Refusal> {
         VmCondition::LeftRunning => Err(Refusal::LeftRunning),
         _ => Ok(OperationResult::Already),
     }
-}
-
-fn find(listed: &[ListedSnapshot], wanted: &SnapshotReference) -> Result<SnapshotId, Refusal> {
-    let found = wanted.find(listed).map(|one| one.id);
-    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()))
 }

@@ -11,6 +11,7 @@ use super::label::{self, LabelError};
 use super::layout::{self, STAGING, TRASH, id_of, staging_name, trash_name};
 use super::leaks::LeakSearch;
 use super::manifest::{self, FILE};
+use super::occupied;
 use super::scan;
 use super::verified::VerifiedFiles;
 use crate::files::Folder;
@@ -187,9 +188,15 @@ impl Snapshots {
 #[async_trait]
 impl Catalog for Snapshots {
     async fn list(&self) -> world::Result<Vec<ListedSnapshot>> {
-        let listing = |directory: SnapshotDirectory| {
-            let manifest = directory.manifest?.map_err(Failure::from);
-            Some(ListedSnapshot { id: directory.id, manifest, label: directory.label.map_err(Failure::from) })
+        let root = self.root()?;
+        let occupied = |id: SnapshotId| {
+            let folder = root.folder(id.to_string())?;
+            Ok(folder.map_or(Ok(0), |folder| occupied::bytes_in(&folder))?)
+        };
+        let listing = |SnapshotDirectory { id, manifest, label, .. }: SnapshotDirectory| {
+            let (manifest, label) = (manifest?.map_err(Failure::from), label.map_err(Failure::from));
+            let occupied = occupied(id).map_err(|error: StoreError| error.into());
+            Some(ListedSnapshot { id, manifest, label, occupied })
         };
         Ok(self.survey()?.into_iter().filter_map(listing).collect())
     }

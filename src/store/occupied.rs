@@ -1,4 +1,5 @@
-//! How many snapshots a workspace has, and what their files occupy. Reads no manifest, so that a damaged snapshot counts too.
+//! What the files of snapshots occupy, and how many snapshots a workspace has. Reads no manifest, so that a damaged snapshot
+//! counts too.
 
 use std::io;
 use std::path::Path;
@@ -32,13 +33,20 @@ pub fn snapshots_in(directory: &Path) -> Result<SnapshotTotals, FileError> {
         let listed = layout::id_of(&name, "").map(|_| snapshots.folder(&name)).transpose()?.flatten();
         let Some(snapshot) = listed else { continue };
         totals.count += 1;
-        for file in snapshot.names()? {
-            // st_blocks counts units of 512 bytes (stat(2)).
-            let blocks = snapshot.examine(&file)?.map_or(0, |status| status.st_blocks.unsigned_abs());
-            totals.occupied_bytes = totals.occupied_bytes.saturating_add(blocks.saturating_mul(512));
-        }
+        totals.occupied_bytes = totals.occupied_bytes.saturating_add(bytes_in(&snapshot)?);
     }
     Ok(totals)
+}
+
+/// What the files of this directory occupy, in bytes. A file that is removed meanwhile counts as nothing.
+pub(super) fn bytes_in(snapshot: &Folder) -> Result<u64, FileError> {
+    let mut bytes: u64 = 0;
+    for file in snapshot.names()? {
+        // st_blocks counts units of 512 bytes (stat(2)).
+        let blocks = snapshot.examine(&file)?.map_or(0, |status| status.st_blocks.unsigned_abs());
+        bytes = bytes.saturating_add(blocks.saturating_mul(512));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -68,6 +68,8 @@ kernel = "image/vmlinuz"            # bzImage or vmlinux
 
 # [snapshot]
 # keep = 5                          # prune the oldest unnamed ones; absent: keep all
+# keep-for = "14d"                  # prune unnamed ones that are older (s, min, h, d); absent: keep all
+# keep-size = "50GiB"               # prune the oldest unnamed ones while all occupy more; absent: keep all
 # keep-disks = 1                    # disks of earlier sessions kept when a snapshot's disk takes their place
 # on-leak = "redact"                # a credential found in a snapshot is overwritten there; "fail": no snapshot is made
 "#;

@@ -45,8 +45,8 @@ pub use self::machine::{
     BootId, DiskSpec, Equipment, KeptDisk, KeptDiskId, Machine, Presence, Settlement, UserIds, VmmState,
 };
 pub use self::names::{
-    FileOwner, ImageName, ShareTag, SnapshotId, SnapshotName, SnapshotNote, SnapshotReference, UserName,
-    VariableName, WorkspaceName,
+    FileOwner, ImageName, ReferencedSnapshot, ShareTag, SnapshotId, SnapshotName, SnapshotNote,
+    SnapshotReference, UserName, VariableName, WorkspaceName,
 };
 pub use self::network::{Domain, NamespaceKeeping, NetworkMode, NetworkPolicy, Port, UplinkPool};
 pub use self::network_fault::NetworkFault;
@@ -67,7 +67,7 @@ pub use self::slots::Slot;
 pub use self::snapshots::{
     Depth, FileRecord, Given, HashMethod, ListedSnapshot, Manifest, Origin, SnapshotLabel, SnapshotState,
 };
-pub use self::timeouts::ReadyTimeout;
+pub use self::timeouts::{ReadyTimeout, RetentionTime};
 pub use self::value::InvalidValue;
 pub use self::vmm_choice::VmmChoice;
 pub use crate::engine::record::WorkspaceId;

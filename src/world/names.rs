@@ -75,15 +75,34 @@ text_value!(
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotReference(SnapshotName);
 
+/// The snapshots of a list that a [`SnapshotReference`] means.
+#[derive(Debug)]
+pub enum ReferencedSnapshot<'a> {
+    /// None has that name or number.
+    Absent,
+    /// The only one.
+    One(&'a ListedSnapshot),
+    /// Several have that name, which files that were copied by hand can bring about. Their numbers, in the order of the list.
+    Several(Vec<SnapshotId>),
+}
+
 impl SnapshotReference {
-    /// The snapshot that is meant. A damaged snapshot has no name that could be known, and is found by its number.
+    /// The snapshot that is meant. A damaged snapshot has no name that could be known, and is found by its number. A number
+    /// comes before a name, so that every snapshot can be referred to, whatever the others are named.
     #[must_use]
-    pub fn find<'a>(&self, listed: &'a [ListedSnapshot]) -> Option<&'a ListedSnapshot> {
-        let named = |one: &&ListedSnapshot| {
+    pub fn find<'a>(&self, listed: &'a [ListedSnapshot]) -> ReferencedSnapshot<'a> {
+        if let Some(numbered) = listed.iter().find(|one| one.id.to_string() == self.0.as_str()) {
+            return ReferencedSnapshot::One(numbered);
+        }
+        let is_named = |one: &&ListedSnapshot| {
             one.manifest.as_ref().is_ok_and(|manifest| manifest.name.as_ref() == Some(&self.0))
         };
-        let numbered = |one: &&ListedSnapshot| one.id.to_string() == self.0.as_str();
-        listed.iter().find(named).or_else(|| listed.iter().find(numbered))
+        let named: Vec<_> = listed.iter().filter(is_named).collect();
+        match named.as_slice() {
+            [] => ReferencedSnapshot::Absent,
+            [only] => ReferencedSnapshot::One(only),
+            several => ReferencedSnapshot::Several(several.iter().map(|one| one.id).collect()),
+        }
     }
 }
 
@@ -231,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_comes_before_a_number() {
+    fn a_reference_means_one_snapshot_and_a_number_comes_before_a_name() {
         let listed = |id, name: Option<&str>| {
             let id = SnapshotId(Generation(id));
             let origin = Origin {
@@ -251,15 +270,33 @@ mod tests {
                 given: Default::default(),
                 receipt: None,
             };
-            ListedSnapshot { id, manifest: Ok(manifest), label: Ok(Default::default()) }
+            ListedSnapshot { id, manifest: Ok(manifest), label: Ok(Default::default()), occupied: Ok(0) }
         };
-        let listed = [listed(4, Some("warm")), listed(7, None)];
-        let found =
-            |text: &str| text.parse::<SnapshotReference>().unwrap().find(&listed).map(|one| one.id.0.0);
-        assert_eq!(
-            (found("warm"), found("4"), found("7"), found("07"), found("cold")),
-            (Some(4), Some(4), Some(7), None, None)
-        );
+        let listed = [
+            listed(4, Some("warm")),
+            listed(7, None),
+            listed(8, Some("7")),
+            listed(9, Some("two")),
+            listed(10, Some("two")),
+            listed(11, Some("10")),
+        ];
+        let found = |text: &str| match text.parse::<SnapshotReference>().unwrap().find(&listed) {
+            ReferencedSnapshot::Absent => Vec::new(),
+            ReferencedSnapshot::One(one) => vec![one.id.0.0],
+            ReferencedSnapshot::Several(ids) => ids.iter().map(|id| id.0.0).collect(),
+        };
+        for (text, ids) in [
+            ("warm", &[4][..]),
+            ("4", &[4]),
+            ("7", &[7]),
+            ("8", &[8]),
+            ("07", &[]),
+            ("cold", &[]),
+            ("two", &[9, 10]),
+            ("10", &[10]),
+        ] {
+            assert_eq!(found(text), ids, "{text}");
+        }
         assert_eq!(SnapshotReference::from(SnapshotId(Generation(7))).to_string(), "7");
         for bad in ["", "..", "a/b", "-x"] {
             assert!(bad.parse::<SnapshotReference>().is_err(), "{bad:?}");

@@ -86,6 +86,8 @@ pub struct ListedSnapshot {
     pub manifest: Result<Manifest>,
     /// Its label, or why that cannot be read. A snapshot whose label is damaged has no name that could be known.
     pub label: Result<SnapshotLabel>,
+    /// What its files occupy, in bytes, or why that cannot be found out. Blocks that files share count for each of them.
+    pub occupied: Result<u64>,
 }
 
 impl ListedSnapshot {

@@ -8,7 +8,9 @@ use nixbox::engine::executor::{EngineError, Observer, Unobserved};
 use nixbox::engine::journal::{Journal, Storage};
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{Fault, Host};
-use nixbox::operations::{OperationResult, Recovered, Refusal, Session, SnapshotRequest, described_vm};
+use nixbox::operations::{
+    OperationResult, Recovered, Refusal, Retention, Session, SnapshotRequest, described_vm,
+};
 use nixbox::world::{Generation, SnapshotId, SnapshotName, SnapshotReference, WorkspaceId, World};
 use proptest::test_runner::{Config, FileFailurePersistence};
 
@@ -224,7 +226,7 @@ async fn session(
     let request = |name: Option<&str>, stop| SnapshotRequest {
         name: name.and_then(|name| SnapshotName::try_from(name.to_owned()).ok()),
         stop,
-        keep: None,
+        retention: Retention::default(),
     };
     let report = match command {
         Command::Up => session.up().await,
@@ -253,7 +255,8 @@ async fn session(
         Command::Replace => session.restore(None, true, false).await.map(|warm| warm.report),
         Command::UpWarm => session.warm_up(None).await.map(|warm| warm.report),
         Command::SnapshotKeepOne => {
-            let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
+            let retention = Retention { keep: Some(1), ..Retention::default() };
+            let request = SnapshotRequest { retention, ..SnapshotRequest::default() };
             session.snapshot(request).await.map(|result| result.report)
         }
         Command::DeleteNewest => {

@@ -2,8 +2,8 @@
 
 use nixbox::fakes::{Host, Loss};
 use nixbox::operations::{
-    Incompatibility, NotRestorable, OperationResult, Refusal, RestoreResult, SnapshotRequest, Swept,
-    VmCondition,
+    Incompatibility, NotRestorable, OperationResult, Refusal, RestoreResult, Retention, SnapshotRequest,
+    Swept, VmCondition,
 };
 use nixbox::world::{SnapshotName, SnapshotReference};
 
@@ -120,12 +120,37 @@ fn the_oldest_unnamed_snapshots_are_pruned_except_the_one_that_the_vm_came_from(
     let warm =
         in_session(&host, async |session| session.restore(Some(&reference), false, false).await).unwrap();
     assert!(matches!(warm.report, OperationResult::Done));
-    let request = SnapshotRequest { keep: Some(1), ..SnapshotRequest::default() };
+    let retention = Retention { keep: Some(1), ..Retention::default() };
+    let request = SnapshotRequest { retention, ..SnapshotRequest::default() };
     let result = in_session(&host, async |session| session.snapshot(request).await).unwrap();
     assert!(result.afterwards.is_none(), "{result:?}");
     assert_eq!(result.pruned.iter().map(|id| id.0.0).collect::<Vec<_>>(), [newer]);
     let newest = result.snapshot.unwrap().id.0.0;
     assert_eq!(numbers(&host), [oldest, named, newest]);
+    assert_eq!(host.violations(WORKSPACE), []);
+}
+
+#[test]
+fn a_limit_on_bytes_spares_the_named_the_last_and_the_one_that_the_vm_came_from() {
+    // Each snapshot occupies two bytes here.
+    let host = host_after(54, true, &[Up, Snapshot, Snapshot, Command::SnapshotNamed, Snapshot, Down]);
+    let [first, second, named, newer] = numbers(&host)[..] else { panic!() };
+    let reference = SnapshotReference::from(host.snapshots(WORKSPACE)[1].0);
+    in_session(&host, async |session| session.restore(Some(&reference), false, false).await).unwrap();
+    let snapshot = |keep_bytes, stop| {
+        let retention = Retention { keep_bytes: Some(keep_bytes), ..Retention::default() };
+        let request = SnapshotRequest { retention, stop, ..SnapshotRequest::default() };
+        let result = in_session(&host, async |session| session.snapshot(request).await).unwrap();
+        assert!(result.afterwards.is_none(), "{result:?}");
+        let pruned: Vec<u64> = result.pruned.iter().map(|id| id.0.0).collect();
+        (result.snapshot.unwrap().id.0.0, pruned, result.above_limit)
+    };
+    let (third, pruned, above_limit) = snapshot(8, false);
+    assert_eq!((pruned, above_limit), (vec![first], None));
+    assert_eq!(numbers(&host), [second, named, newer, third]);
+    let (last, pruned, above_limit) = snapshot(3, true);
+    assert_eq!((pruned, above_limit), (vec![newer, third], Some(6)));
+    assert_eq!(numbers(&host), [second, named, last]);
     assert_eq!(host.violations(WORKSPACE), []);
 }
 

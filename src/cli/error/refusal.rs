@@ -7,7 +7,7 @@ use crate::operations::Refusal;
 
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
-        use ExitKind::{Failed, Interrupted, NotFound, Stuck};
+        use ExitKind::{Failed, Interrupted, NotFound, Stuck, Usage};
         let (exit, hint) = match refusal {
             Refusal::Stuck(failure) => return CliError::Stuck(failure).into(),
             Refusal::Engine(EngineError::Journal(error)) => return error.into(),
@@ -58,6 +58,12 @@ impl From<Refusal> for Problem {
                 (Failed, Some("`nixbox down` ends it, and then `nixbox up` starts another"))
             }
             Refusal::NoSuchDisk(_) => (NotFound, Some("`nixbox status` lists the disks that are kept")),
+            Refusal::AmbiguousSnapshot { .. } => (
+                Usage,
+                Some(
+                    "nothing was changed; use a number, and `nixbox snapshot rename NUMBER NAME` gives a snapshot another name",
+                ),
+            ),
             Refusal::NoSuchSnapshot(_) => (NotFound, Some("`nixbox snapshot list` shows the snapshots")),
             Refusal::NoTable(_) | Refusal::UnreadableState(_) | Refusal::Engine(EngineError::NoPlan(_)) => {
                 (Stuck, None)

@@ -1,10 +1,12 @@
-//! Which snapshot a person means.
+//! The list of snapshots, and the names that a person may give to them.
 
 use crate::cli::command::block_on;
-use crate::cli::error::Problem;
+use crate::cli::error::{CliError, Problem};
 use crate::cli::wiring::Wiring;
-use crate::operations::Refusal;
-use crate::world::{ListedSnapshot, SnapshotId, SnapshotName, SnapshotReference};
+use crate::operations::{Refusal, find_snapshot};
+use crate::world::{
+    self, Failure, ListedSnapshot, Manifest, SnapshotId, SnapshotLabel, SnapshotName, SnapshotReference,
+};
 
 /// A name that a person may give to a snapshot.
 pub(super) fn parse_name(text: &str) -> Result<SnapshotName, String> {
@@ -20,10 +22,23 @@ pub(super) fn list_snapshots(wiring: &Wiring) -> Result<Vec<ListedSnapshot>, Pro
     block_on(async { wiring.world.catalog.list().await.map_err(|failure| Refusal::Look(failure).into()) })
 }
 
-pub(super) fn find_snapshot(
-    listed: &[ListedSnapshot],
+/// Takes the snapshot that is meant out of the list: its manifest, and its label or why that cannot be read.
+pub(super) fn take_snapshot(
+    listed: &mut Vec<ListedSnapshot>,
     wanted: &SnapshotReference,
-) -> Result<SnapshotId, Problem> {
-    let found = wanted.find(listed).map(|listing| listing.id);
-    found.ok_or_else(|| Refusal::NoSuchSnapshot(wanted.clone()).into())
+) -> Result<(Manifest, world::Result<SnapshotLabel>), Problem> {
+    let id = find_snapshot(listed, wanted)?;
+    let place = listed.iter().position(|listing| listing.id == id);
+    let Some(ListedSnapshot { manifest, label, .. }) = place.map(|place| listed.remove(place)) else {
+        return Err(Refusal::NoSuchSnapshot(wanted.clone()).into());
+    };
+    Ok((manifest.map_err(|failure| damaged(id, failure))?, label))
+}
+
+pub(super) fn damaged(id: SnapshotId, failure: Failure) -> Problem {
+    if matches!(failure, Failure::Interrupted) {
+        Refusal::Look(failure).into()
+    } else {
+        CliError::DamagedSnapshot(id, failure).into()
+    }
 }

@@ -2,12 +2,12 @@
 //!
 //! Neither of them runs an operation: each is one atomic replacement of a small file under the lock of the workspace.
 
-use super::find::{find_snapshot, list_snapshots, parse_name};
+use super::find::{list_snapshots, parse_name};
 use crate::cli::command::{LockedWorkspace, OpenWorkspace, OutputOptions};
 use crate::cli::error::{self, CliError, Outcome, Problem};
 use crate::cli::preflight::Preflight;
 use crate::cli::{WorkspaceLocation, completions, success};
-use crate::operations::Refusal;
+use crate::operations::{Refusal, find_snapshot};
 use crate::store::StoreError;
 use crate::world::{SnapshotId, SnapshotName, SnapshotNote, SnapshotReference};
 

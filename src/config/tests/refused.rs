@@ -383,6 +383,22 @@ fn values_that_make_no_sense_are_refused_at_their_line() {
             "2:17: snapshot.keep: 0 is not from 1 to 4294967295",
         ),
         (
+            "snapshot.keep-for = \"2w\"",
+            "2:21: snapshot.keep-for is wrong: \"2w\" is not a time: a whole number and one of s, min, h, d, as in \"14d\"",
+        ),
+        (
+            "snapshot.keep-for = \"0d\"",
+            "2:21: snapshot.keep-for is wrong: \"0d\" is not from 1s to 36500d",
+        ),
+        (
+            "snapshot.keep-size = \"50G\"",
+            "2:22: snapshot.keep-size is wrong: \"50G\" is not a size: a whole number and one of B, KiB, MiB, GiB, TiB, as in \"4GiB\"",
+        ),
+        (
+            "snapshot.keep-size = \"0GiB\"",
+            "2:22: snapshot.keep-size: 0B is not at least 1B",
+        ),
+        (
             "snapshot.keep-disks = -1",
             "2:23: snapshot.keep-disks: -1 is not from 0 to 4294967295",
         ),

@@ -21,6 +21,11 @@ impl Catalog for WorkspaceSeams {
                         _ => refused("the manifest is damaged"),
                     },
                     label: Ok(crate::world::SnapshotLabel::default()),
+                    // Disk and RAM take one byte each.
+                    occupied: Ok([RAM, DISK]
+                        .iter()
+                        .map(|name| u64::from(state.files.find(ino, name).is_some()))
+                        .sum()),
                 })
                 .collect();
             listings.sort_by_key(|listing| listing.id);

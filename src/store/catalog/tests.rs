@@ -7,8 +7,8 @@ use crate::files::copy::tests::BytesRead;
 use crate::files::hash::tests::root_of;
 use crate::files::search::value::ValueKind;
 use crate::world::{
-    BootId, Failure, Generation, HashMethod, OnLeak, Origin, Secret, Slot, SnapshotName, SnapshotNote,
-    SnapshotReference, VmmVersion,
+    BootId, Failure, Generation, HashMethod, OnLeak, Origin, ReferencedSnapshot, Secret, Slot, SnapshotName,
+    SnapshotNote, SnapshotReference, VmmVersion,
 };
 
 fn snapshots() -> (tempfile::TempDir, Snapshots) {
@@ -388,7 +388,10 @@ async fn a_renamed_snapshot_has_its_new_name_everywhere_and_stays_whole() {
     let label = list[0].label.as_ref().unwrap();
     assert_eq!((&label.name, &label.note), (&Some(name("cold")), &note("first")));
     assert!(!list[1].is_unnamed());
-    let found = |text: &str| text.parse::<SnapshotReference>().unwrap().find(&list).map(|one| one.id);
+    let found = |text: &str| match text.parse::<SnapshotReference>().unwrap().find(&list) {
+        ReferencedSnapshot::One(one) => Some(one.id),
+        ReferencedSnapshot::Absent | ReferencedSnapshot::Several(_) => None,
+    };
     assert_eq!((found("cold"), found("warm"), found("13")), (Some(id(12)), Some(id(13)), Some(id(13))));
     let taken = snapshots.rename(id(12), name("warm")).unwrap_err();
     assert!(matches!(taken, StoreError::NameTaken { id: other, .. } if other == id(13)), "{taken}");
@@ -421,7 +424,7 @@ async fn a_damaged_label_costs_the_name_and_not_the_snapshot() {
         let list = snapshots.list().await.unwrap();
         assert!(list[0].label.is_err() && list[0].manifest.as_ref().unwrap().name.is_none());
         assert!(!list[0].is_unnamed(), "it may have had a name, so it is not pruned");
-        assert!(SnapshotReference::from(id(12)).find(&list).is_some());
+        assert!(matches!(SnapshotReference::from(id(12)).find(&list), ReferencedSnapshot::One(_)));
         snapshots.verify(id(12), Depth::All, &Interrupt::new()).await.unwrap();
         // A note would lose the name, which nobody knows.
         snapshots.annotate(id(12), note("x")).unwrap_err();
