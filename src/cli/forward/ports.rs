@@ -148,6 +148,35 @@ impl PortPair {
         Ok(pairs)
     }
 
+    /// What is forwarded, for programs.
+    pub(super) fn json(&self, listening: Listening) -> serde_json::Value {
+        let listens = match listening {
+            Listening::Host => "host",
+            Listening::Guest => "guest",
+        };
+        let (key, guest) = match &self.guest {
+            GuestEnd::Port(port) => ("guest_port", serde_json::json!(port)),
+            GuestEnd::Socket(path) => ("guest_socket", serde_json::json!(path)),
+        };
+        serde_json::json!({ "listens": listens, "host": self.host.to_string(), key: guest })
+    }
+
+    /// Whether a person means this pair with a word: what the command line had for it, or the end that listens alone.
+    pub(super) fn is_meant_by(&self, word: &str, listening: Listening) -> bool {
+        let port = match (listening, &self.host, &self.guest) {
+            (Listening::Host, HostEnd::Address(address), _) => Some(address.port()),
+            (Listening::Guest, _, GuestEnd::Port(port)) => Some(*port),
+            _ => None,
+        };
+        let end = match (listening, &self.guest) {
+            (Listening::Host, _) => self.host.to_string(),
+            (Listening::Guest, GuestEnd::Port(port)) => port.to_string(),
+            (Listening::Guest, GuestEnd::Socket(path)) => path.clone(),
+        };
+        let is_port = port.is_some_and(|port| word == port.to_string());
+        is_port || word == end || Self::parse(word, listening).is_ok_and(|pair| pair == *self)
+    }
+
     /// What is forwarded, for people.
     pub(super) fn sentence(&self, listening: Listening) -> String {
         match listening {

@@ -17,6 +17,7 @@ use crate::cli::error;
 use crate::guest::channel::forwarding::{ForwardingError, GuestConnection};
 use crate::guest::channel::{ChannelError, SshSession};
 use crate::guest::ssh_guest::SshGuest;
+use crate::host::process::ProcessExit;
 use crate::world::{Failure, Machine};
 
 /// How many connections to one port are carried at once. More wait until one of them ends.
@@ -32,6 +33,15 @@ const MOST_IDLE: usize = 8;
 pub(super) enum ForwardError {
     #[error("the SSH connection to the guest has ended, so no port is forwarded any more")]
     Lost(#[source] Option<ChannelError>),
+    #[error("the VM has ended, so no port is forwarded any more")]
+    VmGone,
+    #[error("the process that was to forward ports in the background ended with {0} before it served")]
+    Ended(ProcessExit),
+    /// A person may have interrupted the command.
+    #[error("the command that asked for the ports ended before they could be used, so no port is forwarded")]
+    Unasked(#[source] io::Error),
+    #[error("cannot give up capabilities, so no port is forwarded in the background")]
+    Capabilities(#[source] io::Error),
     #[error("cannot connect to the guest to forward a port")]
     Connect(#[source] Failure),
     #[error("cannot forward a port of the guest")]
@@ -41,17 +51,22 @@ pub(super) enum ForwardError {
 }
 
 /// Says why a connection was closed, once for each port.
-#[derive(Default)]
-struct Notice(Cell<bool>);
+struct Notice<'a> {
+    is_told: Cell<bool>,
+    tell: &'a dyn Fn(&str),
+}
 
-impl Notice {
+impl<'a> Notice<'a> {
+    fn new(tell: &'a dyn Fn(&str)) -> Self {
+        Self { is_told: Cell::new(false), tell }
+    }
+
     fn tell(&self, pair: &PortPair, error: &(dyn std::error::Error + 'static)) {
-        if !self.0.replace(true) {
+        if !self.is_told.replace(true) {
             let PortPair { host, guest } = pair;
             let why = error::chain(error);
-            error::print_stderr(&format!(
-                "nixbox: a connection between {host} and {guest} was closed: {why}; further ones are closed \
-                 without a message\n"
+            (self.tell)(&format!(
+                "a connection between {host} and {guest} was closed: {why}; further ones are closed without a message"
             ));
         }
     }
@@ -61,14 +76,16 @@ impl Notice {
 pub(super) struct PortServer<'a> {
     guest: &'a SshGuest,
     machine: &'a Machine,
+    /// Prints what becomes of connections.
+    tell: &'a dyn Fn(&str),
     idle: RefCell<Vec<SshSession>>,
     logins: Semaphore,
 }
 
 impl<'a> PortServer<'a> {
-    pub(super) fn new(guest: &'a SshGuest, machine: &'a Machine) -> Self {
+    pub(super) fn new(guest: &'a SshGuest, machine: &'a Machine, tell: &'a dyn Fn(&str)) -> Self {
         let logins = Semaphore::new(LOGINS_AT_ONCE);
-        Self { guest, machine, idle: RefCell::default(), logins }
+        Self { guest, machine, tell, idle: RefCell::default(), logins }
     }
 
     /// Carries the connections to a port of this host.
@@ -77,7 +94,7 @@ impl<'a> PortServer<'a> {
         listener: HostListener,
         pair: &PortPair,
     ) -> Result<(), ForwardError> {
-        let notice = Notice::default();
+        let notice = Notice::new(self.tell);
         let mut carried = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -92,7 +109,13 @@ impl<'a> PortServer<'a> {
         }
     }
 
-    async fn carry(&self, socket: Box<dyn HostStream>, from: SocketAddr, pair: &PortPair, notice: &Notice) {
+    async fn carry(
+        &self,
+        socket: Box<dyn HostStream>,
+        from: SocketAddr,
+        pair: &PortPair,
+        notice: &Notice<'_>,
+    ) {
         if let Err(error) = self.try_to_carry(socket, from, pair).await {
             notice.tell(pair, &error);
         }
@@ -143,10 +166,13 @@ impl<'a> PortServer<'a> {
         &self,
         port: u16,
         pair: &'p PortPair,
-    ) -> Result<GuestListener<'p>, ForwardError> {
+    ) -> Result<GuestListener<'p>, ForwardError>
+    where
+        'a: 'p,
+    {
         let session = self.connect().await?;
         let connections = session.listen_on_port(port).await.map_err(ForwardError::Port)?;
-        Ok(GuestListener { session, connections, pair })
+        Ok(GuestListener { session, connections, pair, tell: self.tell })
     }
 }
 
@@ -155,12 +181,13 @@ pub(super) struct GuestListener<'p> {
     session: SshSession,
     connections: mpsc::Receiver<GuestConnection>,
     pair: &'p PortPair,
+    tell: &'p dyn Fn(&str),
 }
 
 impl GuestListener<'_> {
     /// Carries the connections to the port.
     pub(super) async fn serve(mut self) -> Result<(), ForwardError> {
-        let notice = Notice::default();
+        let notice = Notice::new(self.tell);
         let mut carried = FuturesUnordered::new();
         loop {
             tokio::select! {
@@ -175,7 +202,7 @@ impl GuestListener<'_> {
 }
 
 /// Carries a connection that a program of the guest has made to a port of this host.
-async fn carry_to_host(connection: GuestConnection, pair: &PortPair, notice: &Notice) {
+async fn carry_to_host(connection: GuestConnection, pair: &PortPair, notice: &Notice<'_>) {
     match sockets::connect(&pair.host).await {
         Ok(socket) => {
             connection.accept().await.relay(socket).await;
