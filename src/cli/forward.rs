@@ -8,6 +8,7 @@ use super::visible::visible_json;
 use super::{WorkspaceLocation, success};
 use crate::host::forwards::ForwardDaemonError;
 use background::BackgroundStart;
+use obstacle::SocketObstacle;
 use ports::{Listening, PortError};
 use server::ForwardError;
 use serving::WantedForward;
@@ -15,6 +16,7 @@ use serving::WantedForward;
 pub(super) mod background;
 pub(super) mod ended;
 mod listing;
+mod obstacle;
 mod ports;
 mod server;
 mod serving;
@@ -27,8 +29,9 @@ mod sockets;
 /// host only programs of this host can connect, unless HOST is an address that others reach. With --remote it is the other way
 /// round: programs in the VM that connect to the first PORT of its loopback reach the second PORT of HOST.
 ///
-/// A PORT can be the absolute path of a Unix socket; not the first one with --remote. The SSH server of the VM has to be OpenSSH
-/// for a socket there.
+/// A PORT can be the absolute path of a Unix socket. The SSH server of the VM has to be OpenSSH for a socket there. With
+/// --remote OpenSSH makes the socket, for its user alone, and leaves the file there afterwards: nixbox removes no file of the VM,
+/// so remove it before the next time, or set StreamLocalBindUnlink in the sshd_config of the VM.
 ///
 /// The ports are forwarded as long as the command runs and the VM does: until Ctrl-C. A line is printed for each once it can be
 /// used. With --background the command returns then, and a process goes on until `nixbox forward stop`, or the end of the VM;
@@ -38,7 +41,8 @@ mod sockets;
 #[command(after_help = "Example: nixbox forward 8080 5433:5432\n\
     Example: nixbox forward --background 8080 && nixbox forward stop 8080\n\
     Example: nixbox forward 2375:/var/run/docker.sock\n\
-    Example: nixbox forward --remote 11434")]
+    Example: nixbox forward --remote 11434\n\
+    Example: nixbox forward --remote /tmp/agent.sock:/run/user/1000/agent.sock")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Option<ForwardCommand>,
@@ -123,6 +127,10 @@ impl From<ForwardError> for Problem {
     fn from(error: ForwardError) -> Self {
         let hint = match error {
             ForwardError::Lost(_) | ForwardError::VmGone => Some("`nixbox status` says whether the VM runs"),
+            ForwardError::Socket { obstacle: SocketObstacle::Exists, .. } => Some(
+                "OpenSSH leaves the socket of a former forward there; with `StreamLocalBindUnlink yes` in the sshd_config of \
+                 the guest, it makes it anew",
+            ),
             _ => None,
         };
         let problem = Self::new(ExitKind::Failed, error);

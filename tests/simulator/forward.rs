@@ -86,12 +86,7 @@ fn unix_sockets_of_this_host_are_forwarded() {
     assert!(told[0].starts_with(path.to_str().unwrap()), "{told:?}");
     std::thread::scope(|scope| {
         scope.spawn(|| answer_once(&program));
-        let mut socket = UnixStream::connect(&path).unwrap();
-        socket.write_all(b"question").unwrap();
-        socket.shutdown(Shutdown::Write).unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        assert_eq!(answer, "QUESTION");
+        assert_eq!(ask_socket(&path), "QUESTION");
     });
     assert_eq!(end(child, Some(Signal::INT)).code, Some(0));
     assert!(!path.exists());
@@ -360,4 +355,69 @@ fn a_forward_ends_with_its_vm() {
     workspace.ok(&["snapshot", "--stop"]);
     until_ended(&workspace, near);
     assert!(!workspace.check());
+}
+
+/// Asks on a Unix socket.
+fn ask_socket(path: &std::path::Path) -> String {
+    let mut socket = UnixStream::connect(path).unwrap();
+    socket.write_all(b"question").unwrap();
+    socket.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn unix_sockets_of_the_guest_are_forwarded_both_ways() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    let program = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = program.local_addr().unwrap().port();
+    // The file of this machine that stands for the guest's.
+    let file = |name: &str| workspace.runtime().join("guest/tmp").join(name);
+    let pair = format!("/tmp/x.sock:{far}");
+    let (child, told) = forward(&workspace, &["--remote", "--json", &pair], 1);
+    let line: serde_json::Value = serde_json::from_str(&told[0]).unwrap();
+    assert_eq!((&line["listens"], &line["guest_socket"]), (&"guest".into(), &"/tmp/x.sock".into()));
+    // And from this host to the socket in the guest, which leads back.
+    let near = free_port();
+    let (other, _) = forward(&workspace, &[&format!("{near}:/tmp/x.sock")], 1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..2).for_each(|_| answer_once(&program)));
+        assert_eq!(ask(near), "QUESTION");
+        assert_eq!(ask_socket(&file("x.sock")), "QUESTION");
+    });
+    assert_eq!(end(child, Some(Signal::INT)).code, Some(0));
+    assert_eq!(end(other, Some(Signal::INT)).code, Some(0));
+    // The file stays in the guest, where nixbox removes nothing.
+    assert!(file("x.sock").exists());
+    std::fs::write(file("precious"), "precious").unwrap();
+    let long = format!("/{}:{far}", "s".repeat(107));
+    for (pair, code, words) in [
+        (pair.as_str(), 1, "/tmp/x.sock of the guest: it exists already: remove it in the guest"),
+        ("/tmp/precious:1", 1, "exists already"),
+        ("/tmp/none/x.sock:1", 1, "directory is missing"),
+        ("/tmp/it's $HOME/x.sock:1", 1, "directory is missing"),
+        ("/tmp/x.sock", 2, "[HOST:]PORT[:PORT]"),
+        ("/tmp/x.sock:0", 2, "not a port"),
+        (&long, 2, "107 bytes"),
+    ] {
+        for background in [&[][..], &["--background"]] {
+            let said = workspace.run(&[&["forward", "--remote"], background, &[pair]].concat());
+            assert_eq!(said.code, Some(code), "{pair}: {said:?}");
+            assert!(said.stderr.contains(words), "{pair}: {said:?}");
+            assert_eq!(said.stdout, "", "{pair}");
+        }
+    }
+    assert_eq!(std::fs::read_to_string(file("precious")).unwrap(), "precious");
+    workspace.guest("rm /tmp/x.sock");
+    in_background(&workspace, &["--remote", &pair]);
+    let list = workspace.ok(&["forward", "list"]).stdout;
+    assert!(list.contains(&format!("/tmp/x.sock of the guest leads to 127.0.0.1:{far}")), "{list}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| answer_once(&program));
+        assert_eq!(ask_socket(&file("x.sock")), "QUESTION");
+    });
+    workspace.ok(&["forward", "stop", "/tmp/x.sock"]);
+    assert!(listed(&workspace).is_empty());
 }

@@ -103,7 +103,9 @@ impl ListedForward {
     fn lines(&self) -> Vec<String> {
         let pid = self.daemon.pid();
         let Some(DescribedForward { vm, since_ms, wanted }) = &self.described else {
-            return vec![format!("{pid:>7}  (another version of nixbox has started it)")];
+            return vec![format!(
+                "{pid:>7}  (it is being started, or another version of nixbox has started it)"
+            )];
         };
         let (since, vm) = (utc(*since_ms), vm.to_string());
         wanted.sentences().map(|sentence| format!("{pid:>7}  {since:20}  {vm:>4}  {sentence}")).collect()

@@ -11,6 +11,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Semaphore, mpsc};
 
+use super::obstacle::SocketObstacle;
 use super::ports::{GuestEnd, PortPair};
 use super::sockets::{self, HostListener, HostStream};
 use crate::cli::error;
@@ -46,6 +47,8 @@ pub(super) enum ForwardError {
     Connect(#[source] Failure),
     #[error("cannot forward a port of the guest")]
     Port(#[source] ForwardingError),
+    #[error("cannot listen on {path} of the guest: {obstacle}")]
+    Socket { path: String, obstacle: SocketObstacle },
     #[error("cannot accept connections any more")]
     Accept(#[source] io::Error),
 }
@@ -161,22 +164,25 @@ impl<'a> PortServer<'a> {
         self.guest.connect_for_relay(self.machine).await.map_err(ForwardError::Connect)
     }
 
-    /// Makes the guest listen on a port, for which connections come to the host's end of the pair.
+    /// Makes the guest listen on its end of the pair, for which connections come to the host's end.
     pub(super) async fn listen_in_guest<'p>(
         &self,
-        port: u16,
         pair: &'p PortPair,
     ) -> Result<GuestListener<'p>, ForwardError>
     where
         'a: 'p,
     {
         let session = self.connect().await?;
-        let connections = session.listen_on_port(port).await.map_err(ForwardError::Port)?;
+        let listens = match &pair.guest {
+            GuestEnd::Port(port) => session.listen_on_port(*port).await,
+            GuestEnd::Socket(path) => session.listen_on_socket(path).await,
+        };
+        let connections = listens.map_err(ForwardError::Port)?;
         Ok(GuestListener { session, connections, pair, tell: self.tell })
     }
 }
 
-/// A port of the guest on which its SSH server listens.
+/// A port or socket of the guest on which its SSH server listens.
 pub(super) struct GuestListener<'p> {
     session: SshSession,
     connections: mpsc::Receiver<GuestConnection>,

@@ -5,12 +5,15 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::ports::{GuestEnd, Listening, PortError, PortPair};
-use super::server::{ForwardError, PortServer};
+use super::obstacle::SocketObstacle;
+use super::ports::{Listening, PortError, PortPair};
+use super::server::{ForwardError, GuestListener, PortServer};
 use super::sockets::bind_all;
 use crate::cli::equipped::{self, EquippedGuest};
 use crate::cli::error::Problem;
 use crate::cli::{WorkspaceLocation, signals};
+use crate::guest::channel::forwarding::ForwardingError;
+use crate::guest::shell::Shell;
 
 /// How often the VMM is asked whether it has the VM. Mostly the connection to the guest ends first.
 const WATCH: Duration = Duration::from_secs(2);
@@ -55,30 +58,19 @@ pub(super) fn serve(
     let ended = runtime.block_on(async {
         let server = PortServer::new(&wiring.guest, &vm.machine, tell);
         let interrupted = signals::first()?;
-        let carried = async {
-            match listening {
-                Listening::Host => {
-                    let listeners = bind_all(pairs).await?;
-                    ready()?;
-                    let served = listeners.into_iter().zip(pairs);
-                    try_join_all(served.map(|(listener, pair)| server.serve_host(listener, pair))).await?;
-                }
-                Listening::Guest => {
-                    let mut listeners = Vec::new();
-                    for pair in pairs {
-                        if let GuestEnd::Port(port) = pair.guest {
-                            listeners.push(server.listen_in_guest(port, pair).await?);
-                        }
-                    }
-                    ready()?;
-                    try_join_all(listeners.into_iter().map(|listener| listener.serve())).await?;
-                }
-            }
-            Ok::<_, Problem>(())
-        };
         let served = async {
+            let (on_host, in_guest) = match listening {
+                Listening::Host => (bind_all(pairs).await?, Vec::new()),
+                Listening::Guest => (Vec::new(), listen_in_guest(&server, pairs, &shell).await?),
+            };
+            ready()?;
+            let on_host = on_host.into_iter().zip(pairs);
+            let on_host = try_join_all(on_host.map(|(listener, pair)| server.serve_host(listener, pair)));
+            let in_guest = try_join_all(in_guest.into_iter().map(|listener| listener.serve()));
+            // Nothing ends what serves but an error.
+            let carried = async { tokio::try_join!(on_host, in_guest) };
             tokio::select! {
-                served = carried => served,
+                carried = carried => carried.map(drop).map_err(Problem::from),
                 why = shell.session.ended() => Err(ForwardError::Lost(why).into()),
             }
         };
@@ -91,6 +83,25 @@ pub(super) fn serve(
     });
     runtime.shutdown_background();
     ended
+}
+
+/// Makes the guest listen on the ports and sockets of the pairs.
+async fn listen_in_guest<'a>(
+    server: &PortServer<'a>,
+    pairs: &'a [PortPair],
+    shell: &Shell,
+) -> Result<Vec<GuestListener<'a>>, ForwardError> {
+    let mut listeners = Vec::new();
+    for pair in pairs {
+        listeners.push(match server.listen_in_guest(pair).await {
+            Err(ForwardError::Port(ForwardingError::NotListeningOnSocket { path })) => {
+                let obstacle = SocketObstacle::at(shell, &path).await;
+                return Err(ForwardError::Socket { path, obstacle });
+            }
+            listener => listener?,
+        });
+    }
+    Ok(listeners)
 }
 
 /// Lets this process have as many descriptors open as it may, because each connection takes three.
