@@ -81,7 +81,11 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
             BackgroundStart::Serves(pid) => pid,
             BackgroundStart::Refused(code) => return Ok(code),
         };
-        arguments.tell(&wanted, Some(pid))?;
+        if let Err(problem) = arguments.tell(&wanted, Some(pid)) {
+            // A person is told that the command failed, so it leaves nothing.
+            ended::end_one(location.workspace()?.id(), pid)?;
+            return Err(problem);
+        }
     } else {
         let tell = |text: &str| error::print_stderr(&format!("nixbox: {text}\n"));
         serving::serve(location, guest, &wanted, &tell, || arguments.tell(&wanted, None))?;

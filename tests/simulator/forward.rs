@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::workspace::{LIMIT, Said, Workspace};
+use crate::workspace::{LIMIT, Said, Workspace, nixbox_in};
 
 /// A port that was free a moment ago.
 fn free_port() -> u16 {
@@ -257,6 +257,10 @@ fn ports_are_forwarded_in_the_background_until_they_are_stopped() {
         assert_eq!(said.code, Some(code), "{arguments:?}: {said:?}");
         assert!(said.stderr.contains(words), "{arguments:?}: {said:?}");
     }
+    // Neither does a command that cannot say that it has succeeded.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = workspace.command(&["forward", "-b", &free_port().to_string()]);
+    assert_eq!(command.stdout(full).output().unwrap().status.code(), Some(1));
     assert_eq!(listed(&workspace).len(), 3);
 
     // A snapshot, and what else is done with a VM, does not mind.
@@ -420,4 +424,32 @@ fn unix_sockets_of_the_guest_are_forwarded_both_ways() {
     });
     workspace.ok(&["forward", "stop", "/tmp/x.sock"]);
     assert!(listed(&workspace).is_empty());
+}
+
+#[test]
+fn a_forward_that_hangs_does_not_keep_a_workspace() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    let near = free_port();
+    let hangs = in_background(&workspace, &[&near.to_string()]);
+    let doctor = workspace.run(&["doctor"]);
+    assert!(!doctor.stdout.contains("forward") && !doctor.stderr.contains("forward"), "{doctor:?}");
+    let id = workspace.status_text("id");
+    kill_process(Pid::from_raw(hangs).unwrap(), Signal::STOP).unwrap();
+    let vmm = workspace.vmm();
+    kill_process(Pid::from_raw(vmm).unwrap(), Signal::KILL).unwrap();
+    let since = Instant::now();
+    while workspace.marked().iter().any(|process| process.pid == vmm) {
+        assert!(since.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // It is no process of a VM.
+    let list = nixbox_in("/", &["list", "--json"]).json();
+    let row = list.as_array().unwrap().iter().find(|one| one["id"] == id.as_str()).unwrap();
+    assert_eq!(row["processes"], serde_json::json!([]), "{row}");
+    std::fs::remove_dir_all(workspace.path()).unwrap();
+    let said = nixbox_in("/", &["forget", &id]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(workspace.marked().is_empty());
+    drop(TcpListener::bind(("127.0.0.1", near)).unwrap());
 }

@@ -24,6 +24,20 @@ pub(super) fn end_those_of_other_vms(workspace: WorkspaceId, memory: Generation)
     })
 }
 
+/// Ends the process with this id, if it forwards ports of the workspace.
+///
+/// # Errors
+/// If it cannot be found, or is still there.
+pub(super) fn end_one(workspace: WorkspaceId, pid: u32) -> Result<(), Problem> {
+    let forwards = ForwardDaemons::new(workspace);
+    block_on(async {
+        for forward in forwards.find()?.iter().filter(|forward| forward.pid() == pid) {
+            forwards.end(forward).await?;
+        }
+        Ok(())
+    })
+}
+
 /// Ends all processes that forward ports of the workspace, which has no VM.
 ///
 /// # Errors
