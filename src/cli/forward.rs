@@ -33,7 +33,7 @@ mod sockets;
 /// --remote OpenSSH makes the socket, for its user alone, and leaves the file there afterwards: nixbox removes no file of the VM,
 /// so remove it before the next time, or set StreamLocalBindUnlink in the sshd_config of the VM.
 ///
-/// The ports are forwarded as long as the command runs and the VM does: until Ctrl-C. A line is printed for each once it can be
+/// The ports are forwarded as long as the command runs and the VM does, also if the VM is rebooted: until Ctrl-C. A line is printed for each once it can be
 /// used. With --background the command returns then, and a process goes on until `nixbox forward stop`, or the end of the VM;
 /// `nixbox logs forwards` shows what the process has written.
 #[derive(Debug, clap::Args)]
@@ -130,7 +130,7 @@ impl From<PortError> for Problem {
 impl From<ForwardError> for Problem {
     fn from(error: ForwardError) -> Self {
         let hint = match error {
-            ForwardError::Lost(_) | ForwardError::VmGone => Some("`nixbox status` says whether the VM runs"),
+            ForwardError::VmGone => Some("`nixbox status` says whether the VM runs"),
             ForwardError::Socket { obstacle: SocketObstacle::Exists, .. } => Some(
                 "OpenSSH leaves the socket of a former forward there; with `StreamLocalBindUnlink yes` in the sshd_config of \
                  the guest, it makes it anew",

@@ -453,3 +453,53 @@ fn a_forward_that_hangs_does_not_keep_a_workspace() {
     assert!(workspace.marked().is_empty());
     drop(TcpListener::bind(("127.0.0.1", near)).unwrap());
 }
+
+#[test]
+fn ports_are_forwarded_again_when_the_guest_was_rebooted() {
+    let workspace = Workspace::new("simulator", false);
+    workspace.ok(&["up"]);
+    let program = TcpListener::bind("127.0.0.1:0").unwrap();
+    let far = program.local_addr().unwrap().port();
+    // It ends with the test.
+    std::thread::spawn(move || {
+        for socket in program.incoming() {
+            let mut socket = socket.unwrap();
+            // The other end may be gone, as after a reboot.
+            socket.write_all(b"answer").ok();
+        }
+    });
+    let answers = |port: u16| {
+        let mut answer = String::new();
+        TcpStream::connect(("127.0.0.1", port))
+            .is_ok_and(|mut socket| socket.read_to_string(&mut answer).is_ok())
+            && answer == "answer"
+    };
+    let (near, remote) = (free_port(), free_port());
+    let known = [
+        in_background(&workspace, &[&format!("{near}:{far}")]),
+        in_background(&workspace, &["--remote", &format!("{remote}:{far}")]),
+    ];
+    for _ in 0..2 {
+        assert!(answers(near) && answers(remote));
+        workspace.run(&["run", "--", "reboot"]);
+        let since = Instant::now();
+        let wait = || {
+            assert!(since.elapsed() < LIMIT, "{:?}", workspace.run(&["logs", "forwards"]));
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        while workspace.status()["vm"]["rebooted"] != true {
+            wait();
+        }
+        workspace.ok(&["run", "true"]);
+        // A kept connection that has broken is no obstacle.
+        assert!(answers(near), "{:?}", workspace.run(&["logs", "forwards"]));
+        while !answers(remote) {
+            wait();
+        }
+    }
+    let mut listed = listed(&workspace);
+    listed.sort_unstable();
+    let mut known = known.map(i64::from);
+    known.sort_unstable();
+    assert_eq!(listed, known);
+}

@@ -1,4 +1,5 @@
-//! Forwards the ports of one command: until a signal, the end of the VM, or an error.
+//! Forwards the ports of one command: until a signal, the end of the VM, or an error. A guest that is rebooted is connected to
+//! again.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::cli::{WorkspaceLocation, signals};
 use crate::guest::channel::forwarding::ForwardingError;
 use crate::guest::shell::Shell;
 
-/// How often the VMM is asked whether it has the VM. Mostly the connection to the guest ends first.
+/// How often the VMM is asked whether it has the VM.
 const WATCH: Duration = Duration::from_secs(2);
 
 /// What is to be forwarded.
@@ -44,7 +45,7 @@ impl WantedForward {
 /// Forwards until a signal comes. Calls `ready` once every port can be used, and `tell` with what becomes of connections.
 ///
 /// # Errors
-/// Those of `ready`; if a port cannot be used; if the VM or the connection to its guest has ended.
+/// Those of `ready`; if a port cannot be used; if the VM has ended.
 pub(super) fn serve(
     location: &WorkspaceLocation,
     guest: EquippedGuest,
@@ -52,7 +53,7 @@ pub(super) fn serve(
     tell: &dyn Fn(&str),
     ready: impl FnOnce() -> Result<(), Problem>,
 ) -> Result<(), Problem> {
-    let EquippedGuest { wiring, vm, mut shell, runtime } = guest;
+    let EquippedGuest { wiring, vm, shell, runtime } = guest;
     let WantedForward { listening, pairs } = wanted;
     allow_many_connections();
     let ended = runtime.block_on(async {
@@ -63,16 +64,14 @@ pub(super) fn serve(
                 Listening::Host => (bind_all(pairs).await?, Vec::new()),
                 Listening::Guest => (Vec::new(), listen_in_guest(&server, pairs, &shell).await?),
             };
+            shell.session.close().await;
             ready()?;
             let on_host = on_host.into_iter().zip(pairs);
             let on_host = try_join_all(on_host.map(|(listener, pair)| server.serve_host(listener, pair)));
-            let in_guest = try_join_all(in_guest.into_iter().map(|listener| listener.serve()));
+            let in_guest = try_join_all(in_guest.into_iter().map(|listener| server.serve_guest(listener)));
             // Nothing ends what serves but an error.
-            let carried = async { tokio::try_join!(on_host, in_guest) };
-            tokio::select! {
-                carried = carried => carried.map(drop).map_err(Problem::from),
-                why = shell.session.ended() => Err(ForwardError::Lost(why).into()),
-            }
+            tokio::try_join!(on_host, in_guest)?;
+            Ok(())
         };
         tokio::select! {
             served = equipped::until_vm_ends(location, &wiring, &vm, WATCH, served) => {
