@@ -27,7 +27,7 @@ use crate::store::built::BuiltRecord;
 use crate::store::journal_files::FileStorage;
 use crate::workspace::registry::{Registry, RegistryError};
 use crate::workspace::{self, Lock, MoveError, Workspace, WorkspaceError};
-use crate::world::{Failure, Generation, VmmState};
+use crate::world::{Failure, Generation, VmmState, WorkspaceId};
 
 mod observers;
 
@@ -354,6 +354,11 @@ impl LockedWorkspace {
             obeyed.write_down()?;
         }
         Ok(Self { config, progress, journal_problem, wiring, next, workspace, _lock: lock })
+    }
+
+    /// The workspace's id.
+    pub(super) fn id(&self) -> WorkspaceId {
+        self.workspace.id()
     }
 
     /// The directory of everything of the workspace that a guest must not reach.

@@ -2,6 +2,7 @@
 
 use super::command::{LockedWorkspace, OutputOptions};
 use super::error::{self, CliError, Outcome};
+use super::forward::ended;
 use super::preflight::Preflight;
 use super::{WorkspaceLocation, success};
 use crate::operations;
@@ -28,6 +29,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
     let location = of_id.as_ref().unwrap_or(location);
     let workspace = match LockedWorkspace::open(location, "down", Preflight::EndVm, arguments.output) {
         Err(problem) if location.id.is_some() && problem.is_not_running() => {
+            location.id.into_iter().for_each(end_forwards);
             return report(false, arguments.output);
         }
         opened => opened?,
@@ -36,6 +38,7 @@ pub(super) fn run(location: &WorkspaceLocation, arguments: &Arguments) -> Outcom
         return end_without_journal(&workspace, &problem.one_line(), arguments.output);
     }
     let stopped = workspace.run(async |session| error::check_result(session.down().await?))?;
+    end_forwards(workspace.id());
     report(stopped, arguments.output)
 }
 
@@ -45,6 +48,14 @@ fn report(stopped: bool, output: OutputOptions) -> Outcome {
     success()
 }
 
+/// Ends the processes that forward ports of the VM in the background. They end by themselves, but the ports of this host are
+/// free when the command returns. The VM is down if that fails, so the command does not fail.
+fn end_forwards(workspace: WorkspaceId) {
+    if let Err(problem) = ended::end_all(workspace) {
+        error::print_stderr(&format!("nixbox: no VM is running any more; {}\n", problem.one_line()));
+    }
+}
+
 /// Ends the VM by what can be found of it on this host. The journal stays as it is.
 fn end_without_journal(workspace: &LockedWorkspace, why: &str, output: OutputOptions) -> Outcome {
     let ended = workspace.interruptible(async |_| {
@@ -52,6 +63,7 @@ fn end_without_journal(workspace: &LockedWorkspace, why: &str, output: OutputOpt
             .await
             .map_err(|failure| CliError::End(failure).into())
     })?;
+    end_forwards(workspace.id());
     let removed: Vec<String> = ended.iter().map(ToString::to_string).collect();
     let what = if removed.is_empty() { "nothing was running".to_owned() } else { removed.join(", ") };
     let json = serde_json::json!({ "result": "without-journal", "why": why, "removed": removed });

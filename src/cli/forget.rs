@@ -1,6 +1,7 @@
 //! `nixbox forget`.
 
 use super::error::{self, Outcome};
+use super::forward::ended;
 use super::ssh_config::installed;
 use super::{WorkspaceLocation, success};
 use crate::workspace::registry::Registry;
@@ -20,6 +21,8 @@ pub(super) struct Arguments {
 pub(super) fn run(_: &WorkspaceLocation, arguments: &Arguments) -> Outcome {
     let registry = Registry::open(&WorkspaceLocation::places()?)?;
     let forgotten = registry.forget(arguments.id)?;
+    // A process that still forwards ports of a VM that has ended does so for a moment only.
+    ended::end_all(arguments.id)?;
     installed::remove(&installed::home()?, arguments.id)?;
     let state = forgotten.state_directory();
     error::print(&format!("removed {}, the state of {}", state.display(), forgotten.path.display()))?;

@@ -1,7 +1,7 @@
 //! `nixbox logs`. The command only reads, and takes no lock.
 //!
 //! The VMM and the daemons write their logs to the runtime directory, each to a file of its own with the generation in its
-//! name. [`tail`] reads such a file from its end on.
+//! name. What forwards ports in the background writes to one file. [`tail`] reads such a file from its end on.
 
 use std::collections::BTreeMap;
 
@@ -9,6 +9,7 @@ use clap::ValueEnum;
 
 use super::command::OpenWorkspace;
 use super::error::{self, CliError, Outcome};
+use super::forward::background;
 use super::{WorkspaceLocation, success};
 use crate::files::Folder;
 use crate::files::changes::DirectoryChanges;
@@ -46,11 +47,16 @@ enum LogOwner {
     Shares,
     /// The DHCP and DNS server of the VM
     Network,
+    /// What forwards ports in the background
+    Forwards,
 }
 
 impl LogOwner {
     /// The label of a log with this file name, and the number in the name by which the newest one is found.
     fn label(self, file: &str) -> Option<(String, u64)> {
+        if self == Self::Forwards {
+            return (file == background::LOG).then(|| ("forwards".to_owned(), 0));
+        }
         let stem = file.strip_suffix(".log")?;
         if self == Self::Network {
             return (stem == "dnsmasq").then(|| ("network".to_owned(), 0));
@@ -126,6 +132,8 @@ mod tests {
             "share-1-2.log",
             "share-1-10.log",
             "dnsmasq.log",
+            "forwards.log",
+            "forward-1.log",
             "events-4.log",
             "vmm-2.sock",
         ] {
@@ -134,6 +142,7 @@ mod tests {
         let of = |whose: &[LogOwner]| newest(&folder, whose).unwrap().into_values().collect::<Vec<_>>();
         assert_eq!(of(&[LogOwner::Console]), ["serial-10.log"]);
         assert_eq!(of(&[LogOwner::Vmm, LogOwner::Network]), ["dnsmasq.log", "vmm-2.log"]);
+        assert_eq!(of(&[LogOwner::Forwards]), ["forwards.log"]);
         assert_eq!(of(&[LogOwner::Shares]), ["share-0-2.log", "share-1-10.log"]);
     }
 }

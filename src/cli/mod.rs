@@ -144,6 +144,8 @@ enum NixboxCommand {
     #[command(hide = true)]
     SshProxy(ssh_config::ProxyArguments),
     #[command(hide = true)]
+    ForwardDaemon(forward::background::DaemonArguments),
+    #[command(hide = true)]
     GuestConnection(network_namespace::ConnectionArguments),
 }
 
@@ -289,6 +291,7 @@ fn run(location: &WorkspaceLocation, command: NixboxCommand) -> Outcome {
         NixboxCommand::Completions(arguments) => completions::run(location, &arguments),
         NixboxCommand::Man(arguments) => completions::run_man(location, &arguments),
         NixboxCommand::Simulator(arguments) => simulator::run(location, arguments),
+        NixboxCommand::ForwardDaemon(arguments) => forward::background::run_daemon(location, &arguments),
         NixboxCommand::GuestConnection(arguments) => network_namespace::run_connection(&arguments),
     }
 }

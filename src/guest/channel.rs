@@ -27,7 +27,7 @@ use super::last_words::last_words;
 use crate::world::UserName;
 use command::{CaptureSink, Reader, converse, drain};
 use error::KnownEnd;
-use forwarding::AskedPort;
+use forwarding::{AskedEnd, ServerEnd};
 
 mod command;
 mod error;
@@ -131,7 +131,7 @@ pub struct SshSession {
     handle: Handle<SshClientHandler>,
     end: KnownEnd,
     turn: Arc<tokio::sync::Mutex<CommandTurn>>,
-    asked: AskedPort,
+    asked: AskedEnd,
     _cut: Cut,
 }
 
@@ -182,7 +182,7 @@ impl SshSession {
         let stream = TcpStream::from_std(stream).map_err(connect)?;
 
         let (shown, end) = (Arc::new(Mutex::new(None)), KnownEnd::default());
-        let asked = AskedPort::default();
+        let asked = AskedEnd::default();
         let client = SshClientHandler {
             pin: endpoint.pin.clone(),
             pinned,
@@ -385,7 +385,7 @@ struct SshClientHandler {
     pinned: Option<PublicKey>,
     shown: Arc<Mutex<Option<PublicKey>>>,
     end: KnownEnd,
-    asked: AskedPort,
+    asked: AskedEnd,
 }
 
 impl SshClientHandler {
@@ -468,7 +468,18 @@ impl client::Handler for SshClientHandler {
         reply: client::ChannelOpenHandle,
         _: &mut client::Session,
     ) -> Result<(), SshClientError> {
-        self.asked.announce(channel, port, reply).await;
+        self.asked.announce(channel, ServerEnd::Port(port), reply).await;
+        Ok(())
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: client::ChannelOpenHandle,
+        _: &mut client::Session,
+    ) -> Result<(), SshClientError> {
+        self.asked.announce(channel, ServerEnd::Socket(path.to_owned()), reply).await;
         Ok(())
     }
 }

@@ -95,24 +95,35 @@ impl SshGuest {
         Pin::new((self.settings.pin)(disk))
     }
 
-    /// Runs `act`, and returns [`Failure::Lost`] as soon as the VM is gone, or if `act` fails and the VM is gone.
+    /// Runs `act`, and returns [`Failure::Lost`] once the VM is gone, or if `act` fails and the VM is gone.
+    async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
+        self.watching(machine, WATCH, act, || ()).await
+    }
+
+    /// Does the same, and asks the VMM for the VM at this interval.
     ///
     /// # Errors
     /// [`Failure::Lost`], and the errors of `act`.
-    pub async fn while_there<T>(&self, machine: &Machine, act: impl Future<Output = Result<T>>) -> Result<T> {
-        self.watching(machine, act, || ()).await
+    pub async fn until_vm_is_gone<T>(
+        &self,
+        machine: &Machine,
+        interval: Duration,
+        act: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.watching(machine, interval, act, || ()).await
     }
 
-    /// The same, and calls `watched` each time that the VM is looked at.
+    /// Does the same, and calls `watched` each time that the VM is looked at.
     async fn watching<T>(
         &self,
         machine: &Machine,
+        interval: Duration,
         act: impl Future<Output = Result<T>>,
         watched: impl Fn(),
     ) -> Result<T> {
         let watch = async {
             loop {
-                sleep(WATCH).await;
+                sleep(interval).await;
                 watched();
                 if self.is_gone(machine).await {
                     return;

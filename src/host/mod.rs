@@ -7,6 +7,7 @@ pub mod confinement;
 pub mod contents;
 pub mod cpu;
 pub mod disk;
+pub mod forwards;
 pub mod hooks;
 pub mod ioctl;
 pub mod leftovers;

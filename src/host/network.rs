@@ -104,7 +104,7 @@ mod runtime_files;
 mod site;
 mod tables;
 mod tap;
-mod tool;
+pub(super) mod tool;
 mod uplink;
 mod user_namespace;
 mod world_route;

@@ -109,6 +109,15 @@ impl ClientConnection {
         if user == "root" { view.join("root") } else { view.join("home").join(user) }
     }
 
+    /// The file of this machine that stands for a file of the guest.
+    fn path_of(&self, path: &str) -> PathBuf {
+        let view = self.guest.kernel().view().to_owned();
+        if Path::new(path).starts_with(&view) {
+            return path.into();
+        }
+        view.join(path.trim_start_matches('/'))
+    }
+
     fn may_log_in(&self, user: &str, key: &PublicKey) -> bool {
         // The name becomes part of a path.
         let plain = user.chars().all(|letter| letter.is_ascii_alphanumeric() || "_-".contains(letter));
@@ -216,6 +225,23 @@ impl server::Handler for ClientConnection {
         session: &mut Session,
     ) -> Result<bool, russh::Error> {
         Ok(self.ports.listen(address, *port, session.handle()).await)
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        channel: Channel<Msg>,
+        path: &str,
+        reply: ChannelOpenHandle,
+        _: &mut Session,
+    ) -> Result<(), russh::Error> {
+        let file = self.path_of(path);
+        self.ports.connect_to_socket(channel, file, reply);
+        Ok(())
+    }
+
+    async fn streamlocal_forward(&mut self, path: &str, session: &mut Session) -> Result<bool, russh::Error> {
+        let file = self.path_of(path);
+        Ok(self.ports.listen_on_socket(path, file, session.handle()))
     }
 
     async fn exec_request(

@@ -8,9 +8,9 @@ use crate::files::Folder;
 use crate::files::changes::DirectoryChanges;
 use crate::world::Machine;
 
-/// Returns the VM that the workspace has in place of `gone`. Returns `None` if the workspace has no VM. While an operation is at
-/// work, this function waits for the next record in the journal, because a live snapshot ends a VM and goes on with the guest in
-/// another one.
+/// Returns what the VM is now whose VMM is gone: the same guest, with the same RAM, in another VMM. Returns `None` if the
+/// workspace has no VM, or another one. While an operation is at work, this function waits for the next record in the journal,
+/// because a live snapshot ends a VMM and goes on with the guest in another one.
 ///
 /// # Errors
 /// If the journal cannot be read or watched.
@@ -21,7 +21,8 @@ pub(super) async fn find(location: &WorkspaceLocation, gone: &Machine) -> Result
     loop {
         let open = OpenWorkspace::open(location)?;
         let running = journal_state::running_vm(&open.workspace, &open.journal).ok();
-        if let Some(vm) = running.filter(|vm| vm.machine.vmm != gone.vmm) {
+        if let Some(vm) = running.filter(|vm| vm.machine.memory == gone.memory && vm.machine.vmm != gone.vmm)
+        {
             return Ok(Some(vm.machine));
         }
         if open.journal.open().is_none() {

@@ -8,6 +8,9 @@ use std::{fmt, io};
 /// The ports below this number are for root.
 pub(super) const FIRST_FREE: u16 = 1024;
 
+/// The most bytes that the path of a Unix socket may have: the kernel ends it with a zero in the 108 of unix(7).
+const SOCKET_LIMIT: usize = 107;
+
 /// Why ports cannot be forwarded. Nothing was bound.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PortError {
@@ -25,8 +28,8 @@ pub(super) enum PortError {
     Privileged(SocketAddr),
     #[error("{} exists already: remove it, unless a program listens there", .0.display())]
     Exists(PathBuf),
-    #[error("{0:?} begins with the path of a socket, and in the guest nixbox listens on ports alone")]
-    GuestSocket(String),
+    #[error("{0:?} is longer than the {SOCKET_LIMIT} bytes that the path of a Unix socket may have")]
+    LongPath(String),
     #[error("cannot listen on {end}")]
     Listen { end: HostEnd, source: io::Error },
 }
@@ -36,7 +39,7 @@ impl PortError {
     pub(super) fn is_usage(&self) -> bool {
         matches!(
             self,
-            Self::Form(_) | Self::Number(_) | Self::Address(_) | Self::Twice(_) | Self::GuestSocket(_)
+            Self::Form(_) | Self::Number(_) | Self::Address(_) | Self::Twice(_) | Self::LongPath(_)
         )
     }
 }
@@ -111,10 +114,9 @@ impl PortPair {
             (None, WrittenEnd::Port(_)) => first,
             (None, WrittenEnd::Path(_)) => return Err(form()),
         };
-        let (on_host, in_guest) = match (listening, first) {
-            (Listening::Host, _) => (first, second),
-            (Listening::Guest, WrittenEnd::Path(_)) => return Err(PortError::GuestSocket(text.to_owned())),
-            (Listening::Guest, _) => (second, first),
+        let (on_host, in_guest) = match listening {
+            Listening::Host => (first, second),
+            Listening::Guest => (second, first),
         };
         let host = match (on_host, address) {
             (WrittenEnd::Port(port), address) => {
@@ -146,6 +148,35 @@ impl PortPair {
             pairs.push(pair);
         }
         Ok(pairs)
+    }
+
+    /// What is forwarded, for programs.
+    pub(super) fn json(&self, listening: Listening) -> serde_json::Value {
+        let listens = match listening {
+            Listening::Host => "host",
+            Listening::Guest => "guest",
+        };
+        let (key, guest) = match &self.guest {
+            GuestEnd::Port(port) => ("guest_port", serde_json::json!(port)),
+            GuestEnd::Socket(path) => ("guest_socket", serde_json::json!(path)),
+        };
+        serde_json::json!({ "listens": listens, "host": self.host.to_string(), key: guest })
+    }
+
+    /// Whether a person means this pair with a word: what the command line had for it, or the end that listens alone.
+    pub(super) fn is_meant_by(&self, word: &str, listening: Listening) -> bool {
+        let port = match (listening, &self.host, &self.guest) {
+            (Listening::Host, HostEnd::Address(address), _) => Some(address.port()),
+            (Listening::Guest, _, GuestEnd::Port(port)) => Some(*port),
+            _ => None,
+        };
+        let end = match (listening, &self.guest) {
+            (Listening::Host, _) => self.host.to_string(),
+            (Listening::Guest, GuestEnd::Port(port)) => port.to_string(),
+            (Listening::Guest, GuestEnd::Socket(path)) => path.clone(),
+        };
+        let is_port = port.is_some_and(|port| word == port.to_string());
+        is_port || word == end || Self::parse(word, listening).is_ok_and(|pair| pair == *self)
     }
 
     /// What is forwarded, for people.
@@ -187,7 +218,13 @@ fn split_ends(text: &str) -> Option<(&str, Option<&str>)> {
 }
 
 fn parse_end(text: &str) -> Result<WrittenEnd<'_>, PortError> {
-    if text.starts_with('/') { Ok(WrittenEnd::Path(text)) } else { Ok(WrittenEnd::Port(parse_port(text)?)) }
+    if !text.starts_with('/') {
+        return Ok(WrittenEnd::Port(parse_port(text)?));
+    }
+    if text.len() > SOCKET_LIMIT {
+        return Err(PortError::LongPath(text.to_owned()));
+    }
+    Ok(WrittenEnd::Path(text))
 }
 
 fn is_number(text: &str) -> bool {

@@ -1,7 +1,7 @@
 //! Sockets of this host: ports and Unix sockets alike.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::ports::{FIRST_FREE, HostEnd, PortError, PortPair};
+
+/// The permissions of a socket: this user alone may connect.
+const OWN_MODE: u32 = 0o600;
 
 /// A connection on this host.
 pub(super) trait HostStream: AsyncRead + AsyncWrite + Unpin {}
@@ -74,7 +77,7 @@ pub(super) async fn bind_all(pairs: &[PortPair]) -> Result<Vec<HostListener>, Po
     for pair in pairs {
         let bound = match &pair.host {
             HostEnd::Address(address) => TcpListener::bind(address).await.map(HostListener::Port),
-            HostEnd::Socket(path) => bind_socket(path),
+            HostEnd::Socket(path) => bind_socket(path).await,
         };
         listeners.push(bound.map_err(|source| match (source.kind(), &pair.host) {
             (io::ErrorKind::AddrInUse, HostEnd::Socket(path)) => PortError::Exists(path.clone()),
@@ -88,12 +91,31 @@ pub(super) async fn bind_all(pairs: &[PortPair]) -> Result<Vec<HostListener>, Po
     Ok(listeners)
 }
 
-fn bind_socket(path: &Path) -> io::Result<HostListener> {
-    let listener = UnixListener::bind(path)?;
+async fn bind_socket(path: &Path) -> io::Result<HostListener> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_left(path).await => {
+            fs::remove_file(path)?;
+            UnixListener::bind(path)?
+        }
+        bound => bound?,
+    };
     let socket = SocketListener { listener, path: path.to_owned() };
     // Only this user may connect.
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(OWN_MODE))?;
     Ok(HostListener::Socket(socket))
+}
+
+/// Whether this is what a killed `nixbox forward` leaves: a socket of this user's that nobody else may use, and on which nobody
+/// listens.
+async fn is_left(path: &Path) -> bool {
+    let is_own = fs::symlink_metadata(path).is_ok_and(|file| {
+        let user = rustix::process::geteuid().as_raw();
+        file.file_type().is_socket() && file.uid() == user && file.mode() & 0o777 == OWN_MODE
+    });
+    is_own
+        && UnixStream::connect(path)
+            .await
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 #[cfg(test)]

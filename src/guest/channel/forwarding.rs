@@ -1,9 +1,11 @@
-//! TCP connections through an SSH connection, in both directions.
+//! Connections to ports and Unix sockets through an SSH connection, in both directions.
 //!
 //! russh gives a server more window as soon as data has arrived, and not when somebody has read it. So a channel whose data
 //! nobody takes stops the whole connection, with its keepalives. That is back pressure, as long as each forwarded connection
 //! has an SSH connection of its own; see [`RELAY_LIMITS`]. Connections to a port on which the guest's SSH server listens
-//! share one, as the protocol demands, and so one of them that is not read holds up the others of that port.
+//! share one, as the protocol demands, and so one of them that is not read holds up the others of that port. A Unix socket of
+//! the guest is listened on by OpenSSH's `streamlocal-forward@openssh.com` (PROTOCOL, section 2.4); OpenSSH leaves its file
+//! there when it listens no more (seen in 9.2).
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +51,8 @@ pub enum ForwardingError {
     Forbidden,
     #[error("the guest's SSH server cannot listen on port {port} of the guest")]
     NotListening { port: u16 },
+    #[error("the guest's SSH server does not listen on {path} of the guest")]
+    NotListeningOnSocket { path: String },
     #[error(transparent)]
     Channel(#[from] ChannelError),
 }
@@ -69,27 +73,34 @@ pub struct GuestConnection {
     reply: ChannelOpenHandle,
 }
 
+/// What the guest's SSH server can listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ServerEnd {
+    Port(u32),
+    Socket(String),
+}
+
 /// What the guest's SSH server was asked to listen on. No other connection is accepted from it.
 #[derive(Clone, Default)]
-pub(super) struct AskedPort(Arc<Mutex<Option<PortWaiter>>>);
+pub(super) struct AskedEnd(Arc<Mutex<Option<EndWaiter>>>);
 
-/// Where the connections to a port go.
+/// Where the connections to a port or socket go.
 #[derive(Clone)]
-struct PortWaiter {
-    port: u16,
+struct EndWaiter {
+    end: ServerEnd,
     connections: mpsc::Sender<GuestConnection>,
 }
 
-impl AskedPort {
-    fn set(&self, asked: Option<PortWaiter>) {
+impl AskedEnd {
+    fn set(&self, asked: Option<EndWaiter>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 
-    /// Passes on a connection that the server announces. The connection is refused if nixbox has not asked for its port, or if
+    /// Passes on a connection that the server announces. The connection is refused if nixbox has not asked for its end, or if
     /// [`WAITING`] connections wait already.
-    pub(super) async fn announce(&self, channel: Channel<Msg>, port: u32, reply: ChannelOpenHandle) {
+    pub(super) async fn announce(&self, channel: Channel<Msg>, end: ServerEnd, reply: ChannelOpenHandle) {
         let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(waiter) = asked.filter(|waiter| u32::from(waiter.port) == port) else {
+        let Some(waiter) = asked.filter(|waiter| waiter.end == end) else {
             return reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
         };
         if let Err(error) = waiter.connections.try_send(GuestConnection { channel, reply }) {
@@ -148,14 +159,44 @@ impl SshSession {
         &self,
         port: u16,
     ) -> Result<mpsc::Receiver<GuestConnection>, ForwardingError> {
+        let receiver = self.expect(ServerEnd::Port(port.into()));
+        let asked = self.handle.tcpip_forward(LOOPBACKS[0], port.into()).await.map(drop);
+        self.listening(receiver, asked, || ForwardingError::NotListening { port })
+    }
+
+    /// The same on a Unix socket of the guest. Its directory has to be there, and nothing at the path; the user of the guest
+    /// alone may connect, unless its server is configured otherwise.
+    ///
+    /// # Errors
+    /// [`ForwardingError::NotListeningOnSocket`], [`ForwardingError::Channel`].
+    pub async fn listen_on_socket(
+        &self,
+        path: &str,
+    ) -> Result<mpsc::Receiver<GuestConnection>, ForwardingError> {
+        let receiver = self.expect(ServerEnd::Socket(path.to_owned()));
+        let asked = self.handle.streamlocal_forward(path).await;
+        self.listening(receiver, asked, || ForwardingError::NotListeningOnSocket { path: path.to_owned() })
+    }
+
+    /// Accepts connections from this end.
+    fn expect(&self, end: ServerEnd) -> mpsc::Receiver<GuestConnection> {
         let (connections, receiver) = mpsc::channel(WAITING);
-        self.asked.set(Some(PortWaiter { port, connections }));
-        match self.handle.tcpip_forward(LOOPBACKS[0], port.into()).await {
-            Ok(_) => Ok(receiver),
+        self.asked.set(Some(EndWaiter { end, connections }));
+        receiver
+    }
+
+    fn listening(
+        &self,
+        receiver: mpsc::Receiver<GuestConnection>,
+        asked: Result<(), russh::Error>,
+        denied: impl FnOnce() -> ForwardingError,
+    ) -> Result<mpsc::Receiver<GuestConnection>, ForwardingError> {
+        match asked {
+            Ok(()) => Ok(receiver),
             Err(error) => {
                 self.asked.set(None);
                 Err(match error {
-                    russh::Error::RequestDenied => ForwardingError::NotListening { port },
+                    russh::Error::RequestDenied => denied(),
                     error => lost(error),
                 })
             }

@@ -4,7 +4,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::settings::GuestSettings;
-use super::{SshGuest, failure};
+use super::{SshGuest, WATCH, failure};
 use crate::guest::channel::{Limits, SshSession};
 use crate::guest::ready::{Patience, until_ready};
 use crate::guest::shell::Shell;
@@ -24,7 +24,7 @@ impl SshGuest {
     }
 
     /// Does the same for a command that may run long. The connection is not given up while the guest of a paused VM is
-    /// silent, so the command has to run in [`SshGuest::while_there`].
+    /// silent, so the command has to run in [`SshGuest::until_vm_is_gone`].
     ///
     /// # Errors
     /// Those of [`SshGuest::connect`].
@@ -70,6 +70,6 @@ impl SshGuest {
         let signs = || console(machine);
         let patience = Patience { within: ready.duration(), signs: &signs };
         let connected = async { until_ready(patience, limits, interrupt, attempt).await.map_err(failure) };
-        self.watching(machine, connected, waiting).await
+        self.watching(machine, WATCH, connected, waiting).await
     }
 }

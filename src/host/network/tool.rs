@@ -24,7 +24,7 @@ use crate::host::{spawn, sudo};
 use crate::world::Interrupt;
 
 /// nixbox's own program, also if an upgrade has replaced its file.
-pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(in crate::host) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Making a namespace takes milliseconds. On a busy machine, or in software emulation, it takes longer.
 pub(super) const LIMIT: Duration = Duration::from_secs(20);
@@ -143,7 +143,7 @@ pub(super) fn command(path: &Path, mark: Option<&ProcessMark>) -> Command {
 }
 
 /// A command of nixbox's own program that outlives nixbox. The arguments follow.
-pub(super) fn own_daemon(mark: &ProcessMark, scope: Option<&Scope>) -> Command {
+pub(in crate::host) fn own_daemon(mark: &ProcessMark, scope: Option<&Scope>) -> Command {
     let mut command = command(Path::new(OWN_PROGRAM), Some(mark));
     if let Some(scope) = scope {
         command.args(scope.launcher_arguments()).arg(OWN_PROGRAM);
@@ -157,7 +157,7 @@ pub(super) fn own_daemon(mark: &ProcessMark, scope: Option<&Scope>) -> Command {
 ///
 /// Ambient capabilities belong to a thread, and its children inherit them. They are raised in a thread that starts this
 /// program and then ends, so that no other program gets them.
-pub(super) async fn start(
+pub(in crate::host) async fn start(
     command: Command,
     capabilities: CapabilitySet,
     path: &Path,

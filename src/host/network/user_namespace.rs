@@ -179,8 +179,9 @@ impl UserNamespace {
     pub(super) async fn find(&self, wanted: &str) -> Result<Option<FoundNamespaces>> {
         let own_user = rustix::process::geteuid().as_raw();
         let mut all = processes_of(self.workspace, own_user)?;
-        // The holder is in the namespaces if it lives. Of the others, virtiofsd is in namespaces of its own.
-        all.retain(|(role, _)| !role.starts_with("share-"));
+        // The holder is in the namespaces if it lives. Of the others, virtiofsd is in namespaces of its own, and ports are
+        // forwarded from those of the host.
+        all.retain(|(role, _)| !role.starts_with("share-") && *role != DaemonRole::forward().to_string());
         all.sort_by_key(|(role, _)| *role != DaemonRole::holder().to_string());
         for (_, process) in all {
             let Some(entrance) = open_namespaces(&process)? else { continue };

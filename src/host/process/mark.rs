@@ -61,6 +61,12 @@ impl DaemonRole {
         Self("uplink".to_owned())
     }
 
+    /// A process of nixbox's own that forwards ports in the background.
+    #[must_use]
+    pub fn forward() -> Self {
+        Self("forward".to_owned())
+    }
+
     /// An nft that changes the firewall of a slot.
     #[must_use]
     pub fn firewall(slot: Slot) -> Self {
@@ -191,6 +197,7 @@ mod tests {
             DaemonRole::follower(),
             DaemonRole::holder(),
             DaemonRole::uplink(),
+            DaemonRole::forward(),
         ] {
             let text = role.to_string();
             assert!((1..=32).contains(&text.len()) && text.as_bytes()[0].is_ascii_lowercase(), "{text}");

@@ -29,6 +29,10 @@ fn unix_sockets_are_parsed() {
         ("0.0.0.0:8080:/a:b", Listening::Host, "0.0.0.0:8080", "/a:b of the guest"),
         ("/a:/b", Listening::Host, "/a", "/b of the guest"),
         ("80:/s", Listening::Guest, "/s", "port 80 of the guest"),
+        ("/s:80", Listening::Guest, "127.0.0.1:80", "/s of the guest"),
+        ("/a:b:80", Listening::Guest, "127.0.0.1:80", "/a:b of the guest"),
+        ("/a:/b", Listening::Guest, "/b", "/a of the guest"),
+        ("[::1]:/s:80", Listening::Guest, "[::1]:80", "/s of the guest"),
     ] {
         let pair = PortPair::parse(text, listening).unwrap();
         assert_eq!(
@@ -40,8 +44,39 @@ fn unix_sockets_are_parsed() {
     for text in ["/s", "0.0.0.0:/s:80", "s:80"] {
         assert!(PortPair::parse(text, Listening::Host).unwrap_err().is_usage(), "{text}");
     }
-    assert!(matches!(PortPair::parse("/s:80", Listening::Guest), Err(PortError::GuestSocket(_))));
-    assert!(PortPair::parse("127.0.0.1:80:/s", Listening::Guest).is_err());
+    for text in ["/s", "127.0.0.1:80:/s", "127.0.0.1:/a:/b", "/s:", "/s:0", "/s:x", ":/s"] {
+        assert!(PortPair::parse(text, Listening::Guest).unwrap_err().is_usage(), "{text}");
+    }
+    let longest = format!("/{}", "s".repeat(106));
+    for listening in [Listening::Guest, Listening::Host] {
+        PortPair::parse(&format!("{longest}:80"), listening).unwrap();
+        let error = PortPair::parse(&format!("{longest}s:80"), listening).unwrap_err();
+        assert!(matches!(error, PortError::LongPath(_)) && error.is_usage(), "{error}");
+    }
+}
+
+#[test]
+fn a_pair_is_meant_by_its_words_and_by_the_end_that_listens() {
+    for (pair, listening, meant, other) in [
+        (
+            "8080:80",
+            Listening::Host,
+            &["8080", "8080:80", "127.0.0.1:8080", "localhost:8080:80"][..],
+            &["80", "8080:81", "0.0.0.0:8080:80", ""][..],
+        ),
+        ("8080", Listening::Host, &["8080", "localhost:8080"], &["808", "08080:1"]),
+        ("/s:80", Listening::Host, &["/s", "/s:80"], &["80", "/s:81", "s"]),
+        ("80:8080", Listening::Guest, &["80", "80:8080"], &["8080"]),
+        ("/s:80", Listening::Guest, &["/s", "/s:80"], &["80", "/"]),
+    ] {
+        let parsed = PortPair::parse(pair, listening).unwrap();
+        for word in meant {
+            assert!(parsed.is_meant_by(word, listening), "{pair} {word}");
+        }
+        for word in other {
+            assert!(!parsed.is_meant_by(word, listening), "{pair} {word}");
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,18 @@ async fn the_file_of_a_socket_is_for_this_user_and_goes_with_its_listener() {
     assert!(matches!(error, PortError::Exists(_)) && path.exists(), "{error}");
     drop(listeners);
     assert!(!path.exists());
+    // The socket that a killed process has left is replaced; another one is not.
+    for (mode, is_replaced) in [(0o600, true), (0o666, false)] {
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(bind_all(std::slice::from_ref(&pair)).await.is_ok(), is_replaced, "{mode:o}");
+        assert_ne!(path.exists(), is_replaced, "{mode:o}");
+    }
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    bind_all(std::slice::from_ref(&pair)).await.unwrap_err();
+    assert!(path.exists());
 }
 
 #[tokio::test]

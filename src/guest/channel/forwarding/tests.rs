@@ -239,3 +239,51 @@ async fn dropbear_is_said_to_lead_to_no_unix_socket() {
     assert!(matches!(error, ForwardingError::NoSocket { .. } | ForwardingError::Forbidden), "{error}");
     assert!(session.lives());
 }
+
+#[tokio::test]
+async fn a_unix_socket_of_the_guest_is_listened_on_where_its_server_can() {
+    let Some((server, session)) = session(Kind::Debian).await else { return };
+    let path = server.home("user", "socket");
+    let text = path.to_str().unwrap();
+    let mut connections = session.listen_on_socket(text).await.unwrap();
+    for _ in 0..2 {
+        let mut guest = tokio::net::UnixStream::connect(&path).await.unwrap();
+        guest.write_all(b"question").await.unwrap();
+        guest.shutdown().await.unwrap();
+        let connection = timeout(LIMIT, connections.recv()).await.unwrap().unwrap().accept().await;
+        let (mut host, relayed) = pair().await;
+        let answering = async {
+            assert_eq!(read_all(&mut host).await, b"question");
+            host.write_all(b"answer").await.unwrap();
+            host.shutdown().await.unwrap();
+            assert_eq!(read_all(&mut guest).await, b"answer");
+        };
+        tokio::join!(connection.relay(relayed), answering);
+    }
+    // A connection that is refused ends.
+    let mut guest = tokio::net::UnixStream::connect(&path).await.unwrap();
+    timeout(LIMIT, connections.recv()).await.unwrap().unwrap().refuse().await;
+    assert_eq!(guest.read(&mut [0]).await.unwrap_or_default(), 0);
+
+    // The server leaves the file, and does not listen there again.
+    session.close().await;
+    let session = server.connect("user").await.session;
+    let missing = server.home("user", "missing/socket");
+    for refused in [text, missing.to_str().unwrap(), "/etc/socket"] {
+        let error = session.listen_on_socket(refused).await.err().unwrap();
+        assert!(
+            matches!(&error, ForwardingError::NotListeningOnSocket { path } if path == refused),
+            "{refused}: {error}"
+        );
+    }
+    std::fs::remove_file(&path).unwrap();
+    session.listen_on_socket(text).await.unwrap();
+}
+
+#[tokio::test]
+async fn dropbear_is_said_to_listen_on_no_unix_socket() {
+    let Some((_server, session)) = session(Kind::Busybox).await else { return };
+    let error = session.listen_on_socket("/home/user/socket").await.err().unwrap();
+    assert!(matches!(error, ForwardingError::NotListeningOnSocket { .. }), "{error}");
+    assert!(session.lives());
+}
