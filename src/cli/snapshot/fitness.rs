@@ -32,6 +32,9 @@ impl Fitness {
 
 /// Whether each of these snapshots fits, in their order. `today` is the world of the configuration, or why there is none.
 pub(super) fn of_snapshots(today: &Result<Wiring, String>, manifests: &[&Manifest]) -> Vec<Fitness> {
+    if manifests.is_empty() {
+        return Vec::new();
+    }
     let unknown =
         |why: String| manifests.iter().map(|_| Fitness { fits: None, why: Some(why.clone()) }).collect();
     let wiring = match today {
