@@ -361,6 +361,29 @@ fn a_forward_ends_with_its_vm() {
     assert!(!workspace.check());
 }
 
+#[test]
+fn a_forward_follows_its_vm_to_another_vmm() {
+    // A live snapshot of this version, with a share, goes on in another VMM.
+    let workspace = Workspace::new("simulator-v53", true);
+    workspace.ok(&["up"]);
+    let (near, remote) = (free_port(), free_port());
+    let known = [
+        in_background(&workspace, &[&near.to_string()]),
+        in_background(&workspace, &["--remote", &format!("{remote}:{near}")]),
+    ];
+    let vmm = workspace.vmm();
+    workspace.ok(&["snapshot"]);
+    assert_ne!(workspace.vmm(), vmm);
+    // Longer than the interval at which the VM is looked at. Nothing is to be seen of a process that goes on.
+    std::thread::sleep(Duration::from_secs(3));
+    let mut known = known.map(i64::from);
+    known.sort_unstable();
+    assert_eq!(listed(&workspace), known);
+    drop(TcpStream::connect(("127.0.0.1", near)).unwrap());
+    workspace.ok(&["down"]);
+    assert!(listed(&workspace).is_empty());
+}
+
 /// Asks on a Unix socket.
 fn ask_socket(path: &std::path::Path) -> String {
     let mut socket = UnixStream::connect(path).unwrap();

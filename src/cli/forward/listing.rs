@@ -10,6 +10,8 @@ use crate::host::clock::utc;
 use crate::host::forwards::{ForwardDaemon, ForwardDaemons};
 
 /// List what is forwarded in the background
+///
+/// VM is the generation of the VM's RAM: its VMM may be of a later one since a live snapshot.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: nixbox forward list --json | jq -r '.[].pid'")]
 pub(super) struct ListArguments {
