@@ -13,7 +13,7 @@ use crate::files::Folder;
 use crate::world::zeroes_freed_memory;
 
 mod actions;
-mod decided;
+pub(crate) mod decided;
 mod error;
 mod keys;
 mod read;

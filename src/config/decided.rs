@@ -19,7 +19,7 @@ use crate::files::Folder;
 use crate::world::{ByteSize, UserIds, UserName};
 
 /// The file in the state of the workspace.
-const FILE: &str = "decided.json";
+pub(crate) const FILE: &str = "decided.json";
 /// More than the file ever has.
 const LIMIT: u64 = 4 << 10;
 

@@ -18,8 +18,8 @@ use crate::files::Folder;
 use crate::files::copy::{self, CopyError, NamedFile, Progress};
 use crate::world::{Failure, HashMethod, Interrupt, Result, SourceFiles};
 
-/// The file with the hashes.
-const FILE: &str = "contents.json";
+/// The file with the hashes, in the state of the workspace.
+pub const FILE: &str = "contents.json";
 /// More than the record of a kernel, an initramfs and 16 disks takes.
 const LIMIT: u64 = 1 << 20;
 /// A file that was changed so short a time ago may be changed again without another change time.

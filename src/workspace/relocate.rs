@@ -11,6 +11,9 @@
 //! | there | - | - | make an empty one |
 //! | there | none is left | all are there | rename `.moving-<id>` to `<id>` |
 //!
+//! The [`FILES`] that lie beside the directories are copied after them, and then removed from the workspace. What a person has
+//! confirmed is not moved, because a guest could reach it where it was: the person is asked again.
+//!
 //! The workspace is down and its former lock is held meanwhile. The journal of the workspace cannot keep this move, because
 //! the journal is one of the things that are moved.
 
@@ -19,13 +22,22 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use super::places::{DIRECTORIES, moving_name, state_name};
+use crate::config::decided;
 use crate::engine::transition::Interrupt;
 use crate::files::copy::{self, CopyError, CopyRequest, NamedFile, Progress};
+use crate::files::search::known;
 use crate::files::{FileError, Folder, extents};
+use crate::host::contents;
 use crate::world::WorkspaceId;
 
 /// More levels than the state of a workspace has.
 const MAX_DEPTH: usize = 8;
+
+/// The files of the state that go along.
+const FILES: [&str; 3] = [known::FILE, decided::FILE, contents::FILE];
+
+/// More than one of these files has, in bytes.
+const FILE_LIMIT: u64 = 1 << 20;
 
 /// Why the state of a workspace was not moved.
 #[allow(missing_docs, reason = "the messages say it")]
@@ -103,6 +115,17 @@ impl Move<'_> {
                 }
                 (None, true) => {}
             }
+        }
+        for name in FILES {
+            let Some(bytes) = self.from.read(name, FILE_LIMIT)? else { continue };
+            // A file that is there already was copied.
+            if moving.examine(name)?.is_none() {
+                moving.replace(name, &bytes)?;
+            } else {
+                self.from.remove_file(name)?;
+                self.from.sync()?;
+            }
+            return Ok(true);
         }
         self.parent.rename(moving_name(self.id), state_name(self.id))?;
         self.parent.sync()?;

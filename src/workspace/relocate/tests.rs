@@ -30,6 +30,8 @@ impl Arena {
         }
         for (name, content) in
             [("lock", ""), ("config.toml", "c"), ("journal/current", "j"), ("ssh/vm_key", "k")]
+                .into_iter()
+                .chain(FILES.map(|name| (name, "f")))
         {
             fs::write(from.join(name), content).unwrap();
         }
@@ -55,8 +57,11 @@ impl Arena {
     fn check(&self) {
         let content = listed(&self.state());
         let wanted = [
+            "contents.json",
+            "decided.json",
             "journal",
             "journal/current",
+            "known-values.json",
             "run",
             "snapshots",
             "snapshots/7",
@@ -66,6 +71,7 @@ impl Arena {
         ];
         assert_eq!(content.keys().map(String::as_str).collect::<Vec<_>>(), wanted);
         assert_eq!(content["ssh/vm_key"].as_deref(), Some(b"k" as &[u8]));
+        assert!(FILES.iter().all(|name| content[*name].as_deref() == Some(b"f" as &[u8])));
         assert_eq!(content["snapshots/7/memory"].as_ref().map(Vec::len), Some(64 << 20));
         let memory = self.state().join("snapshots/7/memory");
         assert!(
