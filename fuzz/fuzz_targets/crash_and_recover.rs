@@ -9,7 +9,7 @@ use nixbox::engine::executor::Unobserved;
 use nixbox::engine::journal::Journal;
 use nixbox::engine::transition::Interrupt;
 use nixbox::fakes::{CallFault, Crash, Fault, Host, Survival};
-use nixbox::operations::{Refusal, Session, SnapshotRequest, described_vm};
+use nixbox::operations::{Refusal, Retention, Session, SnapshotRequest, described_vm};
 use nixbox::world::{Generation, SnapshotId, SnapshotReference, WorkspaceId};
 
 const WORKSPACE: WorkspaceId = WorkspaceId([0x11; 16]);
@@ -109,7 +109,8 @@ async fn run(host: &Host, command: Command, fault: Fault) {
         Command::Down => session.down().await.map(drop),
         Command::WarmUp => session.warm_up(None).await.map(drop),
         Command::Snapshot { stop, keep_one } => {
-            let wish = SnapshotRequest { name: None, stop, keep: keep_one.then_some(1) };
+            let retention = Retention { keep: keep_one.then_some(1), ..Retention::default() };
+            let wish = SnapshotRequest { name: None, stop, retention };
             session.snapshot(wish).await.map(drop)
         }
         Command::Restore { which, replace } => {

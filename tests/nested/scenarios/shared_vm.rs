@@ -215,17 +215,27 @@ pub(super) fn files_are_copied_and_ssh_and_forwarded_ports_reach_the_guest(works
     assert!(said.status.success(), "{said:?}");
     assert_eq!(String::from_utf8_lossy(&said.stdout).trim(), bytes.len().to_string());
 
+    let greets = || {
+        let mut greeting = String::new();
+        BufReader::new(std::net::TcpStream::connect("127.0.0.1:12222").unwrap())
+            .read_line(&mut greeting)
+            .unwrap();
+        assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
+    };
     let mut forward = workspace.nixbox(&["forward", "12222:22"]).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(forward.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert!(line.contains("12222"), "{line}");
-    let mut greeting = String::new();
-    BufReader::new(std::net::TcpStream::connect("127.0.0.1:12222").unwrap())
-        .read_line(&mut greeting)
-        .unwrap();
-    assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
+    greets();
     outside::shell(&format!("kill -INT {}", forward.id()));
     assert_eq!(forward.wait().unwrap().code(), Some(0));
+    workspace.ok(&["forward", "--background", "12222:22"]);
+    greets();
+    let listed = || workspace.ok(&["forward", "list", "--json"]).json();
+    assert_eq!(listed().as_array().unwrap().len(), 1, "{}", listed());
+    workspace.ok(&["forward", "stop", "12222"]);
+    assert_eq!(listed(), serde_json::json!([]));
+    assert!(std::net::TcpStream::connect("127.0.0.1:12222").is_err());
     assert!(workspace.ok(&["logs"]).stdout.lines().count() > 10);
     fs::remove_dir_all(&tree).unwrap();
     fs::remove_file(workspace.path.join("entry")).unwrap();
