@@ -70,7 +70,7 @@ mod tests {
         let command = crate::cli::Arguments::command();
         let globals = command.get_arguments().filter(|argument| argument.is_global_set());
         let globals: Vec<_> = globals.map(|argument| argument.get_id().to_string()).collect();
-        assert_eq!(globals, ["chosen_workspace"]);
+        assert_eq!(globals, ["chosen_workspace", "verbose", "timings", "events"]);
         check(&command, &globals);
     }
 }

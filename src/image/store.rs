@@ -164,7 +164,15 @@ pub struct ImageStore {
 /// The right to add and to remove images.
 #[derive(Debug)]
 pub struct ImageStoreLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for ImageStoreLock {
+    fn drop(&mut self) {
+        // A child of this process has the file open until its exec, and would hold the lock for as long. A file that cannot be
+        // unlocked is closed in a moment.
+        self.file.unlock().ok();
+    }
 }
 
 /// An image while it is made. If it is dropped, it is removed, as far as that is possible.
@@ -236,7 +244,7 @@ impl ImageStore {
                 return Err(FileError::system("lock", self.folder.path_of(LOCK))(error).into());
             }
         }
-        let lock = ImageStoreLock { _file: file };
+        let lock = ImageStoreLock { file };
         for name in self.folder.names()? {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with(STAGING) || name.starts_with(TRASH) {
