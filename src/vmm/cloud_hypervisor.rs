@@ -31,7 +31,7 @@ use super::config::{FsConfig, MachineDescription, VmConfig};
 use super::confined::VmmFiles;
 use super::error::{VmmError, text};
 use super::installed::version_of;
-use super::live_vmm::{LiveVmm, SILENCE_LIMIT, SILENCE_LIMIT_WITH_STAND_IN, remove_sockets};
+use super::live_vmm::{LiveVmm, SILENCE_LIMIT, SILENCE_LIMIT_WITH_STAND_IN, START_LIMIT, remove_sockets};
 pub use super::settings::{Find, VmmSettings};
 use super::state::{self, SavedShares, StateError};
 use crate::files::shared_paths::SharedPaths;
@@ -47,8 +47,6 @@ use crate::world::{
 
 /// The logs of the events that VMMs report.
 const EVENTS: &str = "events";
-/// How long a VMM may take until its API answers.
-const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VMM may take to end after SIGTERM before nixbox kills it.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a guest may take to shut down after its power button was pressed.

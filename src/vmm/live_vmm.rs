@@ -44,6 +44,8 @@ impl SilenceTimer {
     }
 }
 
+/// How long a VMM may take until its API answers.
+pub(super) const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a VMM may live without answering until it counts as lost: longer than the minute without answers in which a
 /// VMM whose guest rebooted waits for the share daemons.
 pub(super) const SILENCE_LIMIT: Duration = Duration::from_secs(90);
@@ -81,14 +83,25 @@ impl LiveVmm {
         })
     }
 
-    /// Like [`LiveVmm::state`], for a VMM that may be busy or may hang. Returns [`VmmState::Silent`] if the VMM neither
+    /// Like [`LiveVmm::state`], for a VMM that may be starting or busy or may hang. Returns [`VmmState::Silent`] if the VMM neither
     /// answers nor writes for `silence_limit`.
     pub(super) async fn state_or_silence(&self, silence_limit: Duration) -> Result<VmmState, VmmError> {
         let begun = Instant::now();
         let mut timer: Option<SilenceTimer> = None;
+        let mut pause = Duration::from_millis(1);
         loop {
             match self.state().await {
                 Err(VmmError::Client(ApiError::TimedOut { .. })) => {}
+                // The nixbox that started the VMM may have been killed before the VMM listened. No event tells when it does.
+                Err(error @ VmmError::Client(ApiError::Connection { .. }))
+                    if self.daemon.identity().age() < START_LIMIT =>
+                {
+                    if tokio::time::timeout(pause, self.daemon.exited()).await.is_ok() {
+                        return Err(error);
+                    }
+                    pause = (pause * 2).min(Duration::from_millis(50));
+                    continue;
+                }
                 answered => return answered,
             }
             let written = self.daemon.written()?;
