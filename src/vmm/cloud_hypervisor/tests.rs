@@ -127,6 +127,17 @@ async fn a_killed_vmm_is_lost_and_its_stale_sockets_are_replaced() {
     assert!(!socket.as_path().exists());
 }
 
+/// Waits until each thread of a process has stopped after SIGSTOP. A thread that runs may still answer.
+fn await_stop(pid: u32) {
+    let is_stopped = |thread: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat"));
+        stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    };
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(is_stopped) {
+        std::thread::yield_now();
+    }
+}
+
 #[tokio::test]
 async fn a_vmm_that_does_not_answer_is_silent_and_can_be_stopped() {
     if !have(&[Need::CloudHypervisor, Need::Root]) {
@@ -137,6 +148,7 @@ async fn a_vmm_that_does_not_answer_is_silent_and_can_be_stopped() {
     vmm.start(GENERATION).await.unwrap();
     let live = vmm.find_live(GENERATION).unwrap().unwrap();
     live.daemon.signal(Signal::STOP).unwrap();
+    await_stop(live.daemon.pid());
     // From here on tokio's clock jumps ahead whenever all futures wait.
     tokio::time::pause();
     let error = vmm.pause(GENERATION).await.unwrap_err().to_string();
