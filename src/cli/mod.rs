@@ -105,7 +105,7 @@ struct Arguments {
         default_missing_value = "table"
     )]
     timings: Option<TimingsFormat>,
-    /// Print what happens as lines of JSON on stdout, for programs; the last is the result, or the error
+    /// Print each step of an operation on the VM or its snapshots as a line of JSON on stdout; the last is the result, or the error
     #[arg(long, global = true)]
     events: bool,
     #[command(subcommand)]

@@ -251,8 +251,8 @@ pub(super) async fn choose(
     Ok(SnapshotChoice { chosen: None, passed_over })
 }
 
-/// Whether each of these snapshots can be restored under the conditions of this host now, in their order, and if not, why.
-/// No VMM is started and no file of a snapshot is read, so it is not known whether they are whole.
+/// Says of each snapshot in `manifests`, in the same order, whether it can be restored under the conditions of this host now,
+/// and if not, why. This function starts no VMM and reads no file of a snapshot, so a snapshot that fits may be damaged.
 ///
 /// # Errors
 /// If the conditions of this host cannot be determined, or a person interrupts.

@@ -169,7 +169,66 @@ impl LiveVmm {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::Signal;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+    use crate::host::process::{DaemonRole, Daemons};
+    use crate::host::spawn::{Invoker, Privileges, Program};
+    use crate::world::{Generation, WorkspaceId};
+
+    /// A process without a socket, as a VMM is that was started a moment ago. It is killed when the test ends.
+    struct StartingVmm {
+        live: LiveVmm,
+        socket: SocketPath,
+        _directory: tempfile::TempDir,
+    }
+
+    impl StartingVmm {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let mut id = [0; 16];
+            getrandom::fill(&mut id).unwrap();
+            let daemons = Daemons::new(directory.path().to_owned(), WorkspaceId(id));
+            let program = Program::new("/bin/sleep", Privileges::Invoker(Invoker::detect().unwrap()));
+            let daemon = daemons.spawn(&DaemonRole::vmm(), Generation(1), &program.argument("1000")).unwrap();
+            let socket = SocketPath::new(directory.path().join("api.sock")).unwrap();
+            let live = LiveVmm { daemon, client: ApiClient::new(socket.clone()) };
+            Self { live, socket, _directory: directory }
+        }
+    }
+
+    impl Drop for StartingVmm {
+        fn drop(&mut self) {
+            self.live.daemon.signal(Signal::KILL).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_does_not_listen_yet_is_waited_for() {
+        let vmm = StartingVmm::new();
+        let refused = vmm.live.state().await.unwrap_err();
+        assert!(matches!(refused, VmmError::Client(ApiError::Connection { .. })), "{refused:?}");
+        let answer = async {
+            let (mut asked, _) =
+                tokio::net::UnixListener::bind(vmm.socket.as_path()).unwrap().accept().await.unwrap();
+            assert_ne!(asked.read(&mut [0; 4096]).await.unwrap(), 0);
+            let body = r#"["VM is not created"]"#;
+            let head = format!("HTTP/1.1 404 Not Found\r\nContent-Length: {}\r\n\r\n", body.len());
+            asked.write_all((head + body).as_bytes()).await.unwrap();
+        };
+        // The first look is refused, because nothing listens before the second future was polled.
+        let (state, ()) = tokio::join!(vmm.live.state_or_silence(SILENCE_LIMIT), answer);
+        assert_eq!(state.unwrap(), VmmState::Empty);
+    }
+
+    #[tokio::test]
+    async fn a_vmm_that_ends_before_it_listens_is_not_waited_for() {
+        let vmm = StartingVmm::new();
+        let end = async { vmm.live.daemon.signal(Signal::KILL).unwrap() };
+        let (state, ()) = tokio::join!(vmm.live.state_or_silence(SILENCE_LIMIT), end);
+        assert!(matches!(state, Err(VmmError::Client(ApiError::Connection { .. }))), "{state:?}");
+    }
 
     #[test]
     fn a_vmm_that_writes_is_given_more_time() {

@@ -17,6 +17,7 @@ mod edits;
 mod events;
 mod fit;
 mod forward;
+mod forward_background;
 mod given_back;
 mod guest;
 mod identity;

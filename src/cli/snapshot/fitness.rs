@@ -30,7 +30,8 @@ impl Fitness {
     }
 }
 
-/// Whether each of these snapshots fits, in their order. `today` is the world of the configuration, or why there is none.
+/// Says of each snapshot in `manifests`, in the same order, whether it fits. `today` is the world that the configuration
+/// describes, or the reason why the configuration describes none.
 pub(super) fn of_snapshots(today: &Result<Wiring, String>, manifests: &[&Manifest]) -> Vec<Fitness> {
     if manifests.is_empty() {
         return Vec::new();

@@ -23,19 +23,23 @@ use tokio::sync::Mutex;
 
 use super::follow_words::FollowerWords;
 use super::inside::{self, COMMAND, NamespaceFile, Opened};
-use super::link::{LinkError, Netlink, alias};
+use super::link::{Netlink, alias};
 use super::tables::Tables;
 use super::tool::{self, LIMIT, OWN_PROGRAM};
-use super::user_namespace::{FoundNamespaces, UserNamespace, UserNamespaceError};
+use super::user_namespace::{FoundNamespaces, UserNamespace};
 use super::{handover, keeper};
 use crate::files::FileError;
-use crate::host::process::{DaemonRole, ProcessMark};
-use crate::host::program::{self, ProgramError};
-use crate::host::socket::{SocketError, SocketPath};
+use crate::host::process::ProcessMark;
+use crate::host::program;
+use crate::host::socket::SocketPath;
 use crate::host::spawn::entrance::NamespaceEntrance;
 use crate::host::sudo;
 use crate::host::systemd::scope::{Scope, ScopeManager};
-use crate::world::{Failure, Generation, Interrupt, WorkspaceId};
+use crate::world::{Generation, Interrupt, WorkspaceId};
+
+mod error;
+
+pub use error::NamespaceError;
 
 /// Where `ip netns` has the names of namespaces.
 pub const DIRECTORY: &str = "/run/netns";
@@ -45,51 +49,6 @@ const INSIDE: [Opened; 3] = [Opened::Namespace, Opened::Netlink, Opened::Tables]
 
 /// The socket of the keeper, in the runtime directory.
 pub(super) const KEEPER_SOCKET: &str = "keeper.sock";
-
-/// Why the network namespace of a VM cannot be used.
-#[allow(missing_docs, reason = "the messages say it")]
-#[derive(Debug, thiserror::Error)]
-pub enum NamespaceError {
-    #[error("cannot make, open or remove the network namespace {path:?}")]
-    Child { path: PathBuf, source: ProgramError },
-    #[error("cannot receive what was opened in the network namespace {path:?}")]
-    Handover { path: PathBuf, source: io::Error },
-    #[error("cannot look at the devices of the network namespace {path:?}")]
-    Link { path: PathBuf, source: Box<LinkError> },
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(
-        "the network namespace {path:?} is not of this workspace ({found}), and was left as it is; if nothing uses it, \
-         remove it with: ip netns delete {name}"
-    )]
-    Foreign { path: PathBuf, name: String, found: String },
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    #[error(transparent)]
-    User(#[from] UserNamespaceError),
-    #[error("the {role} of the network namespace does not serve: {said}")]
-    NotServing { role: DaemonRole, said: String },
-    #[error(
-        "the network namespace {path:?} of the VM has lost its name, and none of the VM's processes is in it; the VM was left \
-         as it is: bring it down and up again"
-    )]
-    Lost { path: PathBuf },
-    #[error(
-        "no process holds the network namespace of the VM any more; the VM was left as it is: bring it down and up again"
-    )]
-    NotHeld,
-    #[error(
-        "the VM is in a network namespace that this nixbox may not enter, and the keeper of the namespace does not answer at \
-         {socket:?}; run the command through sudo"
-    )]
-    NoWay { socket: PathBuf, source: io::Error },
-}
-
-impl From<NamespaceError> for Failure {
-    fn from(error: NamespaceError) -> Self {
-        Self::world(error)
-    }
-}
 
 type Result<T, E = NamespaceError> = std::result::Result<T, E>;
 
